@@ -1,0 +1,1 @@
+"""Plain torch loops that train a head on boundary states from a running server."""

@@ -1,0 +1,1 @@
+"""One request's road: from the wire through the engine and back."""
