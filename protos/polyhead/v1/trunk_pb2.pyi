@@ -1,0 +1,192 @@
+from polyhead.v1 import types_pb2 as _types_pb2
+from google.protobuf.internal import containers as _containers
+from google.protobuf import descriptor as _descriptor
+from google.protobuf import message as _message
+from collections.abc import Iterable as _Iterable, Mapping as _Mapping
+from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
+
+DESCRIPTOR: _descriptor.FileDescriptor
+
+class GetTrunkRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class SourceTensor(_message.Message):
+    __slots__ = ("name", "sha256", "dtype")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    sha256: str
+    dtype: str
+    def __init__(self, name: _Optional[str] = ..., sha256: _Optional[str] = ..., dtype: _Optional[str] = ...) -> None: ...
+
+class HeadTensor(_message.Message):
+    __slots__ = ("name", "shape")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class GetTrunkResponse(_message.Message):
+    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json")
+    TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    MODEL_FIELD_NUMBER: _ClassVar[int]
+    SPLIT_LAYER_FIELD_NUMBER: _ClassVar[int]
+    NUM_LAYERS_FIELD_NUMBER: _ClassVar[int]
+    D_MODEL_FIELD_NUMBER: _ClassVar[int]
+    VOCAB_SIZE_FIELD_NUMBER: _ClassVar[int]
+    CONTEXT_LENGTH_FIELD_NUMBER: _ClassVar[int]
+    EOS_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_TENSORS_FIELD_NUMBER: _ClassVar[int]
+    TIED_FIELD_NUMBER: _ClassVar[int]
+    CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
+    trunk_id: str
+    precision: str
+    model: str
+    split_layer: int
+    num_layers: int
+    d_model: int
+    vocab_size: int
+    context_length: int
+    eos_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    tokenizer_sha256: str
+    tensors: _containers.RepeatedCompositeFieldContainer[SourceTensor]
+    head_tensors: _containers.RepeatedCompositeFieldContainer[HeadTensor]
+    tied: bool
+    config_json: str
+    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ...) -> None: ...
+
+class TokenizeRequest(_message.Message):
+    __slots__ = ("prompt", "without_special_tokens")
+    PROMPT_FIELD_NUMBER: _ClassVar[int]
+    WITHOUT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    prompt: _types_pb2.Prompt
+    without_special_tokens: bool
+    def __init__(self, prompt: _Optional[_Union[_types_pb2.Prompt, _Mapping]] = ..., without_special_tokens: _Optional[bool] = ...) -> None: ...
+
+class TokenizeResponse(_message.Message):
+    __slots__ = ("token_ids",)
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+
+class DetokenizeRequest(_message.Message):
+    __slots__ = ("token_ids", "skip_special_tokens")
+    TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SKIP_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    token_ids: _containers.RepeatedScalarFieldContainer[int]
+    skip_special_tokens: bool
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., skip_special_tokens: _Optional[bool] = ...) -> None: ...
+
+class DetokenizeResponse(_message.Message):
+    __slots__ = ("text",)
+    TEXT_FIELD_NUMBER: _ClassVar[int]
+    text: str
+    def __init__(self, text: _Optional[str] = ...) -> None: ...
+
+class EncodeRequest(_message.Message):
+    __slots__ = ("sequences", "request_id")
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    sequences: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenIds]
+    request_id: str
+    def __init__(self, sequences: _Optional[_Iterable[_Union[_types_pb2.TokenIds, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class EncodeResponse(_message.Message):
+    __slots__ = ("sequence_index", "offset", "states")
+    SEQUENCE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    STATES_FIELD_NUMBER: _ClassVar[int]
+    sequence_index: int
+    offset: int
+    states: _types_pb2.Tensor
+    def __init__(self, sequence_index: _Optional[int] = ..., offset: _Optional[int] = ..., states: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class PullOutputEmbeddingRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class PullOutputEmbeddingResponse(_message.Message):
+    __slots__ = ("offset", "rows")
+    OFFSET_FIELD_NUMBER: _ClassVar[int]
+    ROWS_FIELD_NUMBER: _ClassVar[int]
+    offset: int
+    rows: _types_pb2.Tensor
+    def __init__(self, offset: _Optional[int] = ..., rows: _Optional[_Union[_types_pb2.Tensor, _Mapping]] = ...) -> None: ...
+
+class GetStatusRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ResidentHead(_message.Message):
+    __slots__ = ("references", "digest", "num_bytes", "num_leases", "active")
+    REFERENCES_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_LEASES_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    references: _containers.RepeatedScalarFieldContainer[str]
+    digest: str
+    num_bytes: int
+    num_leases: int
+    active: bool
+    def __init__(self, references: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., num_leases: _Optional[int] = ..., active: _Optional[bool] = ...) -> None: ...
+
+class GetStatusResponse(_message.Message):
+    __slots__ = ("generation", "active", "resident_heads", "trunk_bytes", "model_bytes", "num_running", "num_waiting", "num_blocks", "num_used_blocks", "num_cached_blocks", "num_head_blocks", "num_filled_head_blocks", "store_bytes", "disk_free_bytes", "counters", "last_swap_pause_seconds", "damage", "uptime_seconds")
+    class ActiveEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class CountersEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_HEADS_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_BYTES_FIELD_NUMBER: _ClassVar[int]
+    MODEL_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_RUNNING_FIELD_NUMBER: _ClassVar[int]
+    NUM_WAITING_FIELD_NUMBER: _ClassVar[int]
+    NUM_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_USED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_CACHED_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_HEAD_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FILLED_HEAD_BLOCKS_FIELD_NUMBER: _ClassVar[int]
+    STORE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DISK_FREE_BYTES_FIELD_NUMBER: _ClassVar[int]
+    COUNTERS_FIELD_NUMBER: _ClassVar[int]
+    LAST_SWAP_PAUSE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    DAMAGE_FIELD_NUMBER: _ClassVar[int]
+    UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    generation: int
+    active: _containers.ScalarMap[str, int]
+    resident_heads: _containers.RepeatedCompositeFieldContainer[ResidentHead]
+    trunk_bytes: int
+    model_bytes: int
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_used_blocks: int
+    num_cached_blocks: int
+    num_head_blocks: int
+    num_filled_head_blocks: int
+    store_bytes: int
+    disk_free_bytes: int
+    counters: _containers.ScalarMap[str, int]
+    last_swap_pause_seconds: float
+    damage: str
+    uptime_seconds: float
+    def __init__(self, generation: _Optional[int] = ..., active: _Optional[_Mapping[str, int]] = ..., resident_heads: _Optional[_Iterable[_Union[ResidentHead, _Mapping]]] = ..., trunk_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_head_blocks: _Optional[int] = ..., num_filled_head_blocks: _Optional[int] = ..., store_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., last_swap_pause_seconds: _Optional[float] = ..., damage: _Optional[str] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
