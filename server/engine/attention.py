@@ -1,0 +1,189 @@
+"""Attention over blocks: the one place where transformers' layers meet our caches.
+
+Registered with transformers' AttentionInterface under NAME. The plan of a step arrives as the keyword argument `step`, through the
+model call and never through a global. A semantic argument that this function does not know raises: ignoring one gives plausible
+wrong numbers.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+
+import torch
+from polyhead.server.engine.cache import KvCache
+from torch import Tensor, nn
+from torch.nn.functional import scaled_dot_product_attention
+from transformers import AttentionInterface
+
+NAME = "polyhead"
+
+# Passed along by some families' layers and without meaning for the numbers here.
+_HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output_router_logits", "past_key_values", "is_causal", "position_embeddings"})
+
+
+@dataclass(frozen=True, slots=True)
+class Segment:
+    """A run of one sequence's tokens in a step."""
+
+    slots: list[int]  # of the blocks that hold its tokens, up to `end`
+    start: int  # position of the first new token
+    end: int  # one past the position of the last
+
+
+@dataclass(slots=True)
+class AttentionPlan:
+    """Where a step's tokens are written and what they attend to. Made once a step, used by every layer."""
+
+    cache: KvCache
+    write_rows: Tensor  # (written tokens,) rows of the cache
+    written: Tensor | None  # (written tokens,) rows of the batch; None: all of them
+    decode_rows: Tensor  # (decoding sequences,) rows of the batch with one new token
+    decode_slots: Tensor  # (decoding sequences, blocks), padded with slot 0
+    decode_ends: Tensor  # (decoding sequences, 1) tokens that each attends to
+    prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
+    _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, cache: KvCache, segments: Iterable[Segment], written_from: Iterable[int]) -> AttentionPlan:
+        """Plan a step. `written_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried."""
+        size = cache.shape.block_size
+        rows, written, decodes, prefills = [], [], [], []
+        row = 0
+        for segment, first_new in zip(segments, written_from, strict=True):
+            for position in range(max(segment.start, first_new), segment.end):
+                rows.append(segment.slots[position // size] * size + position % size)
+                written.append(row + position - segment.start)
+            if segment.end - segment.start == 1:
+                decodes.append((row, segment))
+            else:
+                table = torch.tensor([segment.slots[: -(-segment.end // size)]], device=cache.shape.device)
+                prefills.append((row, segment, table))
+            row += segment.end - segment.start
+        device = cache.shape.device
+        return cls(
+            cache=cache,
+            write_rows=torch.tensor(rows, dtype=torch.long, device=device),
+            written=None if len(written) == row else torch.tensor(written, dtype=torch.long, device=device),
+            decode_rows=torch.tensor([row for row, _ in decodes], dtype=torch.long, device=device),
+            decode_slots=_padded_slots([segment for _, segment in decodes], size, device),
+            decode_ends=torch.tensor([[segment.end] for _, segment in decodes], dtype=torch.long, device=device),
+            prefills=prefills,
+        )
+
+    def decode_mask(self, window: int) -> Tensor:
+        """(decoding sequences, 1, 1, keys): which cached tokens each sequence's new token sees. `window` 0 means all."""
+        mask = self._masks.get((-1, window))
+        if mask is None:
+            positions = torch.arange(self.decode_slots.shape[1] * self.cache.shape.block_size, device=self.decode_ends.device)
+            mask = positions < self.decode_ends
+            if window:
+                mask &= positions >= self.decode_ends - window
+            mask = mask[:, None, None, :]
+            self._masks[(-1, window)] = mask
+        return mask
+
+    def prefill_mask(self, index: int, window: int) -> Tensor | None:
+        """(new tokens, keys) of one prefill segment; None where plain causal masking says the same."""
+        key = (index, window)
+        if key not in self._masks:
+            _, segment, _ = self.prefills[index]
+            if segment.start == 0 and (not window or segment.end <= window):
+                self._masks[key] = None
+            else:
+                device = self.decode_ends.device
+                queries = torch.arange(segment.start, segment.end, device=device)[:, None]
+                keys = torch.arange(segment.end, device=device)
+                mask = keys <= queries
+                if window:
+                    mask &= keys > queries - window
+                self._masks[key] = mask
+        return self._masks[key]
+
+
+def _padded_slots(segments: list[Segment], block_size: int, device: torch.device) -> Tensor:
+    counts = [-(-segment.end // block_size) for segment in segments]
+    width = max(counts, default=0)
+    table = [segment.slots[:count] + [0] * (width - count) for segment, count in zip(segments, counts, strict=True)]
+    return torch.tensor(table, dtype=torch.long, device=device).view(len(segments), width)
+
+
+def block_attention(
+    module: nn.Module,
+    query: Tensor,  # (1, heads, tokens, head_dim)
+    key: Tensor,  # (1, kv_heads, tokens, head_dim)
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    step: AttentionPlan,
+    scaling: float | None = None,
+    dropout: float = 0.0,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **others: object,
+) -> tuple[Tensor, None]:
+    """Write the new keys and values, then attend over the blocks. Returns (1, tokens, heads, head_dim).
+
+    A sliding window of W lets a token see itself and the W - 1 before it.
+    """
+    unknown = sorted(name for name, given in others.items() if given is not None and name not in _HARMLESS)
+    if unknown or attention_mask is not None or dropout:
+        raise NotImplementedError(f"attention argument not supported: {unknown or 'attention_mask or dropout'}")
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    window = sliding_window or 0
+    scale = scaling if scaling is not None else query.shape[-1] ** -0.5
+    queries, keys, values = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, heads, head_dim)
+    if step.written is None:
+        step.cache.write(layer, step.write_rows, keys, values)
+    elif len(step.write_rows):
+        step.cache.write(layer, step.write_rows, keys[step.written], values[step.written])
+    out = torch.empty_like(queries)
+    if len(step.decode_rows):
+        out[step.decode_rows] = _decode(step, layer, queries[step.decode_rows], scale, window, softcap)
+    for index, (row, segment, slots) in enumerate(step.prefills):
+        length = segment.end - segment.start
+        cached_keys, cached_values = step.cache.gather(layer, slots)
+        out[row : row + length] = _attend(
+            queries[row : row + length].transpose(0, 1)[None],
+            cached_keys[:, :, : segment.end],
+            cached_values[:, :, : segment.end],
+            step.prefill_mask(index, window),
+            scale,
+            softcap,
+        )[0].transpose(0, 1)
+    return out[None], None
+
+
+def _decode(step: AttentionPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None) -> Tensor:
+    """One new token per sequence: the query heads that share a key head stand as rows of one small matrix."""
+    num_sequences, num_heads, head_dim = queries.shape
+    keys, values = step.cache.gather(layer, step.decode_slots)
+    num_kv_heads = keys.shape[1]
+    grouped = queries.view(num_sequences, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    mask = step.decode_mask(window)
+    if softcap is None:
+        out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
+    else:
+        out = _capped(grouped, keys, values, mask, scale, softcap)
+    return out.reshape(num_sequences, num_heads, head_dim)
+
+
+def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:
+    groups = queries.shape[1] // keys.shape[1]
+    if groups > 1:
+        keys, values = keys.repeat_interleave(groups, dim=1), values.repeat_interleave(groups, dim=1)
+    if softcap is not None:
+        if mask is None:
+            mask = torch.ones(queries.shape[2], keys.shape[2], dtype=torch.bool, device=queries.device).tril()
+        return _capped(queries, keys, values, mask, scale, softcap)
+    return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, is_causal=mask is None, scale=scale)
+
+
+def _capped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
+    """Attention with scores squeezed into (-softcap, softcap), as gemma2 does, softmax in float32."""
+    scores = torch.tanh(queries @ keys.transpose(2, 3) * scale / softcap) * softcap
+    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
+    return weights @ values
+
+
+AttentionInterface.register(NAME, block_attention)

@@ -1,0 +1,417 @@
+"""Which slot holds which tokens: a tree of blocks keyed by the chain of token ids, shared by every request and every head.
+
+A block is a run of at most `block_size` tokens whose trunk keys, values and boundary states live and die together. Its parent is the
+block before it, so a path from the root spells a text, and tokens are compared, never hashes of them. A full block is shared; a partly
+filled one belongs to the sequence that fills it, and others copy what they share. A block that is being computed is waited for.
+
+Hanging on each block, by head digest, are the keys and values that heads computed for the same tokens. A new head version finds the
+block and its boundary states, and none of the old version's keys. Nothing here ever removes a block because a head changed.
+
+Knows tokens and slots; the tensors are in cache.py, and who gets blocks first is decided in scheduler.py.
+"""
+
+from __future__ import annotations
+
+import heapq
+import itertools
+from dataclasses import dataclass, field
+
+from polyhead.server.engine.cache import KvCache, TrunkCache
+from polyhead.server.engine.sequence import Reading, Sequence
+
+
+class OutOfBlocks(Exception):
+    """A pool was asked for more than `num_available` says. A bug of the scheduler's, never a caller's mistake."""
+
+
+@dataclass(eq=False, slots=True)
+class HeadBlock:
+    """Keys and values of one head digest for one block's tokens."""
+
+    slot: int
+    digest: str
+    block: Block
+    num_computed: int = 0
+    num_users: int = 0  # readings on it
+    writer: Reading | None = None
+    last_used: int = 0
+
+
+@dataclass(eq=False, slots=True)
+class Block:
+    """A run of tokens and the slot that holds what the trunk computed for them."""
+
+    slot: int
+    tokens: list[int]
+    parent: Block | None  # None for a root, which holds no tokens
+    children: dict[int, list[Block]] = field(default_factory=dict)  # by first token
+    num_computed: int = 0
+    num_users: int = 0  # sequences that hold it
+    writer: Sequence | None = None  # the sequence that computes it
+    head_blocks: dict[str, HeadBlock] = field(default_factory=dict)  # by digest
+    last_used: int = 0
+
+    def shared_prefix(self, tokens: list[int], start: int) -> int:
+        """How many of this block's tokens equal tokens[start:]."""
+        count = 0
+        for own, other in zip(self.tokens, itertools.islice(tokens, start, start + len(self.tokens)), strict=False):
+            if own != other:
+                break
+            count += 1
+        return count
+
+
+@dataclass(slots=True)
+class Match:
+    """What the tree already has of a text."""
+
+    shared: list[Block]  # full blocks, in order
+    partial: Block | None = None  # a block that starts with the next tokens
+    num_partial: int = 0  # how many of its tokens can be copied
+    pending: Block | None = None  # somebody is computing the next tokens: come back later
+
+
+class BlockTree:
+    """The trunk's blocks: find, place, extend, release, evict."""
+
+    def __init__(self, cache: TrunkCache, heads: HeadPool) -> None:
+        self.cache = cache
+        self.heads = heads
+        self.block_size = cache.kv.shape.block_size
+        self.num_slots = cache.kv.num_slots - 1  # slot 0 is never taken
+        self.num_cached = 0  # blocks that nobody holds
+        self.num_used = 0  # blocks that some sequence holds
+        self._free = list(range(cache.kv.num_slots - 1, 0, -1))
+        self._roots: dict[str, Block] = {}  # by salt
+        self._evictable: list[tuple[int, int, Block]] = []  # heap with stale entries
+        self._clock = itertools.count(1)
+
+    @property
+    def num_available(self) -> int:
+        """Blocks that can be taken now: free ones, and cached ones that nobody holds."""
+        return len(self._free) + self.num_cached
+
+    def match(self, tokens: list[int], salt: str) -> Match:
+        """Follow `tokens` down the tree, taking nothing."""
+        node = self._root(salt)
+        found = Match([])
+        position = 0
+        while position < len(tokens):
+            best, length = self._best_child(node, tokens, position)
+            if best is None:
+                return found
+            if best.num_computed < length and best.writer is not None:
+                found.pending = best
+                return found
+            length = min(length, best.num_computed)
+            if length < self.block_size:
+                found.partial, found.num_partial = (best, length) if length else (None, 0)
+                return found
+            found.shared.append(best)
+            node = best
+            position += length
+        return found
+
+    def num_needed(self, match: Match, num_tokens: int) -> int:
+        """Blocks that a sequence of `num_tokens` takes out of `num_available`: new ones, and those it holds that nobody held yet."""
+        held = [*match.shared, match.partial] if match.partial is not None else match.shared
+        unheld = sum(1 for block in held if block.num_users == 0)
+        return -(-num_tokens // self.block_size) - len(match.shared) + unheld
+
+    def place(self, sequence: Sequence, match: Match, head_digest: str = "") -> None:
+        """Give a sequence its blocks: share, copy the common start of a partial one, take new ones for the rest.
+
+        `head_digest`: copy that head's keys along with a partial block, too.
+        """
+        for block in match.shared:
+            self._hold(block)
+            sequence.blocks.append(block)
+        position = len(match.shared) * self.block_size
+        if match.partial is not None:
+            self._hold(match.partial)  # so that taking a slot cannot evict what is about to be copied
+            copy = self._append(sequence, sequence.tokens[position : position + match.num_partial])
+            self.cache.copy(match.partial.slot, copy.slot, match.num_partial)
+            copy.num_computed = match.num_partial
+            if head_digest:
+                self.heads.copy(match.partial, copy, head_digest, match.num_partial)
+            position += match.num_partial
+            self._let_go(match.partial)
+        sequence.num_computed = sequence.num_cached = position
+        sequence.is_placed = True
+        self.extend(sequence, position)
+
+    def extend(self, sequence: Sequence, start: int) -> None:
+        """Give every token from `start` on a place in a block of the sequence's own."""
+        while start < len(sequence.tokens):
+            last = sequence.blocks[-1] if sequence.blocks else None
+            if last is None or len(last.tokens) == self.block_size:
+                taken = sequence.tokens[start : start + self.block_size]
+                self._append(sequence, taken)
+            else:
+                assert last.writer is sequence, "a partial block belongs to the sequence that fills it"
+                taken = sequence.tokens[start : start + self.block_size - len(last.tokens)]
+                last.tokens.extend(taken)
+            start += len(taken)
+
+    def advance(self, sequence: Sequence, num_tokens: int) -> None:
+        """Record that the next `num_tokens` tokens of a sequence have been computed."""
+        while num_tokens:
+            block = sequence.blocks[sequence.num_computed // self.block_size]
+            done = min(num_tokens, len(block.tokens) - block.num_computed)
+            block.num_computed += done
+            sequence.num_computed += done
+            num_tokens -= done
+            if block.num_computed == self.block_size:
+                block.writer = None
+
+    def release(self, sequence: Sequence) -> None:
+        """Give back a sequence's blocks. What was computed stays findable; what was not is forgotten."""
+        for block in reversed(sequence.blocks):
+            if block.writer is sequence:
+                block.writer = None
+                if block.num_computed < len(block.tokens):
+                    self._truncate(block)
+            self._let_go(block)
+        sequence.blocks.clear()
+        sequence.num_computed = sequence.num_reserved = sequence.num_reserved_heads = 0
+        sequence.is_placed = False
+
+    def forget_digest(self, digest: str) -> None:
+        """A head is no longer in memory: its idle keys are of no use."""
+        for root in self._roots.values():
+            self.heads.forget_digest(digest, _descendants(root))
+
+    def slots(self, sequence: Sequence) -> list[int]:
+        """The sequence's slots, in order."""
+        return [block.slot for block in sequence.blocks]
+
+    def check(self) -> None:
+        """Assert that every slot is accounted for exactly once. For tests, and for an operator who asks."""
+        seen = [block for root in self._roots.values() for block in _descendants(root)]
+        slots = [block.slot for block in seen] + self._free
+        assert sorted(slots) == list(range(1, self.num_slots + 1)), "a slot is lost or held twice"
+        assert self.num_used == sum(1 for block in seen if block.num_users), "num_used is wrong"
+        assert self.num_cached == sum(1 for block in seen if not block.num_users), "num_cached is wrong"
+        self.heads.check([head_block for block in seen for head_block in block.head_blocks.values()])
+
+    # ---- one block
+
+    def _root(self, salt: str) -> Block:
+        return self._roots.setdefault(salt, Block(slot=0, tokens=[], parent=None))
+
+    def _best_child(self, node: Block, tokens: list[int], position: int) -> tuple[Block | None, int]:
+        """The child with the longest common start; of equals, one that is computed already."""
+        best, best_length = None, 0
+        for child in node.children.get(tokens[position], ()):
+            length = child.shared_prefix(tokens, position)
+            if length > best_length or (best is not None and length == best_length and best.num_computed < length <= child.num_computed):
+                best, best_length = child, length
+        return best, best_length
+
+    def _append(self, sequence: Sequence, tokens: list[int]) -> Block:
+        parent = sequence.blocks[-1] if sequence.blocks else self._root(sequence.salt)
+        block = Block(self._take_slot(), list(tokens), parent, num_users=1, writer=sequence)
+        parent.children.setdefault(tokens[0], []).append(block)
+        self.num_used += 1
+        sequence.num_reserved = max(0, sequence.num_reserved - 1)
+        sequence.blocks.append(block)
+        return block
+
+    def _hold(self, block: Block) -> None:
+        if block.num_users == 0:
+            self.num_cached -= 1
+            self.num_used += 1
+        block.num_users += 1
+
+    def _let_go(self, block: Block) -> None:
+        block.num_users -= 1
+        block.last_used = next(self._clock)
+        if block.num_users == 0:
+            self.num_used -= 1
+            self.num_cached += 1
+            if not block.tokens:
+                self._remove(block)
+            elif not block.children:
+                heapq.heappush(self._evictable, (block.last_used, id(block), block))
+
+    def _truncate(self, block: Block) -> None:
+        """Drop tokens that were never computed. Blocks after it hold none that were, and are gone already."""
+        assert block.parent is not None
+        if block.num_computed == 0:
+            _detach(block)
+        del block.tokens[block.num_computed :]
+
+    # ---- slots
+
+    def _take_slot(self) -> int:
+        if not self._free:
+            self._evict_one()
+        slot = self._free.pop()
+        self.cache.clear(slot)
+        return slot
+
+    def _evict_one(self) -> None:
+        while self._evictable:
+            last_used, _, block = heapq.heappop(self._evictable)
+            if block.num_users == 0 and not block.children and block.last_used == last_used and block.parent is not None:
+                self._remove(block)
+                return
+        raise OutOfBlocks("no block is free and none can be evicted")
+
+    def _remove(self, block: Block) -> None:
+        """Forget a block that nobody holds."""
+        parent = block.parent
+        if block.tokens:
+            _detach(block)
+        block.parent = None
+        self.num_cached -= 1
+        self._free.append(block.slot)
+        self.heads.forget_block(block)
+        if parent is not None and parent.parent is not None and not parent.children and parent.num_users == 0:
+            heapq.heappush(self._evictable, (parent.last_used, id(parent), parent))
+
+
+class HeadPool:
+    """Slots for heads' own keys and values. Those that no reading uses are the first to go."""
+
+    def __init__(self, cache: KvCache) -> None:
+        self.cache = cache
+        self.block_size = cache.shape.block_size
+        self.num_slots = cache.num_slots - 1
+        self.num_idle = 0  # computed, and no reading on them
+        self._free = list(range(cache.num_slots - 1, 0, -1))
+        self._idle: list[tuple[int, int, HeadBlock]] = []  # heap with stale entries
+        self._clock = itertools.count(1)
+
+    @property
+    def num_available(self) -> int:
+        return len(self._free) + self.num_idle
+
+    @property
+    def num_filled(self) -> int:
+        return self.num_slots - len(self._free)
+
+    def num_needed(self, blocks: list[Block], digest: str) -> int:
+        """Head blocks that a reading over `blocks` takes out of `num_available`."""
+        held = (block.head_blocks.get(digest) for block in blocks)
+        return sum(1 for head_block in held if head_block is None or head_block.num_users == 0)
+
+    def is_pending(self, blocks: list[Block], digest: str) -> bool:
+        """Whether another reading is computing keys that a reading over `blocks` would need."""
+        held = (block.head_blocks.get(digest) for block in blocks)
+        return any(head_block is not None and head_block.writer is not None for head_block in held)
+
+    def hold(self, reading: Reading, blocks: list[Block]) -> None:
+        """Give a reading the head blocks of `blocks` that it has not got yet; it computes those that are not complete."""
+        for block in blocks[len(reading.head_blocks) :]:
+            head_block = block.head_blocks.get(reading.head.live.digest)
+            if head_block is None:
+                head_block = self._take(block, reading.head.live.digest)
+            elif head_block.num_users == 0:
+                self.num_idle -= 1
+            head_block.num_users += 1
+            if head_block.num_computed < self.block_size:
+                head_block.writer = reading
+            reading.head_blocks.append(head_block)
+
+    def num_computed(self, reading: Reading) -> int:
+        """Tokens from the start whose keys are there."""
+        count = 0
+        for head_block in reading.head_blocks:
+            count += head_block.num_computed
+            if head_block.num_computed < self.block_size:
+                break
+        return count
+
+    def advance(self, reading: Reading, start: int, end: int) -> None:
+        """Record that the keys of positions [start, end) are there."""
+        for index in range(start // self.block_size, -(-end // self.block_size)):
+            head_block = reading.head_blocks[index]
+            head_block.num_computed = max(head_block.num_computed, min(end - index * self.block_size, self.block_size))
+            if head_block.num_computed == self.block_size and head_block.writer is reading:
+                head_block.writer = None
+
+    def release(self, reading: Reading) -> None:
+        """Give back a reading's head blocks; what was computed stays until somebody needs the room."""
+        for head_block in reading.head_blocks:
+            if head_block.writer is reading:
+                head_block.writer = None
+            head_block.num_users -= 1
+            if head_block.num_users == 0:
+                self._idle_now(head_block)
+        reading.head_blocks = []
+
+    def copy(self, source: Block, target: Block, digest: str, num_tokens: int) -> None:
+        """Copy one head's keys for the first tokens of a block, if they are there and a slot is free."""
+        original = source.head_blocks.get(digest)
+        if original is None or not original.num_computed or not self._free:
+            return
+        copy = self._take(target, digest)
+        copy.num_computed = min(num_tokens, original.num_computed)
+        self.cache.copy(original.slot, copy.slot, copy.num_computed)
+        self._idle_now(copy)
+
+    def forget_block(self, block: Block) -> None:
+        """A trunk block goes, and with it what heads computed for it."""
+        for head_block in list(block.head_blocks.values()):
+            assert head_block.num_users == 0, "a reading holds a block that no sequence holds"
+            self._free_one(head_block)
+
+    def forget_digest(self, digest: str, blocks: list[Block]) -> None:
+        """A head is no longer in memory: its idle keys are of no use."""
+        for block in blocks:
+            head_block = block.head_blocks.get(digest)
+            if head_block is not None and head_block.num_users == 0:
+                self._free_one(head_block)
+
+    def check(self, head_blocks: list[HeadBlock]) -> None:
+        """Assert that every slot is accounted for exactly once."""
+        slots = [head_block.slot for head_block in head_blocks] + self._free
+        assert sorted(slots) == list(range(1, self.num_slots + 1)), "a head slot is lost or held twice"
+        assert self.num_idle == sum(1 for head_block in head_blocks if not head_block.num_users), "num_idle is wrong"
+
+    def _take(self, block: Block, digest: str) -> HeadBlock:
+        if not self._free:
+            self._evict_one()
+        slot = self._free.pop()
+        self.cache.clear(slot)
+        head_block = HeadBlock(slot, digest, block)
+        block.head_blocks[digest] = head_block
+        return head_block
+
+    def _idle_now(self, head_block: HeadBlock) -> None:
+        self.num_idle += 1
+        head_block.last_used = next(self._clock)
+        heapq.heappush(self._idle, (head_block.last_used, id(head_block), head_block))
+
+    def _evict_one(self) -> None:
+        while self._idle:
+            last_used, _, head_block = heapq.heappop(self._idle)
+            is_current = head_block.block.head_blocks.get(head_block.digest) is head_block
+            if is_current and head_block.num_users == 0 and head_block.last_used == last_used:
+                self._free_one(head_block)
+                return
+        raise OutOfBlocks("no head block is free and none can be evicted")
+
+    def _free_one(self, head_block: HeadBlock) -> None:
+        del head_block.block.head_blocks[head_block.digest]
+        self.num_idle -= 1
+        self._free.append(head_block.slot)
+
+
+def _detach(block: Block) -> None:
+    assert block.parent is not None
+    siblings = block.parent.children[block.tokens[0]]
+    siblings.remove(block)
+    if not siblings:
+        del block.parent.children[block.tokens[0]]
+
+
+def _descendants(node: Block) -> list[Block]:
+    found = []
+    stack = [child for children in node.children.values() for child in children]
+    while stack:
+        block = stack.pop()
+        found.append(block)
+        stack.extend(child for children in block.children.values() for child in children)
+    return found

@@ -1,0 +1,75 @@
+"""Puts an engine together from a trunk: sizes the pools, hooks in our attention."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field, replace
+from typing import Any
+
+import torch
+
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.family import ModelSpec, TrunkModule, set_attention
+from polyhead.server.engine import attention
+from polyhead.server.engine.blocks import BlockTree, HeadPool
+from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
+from polyhead.server.engine.engine import Engine, QueueLimits
+from polyhead.server.engine.heads import HeadRunner
+from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
+from polyhead.server.engine.trunk import TrunkRunner
+
+HEAD_BLOCKS_PER_BLOCK = 3  # head blocks in the pool for each trunk block: the sampling head's, and room for those that score
+
+
+@dataclass(frozen=True, slots=True)
+class EngineConfig:
+    """Sizes and bounds; the defaults suit two cores and SmolLM2."""
+
+    cache_bytes: int = 2 << 30  # of trunk and head caches together
+    block_size: int = 16  # tokens
+    max_context: int = 4096  # tokens of prompt and reply together; the model's own limit if that is lower
+    num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
+    scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
+    queue: QueueLimits = field(default_factory=QueueLimits)
+
+
+def build_engine(
+    trunk: TrunkModule, config: EngineConfig, eos_ids: frozenset[int], head_dtype: torch.dtype | None = None
+) -> Engine:
+    """An engine with empty caches and no heads. Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`."""
+    spec = trunk.spec
+    shape = cache_shape(spec, config.block_size, trunk.embedding.dtype, trunk.embedding.device)
+    head_shape = replace(shape, dtype=head_dtype or shape.dtype)
+    num_blocks = num_blocks_for(spec, config, shape, head_shape)
+    max_context = min(config.max_context, spec.context_length)
+    floor = -(-max_context // config.block_size) + 1
+    if num_blocks < 2 * floor + 2:
+        raise InvalidArgument(
+            f"the cache holds {num_blocks * config.block_size} tokens, too few for two texts of {max_context}\n"
+            "hint: raise --cache-bytes or lower --max-context",
+            field="cache_bytes",
+        )
+    set_attention(trunk, attention.NAME)
+    trunk_runner = TrunkRunner(trunk, TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1))
+    head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
+    tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
+    scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
+    return Engine(trunk_runner, HeadRunner(trunk_runner, head_cache), tree, scheduler, config.queue, config.num_threads)
+
+
+def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> int:
+    """How many trunk blocks `cache_bytes` pays for, each with its share of head blocks."""
+    state_bytes = config.block_size * spec.d_model * shape.dtype.itemsize
+    block_bytes = shape.kv_bytes(spec.split_layer) + state_bytes
+    head_block_bytes = head_shape.kv_bytes(spec.num_head_layers)
+    return config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
+
+
+def cache_shape(spec: ModelSpec, block_size: int, dtype: torch.dtype, device: torch.device) -> CacheShape:
+    """Sizes of keys and values, from the family's config. Raises FailedPrecondition where they differ from layer to layer."""
+    config: Any = spec.config
+    num_heads = int(config.num_attention_heads)
+    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
+    head_dim = getattr(config, "head_dim", None) or spec.d_model // num_heads
+    if not isinstance(num_kv_heads, int) or not isinstance(head_dim, int):
+        raise FailedPrecondition("the family's layers differ in their number or size of key heads, which one cache cannot hold")
+    return CacheShape(num_kv_heads, head_dim, block_size, dtype, device)

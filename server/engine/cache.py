@@ -1,0 +1,89 @@
+"""The tensors behind the blocks: keys and values per layer and slot, and boundary states. Knows slots and rows, not tokens or requests.
+
+One slot holds one block; slot 0 holds none: it stays zero and pads tables. A slot is cleared when it is taken, because attention multiplies
+masked values by 0 and a NaN left behind would survive that. Memory is committed when it is first written, not when the cache is made.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+
+@dataclass(frozen=True, slots=True)
+class CacheShape:
+    """Sizes that trunk and head caches of one model share."""
+
+    num_kv_heads: int
+    head_dim: int
+    block_size: int
+    dtype: torch.dtype
+    device: torch.device
+
+    def kv_bytes(self, num_layers: int) -> int:
+        """Bytes of one block's keys and values."""
+        return num_layers * self.block_size * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+
+
+class KvCache:
+    """Keys and values of `num_layers` layers for `num_slots` blocks."""
+
+    def __init__(self, shape: CacheShape, num_layers: int, num_slots: int) -> None:
+        self.shape = shape
+        self.num_slots = num_slots
+        size = (num_slots, shape.block_size, 2, shape.num_kv_heads, shape.head_dim)
+        self.layers = [_lazy_zeros(size, shape) for _ in range(num_layers)]
+        self._rows = [layer.view(num_slots * shape.block_size, 2, shape.num_kv_heads, shape.head_dim) for layer in self.layers]
+        self._slots = [layer.view(num_slots, -1) for layer in self.layers]
+
+    def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
+        """Store keys and values, both (tokens, kv_heads, head_dim), at `rows` = slot * block_size + offset."""
+        self._rows[layer].index_copy_(0, rows, torch.stack((keys, values), dim=1))
+
+    def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
+        """Keys and values of a (sequences, blocks) table of slots, each (sequences, kv_heads, blocks * block_size, head_dim)."""
+        num_sequences, num_blocks = slots.shape
+        blocks = self._slots[layer].index_select(0, slots.reshape(-1))
+        shape = self.shape
+        kv = blocks.view(num_sequences, num_blocks * shape.block_size, 2, shape.num_kv_heads, shape.head_dim)
+        return kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot held."""
+        for layer in self._slots:
+            layer[slot].zero_()
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first tokens of one slot to another."""
+        for layer in self.layers:
+            layer[target, :num_tokens] = layer[source, :num_tokens]
+
+
+class TrunkCache:
+    """What is cached for each token of the trunk: keys, values, and the boundary state."""
+
+    def __init__(self, shape: CacheShape, num_layers: int, d_model: int, num_slots: int) -> None:
+        self.kv = KvCache(shape, num_layers, num_slots)
+        self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape)
+
+    def clear(self, slot: int) -> None:
+        """Forget what a slot held; its states are always written before they are read."""
+        self.kv.clear(slot)
+
+    def copy(self, source: int, target: int, num_tokens: int) -> None:
+        """Copy the first tokens of one slot to another, states included."""
+        self.kv.copy(source, target, num_tokens)
+        size = self.kv.shape.block_size
+        self.states[target * size : target * size + num_tokens] = self.states[source * size : source * size + num_tokens]
+
+
+def _lazy_zeros(size: tuple[int, ...], shape: CacheShape) -> Tensor:
+    """Zeros whose pages the kernel hands out when they are first touched (`torch.zeros` would touch them all)."""
+    if shape.device.type != "cpu":
+        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
+    pages = np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8)
+    return torch.from_numpy(pages).view(shape.dtype).view(size)

@@ -1,0 +1,465 @@
+"""The engine: one thread that turns queued requests into tokens and scores, a step at a time.
+
+`step` tells the story. Other threads talk to it only through the inbox, which is emptied between two steps, so an activation is one
+pointer that flips there. It knows no tokenizer, no protobuf and no event loop: a request brings its own `deliver`, which never blocks.
+"""
+
+from __future__ import annotations
+
+import collections
+import contextlib
+import logging
+import threading
+import time
+from collections.abc import Callable, Mapping
+from concurrent.futures import Future
+from dataclasses import dataclass
+
+import torch
+from torch import Tensor
+
+from polyhead.heads.errors import Aborted, PolyheadError, ResourceExhausted, Unavailable
+from polyhead.server.engine.batch import Batch, HeadRun
+from polyhead.server.engine.blocks import BlockTree
+from polyhead.server.engine.heads import CANARY_TOKENS, HeadRunner, canary
+from polyhead.server.engine.live import ActiveSet, ServedHead
+from polyhead.server.engine.sampler import DrawRow, draw
+from polyhead.server.engine.scheduler import Scheduler
+from polyhead.server.engine.scorer import take_rows
+from polyhead.server.engine.sequence import (
+    Accepted,
+    Drawn,
+    Ended,
+    Event,
+    Finished,
+    FinishReason,
+    OnSwap,
+    Output,
+    Phase,
+    Priority,
+    Request,
+    Sample,
+)
+from polyhead.server.engine.trunk import TrunkRunner
+
+logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Bounds of what may be waiting or running; beyond them a caller is told to come back."""
+
+    max_requests: int = 256
+    max_tokens: int = 1_000_000  # prompt + max_new over all open requests
+    interactive_share: float = 0.25  # of both, kept for interactive callers
+
+
+@dataclass(frozen=True, slots=True)
+class SwapReport:
+    """What an activation did."""
+
+    pause_s: float  # how long the engine did nothing else
+    num_pinned: int  # running requests that keep an older generation
+    num_aborted: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """Plain numbers at one moment."""
+
+    counters: Mapping[str, int]
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_used_blocks: int
+    num_cached_blocks: int
+    num_head_blocks: int
+    num_filled_head_blocks: int
+    last_swap_pause_s: float
+    last_step_at: float  # time.monotonic()
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine has done since it started. Tests assert these; they do not drift as seconds do."""
+
+    steps: int = 0
+    trunk_tokens: int = 0  # tokens that went through the trunk
+    head_tokens: int = 0  # tokens that went through some head
+    prompt_tokens: int = 0
+    cache_hit_tokens: int = 0  # prompt tokens found in the cache
+    generated_tokens: int = 0
+    scored_readings: int = 0
+    requests: int = 0
+    rejected_requests: int = 0
+    failed_samples: int = 0
+    aborted_requests: int = 0
+    swaps: int = 0
+    trunk_seconds_us: int = 0  # microseconds spent in trunk passes
+    head_seconds_us: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.__slots__}
+
+
+class Engine:
+    """One trunk, any number of heads, one thread."""
+
+    def __init__(
+        self, trunk: TrunkRunner, heads: HeadRunner, tree: BlockTree, scheduler: Scheduler, queue: QueueLimits, num_threads: int = 0
+    ) -> None:
+        self.trunk = trunk
+        self.heads = heads
+        self.tree = tree
+        self.scheduler = scheduler
+        self.queue = queue
+        self.num_threads = num_threads  # of torch, within the engine's thread; 0: torch's own choice
+        self.counters = Counters()
+        self.active = ActiveSet(generation=0)
+        self.last_step_at = time.monotonic()
+        self.last_swap_pause_s = 0.0
+        self._inbox: collections.deque[Callable[[], None]] = collections.deque()
+        self._wake = threading.Condition()
+        self._is_stopping = False
+        self._is_draining = False
+        self._open: dict[int, Request] = {}  # by serial; guarded by _wake
+        self._num_open_tokens = 0
+        self._outbox: dict[Request, list[Event]] = {}
+        self._thread = threading.Thread(target=self._run, name="polyhead-engine", daemon=True)
+
+    # ---- from any thread
+
+    def start(self) -> None:
+        """Begin to work."""
+        self._thread.start()
+
+    def stop(self, timeout_s: float = 10.0) -> None:
+        """End the thread; every open request ends as aborted."""
+        with self._wake:
+            self._is_stopping = True
+            self._wake.notify()
+        if self._thread.is_alive():
+            self._thread.join(timeout_s)
+
+    def drain(self) -> None:
+        """Take no more requests; finish the open ones."""
+        self._is_draining = True
+
+    @property
+    def is_idle(self) -> bool:
+        """Whether no request is open."""
+        return not self._open
+
+    @property
+    def is_alive(self) -> bool:
+        """Whether the thread makes progress: it has stepped within 5 s, or has nothing to do."""
+        return self._thread.is_alive() and (self.is_idle or time.monotonic() - self.last_step_at < 5.0)
+
+    def submit(self, request: Request) -> None:
+        """Queue a request. Raises ResourceExhausted at once when the queue is full, Unavailable when draining."""
+        num_tokens = request.num_tokens
+        with self._wake:
+            if self._is_draining or self._is_stopping:
+                raise Unavailable("the server is shutting down: try another one", retry_after_s=1.0)
+            self._check_queue(request, num_tokens)
+            self._open[request.serial] = request
+            request.num_admitted_tokens = num_tokens
+            self._num_open_tokens += num_tokens
+            self.counters.requests += 1
+            self._inbox.append(lambda: self._enter(request))
+            self._wake.notify()
+
+    def cancel(self, request: Request, reason: PolyheadError) -> None:
+        """End a request before the next step: the one way out for cancels, deadlines and disconnects. Idempotent."""
+        self._post(lambda: self._abort(request, reason))
+
+    def activate(self, active: ActiveSet) -> Future[SwapReport]:
+        """Make `active` what new requests use, between two steps."""
+        future: Future[SwapReport] = Future()
+        self._post(lambda: future.set_result(self._flip(active)))
+        return future
+
+    def call(self, function: Callable[[], object]) -> Future[object]:
+        """Run something on the engine's thread between two steps (invariant checks, tests)."""
+        future: Future[object] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(function())
+            except BaseException as error:
+                future.set_exception(error)
+
+        self._post(run)
+        return future
+
+    def snapshot(self) -> EngineSnapshot:
+        """Plain numbers, read without stopping the engine."""
+        return EngineSnapshot(
+            counters=self.counters.as_dict(),
+            num_running=len({sample.request.serial for sample in list(self.scheduler.running)}),
+            num_waiting=len({sample.request.serial for sample in list(self.scheduler.waiting)}),
+            num_blocks=self.tree.num_slots,
+            num_used_blocks=self.tree.num_used,
+            num_cached_blocks=self.tree.num_cached,
+            num_head_blocks=self.tree.heads.num_slots,
+            num_filled_head_blocks=self.tree.heads.num_filled,
+            last_swap_pause_s=self.last_swap_pause_s,
+            last_step_at=self.last_step_at,
+        )
+
+    def leased_digests(self) -> dict[str, int]:
+        """Digest to the number of running requests on it."""
+        with self._wake:
+            leases = [request.lease for request in self._open.values() if request.lease is not None]
+        return dict(collections.Counter(live.digest for lease in leases for live in lease.live_heads))
+
+    def drop_head(self, digest: str) -> None:
+        """A head is no longer in memory: forget what it computed for cached text."""
+        self._post(lambda: self.tree.forget_digest(digest))
+
+    def warm_up(self, head: ServedHead) -> None:
+        """Run a head once on a canary text, on the caller's thread beside the engine. Raises DataLoss if its output is not finite."""
+        generator = torch.Generator().manual_seed(0)
+        states = torch.randn(CANARY_TOKENS, self.trunk.cache.states.shape[1], generator=generator)
+        shape = self.heads.cache.shape
+        canary(head.live.module, states.to(shape.device), shape, len(self.heads.cache.layers))
+
+    # ---- the engine's thread
+
+    def step(self) -> bool:
+        """Advance everything once. Returns whether there was anything to do."""
+        self._expire()
+        batch = self.scheduler.schedule(self.active)
+        self._announce_leases()
+        if not batch.is_empty:
+            self._forward(batch)
+            self.counters.steps += 1
+        self._finish_scored()
+        self._flush()
+        self.last_step_at = time.monotonic()
+        return not batch.is_empty
+
+    def _forward(self, batch: Batch) -> None:
+        started_at = time.monotonic()
+        if batch.trunk_runs:
+            self.trunk.forward(batch.trunk_runs)
+            self.scheduler.commit_trunk(batch)
+        trunk_done_at = time.monotonic()
+        for head, runs in batch.by_head():
+            rows = self.heads.forward(head, runs)
+            self.scheduler.commit_heads(runs)
+            self._take(runs, rows)
+        ended_at = time.monotonic()
+        self.scheduler.pace(batch, ended_at - started_at)
+        self.counters.trunk_tokens += batch.num_trunk_tokens
+        self.counters.head_tokens += batch.num_head_tokens
+        self.counters.trunk_seconds_us += int((trunk_done_at - started_at) * 1e6)
+        self.counters.head_seconds_us += int((ended_at - trunk_done_at) * 1e6)
+
+    def _take(self, runs: list[HeadRun], rows: Tensor) -> None:
+        """Hand a head's rows to the sampler or to the scorer."""
+        offset = 0
+        to_draw: list[tuple[Sample, int]] = []
+        for run in runs:
+            reading = run.reading
+            if run.num_rows and reading.output is Output.NEXT_TOKEN:
+                to_draw.append((reading.sample, offset))
+            elif run.num_rows:
+                take_rows(reading, rows[offset : offset + run.num_rows], run.first_row)
+            offset += run.num_rows
+            if reading.output is not Output.NEXT_TOKEN and (reading.is_done or reading.error):
+                self.scheduler.finish_reading(reading)
+                self.counters.scored_readings += 1
+        if to_draw:
+            self._draw([sample for sample, _ in to_draw], rows[[row for _, row in to_draw]])
+
+    def _draw(self, samples: list[Sample], logits: Tensor) -> None:
+        rows = [DrawRow(sample.params, sample.seed, len(sample.completion), sample.sequence.tokens) for sample in samples]
+        drawn = draw(logits, rows)
+        for index, sample in enumerate(samples):
+            if drawn.is_finite[index]:
+                self._append(sample, drawn.token_ids[index], drawn.logprobs[index], drawn.sampling_logprobs[index])
+            else:
+                self._fail(sample, f"{sample.head.reference if sample.head else ''} gave logits that are not finite")
+
+    def _append(self, sample: Sample, token_id: int, logprob: float, sampling_logprob: float) -> None:
+        """One more token: record it, look for an end, ask for the next."""
+        sample.completion.append(token_id)
+        sample.sequence.tokens.append(token_id)
+        sample.logprobs.append(logprob)
+        sample.sampling_logprobs.append(sampling_logprob)
+        self.counters.generated_tokens += 1
+        text = sample.text.push(token_id) if sample.text else ""
+        if sample.request.stream_tokens:
+            self._emit(sample.request, Drawn(sample, len(sample.completion) - 1, token_id, logprob, sampling_logprob, text))
+        reason = self._finish_reason(sample, token_id)
+        if reason is None:
+            assert sample.reading is not None
+            sample.reading.first, sample.reading.end = sample.reading.end, sample.reading.end + 1
+            sample.sequence.num_wanted += 1
+        else:
+            self._finish_generating(sample, reason)
+
+    def _finish_reason(self, sample: Sample, token_id: int) -> FinishReason | None:
+        params = sample.params
+        if token_id in params.stop_token_ids:
+            return FinishReason.STOP_ID
+        if token_id in self.scheduler.eos_ids and not params.ignore_eos:
+            return FinishReason.EOS
+        if sample.text is not None and sample.text.matched_stop:
+            return FinishReason.STOP_STRING
+        return FinishReason.LENGTH if len(sample.completion) >= params.max_new_tokens else None
+
+    def _finish_generating(self, sample: Sample, reason: FinishReason) -> None:
+        assert sample.reading is not None
+        sample.finish_reason = reason
+        sample.is_terminated = reason.is_terminated
+        sample.stop = sample.text.matched_stop if sample.text and reason is FinishReason.STOP_STRING else ""
+        self.tree.heads.release(sample.reading)
+        self.scheduler.begin_scoring(sample)
+
+    def _finish_scored(self) -> None:
+        """Samples with nothing left to compute are complete."""
+        ready = [sample for sample in self.scheduler.running if sample.phase is Phase.SCORING and not sample.todo]
+        for sample in ready:
+            if sample.sequence.num_outstanding <= 0:
+                self._finish(sample)
+
+    def _finish(self, sample: Sample) -> None:
+        request = sample.request
+        if request.return_states and sample.finish_reason is not FinishReason.FAILED:
+            slots = self.tree.slots(sample.sequence)
+            sample.states = self.trunk.states(slots, 0, sample.num_tokens).cpu()
+        self.counters.prompt_tokens += len(sample.prompt)
+        self.counters.cache_hit_tokens += sample.num_cached_tokens
+        self.scheduler.remove(sample)
+        self._emit(request, Finished(sample, sample.text.finish() if sample.text else ""))
+        request.num_open -= 1
+        if request.num_open == 0:
+            self._end(request, None)
+
+    def _fail(self, sample: Sample, message: str) -> None:
+        sample.finish_reason = FinishReason.FAILED
+        sample.error = message
+        self.counters.failed_samples += 1
+        self._finish(sample)
+
+    # ---- requests
+
+    def _check_queue(self, request: Request, num_tokens: int) -> None:
+        share = 1.0 if request.priority is Priority.INTERACTIVE else 1.0 - self.queue.interactive_share
+        is_full = len(self._open) >= self.queue.max_requests * share
+        if is_full or (self._open and self._num_open_tokens + num_tokens > self.queue.max_tokens * share):
+            self.counters.rejected_requests += 1
+            raise ResourceExhausted(
+                f"the queue is full: {len(self._open)} requests with {self._num_open_tokens} tokens are open", retry_after_s=1.0
+            )
+
+    def _enter(self, request: Request) -> None:
+        if request.is_ended:
+            return
+        request.num_open = len(request.samples)
+        self.scheduler.add(request)
+
+    def _abort(self, request: Request, reason: PolyheadError) -> None:
+        """End a request now: its unfinished samples are returned as they are, and everything they hold is given back."""
+        if request.is_ended:
+            return
+        self.counters.aborted_requests += 1
+        for sample in request.samples:
+            if sample.phase is not Phase.DONE:
+                sample.finish_reason, sample.is_terminated = FinishReason.ABORTED, False
+                sample.error = reason.message
+                self.scheduler.remove(sample)
+                self._emit(request, Finished(sample, sample.text.finish() if sample.text else ""))
+        self._end(request, reason)
+
+    def _end(self, request: Request, error: PolyheadError | None) -> None:
+        request.is_ended = True
+        request.drop_lease()
+        with self._wake:
+            if self._open.pop(request.serial, None) is not None:
+                self._num_open_tokens -= request.num_admitted_tokens
+        self._emit(request, Ended(error))
+
+    def _expire(self) -> None:
+        now = time.monotonic()
+        with self._wake:
+            late = [request for request in self._open.values() if now > request.deadline_at]
+        for request in late:
+            self._abort(request, Aborted("the request's deadline has passed"))
+
+    def _announce_leases(self) -> None:
+        for request in self.scheduler.newly_leased:
+            assert request.lease is not None
+            self._emit(request, Accepted(request.lease))
+        self.scheduler.newly_leased.clear()
+
+    def _flip(self, active: ActiveSet) -> SwapReport:
+        """The swap: one pointer. No block is touched; running requests hold what they leased."""
+        started_at = time.monotonic()
+        self.active = active
+        with self._wake:
+            leased = [request for request in self._open.values() if request.lease is not None]
+        to_abort = [request for request in leased if request.on_swap is OnSwap.ABORT]
+        for request in to_abort:
+            self._abort(request, Aborted(f"generation {active.generation} was activated"))
+        self.counters.swaps += 1
+        self.last_swap_pause_s = time.monotonic() - started_at
+        return SwapReport(self.last_swap_pause_s, len(leased) - len(to_abort), len(to_abort))
+
+    # ---- the loop
+
+    def _run(self) -> None:
+        if self.num_threads:
+            torch.set_num_threads(self.num_threads)
+        while not self._is_stopping:
+            self._empty_inbox()
+            if not self._step_safely():
+                self._wait()
+        self._end_all(Unavailable("the server is shutting down", retry_after_s=1.0))
+
+    def _step_safely(self) -> bool:
+        """A step; if it raises, the requests in the pools end and the engine goes on."""
+        try:
+            return self.step()
+        except Exception:
+            logger.exception("an engine step failed")
+            failed = {sample.request for sample in self.scheduler.running}
+            for request in failed:
+                self._abort(request, PolyheadError("the engine failed on this batch: see the server's log"))
+            self._flush()
+            return True
+
+    def _wait(self) -> None:
+        with self._wake:
+            if not self._inbox and not self._is_stopping:
+                self._wake.wait(timeout=0.05 if self._open else 1.0)
+
+    def _empty_inbox(self) -> None:
+        while self._inbox:
+            self._inbox.popleft()()
+        self._flush()
+
+    def _post(self, action: Callable[[], None]) -> None:
+        with self._wake:
+            self._inbox.append(action)
+            self._wake.notify()
+
+    def _end_all(self, reason: PolyheadError) -> None:
+        self._empty_inbox()
+        with self._wake:
+            left = list(self._open.values())
+        for request in left:
+            self._abort(request, reason)
+        self._flush()
+
+    def _emit(self, request: Request, event: Event) -> None:
+        self._outbox.setdefault(request, []).append(event)
+
+    def _flush(self) -> None:
+        """Hand over a step's events: one call per request, none of which blocks."""
+        outbox, self._outbox = self._outbox, {}
+        for request, events in outbox.items():
+            with contextlib.suppress(RuntimeError):  # the reader's event loop is gone
+                request.deliver(request, events)

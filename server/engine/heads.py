@@ -1,0 +1,66 @@
+"""Runs one head over a group of readings: boundary states in, output rows out. Knows no sampling and no scores."""
+
+from __future__ import annotations
+
+import torch
+from polyhead.heads.errors import DataLoss
+from polyhead.heads.family import HeadModule
+from polyhead.server.engine.attention import AttentionPlan, Segment
+from polyhead.server.engine.batch import HeadRun
+from polyhead.server.engine.cache import CacheShape, KvCache
+from polyhead.server.engine.live import LiveHead
+from polyhead.server.engine.trunk import TrunkRunner
+from torch import Tensor
+
+CANARY_TOKENS = 8
+
+
+class HeadRunner:
+    """Layers [k, L) of any head, over the pool that all heads share."""
+
+    def __init__(self, trunk: TrunkRunner, cache: KvCache) -> None:
+        self.trunk = trunk
+        self.cache = cache
+
+    @torch.inference_mode()
+    def forward(self, head: LiveHead, runs: list[HeadRun]) -> Tensor:
+        """Compute the runs and return the wanted rows in order: (rows, vocab) logits or (rows,) scalars, float32."""
+        states = self.trunk.cache.states.index_select(0, self._state_rows(runs))
+        positions = [position for run in runs for position in range(run.start, run.end)]
+        segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
+        plan = AttentionPlan.build(self.cache, segments, (run.first_new_key for run in runs))
+        return head.module(
+            states[None].to(self.cache.shape.dtype),
+            torch.tensor([positions], device=self.trunk.device),
+            self._wanted_rows(runs),
+            step=plan,
+        ).float()
+
+    def _state_rows(self, runs: list[HeadRun]) -> Tensor:
+        size = self.cache.shape.block_size
+        rows = [
+            run.reading.sequence.blocks[position // size].slot * size + position % size
+            for run in runs
+            for position in range(run.start, run.end)
+        ]
+        return torch.tensor(rows, dtype=torch.long, device=self.trunk.device)
+
+    def _wanted_rows(self, runs: list[HeadRun]) -> Tensor:
+        rows, offset = [], 0
+        for run in runs:
+            rows.extend(range(offset + run.first_row - run.start, offset + run.end - run.start))
+            offset += run.end - run.start
+        return torch.tensor(rows, dtype=torch.long, device=self.trunk.device)
+
+
+@torch.inference_mode()
+def canary(module: HeadModule, states: Tensor, shape: CacheShape, num_layers: int) -> None:
+    """Run a head once on real boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
+    num_tokens = states.shape[0]
+    num_slots = -(-num_tokens // shape.block_size)
+    cache = KvCache(shape, num_layers, num_slots + 1)
+    plan = AttentionPlan.build(cache, [Segment(list(range(1, num_slots + 1)), 0, num_tokens)], [0])
+    positions = torch.arange(num_tokens, device=states.device)
+    output = module(states[None].to(shape.dtype), positions[None], positions, step=plan)
+    if not torch.isfinite(output).all():
+        raise DataLoss("the head's output on a canary text is not finite", field="weights")

@@ -1,0 +1,131 @@
+"""Draws next tokens for many rows at once. A row's draw depends on its logits, its seed and its position alone, never on its neighbours.
+
+Filters in the order of transformers' `generate`: repetition penalty, temperature, top_k, top_p, min_p.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from dataclasses import dataclass
+
+import torch
+from polyhead.server.engine.sequence import SamplingParams
+from torch import Tensor
+
+_MASK64 = (1 << 64) - 1
+
+
+@dataclass(frozen=True, slots=True)
+class DrawRow:
+    """What one row's draw depends on, besides its logits."""
+
+    params: SamplingParams
+    seed: int  # the sample's own
+    position: int  # index of the token within the sample
+    seen: list[int]  # prompt and sample so far, for the repetition penalty
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn:
+    """Results, (rows,) each."""
+
+    token_ids: list[int]
+    logprobs: list[float]  # raw distribution at temperature 1
+    sampling_logprobs: list[float]  # the distribution drawn from
+    is_finite: list[bool]  # False: the row's logits were not finite and its token means nothing
+
+
+def sample_seed(seed: int, prompt_index: int, arm_index: int, sample_index: int) -> int:
+    """A sample's own 64-bit seed: a hash of the request's seed and the sample's place, not of the prompt's content."""
+    text = f"{seed}/{prompt_index}/{arm_index}/{sample_index}".encode()
+    return int.from_bytes(hashlib.blake2b(text, digest_size=8).digest(), "little")
+
+
+def uniform(seed: int, position: int) -> float:
+    """A number in [0, 1) for one draw: splitmix64 (Steele et al., 2014) of seed and position, top 53 bits."""
+    x = (seed + (position + 1) * 0x9E3779B97F4A7C15) & _MASK64
+    x = ((x ^ (x >> 30)) * 0xBF58476D1CE4E5B9) & _MASK64
+    x = ((x ^ (x >> 27)) * 0x94D049BB133111EB) & _MASK64
+    return ((x ^ (x >> 31)) >> 11) * 2.0**-53
+
+
+def draw(logits: Tensor, rows: list[DrawRow]) -> Drawn:
+    """Draw one token for each row of (rows, vocab) float32 logits."""
+    finite = torch.isfinite(logits).all(dim=-1)
+    logits = torch.where(finite[:, None], logits, torch.zeros_like(logits)) if not bool(finite.all()) else logits
+    raw = logits.log_softmax(dim=-1)
+    drawn_from = shape_logprobs(logits, raw, [row.params for row in rows], [row.seen for row in rows])
+    token_ids = _pick(drawn_from, rows)
+    index = token_ids[:, None]
+    return Drawn(
+        token_ids=token_ids.tolist(),
+        logprobs=raw.gather(1, index)[:, 0].tolist(),
+        sampling_logprobs=drawn_from.gather(1, index)[:, 0].tolist(),
+        is_finite=finite.tolist(),
+    )
+
+
+def shape_logprobs(logits: Tensor, raw: Tensor, params: list[SamplingParams], seen: list[list[int]]) -> Tensor:
+    """Log-probs of the distribution that each row's parameters define, (rows, vocab). Greedy rows put all on the likeliest token."""
+    shaped = raw
+    for index, (param, tokens) in enumerate(zip(params, seen, strict=True)):
+        if param == _PLAIN or _is_plain(param):
+            continue
+        if shaped is raw:
+            shaped = raw.clone()
+        shaped[index] = _shape_row(logits[index], param, tokens)
+    return shaped
+
+
+_PLAIN = SamplingParams()
+
+
+def _is_plain(params: SamplingParams) -> bool:
+    return params.temperature == 1.0 and params.repetition_penalty == 1.0 and not params.truncates
+
+
+def _shape_row(logits: Tensor, params: SamplingParams, seen: list[int]) -> Tensor:
+    if params.repetition_penalty != 1.0:
+        logits = _penalise(logits, params.repetition_penalty, seen)
+    if params.temperature == 0.0:
+        greedy = torch.full_like(logits, float("-inf"))
+        greedy[logits.argmax()] = 0.0
+        return greedy
+    logits = logits / params.temperature
+    return _truncate(logits, params).log_softmax(dim=-1) if params.truncates else logits.log_softmax(dim=-1)
+
+
+def _penalise(logits: Tensor, penalty: float, seen: list[int]) -> Tensor:
+    """CTRL's repetition penalty (Keskar et al., 2019), as transformers applies it."""
+    ids = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits.device)
+    chosen = logits[ids]
+    return logits.index_copy(0, ids, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
+
+
+def _truncate(logits: Tensor, params: SamplingParams) -> Tensor:
+    """Set the logits of excluded tokens to -inf. Ties at a threshold are kept for top_k; the likeliest token always stays."""
+    excluded = float("-inf")
+    if 0 < params.top_k < logits.shape[-1]:
+        logits = logits.masked_fill(logits < logits.topk(params.top_k).values[-1], excluded)
+    if params.top_p < 1.0:
+        ordered, order = logits.sort(descending=True)
+        probs = ordered.softmax(dim=-1)
+        before = probs.cumsum(dim=-1) - probs
+        cut = before >= params.top_p
+        cut[0] = False
+        logits = logits.masked_fill(torch.zeros_like(cut).scatter(0, order, cut), excluded)
+    if params.min_p > 0.0:
+        probs = logits.softmax(dim=-1)
+        logits = logits.masked_fill(probs < params.min_p * probs.max(), excluded)
+    return logits
+
+
+def _pick(logprobs: Tensor, rows: list[DrawRow]) -> Tensor:
+    """Invert the cumulative distribution at each row's own uniform number. Greedy rows hold one token, which is what comes out."""
+    if all(row.params.temperature == 0.0 for row in rows):
+        return logprobs.argmax(dim=-1)
+    cumulative = logprobs.exp().double().cumsum(dim=-1)
+    numbers = torch.tensor([uniform(row.seed, row.position) for row in rows], dtype=torch.float64, device=logprobs.device)
+    targets = numbers * cumulative[:, -1]
+    picked = torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0]
+    return picked.clamp_(max=logprobs.shape[-1] - 1)

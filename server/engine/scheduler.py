@@ -1,0 +1,264 @@
+"""Who advances in a step, and by how much: admission into the pools, chunked prefill, decoding and scoring, all together.
+
+Knows blocks and budgets. It touches no tensor and never waits.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from polyhead.server.engine.batch import Batch, HeadRun, TrunkRun
+from polyhead.server.engine.blocks import BlockTree
+from polyhead.server.engine.live import ActiveSet
+from polyhead.server.engine.scorer import plan_readings
+from polyhead.server.engine.sequence import Output, Phase, Reading, Request, Sample, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class SchedulerLimits:
+    """Bounds of one step and of the pools."""
+
+    max_running: int = 128  # samples in the pools
+    chunk_tokens: int = 512  # prefill tokens of a step when nobody is decoding
+    min_chunk_tokens: int = 32
+    target_step_s: float = 0.25  # a prefill chunk shrinks until steps with decoding rows stay near this
+    scoring_floor: int = 64  # blocks of either pool kept for scoring, so that one scoring job can always run
+
+
+class Scheduler:
+    """Keeps the waiting and the running samples and decides what the next step does."""
+
+    def __init__(self, tree: BlockTree, limits: SchedulerLimits, eos_ids: frozenset[int]) -> None:
+        self.tree = tree
+        self.pool = tree.heads
+        self.limits = limits
+        self.eos_ids = eos_ids
+        self.waiting: list[Sample] = []
+        self.running: list[Sample] = []
+        self.newly_leased: list[Request] = []  # emptied by the engine
+        self._chunk = limits.chunk_tokens
+
+    def add(self, request: Request) -> None:
+        """Queue a request's samples behind those of the same priority."""
+        self.waiting.extend(request.samples)
+        self.waiting.sort(key=lambda sample: (sample.request.priority, sample.request.serial))  # stable
+
+    def schedule(self, active: ActiveSet) -> Batch:
+        """Choose the next step's work."""
+        self._admit(active)
+        self._start_suffixes()
+        batch = Batch()
+        self._add_trunk_runs(batch)
+        self._add_head_runs(batch)
+        return batch
+
+    def commit_trunk(self, batch: Batch) -> None:
+        """The batch's trunk work is done."""
+        for run in batch.trunk_runs:
+            self.tree.advance(run.sequence, run.end - run.start)
+
+    def commit_heads(self, runs: list[HeadRun]) -> None:
+        """These head runs are done."""
+        for run in runs:
+            self.pool.advance(run.reading, run.start, run.end)
+            run.reading.cursor = run.end
+
+    def pace(self, batch: Batch, seconds: float) -> None:
+        """Fit the prefill chunk to the measured step, so that a long prompt does not stall those who decode."""
+        lengths = [run.end - run.start for run in batch.trunk_runs]
+        num_prefill = sum(length for length in lengths if length > 1)
+        if 1 not in lengths or num_prefill < self.limits.min_chunk_tokens:
+            return
+        fitting = int(num_prefill * self.limits.target_step_s / max(seconds, 1e-6))
+        self._chunk = max(self.limits.min_chunk_tokens, min(self.limits.chunk_tokens, (self._chunk + fitting) // 2))
+
+    def begin_scoring(self, sample: Sample) -> None:
+        """A completion is known, drawn or given: plan what its heads have to read."""
+        sample.phase = Phase.SCORING
+        sample.sequence.num_reserved = min(sample.sequence.num_reserved, 1)  # the last token may need a block
+        sample.sequence.num_reserved_heads = 0
+        sample.todo = plan_readings(sample, self.eos_ids)
+
+    def finish_reading(self, reading: Reading) -> None:
+        """A reading has all its rows: give back its blocks, and its sequence's if that existed for its sake alone."""
+        self.pool.release(reading)
+        sample = reading.sample
+        if reading in sample.todo:
+            sample.todo.remove(reading)
+        sample.done.append(reading)
+        if reading.sequence is not sample.sequence:
+            self.tree.release(reading.sequence)
+
+    def remove(self, sample: Sample) -> None:
+        """Take a sample out, wherever it stands, and give back all it holds."""
+        for reading in (sample.reading, *sample.todo):
+            if reading is not None:
+                self.pool.release(reading)
+        for sequence in (*sample.suffixes, sample.sequence):
+            self.tree.release(sequence)
+        sample.todo = []
+        if sample.phase is Phase.WAITING and sample in self.waiting:
+            self.waiting.remove(sample)
+        elif sample in self.running:
+            self.running.remove(sample)
+        sample.phase = Phase.DONE
+
+    # ---- admission
+
+    def _admit(self, active: ActiveSet) -> None:
+        """Move samples from the queue into the pools, first come first served; one that waits for a block being computed is passed by."""
+        still_waiting = []
+        for index, sample in enumerate(self.waiting):
+            if len(self.running) >= self.limits.max_running:
+                still_waiting.extend(self.waiting[index:])
+                break
+            match = self.tree.match(sample.sequence.tokens, sample.sequence.salt)
+            if match.pending is not None:
+                still_waiting.append(sample)
+                continue
+            num_blocks = self._num_blocks(sample)
+            num_needed = self.tree.num_needed(match, num_blocks * self.tree.block_size)
+            num_head_blocks = 0 if sample.is_given else num_blocks
+            if num_needed > self._num_unpromised() or num_head_blocks > self._num_unpromised_heads():
+                still_waiting.extend(self.waiting[index:])
+                break
+            self._lease(sample, active)
+            self.tree.place(sample.sequence, match, sample.head.live.digest if sample.head else "")
+            self._begin(sample, num_blocks, num_head_blocks)
+        self.waiting = still_waiting
+
+    def _lease(self, sample: Sample, active: ActiveSet) -> None:
+        """The first sample of a request takes the lease for all of them."""
+        request = sample.request
+        if request.lease is None:
+            request.take_lease(active)
+            self.newly_leased.append(request)
+        assert request.lease is not None
+        sample.head = None if sample.is_given else request.lease.heads[sample.head_name]
+
+    def _begin(self, sample: Sample, num_blocks: int, num_head_blocks: int) -> None:
+        sequence = sample.sequence
+        sequence.num_reserved = num_blocks - len(sequence.blocks)
+        sequence.num_reserved_heads = num_head_blocks
+        sample.num_cached_tokens = min(sequence.num_cached, len(sample.prompt))
+        self.running.append(sample)
+        if sample.head is None:
+            self.begin_scoring(sample)
+            return
+        num_prompt = len(sample.prompt)
+        sample.phase = Phase.GENERATING
+        sequence.num_wanted = num_prompt
+        sample.reading = Reading(sample, sample.head, sample.head_name, sequence, Output.NEXT_TOKEN, num_prompt - 1, num_prompt)
+
+    def _num_blocks(self, sample: Sample) -> int:
+        """Blocks that a sample can come to hold."""
+        num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens)
+        return -(-num_tokens // self.tree.block_size)
+
+    def _num_unpromised(self) -> int:
+        promised = sum(sample.sequence.num_reserved for sample in self.running)
+        return self.tree.num_available - promised - self.limits.scoring_floor
+
+    def _num_unpromised_heads(self) -> int:
+        promised = sum(sample.sequence.num_reserved_heads for sample in self.running)
+        return self.pool.num_available - promised - self.limits.scoring_floor
+
+    # ---- trunk
+
+    def _start_suffixes(self) -> None:
+        """Give suffix sequences their blocks as room allows; the floor guarantees that one at a time always fits."""
+        for sample in self.running:
+            if sample.phase is not Phase.SCORING or sample.sequence.num_outstanding > 0:
+                continue
+            for sequence in sample.suffixes:
+                if sequence.is_placed or not any(reading.sequence is sequence for reading in sample.todo):
+                    continue
+                match = self.tree.match(sequence.tokens, sequence.salt)
+                room = self._num_unpromised() + self.limits.scoring_floor
+                if match.pending is not None:
+                    continue
+                if self.tree.num_needed(match, len(sequence.tokens)) > room:
+                    return
+                self.tree.place(sequence, match)
+
+    def _add_trunk_runs(self, batch: Batch) -> None:
+        """Decoding rows first, one token each; then prefill in order of arrival, as far as the chunk goes."""
+        sequences = [sequence for sample in self._by_priority() for sequence in _placed(sample) if sequence.num_outstanding > 0]
+        decoding = [sequence for sequence in sequences if sequence.num_outstanding == 1]
+        for sequence in decoding:
+            self._add_trunk_run(batch, sequence, 1)
+        budget = self._chunk if decoding else self.limits.chunk_tokens
+        for sequence in sequences:
+            if sequence.num_outstanding > 1 and budget > 0:
+                budget -= self._add_trunk_run(batch, sequence, budget)
+
+    def _add_trunk_run(self, batch: Batch, sequence: Sequence, budget: int) -> int:
+        start = sequence.num_computed
+        end = start + min(sequence.num_outstanding, budget)
+        num_held = (len(sequence.blocks) - 1) * self.tree.block_size + len(sequence.blocks[-1].tokens)
+        if end > num_held:
+            self.tree.extend(sequence, num_held)
+        batch.trunk_runs.append(TrunkRun(sequence, start, end))
+        return end - start
+
+    def _by_priority(self) -> list[Sample]:
+        return sorted(self.running, key=lambda sample: sample.request.priority)
+
+    # ---- heads
+
+    def _add_head_runs(self, batch: Batch) -> None:
+        """Sampling rows first, then scoring, as far as this step's boundary states and the chunk go."""
+        computed = {id(run.sequence): run.end for run in batch.trunk_runs}
+        budget = self.limits.chunk_tokens
+        for reading in self._readings():
+            num_computed = computed.get(id(reading.sequence), reading.sequence.num_computed)
+            if not reading.sequence.is_placed or (not reading.is_started and not self._start(reading)):
+                continue
+            end = min(reading.end, num_computed, reading.cursor + budget)
+            if end > reading.cursor:
+                batch.head_runs.append(self._head_run(reading, end))
+                budget -= end - reading.cursor
+            if budget <= 0:
+                return
+
+    def _readings(self) -> Iterator[Reading]:
+        ordered = self._by_priority()
+        for sample in ordered:
+            if sample.phase is Phase.GENERATING and sample.reading is not None:
+                yield sample.reading
+        for sample in ordered:
+            if sample.phase is Phase.SCORING:
+                yield from sample.todo
+
+    def _start(self, reading: Reading) -> bool:
+        """Take the head blocks that a reading needs, all at once, unless another reading is computing some of them."""
+        digest = reading.head.live.digest
+        blocks = reading.sequence.blocks[: -(-reading.end // self.pool.block_size)]
+        if len(blocks) * self.pool.block_size < reading.end or self.pool.is_pending(blocks, digest):
+            return False
+        is_sampling = reading.output is Output.NEXT_TOKEN
+        room = self._num_unpromised_heads() + self.limits.scoring_floor
+        if not is_sampling and self.pool.num_needed(blocks, digest) > room:
+            return False
+        self._hold(reading, len(blocks))
+        reading.cursor = min(self.pool.num_computed(reading), reading.first)
+        return True
+
+    def _hold(self, reading: Reading, num_blocks: int) -> None:
+        num_more = num_blocks - len(reading.head_blocks)
+        reading.sequence.num_reserved_heads = max(0, reading.sequence.num_reserved_heads - num_more)
+        self.pool.hold(reading, reading.sequence.blocks[:num_blocks])
+
+    def _head_run(self, reading: Reading, end: int) -> HeadRun:
+        num_blocks = -(-end // self.pool.block_size)
+        if num_blocks > len(reading.head_blocks):
+            self._hold(reading, num_blocks)
+        return HeadRun(reading, reading.cursor, end, first_new_key=self.pool.num_computed(reading))
+
+
+def _placed(sample: Sample) -> Iterator[Sequence]:
+    yield sample.sequence
+    for sequence in sample.suffixes:
+        if sequence.is_placed:
+            yield sequence

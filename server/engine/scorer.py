@@ -1,0 +1,185 @@
+"""Scoring is head-only work on boundary states: which readings a finished sample needs, and what their rows mean.
+
+With p prompt tokens and c completion tokens, position p - 1 + t is where completion token t is predicted.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyhead.heads.manifest import HeadKind, ReadPosition, Unfinished
+from polyhead.server.engine.live import ServedHead
+from polyhead.server.engine.sampler import shape_logprobs
+from polyhead.server.engine.sequence import Output, Reading, RuleQuestion, Sample, Sequence
+
+
+@dataclass(frozen=True, slots=True)
+class PolicyResult:
+    """Log-probs of the completion's tokens, (c,) each."""
+
+    logprobs: np.ndarray
+    sampling_logprobs: np.ndarray  # empty unless parameters were given
+
+
+@dataclass(frozen=True, slots=True)
+class PreferenceResult:
+    """One scalar. `position` counts from the start of the prompt; p + c is an appended token."""
+
+    raw: float
+    bias: float
+    is_present: bool
+    position: int
+
+
+@dataclass(frozen=True, slots=True)
+class RuleResult:
+    """One rule's answer: p_violate + p_follow = 1; `answer_mass` is the probability of the two answers among all tokens."""
+
+    rule_id: str
+    p_violate: float
+    answer_mass: float
+
+
+@dataclass(frozen=True, slots=True)
+class ValueResult:
+    """`values[t]` is V before completion token t; `bootstrap_value` is V after the last one, 0 if the sample is terminated."""
+
+    values: np.ndarray  # (c,)
+    bootstrap_value: float
+
+
+@dataclass(frozen=True, slots=True)
+class HeadResult:
+    """What one head says about one sample."""
+
+    head_name: str  # as the caller named it
+    head: ServedHead
+    result: PolicyResult | PreferenceResult | tuple[RuleResult, ...] | ValueResult | None
+    error: str = ""
+
+
+def plan_readings(sample: Sample, eos_ids: frozenset[int]) -> list[Reading]:
+    """The readings that a finished sample needs, sequences with suffixes included. Sets how much of the trunk's output is wanted."""
+    assert sample.request.lease is not None
+    readings = []
+    for name in sample.request.score_heads:
+        head = sample.request.lease.heads[name]
+        readings.extend(_readings_of(sample, name, head, eos_ids))
+    sample.suffixes = [reading.sequence for reading in readings if reading.sequence is not sample.sequence]
+    own_ends = [reading.end for reading in readings if reading.sequence is sample.sequence]
+    wants_all = sample.suffixes or sample.request.return_states
+    sample.sequence.num_wanted = max(sample.sequence.num_computed, sample.num_tokens if wants_all else 0, *own_ends, 0)
+    return readings
+
+
+def _readings_of(sample: Sample, name: str, head: ServedHead, eos_ids: frozenset[int]) -> list[Reading]:
+    first, end = len(sample.prompt) - 1, sample.num_tokens - 1
+    match head.manifest.kind:
+        case HeadKind.POLICY:
+            return [Reading(sample, head, name, sample.sequence, Output.LOGPROBS, first, end)]
+        case HeadKind.VALUE:
+            return [Reading(sample, head, name, sample.sequence, Output.SCALARS, first, end if sample.is_terminated else end + 1)]
+        case HeadKind.PREFERENCE:
+            return _preference_reading(sample, name, head, eos_ids)
+        case HeadKind.RULE:
+            assert sample.request.rules is not None, "checked at the door"
+            return [_rule_reading(sample, name, head, question) for question in sample.request.rules.by_template[head.manifest.template]]
+
+
+def _preference_reading(sample: Sample, name: str, head: ServedHead, eos_ids: frozenset[int]) -> list[Reading]:
+    manifest = head.manifest
+    if manifest.unfinished is Unfinished.OMIT and not sample.is_terminated:
+        return []
+    if manifest.read is ReadPosition.APPEND:
+        sequence = _suffixed(sample, (manifest.append_token_id,))
+        return [Reading(sample, head, name, sequence, Output.SCALARS, sample.num_tokens, sample.num_tokens + 1)]
+    position = sample.num_tokens - 1
+    if manifest.read is ReadPosition.EOS:
+        ends = [index for index, token in enumerate(sample.completion) if token in eos_ids]
+        position = len(sample.prompt) + ends[0] if ends else position
+    return [Reading(sample, head, name, sample.sequence, Output.SCALARS, position, position + 1)]
+
+
+def _rule_reading(sample: Sample, name: str, head: ServedHead, question: RuleQuestion) -> Reading:
+    sequence = _suffixed(sample, question.suffix)
+    last = len(sequence.tokens) - 1
+    return Reading(sample, head, name, sequence, Output.ANSWERS, last, last + 1, rule_id=question.rule_id)
+
+
+def _suffixed(sample: Sample, suffix: tuple[int, ...]) -> Sequence:
+    """The dialogue exactly as it stands, then the suffix: the tree finds the dialogue, only the suffix is computed."""
+    tokens = [*sample.sequence.tokens, *suffix]
+    return Sequence(tokens, sample.sequence.salt, num_wanted=len(tokens))
+
+
+def take_rows(reading: Reading, rows: Tensor, first: int) -> None:
+    """Record a head's output rows for positions from `first` on: (rows, vocab) logits or (rows,) scalars."""
+    if not torch.isfinite(rows).all():
+        reading.error = f"{reading.head.reference} gave a number that is not finite"
+    elif reading.output is Output.LOGPROBS:
+        _take_logprobs(reading, rows, first)
+    elif reading.output is Output.SCALARS:
+        reading.values.append(rows.numpy(force=True).astype(np.float32, copy=True))
+    elif reading.output is Output.ANSWERS:
+        manifest = reading.head.manifest
+        answers = rows[-1].log_softmax(dim=-1)[[manifest.violated_token_id, manifest.followed_token_id]]
+        reading.values.append(answers.numpy(force=True))
+
+
+def _take_logprobs(reading: Reading, logits: Tensor, first: int) -> None:
+    tokens = reading.sequence.tokens
+    following = torch.tensor(tokens[first + 1 : first + 1 + len(logits)], device=logits.device)[:, None]
+    params = reading.sample.request.score_sampling
+    if params is None:
+        logprobs = logits.gather(1, following) - logits.logsumexp(dim=-1, keepdim=True)
+    else:
+        raw = logits.log_softmax(dim=-1)
+        logprobs = raw.gather(1, following)
+        seen = [tokens[: first + 1 + index] if params.repetition_penalty != 1.0 else [] for index in range(len(logits))]
+        shaped = shape_logprobs(logits, raw, [params] * len(logits), seen)
+        reading.sampling_values.append(shaped.gather(1, following)[:, 0].numpy(force=True))
+    reading.values.append(logprobs[:, 0].numpy(force=True))
+
+
+def results(sample: Sample) -> list[HeadResult]:
+    """What every scoring head says, in the order asked for."""
+    assert sample.request.lease is not None
+    found = []
+    for name in sample.request.score_heads:
+        head = sample.request.lease.heads[name]
+        readings = [reading for reading in sample.done if reading.head_name == name and reading is not sample.reading]
+        errors = [reading.error for reading in readings if reading.error]
+        found.append(HeadResult(name, head, None, errors[0]) if errors else HeadResult(name, head, _result(sample, head, readings)))
+    return found
+
+
+def _result(
+    sample: Sample, head: ServedHead, readings: list[Reading]
+) -> PolicyResult | PreferenceResult | tuple[RuleResult, ...] | ValueResult:
+    empty = np.zeros(0, np.float32)
+    match head.manifest.kind:
+        case HeadKind.POLICY:
+            return PolicyResult(
+                np.concatenate(readings[0].values or [empty]), np.concatenate(readings[0].sampling_values or [empty])
+            )
+        case HeadKind.VALUE:
+            values = np.concatenate(readings[0].values)
+            num = len(sample.completion)
+            return ValueResult(values[:num], 0.0 if sample.is_terminated else float(values[num]))
+        case HeadKind.PREFERENCE:
+            if not readings:
+                return PreferenceResult(0.0, head.manifest.bias, False, 0)
+            return PreferenceResult(float(readings[0].values[-1][-1]), head.manifest.bias, True, readings[0].first)
+        case HeadKind.RULE:
+            assert sample.request.rules is not None
+            order = {question.rule_id: i for i, question in enumerate(sample.request.rules.by_template[head.manifest.template])}
+            return tuple(_rule_result(reading) for reading in sorted(readings, key=lambda reading: order[reading.rule_id]))
+
+
+def _rule_result(reading: Reading) -> RuleResult:
+    violated, followed = (float(value) for value in np.exp(reading.values[0].astype(np.float64)))
+    return RuleResult(reading.rule_id, violated / (violated + followed), violated + followed)

@@ -1,0 +1,305 @@
+"""What moves through the engine: requests, their samples, the sequences under them, and readings of a head along a sequence.
+
+Plain data. Protobuf stops before this file, tensors live in cache.py, decisions in scheduler.py.
+"""
+
+from __future__ import annotations
+
+import enum
+import itertools
+import math
+import time
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Protocol
+
+import numpy as np
+from polyhead.heads.errors import PolyheadError
+from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
+
+if TYPE_CHECKING:
+    from polyhead.server.engine.blocks import Block, HeadBlock
+
+
+class FinishReason(enum.Enum):
+    """Why a sample ended."""
+
+    EOS = "eos"
+    STOP_ID = "stop_id"
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+    ABORTED = "aborted"
+    FAILED = "failed"
+    GIVEN = "given"  # the completion came with the request
+
+    @property
+    def is_terminated(self) -> bool:
+        """Whether the sample ended by itself, so that nothing follows it and its bootstrap value is 0."""
+        return self in (FinishReason.EOS, FinishReason.STOP_ID, FinishReason.STOP_STRING)
+
+
+class OnSwap(enum.Enum):
+    """What an activation does to a running request."""
+
+    PIN = "pin"
+    ABORT = "abort"
+
+
+class Priority(enum.IntEnum):
+    """Who waits; the lower value is scheduled first."""
+
+    INTERACTIVE = 0
+    BATCH = 1
+
+
+@dataclass(frozen=True, slots=True)
+class SamplingParams:
+    """How tokens are drawn, every default filled in. Checked before it gets here."""
+
+    temperature: float = 1.0  # 0 is greedy
+    top_p: float = 1.0
+    top_k: int = 0  # 0 keeps all
+    min_p: float = 0.0
+    repetition_penalty: float = 1.0
+    max_new_tokens: int = 128
+    stop: tuple[str, ...] = ()
+    keep_stop: bool = False
+    stop_token_ids: frozenset[int] = frozenset()
+    ignore_eos: bool = False
+    seed: int = 0
+
+    @property
+    def truncates(self) -> bool:
+        """Whether some tokens get probability zero."""
+        return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
+
+
+class TextStream(Protocol):
+    """Turns a sample's ids into text as they come, and looks for stop strings. The engine knows no tokenizer."""
+
+    text: str  # all text so far; cut at the stop string once one has matched
+    matched_stop: str  # "" until one matches
+
+    def push(self, token_id: int) -> str:
+        """Take one more id and return the new text that is certain."""
+
+    def finish(self) -> str:
+        """Return the text that was held back."""
+
+
+@dataclass(frozen=True, slots=True)
+class RuleQuestion:
+    """One rule, ready to be asked after a dialogue."""
+
+    rule_id: str
+    suffix: tuple[int, ...]  # token ids of template and rule, after the dialogue
+
+
+@dataclass(frozen=True, slots=True)
+class RuleQuestions:
+    """The rules of one request, worded for every template that a rule head may name."""
+
+    rule_set: str  # "example-rules@1", "" for inline rules
+    by_template: Mapping[str, tuple[RuleQuestion, ...]]
+
+
+@dataclass(eq=False, slots=True)
+class Sequence:
+    """Tokens that go through the trunk, and the blocks that hold what comes out."""
+
+    tokens: list[int]
+    salt: str = ""
+    num_wanted: int = 0  # tokens whose boundary states somebody needs
+    blocks: list[Block] = field(default_factory=list)
+    is_placed: bool = False
+    num_computed: int = 0  # tokens whose boundary states exist
+    num_cached: int = 0  # of those, found in the cache at placement
+    num_reserved: int = 0  # blocks promised to this sequence and not yet taken
+    num_reserved_heads: int = 0  # head blocks promised and not yet taken
+
+    @property
+    def num_outstanding(self) -> int:
+        return self.num_wanted - self.num_computed
+
+
+class Output(enum.Enum):
+    """What a reading takes from the head's output rows."""
+
+    NEXT_TOKEN = "next_token"  # logits of the last token, for the sampler
+    LOGPROBS = "logprobs"  # log-prob of the following token at each row
+    SCALARS = "scalars"  # the score at each row
+    ANSWERS = "answers"  # log-probs of two answer tokens at the last row
+
+
+@dataclass(eq=False, slots=True)
+class Reading:
+    """One head version's way along one sequence: which rows are asked for, and how far it has come."""
+
+    sample: Sample
+    head: ServedHead
+    head_name: str  # as the caller named it
+    sequence: Sequence
+    output: Output
+    first: int  # first position whose output is wanted
+    end: int  # one past the last position
+    cursor: int = -1  # next position to run; -1 until it has started
+    head_blocks: list[HeadBlock] = field(default_factory=list)
+    rule_id: str = ""
+    values: list[np.ndarray] = field(default_factory=list)  # output rows so far, in order
+    sampling_values: list[np.ndarray] = field(default_factory=list)
+    error: str = ""
+
+    @property
+    def is_started(self) -> bool:
+        return self.cursor >= 0
+
+    @property
+    def is_done(self) -> bool:
+        return self.cursor >= self.end
+
+
+class Phase(enum.Enum):
+    """Where a sample stands."""
+
+    WAITING = "waiting"  # not in the pools yet
+    GENERATING = "generating"
+    SCORING = "scoring"
+    DONE = "done"
+
+
+@dataclass(eq=False, slots=True)
+class Sample:
+    """One prompt and one completion, drawn or given, with everything known about it."""
+
+    request: Request
+    prompt_index: int
+    arm_index: int
+    sample_index: int
+    prompt: list[int]
+    sequence: Sequence
+    params: SamplingParams
+    head_name: str = ""  # the sampling head as the caller named it; "" for a given completion
+    head: ServedHead | None = None
+    seed: int = 0
+    text: TextStream | None = None
+    completion: list[int] = field(default_factory=list)
+    logprobs: list[float] = field(default_factory=list)
+    sampling_logprobs: list[float] = field(default_factory=list)
+    phase: Phase = Phase.WAITING
+    finish_reason: FinishReason | None = None
+    is_terminated: bool = False
+    stop: str = ""
+    error: str = ""
+    reading: Reading | None = None  # of the sampling head
+    todo: list[Reading] = field(default_factory=list)  # scoring not finished
+    suffixes: list[Sequence] = field(default_factory=list)  # sequences of suffix readings
+    done: list[Reading] = field(default_factory=list)
+    states: Tensor | None = None  # (prompt + completion tokens, d_model), on the host
+    num_cached_tokens: int = 0
+
+    @property
+    def is_given(self) -> bool:
+        return self.head_name == ""
+
+    @property
+    def num_tokens(self) -> int:
+        """Prompt and completion together."""
+        return len(self.prompt) + len(self.completion)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Lease:
+    """The generation a request took at first scheduling, for all its heads and samples."""
+
+    generation: int
+    heads: Mapping[str, ServedHead]  # by the caller's reference
+
+    @property
+    def live_heads(self) -> set[LiveHead]:
+        return {head.live for head in self.heads.values()}
+
+
+class Event:
+    """Something a request's reader wants to know."""
+
+
+@dataclass(frozen=True, slots=True)
+class Accepted(Event):
+    """The request has its lease."""
+
+    lease: Lease
+
+
+@dataclass(frozen=True, slots=True)
+class Drawn(Event):
+    """One token of one sample."""
+
+    sample: Sample
+    offset: int
+    token_id: int
+    logprob: float
+    sampling_logprob: float
+    text: str
+
+
+@dataclass(frozen=True, slots=True)
+class Finished(Event):
+    """A sample is complete, scores included."""
+
+    sample: Sample
+    tail: str  # text held back until now
+
+
+@dataclass(frozen=True, slots=True)
+class Ended(Event):
+    """Nothing follows. `error` is None unless the request as a whole failed."""
+
+    error: PolyheadError | None
+
+
+_serial = itertools.count(1)
+
+
+@dataclass(eq=False, slots=True)
+class Request:
+    """One call's work. The engine thread owns everything below the line."""
+
+    request_id: str
+    deliver: Callable[[Request, list[Event]], None]  # called on the engine thread, once a step, never blocks
+    head_names: tuple[str, ...]  # references to lease: sampling and scoring heads
+    pinned: Mapping[str, ServedHead]  # those with an explicit version, resolved at the door
+    score_heads: tuple[str, ...] = ()
+    rules: RuleQuestions | None = None
+    score_sampling: SamplingParams | None = None  # Score: parameters for sampling_logprobs
+    on_swap: OnSwap = OnSwap.PIN
+    priority: Priority = Priority.BATCH
+    stream_tokens: bool = False
+    return_states: bool = False
+    deadline_at: float = math.inf  # time.monotonic()
+    samples: list[Sample] = field(default_factory=list)
+    # ---- engine thread
+    serial: int = field(default_factory=lambda: next(_serial))
+    submitted_at: float = field(default_factory=time.monotonic)
+    lease: Lease | None = None
+    is_ended: bool = False
+    num_open: int = 0  # samples not done
+    num_admitted_tokens: int = 0  # what the queue counts for it
+
+    @property
+    def num_tokens(self) -> int:
+        """Most tokens this request can ever hold: what admission counts."""
+        return sum(len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens) for sample in self.samples)
+
+    def take_lease(self, active: ActiveSet) -> Lease:
+        """Resolve every head at once; names are never removed from an active set, so this cannot fail halfway."""
+        heads = {name: self.pinned.get(name) or active.heads[name] for name in self.head_names}
+        self.lease = Lease(active.generation, heads)
+        for live in self.lease.live_heads:
+            live.num_leases += 1
+        return self.lease
+
+    def drop_lease(self) -> None:
+        """The request is over: its heads may go."""
+        if self.lease is not None:
+            for live in self.lease.live_heads:
+                live.num_leases -= 1
