@@ -11,12 +11,14 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
+from polyhead.heads.family import TrunkModule, set_attention
 from polyhead.server.engine.cache import KvCache
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
 NAME = "polyhead"
+_SHAPES = "polyhead_shapes"
 
 # Passed along by some families' layers and without meaning for the numbers here.
 _HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output_router_logits", "past_key_values", "is_causal", "position_embeddings"})
@@ -186,4 +188,23 @@ def _capped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: 
     return weights @ values
 
 
+def key_shapes(part: TrunkModule, device: torch.device) -> set[tuple[int, int]]:
+    """(kv_heads, head_dim) of every layer's keys and values, seen while one token passes through."""
+    seen: set[tuple[int, int]] = set()
+    before = part.decoder.config._attn_implementation
+    set_attention(part, _SHAPES)
+    with torch.inference_mode():
+        part(torch.zeros((1, 1), dtype=torch.long, device=device), torch.zeros((1, 1), dtype=torch.long, device=device), seen=seen)
+    set_attention(part, before)
+    return seen
+
+
+def _note_shapes(
+    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, seen: set[tuple[int, int]], **_: object
+) -> tuple[Tensor, None]:
+    seen.update({(key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])})
+    return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
+
+
 AttentionInterface.register(NAME, block_attention)
+AttentionInterface.register(_SHAPES, _note_shapes)

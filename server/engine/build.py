@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass, field, replace
-from typing import Any
 
 import torch
 
@@ -37,7 +36,7 @@ def build_engine(
 ) -> Engine:
     """An engine with empty caches and no heads. Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`."""
     spec = trunk.spec
-    shape = cache_shape(spec, config.block_size, trunk.embedding.dtype, trunk.embedding.device)
+    shape = cache_shape(trunk, config.block_size)
     head_shape = replace(shape, dtype=head_dtype or shape.dtype)
     num_blocks = num_blocks_for(spec, config, shape, head_shape)
     max_context = min(config.max_context, spec.context_length)
@@ -64,12 +63,14 @@ def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, hea
     return config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
 
 
-def cache_shape(spec: ModelSpec, block_size: int, dtype: torch.dtype, device: torch.device) -> CacheShape:
-    """Sizes of keys and values, from the family's config. Raises FailedPrecondition where they differ from layer to layer."""
-    config: Any = spec.config
-    num_heads = int(config.num_attention_heads)
-    num_kv_heads = getattr(config, "num_key_value_heads", None) or num_heads
-    head_dim = getattr(config, "head_dim", None) or spec.d_model // num_heads
-    if not isinstance(num_kv_heads, int) or not isinstance(head_dim, int):
-        raise FailedPrecondition("the family's layers differ in their number or size of key heads, which one cache cannot hold")
-    return CacheShape(num_kv_heads, head_dim, block_size, dtype, device)
+def cache_shape(trunk: TrunkModule, block_size: int) -> CacheShape:
+    """Sizes of keys and values, measured on one token (configs name them differently, or name what the family ignores).
+
+    Raises FailedPrecondition where they differ from layer to layer, or between keys and values.
+    """
+    weight = trunk.embedding
+    seen = attention.key_shapes(trunk, weight.device)
+    if len(seen) != 1:
+        raise FailedPrecondition(f"the layers differ in the number or size of their key heads, which one cache cannot hold: {sorted(seen)}")
+    num_kv_heads, head_dim = seen.pop()
+    return CacheShape(num_kv_heads, head_dim, block_size, weight.dtype, weight.device)

@@ -1,7 +1,7 @@
 """The engine: one thread that turns queued requests into tokens and scores, a step at a time.
 
 `step` tells the story. Other threads talk to it only through the inbox, which is emptied between two steps, so an activation is one
-pointer that flips there. It knows no tokenizer, no protobuf and no event loop: a request brings its own `deliver`, which never blocks.
+pointer that flips there. It knows no tokenizer, no protobuf and no event loop: what a step has to say goes to `sink` in one call.
 """
 
 from __future__ import annotations
@@ -43,6 +43,8 @@ from polyhead.server.engine.sequence import (
 from polyhead.server.engine.trunk import TrunkRunner
 
 logger = logging.getLogger(__name__)
+
+StepEvents = dict[Request, list[Event]]  # what one step has to say to whom
 
 
 @dataclass(frozen=True, slots=True)
@@ -116,6 +118,7 @@ class Engine:
         self.num_threads = num_threads  # of torch, within the engine's thread; 0: torch's own choice
         self.counters = Counters()
         self.active = ActiveSet(generation=0)
+        self.sink: Callable[[StepEvents], None] = deliver_now  # set before start; never blocks
         self.last_step_at = time.monotonic()
         self.last_swap_pause_s = 0.0
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
@@ -458,8 +461,14 @@ class Engine:
         self._outbox.setdefault(request, []).append(event)
 
     def _flush(self) -> None:
-        """Hand over a step's events: one call per request, none of which blocks."""
-        outbox, self._outbox = self._outbox, {}
-        for request, events in outbox.items():
-            with contextlib.suppress(RuntimeError):  # the reader's event loop is gone
-                request.deliver(request, events)
+        """Hand over a step's events in one call."""
+        if self._outbox:
+            outbox, self._outbox = self._outbox, {}
+            with contextlib.suppress(RuntimeError):  # the readers' event loop is gone
+                self.sink(outbox)
+
+
+def deliver_now(outbox: StepEvents) -> None:
+    """Deliver on the engine's own thread: for use without an event loop."""
+    for request, events in outbox.items():
+        request.deliver(request, events)

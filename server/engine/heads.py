@@ -29,12 +29,13 @@ class HeadRunner:
         positions = [position for run in runs for position in range(run.start, run.end)]
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
         plan = AttentionPlan.build(self.cache, segments, (run.first_new_key for run in runs))
-        return head.module(
+        output: Tensor = head.module(
             states[None].to(self.cache.shape.dtype),
             torch.tensor([positions], device=self.trunk.device),
             self._wanted_rows(runs),
             step=plan,
-        ).float()
+        )
+        return output.float()
 
     def _state_rows(self, runs: list[HeadRun]) -> Tensor:
         size = self.cache.shape.block_size
@@ -46,7 +47,8 @@ class HeadRunner:
         return torch.tensor(rows, dtype=torch.long, device=self.trunk.device)
 
     def _wanted_rows(self, runs: list[HeadRun]) -> Tensor:
-        rows, offset = [], 0
+        rows: list[int] = []
+        offset = 0
         for run in runs:
             rows.extend(range(offset + run.first_row - run.start, offset + run.end - run.start))
             offset += run.end - run.start

@@ -14,6 +14,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
+from torch import Tensor
 from polyhead.heads.errors import PolyheadError
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 
@@ -265,7 +266,7 @@ class Request:
     """One call's work. The engine thread owns everything below the line."""
 
     request_id: str
-    deliver: Callable[[Request, list[Event]], None]  # called on the engine thread, once a step, never blocks
+    deliver: Callable[[Request, list[Event]], None]  # takes a step's events; where it runs is the engine's sink's affair
     head_names: tuple[str, ...]  # references to lease: sampling and scoring heads
     pinned: Mapping[str, ServedHead]  # those with an explicit version, resolved at the door
     score_heads: tuple[str, ...] = ()

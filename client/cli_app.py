@@ -1,0 +1,89 @@
+"""The command line, put together. `serve` is imported only when asked for, so that a client-only install works."""
+
+from __future__ import annotations
+
+import importlib
+from collections.abc import Sequence
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Annotated
+
+import typer
+from polyhead.client.cli_generate import generate_command, score_command
+from polyhead.client.cli_heads import heads_app
+from polyhead.client.cli_session import fail, readable_errors
+from polyhead.client.cli_status import status_command
+
+__all__ = ["build_app"]
+
+_SERVER_HINT = "pip install 'polyhead[server]'"
+
+
+def build_app(arguments: Sequence[str]) -> typer.Typer:
+    """The app for these arguments; they decide whether the server's own `serve` command is imported."""
+    app = typer.Typer(
+        name="polyhead",
+        help="One frozen trunk, many swappable heads: generation and scoring over gRPC.",
+        no_args_is_help=True,
+        add_completion=False,
+        pretty_exceptions_enable=False,
+    )
+    _add_serve(app, arguments)
+    app.command("status")(status_command)
+    app.command("generate")(generate_command)
+    app.command("score")(score_command)
+    app.add_typer(heads_app, name="heads")
+    app.command("split")(split_command)
+    app.command("merge")(merge_command)
+    return app
+
+
+def _add_serve(app: typer.Typer, arguments: Sequence[str]) -> None:
+    command = next((argument for argument in arguments if not argument.startswith("-")), "")
+    if command not in ("serve", ""):
+        return
+    try:
+        register = importlib.import_module("polyhead.server.main").register
+    except ImportError:
+        app.command("serve", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(_serve_missing)
+    else:
+        register(app)
+
+
+def _serve_missing() -> None:
+    """Serve a model (needs the server extra)."""
+    fail(f"the server is not installed\nhint: {_SERVER_HINT}")
+
+
+@readable_errors
+def split_command(
+    model: Annotated[Path, typer.Argument(help="A model folder that transformers loads.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the trunk and the head.")],
+    split_layer: Annotated[int | None, typer.Option(help="Where to cut; default: 80 % of the layers go to the trunk.")] = None,
+    precision: Annotated[str, typer.Option(help="How the trunk is stored: float32, bfloat16.")] = "float32",
+) -> None:
+    """Cut a model folder into a trunk folder and a head folder."""
+    _require_torch()
+    from polyhead.heads.split import split
+
+    split(model, out, split_layer=split_layer, precision=precision)
+    typer.echo(f"split {model.name} into {out}")
+
+
+@readable_errors
+def merge_command(
+    trunk: Annotated[Path, typer.Argument(help="A trunk folder.")],
+    head: Annotated[Path, typer.Argument(help="A head folder.")],
+    out: Annotated[Path, typer.Argument(help="Folder for the whole model, as save_pretrained writes it.")],
+) -> None:
+    """Join a trunk and a head into a folder that transformers loads."""
+    _require_torch()
+    from polyhead.heads.merge import merge
+
+    merge(trunk, head, out)
+    typer.echo(f"merged {trunk.name} and {head.name} into {out}")
+
+
+def _require_torch() -> None:
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        fail(f"this command needs torch and transformers\nhint: {_SERVER_HINT}")

@@ -1,0 +1,151 @@
+"""`polyhead heads ...`: versions of heads and the active set."""
+
+from __future__ import annotations
+
+import datetime
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+from polyhead.client.cli_session import Session, connected, human_bytes, table
+from polyhead.client.errors import InvalidArgument
+from polyhead.client.records import Generation
+
+__all__ = ["heads_app"]
+
+heads_app = typer.Typer(help="Versions of heads and the active set.", no_args_is_help=True)
+
+_Ref = Annotated[str, typer.Argument(help="policy@7; policy alone means the active version.")]
+_Note = Annotated[str, typer.Option(help="Why; kept in the history.")]
+_Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless this generation is the active one.")]
+
+
+@heads_app.command("list")
+@connected
+def list_command(session: Session, name: Annotated[str | None, typer.Argument(help="Only this head.")] = None) -> None:
+    """All versions, newest first."""
+    heads = session.client.heads(name)
+    rows = table("", "head", "kind", "active", "in memory", "size", "made", "labels", "digest")
+    for head in heads:
+        marks = ("yes" if head.active else "", "yes" if head.resident else "")
+        made = _time(head.created_at)
+        rows.add_row(
+            head.ref, head.kind.value, *marks, human_bytes(head.num_bytes), made, " ".join(head.labels), head.digest[:12]
+        )
+    session.show(heads, rows)
+
+
+@heads_app.command("push")
+@connected
+def push_command(
+    session: Session,
+    name: Annotated[str, typer.Argument(help="The head's name.")],
+    folder: Annotated[Path, typer.Argument(help="A head folder, or a folder that save_pretrained wrote.")],
+    kind: Annotated[str | None, typer.Option(help="policy, preference, rule or value.")] = None,
+    base: Annotated[str, typer.Option(help="The version it was made from: policy@3.")] = "",
+    bias: Annotated[float | None, typer.Option(help="Preference: subtracted from the raw score.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Keep the version for good; repeatable.")] = None,
+    activate: Annotated[bool, typer.Option("--activate", help="Also make it active.")] = False,
+    validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, store nothing.")] = False,
+) -> None:
+    """Upload a new version."""
+    options: Any = {"kind": kind, "base": base, "bias": bias, "labels": label or [], "validate_only": validate_only}
+    report = session.client.push(name, folder, **options)
+    lines = [f"{report.head.name}@{report.version}" if report.version else "valid; nothing was stored"]
+    lines.append(f"{len(report.used)} tensors sent, {len(report.converted)} renamed, {len(report.ignored)} left out")
+    if activate and report.version:
+        lines.append(_line(session.client.activate({name: report.version})))
+    session.show(report, "\n".join(lines))
+
+
+@heads_app.command("pull")
+@connected
+def pull_command(
+    session: Session, ref: _Ref, folder: Annotated[Path, typer.Argument(help="Where to write the head folder.")]
+) -> None:
+    """Download a version as a head folder."""
+    tensors = session.client.pull_head(ref, folder)
+    session.show({"tensors": sorted(tensors), "folder": str(folder)}, f"{ref}: {len(tensors)} tensors in {folder}")
+
+
+@heads_app.command("copy")
+@connected
+def copy_command(
+    session: Session,
+    source: _Ref,
+    target: Annotated[str, typer.Argument(help="Name of the new version.")],
+    kind: Annotated[str | None, typer.Option(help="Another kind with the same output.")] = None,
+    bias: Annotated[float | None, typer.Option(help="Another bias.")] = None,
+) -> None:
+    """A new version without bytes: reference from policy@7, value from preference, a new bias."""
+    options: Any = {"kind": kind, "bias": bias}
+    version = session.client.copy_head(source, target, **options)
+    session.show({"head": target, "version": version}, f"{target}@{version}")
+
+
+@heads_app.command("activate")
+@connected
+def activate_command(
+    session: Session,
+    refs: Annotated[list[str], typer.Argument(help="One or several of policy@7.")],
+    expected: _Expected = None,
+    note: _Note = "",
+) -> None:
+    """Make versions active as one change."""
+    generation = session.client.activate(dict(_split(ref) for ref in refs), expected_generation=expected, note=note)
+    session.show(generation, _line(generation))
+
+
+@heads_app.command("rollback")
+@connected
+def rollback_command(
+    session: Session,
+    to: Annotated[int | None, typer.Option(help="The generation to equal; default: the one before.")] = None,
+    expected: _Expected = None,
+) -> None:
+    """Make a new generation equal to an earlier one."""
+    generation = session.client.rollback(to, expected_generation=expected)
+    session.show(generation, _line(generation))
+
+
+@heads_app.command("delete")
+@connected
+def delete_command(session: Session, ref: _Ref) -> None:
+    """Forget a version that is neither active nor labelled."""
+    session.client.delete_head(ref)
+    session.show({"deleted": ref}, f"deleted {ref}")
+
+
+@heads_app.command("watch")
+@connected
+def watch_command(session: Session, after: Annotated[int, typer.Option(help="Start behind this generation.")] = 0) -> None:
+    """Print the active generation, then each new one, until interrupted."""
+    for generation in session.client.watch(after):
+        session.show(generation, _line(generation))
+
+
+@heads_app.command("history")
+@connected
+def history_command(session: Session, limit: Annotated[int, typer.Option(help="Most rows.")] = 20) -> None:
+    """The history of the active set, newest first."""
+    generations = session.client.generations(limit)
+    session.show(generations, "\n".join(_line(generation) for generation in generations))
+
+
+def _line(generation: Generation) -> str:
+    heads = " ".join(f"{name}@{version}" for name, version in sorted(generation.heads.items()))
+    note = f"  ({generation.note})" if generation.note else ""
+    return f"generation {generation.number} from {generation.parent}  {_time(generation.created_at)}  {heads}{note}"
+
+
+def _split(ref: str) -> tuple[str, int]:
+    name, _, version = ref.partition("@")
+    if not version.isascii() or not version.isdigit():
+        raise InvalidArgument(
+            f"activate needs a version: {ref!r}\nhint: write {name}@7; see polyhead heads list {name}", field="refs"
+        )
+    return name, int(version)
+
+
+def _time(seconds: float) -> str:
+    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"

@@ -1,0 +1,127 @@
+"""What all commands that talk to a server share: its address, the output form, and errors in one line."""
+
+from __future__ import annotations
+
+import dataclasses
+import functools
+import inspect
+import json
+import sys
+from collections.abc import Callable
+from pathlib import Path
+from typing import Annotated, Any, NoReturn
+
+import numpy as np
+import typer
+from polyhead.client.client import Client
+from polyhead.client.errors import InvalidArgument, PolyheadError
+from rich.console import Console
+from rich.table import Table
+
+__all__ = ["Session", "connected", "fail", "human_bytes", "readable_errors", "table"]
+
+_OPTIONS: dict[str, tuple[Any, Any]] = {
+    "server": (
+        Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the server.")],
+        "127.0.0.1:50051",
+    ),
+    "token": (Annotated[str | None, typer.Option(envvar="POLYHEAD_TOKEN", help="Bearer token.")], None),
+    "tls_ca": (Annotated[Path | None, typer.Option(help="Use TLS and trust the certificates in this PEM file.")], None),
+    "as_json": (Annotated[bool, typer.Option("--json", help="Print JSON.")], False),
+}
+
+
+@dataclasses.dataclass(frozen=True, slots=True)
+class Session:
+    """One command's connection and its way to print."""
+
+    client: Client
+    as_json: bool
+
+    def show(self, answer: Any, text: Any) -> None:
+        """`answer` as JSON with --json, otherwise `text` (a str, or anything that rich prints)."""
+        if self.as_json:
+            typer.echo(json.dumps(answer, default=_plain))
+        else:
+            Console(soft_wrap=isinstance(text, str), markup=False, highlight=False, emoji=False).print(text)
+
+
+def connected(command: Callable[..., None]) -> Callable[..., None]:
+    """Give a command the options --server, --token, --tls-ca, --json, and a Session in place of them as its first argument."""
+    signature = inspect.signature(command, eval_str=True)
+    own = list(signature.parameters.values())[1:]
+    shared = [
+        inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
+        for name, (annotation, default) in _OPTIONS.items()
+    ]
+
+    @functools.wraps(command)
+    def run(*, server: str, token: str | None, tls_ca: Path | None, as_json: bool, **arguments: Any) -> None:
+        certificates = _read_certificates(tls_ca)
+        with Client(server, token=token, root_certificates=certificates) as client:
+            command(Session(client, as_json), **arguments)
+
+    parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
+    run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
+    run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return readable_errors(run)
+
+
+def readable_errors(command: Callable[..., None]) -> Callable[..., None]:
+    """Print what polyhead's own errors say, and exit with 1."""
+
+    @functools.wraps(command)
+    def run(*args: Any, **kwargs: Any) -> None:
+        try:
+            command(*args, **kwargs)
+        except Exception as error:
+            if not isinstance(error, _error_types()):
+                raise
+            fail(str(error))
+        except KeyboardInterrupt:
+            raise typer.Exit(130) from None
+
+    return run
+
+
+def fail(message: str) -> NoReturn:
+    """One line to stderr, a line for the hint, exit code 1."""
+    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(1)
+
+
+def table(title: str, *columns: str) -> Table:
+    """A plain table; add rows of str."""
+    return Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
+
+
+def human_bytes(count: float) -> str:
+    """1536 -> "1.5 KiB"."""
+    for unit in ("B", "KiB", "MiB", "GiB"):
+        if count < 1024:
+            return f"{count:.0f} {unit}" if unit == "B" else f"{count:.1f} {unit}"
+        count /= 1024
+    return f"{count:.1f} TiB"
+
+
+def _error_types() -> tuple[type[Exception], ...]:
+    """The client's errors, and those of polyhead.heads where a command has imported it."""
+    heads = sys.modules.get("polyhead.heads.errors")
+    return (PolyheadError,) if heads is None else (PolyheadError, heads.PolyheadError)
+
+
+def _read_certificates(file: Path | None) -> bytes | None:
+    if file is None:
+        return None
+    try:
+        return file.read_bytes()
+    except OSError as error:
+        raise InvalidArgument(f"cannot read --tls-ca: {file} ({error.strerror})", field="tls_ca") from None
+
+
+def _plain(value: Any) -> Any:
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
+        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+    if isinstance(value, (np.ndarray, np.generic)):
+        return value.tolist()
+    return str(value)

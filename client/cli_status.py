@@ -1,0 +1,70 @@
+"""`polyhead status`: one screen that says what the server holds and does."""
+
+from __future__ import annotations
+
+from polyhead.client.cli_session import Session, connected, human_bytes, table
+from polyhead.client.records import Generation, Status, TrunkInfo
+from rich.console import Group
+from rich.table import Table
+from rich.text import Text
+
+__all__ = ["status_command"]
+
+_NUM_GENERATIONS = 5
+
+
+@connected
+def status_command(session: Session) -> None:
+    """Active set, memory per head, queue, cache, disk, last generations."""
+    status, trunk = session.client.status(), session.client.trunk()
+    generations = session.client.generations(_NUM_GENERATIONS)
+    answer = {"status": status, "model": trunk.model, "trunk_id": trunk.trunk_id, "generations": generations}
+    parts: list[Table | Text] = [_overview(status, trunk), Text(), _heads(status), Text(), _history(generations)]
+    damage = [Text(f"DAMAGED: {status.damage}", style="bold red"), Text()] if status.damage else []
+    session.show(answer, Group(*damage, *parts))
+
+
+def _overview(status: Status, trunk: TrunkInfo) -> Table:
+    rows = Table.grid(padding=(0, 2))
+    layers = f"layers 0..{trunk.split_layer - 1} of {trunk.num_layers} frozen, {trunk.precision}"
+    rows.add_row("model", f"{trunk.model}  ({layers})")
+    rows.add_row("trunk", f"{trunk.trunk_id[:12]}  {human_bytes(status.trunk_bytes)}")
+    rows.add_row("memory", _memory(status))
+    rows.add_row("requests", f"{status.num_running} running, {status.num_waiting} waiting")
+    rows.add_row("cache", _cache(status))
+    rows.add_row("disk", f"store {human_bytes(status.store_bytes)}, {human_bytes(status.disk_free_bytes)} free")
+    rows.add_row("last swap", f"paused the engine for {status.last_swap_pause_seconds * 1000:.1f} ms")
+    rows.add_row("up", f"{status.uptime_seconds / 3600:.1f} h")
+    return rows
+
+
+def _memory(status: Status) -> str:
+    """What the product is about: how many whole models these heads would be, and how many they are."""
+    total = status.trunk_bytes + sum(head.num_bytes for head in status.resident_heads)
+    roles = sum(len(head.references) for head in status.resident_heads)
+    if not status.model_bytes:
+        return human_bytes(total)
+    return f"{human_bytes(total)} for {roles} heads: {total / status.model_bytes:.1f} models in place of {roles}"
+
+
+def _cache(status: Status) -> str:
+    hits, asked = status.counters.get("cache_hit_tokens", 0), status.counters.get("prompt_tokens", 0)
+    rate = f", {hits / asked:.0%} of prompt tokens found" if asked else ""
+    blocks = f"{status.num_used_blocks} used + {status.num_cached_blocks} cached of {status.num_blocks} blocks"
+    return f"{blocks}, heads {status.num_filled_head_blocks} of {status.num_head_blocks}{rate}"
+
+
+def _heads(status: Status) -> Table:
+    rows = table("heads in memory", "head", "active", "size", "requests", "digest")
+    for head in status.resident_heads:
+        names, size = ", ".join(head.references), human_bytes(head.num_bytes)
+        rows.add_row(names, "yes" if head.active else "", size, str(head.num_leases), head.digest[:12])
+    return rows
+
+
+def _history(generations: list[Generation]) -> Table:
+    rows = table("last generations", "number", "from", "heads", "note")
+    for each in generations:
+        heads = " ".join(f"{name}@{version}" for name, version in sorted(each.heads.items()))
+        rows.add_row(str(each.number), str(each.parent), heads, each.note)
+    return rows

@@ -1,0 +1,291 @@
+"""Client: polyhead from ordinary, synchronous code. requests.py builds, connection.py calls, folding.py and convert.py read.
+
+Every method raises errors of errors.py, and TypeError for an argument of a wrong type. AsyncClient (aio.py) has the same names.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Generator, Mapping, Sequence
+from contextlib import closing
+from os import PathLike
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self, Unpack
+
+import numpy as np
+from numpy.typing import NDArray
+from polyhead.client import convert, requests
+from polyhead.client.connection import Connection
+from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
+from polyhead.client.folding import GenerateFold, HeadFile, Rows, sample_order
+from polyhead.client.options import CopyOptions, GenerateOptions, PushOptions, ScoreOptions, StreamOptions
+from polyhead.client.prompts import Prompt, prompt_message, token_ids
+from polyhead.client.pushing import PushPlan, Upload, plan_push
+from polyhead.client.records import Generation, HeadVersion, PushReport, Status, TrunkInfo
+from polyhead.client.results import Piece, Sample, ScoredItem
+from polyhead.client.streams import PieceStream, Stream
+from polyhead.client.tensors import RawTensor
+from polyhead.client.transport import DEFAULT_TIMEOUT_S, LOOKUP_TIMEOUT_S, Deadline, Endpoint
+from polyhead.client.weights import Weights
+from polyhead.v1 import generation_pb2, heads_pb2, trunk_pb2
+
+__all__ = ["Client"]
+
+
+class Client:
+    """One server. Connects at the first call; safe to use from several threads, and anew in a forked child.
+
+    `timeout` (seconds) is the default of calls that compute or move weights; each of them takes its own `timeout=`, too.
+    """
+
+    def __init__(
+        self,
+        target: str = "127.0.0.1:50051",
+        *,
+        token: str | None = None,
+        tls: bool = False,
+        root_certificates: bytes | None = None,
+        server_name: str | None = None,
+        timeout: float | None = DEFAULT_TIMEOUT_S,
+    ) -> None:
+        endpoint = Endpoint(target, token=token, tls=tls, root_certificates=root_certificates, server_name=server_name)
+        self._connection = Connection(endpoint)
+        self._timeout = timeout
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """Close the channel; what still runs is cancelled."""
+        self._connection.close()
+
+    def wait_ready(self, timeout: float = 60.0, service: str = "") -> None:
+        """Return when the server is SERVING (trunk and active set are up). Raises DeadlineExceeded with the last answer."""
+        deadline, last = Deadline(timeout), "NOT_SERVING"
+        while (remaining := deadline.remaining() or 0.0) > 0:
+            try:
+                if self._connection.unary(lambda stubs: stubs.health, service, min(remaining, 5.0)):
+                    return
+                last = "NOT_SERVING"
+            except (Unavailable, NotFound, DeadlineExceeded) as error:
+                last = error.message
+            time.sleep(min(0.1, remaining))
+        raise DeadlineExceeded(f"the server is not ready after {timeout:g} s: {last}")
+
+    # generation and scoring
+
+    def stream(self, prompt: Prompt, **options: Unpack[StreamOptions]) -> PieceStream:
+        """One sample of one prompt, piece by piece; `.sample` of what is returned holds the whole afterwards."""
+        request = requests.generate([prompt], field="prompt", n=1, delivery="tokens", **options)
+        return PieceStream(self._events(request, options.get("timeout") or self._timeout))
+
+    def generate(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Sample]:
+        """All samples, in (prompt, arm, sample) order."""
+        return sorted(self.samples(prompts, **options), key=sample_order)
+
+    def samples(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> Stream[Sample]:
+        """Samples as they finish; leaving the loop cancels the rest."""
+        request = requests.generate(prompts, **options)
+        return Stream(self._samples(request, options.get("timeout") or self._timeout))
+
+    def score(self, items: Sequence[Any], *, heads: Sequence[str], **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
+        """Score (prompt, completion) pairs or Samples with any set of heads, in the order of `items`."""
+        request = requests.score(items, heads=heads, **options)
+        response = self._connection.unary(lambda stubs: stubs.scoring.Score, request, options.get("timeout") or self._timeout)
+        served = convert.served(response.served)
+        return [convert.scored_item(item, response.request_id, served) for item in response.items]
+
+    # trunk
+
+    def trunk(self) -> TrunkInfo:
+        """Identity and sizes of the trunk, hashes of its tensors, names and shapes of a head's."""
+        return convert.trunk_info(self._lookup(lambda stubs: stubs.trunk.GetTrunk, trunk_pb2.GetTrunkRequest()))
+
+    def status(self) -> Status:
+        """Heads, memory, queue, cache and disk, now."""
+        return convert.status(self._lookup(lambda stubs: stubs.trunk.GetStatus, trunk_pb2.GetStatusRequest()))
+
+    def tokenize(self, prompt: Prompt, *, special_tokens: bool = True, assistant_prefix: str = "") -> list[int]:
+        """The ids that `generate` would use; `special_tokens=False` for text that is a completion."""
+        message = prompt_message(prompt, "prompt", assistant_prefix=assistant_prefix)
+        request = trunk_pb2.TokenizeRequest(prompt=message, without_special_tokens=not special_tokens)
+        return list(self._lookup(lambda stubs: stubs.trunk.Tokenize, request).token_ids)
+
+    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
+        """Text of `ids`."""
+        request = trunk_pb2.DetokenizeRequest(token_ids=token_ids(ids, "ids"), skip_special_tokens=skip_special_tokens)
+        return str(self._lookup(lambda stubs: stubs.trunk.Detokenize, request).text)
+
+    def encode(self, ids: Any, *, request_id: str = "", timeout: float | None = None) -> Any:
+        """Boundary states: (T, d_model) float32 for one list of ids, a list of such arrays for a list of lists."""
+        sequences, is_single = requests.sequences(ids)
+        rows = [Rows() for _ in sequences]
+        request = requests.encode(sequences, request_id)
+
+        def take(message: trunk_pb2.EncodeResponse) -> None:
+            rows[message.sequence_index].add(message.offset, message.states)
+
+        self._connection.read_all(lambda stubs: stubs.trunk.Encode, request, timeout or self._timeout, take)
+        states = [each.joined() for each in rows]
+        return states[0] if is_single else states
+
+    def output_embedding(self, *, timeout: float | None = None) -> NDArray[np.float32]:
+        """The frozen output matrix that tied policy heads use, (vocab_size, d_model)."""
+        rows, request = Rows(), trunk_pb2.PullOutputEmbeddingRequest()
+
+        def take(message: trunk_pb2.PullOutputEmbeddingResponse) -> None:
+            rows.add(message.offset, message.rows)
+
+        self._connection.read_all(lambda stubs: stubs.trunk.PullOutputEmbedding, request, timeout or self._timeout, take)
+        return rows.joined()
+
+    # heads
+
+    def push_head(self, name: str, weights: Weights, **options: Unpack[PushOptions]) -> int:
+        """Upload a new version and return its number (0 with validate_only). It is not active yet."""
+        return self.push(name, weights, **options).version
+
+    def push(self, name: str, weights: Weights, **options: Unpack[PushOptions]) -> PushReport:
+        """As push_head, with what became of every tensor: used, converted, ignored, missing."""
+        upload = self._prepare(plan_push(name, weights, options), self.trunk())
+        return self._send(upload, options.get("timeout") or self._timeout)
+
+    def pull_head(
+        self, ref: str, folder: str | PathLike[str] | None = None, *, timeout: float | None = None
+    ) -> dict[str, RawTensor | NDArray[Any]]:
+        """Tensors of a version, checked against its digest; with `folder`, written as a head folder, too."""
+        with closing(HeadFile()) as file:
+            request = heads_pb2.PullHeadRequest(head=ref)
+            self._connection.read_all(lambda stubs: stubs.heads.PullHead, request, timeout or self._timeout, file.feed)
+            file.finish()
+            if folder is not None:
+                file.save(Path(folder), self.trunk())
+            return file.tensors()
+
+    def copy_head(self, source: str, target: str, **changes: Unpack[CopyOptions]) -> int:
+        """A new version of `target` without bytes: the weights of `source`, perhaps of another kind, bias or reading."""
+        request = requests.copy_head(source, target, **changes)
+        response = self._connection.unary(lambda stubs: stubs.heads.CopyHead, request, changes.get("timeout") or self._timeout)
+        return int(response.head.version)
+
+    def activate(
+        self,
+        heads: Mapping[str, int],
+        *,
+        expected_generation: int | None = None,
+        request_id: str = "",
+        note: str = "",
+        timeout: float | None = None,
+    ) -> Generation:
+        """Make versions active as one change. Raises Conflict if the active generation is not `expected_generation`."""
+        request = requests.activate(heads, expected_generation, request_id, note)
+        response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
+        return convert.generation(response.generation, response.num_pinned_requests, response.num_aborted_requests)
+
+    def update(
+        self,
+        weights: Mapping[str, Weights],
+        *,
+        expected_generation: int | None = None,
+        request_id: str = "",
+        note: str = "",
+        timeout: float | None = None,
+    ) -> Generation:
+        """Push a new version of each name, then activate all of them as one change. Nothing is sent before all were checked."""
+        request_id = request_id or requests.new_request_id()
+        trunk = self.trunk()
+        plans = [
+            plan_push(name, each, {"request_id": requests.request_id_for(request_id, name)}) for name, each in weights.items()
+        ]
+        uploads = [self._prepare(plan, trunk) for plan in plans]
+        versions = {upload.header.name: self._send(upload, timeout or self._timeout).version for upload in uploads}
+        return self.activate(
+            versions, expected_generation=expected_generation, request_id=request_id, note=note, timeout=timeout
+        )
+
+    def rollback(
+        self,
+        to: int | None = None,
+        *,
+        expected_generation: int | None = None,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> Generation:
+        """A new generation equal to `to` (default: the active one's parent)."""
+        request = requests.rollback(to, expected_generation, request_id)
+        response = self._connection.unary(lambda stubs: stubs.heads.RollbackHeads, request, timeout or self._timeout)
+        return convert.generation(response.generation)
+
+    def heads(self, name: str | None = None) -> list[HeadVersion]:
+        """All versions, by name, newest first."""
+        found: list[HeadVersion] = []
+        request = heads_pb2.ListHeadsRequest(name=name or "")
+        while True:
+            page = self._lookup(lambda stubs: stubs.heads.ListHeads, request)
+            found += [convert.head_version(head) for head in page.heads]
+            if not page.next_page_token:
+                return found
+            request = heads_pb2.ListHeadsRequest(name=name or "", page_token=page.next_page_token)
+
+    def head(self, ref: str) -> HeadVersion:
+        """One version's record: "policy" (the active one) or "policy@7"."""
+        return convert.head_version(self._lookup(lambda stubs: stubs.heads.GetHead, heads_pb2.GetHeadRequest(head=ref)).head)
+
+    def delete_head(self, ref: str) -> None:
+        """Forget a version ("policy@7") that is neither active nor labelled."""
+        self._lookup(lambda stubs: stubs.heads.DeleteHead, heads_pb2.DeleteHeadRequest(head=ref))
+
+    def generations(self, limit: int | None = None) -> list[Generation]:
+        """The history of the active set, newest first; at most `limit`."""
+        found: list[Generation] = []
+        request = heads_pb2.ListGenerationsRequest(page_size=limit or 0)
+        while True:
+            page = self._lookup(lambda stubs: stubs.heads.ListGenerations, request)
+            found += [convert.generation(each) for each in page.generations]
+            if not page.next_page_token or (limit is not None and len(found) >= limit):
+                return found[:limit]
+            request = heads_pb2.ListGenerationsRequest(page_size=limit or 0, page_token=page.next_page_token)
+
+    def watch(self, after: int = 0) -> Stream[Generation]:
+        """The active generation now, then each new one, without end; `after` resumes behind a number already seen."""
+        request = heads_pb2.WatchHeadsRequest(after_generation=after)
+        return Stream(self._generations(request))
+
+    # shared steps
+
+    def _lookup(self, pick: Any, request: Any) -> Any:
+        return self._connection.unary(pick, request, LOOKUP_TIMEOUT_S)
+
+    def _events(self, request: generation_pb2.GenerateRequest, timeout: float | None) -> Generator[Piece | Sample, None, None]:
+        fold = GenerateFold(request)
+        with closing(self._connection.stream(lambda stubs: stubs.generation.Generate, request, timeout)) as messages:
+            for message in messages:
+                yield from fold.feed(message)
+        yield from fold.finish()
+
+    def _samples(self, request: generation_pb2.GenerateRequest, timeout: float | None) -> Generator[Sample, None, None]:
+        with closing(self._events(request, timeout)) as events:
+            for event in events:
+                if isinstance(event, Sample):
+                    yield event
+
+    def _generations(self, request: heads_pb2.WatchHeadsRequest) -> Generator[Generation, None, None]:
+        with closing(self._connection.stream(lambda stubs: stubs.heads.WatchHeads, request, None)) as messages:
+            for message in messages:
+                yield convert.generation(message.generation)
+
+    def _prepare(self, plan: PushPlan, trunk: TrunkInfo) -> Upload:
+        kind = plan.kind
+        if kind is None:
+            try:
+                kind = self.head(plan.kind_reference).kind
+            except NotFound:
+                kind = plan.guess_kind()
+        return plan.prepare(trunk, kind)
+
+    def _send(self, upload: Upload, timeout: float | None) -> PushReport:
+        return upload.report(self._connection.upload(lambda stubs: stubs.heads.PushHead, upload.messages, timeout))

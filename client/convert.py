@@ -1,0 +1,246 @@
+"""The only place where the client's protobuf messages become its dataclasses. Knows nothing of calls."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+from polyhead.client import records, results, tensors
+from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
+
+__all__ = ["generation", "head_version", "piece", "sample", "scored_item", "served", "status", "tensor", "trunk_info"]
+
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+
+
+def sample(message: generation_pb2.Sample, request_id: str, served: results.Served) -> results.Sample:
+    return results.Sample(
+        prompt_index=message.prompt_index,
+        arm_index=message.arm_index,
+        sample_index=message.sample_index,
+        prompt_token_ids=list(message.prompt_token_ids),
+        token_ids=list(message.token_ids),
+        text=message.text,
+        logprobs=_floats(message.logprobs),
+        sampling_logprobs=_floats(message.sampling_logprobs),
+        finish_reason=_finish_reason(message.finish_reason),
+        terminated=message.terminated,
+        stop=message.stop,
+        valid=message.valid,
+        head=message.head,
+        head_version=message.head_version,
+        digest=message.digest,
+        spans=tuple(results.Span(span.start, span.end, span.version) for span in message.spans),
+        sample_seed=message.sample_seed,
+        scores=_scores(message.scores),
+        sampling=_sampling(message.sampling),
+        num_cached_tokens=message.num_cached_tokens,
+        error=message.error,
+        request_id=request_id,
+        served=served,
+    )
+
+
+def piece(message: generation_pb2.Piece) -> results.Piece:
+    return results.Piece(
+        prompt_index=message.prompt_index,
+        arm_index=message.arm_index,
+        sample_index=message.sample_index,
+        offset=message.offset,
+        token_ids=list(message.token_ids),
+        logprobs=_floats(message.logprobs),
+        sampling_logprobs=_floats(message.sampling_logprobs),
+        text=message.text,
+    )
+
+
+def scored_item(message: scoring_pb2.ScoredItem, request_id: str, served: results.Served) -> results.ScoredItem:
+    return results.ScoredItem(
+        prompt_token_ids=list(message.prompt_token_ids),
+        token_ids=list(message.token_ids),
+        terminated=message.terminated,
+        scores=_scores(message.scores),
+        error=message.error,
+        num_cached_tokens=message.num_cached_tokens,
+        request_id=request_id,
+        served=served,
+    )
+
+
+def served(message: types_pb2.Served) -> results.Served:
+    return results.Served(
+        trunk_id=message.trunk_id,
+        precision=message.precision,
+        generation=message.generation,
+        head_versions=dict(message.head_versions),
+        tokenizer_sha256=message.tokenizer_sha256,
+    )
+
+
+def tensor(message: types_pb2.Tensor) -> NDArray[np.float32]:
+    """Any of the contract's dtypes as float32. Raises DataLoss if the bytes do not fit the shape."""
+    return tensors.to_float32(message.dtype, tuple(message.shape), message.data)
+
+
+def head_version(message: heads_pb2.HeadVersion) -> records.HeadVersion:
+    return records.HeadVersion(
+        name=message.name,
+        version=message.version,
+        digest=message.digest,
+        num_bytes=message.num_bytes,
+        manifest=_manifest(message.manifest),
+        active=message.active,
+        resident=message.resident,
+        created_at=message.created_at,
+        labels=tuple(message.labels),
+    )
+
+
+def generation(message: heads_pb2.Generation, num_pinned: int = 0, num_aborted: int = 0) -> records.Generation:
+    return records.Generation(
+        number=message.number,
+        parent=message.parent,
+        heads=dict(message.heads),
+        created_at=message.created_at,
+        note=message.note,
+        num_pinned_requests=num_pinned,
+        num_aborted_requests=num_aborted,
+    )
+
+
+def trunk_info(message: trunk_pb2.GetTrunkResponse) -> records.TrunkInfo:
+    return records.TrunkInfo(
+        trunk_id=message.trunk_id,
+        precision=message.precision,
+        model=message.model,
+        split_layer=message.split_layer,
+        num_layers=message.num_layers,
+        d_model=message.d_model,
+        vocab_size=message.vocab_size,
+        context_length=message.context_length,
+        eos_token_ids=list(message.eos_token_ids),
+        tokenizer_sha256=message.tokenizer_sha256,
+        tensors={t.name: records.SourceTensor(t.name, t.sha256, _dtype(t.dtype)) for t in message.tensors},
+        head_tensors={t.name: tuple(t.shape) for t in message.head_tensors},
+        tied=message.tied,
+        config_json=message.config_json,
+    )
+
+
+def status(message: trunk_pb2.GetStatusResponse) -> records.Status:
+    return records.Status(
+        generation=message.generation,
+        active=dict(message.active),
+        resident_heads=tuple(
+            records.ResidentHead(tuple(head.references), head.digest, head.num_bytes, head.num_leases, head.active)
+            for head in message.resident_heads
+        ),
+        trunk_bytes=message.trunk_bytes,
+        model_bytes=message.model_bytes,
+        num_running=message.num_running,
+        num_waiting=message.num_waiting,
+        num_blocks=message.num_blocks,
+        num_used_blocks=message.num_used_blocks,
+        num_cached_blocks=message.num_cached_blocks,
+        num_head_blocks=message.num_head_blocks,
+        num_filled_head_blocks=message.num_filled_head_blocks,
+        store_bytes=message.store_bytes,
+        disk_free_bytes=message.disk_free_bytes,
+        last_swap_pause_seconds=message.last_swap_pause_seconds,
+        damage=message.damage,
+        uptime_seconds=message.uptime_seconds,
+        counters=dict(message.counters),
+    )
+
+
+def _scores(messages: Iterable[types_pb2.HeadScore]) -> dict[str, results.HeadScore]:
+    return {message.head: _score(message) for message in messages}
+
+
+def _score(message: types_pb2.HeadScore) -> results.HeadScore:
+    about = (message.head, _head_kind(message.kind), message.version, message.digest, message.error)
+    result = message.WhichOneof("result")
+    if result == "policy":
+        return results.PolicyScore(*about, _floats(message.policy.logprobs), _floats(message.policy.sampling_logprobs))
+    if result == "preference":
+        p = message.preference
+        return results.PreferenceScore(*about, value=p.value, raw=p.raw, bias=p.bias, present=p.present, position=p.position)
+    if result == "rule":
+        return _rule_scores(about, message.rule)
+    if result == "value":
+        return results.ValueScore(*about, _floats(message.value.values), message.value.bootstrap_value)
+    return results.HeadScore(*about)
+
+
+def _rule_scores(about: tuple[str, results.HeadKind, int, str, str], message: types_pb2.RuleScores) -> results.RuleScores:
+    return results.RuleScores(
+        *about,
+        p_violate={rule.rule_id: rule.p_violate for rule in message.rules},
+        p_follow={rule.rule_id: rule.p_follow for rule in message.rules},
+        answer_mass={rule.rule_id: rule.answer_mass for rule in message.rules},
+        rule_set=message.rule_set,
+        template=message.template,
+    )
+
+
+def _sampling(message: types_pb2.Sampling) -> results.Sampling:
+    return results.Sampling(
+        temperature=message.temperature,
+        top_p=message.top_p,
+        top_k=message.top_k,
+        min_p=message.min_p,
+        repetition_penalty=message.repetition_penalty,
+        seed=message.seed,
+        max_new_tokens=message.max_new_tokens,
+        stop=tuple(message.stop),
+        keep_stop=message.keep_stop,
+        stop_token_ids=tuple(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+    )
+
+
+def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:
+    """Token ids that mean nothing for this head become -1, as in head.json."""
+    kind, read = _head_kind(message.kind), _enum_value(heads_pb2.ReadPosition, message.read)
+    is_rule = kind is results.HeadKind.RULE
+    return records.HeadManifest(
+        kind=kind,
+        trunk_id=message.trunk_id,
+        precision=message.precision,
+        output=_enum_value(heads_pb2.OutputKind, message.output),
+        base=message.base,
+        untrained=message.untrained,
+        bias=message.bias,
+        read=read,
+        append_token_id=message.append_token_id if read == "append" else -1,
+        unfinished=_enum_value(heads_pb2.Unfinished, message.unfinished),
+        violated_token_id=message.violated_token_id if is_rule else -1,
+        followed_token_id=message.followed_token_id if is_rule else -1,
+        template=message.template,
+    )
+
+
+def _head_kind(number: int) -> results.HeadKind:
+    return results.HeadKind(_enum_value(types_pb2.HeadKind, number))
+
+
+def _finish_reason(number: int) -> results.FinishReason:
+    return results.FinishReason(_enum_value(types_pb2.FinishReason, number))
+
+
+def _enum_value(enum: Any, number: int) -> str:
+    """READ_POSITION_LAST -> "last"; "" for UNSPECIFIED and for numbers of a newer server."""
+    names = {value: name for name, value in enum.items()}
+    zero = names[0].removesuffix("UNSPECIFIED")
+    return names[number].removeprefix(zero).lower() if number and number in names else ""
+
+
+def _floats(values: Iterable[float]) -> NDArray[np.float32]:
+    return np.fromiter(values, dtype=np.float32)
+
+
+def _dtype(text: str) -> str:
+    """The names of torch, of safetensors and of the contract are one."""
+    return _DTYPES.get(text, text.removeprefix("torch."))

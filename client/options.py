@@ -1,0 +1,122 @@
+"""Keyword arguments of the larger calls, declared once for both clients. None, or left out, means the server's default."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any, Literal, TypedDict
+
+__all__ = ["Arm", "CopyOptions", "GenerateOptions", "PushOptions", "Rule", "SamplingOptions", "ScoreOptions", "StreamOptions"]
+
+KindName = Literal["policy", "preference", "rule", "value"]
+ReadName = Literal["last", "eos", "append"]
+UnfinishedName = Literal["read_last", "omit"]
+OnSwapName = Literal["pin", "abort", "follow"]
+PriorityName = Literal["batch", "interactive"]
+DeliveryName = Literal["tokens", "samples", "groups"]
+
+
+@dataclass(frozen=True, slots=True)
+class Rule:
+    """One rule given by its text; `id` names it in the answer."""
+
+    id: str
+    text: str
+
+
+class SamplingOptions(TypedDict, total=False):
+    """How tokens are drawn. Defaults: the plain model (temperature 1, no truncation, no penalty), 128 tokens."""
+
+    temperature: float | None  # 0 is greedy
+    top_p: float | None  # in (0, 1]
+    top_k: int | None  # 0 keeps all
+    min_p: float | None  # in [0, 1]
+    repetition_penalty: float | None
+    seed: int | None  # drawn by the server if left out; returned with each sample
+    max_new_tokens: int | None
+    stop: Sequence[str] | str | None  # strings that end a sample
+    keep_stop: bool  # keep the matched stop string in `text`
+    stop_token_ids: Sequence[int] | None
+    ignore_eos: bool
+    sample_seeds: Sequence[int] | None  # replay: one per sample of each prompt
+
+
+class _RuleOptions(TypedDict, total=False):
+    rules: Sequence[str | Rule | Mapping[str, str]] | None  # ids of the rule set, or rules by text
+    rule_set: str  # "example-rules" or "example-rules@1"
+
+
+class _RequestOptions(TypedDict, total=False):
+    on_swap: OnSwapName | None
+    priority: PriorityName | None
+    timeout: float | None  # seconds, for the whole call
+    request_id: str
+    assistant_prefix: str  # opens the reply
+    cache_salt: str  # requests with different salts never share cached blocks
+
+
+class StreamOptions(SamplingOptions, _RuleOptions, _RequestOptions, total=False):
+    """What `stream` takes."""
+
+    head: str | None  # "policy" (the default) or "policy@7"
+    score: Sequence[str] | None  # heads to score each finished sample with
+    recipe: str
+    return_states: bool
+
+
+class GenerateOptions(StreamOptions, total=False):
+    """What `generate` and `samples` take."""
+
+    n: int | None  # samples for each prompt
+    arms: Sequence[Arm | Mapping[str, Any]] | None  # several heads in one call, in place of head= and n=
+    delivery: DeliveryName | None
+
+
+class ScoreOptions(SamplingOptions, _RuleOptions, _RequestOptions, total=False):
+    """What `score` takes. With any sampling parameter, policy heads also return `sampling_logprobs`."""
+
+    terminated: (
+        bool | Sequence[bool | None] | None
+    )  # whether completions ended by themselves; None: whether they end in an EOS token
+
+
+class PushOptions(TypedDict, total=False):
+    """What `push` and `push_head` take. Left out: the folder's head.json, the base's or the active version's value."""
+
+    kind: KindName | None
+    base: str  # "policy@3": the version it was made from
+    bias: float | None  # preference: subtracted from the raw score
+    read: ReadName | None  # preference: which token is read
+    append_token_id: int | None
+    unfinished: UnfinishedName | None
+    violated_token_id: int | None  # rule: the answer that says "broken"
+    followed_token_id: int | None
+    template: str | None
+    precision: str | None  # of the trunk that it was trained on
+    labels: Sequence[str]  # keep the version whatever --keep-versions says
+    request_id: str
+    validate_only: bool
+    progress: Callable[[int, int], None] | None  # (bytes sent, bytes in all), after each chunk
+    timeout: float | None
+
+
+class CopyOptions(TypedDict, total=False):
+    """What `copy_head` changes on the way; left out: as in the source."""
+
+    kind: KindName | None
+    bias: float | None
+    read: ReadName | None
+    append_token_id: int | None
+    unfinished: UnfinishedName | None
+    labels: Sequence[str]
+    request_id: str
+    timeout: float | None
+
+
+@dataclass(frozen=True, slots=True)
+class Arm:
+    """Candidates of one head for every prompt; `sampling` overrides the call's own parameters for this arm."""
+
+    head: str = "policy"
+    n: int = 1
+    sampling: SamplingOptions | None = None

@@ -1,0 +1,164 @@
+"""One upload, from what the caller gave to the messages on the wire and the report. Makes no calls: both clients drive it.
+
+plan = plan_push(name, weights, options)      # collects names; reads no weights yet
+upload = plan.prepare(trunk, kind)            # sorts, compares, lays out, hashes; nothing was sent so far
+response = <PushHead>(upload.messages())      # may be called again for a retry: the same bytes, the same request_id
+report = upload.report(response)
+"""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, cast
+
+from polyhead.client import convert
+from polyhead.client.canonical import CanonicalFile, serialise
+from polyhead.client.errors import InvalidArgument
+from polyhead.client.names import LM_HEAD, SCORE
+from polyhead.client.options import PushOptions
+from polyhead.client.records import PushReport, TrunkInfo
+from polyhead.client.requests import enum_number, new_request_id
+from polyhead.client.results import HeadKind
+from polyhead.client.tensors import Source
+from polyhead.client.weights import SortedWeights, Weights, collect, guess_kind, sort_weights
+from polyhead.v1 import heads_pb2, types_pb2
+
+__all__ = ["PushPlan", "Upload", "plan_push"]
+
+# keys of head.json that a push may carry on; its trunk_id lets the server refuse a head of another trunk
+_FROM_FOLDER = (
+    "kind",
+    "trunk_id",
+    "precision",
+    "untrained",
+    "bias",
+    "read",
+    "append_token_id",
+    "unfinished",
+    "violated_token_id",
+    "followed_token_id",
+    "template",
+)
+_MANIFEST_KEYS = frozenset(_FROM_FOLDER) | {"base"}
+
+
+@dataclass(frozen=True, slots=True)
+class PushPlan:
+    """A push that does not know the trunk yet."""
+
+    name: str
+    given: Mapping[str, Source]
+    manifest: Mapping[str, Any]  # plain values by the names of head.json; what is left out is the server's to fill in
+    options: PushOptions
+
+    @property
+    def kind(self) -> HeadKind | None:
+        """What the caller or the folder said; None: ask the server about `kind_reference`."""
+        return HeadKind(self.manifest["kind"]) if self.manifest.get("kind") else None
+
+    @property
+    def kind_reference(self) -> str:
+        """The version whose kind this head has if nobody said: the base, or the active version of the name."""
+        return str(self.manifest.get("base") or self.name)
+
+    def guess_kind(self) -> HeadKind:
+        """For a name that the server does not know."""
+        return guess_kind(self.given)
+
+    def prepare(self, trunk: TrunkInfo, kind: HeadKind) -> Upload:
+        """Everything that can be refused without sending a byte is refused here; see `sort_weights`."""
+        found = sort_weights(self.given, trunk, kind, may_miss=bool(self.manifest.get("base")))
+        file = serialise(found.tensors)
+        header = heads_pb2.PushHeader(
+            name=self.name,
+            manifest=_manifest_message({**self.manifest, "kind": kind.value}, _output_name(found)),
+            num_bytes=file.num_bytes,
+            sha256=file.sha256,
+            request_id=self.options.get("request_id") or new_request_id(),
+            validate_only=self.options.get("validate_only", False),
+            trunk_sha256=found.trunk_sha256,
+            labels=list(self.options.get("labels", ())),
+            delta_base=str(self.manifest["base"]) if found.missing else "",
+        )
+        return Upload(header, file, found, self.options.get("progress"))
+
+
+@dataclass(frozen=True, slots=True)
+class Upload:
+    """A push that is ready to go."""
+
+    header: heads_pb2.PushHeader
+    file: CanonicalFile
+    found: SortedWeights
+    progress: Callable[[int, int], None] | None
+
+    def messages(self) -> Iterator[heads_pb2.PushHeadRequest]:
+        """The header, then chunks of at most 1 MiB; tells `progress` after each one was taken by the transport."""
+        yield heads_pb2.PushHeadRequest(header=self.header)
+        for offset, data in self.file.chunks():
+            yield heads_pb2.PushHeadRequest(chunk=heads_pb2.Chunk(offset=offset, data=data))
+            if self.progress is not None:
+                self.progress(offset + len(data), self.file.num_bytes)
+
+    def report(self, response: heads_pb2.PushHeadResponse) -> PushReport:
+        return PushReport(
+            version=response.head.version,
+            head=convert.head_version(response.head),
+            used=sorted(self.found.tensors),
+            converted=self.found.converted,
+            ignored=self.found.ignored,
+            missing=self.found.missing,
+            num_trunk_tensors_compared=response.num_trunk_tensors_compared,
+        )
+
+
+def plan_push(name: str, weights: Weights, options: PushOptions) -> PushPlan:
+    """Raises TypeError or InvalidArgument for what is wrong in itself."""
+    if unknown := sorted(options.keys() - PushOptions.__annotations__.keys()):
+        raise TypeError(f"an unexpected keyword argument: {unknown[0]!r}")
+    manifest = _folder_manifest(weights) | {
+        key: value for key, value in options.items() if key in _MANIFEST_KEYS and value not in (None, "")
+    }
+    if "kind" in manifest:
+        enum_number(types_pb2.HeadKind, manifest["kind"], "kind")
+    return PushPlan(name, collect(weights), manifest, options)
+
+
+def _folder_manifest(weights: Weights) -> dict[str, Any]:
+    """What head.json beside the weights says, without what does not apply (-1 and "")."""
+    if not isinstance(weights, (str, os.PathLike)) or not (file := Path(weights) / "head.json").is_file():
+        return {}
+    try:
+        plain = json.loads(file.read_text("utf-8"))
+    except ValueError:
+        raise InvalidArgument(f"head.json is not JSON: {file}", field="weights") from None
+    return {key: plain[key] for key in _FROM_FOLDER if key in plain and plain[key] not in (-1, "")}
+
+
+def _output_name(found: SortedWeights) -> str | None:
+    """What the file says about the head's output; None where a base fills it in."""
+    if SCORE in found.tensors:
+        return "score"
+    if LM_HEAD in found.tensors:
+        return "own"
+    return None if {SCORE, LM_HEAD} & set(found.missing) else "tied"
+
+
+def _manifest_message(plain: Mapping[str, Any], output: str | None) -> heads_pb2.HeadManifest:
+    values = {key: value for key, value in plain.items() if key not in ("kind", "read", "unfinished")}
+    try:
+        return heads_pb2.HeadManifest(
+            kind=cast(Any, enum_number(types_pb2.HeadKind, plain["kind"], "kind")),
+            output=cast(Any, enum_number(heads_pb2.OutputKind, output, "output")),
+            read=cast(Any, enum_number(heads_pb2.ReadPosition, plain.get("read"), "read")),
+            unfinished=cast(Any, enum_number(heads_pb2.Unfinished, plain.get("unfinished"), "unfinished")),
+            **values,
+        )
+    except (TypeError, ValueError) as error:
+        raise InvalidArgument(
+            f"the head's manifest holds a value of a wrong type or range: {error}", field="manifest"
+        ) from None

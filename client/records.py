@@ -1,0 +1,142 @@
+"""What the client tells about the server: trunk, head versions, generations, status, pushes. Knows nothing of protobuf."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+from polyhead.client.results import HeadKind
+
+__all__ = ["Generation", "HeadManifest", "HeadVersion", "PushReport", "ResidentHead", "SourceTensor", "Status", "TrunkInfo"]
+
+
+@dataclass(frozen=True, slots=True)
+class SourceTensor:
+    """A tensor of the trunk as the source checkpoint has it."""
+
+    name: str
+    sha256: str  # of its bytes in the checkpoint's own dtype
+    dtype: str  # "float32", "bfloat16", "float16"
+
+
+@dataclass(frozen=True, slots=True)
+class TrunkInfo:
+    """Identity and sizes of the frozen part."""
+
+    trunk_id: str
+    precision: str
+    model: str
+    split_layer: int
+    num_layers: int  # of the whole model
+    d_model: int
+    vocab_size: int
+    context_length: int
+    eos_token_ids: list[int]
+    tokenizer_sha256: str
+    tensors: dict[str, SourceTensor]
+    head_tensors: dict[str, tuple[int, ...]]  # name -> shape of what every head holds, without its output
+    tied: bool
+    config_json: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeadManifest:
+    """head.json: what a head's weights cannot say. Enums by their value in head.json; "" or -1 where it does not apply."""
+
+    kind: HeadKind
+    trunk_id: str
+    precision: str
+    output: str  # "tied", "own", "score"
+    base: str  # "policy@3"
+    untrained: bool
+    bias: float
+    read: str  # "last", "eos", "append"
+    append_token_id: int
+    unfinished: str  # "read_last", "omit"
+    violated_token_id: int
+    followed_token_id: int
+    template: str
+
+
+@dataclass(frozen=True, slots=True)
+class HeadVersion:
+    """One version of one head."""
+
+    name: str
+    version: int  # 0: not stored (validate_only)
+    digest: str  # SHA-256 of its file
+    num_bytes: int
+    manifest: HeadManifest
+    active: bool
+    resident: bool  # in memory now
+    created_at: float  # seconds since 1970
+    labels: tuple[str, ...]
+
+    @property
+    def kind(self) -> HeadKind:
+        return self.manifest.kind
+
+    @property
+    def ref(self) -> str:
+        """The reference that other calls take: "policy@7"."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
+class Generation:
+    """One state of the active set."""
+
+    number: int
+    parent: int  # 0 for the first
+    heads: dict[str, int]  # name -> version
+    created_at: float  # seconds since 1970
+    note: str
+    num_pinned_requests: int = 0  # filled by activate and update: requests that go on with an older generation
+    num_aborted_requests: int = 0  # filled by activate and update: requests that the change ended
+
+
+@dataclass(frozen=True, slots=True)
+class PushReport:
+    """What became of every tensor that was handed to a push."""
+
+    version: int  # 0 with validate_only
+    head: HeadVersion
+    used: list[str]  # sent, under these names
+    converted: dict[str, str]  # given name -> the name it was sent under, where they differ
+    ignored: dict[str, str]  # given name -> why it was not sent
+    missing: list[str]  # expected, not given (only with base=; an error otherwise)
+    num_trunk_tensors_compared: int = 0
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentHead:
+    """A head version held in memory."""
+
+    references: tuple[str, ...]  # several if they share one file
+    digest: str
+    num_bytes: int
+    num_leases: int
+    active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Status:
+    """How the server is doing. Sizes in bytes, times in seconds."""
+
+    generation: int
+    active: dict[str, int]
+    resident_heads: tuple[ResidentHead, ...]
+    trunk_bytes: int
+    model_bytes: int  # of one unsplit model
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_used_blocks: int
+    num_cached_blocks: int
+    num_head_blocks: int
+    num_filled_head_blocks: int
+    store_bytes: int
+    disk_free_bytes: int
+    last_swap_pause_seconds: float
+    damage: str  # what is damaged and how to repair it; empty if all is well
+    uptime_seconds: float
+    counters: dict[str, int] = field(default_factory=dict)

@@ -1,0 +1,288 @@
+"""Requests, built from what the user gave and checked before anything is sent. Pure functions, shared by both clients."""
+
+from __future__ import annotations
+
+import uuid
+from collections.abc import Mapping, Sequence
+from typing import Any, cast
+
+from polyhead.client import prompts as prompt_forms
+from polyhead.client.errors import InvalidArgument
+from polyhead.client.options import Arm, Rule, SamplingOptions
+from polyhead.client.results import Sample
+from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
+
+__all__ = [
+    "activate",
+    "copy_head",
+    "encode",
+    "enum_number",
+    "generate",
+    "new_request_id",
+    "request_id_for",
+    "rollback",
+    "score",
+    "sequences",
+]
+
+_SAMPLING_KEYS = frozenset(SamplingOptions.__annotations__)
+_LISTS = ("stop", "stop_token_ids", "sample_seeds")
+
+
+def new_request_id() -> str:
+    """Every mutating call carries one, so that a retry gets the first call's answer."""
+    return str(uuid.uuid4())
+
+
+def request_id_for(request_id: str, part: str) -> str:
+    """The id of one part of a call made of several: the same whenever the whole is repeated."""
+    return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request_id}/{part}"))
+
+
+def generate(
+    prompts: Sequence[prompt_forms.Prompt],
+    *,
+    field: str = "prompts",
+    head: str | None = None,
+    n: int | None = None,
+    arms: Sequence[Arm | Mapping[str, Any]] | None = None,
+    delivery: str | None = "samples",
+    score: Sequence[str] | None = None,
+    rules: Sequence[str | Rule | Mapping[str, str]] | None = None,
+    rule_set: str = "",
+    recipe: str = "",
+    on_swap: str | None = None,
+    priority: str | None = None,
+    return_states: bool = False,
+    assistant_prefix: str = "",
+    cache_salt: str = "",
+    request_id: str = "",
+    timeout: float | None = None,  # read by the caller
+    **sampling: Any,
+) -> generation_pb2.GenerateRequest:
+    """Raises TypeError or InvalidArgument, naming the argument. An unknown keyword is a TypeError."""
+    _refuse_unknown(sampling)
+    return generation_pb2.GenerateRequest(
+        prompts=[
+            prompt_forms.prompt_message(
+                prompt,
+                field if field == "prompt" else f"{field}[{i}]",
+                assistant_prefix=assistant_prefix,
+                cache_salt=cache_salt,
+            )
+            for i, prompt in enumerate(prompt_forms.prompt_list(prompts, field))
+        ],
+        arms=_arms(head, n, arms, cast(SamplingOptions, sampling)),
+        delivery=cast(Any, enum_number(generation_pb2.Delivery, delivery, "delivery")),
+        on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
+        priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
+        score=_scoring_spec(score or (), rules, rule_set, recipe, "score"),
+        return_states=return_states,
+        request_id=request_id,
+    )
+
+
+def score(
+    items: Sequence[Any],
+    *,
+    heads: Sequence[str],
+    rules: Sequence[str | Rule | Mapping[str, str]] | None = None,
+    rule_set: str = "",
+    terminated: bool | Sequence[bool | None] | None = None,
+    on_swap: str | None = None,
+    priority: str | None = None,
+    assistant_prefix: str = "",
+    cache_salt: str = "",
+    request_id: str = "",
+    timeout: float | None = None,  # read by the caller
+    **sampling: Any,
+) -> scoring_pb2.ScoreRequest:
+    """`items` are (prompt, completion) pairs or Samples. Raises TypeError or InvalidArgument, naming the argument."""
+    _refuse_unknown(sampling)
+    if isinstance(items, (str, tuple)) or not isinstance(items, Sequence):
+        raise TypeError(f"items must be a list of (prompt, completion) pairs: {type(items).__name__}")
+    ends = _terminated(terminated, len(items))
+    given = any(value is not None for value in sampling.values())
+    return scoring_pb2.ScoreRequest(
+        items=[
+            _score_item(item, end, f"items[{i}]", assistant_prefix, cache_salt)
+            for i, (item, end) in enumerate(zip(items, ends, strict=True))
+        ],
+        score=_scoring_spec(heads, rules, rule_set, "", "heads"),
+        sampling=_sampling(cast(SamplingOptions, sampling)) if given else None,
+        on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
+        priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
+        request_id=request_id,
+    )
+
+
+def sequences(ids: Any) -> tuple[Sequence[Any], bool]:
+    """(list of sequences, whether one single sequence was given)."""
+    if isinstance(ids, (str, bytes)) or not hasattr(ids, "__len__"):
+        raise TypeError(f"ids must be a list of token ids or a list of such lists: {type(ids).__name__}")
+    is_single = len(ids) == 0 or not hasattr(ids[0], "__len__") or getattr(ids[0], "shape", None) == ()
+    return ([ids] if is_single else ids), is_single
+
+
+def encode(sequences: Sequence[Any], request_id: str) -> trunk_pb2.EncodeRequest:
+    ids = [types_pb2.TokenIds(ids=prompt_forms.token_ids(each, f"ids[{i}]")) for i, each in enumerate(sequences)]
+    return trunk_pb2.EncodeRequest(sequences=ids, request_id=request_id)
+
+
+def copy_head(
+    source: str,
+    target: str,
+    *,
+    kind: str | None = None,
+    bias: float | None = None,
+    read: str | None = None,
+    append_token_id: int | None = None,
+    unfinished: str | None = None,
+    labels: Sequence[str] = (),
+    request_id: str = "",
+    timeout: float | None = None,  # read by the caller
+) -> heads_pb2.CopyHeadRequest:
+    return heads_pb2.CopyHeadRequest(
+        source=source,
+        target=target,
+        kind=cast(Any, enum_number(types_pb2.HeadKind, kind, "kind")),
+        bias=bias,
+        read=cast(Any, enum_number(heads_pb2.ReadPosition, read, "read")),
+        append_token_id=append_token_id,
+        unfinished=cast(Any, enum_number(heads_pb2.Unfinished, unfinished, "unfinished")),
+        labels=list(labels),
+        request_id=request_id or new_request_id(),
+    )
+
+
+def activate(
+    heads: Mapping[str, int], expected_generation: int | None, request_id: str, note: str
+) -> heads_pb2.ActivateHeadsRequest:
+    if not isinstance(heads, Mapping) or not all(isinstance(version, int) for version in heads.values()):
+        raise TypeError('heads must map names to version numbers, such as {"policy": 7}')
+    return heads_pb2.ActivateHeadsRequest(
+        heads=heads, expected_generation=expected_generation, request_id=request_id or new_request_id(), note=note
+    )
+
+
+def rollback(to: int | None, expected_generation: int | None, request_id: str) -> heads_pb2.RollbackHeadsRequest:
+    return heads_pb2.RollbackHeadsRequest(
+        to_generation=to, expected_generation=expected_generation, request_id=request_id or new_request_id()
+    )
+
+
+def enum_number(enum: Any, name: str | None, field: str) -> int:
+    """The number of READ_POSITION_LAST for "last"; 0, the server's default, for None."""
+    if name is None:
+        return 0
+    prefix = enum.Name(0).removesuffix("UNSPECIFIED")
+    known = {full.removeprefix(prefix).lower(): number for full, number in enum.items() if number}
+    if name not in known:
+        raise InvalidArgument(f"{field} must be one of {', '.join(known)}: {str(name)[:40]!r}", field=field)
+    return int(known[name])
+
+
+def _arms(
+    head: str | None, n: int | None, arms: Sequence[Arm | Mapping[str, Any]] | None, sampling: SamplingOptions
+) -> list[generation_pb2.Arm]:
+    if arms is None:
+        return [generation_pb2.Arm(head=head or "", n=1 if n is None else _count(n, "n"), sampling=_sampling(sampling))]
+    if head is not None or n is not None:
+        raise InvalidArgument("arms= stands in place of head= and n=: give one or the other", field="arms")
+    return [_arm(each, sampling, f"arms[{i}]") for i, each in enumerate(arms)]
+
+
+def _arm(given: Arm | Mapping[str, Any], sampling: SamplingOptions, field: str) -> generation_pb2.Arm:
+    if isinstance(given, Mapping):
+        own = {key: value for key, value in given.items() if key not in ("head", "n")}
+        _refuse_unknown(own, field)
+        given = Arm(given.get("head", "policy"), given.get("n", 1), cast(SamplingOptions, own))
+    merged = cast(SamplingOptions, {**sampling, **(given.sampling or {})})
+    return generation_pb2.Arm(head=given.head, n=_count(given.n, f"{field}.n"), sampling=_sampling(merged, f"{field}."))
+
+
+def _count(n: int, field: str) -> int:
+    """0 would mean 1 on the wire: refused here, because nobody who writes n=0 means that."""
+    if isinstance(n, bool) or not isinstance(n, int):
+        raise TypeError(f"{field} must be an int: {type(n).__name__}")
+    if n < 1:
+        raise InvalidArgument(f"{field} must be at least 1: {n}", field=field)
+    return n
+
+
+def _sampling(options: SamplingOptions, prefix: str = "") -> types_pb2.Sampling:
+    message = types_pb2.Sampling()
+    for key, value in options.items():
+        if value is None:
+            continue
+        try:
+            if key in _LISTS:
+                getattr(message, key).extend([value] if isinstance(value, str) else value)
+            else:
+                setattr(message, key, value)
+        except TypeError:
+            raise TypeError(f"{prefix}{key} has a wrong type: {type(value).__name__}") from None
+        except ValueError:  # protobuf names neither the field nor the range
+            raise InvalidArgument(f"{prefix}{key} is out of range: {str(value)[:80]}", field=prefix + key) from None
+    return message
+
+
+def _scoring_spec(
+    heads: Sequence[str], rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, recipe: str, field: str
+) -> types_pb2.ScoringSpec | None:
+    if isinstance(heads, str):
+        raise TypeError(f'{field} must be a list of heads: str\nhint: write ["{heads}"]')
+    if not heads and not recipe:
+        if rules or rule_set:
+            raise InvalidArgument(f"rules are given, but {field} names no head to ask", field=field)
+        return None
+    return types_pb2.ScoringSpec(heads=list(heads), rules=_rule_selection(rules or (), rule_set), recipe=recipe)
+
+
+def _rule_selection(rules: Sequence[str | Rule | Mapping[str, str]], rule_set: str) -> types_pb2.RuleSelection | None:
+    if isinstance(rules, (str, Mapping)):
+        raise TypeError("rules must be a list of rule ids or rules\nhint: write [rule] for a single one")
+    ids = [rule for rule in rules if isinstance(rule, str)]
+    texts = [rule if isinstance(rule, Rule) else Rule(**rule) for rule in rules if not isinstance(rule, str)]
+    if not ids and not texts and not rule_set:
+        return None
+    return types_pb2.RuleSelection(
+        rule_set=rule_set,
+        rule_ids=ids,
+        rules=[types_pb2.Rule(id=rule.id, text=rule.text) for rule in texts],
+    )
+
+
+def _score_item(
+    item: Any, terminated: bool | None, field: str, assistant_prefix: str, cache_salt: str
+) -> scoring_pb2.ScoreItem:
+    if isinstance(item, Sample):
+        item, terminated = (item.prompt_token_ids, item.token_ids), item.terminated if terminated is None else terminated
+    if not isinstance(item, (tuple, list)) or len(item) != 2:
+        raise TypeError(f"{field} must be a (prompt, completion) pair or a Sample: {type(item).__name__}")
+    prompt, completion = item
+    message = scoring_pb2.ScoreItem(
+        prompt=prompt_forms.prompt_message(prompt, f"{field}.prompt", assistant_prefix=assistant_prefix, cache_salt=cache_salt),
+        terminated=terminated,
+    )
+    if isinstance(completion, str):
+        message.text = completion
+    else:
+        ids = prompt_forms.token_ids(completion, f"{field}.completion", forms="a str or a list of token ids")
+        message.token_ids.CopyFrom(types_pb2.TokenIds(ids=ids))
+    return message
+
+
+def _terminated(terminated: bool | Sequence[bool | None] | None, num_items: int) -> Sequence[bool | None]:
+    if terminated is None or isinstance(terminated, bool):
+        return [terminated] * num_items
+    if len(terminated) != num_items:
+        raise InvalidArgument(
+            f"terminated must have one entry for each of the {num_items} items: {len(terminated)}", field="terminated"
+        )
+    return terminated
+
+
+def _refuse_unknown(options: Mapping[str, Any], where: str = "") -> None:
+    if unknown := sorted(options.keys() - _SAMPLING_KEYS):
+        raise TypeError(f"{where + ' has ' if where else ''}an unexpected keyword argument: {unknown[0]!r}")

@@ -1,0 +1,214 @@
+"""What the client answers with: frozen dataclasses of plain Python and numpy values. Knows nothing of protobuf."""
+
+from __future__ import annotations
+
+import enum
+from dataclasses import dataclass, field
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+__all__ = [
+    "FinishReason",
+    "HeadKind",
+    "HeadScore",
+    "Piece",
+    "PolicyScore",
+    "PreferenceScore",
+    "RuleScores",
+    "Sample",
+    "Sampling",
+    "ScoredItem",
+    "Served",
+    "Span",
+    "ValueScore",
+]
+
+Floats = NDArray[np.float32]
+
+
+class HeadKind(enum.StrEnum):
+    """What a head computes from boundary states."""
+
+    UNSPECIFIED = ""
+    POLICY = "policy"
+    PREFERENCE = "preference"
+    RULE = "rule"
+    VALUE = "value"
+
+
+class FinishReason(enum.StrEnum):
+    """Why a sample ended. The first three end it by itself (`terminated`)."""
+
+    EOS = "eos"
+    STOP_ID = "stop_id"
+    STOP_STRING = "stop_string"
+    LENGTH = "length"
+    ABORTED = "aborted"
+    FAILED = "failed"
+    UNSPECIFIED = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Served:
+    """What an answer was computed with: enough to repeat it."""
+
+    trunk_id: str = ""
+    precision: str = ""
+    generation: int = 0
+    head_versions: dict[str, int] = field(default_factory=dict)
+    tokenizer_sha256: str = ""
+
+
+@dataclass(frozen=True, slots=True)
+class Sampling:
+    """Parameters really used by the server, defaults filled in."""
+
+    temperature: float
+    top_p: float
+    top_k: int
+    min_p: float
+    repetition_penalty: float
+    seed: int
+    max_new_tokens: int
+    stop: tuple[str, ...]
+    keep_stop: bool
+    stop_token_ids: tuple[int, ...]
+    ignore_eos: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Tokens [start, end) were made by `version`."""
+
+    start: int
+    end: int
+    version: int
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class HeadScore:
+    """What one head says about one sample. The numbers are attributes of the subclass for its kind.
+
+    Reading a number that is not there raises AttributeError, which says the head's kind or what failed.
+    """
+
+    head: str  # as the caller named it
+    kind: HeadKind
+    version: int
+    digest: str
+    error: str  # set instead of numbers if they were not finite
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("_") or name in HeadScore.__slots__:
+            raise AttributeError(name)
+        why = f"failed: {self.error}" if self.error else f"is a {self.kind.value} head"
+        raise AttributeError(f"head {self.head!r} {why}; it has no {name!r}")
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PolicyScore(HeadScore):
+    """Log-probs of a policy-kind head on the completion's tokens."""
+
+    logprobs: Floats  # (completion tokens,), raw distribution at temperature 1
+    sampling_logprobs: Floats  # (completion tokens,), or (0,) if no sampling parameters were given
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class PreferenceScore(HeadScore):
+    """A preference head's scalar; comparable within one version only."""
+
+    value: float  # raw - bias
+    raw: float
+    bias: float
+    present: bool  # False: the head leaves unfinished samples out, and the numbers mean nothing
+    position: int  # index of the token that was read, from the start of the prompt
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class RuleScores(HeadScore):
+    """A rule head's answers, by rule id, in the order asked for."""
+
+    p_violate: dict[str, float]
+    p_follow: dict[str, float]
+    answer_mass: dict[str, float]  # probability of the two answer tokens together; low: the question was not understood
+    rule_set: str
+    template: str
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ValueScore(HeadScore):
+    """A value head's estimates."""
+
+    values: Floats  # (completion tokens,): V before each token
+    bootstrap_value: float  # V after the last token; 0 if terminated
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Piece:
+    """New tokens of one sample, as they are drawn."""
+
+    prompt_index: int
+    arm_index: int
+    sample_index: int
+    offset: int  # index of the first of these tokens within the sample
+    token_ids: list[int]
+    logprobs: Floats  # (tokens,)
+    sampling_logprobs: Floats  # (tokens,)
+    text: str  # new text that is certain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Sample:
+    """One finished sample: everything that a training step needs, and everything that repeats it."""
+
+    prompt_index: int
+    arm_index: int
+    sample_index: int
+    prompt_token_ids: list[int]
+    token_ids: list[int]  # every sampled token, end-of-sequence and stop tokens included
+    text: str  # a stop string is cut off unless keep_stop
+    logprobs: Floats  # (tokens,), raw distribution at temperature 1
+    sampling_logprobs: Floats  # (tokens,), the distribution drawn from
+    finish_reason: FinishReason
+    terminated: bool
+    stop: str  # the stop string that matched
+    valid: bool  # whether the reply is well formed in the transcript's format
+    head: str
+    head_version: int  # made the last token
+    digest: str
+    spans: tuple[Span, ...]
+    sample_seed: int  # send back in sample_seeds= to draw the same
+    scores: dict[str, HeadScore]  # by head as named in score=
+    sampling: Sampling
+    num_cached_tokens: int  # prompt tokens whose trunk work was found in the cache
+    error: str  # why, for ABORTED and FAILED
+    request_id: str
+    served: Served
+    reward: float | None = None  # None until recipes exist
+    states: Floats | None = None  # (prompt + sampled tokens, d_model), with return_states
+
+    @property
+    def generation(self) -> int:
+        """The active set that the whole request ran on."""
+        return self.served.generation
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class ScoredItem:
+    """One scored completion."""
+
+    prompt_token_ids: list[int]
+    token_ids: list[int]
+    terminated: bool
+    scores: dict[str, HeadScore]
+    error: str  # what went wrong with this item alone
+    num_cached_tokens: int
+    request_id: str
+    served: Served
+
+    @property
+    def generation(self) -> int:
+        """The active set that the whole request ran on."""
+        return self.served.generation

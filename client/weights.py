@@ -1,0 +1,174 @@
+"""What trainers hold, sorted into what a head file needs. Knows names, shapes and hashes; sends nothing.
+
+given name                                   sent as
+module._orig_mod.model.layers.24.mlp...      model.layers.24.mlp...       wrappers' names are dropped, anywhere
+pretrained_model.model.layers.24...          model.layers.24...           TRL's value-head model
+layers.24.mlp...                             model.layers.24.mlp...       with or without the base model's prefix
+v_head.summary.weight, value_head.weight     score.weight                 for kinds preference and value
+embed_out.weight                             lm_head.weight               gpt_neox
+model.embed_tokens.weight, model.layers.0... (compared by hash)           the trunk's: a changed one refuses the push
+lm_head.weight of a tied model               (dropped)                    if it is the trunk's embedding
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polyhead.client.errors import FailedPrecondition, InvalidArgument
+from polyhead.client.names import LM_HEAD, SCORE, SCORE_BIAS, TensorNames
+from polyhead.client.records import TrunkInfo
+from polyhead.client.results import HeadKind
+from polyhead.client.tensors import ITEM_SIZE, Source, as_source, read_folder
+from polyhead.client.trunk_check import compare_with_trunk, is_trunk_embedding
+
+__all__ = ["SortedWeights", "Weights", "collect", "guess_kind", "sort_weights"]
+
+Weights = Mapping[str, Any] | Iterable[tuple[str, Any]] | str | os.PathLike[str]
+
+
+@dataclass(slots=True)
+class SortedWeights:
+    """Every given tensor ends in exactly one of `tensors`, `ignored`."""
+
+    tensors: dict[str, Source] = field(default_factory=dict)  # what is sent, under its standard name
+    converted: dict[str, str] = field(default_factory=dict)  # given name -> standard name, where they differ
+    ignored: dict[str, str] = field(default_factory=dict)  # given name -> why
+    missing: list[str] = field(default_factory=list)
+    trunk_sha256: dict[str, str] = field(default_factory=dict)  # of trunk tensors that were given and are unchanged
+
+
+def collect(weights: Weights) -> dict[str, Source]:
+    """A mapping, an iterator of (name, tensor), or a folder. Raises TypeError, or FailedPrecondition for a sharded tensor."""
+    if isinstance(weights, (str, os.PathLike)):
+        folder = Path(weights)
+        if not folder.is_dir():
+            raise InvalidArgument(f"no such folder: {folder}", field="weights")
+        return dict(read_folder(folder))
+    pairs = weights.items() if isinstance(weights, Mapping) else weights
+    found: dict[str, Source] = {}
+    for name, value in pairs:
+        if name in found:
+            raise InvalidArgument(f"weights hold two tensors of one name: {name!r}", field="weights")
+        found[name] = as_source(name, value)
+    if not found:
+        raise InvalidArgument("weights are empty", field="weights")
+    return found
+
+
+def guess_kind(given: Iterable[str]) -> HeadKind:
+    """POLICY if nothing looks like a scalar output; otherwise InvalidArgument: preference and value look the same."""
+    if any(TensorNames.is_score(name) for name in given):
+        raise InvalidArgument('the weights have a scalar output: say kind="preference" or kind="value"', field="kind")
+    return HeadKind.POLICY
+
+
+def sort_weights(given: Mapping[str, Source], trunk: TrunkInfo, kind: HeadKind, *, may_miss: bool = False) -> SortedWeights:
+    """Decide for each tensor whether it is sent, compared or left out.
+
+    Raises FailedPrecondition for a changed trunk tensor, a wrong shape or dtype, a scalar output with a bias or an adapter;
+    InvalidArgument for a missing tensor (unless `may_miss`) and for two tensors that go by one name.
+    """
+    names = TensorNames(trunk)
+    standard = {name: names.standard(name) for name in given}
+    _refuse_adapters(given)
+    found = SortedWeights()
+    compare_with_trunk(
+        {name: given[name] for name in given if standard[name] in trunk.tensors},
+        standard,
+        trunk,
+        found.trunk_sha256,
+        found.ignored,
+    )
+    for name, source in given.items():
+        if name not in found.ignored:
+            _place(name, standard[name], source, given, trunk, kind, found)
+    _check_tensors(found, trunk)
+    found.missing = sorted(_expected(trunk, kind) - found.tensors.keys())
+    if found.missing and not may_miss:
+        raise InvalidArgument(_missing_message(found), field="weights")
+    return found
+
+
+def _place(
+    name: str,
+    standard: str,
+    source: Source,
+    given: Mapping[str, Source],
+    trunk: TrunkInfo,
+    kind: HeadKind,
+    found: SortedWeights,
+) -> None:
+    if standard == SCORE_BIAS:
+        _refuse_bias(name, source)
+        found.ignored[name] = "a bias of zero"
+    elif standard == SCORE and _has_logits(kind):
+        found.ignored[name] = f"a {kind.value} head has no scalar output"
+    elif standard == LM_HEAD and not _has_logits(kind):
+        found.ignored[name] = f"a {kind.value} head has no vocabulary output"
+    elif standard == LM_HEAD and trunk.tied and is_trunk_embedding(source, given, trunk):
+        found.ignored[name] = "tied: it is the trunk's embedding"
+    elif standard in trunk.head_tensors or standard in (LM_HEAD, SCORE):
+        _use(name, standard, source, found)
+    else:
+        found.ignored[name] = "not a tensor of a head"
+
+
+def _use(name: str, standard: str, source: Source, found: SortedWeights) -> None:
+    if standard in found.tensors:
+        other = next((given for given, used in found.converted.items() if used == standard), standard)
+        raise InvalidArgument(f"two of the weights go by the name {standard!r}: {other!r} and {name!r}", field="weights")
+    found.tensors[standard] = source
+    if name != standard:
+        found.converted[name] = standard
+
+
+def _has_logits(kind: HeadKind) -> bool:
+    return kind in (HeadKind.POLICY, HeadKind.RULE)
+
+
+def _expected(trunk: TrunkInfo, kind: HeadKind) -> set[str]:
+    output = {SCORE} if not _has_logits(kind) else set() if trunk.tied else {LM_HEAD}
+    return set(trunk.head_tensors) | output
+
+
+def _check_tensors(found: SortedWeights, trunk: TrunkInfo) -> None:
+    for name, source in found.tensors.items():
+        if source.dtype not in ITEM_SIZE:
+            raise FailedPrecondition(
+                f"{name} has a dtype that heads cannot be stored in: {source.dtype}\n"
+                "hint: convert to float32, bfloat16 or float16",
+                field=name,
+            )
+        expected = (1, trunk.d_model) if name == SCORE else trunk.head_tensors.get(name, (*source.shape[:1], trunk.d_model))
+        if source.shape != expected:
+            hint = "gather first, if this is one shard" if len(source.shape) == len(expected) else "is it a head of this trunk?"
+            raise FailedPrecondition(
+                f"{name} has another shape than this trunk's heads: {source.shape}, not {expected}\nhint: {hint}", field=name
+            )
+
+
+def _refuse_bias(name: str, source: Source) -> None:
+    if any(bytes(source.read())):
+        raise FailedPrecondition(
+            f"the scalar output has a bias that is not zero: {name!r}\n"
+            "hint: train it without one; for a preference head push the weight alone and give bias=-b",
+            field=name,
+        )
+
+
+def _refuse_adapters(given: Mapping[str, Source]) -> None:
+    for name in given:
+        if "lora_" in name:
+            raise FailedPrecondition(f"the weights hold an adapter: {name!r}\nhint: merge_and_unload() first", field=name)
+
+
+def _missing_message(found: SortedWeights) -> str:
+    more = f" and {len(found.missing) - 1} more" if len(found.missing) > 1 else ""
+    return (
+        f"the weights lack a tensor that every such head has: {found.missing[0]!r}{more}\n"
+        "hint: names are those that save_pretrained writes; for a family that fuses tensors in memory, push the saved folder"
+    )

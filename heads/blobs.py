@@ -1,0 +1,292 @@
+"""Head files by content: staged while they arrive, published under their SHA-256, deleted when no version refers to them.
+
+Knows neither names nor versions: it counts references. A blob is always read into private memory: truncating a mapped file
+kills the process that mapped it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import re
+import threading
+from collections import Counter
+from types import TracebackType
+
+from polyhead.heads import failpoints, layout, osio
+from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
+
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+_READ_BYTES = 4 << 20  # one slice is hashed while it is still in the processor's cache
+
+
+class Staging:
+    """One head file on its way in, used by one thread at a time. A context manager: leaving it with an error aborts.
+
+    `write` the chunks; `verify` compares size and SHA-256; `read` gives the bytes to whoever checks them; `finish` publishes.
+    """
+
+    def __init__(self, blobs: BlobFolder, temporary: str, fd: int, declared_bytes: int, declared_sha256: str) -> None:
+        self.declared_bytes = declared_bytes
+        self.declared_sha256 = declared_sha256
+        self.num_bytes = 0  # written so far
+        self._blobs = blobs
+        self._temporary = temporary
+        self._fd = fd
+        self._sha256 = hashlib.sha256()
+
+    def __enter__(self) -> Staging:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.abort()  # nothing after `finish`
+
+    @property
+    def is_open(self) -> bool:
+        return self._fd >= 0
+
+    def write(self, chunk: bytes | bytearray | memoryview) -> None:
+        """Append a chunk. InvalidArgument past the declared size, ResourceExhausted or StoreIoError; each aborts the push."""
+        self._check_open()
+        view = memoryview(chunk).cast("B")
+        try:
+            if self.num_bytes + len(view) > self.declared_bytes:
+                raise InvalidArgument(f"more bytes than declared: {self.declared_bytes} declared", field="data")
+            with osio.plain_errors("could not store the head"):
+                self._write_halves(view)
+        except BaseException:
+            self.abort()
+            raise
+        self._sha256.update(view)
+        self.num_bytes += len(view)
+
+    def _write_halves(self, view: memoryview) -> None:
+        middle = len(view) // 2
+        self._blobs.files.write(self._fd, self._temporary, view[:middle], "blob")
+        failpoints.hit("mid_chunk")
+        self._blobs.files.write(self._fd, self._temporary, view[middle:], "blob")
+
+    def verify(self) -> str:
+        """The digest, once everything has arrived. InvalidArgument for a wrong size or SHA-256, which aborts the push."""
+        self._check_open()
+        digest = self._sha256.hexdigest()
+        if self.num_bytes == self.declared_bytes and digest == self.declared_sha256:
+            return digest
+        self.abort()
+        if self.num_bytes != self.declared_bytes:
+            raise InvalidArgument(f"fewer bytes than declared: {self.num_bytes} of {self.declared_bytes}", field="data")
+        raise InvalidArgument(f"the data has another SHA-256 than declared: {digest}", field="sha256")
+
+    def read(self) -> bytearray:
+        """The staged bytes in private memory, so that they can be checked before anything is published."""
+        self._check_open()
+        with osio.plain_errors("could not read the staged head"):
+            data, _ = _read_all(self._fd, self.num_bytes)
+        return data
+
+    def finish(self) -> str:
+        """Verify, fsync, rename to the digest, fsync the folder; the digest. The blob then waits for its `add_version`."""
+        digest = self.verify()
+        try:
+            with osio.plain_errors("could not store the head"):
+                self._blobs.publish(self._fd, self._temporary, digest)
+        finally:
+            self._end()
+        return digest
+
+    def abort(self) -> None:
+        """Throw the staged bytes away. Does nothing when the push has ended."""
+        if self.is_open:
+            self._blobs.files.discard(self._temporary)
+            self._end()
+
+    def _check_open(self) -> None:
+        if not self.is_open:
+            raise FailedPrecondition("this push has already ended")
+
+    def _end(self) -> None:
+        os.close(self._fd)
+        self._fd = -1
+        self._blobs.end_staging()
+
+
+class BlobFolder:
+    """The blobs, and how many versions refer to each. Shares the store's lock."""
+
+    def __init__(self, files: osio.StoreFiles, lock: threading.RLock, max_staged: int) -> None:
+        self.files = files
+        self._lock = lock
+        self._max_staged = max_staged
+        self._num_staged = 0
+        self._references: Counter[str] = Counter()  # versions
+        self._waiting: Counter[str] = Counter()  # published, and not yet taken by a version
+
+    def load(self) -> None:
+        """Look at every blob's name and kind. FailedPrecondition for what does not belong here; OSError."""
+        for name in self.files.list(layout.BLOBS):
+            if not _SHA256.fullmatch(name):
+                raise FailedPrecondition(f"an unexpected file among the blobs: {name[:80]!r}")
+            self.files.size(layout.blob_path(name))
+
+    def begin(self, declared_bytes: int, declared_sha256: str) -> Staging:
+        """InvalidArgument for a bad size or digest; ResourceExhausted when `max_staged` pushes are under way."""
+        if isinstance(declared_bytes, bool) or not isinstance(declared_bytes, int) or declared_bytes < 1:
+            raise InvalidArgument(f"a head file has at least one byte: {declared_bytes}", field="declared_bytes")
+        if not _SHA256.fullmatch(declared_sha256):
+            raise InvalidArgument(f"not 64 lower-case hex digits: {declared_sha256[:80]!r}", field="sha256")
+        with self._lock:
+            if self._num_staged >= self._max_staged:
+                raise ResourceExhausted(f"too many pushes at the same time: {self._num_staged}", retry_after_s=1.0)
+            self._num_staged += 1
+        temporary = self.files.new_staging_name()
+        try:
+            with osio.plain_errors("could not begin a push"):
+                fd = self.files.create(temporary)
+                staging = Staging(self, temporary, fd, declared_bytes, declared_sha256)
+        except BaseException:
+            self.end_staging()
+            raise
+        try:
+            with osio.plain_errors("could not begin a push"):
+                failpoints.hit("after_begin")
+        except BaseException:
+            staging.abort()
+            raise
+        return staging
+
+    def end_staging(self) -> None:
+        with self._lock:
+            self._num_staged -= 1
+
+    def publish(self, fd: int, temporary: str, digest: str) -> None:
+        """Give a verified staged file its name, for good. OSError leaves nothing behind that no version refers to.
+
+        A blob that is there and intact is kept; a damaged one is replaced: pushing the same head again repairs it.
+        """
+        with self._lock:
+            self._waiting[digest] += 1  # from here on nobody deletes it
+        try:
+            if self._is_intact(digest):
+                self.files.discard(temporary)
+            else:
+                self.files.fsync(fd, temporary, "blob")
+                self.files.replace(temporary, layout.blob_path(digest), "blob")
+            # also when it was there: the other push may not have come this far
+            self.files.fsync_folder(layout.BLOBS, "blob")
+        except BaseException:
+            self.files.discard(temporary)
+            self.give_up(digest)
+            raise
+
+    def _is_intact(self, digest: str) -> bool:
+        try:
+            fd, num_bytes = self.files.open_plain(layout.blob_path(digest))
+        except (OSError, FailedPrecondition):
+            return False
+        try:
+            return _hash_all(fd, num_bytes) == digest
+        finally:
+            os.close(fd)
+
+    def is_held(self, digest: str) -> bool:
+        """Whether a version refers to it or a finished push waits for its version."""
+        with self._lock:
+            return self._references[digest] > 0 or self._waiting[digest] > 0
+
+    def take(self, digest: str) -> None:
+        """A version refers to it from now on."""
+        with self._lock:
+            self._references[digest] += 1
+            self._waiting[digest] = max(self._waiting[digest] - 1, 0)
+
+    def release(self, digest: str) -> None:
+        """A version is gone. Deletes the blob after the last one; a failure leaves an orphan that the next open removes."""
+        with self._lock:
+            self._references[digest] -= 1
+            self._delete_unless_held(digest)
+
+    def give_up(self, digest: str) -> None:
+        """A finished push will get no version after all."""
+        with self._lock:
+            self._waiting[digest] = max(self._waiting[digest] - 1, 0)
+            self._delete_unless_held(digest)
+
+    def count_loaded(self, digest: str) -> None:
+        """A version record was found while the store opened."""
+        self._references[digest] += 1
+
+    def _delete_unless_held(self, digest: str) -> None:
+        if self.is_held(digest):
+            return
+        self._references.pop(digest, None)
+        self._waiting.pop(digest, None)
+        try:
+            self.files.unlink(layout.blob_path(digest), "blob")
+        except OSError:
+            return
+
+    def remove_orphans(self) -> int:
+        """Delete the blobs that nothing refers to; how many. OSError. Only while no version record is unreadable."""
+        with self._lock:
+            orphans = [name for name in self.files.list(layout.BLOBS) if not self.is_held(name)]
+            for name in orphans:
+                self.files.unlink(layout.blob_path(name), "orphan" if self.files.failpoint_prefix else "blob")
+        return len(orphans)
+
+    def num_bytes(self, digest: str) -> int:
+        """Size of a blob. OSError if it is missing."""
+        return self.files.size(layout.blob_path(digest))
+
+    def read(self, digest: str) -> bytearray:
+        """The whole blob in private memory. DataLoss if it is missing or its SHA-256 is another one."""
+        data, found = self._with_blob(digest, keep=True)
+        if found != digest:
+            raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {digest[:12]}...")
+        return data
+
+    def check(self, digest: str) -> bool:
+        """Whether the blob still has its SHA-256; reads it in slices. False if it is missing."""
+        try:
+            return self._with_blob(digest, keep=False)[1] == digest
+        except DataLoss:
+            return False
+
+    def _with_blob(self, digest: str, *, keep: bool) -> tuple[bytearray, str]:
+        path = layout.blob_path(digest)
+        with osio.plain_errors("could not read a stored head"):
+            try:
+                fd, num_bytes = self.files.open_plain(path)
+            except FileNotFoundError:
+                raise DataLoss(f"the stored head is missing: {digest[:12]}...") from None
+            try:
+                return _read_all(fd, num_bytes) if keep else (bytearray(), _hash_all(fd, num_bytes))
+            finally:
+                os.close(fd)
+
+
+def _read_all(fd: int, num_bytes: int) -> tuple[bytearray, str]:
+    """The first `num_bytes` bytes and their SHA-256; fewer if the file is shorter."""
+    data = bytearray(num_bytes)
+    view = memoryview(data)
+    sha256 = hashlib.sha256()
+    done = 0
+    while done < num_bytes:
+        count = os.preadv(fd, [view[done : done + _READ_BYTES]], done)
+        if count == 0:
+            break
+        sha256.update(view[done : done + count])
+        done += count
+    view.release()
+    del data[done:]
+    return data, sha256.hexdigest()
+
+
+def _hash_all(fd: int, num_bytes: int) -> str:
+    slice_ = bytearray(min(num_bytes, _READ_BYTES))
+    view = memoryview(slice_)
+    sha256 = hashlib.sha256()
+    done = 0
+    while done < num_bytes and (count := os.preadv(fd, [view], done)):
+        sha256.update(view[:count])
+        done += count
+    return sha256.hexdigest()

@@ -1,0 +1,358 @@
+"""A Hugging Face folder as named tensors: config, an index of safetensors files, bytes read into private memory, and hashes.
+
+Nothing is mapped: a mapped file that is truncated later kills the process. Nothing is unpickled and no remote code runs.
+Knows nothing of modules, of where a model is cut, or of heads.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import logging
+import math
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, BinaryIO, cast
+
+import torch
+from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from transformers import AutoConfig
+
+__all__ = ["Checkpoint", "Piece", "TensorInfo", "canonical_config", "resolve_folder", "trunk_digest", "write_weights"]
+
+DTYPES: dict[str, torch.dtype] = {
+    "F64": torch.float64,
+    "F32": torch.float32,
+    "F16": torch.float16,
+    "BF16": torch.bfloat16,
+    "I64": torch.int64,
+    "I32": torch.int32,
+    "I16": torch.int16,
+    "I8": torch.int8,
+    "U8": torch.uint8,
+    "BOOL": torch.bool,
+    "F8_E4M3": torch.float8_e4m3fn,
+    "F8_E5M2": torch.float8_e5m2,
+}
+_DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
+_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
+_READ_BYTES = 1 << 20
+_HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
+# Keys of a config that change no number of a forward pass, or that transformers writes by itself.
+_VOLATILE = frozenset(
+    {
+        "_name_or_path",
+        "_commit_hash",
+        "_attn_implementation_autoset",
+        "transformers_version",
+        "dtype",
+        "torch_dtype",
+        "architectures",
+        "auto_map",
+        "attn_implementation",
+        "experts_implementation",
+        "bos_token_id",
+        "eos_token_id",
+        "pad_token_id",
+        "sep_token_id",
+        "decoder_start_token_id",
+        "use_cache",
+        "id2label",
+        "label2id",
+        "problem_type",
+        "output_attentions",
+        "output_hidden_states",
+        "return_dict",
+        "chunk_size_feed_forward",
+        "initializer_range",
+        "attention_dropout",
+        "hidden_dropout",
+        "classifier_dropout",
+        "embd_pdrop",
+        "resid_pdrop",
+        "embedding_dropout",
+        "residual_dropout",
+        "output_router_logits",
+        "router_aux_loss_coef",
+        "pretraining_tp",
+        "quantization_config",
+        "base_model_tp_plan",
+        "base_model_pp_plan",
+    }
+)
+
+
+@dataclass(frozen=True, slots=True)
+class TensorInfo:
+    """Where one tensor's bytes lie."""
+
+    file: str  # name inside the folder
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    start: int  # first byte, from the start of the file
+    num_bytes: int
+
+
+@dataclass(frozen=True, slots=True)
+class Piece:
+    """One tensor to write, its bytes produced when their turn comes."""
+
+    dtype: torch.dtype
+    shape: tuple[int, ...]
+    chunks: Callable[[], Iterable[memoryview]]
+
+    @classmethod
+    def of(cls, tensor: torch.Tensor) -> Piece:
+        plain = tensor.detach().cpu().contiguous()
+        return cls(plain.dtype, tuple(plain.shape), lambda: (as_bytes(plain),))
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """A model folder, opened: no weights in memory until `read`."""
+
+    folder: Path
+    config: Any  # the family's PretrainedConfig; treat as read-only
+    tensors: Mapping[str, TensorInfo]
+    _sha256: dict[str, str] = field(default_factory=dict, repr=False, compare=False)
+
+    @classmethod
+    def open(cls, model: str | Path) -> Checkpoint:
+        """Read the config and the headers of a local folder, or of a hub name where there is a network.
+
+        Raises NotFound, FailedPrecondition (a format or a model that we do not read) or DataLoss (a damaged file).
+        """
+        folder = resolve_folder(model)
+        return cls(folder=folder, config=_read_config(folder), tensors=_index(folder))
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """Names of all tensors, sorted."""
+        return tuple(sorted(self.tensors))
+
+    def info(self, name: str) -> TensorInfo:
+        try:
+            return self.tensors[name]
+        except KeyError:
+            raise NotFound(f"the checkpoint has no tensor of this name: {name!r}") from None
+
+    def read(self, name: str, out: torch.Tensor | None = None) -> torch.Tensor:
+        """The tensor in memory of its own (in `out`, a contiguous CPU tensor of the same dtype and shape, where given)."""
+        info = self.info(name)
+        tensor = torch.empty(info.shape, dtype=info.dtype) if out is None else out
+        if (tensor.dtype, tuple(tensor.shape)) != (info.dtype, info.shape) or not tensor.is_contiguous():
+            raise FailedPrecondition(f"{name}: cannot read {info.dtype} {info.shape} into {tensor.dtype} {tuple(tensor.shape)}")
+        if info.num_bytes:
+            buffer = as_bytes(tensor)
+            with (self.folder / info.file).open("rb", buffering=0) as file:
+                file.seek(info.start)
+                _read_exactly(file, buffer, name)
+        return tensor
+
+    def sha256(self, name: str) -> str:
+        """SHA-256 of the tensor's bytes as stored (little endian, row-major), in hex; computed once."""
+        if name not in self._sha256:
+            digest = hashlib.sha256()
+            for chunk in self.chunks(name):
+                digest.update(chunk)
+            self._sha256[name] = digest.hexdigest()
+        return self._sha256[name]
+
+    def piece(self, name: str) -> Piece:
+        """The tensor as something to write, read while it is written."""
+        return Piece(self.info(name).dtype, self.info(name).shape, lambda: self.chunks(name))
+
+    def chunks(self, name: str) -> Iterator[memoryview]:
+        """The tensor's bytes as stored, at most 1 MiB at a time; each chunk is valid until the next one is asked for."""
+        info, buffer = self.info(name), memoryview(bytearray(_READ_BYTES))
+        with (self.folder / info.file).open("rb", buffering=0) as file:
+            file.seek(info.start)
+            for offset in range(0, info.num_bytes, _READ_BYTES):
+                chunk = buffer[: min(_READ_BYTES, info.num_bytes - offset)]
+                _read_exactly(file, chunk, name)
+                yield chunk
+
+
+def trunk_digest(checkpoint: Checkpoint, split_layer: int, sources: Mapping[str, Sequence[str]]) -> str:
+    """64 hex digits: SHA-256 over the hashes of the trunk's source tensors, the config and the split layer.
+
+    `sources`: global name -> the checkpoint's tensors that make it up. The checkpoint's own names do not count: a model saved
+    without the prefix `model.` is the same trunk. `heads.family.trunk_id` calls it.
+    """
+    facts = {
+        "config": canonical_config(checkpoint.config),
+        "split_layer": split_layer,
+        "tensors": {name: [_tensor_facts(checkpoint, source) for source in sources[name]] for name in sorted(sources)},
+    }
+    return hashlib.sha256(json.dumps(facts, sort_keys=True, separators=(",", ":")).encode()).hexdigest()
+
+
+def _tensor_facts(checkpoint: Checkpoint, name: str) -> list[Any]:
+    info = checkpoint.info(name)
+    return [_DTYPE_NAMES[info.dtype], list(info.shape), checkpoint.sha256(name)]
+
+
+def canonical_config(config: Any) -> dict[str, Any]:
+    """The part of a config that decides numbers: values that differ from the family's defaults, without volatile keys.
+
+    Leaving defaults out keeps the identity when another transformers version knows one more option.
+    """
+    defaults = _default_config(type(config))
+    plain = {
+        key: value
+        for key, value in config.to_dict().items()
+        if key not in _VOLATILE and not key.startswith("_") and (key not in defaults or value != defaults[key])
+    }
+    return {**plain, "model_type": config.model_type, "num_hidden_layers": config.num_hidden_layers}
+
+
+def _default_config(kind: Any) -> dict[str, Any]:
+    logger = logging.getLogger("transformers.configuration_utils")
+    logger.addFilter(_nothing)  # some families' own defaults make transformers warn
+    try:
+        return cast(dict[str, Any], kind().to_dict())
+    finally:
+        logger.removeFilter(_nothing)
+
+
+def _nothing(record: logging.LogRecord) -> bool:
+    return False
+
+
+def as_bytes(tensor: torch.Tensor) -> memoryview:
+    """The memory of a contiguous CPU tensor: little endian, row-major."""
+    return memoryview(tensor.detach().reshape(-1).view(torch.uint8).numpy())  # type: ignore[arg-type]  # an array is a buffer
+
+
+def write_weights(path: Path, pieces: Mapping[str, Piece]) -> None:
+    """Write one safetensors file as the library would (wide items first, then by name), holding one tensor at a time."""
+    names = sorted(pieces, key=lambda name: (-pieces[name].dtype.itemsize, name))
+    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it older transformers refuse the file
+    offset = 0
+    for name in names:
+        piece = pieces[name]
+        end = offset + math.prod(piece.shape) * piece.dtype.itemsize
+        header[name] = {"dtype": _DTYPE_NAMES[piece.dtype], "shape": list(piece.shape), "data_offsets": [offset, end]}
+        offset = end
+    text = json.dumps(header, separators=(",", ":")).encode("ascii")
+    text += b" " * (-len(text) % 8)
+    with path.open("wb") as file:
+        file.write(len(text).to_bytes(8, "little") + text)
+        for name in names:
+            file.writelines(pieces[name].chunks())
+
+
+def resolve_folder(model: str | Path) -> Path:
+    """A local folder as it is; what looks like a hub name is downloaded (safetensors, json and tokenizer files only)."""
+    folder = Path(model).expanduser()
+    if folder.is_dir():
+        return folder
+    if isinstance(model, Path) or model.startswith((".", "/", "~")) or model.count("/") > 1:
+        raise NotFound(f"no such model folder: {folder.name!r}\nhint: it must hold config.json and *.safetensors")
+    return _download(model)
+
+
+def _download(name: str) -> Path:
+    from huggingface_hub import snapshot_download
+
+    try:
+        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+    except Exception as error:  # the hub's client raises many kinds; none of their texts is ours to repeat
+        raise NotFound(
+            f"neither a local folder nor a model that the hub answers for ({type(error).__name__}): {name!r}\n"
+            "hint: without a network, give the path of a downloaded folder"
+        ) from None
+
+
+def _read_config(folder: Path) -> Any:
+    plain = _read_json(folder / "config.json", "a model folder needs config.json")
+    try:
+        return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+    except Exception as error:  # transformers raises ValueError, KeyError, StrictDataclassError... all meaning: unusable
+        if "auto_map" in plain:
+            raise FailedPrecondition(
+                f"the model needs its own Python code (auto_map), which is never run: model_type {plain.get('model_type')!r}\n"
+                "hint: use a checkpoint of a family that transformers carries"
+            ) from None
+        raise FailedPrecondition(
+            f"transformers cannot read config.json ({type(error).__name__}): model_type {str(plain.get('model_type'))[:80]!r}"
+        ) from error
+
+
+def _index(folder: Path) -> dict[str, TensorInfo]:
+    tensors: dict[str, TensorInfo] = {}
+    for file in _weight_files(folder):
+        for name, info in read_header(folder / file).items():
+            if name in tensors:
+                raise DataLoss(f"two files hold a tensor of one name: {name!r}")
+            tensors[name] = info
+    return tensors
+
+
+def _weight_files(folder: Path) -> list[str]:
+    index = folder / "model.safetensors.index.json"
+    if index.is_file():
+        weight_map = _read_json(index, "").get("weight_map")
+        files = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
+        if any(not isinstance(file, str) or Path(file).name != file for file in files):
+            raise DataLoss("model.safetensors.index.json names a file outside the folder")
+    else:
+        files = sorted(path.name for path in folder.glob("*.safetensors"))
+        if "model.safetensors" in files:
+            files = ["model.safetensors"]  # what transformers reads; the others may be copies in another layout
+    missing = [file for file in files if not (folder / file).is_file()]
+    if missing or not files:
+        raise FailedPrecondition(
+            f"a weight file is missing: {missing[0] if missing else 'model.safetensors'!r}\n"
+            "hint: only safetensors are read; convert other formats with save_pretrained"
+        )
+    return files
+
+
+def read_header(path: Path) -> dict[str, TensorInfo]:
+    """Parse a safetensors header without touching the weights; every number is checked against the file's size."""
+    size = path.stat().st_size
+    with path.open("rb") as file:
+        length = int.from_bytes(file.read(8), "little")
+        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
+            raise DataLoss(f"not a whole safetensors file: {path.name!r}\nhint: download or save it again")
+        try:
+            header = json.loads(file.read(length))
+        except ValueError:
+            raise DataLoss(f"the safetensors header is not JSON: {path.name!r}") from None
+    header.pop("__metadata__", None)
+    return {name: _tensor_info(path.name, name, entry, 8 + length, size) for name, entry in header.items()}
+
+
+def _tensor_info(file: str, name: str, entry: Any, data_start: int, file_size: int) -> TensorInfo:
+    try:
+        dtype, shape = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
+        start, end = (int(n) for n in entry["data_offsets"])
+    except (KeyError, TypeError, ValueError):
+        raise InvalidArgument(f"{file} holds a tensor whose header entry is not understood: {name[:120]!r}") from None
+    is_inside = 0 <= start <= end <= file_size - data_start
+    if not is_inside or min(shape, default=0) < 0 or end - start != math.prod(shape) * dtype.itemsize:
+        raise DataLoss(f"{file} is truncated or damaged at tensor {name[:120]!r}\nhint: download or save it again")
+    return TensorInfo(file=file, dtype=dtype, shape=shape, start=data_start + start, num_bytes=end - start)
+
+
+def _read_exactly(file: BinaryIO, buffer: memoryview, name: str) -> None:
+    done = 0
+    while done < len(buffer):
+        count = file.readinto(buffer[done:])  # type: ignore[attr-defined]  # a raw file has it
+        if not count:
+            raise DataLoss(f"the weight file became shorter while it was read, at tensor {name!r}")
+        done += count
+
+
+def _read_json(path: Path, hint: str) -> dict[str, Any]:
+    try:
+        plain = json.loads(path.read_text(encoding="utf-8"))
+    except FileNotFoundError:
+        raise NotFound(f"no {path.name} in the folder {path.parent.name!r}\nhint: {hint}") from None
+    except ValueError:
+        raise DataLoss(f"{path.name} is not JSON") from None
+    if not isinstance(plain, dict):
+        raise DataLoss(f"{path.name} is not an object")
+    return plain

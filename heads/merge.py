@@ -1,0 +1,105 @@
+"""Puts a trunk and a head together again as a folder that transformers loads, with equal outputs.
+
+A head with a vocabulary output becomes the family's ForCausalLM; a scalar one its ForSequenceClassification with one label. What
+a manifest says beyond the weights (bias, read position, answer tokens) has no place in such a folder and stays behind.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import torch
+from polyhead.heads.checkpoint import Checkpoint, Piece, write_weights
+from polyhead.heads.errors import DataLoss, FailedPrecondition, NotFound
+from polyhead.heads.family import SCORE_NAME, ModelSpec, build_skeleton, check_schema, describe, trunk_id
+from polyhead.heads.manifest import HeadManifest, OutputKind
+from polyhead.heads.split import TrunkFacts, copy_companions, fresh_folder, read_head_folder
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
+__all__ = ["merge"]
+
+
+def merge(trunk_folder: str | Path, head_folder: str | Path, out_folder: str | Path) -> None:
+    """Write trunk + head to `out_folder`. `trunk_folder` is what `split` wrote, or the whole source model.
+
+    Raises FailedPrecondition if the head belongs to another trunk or the family has no class for it, DataLoss if the trunk's
+    tensors are not those that were split.
+    """
+    manifest, tensors = read_head_folder(head_folder)
+    checkpoint = Checkpoint.open(trunk_folder)
+    spec = describe(checkpoint, manifest.split_layer)
+    found = _trunk_id_of(checkpoint, spec)
+    if found != manifest.trunk_id:
+        raise FailedPrecondition(
+            f"the head belongs to another trunk: {manifest.trunk_id[:12]}, this one is {found[:12]}\n"
+            "hint: merge it with the trunk it was trained on"
+        )
+    check_schema(spec, tensors, manifest.output)
+    pieces = _trunk_pieces(checkpoint, spec) | {name: Piece.of(tensor) for name, tensor in tensors.items()}
+    config = _merged_config(checkpoint, spec, manifest, pieces)
+    with fresh_folder(out_folder) as out:
+        copy_companions(checkpoint.folder, out)
+        (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        write_weights(out / "model.safetensors", pieces)
+
+
+def _trunk_id_of(checkpoint: Checkpoint, spec: ModelSpec) -> str:
+    """From trunk.json after checking every tensor against it; computed where the folder is a whole model."""
+    try:
+        facts = TrunkFacts.read(checkpoint.folder)
+    except NotFound:
+        return trunk_id(checkpoint, spec)
+    if facts.split_layer != spec.split_layer:
+        raise FailedPrecondition(f"the head starts at layer {spec.split_layer}, the trunk ends at layer {facts.split_layer}")
+    for name, expected in facts.tensors.items():
+        if checkpoint.sha256(name) != expected:
+            raise DataLoss(f"a tensor of the trunk is not the one that was split: {name!r}\nhint: split the model again")
+    return facts.trunk_id
+
+
+def _trunk_pieces(checkpoint: Checkpoint, spec: ModelSpec) -> dict[str, Piece]:
+    """The trunk's source tensors byte for byte, under names that from_pretrained finds."""
+    pieces: dict[str, Piece] = {}
+    for name in spec.trunk_names:
+        sources = spec.sources_of(name)
+        for source in sources:
+            is_prefixed = source.startswith(f"{spec.base}.")
+            target = name if len(sources) == 1 else source if is_prefixed else f"{spec.base}.{source}"
+            pieces[target] = checkpoint.piece(source)
+    return pieces
+
+
+def _merged_config(
+    checkpoint: Checkpoint, spec: ModelSpec, manifest: HeadManifest, pieces: Mapping[str, Piece]
+) -> dict[str, Any]:
+    config: dict[str, Any] = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
+    config.pop("torch_dtype", None)
+    config["architectures"] = [_architecture(spec, manifest.output)]
+    config["dtype"] = str(_widest_dtype(pieces)).removeprefix("torch.")
+    config["tie_word_embeddings"] = manifest.output is OutputKind.TIED
+    if manifest.output is OutputKind.SCORE:
+        config["tie_word_embeddings"] = spec.tied
+        config.update(id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+    return config
+
+
+def _widest_dtype(pieces: Mapping[str, Piece]) -> torch.dtype:
+    """So that loading with dtype "auto" rounds nothing."""
+    dtypes = {piece.dtype for piece in pieces.values()}
+    widest = max(dtypes, key=lambda dtype: dtype.itemsize)
+    return widest if len({dtype for dtype in dtypes if dtype.itemsize == widest.itemsize}) == 1 else torch.float32
+
+
+def _architecture(spec: ModelSpec, output: OutputKind) -> str:
+    if output is not OutputKind.SCORE:
+        return str(MODEL_FOR_CAUSAL_LM_MAPPING[type(spec.config)].__name__)
+    if type(spec.config) in MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING:
+        kind = MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING[type(spec.config)]
+        if SCORE_NAME in build_skeleton(spec.config, kind).state_dict():
+            return str(kind.__name__)
+    raise FailedPrecondition(
+        f"transformers has no sequence classifier with a score for this family: model_type {spec.config.model_type!r}"
+    )

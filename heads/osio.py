@@ -1,0 +1,274 @@
+"""The store's only road to the operating system. Knows files and folders below one root, not what they mean.
+
+Every path is relative to the root and is walked folder by folder without following a link. Every call may be recorded and may
+be made to fail: kill -9 cannot show a missing fsync, because the page cache survives it, but the record can.
+Methods raise OSError; `plain_errors` turns that into an error for a caller, without a path in it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from typing import ClassVar
+
+from polyhead.heads import failpoints
+from polyhead.heads.errors import DataLoss, FailedPrecondition, PolyheadError, ResourceExhausted
+
+STAGING = "staging"
+_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+_TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
+_NEVER_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
+
+OsRecord = list[tuple[str, str]]  # (operation, relative name), in the order in which the calls returned
+
+
+class StoreIoError(DataLoss):
+    """The operating system refused a read or a write for a reason other than a full disk."""
+
+    reason: ClassVar[str] = "STORE_IO_ERROR"
+
+
+class StoreLocked(FailedPrecondition):
+    """Another process, or another HeadStore of this one, has the folder open."""
+
+    reason: ClassVar[str] = "STORE_LOCKED"
+
+
+class UnsafeFile(FailedPrecondition):
+    """A link, a device, a foreign owner or loose permissions where the store expects its own plain file or folder."""
+
+    reason: ClassVar[str] = "STORE_UNSAFE_FILE"
+
+
+def is_disk_full(error: OSError) -> bool:
+    """Whether freeing space would help."""
+    return error.errno in _FULL
+
+
+@contextlib.contextmanager
+def plain_errors(what: str) -> Iterator[None]:
+    """Turn an OSError into a PolyheadError that names `what` was tried and the errno, never a path."""
+    try:
+        yield
+    except OSError as error:
+        raise _convert(error, what) from None
+
+
+def _convert(error: OSError, what: str) -> PolyheadError:
+    name = errno.errorcode.get(error.errno or 0, "unknown error")
+    if is_disk_full(error):
+        return ResourceExhausted(f"{what}: the store's disk or quota is full ({name})", retry_after_s=30.0)
+    if error.errno in _TOO_MANY:
+        return ResourceExhausted(f"{what}: the server is out of a system resource ({name})", retry_after_s=5.0)
+    if error.errno in (errno.ELOOP, errno.ENOTDIR):
+        return UnsafeFile(f"{what}: a link or a plain file stands where the store keeps a folder or a file")
+    return StoreIoError(f"{what}: the operating system failed ({name})")
+
+
+class StoreFiles:
+    """Files below one root folder, held open and locked. Thread-safe: it keeps no state but the folder's descriptor."""
+
+    def __init__(self, root_fd: int, record: OsRecord | None) -> None:
+        self._root_fd = root_fd
+        self._lock_fd = -1
+        self._record = record
+        self.failpoint_prefix = ""  # "recovery." while a store is being opened
+
+    @classmethod
+    def open(cls, path: str, record: OsRecord | None = None) -> StoreFiles:
+        """Open the root, creating it with mode 0700. UnsafeFile if others could write to it; OSError."""
+        if not os.path.isdir(path):
+            os.makedirs(path, mode=0o700, exist_ok=True)
+            _fsync_path(os.path.dirname(path) or ".")
+        root_fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        status = os.fstat(root_fd)
+        problem = ""
+        if status.st_mode & 0o022:
+            problem = f"the store folder is writable by group or world (mode {stat.S_IMODE(status.st_mode):04o}): chmod go-w it"
+        elif status.st_uid != os.geteuid():
+            problem = f"the store folder belongs to another user: uid {status.st_uid}"
+        if problem:
+            os.close(root_fd)
+            raise UnsafeFile(problem)
+        return cls(root_fd, record)
+
+    def lock(self, name: str) -> None:
+        """Take the exclusive lock, held until `close`. StoreLocked names the holder's process id if it left one."""
+        fd = os.open(name, os.O_RDWR | os.O_CREAT | os.O_NONBLOCK | _NEVER_FOLLOW, 0o600, dir_fd=self._root_fd)
+        try:
+            _check_plain(fd, name)
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            holder = os.read(fd, 20).decode("ascii", "replace").strip() or "unknown"
+            os.close(fd)
+            raise StoreLocked(f"the store is locked by another server: process {holder}") from None
+        except BaseException:
+            os.close(fd)
+            raise
+        self._lock_fd = fd
+        with contextlib.suppress(OSError):  # the number only helps a human; a full disk must not stop a server
+            os.ftruncate(fd, 0)
+            os.pwrite(fd, str(os.getpid()).encode("ascii"), 0)
+
+    def close(self) -> None:
+        """Release the lock and the folder; may be called twice."""
+        for fd in (self._lock_fd, self._root_fd):
+            if fd >= 0:
+                os.close(fd)
+        self._lock_fd = self._root_fd = -1
+
+    def put(self, name: str, data: bytes, subject: str) -> None:
+        """Replace `name` by `data` as one step: temporary file, fsync, rename. The caller fsyncs the folder.
+
+        On an OSError the temporary file is gone (a file whose fsync failed is never fsynced again), and `name` is as before
+        unless `exists` says otherwise: a rename may report an error after it happened.
+        """
+        temporary = self.new_staging_name()
+        try:
+            fd = self.create(temporary)
+            try:
+                self.write(fd, temporary, data, subject)
+                self.fsync(fd, temporary, subject)
+            finally:
+                os.close(fd)
+            self.replace(temporary, name, subject)
+        except OSError:
+            self.discard(temporary)
+            raise
+
+    def new_staging_name(self) -> str:
+        return f"{STAGING}/{secrets.token_hex(16)}"
+
+    def create(self, name: str) -> int:
+        """Create a new file, mode 0600, and return its descriptor."""
+        flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NEVER_FOLLOW
+        with self._parent(name) as (folder_fd, leaf), self._call("open", name):
+            return os.open(leaf, flags, 0o600, dir_fd=folder_fd)
+
+    def write(self, fd: int, name: str, data: bytes | memoryview, subject: str) -> None:
+        """Write all of `data` at the descriptor's position."""
+        with self._call("write", name, f"{subject}_write"):
+            rest = memoryview(data)
+            while rest:
+                rest = rest[os.write(fd, rest) :]
+
+    def fsync(self, fd: int, name: str, subject: str) -> None:
+        with self._call("fsync", name, f"{subject}_fsync"):
+            os.fsync(fd)
+
+    def replace(self, source: str, target: str, subject: str) -> None:
+        """Rename over whatever `target` is."""
+        with (
+            self._parent(source) as (source_fd, source_leaf),
+            self._parent(target) as (target_fd, target_leaf),
+            self._call("rename", target, f"{subject}_rename"),
+        ):
+            os.rename(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+
+    def fsync_folder(self, name: str, subject: str = "") -> None:
+        """Make the entries of a folder durable; "" is the root."""
+        point = f"{subject}_dir_fsync" if subject else ""
+        with self._parent(f"{name}/.") as (folder_fd, _), self._call("fsync_folder", name, point):
+            os.fsync(folder_fd)
+
+    def mkdir(self, name: str, subject: str) -> None:
+        with self._parent(name) as (folder_fd, leaf), self._call("mkdir", name, f"{subject}_mkdir"):
+            os.mkdir(leaf, 0o700, dir_fd=folder_fd)
+
+    def unlink(self, name: str, subject: str = "") -> None:
+        with self._parent(name) as (folder_fd, leaf), self._call("unlink", name, f"{subject}_unlink" if subject else ""):
+            os.unlink(leaf, dir_fd=folder_fd)
+
+    def discard(self, name: str) -> None:
+        """Unlink if it is there and if that works; what stays in the staging folder goes at the next open."""
+        with contextlib.suppress(OSError):
+            self.unlink(name)
+
+    def open_plain(self, name: str) -> tuple[int, int]:
+        """Open a plain file of ours for reading: (descriptor, size in bytes). UnsafeFile for anything else."""
+        with self._parent(name) as (folder_fd, leaf), self._call("open", name):
+            fd = os.open(leaf, os.O_RDONLY | os.O_NONBLOCK | _NEVER_FOLLOW, dir_fd=folder_fd)
+        try:
+            return fd, _check_plain(fd, name).st_size
+        except BaseException:
+            os.close(fd)
+            raise
+
+    def read(self, name: str, limit: int) -> bytes:
+        """The content of a small file, at most `limit` + 1 bytes: a longer answer means that the file is too long."""
+        fd, _ = self.open_plain(name)
+        with open(fd, "rb", buffering=0) as file:
+            parts = []
+            while limit >= 0 and (part := file.read(limit + 1)):
+                parts.append(part)
+                limit -= len(part)
+            return b"".join(parts)
+
+    def exists(self, name: str) -> bool:
+        """Whether anything at all has this name, a dangling link too."""
+        try:
+            with self._parent(name) as (folder_fd, leaf):
+                os.stat(leaf, dir_fd=folder_fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return False
+        return True
+
+    def size(self, name: str) -> int:
+        """Size in bytes. UnsafeFile for a link or anything else that is not plain."""
+        with self._parent(name) as (folder_fd, leaf):
+            status = os.stat(leaf, dir_fd=folder_fd, follow_symlinks=False)
+        return _check_status(status, name).st_size
+
+    def list(self, name: str) -> list[str]:
+        """The names in a folder, sorted; "" is the root."""
+        with self._parent(f"{name}/.") as (folder_fd, _), self._call("list", name):
+            return sorted(os.listdir(folder_fd))
+
+    @contextlib.contextmanager
+    def _parent(self, name: str) -> Iterator[tuple[int, str]]:
+        """The descriptor of the folder that holds `name`, reached without following a link, and the last part of the name."""
+        *folders, leaf = [part for part in name.split("/") if part]
+        fd = os.dup(self._root_fd)
+        try:
+            for part in folders:
+                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _NEVER_FOLLOW, dir_fd=fd)
+                os.close(fd)
+                fd = below
+            yield fd, leaf
+        finally:
+            os.close(fd)
+
+    @contextlib.contextmanager
+    def _call(self, op: str, name: str, point: str = "") -> Iterator[None]:
+        """One system call: failpoints around it, and a line in the record once it has succeeded."""
+        if point:
+            failpoints.hit(f"{self.failpoint_prefix}before_{point}")
+        failpoints.hit_call(op)
+        yield
+        if self._record is not None:
+            self._record.append((op, name))
+        if point:
+            failpoints.hit(f"{self.failpoint_prefix}after_{point}")
+
+
+def _check_plain(fd: int, name: str) -> os.stat_result:
+    return _check_status(os.fstat(fd), name)
+
+
+def _check_status(status: os.stat_result, name: str) -> os.stat_result:
+    if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
+        raise UnsafeFile(f"not a plain file of this user with one name: {name[:200]!r}")
+    return status
+
+
+def _fsync_path(folder: str) -> None:
+    fd = os.open(folder, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)

@@ -1,0 +1,432 @@
+"""The head store: a small, crash-safe database of files. What is pushed, what is active, and what was active before.
+
+Knows nothing of torch, of gRPC, or of what is inside a head file, and imports none of it: its crash tests start at once.
+kill -9 at any moment leaves exactly the old or exactly the new active set, and what was acknowledged stays.
+`heads/layout.py` draws the folder, `heads/osio.py` makes the system calls, `heads/failpoints.py` names the moments.
+
+    with HeadStore.open("store", trunk_id) as store:
+        with store.begin_push(len(data), sha256) as staging:
+            staging.write(data)
+            digest = staging.finish()
+        version = store.add_version("policy", digest, manifest).version
+        store.commit_generation({"policy": version}, parent=None)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import hashlib
+import os
+import re
+import threading
+import time
+from collections.abc import Iterable, Iterator, Mapping
+from types import MappingProxyType, TracebackType
+from typing import Any
+
+from polyhead.heads import layout, osio, records
+from polyhead.heads.blobs import BlobFolder, Staging
+from polyhead.heads.damage import Inspector, StoreDamage
+from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument
+from polyhead.heads.generations import CommitUncertain, GenerationFolder, write_reserve
+from polyhead.heads.identity import identify, read_trunk_id
+from polyhead.heads.manifest import HeadManifest, check_name
+from polyhead.heads.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, UnsafeFile
+from polyhead.heads.records import GenerationRecord, VersionRecord
+from polyhead.heads.versions import VersionFolder
+
+__all__ = [
+    "CommitUncertain",
+    "GenerationRecord",
+    "HeadStore",
+    "Staging",
+    "StoreDamage",
+    "StoreIoError",
+    "StoreLocked",
+    "UnsafeFile",
+    "VersionRecord",
+]
+
+_TRUNK_ID = re.compile(r"[0-9a-f]{64}")
+
+
+class HeadStore:
+    """One store folder, locked by this process. Thread-safe; every method blocks on the disk, so call it from a worker thread.
+
+    Every method may raise ResourceExhausted (a full disk) and StoreIoError (the operating system failed); `commit_generation`
+    and `repair_to` also CommitUncertain, after which the process has to end.
+    """
+
+    def __init__(self, path: str, trunk_id: str, files: StoreFiles, max_staged: int) -> None:
+        """Use `open`."""
+        self.path = path
+        self.trunk_id = trunk_id
+        self.damage: StoreDamage | None = None  # of the active set: not None means that nothing may be served
+        self.other_damage: tuple[StoreDamage, ...] = ()  # of versions and generations that are not active
+        self._files = files
+        self._lock = threading.RLock()
+        self._blobs = BlobFolder(files, self._lock, max_staged)
+        self._versions = VersionFolder(files)
+        self._generations = GenerationFolder(files)
+        self._inspector = Inspector(path, self._blobs, self._versions, self._generations)
+
+    @classmethod
+    def open(
+        cls, path: str | os.PathLike[str], trunk_id: str, *, os_record: OsRecord | None = None, max_staged: int = 4
+    ) -> HeadStore:
+        """Open or create the store of one trunk: lock it, clear what a crash left, read every record.
+
+        At most `max_staged` pushes run at the same time. `os_record` collects (operation, relative name) of every system call.
+        StoreLocked; UnsafeFile (others may write to it, links, devices); FailedPrecondition (another trunk's store, not a store,
+        a newer format); DataLoss (its identity is damaged). Look at `damage` before serving.
+        """
+        if not _TRUNK_ID.fullmatch(trunk_id):
+            raise InvalidArgument(f"trunk_id must be 64 lower-case hex digits: {trunk_id[:80]!r}", field="trunk_id")
+        absolute = os.path.abspath(path)
+        with osio.plain_errors("could not open the store"):
+            files = StoreFiles.open(absolute, os_record)
+            try:
+                files.failpoint_prefix = "recovery."
+                files.lock(layout.LOCK)
+                identify(files, trunk_id)
+                store = cls(absolute, trunk_id, files, max_staged)
+                store._recover()
+            except BaseException:
+                files.close()
+                raise
+            files.failpoint_prefix = ""
+        return store
+
+    @staticmethod
+    def read_trunk_id(path: str | os.PathLike[str]) -> str:
+        """Which trunk a store belongs to, without opening it: for repairs from the command line."""
+        with osio.plain_errors("could not read the store"):
+            if not os.path.isdir(path):
+                raise FailedPrecondition("there is no store folder at the given place")
+            files = StoreFiles.open(os.path.abspath(path))
+            try:
+                return read_trunk_id(files)
+            finally:
+                files.close()
+
+    def close(self) -> None:
+        """Release the lock; may be called twice."""
+        with self._lock:
+            self._files.close()
+
+    def __enter__(self) -> HeadStore:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    # ---- recovery
+
+    def _recover(self) -> None:
+        self._blobs.load()
+        self._versions.load()
+        self._generations.load()
+        for record in self._versions.all():
+            self._blobs.count_loaded(record.digest)
+        if not self._versions.damaged:  # an unreadable record may refer to any blob
+            self._blobs.remove_orphans()
+        self.damage = self._inspector.find_active_damage()
+        self.other_damage = tuple(self._inspector.find_other_damage())
+        if not self._files.exists(layout.RESERVE):
+            self._write_reserve()
+
+    def _write_reserve(self) -> None:
+        try:
+            write_reserve(self._files)
+        except OSError as error:
+            if not osio.is_disk_full(error):
+                raise
+
+    def verify_active(self) -> StoreDamage | None:
+        """Read and hash every blob of the active set; what is wrong, or None. Sets `damage`. Call it before serving."""
+        with self._guard("could not verify the active set"):
+            self.damage = self._inspector.find_active_damage(is_thorough=True)
+            return self.damage
+
+    def repair_to(self, number: int, *, request_id: str = "") -> GenerationRecord:
+        """Get out of a damaged active set: a new generation equal to an intact one; 0 means no heads at all.
+
+        NotFound, DataLoss if that generation is damaged, too.
+        """
+        with self._guard("could not repair the store"):
+            heads = self._generations.get(number).heads if number else {}
+            record = self._next_generation(heads, request_id, number or None, f"repair: back to generation {number}", None)
+            self._check_heads(record.heads)
+            self._generations.commit(record)
+            self.damage = self._inspector.find_active_damage()
+            self.other_damage = tuple(self._inspector.find_other_damage())
+            return record
+
+    # ---- push
+
+    def begin_push(self, declared_bytes: int, declared_sha256: str) -> Staging:
+        """Begin to receive a head file. InvalidArgument; ResourceExhausted when too many pushes are under way."""
+        return self._blobs.begin(declared_bytes, declared_sha256)
+
+    def put_blob(self, data: bytes | bytearray | memoryview) -> str:
+        """Store a head file that is already here; its digest. The same road as a push."""
+        with self.begin_push(memoryview(data).nbytes, hashlib.sha256(data).hexdigest()) as staging:
+            staging.write(data)
+            return staging.finish()
+
+    def discard_blob(self, digest: str) -> None:
+        """A finished push will get no version: its blob goes unless something else holds it."""
+        layout.blob_path(digest)
+        self._blobs.give_up(digest)
+
+    def read_blob(self, digest: str) -> bytearray:
+        """The bytes of a head file in private memory, never mapped. DataLoss if it is missing or its SHA-256 is another one."""
+        return self._blobs.read(digest)
+
+    # ---- versions
+
+    def add_version(
+        self,
+        name: str,
+        digest: str,
+        manifest: HeadManifest,
+        *,
+        labels: Iterable[str] = (),
+        request_id: str = "",
+        metrics: Mapping[str, float] | None = None,
+    ) -> VersionRecord:
+        """Give a published blob the next version number of `name`; durable when it returns.
+
+        The same request id with the same name, digest and manifest returns the first record; with others it is AlreadyExists.
+        InvalidArgument; FailedPrecondition for another trunk or a blob that was never pushed.
+        """
+        manifest.validate()
+        if manifest.trunk_id != self.trunk_id:
+            theirs, ours = manifest.trunk_id[:12], self.trunk_id[:12]
+            raise FailedPrecondition(f"the head belongs to another trunk: {theirs}... is not {ours}...", field="manifest.trunk_id")
+        check_name(name, "name")
+        wanted = VersionRecord(
+            name=name,
+            version=0,
+            digest=digest,
+            num_bytes=0,
+            manifest=manifest,
+            created_at=time.time(),
+            labels=tuple(sorted({check_name(label, "labels") for label in labels})),
+            request_id=records.check_request_id(request_id),
+            metrics=records.check_metrics(metrics),
+        )
+        with self._guard("could not store the head version"):
+            if first := self._versions.retried(wanted):
+                self._blobs.give_up(digest)
+                return first
+            record = self._versions.add(dataclasses.replace(wanted, num_bytes=self._held_bytes(digest)))
+            self._blobs.take(digest)
+            return record
+
+    def _held_bytes(self, digest: str) -> int:
+        layout.blob_path(digest)
+        if not self._blobs.is_held(digest):
+            raise FailedPrecondition(f"no such blob, push it first: {digest[:12]}...")
+        try:
+            return self._blobs.num_bytes(digest)
+        except FileNotFoundError:
+            raise DataLoss(f"the stored head is missing: {digest[:12]}...") from None
+
+    def names(self) -> list[str]:
+        """Every head name that has a version, sorted."""
+        with self._lock:
+            return self._versions.names()
+
+    def versions(self, name: str) -> list[VersionRecord]:
+        """The versions of a name, oldest first. InvalidArgument for a bad name, NotFound for an unknown one."""
+        with self._lock:
+            return self._versions.of(name)
+
+    def get(self, name: str, version: int) -> VersionRecord:
+        """InvalidArgument for a bad name or number, NotFound, DataLoss if the record is damaged."""
+        with self._lock:
+            return self._versions.get(name, version)
+
+    def version_of_request(self, request_id: str) -> VersionRecord | None:
+        """The version that a push with this request id made: a retry can be answered before its bytes are read."""
+        with self._lock:
+            return self._versions.find_request(request_id)
+
+    def label(self, name: str, version: int, label: str) -> VersionRecord:
+        """Add a label; a labelled version is never collected."""
+        check_name(label, "label")
+        with self._guard("could not label the head version"):
+            record = self._versions.get(name, version)
+            return self._versions.relabel(record, tuple(sorted({*record.labels, label})))
+
+    def unlabel(self, name: str, version: int, label: str) -> VersionRecord:
+        """Take a label away; nothing happens if it is not there."""
+        check_name(label, "label")
+        with self._guard("could not label the head version"):
+            record = self._versions.get(name, version)
+            return self._versions.relabel(record, tuple(other for other in record.labels if other != label))
+
+    def delete_version(self, name: str, version: int, *, force: bool = False) -> None:
+        """Delete a version, and its blob after the last version that refers to it. Its number is never used again.
+
+        FailedPrecondition if it is active; without `force` also if it is labelled or in the generation before. NotFound.
+        """
+        with self._guard("could not delete the head version"):
+            self._refuse_while_damaged()
+            layout.version_path(name, version)
+            if (name, version) not in self._versions.damaged:
+                self._versions.get(name, version)
+            if reason := self._kept_because(name, version, is_forced=force):
+                raise FailedPrecondition(f"{name}@{version} cannot be deleted: it is {reason}")
+            self._delete(name, version)
+            self.other_damage = tuple(self._inspector.find_other_damage())
+
+    def collect(self, keep_versions: int) -> list[VersionRecord]:
+        """Delete all but the newest `keep_versions` of each name; what was deleted.
+
+        Active versions, those of the generation before, and labelled ones stay, too. FailedPrecondition while the store is damaged.
+        """
+        if isinstance(keep_versions, bool) or not isinstance(keep_versions, int) or keep_versions < 1:
+            raise InvalidArgument(f"keep_versions must be at least 1: {keep_versions}", field="keep_versions")
+        with self._guard("could not delete old head versions"):
+            self._refuse_while_damaged()
+            old = [record for name in self._versions.names() for record in self._versions.of(name)[:-keep_versions]]
+            deleted = [record for record in old if not self._kept_because(record.name, record.version, is_forced=False)]
+            for record in deleted:
+                self._delete(record.name, record.version)
+            if not self._versions.damaged:
+                self._blobs.remove_orphans()
+            return deleted
+
+    def _kept_because(self, name: str, version: int, *, is_forced: bool) -> str:
+        """"" if the version may go."""
+        current = self._generations.current
+        if current and current.heads.get(name) == version:
+            return f"active in generation {current.number}"
+        if is_forced or (name, version) in self._versions.damaged:
+            return ""
+        for generation in self._rollback_targets():
+            if generation.heads.get(name) == version:
+                return f"what a rollback to generation {generation.number} would serve"
+        labels = self._versions.get(name, version).labels
+        return f"labelled {labels[0]!r}" if labels else ""
+
+    def _rollback_targets(self) -> list[GenerationRecord]:
+        """The generation before the current one, and the parent, which a rollback goes to by default."""
+        current = self._generations.current
+        if current is None:
+            return []
+        history = self._generations.history()
+        return [*history[1:2], *(record for record in history if record.number == current.parent)]
+
+    def _delete(self, name: str, version: int) -> None:
+        digest = "" if (name, version) in self._versions.damaged else self._versions.get(name, version).digest
+        self._versions.delete(name, version)
+        if digest:
+            self._blobs.release(digest)
+
+    # ---- generations
+
+    @property
+    def current(self) -> GenerationRecord | None:
+        """The active set; None before the first activation. DataLoss if it is damaged. Takes no lock and does not block."""
+        if damage := self.damage:
+            raise DataLoss(damage.what)
+        return self._generations.current
+
+    def generation(self, number: int) -> GenerationRecord:
+        """NotFound; DataLoss if its record is damaged."""
+        with self._lock:
+            return self._generations.get(number)
+
+    def history(self) -> list[GenerationRecord]:
+        """Every readable generation, newest first."""
+        with self._lock:
+            return self._generations.history()
+
+    def generation_of_request(self, request_id: str) -> GenerationRecord | None:
+        """The generation that this request id made. Look here before merging a change into the current set:
+        a retry merged into a newer set asks for other heads, and would be taken for another request."""
+        with self._lock:
+            return self._generations.find_request(request_id)
+
+    def commit_generation(
+        self,
+        heads: Mapping[str, int],
+        *,
+        request_id: str = "",
+        expected_generation: int | None = None,
+        parent: int | None,
+        note: str = "",
+        answer: Mapping[str, Any] | None = None,
+    ) -> GenerationRecord:
+        """Make `heads` the active set, durably: the commit point. The caller flips its pointer and answers after it returns.
+
+        A known request id returns its first record before `expected_generation` is looked at; with other heads it is AlreadyExists.
+        `expected_generation` 0 expects that nothing was ever active; Conflict (metadata `current_generation`) if the active set has
+        moved on. NotFound for an unknown version, DataLoss for a damaged one, FailedPrecondition while the store is damaged.
+        After all these nothing has changed; after CommitUncertain nobody knows: end the process.
+        """
+        with self._guard("could not store the activation"):
+            record = self._next_generation(heads, request_id, parent, note, answer)
+            if first := self._generations.find_request(request_id):
+                if first.heads != record.heads:
+                    problem = f"the request id was used for other heads: it made generation {first.number}"
+                    raise AlreadyExists(problem, field="request_id")
+                return first
+            self._refuse_while_damaged()
+            current = self._generations.highest
+            if expected_generation is not None and expected_generation != current:
+                raise Conflict(
+                    f"the active set has moved on: generation {current}, not {expected_generation}",
+                    metadata={"current_generation": str(current)},
+                )
+            if not record.heads:
+                raise InvalidArgument("an active set needs at least one head", field="heads")
+            self._check_heads(record.heads)
+            self._generations.commit(record)
+            return record
+
+    def _next_generation(
+        self, heads: Mapping[str, int], request_id: str, parent: int | None, note: str, answer: Mapping[str, Any] | None
+    ) -> GenerationRecord:
+        if parent is not None and not 1 <= parent <= self._generations.highest:
+            raise InvalidArgument(f"no such parent generation: {parent}", field="parent")
+        return GenerationRecord(
+            number=self._generations.highest + 1,
+            parent=parent,
+            heads=MappingProxyType(dict(heads)),
+            created_at=time.time(),
+            request_id=records.check_request_id(request_id),
+            note=records.check_note(note),
+            answer=None if answer is None else MappingProxyType(dict(answer)),
+        )
+
+    def _check_heads(self, heads: Mapping[str, int]) -> None:
+        for name, version in heads.items():
+            self._versions.get(name, version)
+            if problem := self._inspector.find_problem(name, version):
+                raise DataLoss(f"cannot be activated: {problem}")
+
+    def _refuse_while_damaged(self) -> None:
+        if self.damage:
+            raise FailedPrecondition(f"the store has to be repaired first: {self.damage.what}")
+
+    # ---- the rest
+
+    def disk_bytes(self) -> int:
+        """What the blobs, staged files and the reserve take on disk, in bytes."""
+        with self._guard("could not measure the store"):
+            total = 0
+            for folder in (layout.BLOBS, osio.STAGING):
+                for name in self._files.list(folder):
+                    with contextlib.suppress(FileNotFoundError):  # a push may end meanwhile
+                        total += self._files.size(f"{folder}/{name}")
+            return total + (self._files.size(layout.RESERVE) if self._files.exists(layout.RESERVE) else 0)
+
+    @contextlib.contextmanager
+    def _guard(self, what: str) -> Iterator[None]:
+        with self._lock, osio.plain_errors(what):
+            yield

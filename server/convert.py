@@ -1,0 +1,371 @@
+"""Generation and scoring requests, from protobuf to the engine's dataclasses (answers go back through convert_out.py).
+
+Every field is checked before any model work, and an error names the field. Nothing is altered silently.
+"""
+
+from __future__ import annotations
+
+import math
+import secrets
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
+from polyhead.heads.manifest import HeadKind, check_name
+from polyhead.server.engine.live import ServedHead
+from polyhead.server.engine.sampler import sample_seed
+from polyhead.server.engine.sequence import (
+    FinishReason,
+    OnSwap,
+    Priority,
+    Request,
+    RuleQuestion,
+    RuleQuestions,
+    Sample,
+    SamplingParams,
+    Sequence,
+)
+from polyhead.server.rules import Rule, RuleBook
+from polyhead.server.text import Tokenizer
+from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
+
+MAX_PROMPTS = 1024
+MAX_SAMPLES_PER_ARM = 64
+MAX_ARMS = 16
+MAX_SAMPLES = 4096
+MAX_STOPS = 16
+MAX_STOP_BYTES = 256
+MAX_STOP_IDS = 64
+MAX_HEADS = 16
+MAX_RULES = 64
+MAX_RULE_CHARACTERS = 2000
+MAX_REPETITION_PENALTY = 10.0
+MAX_TEMPERATURE = 100.0
+MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
+DEFAULT_HEAD = "policy"
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What a request is checked against."""
+
+    tokenizer: Tokenizer
+    rules: RuleBook
+    vocab_size: int
+    max_context: int  # tokens of prompt and reply together
+    eos_ids: frozenset[int]
+    resolve: Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
+
+
+def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Request:
+    """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active."""
+    _check_count(len(message.prompts), MAX_PROMPTS, "prompts")
+    arms = list(message.arms) or [generation_pb2.Arm()]
+    _check_count(len(arms), MAX_ARMS, "arms")
+    params = [_arm_params(arm, f"arms[{index}]", door) for index, arm in enumerate(arms)]
+    heads = {_arm_head(arm, f"arms[{index}]", door): None for index, arm in enumerate(arms)}
+    request = _request(message.score, list(heads), message.on_swap, message.priority, door, request_id)
+    num_samples = len(message.prompts) * sum(max(1, arm.n) for arm in arms)
+    if num_samples > MAX_SAMPLES:
+        raise InvalidArgument(f"too many samples in one request: {num_samples}, at most {MAX_SAMPLES}", field="prompts")
+    request.stream_tokens = _delivery(message, num_samples) == generation_pb2.DELIVERY_TOKENS
+    request.return_states = message.return_states
+    for prompt_index, prompt in enumerate(message.prompts):
+        field = f"prompts[{prompt_index}]"
+        ids = prompt_ids(prompt, door, field)
+        for arm_index, (arm, param) in enumerate(zip(arms, params, strict=True)):
+            _check_length(len(ids) + param.max_new_tokens, request, door, f"{field} with arms[{arm_index}]")
+            for index in range(max(1, arm.n)):
+                seed = arm.sampling.sample_seeds[index] if arm.sampling.sample_seeds else sample_seed(param.seed, prompt_index, arm_index, index)
+                sequence = Sequence(list(ids), prompt.cache_salt)
+                text = door.tokenizer.stream(param.stop, param.keep_stop)
+                head = arm.head or DEFAULT_HEAD
+                request.samples.append(
+                    Sample(request, prompt_index, arm_index, index, ids, sequence, param, head_name=head, seed=seed, text=text)
+                )
+    if _delivery(message, num_samples) == generation_pb2.DELIVERY_GROUPS:
+        _check_group_size(request, sum(max(1, arm.n) for arm in arms))
+    return request
+
+
+def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Request:
+    """Check and convert a scoring of given completions."""
+    _check_count(len(message.items), MAX_PROMPTS, "items")
+    if not message.score.heads:
+        raise InvalidArgument("no head to score with", field="score.heads")
+    request = _request(message.score, [], message.on_swap, message.priority, door, request_id)
+    if message.HasField("sampling"):
+        request.score_sampling = sampling_params(message.sampling, "sampling", door)
+    for index, item in enumerate(message.items):
+        field = f"items[{index}]"
+        ids = prompt_ids(item.prompt, door, f"{field}.prompt")
+        completion = _completion_ids(item, door, field)
+        _check_length(len(ids) + len(completion), request, door, field)
+        sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
+        sample.is_terminated = item.terminated if item.HasField("terminated") else completion[-1] in door.eos_ids
+        request.samples.append(sample)
+    num_bytes = sum(len(sample.sequence.tokens) for sample in request.samples) * 4 * (2 + 2 * len(message.score.heads))
+    if num_bytes > MAX_REPLY_BYTES:
+        raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
+    return request
+
+
+def given_sample(request: Request, index: int, prompt: list[int], completion: list[int], salt: str = "") -> Sample:
+    """A sample whose completion is known."""
+    sample = Sample(request, index, 0, 0, prompt, Sequence([*prompt, *completion], salt), SamplingParams())
+    sample.completion = completion
+    sample.finish_reason = FinishReason.GIVEN
+    return sample
+
+
+def prompt_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
+    """The token ids of a prompt, whichever way it was given. Raises InvalidArgument naming the field."""
+    if len(prompt.cache_salt) > 256:
+        raise InvalidArgument("cache_salt is longer than 256 characters", field=f"{field}.cache_salt")
+    match prompt.WhichOneof("source"):
+        case "text":
+            if not prompt.text:
+                raise InvalidArgument("the prompt is empty", field=f"{field}.text")
+            ids = door.tokenizer.encode(prompt.text)
+        case "token_ids":
+            ids = checked_ids(prompt.token_ids.ids, door.vocab_size, f"{field}.token_ids.ids")
+        case "chat":
+            ids = door.tokenizer.encode_chat(_messages(prompt.chat.messages), f"{field}.chat.messages")
+        case "continue_from":
+            ids = _continuation_ids(prompt.continue_from, door, f"{field}.continue_from")
+        case _:
+            raise InvalidArgument("the prompt is not set: give text, token_ids, chat or continue_from", field=field)
+    if prompt.assistant_prefix:
+        ids = ids + door.tokenizer.encode(prompt.assistant_prefix, special_tokens=False)
+    if not ids:
+        raise InvalidArgument("the prompt has no tokens", field=field)
+    return ids
+
+
+def checked_ids(ids: Iterable[int], vocab_size: int, field: str) -> list[int]:
+    """Ids as a list. Raises InvalidArgument with the index of the first one outside the vocabulary, or if there are none."""
+    ids = list(ids)
+    if not ids:
+        raise InvalidArgument("no token ids", field=field)
+    if max(ids) >= vocab_size:
+        index = next(index for index, token in enumerate(ids) if token >= vocab_size)
+        raise InvalidArgument(f"token id outside the vocabulary of {vocab_size}: {ids[index]}", field=f"{field}[{index}]")
+    return ids
+
+
+def sampling_params(message: types_pb2.Sampling, field: str, door: Door) -> SamplingParams:
+    """Sampling parameters with every default filled in; the seed is drawn here if none is given."""
+    defaults = SamplingParams()
+    params = SamplingParams(
+        temperature=_number(message, "temperature", defaults.temperature, 0.0, MAX_TEMPERATURE, field),
+        top_p=_number(message, "top_p", defaults.top_p, 0.0, 1.0, field, above=True),
+        top_k=message.top_k if message.HasField("top_k") else defaults.top_k,
+        min_p=_number(message, "min_p", defaults.min_p, 0.0, 1.0, field),
+        repetition_penalty=_number(
+            message, "repetition_penalty", defaults.repetition_penalty, 0.0, MAX_REPETITION_PENALTY, field, above=True
+        ),
+        max_new_tokens=message.max_new_tokens if message.HasField("max_new_tokens") else defaults.max_new_tokens,
+        stop=tuple(message.stop),
+        keep_stop=message.keep_stop,
+        stop_token_ids=frozenset(message.stop_token_ids),
+        ignore_eos=message.ignore_eos,
+        seed=message.seed if message.HasField("seed") else secrets.randbits(64),
+    )
+    if params.top_k >= 1 << 31:
+        raise InvalidArgument(f"top_k is out of range: {params.top_k}", field=f"{field}.top_k")
+    if not 1 <= params.max_new_tokens <= door.max_context:
+        raise InvalidArgument(
+            f"max_new_tokens must lie between 1 and {door.max_context}: {params.max_new_tokens}", field=f"{field}.max_new_tokens"
+        )
+    _check_stops(message, door, field)
+    return params
+
+
+def _number(
+    message: types_pb2.Sampling, name: str, default: float, low: float, high: float, field: str, above: bool = False
+) -> float:
+    """A float field within [low, high], or (low, high] if `above`. NaN is outside of everything."""
+    if not message.HasField(name):
+        return default
+    value = float(getattr(message, name))
+    if not math.isfinite(value) or value < low or value > high or (above and value == low):
+        bracket = "(" if above else "["
+        raise InvalidArgument(f"{name} must lie in {bracket}{low:g}, {high:g}]: {value}", field=f"{field}.{name}")
+    return value
+
+
+def _check_stops(message: types_pb2.Sampling, door: Door, field: str) -> None:
+    if len(message.stop) > MAX_STOPS:
+        raise InvalidArgument(f"too many stop strings: {len(message.stop)}, at most {MAX_STOPS}", field=f"{field}.stop")
+    for index, stop in enumerate(message.stop):
+        if not stop or len(stop.encode()) > MAX_STOP_BYTES:
+            raise InvalidArgument(f"a stop string must have 1 to {MAX_STOP_BYTES} bytes", field=f"{field}.stop[{index}]")
+    if len(message.stop_token_ids) > MAX_STOP_IDS:
+        raise InvalidArgument(f"too many stop ids: {len(message.stop_token_ids)}, at most {MAX_STOP_IDS}", field=f"{field}.stop_token_ids")
+    if message.stop_token_ids:
+        checked_ids(message.stop_token_ids, door.vocab_size, f"{field}.stop_token_ids")
+
+
+def _arm_params(arm: generation_pb2.Arm, field: str, door: Door) -> SamplingParams:
+    if arm.n > MAX_SAMPLES_PER_ARM:
+        raise InvalidArgument(f"n must lie between 1 and {MAX_SAMPLES_PER_ARM}: {arm.n}", field=f"{field}.n")
+    if arm.sampling.sample_seeds and len(arm.sampling.sample_seeds) != max(1, arm.n):
+        raise InvalidArgument(
+            f"{len(arm.sampling.sample_seeds)} sample seeds for n = {max(1, arm.n)}", field=f"{field}.sampling.sample_seeds"
+        )
+    return sampling_params(arm.sampling, f"{field}.sampling", door)
+
+
+def _arm_head(arm: generation_pb2.Arm, field: str, door: Door) -> str:
+    reference = arm.head or DEFAULT_HEAD
+    head = door.resolve(reference, f"{field}.head")
+    if head.manifest.kind is not HeadKind.POLICY:
+        raise InvalidArgument(f"{reference} is a {head.manifest.kind.value} head and cannot generate", field=f"{field}.head")
+    return reference
+
+
+def _request(
+    spec: types_pb2.ScoringSpec,
+    sampling_heads: list[str],
+    on_swap: types_pb2.OnSwap,
+    priority: types_pb2.Priority,
+    door: Door,
+    request_id: str,
+) -> Request:
+    """A request without samples: its heads resolved, its rules worded."""
+    if spec.recipe:
+        raise Unimplemented("reward recipes are reserved", field="score.recipe")
+    if len(spec.heads) > MAX_HEADS:
+        raise InvalidArgument(f"too many heads: {len(spec.heads)}, at most {MAX_HEADS}", field="score.heads")
+    scoring = [door.resolve(name, f"score.heads[{index}]") for index, name in enumerate(spec.heads)]
+    if len(set(spec.heads)) != len(spec.heads):
+        raise InvalidArgument("a head is named twice", field="score.heads")
+    names = dict.fromkeys([*sampling_heads, *spec.heads])
+    return Request(
+        request_id=request_id,
+        deliver=_nowhere,
+        head_names=tuple(names),
+        pinned={name: door.resolve(name, "head") for name in names if "@" in name},
+        score_heads=tuple(spec.heads),
+        rules=_rule_questions(spec, scoring, door),
+        on_swap=_on_swap(on_swap),
+        priority=_priority(priority),
+    )
+
+
+def _nowhere(request: Request, events: object) -> None:
+    raise AssertionError("the servicer sets `deliver` before it submits")
+
+
+def _rule_questions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door: Door) -> RuleQuestions | None:
+    rule_heads = [head for head in scoring if head.manifest.kind is HeadKind.RULE]
+    selection = spec.rules
+    is_given = bool(selection.rule_set or selection.rule_ids or selection.rules)
+    if bool(rule_heads) != is_given:
+        raise InvalidArgument("rules and a head of kind rule go together", field="score.rules" if rule_heads else "score.heads")
+    if not rule_heads:
+        return None
+    for head in rule_heads:
+        if head.manifest.template not in door.rules.templates:
+            raise FailedPrecondition(f"{head.reference} uses a template that the server does not have: {head.manifest.template!r}")
+    reference, rules = _selected_rules(selection, door)
+    if len(rules) > MAX_RULES:
+        raise InvalidArgument(f"too many rules: {len(rules)}, at most {MAX_RULES}", field="score.rules")
+    if len({rule.rule_id for rule in rules}) != len(rules):
+        raise InvalidArgument("a rule id stands twice", field="score.rules")
+    worded = door.rules.suffixes(rules)
+    return RuleQuestions(
+        reference, {template: tuple(RuleQuestion(*question) for question in questions) for template, questions in worded.items()}
+    )
+
+
+def _selected_rules(selection: types_pb2.RuleSelection, door: Door) -> tuple[str, list[Rule]]:
+    reference, rules = "", []
+    if selection.rule_set or selection.rule_ids:
+        rule_set = door.rules.find_set(selection.rule_set or "example-rules", "score.rules.rule_set")
+        reference = rule_set.reference
+        for index, rule_id in enumerate(selection.rule_ids or rule_set.rules):
+            if rule_id not in rule_set.rules:
+                raise NotFound(f"no rule {rule_id[:80]!r} in {reference}", field=f"score.rules.rule_ids[{index}]")
+            rules.append(rule_set.rules[rule_id])
+    for index, rule in enumerate(selection.rules):
+        field = f"score.rules.rules[{index}]"
+        check_name(rule.id, f"{field}.id")
+        if not rule.text or len(rule.text) > MAX_RULE_CHARACTERS:
+            raise InvalidArgument(f"a rule must have 1 to {MAX_RULE_CHARACTERS} characters", field=f"{field}.text")
+        rules.append(Rule(rule.id, rule.text))
+    return reference, rules
+
+
+def _on_swap(value: types_pb2.OnSwap) -> OnSwap:
+    match value:
+        case types_pb2.ON_SWAP_UNSPECIFIED | types_pb2.ON_SWAP_PIN:
+            return OnSwap.PIN
+        case types_pb2.ON_SWAP_ABORT:
+            return OnSwap.ABORT
+        case types_pb2.ON_SWAP_FOLLOW:
+            raise Unimplemented("on_swap FOLLOW is reserved: use PIN or ABORT", field="on_swap")
+    raise InvalidArgument(f"unknown on_swap: {int(value)}", field="on_swap")
+
+
+def _priority(value: types_pb2.Priority) -> Priority:
+    match value:
+        case types_pb2.PRIORITY_UNSPECIFIED | types_pb2.PRIORITY_BATCH:
+            return Priority.BATCH
+        case types_pb2.PRIORITY_INTERACTIVE:
+            return Priority.INTERACTIVE
+    raise InvalidArgument(f"unknown priority: {int(value)}", field="priority")
+
+
+def _delivery(message: generation_pb2.GenerateRequest, num_samples: int) -> generation_pb2.Delivery:
+    if message.delivery == generation_pb2.DELIVERY_UNSPECIFIED:
+        return generation_pb2.DELIVERY_TOKENS if num_samples == 1 else generation_pb2.DELIVERY_SAMPLES
+    if message.delivery not in generation_pb2.Delivery.values():
+        raise InvalidArgument(f"unknown delivery: {int(message.delivery)}", field="delivery")
+    return message.delivery
+
+
+def _check_count(count: int, most: int, field: str) -> None:
+    if not 1 <= count <= most:
+        raise InvalidArgument(f"between 1 and {most} are allowed: {count}", field=field)
+
+
+def _check_length(num_tokens: int, request: Request, door: Door, field: str) -> None:
+    """The longest text that this sample can become, scoring suffixes included, must fit the context."""
+    questions = request.rules.by_template.values() if request.rules else ()
+    num_suffix = max((len(question.suffix) for template in questions for question in template), default=1)
+    num_suffix = num_suffix if request.score_heads else 0
+    if num_tokens + num_suffix > door.max_context:
+        suffix = f", with {num_suffix} for scoring" if num_suffix else ""
+        raise InvalidArgument(
+            f"prompt and reply together have {num_tokens} tokens{suffix}; the context holds {door.max_context}", field=field
+        )
+
+
+def _check_group_size(request: Request, num_samples: int) -> None:
+    largest = max(len(sample.prompt) + sample.params.max_new_tokens for sample in request.samples)
+    if largest * num_samples * 4 * (4 + len(request.score_heads)) > MAX_REPLY_BYTES:
+        raise InvalidArgument("a prompt's group would not fit one message: use DELIVERY_SAMPLES or fewer samples", field="delivery")
+
+
+def _completion_ids(item: scoring_pb2.ScoreItem, door: Door, field: str) -> list[int]:
+    match item.WhichOneof("completion"):
+        case "text":
+            ids = door.tokenizer.encode(item.text, special_tokens=False)
+            if not ids:
+                raise InvalidArgument("the completion is empty", field=f"{field}.text")
+            return ids
+        case "token_ids":
+            return checked_ids(item.token_ids.ids, door.vocab_size, f"{field}.token_ids.ids")
+    raise InvalidArgument("the completion is not set: give text or token_ids", field=field)
+
+
+def _continuation_ids(continuation: types_pb2.Continuation, door: Door, field: str) -> list[int]:
+    before = checked_ids(continuation.prompt_token_ids, door.vocab_size, f"{field}.prompt_token_ids")
+    sampled = checked_ids(continuation.token_ids, door.vocab_size, f"{field}.token_ids")
+    following = door.tokenizer.encode_next_turns(_messages(continuation.messages), sampled[-1], f"{field}.messages")
+    return [*before, *sampled, *following]
+
+
+def _messages(messages: Iterable[types_pb2.ChatMessage]) -> list[dict[str, str]]:
+    return [{"role": message.role, "content": message.content} for message in messages]

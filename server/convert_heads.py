@@ -1,0 +1,198 @@
+"""Head messages to dataclasses and back: the one place where heads.proto meets the registry. Checks fields only."""
+
+from __future__ import annotations
+
+import base64
+import binascii
+import enum
+import json
+import re
+from collections.abc import Mapping
+from typing import Any, TypeVar
+
+from polyhead.heads.errors import InvalidArgument, Unimplemented
+from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished, check_name
+from polyhead.heads.store import GenerationRecord
+from polyhead.server.manifests import ManifestPatch
+from polyhead.server.publisher import CopyRequest, PushRequest
+from polyhead.server.registry import VersionView
+from polyhead.v1 import heads_pb2, types_pb2
+
+DEFAULT_PAGE = 100
+MAX_PAGE = 1000
+MAX_NOTE = 1024  # characters
+_SHA256 = re.compile(r"[0-9a-f]{64}")
+
+_KINDS: Mapping[int, HeadKind] = {
+    types_pb2.HEAD_KIND_POLICY: HeadKind.POLICY,
+    types_pb2.HEAD_KIND_PREFERENCE: HeadKind.PREFERENCE,
+    types_pb2.HEAD_KIND_RULE: HeadKind.RULE,
+    types_pb2.HEAD_KIND_VALUE: HeadKind.VALUE,
+}
+_OUTPUTS: Mapping[int, OutputKind] = {
+    heads_pb2.OUTPUT_KIND_TIED: OutputKind.TIED,
+    heads_pb2.OUTPUT_KIND_OWN: OutputKind.OWN,
+    heads_pb2.OUTPUT_KIND_SCORE: OutputKind.SCORE,
+}
+_READS: Mapping[int, ReadPosition] = {
+    heads_pb2.READ_POSITION_LAST: ReadPosition.LAST,
+    heads_pb2.READ_POSITION_EOS: ReadPosition.EOS,
+    heads_pb2.READ_POSITION_APPEND: ReadPosition.APPEND,
+}
+_UNFINISHED: Mapping[int, Unfinished] = {
+    heads_pb2.UNFINISHED_READ_LAST: Unfinished.READ_LAST,
+    heads_pb2.UNFINISHED_OMIT: Unfinished.OMIT,
+}
+EnumT = TypeVar("EnumT", bound=enum.Enum)
+
+
+def push_request(header: heads_pb2.PushHeader) -> PushRequest:
+    """The header without size and hash, which the store checks. Unset manifest fields become None."""
+    if header.delta_base:
+        raise Unimplemented("pushing only changed tensors is not built yet", field="header.delta_base")
+    for name, digest in header.trunk_sha256.items():
+        if not _SHA256.fullmatch(digest.lower()):
+            raise InvalidArgument(
+                f"not a SHA-256 of 64 hex digits: {digest[:80]!r}", field=f"header.trunk_sha256[{name[:120]}]"
+            )
+    return PushRequest(
+        name=check_name(header.name, "header.name"),
+        manifest=_patch(header.manifest),
+        request_id=header.request_id,
+        is_dry_run=header.validate_only,
+        trunk_sha256=dict(header.trunk_sha256),
+        labels=_labels(header.labels, "header.labels"),
+    )
+
+
+def copy_request(message: heads_pb2.CopyHeadRequest) -> CopyRequest:
+    return CopyRequest(
+        source=message.source,
+        target=check_name(message.target, "target"),
+        kind=_enum(_KINDS, message.kind, "kind"),
+        bias=message.bias if message.HasField("bias") else None,
+        read=_enum(_READS, message.read, "read"),
+        append_token_id=message.append_token_id if message.HasField("append_token_id") else None,
+        unfinished=_enum(_UNFINISHED, message.unfinished, "unfinished"),
+        request_id=message.request_id,
+        labels=_labels(message.labels, "labels"),
+    )
+
+
+def activation_heads(message: heads_pb2.ActivateHeadsRequest) -> dict[str, int]:
+    """Name to version, checked."""
+    if not message.heads:
+        raise InvalidArgument("an activation needs at least one head", field="heads")
+    if len(message.note) > MAX_NOTE:
+        raise InvalidArgument(f"note is longer than {MAX_NOTE} characters: {len(message.note)}", field="note")
+    for name, version in message.heads.items():
+        field = f"heads[{name[:64]}]"
+        check_name(name, field)
+        if not 1 <= version < 1_000_000_000:
+            raise InvalidArgument(f"not a version number: {version}", field=field)
+    return dict(message.heads)
+
+
+def version_message(view: VersionView) -> heads_pb2.HeadVersion:
+    record = view.record
+    return heads_pb2.HeadVersion(
+        name=record.name,
+        version=record.version,
+        digest=record.digest,
+        num_bytes=record.num_bytes,
+        manifest=manifest_message(record.manifest),
+        active=view.is_active,
+        resident=view.is_resident,
+        created_at=record.created_at,
+        labels=record.labels,
+    )
+
+
+def generation_message(record: GenerationRecord) -> heads_pb2.Generation:
+    return heads_pb2.Generation(
+        number=record.number,
+        parent=record.parent or 0,
+        heads=dict(record.heads),
+        created_at=record.created_at,
+        note=record.note,
+    )
+
+
+def manifest_message(manifest: HeadManifest) -> heads_pb2.HeadManifest:
+    """A token id that is not used is 0 on the wire."""
+    return heads_pb2.HeadManifest(
+        kind=_wire(_KINDS, manifest.kind),
+        trunk_id=manifest.trunk_id,
+        precision=manifest.precision,
+        output=_wire(_OUTPUTS, manifest.output),
+        base=manifest.base,
+        untrained=manifest.untrained,
+        bias=manifest.bias,
+        read=_wire(_READS, manifest.read),
+        append_token_id=max(0, manifest.append_token_id),
+        unfinished=_wire(_UNFINISHED, manifest.unfinished),
+        violated_token_id=max(0, manifest.violated_token_id),
+        followed_token_id=max(0, manifest.followed_token_id),
+        template=manifest.template,
+    )
+
+
+def page_size(size: int) -> int:
+    if size < 0:
+        raise InvalidArgument(f"page_size must not be negative: {size}", field="page_size")
+    return min(size or DEFAULT_PAGE, MAX_PAGE)
+
+
+def page_token(kind: str, *position: str | int) -> str:
+    """Opaque, url-safe; says which list it belongs to and after which row it goes on."""
+    return base64.urlsafe_b64encode(json.dumps([kind, *position]).encode()).decode().rstrip("=")
+
+
+def page_position(token: str, kind: str, *types: type) -> list[Any] | None:
+    """What `page_token` was given; None for the first page."""
+    if not token:
+        return None
+    try:
+        plain = json.loads(base64.b64decode(token + "=" * (-len(token) % 4), altchars=b"-_", validate=True))
+    except (ValueError, binascii.Error, RecursionError):
+        plain = None
+    if not isinstance(plain, list) or [type(value) for value in plain] != [str, *types] or plain[0] != kind:
+        raise InvalidArgument("not a page token of this list", field="page_token")
+    return plain[1:]
+
+
+def _patch(message: heads_pb2.HeadManifest) -> ManifestPatch:
+    prefix = "header.manifest"
+    return ManifestPatch(
+        kind=_enum(_KINDS, message.kind, f"{prefix}.kind"),
+        trunk_id=message.trunk_id or None,
+        precision=message.precision or None,
+        output=_enum(_OUTPUTS, message.output, f"{prefix}.output"),
+        base=message.base or None,
+        untrained=message.untrained,
+        bias=message.bias or None,
+        read=_enum(_READS, message.read, f"{prefix}.read"),
+        append_token_id=message.append_token_id or None,
+        unfinished=_enum(_UNFINISHED, message.unfinished, f"{prefix}.unfinished"),
+        violated_token_id=message.violated_token_id or None,
+        followed_token_id=message.followed_token_id or None,
+        template=message.template or None,
+    )
+
+
+def _labels(labels: Any, field: str) -> tuple[str, ...]:
+    if len(labels) > 16:
+        raise InvalidArgument(f"at most 16 labels: {len(labels)}", field=field)
+    return tuple(check_name(label, field) for label in labels)
+
+
+def _enum(values: Mapping[int, EnumT], number: int, field: str) -> EnumT | None:
+    if number == 0:
+        return None
+    if number not in values:
+        raise InvalidArgument(f"unknown value: {number}", field=field)
+    return values[number]
+
+
+def _wire(values: Mapping[int, EnumT], value: EnumT) -> Any:
+    return next(number for number, known in values.items() if known is value)

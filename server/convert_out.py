@@ -1,0 +1,189 @@
+"""Samples, scores and boundary states, from the engine's dataclasses to protobuf. The way in is convert.py."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from polyhead.heads.manifest import HeadKind
+from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
+from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
+from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
+
+PART_BYTES = 1 << 20  # most bytes of tensor data in one message
+
+_FINISH_REASONS = {
+    FinishReason.EOS: types_pb2.FINISH_REASON_EOS,
+    FinishReason.STOP_ID: types_pb2.FINISH_REASON_STOP_ID,
+    FinishReason.STOP_STRING: types_pb2.FINISH_REASON_STOP_STRING,
+    FinishReason.LENGTH: types_pb2.FINISH_REASON_LENGTH,
+    FinishReason.ABORTED: types_pb2.FINISH_REASON_ABORTED,
+    FinishReason.FAILED: types_pb2.FINISH_REASON_FAILED,
+    FinishReason.GIVEN: types_pb2.FINISH_REASON_UNSPECIFIED,
+}
+KINDS = {
+    HeadKind.POLICY: types_pb2.HEAD_KIND_POLICY,
+    HeadKind.PREFERENCE: types_pb2.HEAD_KIND_PREFERENCE,
+    HeadKind.RULE: types_pb2.HEAD_KIND_RULE,
+    HeadKind.VALUE: types_pb2.HEAD_KIND_VALUE,
+}
+
+
+def served(lease: Lease, trunk_id: str, precision: str, tokenizer_sha256: str) -> types_pb2.Served:
+    """What an answer is computed with."""
+    return types_pb2.Served(
+        trunk_id=trunk_id,
+        precision=precision,
+        generation=lease.generation,
+        head_versions={name: head.version for name, head in lease.heads.items()},
+        tokenizer_sha256=tokenizer_sha256,
+    )
+
+
+def piece(drawn: list[Drawn]) -> generation_pb2.Piece:
+    """Consecutive tokens of one sample as one message."""
+    first = drawn[0]
+    return generation_pb2.Piece(
+        prompt_index=first.sample.prompt_index,
+        arm_index=first.sample.arm_index,
+        sample_index=first.sample.sample_index,
+        offset=first.offset,
+        token_ids=[token.token_id for token in drawn],
+        logprobs=[token.logprob for token in drawn],
+        sampling_logprobs=[token.sampling_logprob for token in drawn],
+        text="".join(token.text for token in drawn),
+    )
+
+
+def tail_piece(sample: Sample, text: str) -> generation_pb2.Piece:
+    """Text that was held back until the sample was complete."""
+    return generation_pb2.Piece(
+        prompt_index=sample.prompt_index,
+        arm_index=sample.arm_index,
+        sample_index=sample.sample_index,
+        offset=len(sample.completion),
+        text=text,
+    )
+
+
+def sample_message(sample: Sample) -> generation_pb2.Sample:
+    """A finished sample with its scores."""
+    assert sample.finish_reason is not None
+    is_whole = sample.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
+    message = generation_pb2.Sample(
+        prompt_index=sample.prompt_index,
+        arm_index=sample.arm_index,
+        sample_index=sample.sample_index,
+        prompt_token_ids=sample.prompt,
+        token_ids=sample.completion,
+        text=sample.text.text if sample.text else "",
+        logprobs=sample.logprobs,
+        sampling_logprobs=sample.sampling_logprobs,
+        finish_reason=_FINISH_REASONS[sample.finish_reason],
+        terminated=sample.is_terminated,
+        stop=sample.stop,
+        head=sample.head_name,
+        sample_seed=sample.seed,
+        scores=[head_score(result, sample) for result in results(sample)] if is_whole else [],
+        error=sample.error,
+        num_cached_tokens=sample.num_cached_tokens,
+        valid=sample.is_terminated and is_whole,
+        sampling=sampling(sample.params),
+    )
+    if sample.head is not None:
+        message.head_version, message.digest = sample.head.version, sample.head.live.digest
+        message.spans.add(start=0, end=len(sample.completion), version=sample.head.version)
+    return message
+
+
+def scored_item(sample: Sample) -> scoring_pb2.ScoredItem:
+    """A scored completion."""
+    return scoring_pb2.ScoredItem(
+        prompt_token_ids=sample.prompt,
+        token_ids=sample.completion,
+        terminated=sample.is_terminated,
+        scores=[head_score(result, sample) for result in results(sample)],
+        error=sample.error,
+        num_cached_tokens=sample.num_cached_tokens,
+    )
+
+
+def head_score(result: HeadResult, sample: Sample) -> types_pb2.HeadScore:
+    """What one head says about one sample."""
+    head = result.head
+    message = types_pb2.HeadScore(
+        head=result.head_name, kind=KINDS[head.manifest.kind], version=head.version, digest=head.live.digest, error=result.error
+    )
+    match result.result:
+        case PolicyResult() as policy:
+            message.policy.logprobs.extend(policy.logprobs)
+            message.policy.sampling_logprobs.extend(policy.sampling_logprobs)
+        case PreferenceResult() as preference:
+            message.preference.CopyFrom(
+                types_pb2.PreferenceScore(
+                    raw=preference.raw,
+                    bias=preference.bias,
+                    value=preference.raw - preference.bias,
+                    present=preference.is_present,
+                    position=preference.position,
+                )
+            )
+        case ValueResult() as value:
+            message.value.values.extend(value.values)
+            message.value.bootstrap_value = value.bootstrap_value
+        case tuple() as rules:
+            assert sample.request.rules is not None
+            message.rule.rule_set, message.rule.template = sample.request.rules.rule_set, head.manifest.template
+            for rule in rules:
+                message.rule.rules.add(
+                    rule_id=rule.rule_id, p_violate=rule.p_violate, p_follow=1.0 - rule.p_violate, answer_mass=rule.answer_mass
+                )
+    return message
+
+
+def sampling(params: SamplingParams) -> types_pb2.Sampling:
+    """The parameters really used, defaults filled in."""
+    return types_pb2.Sampling(
+        temperature=params.temperature,
+        top_p=params.top_p,
+        top_k=params.top_k,
+        min_p=params.min_p,
+        repetition_penalty=params.repetition_penalty,
+        seed=params.seed,
+        max_new_tokens=params.max_new_tokens,
+        stop=params.stop,
+        keep_stop=params.keep_stop,
+        stop_token_ids=sorted(params.stop_token_ids),
+        ignore_eos=params.ignore_eos,
+    )
+
+
+def states_parts(sample: Sample) -> Iterator[generation_pb2.StatesPart]:
+    """A sample's boundary states, a part at a time."""
+    if sample.states is None:
+        return
+    for offset, rows in row_parts(sample.states):
+        yield generation_pb2.StatesPart(
+            prompt_index=sample.prompt_index,
+            arm_index=sample.arm_index,
+            sample_index=sample.sample_index,
+            offset=offset,
+            states=tensor(rows),
+        )
+
+
+def row_parts(rows: Tensor) -> Iterator[tuple[int, Tensor]]:
+    """(index of the first row, rows) for parts of (rows, columns) of at most PART_BYTES."""
+    step = max(1, PART_BYTES // (rows.shape[1] * rows.dtype.itemsize))
+    for offset in range(0, len(rows), step):
+        yield offset, rows[offset : offset + step]
+
+
+def tensor(rows: Tensor) -> types_pb2.Tensor:
+    """A tensor on the wire: little-endian, row-major, in its own dtype."""
+    data = rows.contiguous().view(torch.uint8).numpy(force=True)
+    assert data.dtype == np.uint8
+    return types_pb2.Tensor(dtype=str(rows.dtype).removeprefix("torch."), shape=list(rows.shape), data=data.tobytes())

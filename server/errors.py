@@ -1,0 +1,113 @@
+"""The one map from an error to a gRPC status with google.rpc details. Knows nothing of handlers and of what went wrong inside.
+
+Whatever is not a PolyheadError becomes INTERNAL with an incident id; its text goes to the log alone, never to a caller.
+"""
+
+from __future__ import annotations
+
+import logging
+import uuid
+from typing import Any
+
+import grpc
+from google.protobuf import any_pb2, duration_pb2
+from google.rpc import code_pb2, error_details_pb2, status_pb2
+
+from polyhead.heads.errors import PolyheadError
+
+DOMAIN = "polyhead.dev"
+MAX_MESSAGE = 1024  # characters; metadata of a reply stays well under 4 KB (faults.md 4.1)
+MAX_VALUE = 256
+
+log = logging.getLogger(__name__)
+
+
+class Unauthenticated(PolyheadError):  # noqa: N818  named like its status code, as heads/errors.py does
+    """No token, or one that nobody knows. Raised by auth."""
+
+    code = "UNAUTHENTICATED"
+    reason = "UNAUTHENTICATED"
+
+
+class PermissionDenied(PolyheadError):  # noqa: N818  named like its status code, as heads/errors.py does
+    """A known token whose role may not call the method. Raised by auth."""
+
+    code = "PERMISSION_DENIED"
+    reason = "PERMISSION_DENIED"
+
+
+class DeadlineExceeded(PolyheadError):  # noqa: N818  named like its status code, as heads/errors.py does
+    """The caller's deadline, or the server's own limit, has passed. Raised by the interceptor."""
+
+    code = "DEADLINE_EXCEEDED"
+    reason = "DEADLINE_EXCEEDED"
+
+
+def to_polyhead_error(error: BaseException) -> PolyheadError:
+    """A PolyheadError as it is; anything else is logged under a new incident id and becomes INTERNAL."""
+    if isinstance(error, PolyheadError):
+        return error
+    incident_id = uuid.uuid4().hex[:12]
+    log.error("incident %s", incident_id, exc_info=error)
+    return PolyheadError(f"internal error, incident {incident_id}", metadata={"incident_id": incident_id})
+
+
+def status_code(error: PolyheadError) -> grpc.StatusCode:
+    return grpc.StatusCode[error.code]
+
+
+def to_status(error: PolyheadError) -> Any:
+    """google.rpc.Status: exactly one ErrorInfo, then what the code calls for, each detail type at most once."""
+    details = [_error_info(error), *_code_details(error)]
+    if error.retry_after_s is not None:
+        details.append(_retry_info(error.retry_after_s))
+    packed = [_pack(detail) for detail in details]
+    return status_pb2.Status(
+        code=code_pb2.Code.Value(error.code), message=_printable(error.message, MAX_MESSAGE), details=packed
+    )
+
+
+def trailing_metadata(error: PolyheadError) -> tuple[tuple[str, str | bytes], ...]:
+    """The status for `grpc-status-details-bin`, and the pushback that gRPC's built-in retry honours (gRFC A6)."""
+    trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", to_status(error).SerializeToString())]
+    if error.retry_after_s is not None:
+        trailers.append(("grpc-retry-pushback-ms", str(max(0, round(error.retry_after_s * 1000)))))
+    return tuple(trailers)
+
+
+def _error_info(error: PolyheadError) -> Any:
+    metadata = {key[:64]: _printable(str(value), MAX_VALUE) for key, value in list(error.metadata.items())[:8]}
+    return error_details_pb2.ErrorInfo(reason=error.reason[:63], domain=DOMAIN, metadata=metadata)
+
+
+def _code_details(error: PolyheadError) -> list[Any]:
+    description = _printable(error.message, MAX_MESSAGE)
+    field = _printable(error.field, MAX_VALUE)
+    if error.code == "INVALID_ARGUMENT":
+        violation = error_details_pb2.BadRequest.FieldViolation(field=field, description=description)
+        return [error_details_pb2.BadRequest(field_violations=[violation])]
+    if error.code == "NOT_FOUND":
+        name = _printable(error.metadata.get("name", field), MAX_VALUE)
+        return [error_details_pb2.ResourceInfo(resource_type="polyhead.dev/Head", resource_name=name, description=description)]
+    if error.code == "FAILED_PRECONDITION":
+        violation = error_details_pb2.PreconditionFailure.Violation(type=error.reason, subject=field, description=description)
+        return [error_details_pb2.PreconditionFailure(violations=[violation])]
+    return []
+
+
+def _retry_info(seconds: float) -> Any:
+    nanos = max(0, round(seconds * 1e9))
+    delay = duration_pb2.Duration(seconds=nanos // 1_000_000_000, nanos=nanos % 1_000_000_000)
+    return error_details_pb2.RetryInfo(retry_delay=delay)
+
+
+def _pack(detail: Any) -> any_pb2.Any:
+    packed = any_pb2.Any()
+    packed.Pack(detail)
+    return packed
+
+
+def _printable(text: str, limit: int) -> str:
+    """Escape what a terminal or a log would act on: control characters, lone surrogates, bidi marks."""
+    escaped = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[:limit])
+    return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"

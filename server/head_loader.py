@@ -1,0 +1,98 @@
+"""A head file's bytes into weights in memory: strict header, schema, finite scan, modules. Knows no names or budgets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from math import prod
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from polyhead.heads import tensorfile
+from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.family import HeadModule, ModelSpec, build_head
+from polyhead.heads.manifest import OutputKind
+from polyhead.heads.tensorfile import TensorData, TensorFile
+from polyhead.server.engine.live import LiveHead
+
+_DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
+_NAMES = {dtype: name for name, dtype in _DTYPES.items()}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadFile:
+    """A file in private memory whose header is sound; the tensors are views of it."""
+
+    header: TensorFile
+    tensors: Mapping[str, Tensor]
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        return tuple(self.tensors)
+
+
+class HeadLoader:
+    """Builds heads of one model. Methods take seconds for a large head: call them from a worker thread."""
+
+    def __init__(
+        self,
+        spec: ModelSpec,
+        tied_embedding: nn.Parameter | None,
+        dtype: torch.dtype,
+        device: torch.device,
+        prepare: Callable[[HeadModule], None],
+    ) -> None:
+        self.spec = spec
+        self.dtype = dtype
+        self.device = device
+        self._tied_embedding = tied_embedding  # the trunk's own: shared, never copied, never trained
+        self._prepare = prepare  # makes a module run inside the engine
+
+    def open(self, data: bytearray) -> HeadFile:
+        """Check the header before anything else looks at it. InvalidArgument or FailedPrecondition."""
+        first = memoryview(data)
+        header = tensorfile.read_header(first[: tensorfile.header_size(first, len(data))], len(data))
+        return HeadFile(header, {name: _view(data, entry) for name, entry in header.tensors.items()})
+
+    def check(self, file: HeadFile, output: OutputKind) -> None:
+        """Names and shapes against the model (FailedPrecondition), then every number (InvalidArgument)."""
+        tensorfile.check_schema(file.header.tensors, self.spec.head_schema(output))
+        for name, tensor in file.tensors.items():
+            if not bool(torch.isfinite(tensor).all()):
+                raise InvalidArgument(f"the tensor holds NaN or infinity: {name!r}", field="data", metadata={"tensor": name})
+
+    def num_bytes(self, output: OutputKind) -> int:
+        """What a head with this output takes in memory as it is served; a tied output takes nothing."""
+        return sum(prod(shape) for shape in self.spec.head_schema(output).values()) * self.dtype.itemsize
+
+    @property
+    def max_file_bytes(self) -> int:
+        """Of the largest head file: float32, with an output of its own, and the longest header."""
+        numbers = sum(prod(shape) for shape in self.spec.head_schema(OutputKind.OWN).values())
+        return 4 * numbers + tensorfile.MAX_HEADER_BYTES + tensorfile.PREFIX_BYTES
+
+    def build(self, digest: str, file: HeadFile, output: OutputKind) -> LiveHead:
+        """The file's weights as a module. Tensors that have the served dtype already are used where they are."""
+        module = build_head(self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device)
+        self._prepare(module)
+        return LiveHead(digest=digest, module=module, num_bytes=self.num_bytes(output))
+
+
+def to_file(tensors: Mapping[str, Tensor]) -> bytes:
+    """The canonical file of these tensors: equal weights give an equal digest."""
+    return tensorfile.canonical_bytes({name: _data_of(tensor) for name, tensor in tensors.items()})
+
+
+def _view(data: bytearray, entry: tensorfile.TensorEntry) -> Tensor:
+    dtype = _DTYPES[entry.dtype]
+    if entry.start % dtype.itemsize:  # a header that is not padded: a copy is aligned
+        return torch.frombuffer(data[entry.start : entry.end], dtype=dtype).view(entry.shape)
+    return torch.frombuffer(data, dtype=dtype, count=prod(entry.shape), offset=entry.start).view(entry.shape)
+
+
+def _data_of(tensor: Tensor) -> TensorData:
+    plain = tensor.detach().to("cpu").contiguous()
+    content: Any = plain.view(-1).view(torch.uint8).numpy()
+    return TensorData(_NAMES[plain.dtype], tuple(plain.shape), memoryview(content))

@@ -1,0 +1,120 @@
+"""grpc.health.v1: who may be sent requests. NOT_SERVING until told otherwise. Knows names and states, not why they are so.
+
+Our own servicer: the library's starts with "" = SERVING, and forgets all watchers of a name when one of them leaves.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import time
+from collections.abc import AsyncIterator, Callable, Iterable
+from typing import Any
+
+from grpc_health.v1 import health_pb2, health_pb2_grpc
+
+from polyhead.heads.errors import NotFound, ResourceExhausted
+
+SERVICES = (
+    "polyhead.v1.GenerationService",
+    "polyhead.v1.ScoringService",
+    "polyhead.v1.TrunkService",
+    "polyhead.v1.HeadService",
+)
+LIVENESS = "liveness"
+HEAD_PREFIX = "polyhead.v1.head/"
+MAX_WATCHES = 256
+HUNG_AFTER_S = 5.0
+
+_SERVING = health_pb2.HealthCheckResponse.SERVING
+_NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
+_UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
+
+
+class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignore]
+    """State of each name; all methods run on the event loop."""
+
+    def __init__(self) -> None:
+        self._is_ready = False
+        self._is_live = True
+        self._heads: frozenset[str] = frozenset()
+        self._known_heads: set[str] = set()  # a removed head's name stays known, as NOT_SERVING
+        self._changed = asyncio.Event()
+        self._num_watches = 0
+
+    def set_ready(self, is_ready: bool) -> None:
+        """Whether requests are welcome: trunk and active set are up, and no drain has begun."""
+        self._is_ready = is_ready
+        self._notify()
+
+    def set_live(self, is_live: bool) -> None:
+        """Whether the engine moves. A hung one takes every name down with it."""
+        if is_live != self._is_live:
+            self._is_live = is_live
+            self._notify()
+
+    def set_heads(self, names: Iterable[str]) -> None:
+        """The active set's head names."""
+        self._heads = frozenset(names)
+        self._known_heads |= self._heads
+        self._notify()
+
+    def status(self, service: str) -> int | None:
+        """A ServingStatus, or None for a name that nobody knows."""
+        if service == LIVENESS:
+            return int(_SERVING if self._is_live else _NOT_SERVING)
+        head = service.removeprefix(HEAD_PREFIX)
+        if head != service:
+            if head not in self._known_heads:
+                return None
+            return int(_SERVING if self._is_up and head in self._heads else _NOT_SERVING)
+        if service and service not in SERVICES:
+            return None
+        return int(_SERVING if self._is_up else _NOT_SERVING)
+
+    @property
+    def _is_up(self) -> bool:
+        return self._is_ready and self._is_live
+
+    def _notify(self) -> None:
+        self._changed.set()
+        self._changed = asyncio.Event()
+
+    async def Check(self, request: Any, context: Any) -> Any:  # noqa: N802  gRPC's name
+        status = self.status(request.service)
+        if status is None:
+            raise NotFound(f"no such service: {request.service[:80]!r}", field="service")
+        return health_pb2.HealthCheckResponse(status=status)
+
+    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
+        names = ["", *SERVICES, LIVENESS, *(HEAD_PREFIX + name for name in sorted(self._heads))]
+        return health_pb2.HealthListResponse(
+            statuses={name: health_pb2.HealthCheckResponse(status=self.status(name)) for name in names}
+        )
+
+    async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
+        """The state now, then each other one. An unknown name yields SERVICE_UNKNOWN and stays open."""
+        if self._num_watches >= MAX_WATCHES:
+            raise ResourceExhausted(f"too many health watches: at most {MAX_WATCHES}", retry_after_s=10.0)
+        self._num_watches += 1
+        try:
+            last = -1
+            while True:
+                changed = self._changed
+                status = self.status(request.service)
+                current = int(_UNKNOWN) if status is None else status
+                if current != last:
+                    last = current
+                    yield health_pb2.HealthCheckResponse(status=current)
+                else:
+                    await changed.wait()
+        finally:
+            self._num_watches -= 1
+
+
+async def watch_engine(health: Health, snapshot: Callable[[], Any], period_s: float = 0.5) -> None:
+    """Runs until cancelled: live means that the engine made a step within 5 s, or has nothing to do."""
+    while True:
+        now = snapshot()
+        is_busy = now.num_running + now.num_waiting > 0
+        health.set_live(not is_busy or time.monotonic() - now.last_step_at < HUNG_AFTER_S)
+        await asyncio.sleep(period_s)

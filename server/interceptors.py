@@ -1,0 +1,230 @@
+"""The one wrapper around every handler: auth, drain, request id, deadline, error mapping, metrics, task tracking.
+
+It knows methods by their name alone, nothing of messages. A caller never sees UNKNOWN, nor the text of an unforeseen error.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import contextvars
+import inspect
+import re
+import time
+import uuid
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import grpc
+import grpc.aio
+
+from polyhead.heads.errors import InvalidArgument, PolyheadError, Unavailable
+from polyhead.server import logs
+from polyhead.server.auth import Authenticator, Role
+from polyhead.server.errors import DeadlineExceeded, status_code, to_polyhead_error, trailing_metadata
+
+DRAIN_RETRY_S = 2.0
+_REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
+_MALFORMED = object()  # what the deserializer returns for bytes that are no message
+
+# Streams without an end of their own: they have no deadline of ours, and a drain does not wait for them.
+LONG_LIVED = frozenset({"/grpc.health.v1.Health/Watch", "/polyhead.v1.HeadService/WatchHeads"})
+_ALWAYS_OPEN = ("/grpc.health.v1.",)  # answered while draining
+
+
+@dataclass(frozen=True, slots=True)
+class Call:
+    """What a handler may know about its call."""
+
+    method: str
+    request_id: str
+    role: Role | None
+    deadline_at: float  # time.monotonic(); inf for a long-lived stream
+
+
+current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("polyhead_call")
+
+
+class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
+    """Wraps each RpcMethodHandler. `observe(method, code, seconds)` is called once per finished call."""
+
+    def __init__(self, authenticator: Authenticator, max_call_s: float, observe: Callable[[str, str, float], None]) -> None:
+        self._authenticator = authenticator
+        self._max_call_s = max_call_s
+        self._observe = observe
+        self._tasks: dict[asyncio.Task[Any], Call] = {}
+        self._is_draining = False
+
+    @property
+    def num_in_flight(self) -> int:
+        """Running calls that a drain waits for."""
+        return sum(1 for call in self._tasks.values() if call.method not in LONG_LIVED)
+
+    def drain(self) -> None:
+        """From now on new calls are refused; health stays open."""
+        self._is_draining = True
+
+    async def wait_idle(self, timeout_s: float) -> bool:
+        """Whether the running calls ended within the time."""
+        end_at = time.monotonic() + timeout_s
+        while self.num_in_flight and time.monotonic() < end_at:  # noqa: ASYNC110  once in a life: simpler than an event per call
+            await asyncio.sleep(0.02)
+        return not self.num_in_flight
+
+    async def cancel_all(self, timeout_s: float) -> None:
+        """Cancel what still runs and wait for its `finally` blocks: server.stop() returns before them (grpc #37239)."""
+        tasks = [task for task in self._tasks if task is not asyncio.current_task()]
+        for task in tasks:
+            task.cancel()
+        if tasks:
+            await asyncio.wait(tasks, timeout=timeout_s)
+
+    async def intercept_service(self, continuation: Any, details: Any) -> Any:
+        handler = await continuation(details)
+        if handler is None:
+            return None  # unknown method: gRPC answers UNIMPLEMENTED
+        metadata = tuple(details.invocation_metadata or ())
+        try:
+            if self._is_draining and not details.method.startswith(_ALWAYS_OPEN):
+                raise Unavailable("the server is shutting down", retry_after_s=DRAIN_RETRY_S)
+            role = self._authenticator.check(details.method, metadata)
+        except PolyheadError as error:
+            return _refusal(handler, error)  # the body is never parsed
+        return self._wrap(handler, details.method, _request_id(metadata), role)
+
+    def _wrap(self, handler: Any, method: str, request_id: str, role: Role | None) -> Any:
+        run = _behaviour(handler)
+
+        async def guarded(request: Any, context: Any) -> Any:
+            deadline_at = self._deadline_at(method, context)
+            async with self._tracked(Call(method, request_id, role, deadline_at), context):
+                checked = _checked_stream(request) if handler.request_streaming else _checked(request)
+                return await _until(deadline_at, run(checked, context))
+
+        return _same_shape(handler, guarded, _safe(handler.request_deserializer), None)
+
+    def _deadline_at(self, method: str, context: Any) -> float:
+        """The earlier of the caller's deadline and ours. gRPC counts in wall-clock time: converted once, here."""
+        if method in LONG_LIVED:
+            return float("inf")
+        remaining = context.time_remaining()
+        return time.monotonic() + min(self._max_call_s, self._max_call_s if remaining is None else remaining)
+
+    @contextlib.asynccontextmanager
+    async def _tracked(self, call: Call, context: Any) -> AsyncIterator[None]:
+        """Everything that surrounds a call. CancelledError passes: swallowing it leaks native memory (grpc #43360)."""
+        task = asyncio.current_task()
+        assert task is not None, "handlers run in a task"
+        self._tasks[task] = call
+        current_call.set(call)
+        logs.request_id.set(call.request_id)
+        started_at, code = time.monotonic(), "OK"
+        id_trailer = (("x-request-id", call.request_id),)
+        context.set_trailing_metadata(id_trailer)
+        try:
+            yield
+        except asyncio.CancelledError:
+            code = "CANCELLED"
+            raise
+        except grpc.aio.AbortError:
+            code = _code_name(context)
+            raise
+        except Exception as caught:
+            error = to_polyhead_error(caught)
+            code = error.code
+            await context.abort(status_code(error), error.message[:1024], (*trailing_metadata(error), *id_trailer))
+        finally:
+            del self._tasks[task]
+            self._observe(call.method, code, time.monotonic() - started_at)
+
+
+def _behaviour(handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+    """The handler as one coroutine. A unary answer is serialised inside it, so that a failure there is mapped, too."""
+    behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
+    if inspect.isasyncgenfunction(behaviour):
+
+        async def write_all(request: Any, context: Any) -> None:
+            async with contextlib.aclosing(behaviour(request, context)) as answers:
+                async for answer in answers:
+                    await context.write(answer)
+
+        return write_all
+    assert inspect.iscoroutinefunction(behaviour), f"handlers must be async: {behaviour}"
+    if handler.response_streaming:
+        written: Callable[[Any, Any], Awaitable[Any]] = behaviour
+        return written
+
+    async def answer_once(request: Any, context: Any) -> bytes:
+        answer: bytes = handler.response_serializer(await behaviour(request, context))
+        return answer
+
+    return answer_once
+
+
+async def _until(deadline_at: float, work: Awaitable[Any]) -> Any:
+    if deadline_at == float("inf"):
+        return await work
+    limit = asyncio.timeout(max(0.0, deadline_at - time.monotonic()))
+    try:
+        async with limit:
+            return await work
+    except TimeoutError:
+        if limit.expired():
+            raise DeadlineExceeded("the call's deadline has passed") from None
+        raise
+
+
+def _safe(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+    if deserializer is None:
+        return None
+
+    def parse(data: bytes) -> Any:
+        try:
+            return deserializer(data)
+        except Exception:
+            return _MALFORMED
+
+    return parse
+
+
+def _checked(request: Any) -> Any:
+    if request is _MALFORMED:
+        raise InvalidArgument("malformed message: the bytes are not the method's request type")
+    return request
+
+
+async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+    async for request in requests:
+        yield _checked(request)
+
+
+def _same_shape(handler: Any, behaviour: Any, deserializer: Any, unary_serializer: Any) -> Any:
+    serializer = handler.response_serializer if handler.response_streaming else unary_serializer
+    make = {
+        (False, False): grpc.unary_unary_rpc_method_handler,
+        (False, True): grpc.unary_stream_rpc_method_handler,
+        (True, False): grpc.stream_unary_rpc_method_handler,
+        (True, True): grpc.stream_stream_rpc_method_handler,
+    }[handler.request_streaming, handler.response_streaming]
+    return make(behaviour, request_deserializer=deserializer, response_serializer=serializer)
+
+
+def _refusal(handler: Any, error: PolyheadError) -> Any:
+    async def refuse(request: Any, context: Any) -> None:
+        await context.abort(status_code(error), error.message, trailing_metadata(error))
+
+    return _same_shape(handler, refuse, None, None)
+
+
+def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:
+    """The caller's `x-request-id` if it is a plain one, else a new one: it goes into logs."""
+    given = next((value for key, value in metadata if key == "x-request-id"), "")
+    return given if isinstance(given, str) and _REQUEST_ID.match(given) else uuid.uuid4().hex
+
+
+def _code_name(context: Any) -> str:
+    code = context.code()
+    if isinstance(code, grpc.StatusCode):
+        return str(code.name)
+    return next((known.name for known in grpc.StatusCode if known.value[0] == code), "INTERNAL")

@@ -1,0 +1,194 @@
+"""A server's life: listen, load, serve, drain, end. Knows the order of things; what they are is said elsewhere."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import os
+import signal
+import sys
+from collections.abc import AsyncIterator, Callable
+from dataclasses import dataclass, field
+
+import grpc.aio
+
+from polyhead.heads.errors import DataLoss, FailedPrecondition
+from polyhead.server import card
+from polyhead.server.config import ServeConfig
+from polyhead.server.handlers import LateHandlers
+from polyhead.server.health import Health, watch_engine
+from polyhead.server.interceptors import CallInterceptor
+from polyhead.server.listen import add_servicers, bind, make_server
+from polyhead.server.metrics import Metrics, MetricsServer, serve_metrics
+from polyhead.server.registry import Registry
+from polyhead.server.startup import Progress, Services, bring_up_heads, build_services
+from polyhead.server.workers import Workers
+
+END_S = 2.0  # for handlers whose requests were ended
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(slots=True)
+class StopSignal:
+    """Set by SIGTERM or SIGINT; a second one means now."""
+
+    asked: asyncio.Event = field(default_factory=asyncio.Event)
+    now: asyncio.Event = field(default_factory=asyncio.Event)
+
+    def __call__(self) -> None:
+        (self.now if self.asked.is_set() else self.asked).set()
+
+    def install(self) -> None:
+        loop = asyncio.get_running_loop()
+        for number in (signal.SIGTERM, signal.SIGINT):
+            loop.add_signal_handler(number, self)
+
+
+@dataclass(slots=True)
+class Running:
+    """What has been started so far."""
+
+    config: ServeConfig
+    health: Health
+    interceptor: CallInterceptor
+    handlers: LateHandlers
+    server: grpc.aio.Server
+    metrics: Metrics
+    metrics_server: MetricsServer | None
+    addresses: card.Addresses
+    workers: Workers
+
+
+async def run(config: ServeConfig, progress: Progress, announce: Callable[[Services, card.Addresses], None]) -> None:
+    """Serve until a signal. PolyheadError before that if it cannot start; `announce` is called once, when it can be used."""
+    stop = StopSignal()
+    stop.install()
+    running = await _listen(config)
+    try:
+        services = await _load(running, stop, progress)
+        async with _caretakers(running, services):
+            announce(services, running.addresses)
+            await stop.asked.wait()
+            log.info("draining: %d calls in flight", running.interceptor.num_in_flight)
+            await _drain(running, services, stop)
+        await asyncio.to_thread(services.store.close)
+    finally:
+        await running.server.stop(0)
+        if running.metrics_server is not None:
+            await asyncio.to_thread(running.metrics_server.close)
+    running.workers.close()
+
+
+async def _listen(config: ServeConfig) -> Running:
+    """Take the ports first: a second server on the same one learns at once. Health says NOT_SERVING."""
+    health, handlers, metrics = Health(), LateHandlers(), Metrics()
+    interceptor = CallInterceptor(config.authenticator(), config.default_deadline_s, metrics.observe_call)
+    server = make_server(config, interceptor, health, handlers)
+    port = bind(server, config)
+    metrics_server = _serve_metrics(metrics, config)
+    await server.start()
+    addresses = card.Addresses(config.host, port, metrics_server.port if metrics_server else -1)
+    return Running(config, health, interceptor, handlers, server, metrics, metrics_server, addresses, Workers())
+
+
+def _serve_metrics(metrics: Metrics, config: ServeConfig) -> MetricsServer | None:
+    if config.metrics_port < 0:
+        return None
+    try:
+        return serve_metrics(metrics, config.host, config.metrics_port)
+    except OSError:
+        raise FailedPrecondition(
+            f"cannot serve metrics, the port is in use: {config.metrics_port}\nhint: choose --metrics-port, or -1 for none"
+        ) from None
+
+
+async def _load(running: Running, stop: StopSignal, progress: Progress) -> Services:
+    """Load the model beside the event loop. A signal meanwhile ends the process: nothing needs a graceful end yet."""
+    loading = asyncio.create_task(running.workers.run(_bring_up, running, progress))
+    stopping = asyncio.create_task(stop.asked.wait())
+    await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
+    if not loading.done():
+        await running.server.stop(0)
+        _exit_now()
+    stopping.cancel()
+    services = await loading
+    add_servicers(running.handlers, services)
+    return services
+
+
+def _bring_up(running: Running, progress: Progress) -> Services:
+    """On a worker thread. A damaged active set does not end the server: it stays NOT_SERVING and says how to repair it."""
+    services = build_services(running.config, running.metrics, running.workers, progress)
+    services.engine.sink = lambda outbox: None
+    services.engine.start()
+    try:
+        bring_up_heads(services, progress)
+    except DataLoss:
+        log.critical("NOT SERVING: %s", services.registry.damage)
+    except BaseException:
+        services.engine.stop(END_S)
+        services.store.close()
+        raise
+    return services
+
+
+@contextlib.asynccontextmanager
+async def _caretakers(running: Running, services: Services) -> AsyncIterator[None]:
+    """Tasks beside the calls: health follows the engine and the active set, events go from the engine to the event loop."""
+    from polyhead.server.stream import hand_over
+
+    loop = asyncio.get_running_loop()
+    services.engine.sink = lambda outbox: hand_over(loop, outbox)
+    _show_heads(running.health, services.registry)
+    tasks = [
+        asyncio.create_task(watch_engine(running.health, services.engine.snapshot)),
+        asyncio.create_task(_follow_heads(running.health, services.registry)),
+    ]
+    try:
+        yield
+    finally:
+        for task in tasks:
+            task.cancel()
+        await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _follow_heads(health: Health, registry: Registry) -> None:
+    async for _ in registry.feed.numbers(registry.active.generation):
+        _show_heads(health, registry)
+
+
+def _show_heads(health: Health, registry: Registry) -> None:
+    """Ready means that there is a whole active set: also after a damaged one was rolled back."""
+    health.set_heads(registry.active.heads)
+    health.set_ready(bool(registry.active.heads))
+
+
+async def _drain(running: Running, services: Services, stop: StopSignal) -> None:
+    """New calls are refused, running ones finish within the grace, what is left is ended and waited for."""
+    running.health.set_ready(False)
+    running.interceptor.drain()
+    services.registry.feed.close()
+    await _first(stop.now.wait(), asyncio.sleep(running.config.drain_delay_s))
+    await _first(stop.now.wait(), running.interceptor.wait_idle(running.config.drain_grace_s))
+    services.engine.drain()
+    await asyncio.to_thread(services.engine.stop, END_S)  # open requests end as aborted, and their handlers answer
+    await running.interceptor.wait_idle(END_S)
+    await running.server.stop(0)
+    await running.interceptor.cancel_all(END_S)
+
+
+async def _first(*waits: object) -> None:
+    tasks = [asyncio.ensure_future(wait) for wait in waits]  # type: ignore[call-overload]
+    await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+    for task in tasks:
+        task.cancel()
+    await asyncio.gather(*tasks, return_exceptions=True)
+
+
+def _exit_now() -> None:
+    """Loading cannot be interrupted, and the store is safe at any moment."""
+    sys.stdout.flush()
+    logging.shutdown()
+    os._exit(0)

@@ -1,0 +1,103 @@
+"""The gRPC side of a server: options, port, TLS, and which servicer answers what. Knows nothing of start and end."""
+
+from __future__ import annotations
+
+import time
+from typing import Any
+
+import grpc
+import grpc.aio
+from grpc_health.v1 import health_pb2_grpc
+from grpc_reflection.v1alpha import reflection
+
+from polyhead.heads.errors import FailedPrecondition
+from polyhead.server.config import ServeConfig
+from polyhead.server.handlers import LateHandlers
+from polyhead.server.health import SERVICES, Health
+from polyhead.server.interceptors import CallInterceptor
+from polyhead.server.startup import Services
+from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
+
+MIB = 1 << 20
+MAX_AGE_MS = 30 * 60 * 1000
+
+# reference/faults.md 4.1 gives the reason for each; ecosystem.md 2.3 for the ping strikes.
+SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
+    ("grpc.so_reuseport", 0),
+    ("grpc.max_receive_message_length", 4 * MIB),
+    ("grpc.max_send_message_length", 4 * MIB),
+    ("grpc.compression_enabled_algorithms_bitset", 1),
+    ("grpc.max_concurrent_streams", 256),
+    ("grpc.max_metadata_size", 8 * 1024),
+    ("grpc.absolute_max_metadata_size", 16 * 1024),
+    ("grpc.keepalive_time_ms", 60_000),
+    ("grpc.keepalive_timeout_ms", 20_000),
+    ("grpc.http2.min_recv_ping_interval_without_data_ms", 30_000),
+    ("grpc.keepalive_permit_without_calls", 1),
+    ("grpc.max_connection_age_ms", MAX_AGE_MS),
+)
+
+
+def make_server(config: ServeConfig, interceptor: CallInterceptor, health: Health, handlers: LateHandlers) -> grpc.aio.Server:
+    """A server that answers health at once and everything else when `handlers` are filled in. Not bound, not started."""
+    longest_ms = int(config.default_deadline_s * 1000)
+    options = [*SERVER_OPTIONS, ("grpc.max_connection_age_grace_ms", longest_ms)]
+    server = grpc.aio.server(interceptors=[interceptor], options=options)
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    server.add_generic_rpc_handlers((handlers,))
+    if config.reflection:
+        names = (*SERVICES, "grpc.health.v1.Health", reflection.SERVICE_NAME)
+        reflection.enable_server_reflection(names, server)
+    return server
+
+
+def bind(server: grpc.aio.Server, config: ServeConfig) -> int:
+    """The port that it listens on. FailedPrecondition if another process has it."""
+    host = f"[{config.host}]" if ":" in config.host else config.host
+    address = f"{host}:{config.port}"
+    try:
+        if config.tls_cert is not None and config.tls_key is not None:
+            pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
+            return server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
+        return server.add_insecure_port(address)
+    except RuntimeError:
+        raise FailedPrecondition(
+            f"cannot listen, the address is in use or not ours: {address}\nhint: another server runs there; choose --port"
+        ) from None
+
+
+def add_servicers(handlers: LateHandlers, services: Services) -> None:
+    """Fill in the handlers of all services and open them."""
+    from polyhead.server.convert import Door
+    from polyhead.server.servicers.call import Frontend
+    from polyhead.server.servicers.generation import GenerationServicer
+    from polyhead.server.servicers.heads import HeadServicer
+    from polyhead.server.servicers.scoring import ScoringServicer
+    from polyhead.server.servicers.trunk import TrunkFacts, TrunkServicer
+
+    registry = services.registry
+    door = Door(
+        tokenizer=services.tokenizer,
+        rules=services.rules,
+        vocab_size=services.spec.vocab_size,
+        max_context=services.max_context,
+        eos_ids=services.eos_ids,
+        resolve=lambda reference, field: registry.resolve(reference, registry.active, field),
+    )
+    frontend = Frontend(services.engine, door, services.trunk_id, services.precision)
+    facts = TrunkFacts(
+        model_name=services.model_name,
+        checkpoint=services.checkpoint,
+        spec=services.spec,
+        embedding=services.trunk.embedding,
+        trunk_bytes=services.trunk_bytes,
+        model_bytes=services.model_bytes,
+        started_at=time.monotonic(),
+    )
+    target: Any = handlers  # stands in for a server
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(frontend), target)
+    scoring_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(frontend), target)
+    trunk_pb2_grpc.add_TrunkServiceServicer_to_server(TrunkServicer(frontend, facts, registry, services.store), target)
+    heads = HeadServicer(registry, services.publisher, services.store, services.workers, services.config.push_idle_s)
+    heads_pb2_grpc.add_HeadServiceServicer_to_server(heads, target)
+    handlers.open()

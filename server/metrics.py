@@ -1,0 +1,187 @@
+"""Prometheus metrics: a registry of our own, numbers read from the engine when scraped, histograms fed by the servicers.
+
+Label values come from bounded sets: methods, codes, and head names up to a limit. Never prompt text, tokens or ids of callers.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Any
+
+from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
+from prometheus_client.registry import Collector
+
+MAX_HEAD_LABELS = 64
+OTHER = "other"
+_FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
+_SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+_SCORE = (-10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
+
+# EngineSnapshot.counters -> (name without polyhead_ and _total, help)
+_COUNTERS = {
+    "prompt_tokens": ("prompt_tokens", "Prompt tokens of admitted requests"),
+    "generated_tokens": ("generation_tokens", "Tokens drawn"),
+    "cache_hit_tokens": ("prefix_cache_hits", "Prompt tokens whose trunk work was found in the cache"),
+    "trunk_tokens": ("trunk_tokens", "Tokens that went through the trunk"),
+    "head_tokens": ("head_tokens", "Tokens that went through a head, each head counted"),
+    "steps": ("engine_steps", "Forward passes"),
+    "swaps": ("engine_swaps", "Flips of the active set"),
+}
+
+
+@dataclass(frozen=True, slots=True)
+class HeadInfo:
+    """One active head, as the metrics show it."""
+
+    name: str
+    version: int
+    kind: str
+    digest: str
+    is_precision_mismatched: bool
+
+
+class EngineCollector(Collector):
+    """Reads the sources at scrape time; before the engine is up there is nothing to read."""
+
+    def __init__(self) -> None:
+        self._snapshot: Callable[[], Any] | None = None
+        self._heads: Callable[[], Iterable[HeadInfo]] | None = None
+        self._resident_bytes: Callable[[], int] | None = None
+
+    def connect(
+        self, snapshot: Callable[[], Any], heads: Callable[[], Iterable[HeadInfo]], resident_bytes: Callable[[], int]
+    ) -> None:
+        self._snapshot, self._heads, self._resident_bytes = snapshot, heads, resident_bytes
+
+    def collect(self) -> Iterator[Metric]:
+        if self._snapshot is None or self._heads is None or self._resident_bytes is None:
+            return
+        yield from _engine_metrics(self._snapshot())
+        yield from _head_metrics(list(self._heads()))
+        yield GaugeMetricFamily(
+            "polyhead_resident_head_bytes", "Bytes of heads' weights in memory", value=self._resident_bytes()
+        )
+
+
+def _engine_metrics(now: Any) -> Iterator[Metric]:
+    yield GaugeMetricFamily("polyhead_requests_running", "Requests being worked on", value=now.num_running)
+    yield GaugeMetricFamily("polyhead_requests_waiting", "Requests in the queue", value=now.num_waiting)
+    yield GaugeMetricFamily("polyhead_kv_cache_blocks", "Trunk cache blocks", value=now.num_blocks)
+    yield GaugeMetricFamily(
+        "polyhead_kv_cache_cached_blocks", "Blocks that wait to be found again", value=now.num_cached_blocks
+    )
+    yield GaugeMetricFamily(
+        "polyhead_kv_cache_usage_ratio",
+        "Trunk blocks in use by a sequence, of all",
+        value=_ratio(now.num_used_blocks, now.num_blocks),
+    )
+    yield GaugeMetricFamily(
+        "polyhead_head_cache_usage_ratio",
+        "Head blocks that are filled, of all",
+        value=_ratio(now.num_filled_head_blocks, now.num_head_blocks),
+    )
+    yield GaugeMetricFamily("polyhead_last_swap_pause_seconds", "Pause that the last swap made", value=now.last_swap_pause_s)
+    for key, value in sorted(now.counters.items()):
+        name, text = _COUNTERS.get(key, (f"engine_{key}", "Counted by the engine"))
+        yield CounterMetricFamily(f"polyhead_{name}", text, value=value)
+    queries = now.counters.get("prompt_tokens", 0)
+    yield CounterMetricFamily("polyhead_prefix_cache_queries", "Prompt tokens looked up in the cache", value=queries)
+
+
+def _head_metrics(heads: list[HeadInfo]) -> Iterator[Metric]:
+    info = GaugeMetricFamily("polyhead_head_info", "Active heads", labels=("head", "version", "kind", "sha"))
+    mismatch = GaugeMetricFamily(
+        "polyhead_head_precision_mismatch", "1: the head was trained on another precision of the trunk", labels=("head",)
+    )
+    for head in heads[:MAX_HEAD_LABELS]:
+        info.add_metric((head.name, str(head.version), head.kind, head.digest[:12]), 1)
+        mismatch.add_metric((head.name,), float(head.is_precision_mismatched))
+    yield info
+    yield mismatch
+
+
+def _ratio(part: int, whole: int) -> float:
+    return part / whole if whole else 0.0
+
+
+class Metrics:
+    """All of a server's metrics. The observers may be called from any thread."""
+
+    def __init__(self) -> None:
+        self.registry = CollectorRegistry(auto_describe=False)
+        self.engine = EngineCollector()
+        self.registry.register(self.engine)
+        self.started_at = time.monotonic()
+        self._head_labels: set[str] = set()
+        make = self.registry
+        self.request_seconds = Histogram(
+            "polyhead_request_duration_seconds",
+            "A call, from first to last byte",
+            ("method", "code"),
+            buckets=_SLOW,
+            registry=make,
+        )
+        self.first_token_seconds = Histogram(
+            "polyhead_time_to_first_token_seconds", "From arrival to a request's first token", buckets=_SLOW, registry=make
+        )
+        self.inter_token_seconds = Histogram(
+            "polyhead_inter_token_latency_seconds", "Between two tokens of one sample", buckets=_FAST, registry=make
+        )
+        self.queue_seconds = Histogram(
+            "polyhead_request_queue_seconds", "From arrival to first scheduling", buckets=_SLOW, registry=make
+        )
+        self.swap_seconds = Histogram(
+            "polyhead_head_swap_seconds", "An activation, from the call to the flip", buckets=_SLOW, registry=make
+        )
+        self.swaps = Counter("polyhead_head_swaps", "Activations by head and outcome", ("head", "outcome"), registry=make)
+        self.score = Histogram(
+            "polyhead_score", "Scalars of preference and value heads", ("head",), buckets=_SCORE, registry=make
+        )
+        self.rule_answers = Counter(
+            "polyhead_rule_answers", "Rule answers: p_violate over one half, or not", ("violated",), registry=make
+        )
+
+    def observe_call(self, method: str, code: str, seconds: float) -> None:
+        """For the interceptor: `method` is a full name from our own handlers."""
+        self.request_seconds.labels(method.removeprefix("/"), code).observe(seconds)
+
+    def observe_swap(self, heads: Iterable[str], outcome: str, seconds: float) -> None:
+        for head in heads:
+            self.swaps.labels(self.head_label(head), outcome).inc()
+        if outcome == "ok":
+            self.swap_seconds.observe(seconds)
+
+    def head_label(self, name: str) -> str:
+        """The name itself for the first 64 names, then "other": trainers may make names without end."""
+        if name in self._head_labels:
+            return name
+        if len(self._head_labels) >= MAX_HEAD_LABELS:
+            return OTHER
+        self._head_labels.add(name)
+        return name
+
+
+@dataclass(slots=True)
+class MetricsServer:
+    """The HTTP side, on a port of its own."""
+
+    server: Any
+    thread: Any
+
+    @property
+    def port(self) -> int:
+        return int(self.server.server_port)
+
+    def close(self) -> None:
+        self.server.shutdown()
+        self.server.server_close()
+        self.thread.join(timeout=2.0)
+
+
+def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsServer:
+    """Start answering on `host`; OSError if the port is taken."""
+    server, thread = start_http_server(port, addr=host, registry=metrics.registry)
+    return MetricsServer(server, thread)

@@ -1,0 +1,181 @@
+"""From an uploaded file to a new version: every check, then the store. Knows no wire and changes no active set."""
+
+from __future__ import annotations
+
+import dataclasses
+import logging
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass, field
+
+from polyhead.heads.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted
+from polyhead.heads.manifest import HeadKind, HeadManifest, ReadPosition, Unfinished, check_name, parse_reference
+from polyhead.heads.store import HeadStore, Staging, VersionRecord
+from polyhead.server.engine.live import ActiveSet, ServedHead
+from polyhead.server.manifests import ManifestPatch, ServedTrunk
+from polyhead.server.shelf import Shelf
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class PushRequest:
+    """The header of a push, its fields already well-formed."""
+
+    name: str
+    manifest: ManifestPatch = field(default_factory=ManifestPatch)
+    request_id: str = ""
+    is_dry_run: bool = False  # validate_only
+    trunk_sha256: Mapping[str, str] = field(default_factory=dict)
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class CopyRequest:
+    """A new version of the same weights; None keeps the source's."""
+
+    source: str
+    target: str
+    kind: HeadKind | None = None
+    bias: float | None = None
+    read: ReadPosition | None = None
+    append_token_id: int | None = None
+    unfinished: Unfinished | None = None
+    request_id: str = ""
+    labels: tuple[str, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class Published:
+    """A new version, or with a dry run what it would have been: version 0."""
+
+    record: VersionRecord
+    num_trunk_tensors_compared: int
+
+
+class Publisher:
+    """Methods block; call them from a worker thread. Several pushes may run at once."""
+
+    def __init__(
+        self,
+        store: HeadStore,
+        trunk: ServedTrunk,
+        shelf: Shelf,
+        source_sha256: Callable[[str], str | None],
+        active: Callable[[], ActiveSet],
+    ) -> None:
+        self._store = store
+        self._trunk = trunk
+        self._shelf = shelf
+        self._source_sha256 = source_sha256  # a trunk tensor's name in the checkpoint -> its hash, None if unknown
+        self._active = active
+
+    def check_size(self, num_bytes: int) -> None:
+        """Refuse a file that no head of this model can fill, before a byte of it is stored."""
+        most = self._shelf.loader.max_file_bytes
+        if num_bytes > most:
+            raise ResourceExhausted(f"a head of this model has at most {most} bytes: {num_bytes}", field="header.num_bytes")
+
+    def answered(self, request_id: str, name: str, digest: str) -> VersionRecord | None:
+        """The version that this push made before. AlreadyExists if the id was used for another one."""
+        first = self._store.version_of_request(request_id) if request_id else None
+        if first is not None and (first.name, first.digest) != (name, digest):
+            raise AlreadyExists(
+                f"the request id was used for another push: it made {first.name}@{first.version}", field="header.request_id"
+            )
+        return first
+
+    def publish(self, staging: Staging, request: PushRequest) -> Published:
+        """Check a staged file and make it a version. Leaves nothing behind if any check fails."""
+        with staging:
+            digest = staging.verify()
+            num_compared = self._compare_trunk(request.trunk_sha256)
+            if first := self.answered(request.request_id, request.name, digest):
+                return Published(first, num_compared)
+            file = self._shelf.loader.open(staging.read())
+            manifest = self._trunk.complete(request.manifest, self._before(request), file.names)
+            self._warn_of_precision(request.name, manifest)
+            active = {head.live.digest for head in self._active().heads.values()}
+            live = self._shelf.try_out(digest, request.name, manifest, file, keep=active)
+            if request.is_dry_run:
+                return Published(_unstored(request, digest, manifest, staging.num_bytes), num_compared)
+            record = self._store_version(staging, request, manifest)
+        self._shelf.residency.add(ServedHead(record.name, record.version, record.manifest, live))
+        return Published(record, num_compared)
+
+    def copy(self, request: CopyRequest) -> VersionRecord:
+        """A new version without bytes."""
+        check_name(request.target, "target")
+        source = self._source(request.source)
+        changed = {
+            name: value
+            for name in ("kind", "bias", "read", "append_token_id", "unfinished")
+            if (value := getattr(request, name)) is not None
+        }
+        manifest = dataclasses.replace(source.manifest, base=f"{source.name}@{source.version}", **changed)
+        manifest = self._trunk.check(self._trunk.with_rule_defaults(manifest))
+        if first := self._store.version_of_request(request.request_id) if request.request_id else None:
+            if (first.name, first.digest) != (request.target, source.digest):
+                raise AlreadyExists(f"the request id was used before: it made {first.name}@{first.version}", field="request_id")
+            return first
+        return self._store.add_version(
+            request.target, source.digest, manifest, labels=request.labels, request_id=request.request_id
+        )
+
+    def _source(self, reference: str) -> VersionRecord:
+        name, version = parse_reference(reference, "source")
+        active = self._active().heads.get(name)
+        if not version and active is None:
+            raise FailedPrecondition(
+                f"no active version of this name: {name!r}\nhint: name a version, as in {name}@1", field="source"
+            )
+        return self._store.get(name, version or (active.version if active else 0))
+
+    def _before(self, request: PushRequest) -> HeadManifest | None:
+        """Where unset fields come from: the base, or else the active version of the same name."""
+        if request.manifest.base:
+            name, version = parse_reference(request.manifest.base, "header.manifest.base")
+            if not version:
+                raise InvalidArgument(f"base must name a version: {request.manifest.base!r}", field="header.manifest.base")
+            return self._store.get(name, version).manifest
+        active = self._active().heads.get(request.name)
+        return active.manifest if active else None
+
+    def _compare_trunk(self, hashes: Mapping[str, str]) -> int:
+        """Refuse a push whose trainer has changed the trunk. How many tensors were compared."""
+        for name, digest in hashes.items():
+            served = self._source_sha256(name)
+            if served is None:
+                raise InvalidArgument(f"not a tensor of the trunk: {name[:120]!r}", field="header.trunk_sha256")
+            if digest.lower() != served:
+                raise FailedPrecondition(
+                    f"the trainer's trunk differs from the served one, at tensor {name!r}\n"
+                    "hint: freeze the layers below the split before training",
+                    field=f"header.trunk_sha256[{name}]",
+                )
+        return len(hashes)
+
+    def _warn_of_precision(self, name: str, manifest: HeadManifest) -> None:
+        if manifest.precision != self._trunk.precision:
+            log.warning(
+                "%s was trained on a %s trunk and is served on a %s one", name, manifest.precision, self._trunk.precision
+            )
+
+    def _store_version(self, staging: Staging, request: PushRequest, manifest: HeadManifest) -> VersionRecord:
+        digest = staging.finish()
+        try:
+            return self._store.add_version(request.name, digest, manifest, labels=request.labels, request_id=request.request_id)
+        except BaseException:
+            self._store.discard_blob(digest)
+            raise
+
+
+def _unstored(request: PushRequest, digest: str, manifest: HeadManifest, num_bytes: int) -> VersionRecord:
+    return VersionRecord(
+        name=request.name,
+        version=0,
+        digest=digest,
+        num_bytes=num_bytes,
+        manifest=manifest,
+        created_at=0.0,
+        labels=request.labels,
+    )

@@ -1,0 +1,331 @@
+"""The active set: the only place that turns stored versions into heads that serve. Knows nothing of the wire or of requests.
+
+One lock makes activations serial. Everything that can fail comes before the store's commit; after it, the process either flips
+the engine's pointer or ends, and the restart decides.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import threading
+import time
+from collections.abc import Callable, Iterable, Mapping
+from dataclasses import dataclass
+
+from torch import Tensor
+
+from polyhead.heads import failpoints
+from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from polyhead.heads.manifest import OutputKind, check_name, parse_reference
+from polyhead.heads.store import CommitUncertain, GenerationRecord, HeadStore, VersionRecord
+from polyhead.server.engine.engine import SwapReport
+from polyhead.server.engine.live import ActiveSet, ServedHead
+from polyhead.server.engine_port import EnginePort
+from polyhead.server.first_heads import add_first_versions
+from polyhead.server.manifests import ServedTrunk
+from polyhead.server.residency import ResidentHead
+from polyhead.server.shelf import Shelf
+from polyhead.server.watch import GenerationFeed
+
+EXIT_AFTER_COMMIT = 70  # EX_SOFTWARE: the set is committed, but this process cannot serve it
+FLIP_TIMEOUT_S = 300.0  # an engine that makes no step for so long is dead
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Activation:
+    """What a change of the active set did; without a report if it was the repetition of an earlier one."""
+
+    record: GenerationRecord
+    report: SwapReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class VersionView:
+    """A version as a listing shows it."""
+
+    record: VersionRecord
+    is_active: bool
+    is_resident: bool
+
+
+class Registry:
+    """Methods block unless they say otherwise; call them from a worker thread."""
+
+    def __init__(
+        self,
+        store: HeadStore,
+        trunk: ServedTrunk,
+        shelf: Shelf,
+        engine: EnginePort,
+        *,
+        keep_versions: int = 10,
+        on_swap: Callable[[Iterable[str], str, float], None] = lambda heads, outcome, seconds: None,
+    ) -> None:
+        self.store = store
+        self.trunk = trunk
+        self.residency = shelf.residency
+        self.feed = GenerationFeed()
+        self._shelf = shelf
+        self._engine = engine
+        self._keep_versions = keep_versions
+        self._on_swap = on_swap  # (head names, "ok" or "failed", seconds)
+        self._active = ActiveSet(generation=0)
+        self._mutation = threading.Lock()
+
+    # ---- what is there (nothing here waits for a load)
+
+    @property
+    def active(self) -> ActiveSet:
+        """What new requests use. Does not block."""
+        return self._active
+
+    @property
+    def damage(self) -> str:
+        """What keeps the active set from being served, and how to repair it; empty if all is well. Holds a path."""
+        found = self.store.damage
+        return "" if found is None else f"{found.what}\nrepair: stop the server, then run: {found.repair}"
+
+    def find(self, reference: str, active: ActiveSet, field: str) -> ServedHead | None:
+        """A head that is in memory already: "policy" from `active`, "policy@7" wherever it is. None: `resolve` has to load it.
+
+        Does not block. InvalidArgument for a malformed reference; NotFound for a name that is not active.
+        """
+        name, version = parse_reference(reference, field)
+        served = active.heads.get(name)
+        if served is not None and version in (0, served.version):
+            return served
+        if not active.heads:
+            raise Unavailable("no heads are active: the server is starting, or its active set is damaged", retry_after_s=5.0)
+        if version == 0:
+            raise NotFound(f"no active head of this name: {name!r}", field=field, metadata={"name": name})
+        return self.residency.served(name, version)
+
+    def resolve(self, reference: str, active: ActiveSet, field: str) -> ServedHead:
+        """As `find`, and a version that is not in memory is loaded. NotFound, or ResourceExhausted if it does not fit."""
+        found = self.find(reference, active, field)
+        if found is not None:
+            return found
+        name, version = parse_reference(reference, field)
+        try:
+            record = self.store.get(name, version)
+        except NotFound:
+            raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
+        served = self._shelf.load([record], keep=_digests(active))[name]
+        self.residency.trim(keep=_digests(self._active) | {record.digest})
+        return served
+
+    def view(self, record: VersionRecord) -> VersionView:
+        served = self._active.heads.get(record.name)
+        return VersionView(
+            record,
+            is_active=served is not None and served.version == record.version,
+            is_resident=self.residency.live(record.digest) is not None,
+        )
+
+    def get(self, reference: str, field: str) -> VersionView:
+        """The record of "policy" (the active version) or "policy@7"."""
+        name, version = parse_reference(reference, field)
+        served = self._active.heads.get(name)
+        if not version and served is None:
+            raise NotFound(f"no active head of this name: {name!r}", field=field, metadata={"name": name})
+        try:
+            return self.view(self.store.get(name, version or (served.version if served else 0)))
+        except NotFound:
+            raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
+
+    def list_versions(self, name: str = "") -> list[VersionView]:
+        """By name, newest version first; an unknown name has none."""
+        if name:
+            check_name(name, "name")
+        names = [known for known in self.store.names() if name in ("", known)]
+        return [self.view(record) for known in names for record in reversed(self.store.versions(known))]
+
+    def num_head_bytes(self, output: OutputKind) -> int:
+        """What a head with this output takes in memory."""
+        return self._shelf.loader.num_bytes(output)
+
+    def resident(self) -> list[ResidentHead]:
+        return self.residency.listing(_digests(self._active))
+
+    # ---- the start
+
+    def bootstrap(self, policy: Mapping[str, Tensor]) -> GenerationRecord:
+        """Fill an empty store with the five heads that any model gives, and make them generation 1."""
+        heads = add_first_versions(self.store, self.trunk, policy)
+        return self.activate(heads, request_id="bootstrap", note="made from the model's own layers").record
+
+    def restore(self) -> bool:
+        """Load the stored active set at the start: digests, numbers and a canary forward pass. False if there is none yet.
+
+        DataLoss if the set is damaged: `damage` then says how to repair it, and nothing older is served in its place.
+        """
+        if (damage := self.store.verify_active()) is not None:
+            raise DataLoss(damage.what)
+        record = self.store.current
+        if record is None:
+            return False
+        heads = self._shelf.load([self.store.get(name, version) for name, version in record.heads.items()], keep=())
+        self._flip(record, heads)
+        return True
+
+    # ---- changes of the active set
+
+    def activate(
+        self, heads: Mapping[str, int], *, expected_generation: int | None = None, request_id: str = "", note: str = ""
+    ) -> Activation:
+        """Make these versions active, the other names as they are. A repeated request id gets the first answer."""
+        if not heads:
+            raise InvalidArgument("an activation needs at least one head", field="heads")
+        with self._mutation:
+            if first := self._answered(request_id, heads):
+                return Activation(first, None)
+            current = self.store.current
+            merged = {**(current.heads if current else {}), **heads}
+            return self._change(
+                merged,
+                current.number if current else None,
+                expected_generation,
+                request_id=request_id,
+                note=note,
+                changed=heads,
+            )
+
+    def rollback(
+        self, to_generation: int | None = None, *, expected_generation: int | None = None, request_id: str = ""
+    ) -> Activation:
+        """A new generation equal to an earlier one, by default the active one's parent. Rolling back twice goes back twice."""
+        with self._mutation:
+            if first := self._answered(request_id, {}):
+                return Activation(first, None)
+            if self.store.damage is not None:
+                return self._repair(to_generation, request_id)
+            current = self.store.current
+            target_number = to_generation if to_generation is not None else (current.parent if current else None)
+            if target_number is None:
+                raise FailedPrecondition("the active generation is the first one: there is nothing to go back to")
+            target = self._generation(target_number, "to_generation")
+            note = f"rollback to generation {target.number}"
+            return self._change(
+                target.heads, target.parent, expected_generation, request_id=request_id, note=note, changed=target.heads
+            )
+
+    def delete(self, reference: str, field: str) -> None:
+        """Forget a version that is neither active, nor next in a rollback, nor labelled."""
+        name, version = parse_reference(reference, field)
+        if version == 0:
+            raise InvalidArgument(f"name the version to delete, as in {name}@1: {reference!r}", field=field)
+        try:
+            self.store.delete_version(name, version)
+        except NotFound:
+            raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
+        self.residency.forget(name, version)
+
+    def collect(self) -> None:
+        """Delete what `keep_versions` no longer keeps, and let idle weights go. After each push and activation."""
+        for record in self.store.collect(self._keep_versions):
+            self.residency.forget(record.name, record.version)
+        self.residency.trim(keep=_digests(self._active))
+
+    def _change(
+        self,
+        heads: Mapping[str, int],
+        parent: int | None,
+        expected_generation: int | None,
+        *,
+        request_id: str,
+        note: str,
+        changed: Iterable[str],
+    ) -> Activation:
+        started_at = time.monotonic()
+        try:
+            self._check_expected(expected_generation)
+            loaded = self._shelf.load(
+                [self._version(name, version) for name, version in heads.items()], keep=_digests(self._active)
+            )
+            record = self.store.commit_generation(
+                heads, request_id=request_id, expected_generation=expected_generation, parent=parent, note=note
+            )
+        except CommitUncertain as error:
+            self._end_process(error)
+            raise
+        except BaseException:
+            self._on_swap(changed, "failed", time.monotonic() - started_at)
+            raise
+        report = self._flip(record, loaded)
+        self._on_swap(changed, "ok", time.monotonic() - started_at)
+        self.residency.trim(keep=_digests(self._active))
+        return Activation(record, report)
+
+    def _repair(self, to_generation: int | None, request_id: str) -> Activation:
+        """The way out of a damaged active set while the server runs: an intact generation that the caller names."""
+        if not to_generation:
+            raise FailedPrecondition("the active set is damaged: name the generation to go back to", field="to_generation")
+        target = self._generation(to_generation, "to_generation")
+        loaded = self._shelf.load([self._version(name, version) for name, version in target.heads.items()], keep=())
+        try:
+            record = self.store.repair_to(to_generation, request_id=request_id)
+        except CommitUncertain as error:
+            self._end_process(error)
+            raise
+        return Activation(record, self._flip(record, loaded))
+
+    def _flip(self, record: GenerationRecord, heads: Mapping[str, ServedHead]) -> SwapReport:
+        """Past the commit point: the engine serves the new set, or the process ends."""
+        try:
+            failpoints.hit("before_flip")
+            active = ActiveSet(record.number, dict(heads))
+            report = self._engine.activate(active).result(FLIP_TIMEOUT_S)
+            self._active = active
+            self.feed.announce(record.number)
+            failpoints.hit("before_ack")
+            return report
+        except BaseException as error:
+            self._end_process(error)
+            raise
+
+    def _end_process(self, error: BaseException) -> None:
+        log.critical("an activation failed after its commit point; the process ends and the restart decides", exc_info=error)
+        logging.shutdown()
+        os._exit(EXIT_AFTER_COMMIT)
+
+    # ---- look-ups that name the request's own field
+
+    def _version(self, name: str, version: int) -> VersionRecord:
+        field = f"heads[{name[:64]}]"
+        check_name(name, field)
+        try:
+            return self.store.get(name, version)
+        except NotFound:
+            raise NotFound(
+                f"no such head version: {name}@{version}", field=field, metadata={"name": f"{name}@{version}"}
+            ) from None
+
+    def _generation(self, number: int, field: str) -> GenerationRecord:
+        try:
+            return self.store.generation(number)
+        except NotFound:
+            raise NotFound(f"no such generation: {number}", field=field, metadata={"name": str(number)}) from None
+
+    def _check_expected(self, expected: int | None) -> None:
+        """The store asks again when it commits; asking first spares the work."""
+        current = self.store.current
+        number = current.number if current else 0
+        if expected is not None and expected != number:
+            raise Conflict(
+                f"the active set has moved on: generation {number}, not {expected}",
+                field="expected_generation",
+                metadata={"current_generation": str(number)},
+            )
+
+    def _answered(self, request_id: str, heads: Mapping[str, int]) -> GenerationRecord | None:
+        first = self.store.generation_of_request(request_id) if request_id else None
+        if first is not None and any(first.heads.get(name) != version for name, version in heads.items()):
+            raise AlreadyExists(f"the request id was used for generation {first.number}, with other heads", field="request_id")
+        return first
+
+
+def _digests(active: ActiveSet) -> set[str]:
+    return {head.live.digest for head in active.heads.values()}

@@ -1,0 +1,157 @@
+"""Which heads' weights are in memory, under one budget. Knows digests and bytes; not how they get there, nor what is active.
+
+A head that was let go may still be held by a running request: its bytes count until it is really gone. Thread-safe.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import threading
+import weakref
+from collections.abc import Callable, Collection, Iterator, Mapping
+from dataclasses import dataclass
+
+from polyhead.heads.errors import ResourceExhausted
+from polyhead.server.engine.live import LiveHead, ServedHead
+
+RETRY_S = 5.0  # when running requests are what stands in the way
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentHead:
+    """One file's weights in memory, as a listing shows them."""
+
+    references: tuple[str, ...]  # "policy@3"; several versions may share a file
+    digest: str
+    num_bytes: int
+    num_leases: int
+    active: bool
+
+
+class Residency:
+    """Holds LiveHeads by digest and ServedHeads by version."""
+
+    def __init__(
+        self, budget: int, max_idle_per_name: int, leased: Callable[[], Mapping[str, int]], dropped: Callable[[str], None]
+    ) -> None:
+        self.budget = budget
+        self.max_idle_per_name = max_idle_per_name  # versions that no set and no request uses
+        self._leased = leased  # digest -> running requests
+        self._dropped = dropped  # told when a digest's weights are let go
+        self._lock = threading.RLock()
+        self._live: dict[str, LiveHead] = {}
+        self._served: dict[tuple[str, int], ServedHead] = {}
+        self._used_at: dict[str, int] = {}  # digest -> tick; the smallest is evicted first
+        self._ticks = itertools.count()
+        self._ghosts: dict[int, tuple[weakref.ref[object], int]] = {}  # id -> (module that was let go, bytes)
+        self._num_reserved_bytes = 0  # for weights that are being built
+
+    @property
+    def num_bytes(self) -> int:
+        """Bytes of weights in memory: those being built and those let go but still held included."""
+        with self._lock:
+            known = {id(live.module) for live in self._live.values()}
+            self._ghosts = {key: ghost for key, ghost in self._ghosts.items() if ghost[0]() is not None and key not in known}
+            kept = sum(live.num_bytes for live in self._live.values())
+            return kept + sum(size for _, size in self._ghosts.values()) + self._num_reserved_bytes
+
+    def served(self, name: str, version: int) -> ServedHead | None:
+        """A version that is in memory; marks it as used. Never blocks."""
+        head = self._served.get((name, version))
+        if head is not None:
+            self._used_at[head.live.digest] = next(self._ticks)
+        return head
+
+    def live(self, digest: str) -> LiveHead | None:
+        return self._live.get(digest)
+
+    @contextlib.contextmanager
+    def room_for(self, num_bytes: int, keep: Collection[str]) -> Iterator[None]:
+        """Reserve memory before anything is allocated; idle heads outside `keep` make way. ResourceExhausted."""
+        with self._lock:
+            self._make_room(num_bytes, keep)
+            self._num_reserved_bytes += num_bytes
+        try:
+            yield
+        finally:
+            with self._lock:
+                self._num_reserved_bytes -= num_bytes
+
+    def add(self, head: ServedHead) -> None:
+        """Keep a head whose weights are loaded."""
+        with self._lock:
+            self._live[head.live.digest] = head.live
+            self._served[head.name, head.version] = head
+            self._used_at[head.live.digest] = next(self._ticks)
+
+    def watch(self, live: LiveHead) -> None:
+        """Count weights that are not kept for as long as somebody else holds them."""
+        with self._lock:
+            self._ghosts[id(live.module)] = (weakref.ref(live.module), live.num_bytes)
+
+    def trim(self, keep: Collection[str]) -> None:
+        """Let the longest unused versions of each name go, down to the limit per name."""
+        with self._lock:
+            idle = self._idle(keep)
+            for name in {name for name, _ in self._served}:
+                own = {head.live.digest for (other, _), head in self._served.items() if other == name}
+                surplus = [digest for digest in idle if digest in own]
+                for digest in surplus[: max(0, len(surplus) - self.max_idle_per_name)]:
+                    self._evict(digest)
+                    idle.remove(digest)
+
+    def forget(self, name: str, version: int) -> None:
+        """A deleted version; its weights go unless another version shares them."""
+        with self._lock:
+            head = self._served.pop((name, version), None)
+            if head is not None and all(other.live is not head.live for other in self._served.values()):
+                self._evict(head.live.digest)
+
+    def listing(self, active: Collection[str]) -> list[ResidentHead]:
+        """`active` are the digests of the active set."""
+        leases = self._leased()
+        with self._lock:
+            return [
+                ResidentHead(
+                    references=tuple(sorted(head.reference for head in self._served.values() if head.live is live)),
+                    digest=digest,
+                    num_bytes=live.num_bytes,
+                    num_leases=leases.get(digest, 0),
+                    active=digest in active,
+                )
+                for digest, live in sorted(self._live.items())
+            ]
+
+    def _make_room(self, num_bytes: int, keep: Collection[str]) -> None:
+        idle = self._idle(keep)
+        needed = self.num_bytes + num_bytes - self.budget
+        if needed > sum(self._live[digest].num_bytes for digest in idle):
+            self._refuse(num_bytes, keep)
+        for digest in idle:
+            if needed <= 0:
+                return
+            needed -= self._live[digest].num_bytes
+            self._evict(digest)
+
+    def _idle(self, keep: Collection[str]) -> list[str]:
+        """Digests that nothing needs now, the longest unused first."""
+        leases = self._leased()
+        idle = (digest for digest in self._live if digest not in keep and not leases.get(digest))
+        return sorted(idle, key=lambda digest: self._used_at[digest])
+
+    def _evict(self, digest: str) -> None:
+        live = self._live.pop(digest)
+        self._used_at.pop(digest, None)
+        self._served = {key: head for key, head in self._served.items() if head.live is not live}
+        self.watch(live)
+        self._dropped(digest)
+
+    def _refuse(self, num_bytes: int, keep: Collection[str]) -> None:
+        kept = sum(live.num_bytes for digest, live in self._live.items() if digest in keep)
+        is_busy = kept + num_bytes <= self.budget  # it would fit once running requests let their versions go
+        hint = "running requests hold older versions, try again later" if is_busy else "raise --memory-budget"
+        raise ResourceExhausted(
+            f"no memory for another head: {num_bytes} bytes needed, {self.num_bytes} of {self.budget} in use\nhint: {hint}",
+            retry_after_s=RETRY_S if is_busy else None,
+        )

@@ -1,0 +1,50 @@
+"""What generation, scoring and encoding share: how a request runs through the engine, and ends with its call."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import AsyncIterator
+from dataclasses import dataclass
+
+from polyhead.heads.errors import Aborted, InvalidArgument
+from polyhead.server import convert_out
+from polyhead.server.convert import Door
+from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.sequence import Lease, Request
+from polyhead.server.interceptors import current_call
+from polyhead.server.stream import EventStream
+from polyhead.v1 import types_pb2
+
+MAX_REQUEST_ID = 128
+
+
+@dataclass(frozen=True, slots=True)
+class Frontend:
+    """What stands between the wire and the engine."""
+
+    engine: Engine
+    door: Door
+    trunk_id: str
+    precision: str
+
+    def request_id(self, given: str) -> str:
+        """The message's own request id, or the call's."""
+        if len(given) > MAX_REQUEST_ID or not given.isprintable():
+            raise InvalidArgument(f"a request id has at most {MAX_REQUEST_ID} printable characters", field="request_id")
+        return given or current_call.get().request_id
+
+    @contextlib.asynccontextmanager
+    async def running(self, request: Request) -> AsyncIterator[EventStream]:
+        """Submit a request. However the caller leaves this block, the request's work ends with it."""
+        stream = EventStream()
+        request.deliver = stream.deliver
+        request.deadline_at = current_call.get().deadline_at
+        self.engine.submit(request)
+        try:
+            yield stream
+        finally:
+            self.engine.cancel(request, Aborted("the call was cancelled"))
+
+    def served(self, lease: Lease) -> types_pb2.Served:
+        """Identity of what an answer is computed with."""
+        return convert_out.served(lease, self.trunk_id, self.precision, self.door.tokenizer.sha256)

@@ -1,0 +1,240 @@
+"""HeadService: versions in and out, and the active set. Hashing, disks and building run beside the event loop."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator, Callable
+from typing import Any, TypeVar
+
+import grpc
+
+from polyhead.heads import failpoints
+from polyhead.heads.errors import DataLoss, InvalidArgument, NotFound, PolyheadError
+from polyhead.heads.store import GenerationRecord, HeadStore, Staging
+from polyhead.server import convert_heads as convert
+from polyhead.server.errors import DeadlineExceeded
+from polyhead.server.publisher import Publisher
+from polyhead.server.registry import Activation, Registry, VersionView
+from polyhead.server.workers import Workers
+from polyhead.v1 import heads_pb2 as pb
+from polyhead.v1 import heads_pb2_grpc
+
+MAX_CHUNK = 1 << 20
+Context = grpc.aio.ServicerContext[Any, Any]
+R = TypeVar("R")
+
+log = logging.getLogger(__name__)
+
+
+class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
+    """Thin: reads a request, calls registry or publisher on a worker thread, writes the answer."""
+
+    def __init__(
+        self, registry: Registry, publisher: Publisher, store: HeadStore, workers: Workers, push_idle_s: float
+    ) -> None:
+        self._registry = registry
+        self._publisher = publisher
+        self._store = store
+        self._workers = workers
+        self._push_idle_s = push_idle_s
+
+    # ---- versions
+
+    async def PushHead(self, request_iterator: AsyncIterator[pb.PushHeadRequest], context: Context) -> pb.PushHeadResponse:  # noqa: N802
+        """Header, then chunks. Whatever goes wrong, the staged bytes are gone when the call has ended."""
+        parts = _Parts(request_iterator, self._push_idle_s)
+        header = await parts.header()
+        request = convert.push_request(header)
+        self._publisher.check_size(header.num_bytes)
+        first = await self._workers.run(self._publisher.answered, request.request_id, request.name, header.sha256)
+        if first is not None:
+            return pb.PushHeadResponse(
+                head=convert.version_message(self._registry.view(first)), num_trunk_tensors_compared=len(request.trunk_sha256)
+            )
+        staging = await self._finished(self._store.begin_push, header.num_bytes, header.sha256)
+        try:
+            await self._receive(parts, staging)
+            published = await self._finished(self._publisher.publish, staging, request)
+        finally:
+            await self._finished(staging.abort)  # nothing after a publish
+        await self._tidy_up()
+        return pb.PushHeadResponse(
+            head=convert.version_message(self._registry.view(published.record)),
+            num_trunk_tensors_compared=published.num_trunk_tensors_compared,
+        )
+
+    async def _receive(self, parts: _Parts, staging: Staging) -> None:
+        """Chunks to disk, gathered to 1 MiB, so that a storm of tiny ones costs no thread switch each."""
+        gathered = bytearray()
+        async for data in parts.chunks(staging.declared_bytes):
+            gathered += data
+            if len(gathered) >= MAX_CHUNK:
+                await self._finished(staging.write, gathered)
+                gathered = bytearray()
+        if gathered:
+            await self._finished(staging.write, gathered)
+
+    async def PullHead(self, request: pb.PullHeadRequest, context: Context) -> None:  # noqa: N802
+        view = await self._workers.run(self._registry.get, request.head, "head")
+        data = await self._workers.run(self._store.read_blob, view.record.digest)
+        await context.write(pb.PullHeadResponse(head=convert.version_message(view)))
+        whole = memoryview(data)
+        for offset in range(0, len(data), MAX_CHUNK):
+            piece = bytes(whole[offset : offset + MAX_CHUNK])
+            await context.write(pb.PullHeadResponse(chunk=pb.Chunk(offset=offset, data=piece)))
+
+    async def CopyHead(self, request: pb.CopyHeadRequest, context: Context) -> pb.CopyHeadResponse:  # noqa: N802
+        record = await self._workers.run(self._publisher.copy, convert.copy_request(request))
+        await self._tidy_up()
+        return pb.CopyHeadResponse(head=convert.version_message(self._registry.view(record)))
+
+    async def GetHead(self, request: pb.GetHeadRequest, context: Context) -> pb.GetHeadResponse:  # noqa: N802
+        view = await self._workers.run(self._registry.get, request.head, "head")
+        return pb.GetHeadResponse(head=convert.version_message(view))
+
+    async def ListHeads(self, request: pb.ListHeadsRequest, context: Context) -> pb.ListHeadsResponse:  # noqa: N802
+        size = convert.page_size(request.page_size)
+        kind = f"heads:{request.name}"
+        after = convert.page_position(request.page_token, kind, str, int)
+        views = await self._workers.run(self._registry.list_versions, request.name)
+        if after is not None:
+            views = [view for view in views if _key(view) > (after[0], -after[1])]
+        page, last = views[:size], views[size - 1].record if len(views) > size else None
+        return pb.ListHeadsResponse(
+            heads=[convert.version_message(view) for view in page],
+            next_page_token=convert.page_token(kind, last.name, last.version) if last else "",
+        )
+
+    async def DeleteHead(self, request: pb.DeleteHeadRequest, context: Context) -> pb.DeleteHeadResponse:  # noqa: N802
+        await self._workers.run(self._registry.delete, request.head, "head")
+        return pb.DeleteHeadResponse()
+
+    # ---- the active set
+
+    async def ActivateHeads(self, request: pb.ActivateHeadsRequest, context: Context) -> pb.ActivateHeadsResponse:  # noqa: N802
+        done = await self._change(
+            context,
+            lambda: self._registry.activate(
+                convert.activation_heads(request),
+                expected_generation=_optional(request, "expected_generation"),
+                request_id=request.request_id,
+                note=request.note,
+            ),
+        )
+        return pb.ActivateHeadsResponse(
+            generation=convert.generation_message(done.record),
+            num_pinned_requests=done.report.num_pinned if done.report else 0,
+            num_aborted_requests=done.report.num_aborted if done.report else 0,
+        )
+
+    async def RollbackHeads(self, request: pb.RollbackHeadsRequest, context: Context) -> pb.RollbackHeadsResponse:  # noqa: N802
+        done = await self._change(
+            context,
+            lambda: self._registry.rollback(
+                _optional(request, "to_generation"),
+                expected_generation=_optional(request, "expected_generation"),
+                request_id=request.request_id,
+            ),
+        )
+        return pb.RollbackHeadsResponse(generation=convert.generation_message(done.record))
+
+    async def ListGenerations(self, request: pb.ListGenerationsRequest, context: Context) -> pb.ListGenerationsResponse:  # noqa: N802
+        size = convert.page_size(request.page_size)
+        after = convert.page_position(request.page_token, "generations", int)
+        history = await self._workers.run(self._store.history)
+        rows = [record for record in history if after is None or record.number < after[0]]
+        return pb.ListGenerationsResponse(
+            generations=[convert.generation_message(record) for record in rows[:size]],
+            next_page_token=convert.page_token("generations", rows[size - 1].number) if len(rows) > size else "",
+        )
+
+    async def WatchHeads(self, request: pb.WatchHeadsRequest, context: Context) -> None:  # noqa: N802
+        after = request.after_generation or max(0, self._registry.active.generation - 1)
+        async with contextlib.aclosing(self._registry.feed.numbers(after)) as numbers:
+            async for number in numbers:
+                record = await self._workers.run(self._readable, number)
+                if record is not None:
+                    await context.write(pb.WatchHeadsResponse(generation=convert.generation_message(record)))
+
+    def _readable(self, number: int) -> GenerationRecord | None:
+        """None for a number that was never used, or whose record is damaged."""
+        with contextlib.suppress(NotFound, DataLoss, InvalidArgument):
+            return self._store.generation(number)
+        return None
+
+    async def _change(self, context: Context, change: Callable[[], Activation]) -> Activation:
+        """A change that has begun is carried through, also if the caller goes away."""
+        done = await self._finished(change)
+        if done.report is not None:
+            context.add_done_callback(_acknowledged)
+        return done
+
+    async def _tidy_up(self) -> None:
+        """Old versions go after a new one came. What fails here is no failure of the push."""
+        try:
+            await self._finished(self._registry.collect)
+        except PolyheadError as error:
+            log.warning("old versions were not collected: %s", error.message)
+
+    async def _finished(self, function: Callable[..., R], *args: object) -> R:
+        """Run on a worker thread and stay until it has ended: a staging file belongs to one thread at a time."""
+        task = asyncio.ensure_future(self._workers.run(function, *args))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
+
+
+class _Parts:
+    """The messages of one push, in the order that the contract wants."""
+
+    def __init__(self, messages: AsyncIterator[pb.PushHeadRequest], idle_s: float) -> None:
+        self._messages = messages
+        self._idle_s = idle_s
+
+    async def header(self) -> pb.PushHeader:
+        message = await self._next()
+        if message is None or message.WhichOneof("part") != "header":
+            raise InvalidArgument("the first message of a push must be its header", field="header")
+        return message.header
+
+    async def chunks(self, num_bytes: int) -> AsyncIterator[bytes]:
+        """The data, refused at the first byte that is out of order or too much."""
+        received = 0
+        while (message := await self._next()) is not None:
+            if message.WhichOneof("part") != "chunk":
+                raise InvalidArgument("after the header only chunks may come", field="chunk")
+            offset, data = message.chunk.offset, message.chunk.data
+            if offset != received:
+                raise InvalidArgument(
+                    f"chunks must be consecutive: byte {received} was due, not {offset}", field="chunk.offset"
+                )
+            if not 1 <= len(data) <= MAX_CHUNK:
+                raise InvalidArgument(f"a chunk has 1 to {MAX_CHUNK} bytes: {len(data)}", field="chunk.data")
+            received += len(data)
+            if received > num_bytes:
+                raise InvalidArgument(f"more bytes than the header declares: {num_bytes}", field="chunk.data")
+            yield data
+
+    async def _next(self) -> pb.PushHeadRequest | None:
+        try:
+            async with asyncio.timeout(self._idle_s):
+                return await anext(self._messages, None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing arrived for {self._idle_s:g} s: the push is given up") from None
+
+
+def _optional(message: Any, field: str) -> int | None:
+    return int(getattr(message, field)) if message.HasField(field) else None
+
+
+def _key(view: VersionView) -> tuple[str, int]:
+    """By name, newest version first."""
+    return view.record.name, -view.record.version
+
+
+def _acknowledged(context: Any) -> None:
+    failpoints.hit("after_ack")

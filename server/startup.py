@@ -1,0 +1,247 @@
+"""Puts a server's parts together: model, store, engine, heads. Blocks for seconds; knows nothing of listening and signals."""
+
+from __future__ import annotations
+
+import json
+import os
+from collections.abc import Callable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from polyhead.heads import embedded
+from polyhead.heads.checkpoint import Checkpoint, resolve_folder
+from polyhead.heads.errors import FailedPrecondition
+from polyhead.heads.family import (
+    HeadModule,
+    ModelSpec,
+    TrunkModule,
+    build_head,
+    build_trunk,
+    check_composition,
+    describe,
+    initial_head,
+    set_attention,
+    trunk_id,
+)
+from polyhead.heads.manifest import OutputKind
+from polyhead.heads.store import HeadStore
+from polyhead.server.config import ServeConfig
+from polyhead.server.engine import attention, build
+from polyhead.server.engine.engine import Engine, QueueLimits
+from polyhead.server.engine_port import EnginePort
+from polyhead.server.head_loader import HeadLoader
+from polyhead.server.manifests import RuleDefaults, ServedTrunk
+from polyhead.server.metrics import HeadInfo, Metrics
+from polyhead.server.publisher import Publisher
+from polyhead.server.registry import Registry
+from polyhead.server.residency import Residency
+from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
+from polyhead.server.shelf import Shelf
+from polyhead.server.text import Tokenizer
+from polyhead.server.workers import Workers
+
+Progress = Callable[[str], None]
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
+
+
+@dataclass(frozen=True, slots=True)
+class Services:
+    """What the servicers work with."""
+
+    config: ServeConfig
+    spec: ModelSpec
+    checkpoint: Checkpoint
+    trunk: TrunkModule
+    trunk_id: str
+    eos_ids: frozenset[int]
+    max_context: int
+    tokenizer: Tokenizer
+    rules: RuleBook
+    engine: Engine
+    store: HeadStore
+    registry: Registry
+    publisher: Publisher
+    metrics: Metrics
+    workers: Workers
+
+    @property
+    def model_name(self) -> str:
+        return Path(self.config.model).name if self.config.model else embedded.NAME
+
+    @property
+    def precision(self) -> str:
+        return self.config.trunk_dtype
+
+    @property
+    def trunk_bytes(self) -> int:
+        """Of its weights as served."""
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.trunk.parameters())
+
+    @property
+    def model_bytes(self) -> int:
+        """What one unsplit model takes: the trunk and one policy head."""
+        return self.trunk_bytes + self.registry.num_head_bytes(OutputKind.TIED if self.spec.tied else OutputKind.OWN)
+
+
+def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, progress: Progress) -> Services:
+    """Everything but the active set, which `bring_up_heads` loads once the engine runs. PolyheadError says what cannot be."""
+    folder = _model_folder(config, progress)
+    progress("reading the model's description")
+    checkpoint = Checkpoint.open(folder)
+    spec = describe(checkpoint, config.split_layer or None)
+    _check_dtypes(config, spec)
+    progress("hashing the trunk")
+    identity = trunk_id(checkpoint, spec)
+    store = HeadStore.open(config.store_dir, identity)  # before the weights: a second server learns at once that it is one
+    try:
+        return _build(config, checkpoint, spec, identity, store, metrics, workers, progress)
+    except BaseException:
+        store.close()
+        raise
+
+
+def _build(
+    config: ServeConfig,
+    checkpoint: Checkpoint,
+    spec: ModelSpec,
+    identity: str,
+    store: HeadStore,
+    metrics: Metrics,
+    workers: Workers,
+    progress: Progress,
+) -> Services:
+    progress(f"loading the trunk: layers 0 to {spec.split_layer - 1} of {spec.num_layers}")
+    trunk = build_trunk(checkpoint, spec, DTYPES[config.trunk_dtype], config.device)
+    progress("checking that trunk and head make the unsplit model")
+    _check_split(checkpoint, spec, trunk)
+    tokenizer = Tokenizer.load(checkpoint.folder)
+    rules = RuleBook(tokenizer, config.rule_files)
+    eos_ids = read_eos_ids(checkpoint)
+    max_context = min(config.max_context or spec.context_length, spec.context_length)
+    engine = build_engine(config, trunk, eos_ids, max_context)
+    served = ServedTrunk(spec, identity, config.trunk_dtype, _rule_defaults(rules))
+    shelf = build_shelf(config, served, trunk, store, engine)
+    registry = Registry(store, served, shelf, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
+    trunk_sources = frozenset(spec.trunk_sources)
+    publisher = Publisher(
+        store, served, shelf, lambda name: checkpoint.sha256(name) if name in trunk_sources else None, lambda: registry.active
+    )
+    metrics.engine.connect(
+        engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: registry.residency.num_bytes
+    )
+    return Services(
+        config=config,
+        spec=spec,
+        checkpoint=checkpoint,
+        trunk=trunk,
+        trunk_id=identity,
+        eos_ids=eos_ids,
+        max_context=max_context,
+        tokenizer=tokenizer,
+        rules=rules,
+        engine=engine,
+        store=store,
+        registry=registry,
+        publisher=publisher,
+        metrics=metrics,
+        workers=workers,
+    )
+
+
+def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int], max_context: int) -> Engine:
+    """An engine with empty caches and no heads, not started.
+
+    The number of threads is always said: a new thread would take over the 1 that workers have set for themselves.
+    """
+    limits = QueueLimits(config.max_queue_requests, config.max_queue_tokens, config.interactive_share)
+    sizes = build.EngineConfig(
+        cache_bytes=config.cache_bytes,
+        max_context=max_context,
+        num_threads=config.threads or torch.get_num_threads(),
+        queue=limits,
+    )
+    return build.build_engine(trunk, sizes, eos_ids, DTYPES[config.head_dtype])
+
+
+def prepare_head(module: HeadModule) -> None:
+    """Make a head run on the engine's attention."""
+    set_attention(module, attention.NAME)
+
+
+def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: EnginePort) -> Shelf:
+    """The road from stored bytes to weights in memory, under the memory budget."""
+    embedding = trunk.embedding if served.spec.tied else None
+    loader = HeadLoader(served.spec, embedding, DTYPES[config.head_dtype], torch.device(config.device), prepare_head)
+    budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
+    return Shelf(
+        store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)
+    )
+
+
+def bring_up_heads(services: Services, progress: Progress) -> None:
+    """Restore the stored active set, or make the first one. DataLoss if the stored one is damaged."""
+    progress("loading the active heads")
+    if not services.registry.restore():
+        progress("making the first five heads from the model's own layers")
+        spec = services.spec
+        output = OutputKind.TIED if spec.tied else OutputKind.OWN
+        services.registry.bootstrap(initial_head(services.checkpoint, spec, output))
+
+
+def head_infos(registry: Registry, precision: str) -> list[HeadInfo]:
+    return [
+        HeadInfo(head.name, head.version, head.manifest.kind.value, head.live.digest, head.manifest.precision != precision)
+        for head in registry.active.heads.values()
+    ]
+
+
+def read_eos_ids(checkpoint: Checkpoint) -> frozenset[int]:
+    """From generation_config.json if it names any, else from the config. Nothing else of that file counts."""
+    file = checkpoint.folder / "generation_config.json"
+    plain: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
+    found = plain.get("eos_token_id")
+    if found is None:
+        found = checkpoint.config.eos_token_id
+    return frozenset() if found is None else frozenset(found if isinstance(found, list) else [found])
+
+
+def free_memory(device: str) -> int:
+    """Bytes that can be had now: of the GPU, or of the machine within the limit of our control group."""
+    if device.startswith("cuda"):
+        return int(torch.cuda.mem_get_info(device)[0])
+    free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
+    for line in Path("/proc/meminfo").read_text().splitlines():
+        if line.startswith("MemAvailable:"):
+            free = int(line.split()[1]) * 1024
+    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
+    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
+        free = min(free, max(0, int(most) - int(used.read_text())))
+    return free
+
+
+def _model_folder(config: ServeConfig, progress: Progress) -> Path:
+    return resolve_folder(config.model) if config.model else embedded.prepare(progress)
+
+
+def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
+    if spec.tied and config.head_dtype != config.trunk_dtype:
+        raise FailedPrecondition(
+            f"heads of this model share the trunk's embedding and its dtype: {config.head_dtype} is not {config.trunk_dtype}\n"
+            "hint: give --head-dtype the value of --trunk-dtype"
+        )
+
+
+def _check_split(checkpoint: Checkpoint, spec: ModelSpec, trunk: TrunkModule) -> None:
+    output = OutputKind.TIED if spec.tied else OutputKind.OWN
+    embedding = trunk.embedding if spec.tied else None
+    tensors = initial_head(checkpoint, spec, output)
+    check_composition(trunk, build_head(spec, tensors, output, embedding, trunk.embedding.dtype, trunk.embedding.device))
+
+
+def _rule_defaults(rules: RuleBook) -> RuleDefaults:
+    template = rules.templates[DEFAULT_TEMPLATE]
+    return RuleDefaults(template.violated_token_id, template.followed_token_id, template.reference)

@@ -1,0 +1,48 @@
+"""From the engine's thread to a request's reader. The engine never waits: events queue up here, and tokens that wait merge into one message."""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncIterator
+
+from polyhead.server.engine.engine import StepEvents
+from polyhead.server.engine.sequence import Ended, Event, Request
+
+
+class EventStream:
+    """One request's events, on the event loop."""
+
+    def __init__(self) -> None:
+        self._events: list[Event] = []
+        self._ready = asyncio.Event()
+
+    def deliver(self, request: Request, events: list[Event]) -> None:
+        """Called on the event loop, once a step."""
+        self._events.extend(events)
+        self._ready.set()
+
+    async def batches(self) -> AsyncIterator[list[Event]]:
+        """Everything that has come since the last read, until the request has ended. A slow reader gets longer lists."""
+        while True:
+            await self._ready.wait()
+            self._ready.clear()
+            events, self._events = self._events, []
+            yield events
+            if events and isinstance(events[-1], Ended):
+                return
+
+    async def events(self) -> AsyncIterator[Event]:
+        """One event at a time."""
+        async for events in self.batches():
+            for event in events:
+                yield event
+
+
+def hand_over(loop: asyncio.AbstractEventLoop, outbox: StepEvents) -> None:
+    """The engine's sink: one call into the event loop a step carries all requests' events."""
+    loop.call_soon_threadsafe(_dispatch, outbox)
+
+
+def _dispatch(outbox: StepEvents) -> None:
+    for request, events in outbox.items():
+        request.deliver(request, events)

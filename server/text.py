@@ -1,0 +1,151 @@
+"""The tokenizer's side of a request: text and conversations to ids, ids to text as they come, stop strings. Knows no engine and no protobuf."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any
+
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+
+ROLES = ("system", "user", "assistant")
+_TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt")
+_HALF_CHARACTER = "\ufffd"  # what a tokenizer writes for bytes that are not a character yet
+
+
+class Tokenizer:
+    """A checkpoint's tokenizer and chat template, with the meanings that the contract gives them."""
+
+    def __init__(self, tokenizer: Any, sha256: str) -> None:
+        self._tokenizer = tokenizer
+        self.sha256 = sha256
+
+    @classmethod
+    def load(cls, folder: Path) -> Tokenizer:
+        """Read a local folder; nothing is fetched and no code of the folder's runs."""
+        from transformers import AutoTokenizer
+
+        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        digest = hashlib.sha256()
+        for name in _TOKENIZER_FILES:
+            if (folder / name).is_file():
+                digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
+        return cls(tokenizer, digest.hexdigest())
+
+    @property
+    def has_chat_template(self) -> bool:
+        return bool(self._tokenizer.chat_template)
+
+    def encode(self, text: str, special_tokens: bool = True) -> list[int]:
+        """Ids of a text; `special_tokens` adds what the tokenizer puts around one (a BOS, say)."""
+        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
+        """Text of ids, with nothing cleaned up."""
+        return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
+
+    def encode_chat(self, messages: list[dict[str, str]], field: str) -> list[int]:
+        """Ids of a conversation up to where the assistant's reply begins."""
+        self._check_messages(messages, field)
+        return self.encode(self._render(messages, field), special_tokens=False)
+
+    def encode_next_turns(self, messages: list[dict[str, str]], last_token_id: int, field: str) -> list[int]:
+        """Ids that follow an assistant's reply when `messages` come next; only these turns are rendered.
+
+        The template's own text between a reply and the next turn is found by rendering a stand-in reply. If the sampled reply ended
+        with the token that the template writes there, that token is not written twice.
+        """
+        self._check_messages(messages, field)
+        stand_in = "polyhead-stand-in-reply"
+        before = [{"role": "user", "content": "x"}, {"role": "assistant", "content": stand_in}]
+        rendered = self._render(before + messages, field)
+        _, found, following = rendered.partition(stand_in)
+        if not found:
+            raise FailedPrecondition("the model's chat template rewrites replies, so a conversation cannot be continued from ids")
+        ids = self.encode(following, special_tokens=False)
+        return ids[1:] if ids and ids[0] == last_token_id else ids
+
+    def stream(self, stops: tuple[str, ...], keep_stop: bool) -> TextStream:
+        """A fresh text for one sample."""
+        return TextStream(self.decode, stops, keep_stop)
+
+    def _render(self, messages: list[dict[str, str]], field: str) -> str:
+        from jinja2.exceptions import TemplateError
+
+        if not self.has_chat_template:
+            raise FailedPrecondition("the model has no chat template: send text or token ids", field=field)
+        try:
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+        except TemplateError as error:
+            raise InvalidArgument(f"the model's chat template refuses these messages: {str(error)[:200]}", field=field) from None
+
+    def _check_messages(self, messages: list[dict[str, str]], field: str) -> None:
+        if not messages:
+            raise InvalidArgument("no messages", field=field)
+        for index, message in enumerate(messages):
+            if message["role"] not in ROLES:
+                raise InvalidArgument(f"unknown role: {message['role'][:40]!r}", field=f"{field}[{index}].role")
+        if messages[-1]["role"] == "assistant":
+            raise InvalidArgument(
+                "the last message is the assistant's own: use assistant_prefix to open a reply", field=f"{field}[{len(messages) - 1}].role"
+            )
+
+
+class TextStream:
+    """A sample's text, as its ids come. Holds back half characters, and text that may turn out to begin a stop string."""
+
+    def __init__(self, decode: Callable[[Sequence[int]], str], stops: tuple[str, ...], keep_stop: bool) -> None:
+        self.text = ""
+        self.matched_stop = ""
+        self._decode = decode
+        self._stops = stops
+        self._keep_stop = keep_stop
+        self._ids: list[int] = []
+        self._known_from = 0  # ids from here on are decoded again, for the context that joins words
+        self._known_to = 0  # ids up to here are in `text`
+        self._num_given = 0  # characters handed out
+
+    def push(self, token_id: int) -> str:
+        """Take one more id and return the new text that is certain."""
+        self._ids.append(token_id)
+        known = self._decode(self._ids[self._known_from : self._known_to])
+        extended = self._decode(self._ids[self._known_from :])
+        if extended.endswith(_HALF_CHARACTER) and len(self._ids) - self._known_to < 8:
+            return ""
+        self._known_from, self._known_to = self._known_to, len(self._ids)
+        self._extend(extended[len(known) :])
+        return self._give(len(self.text) if self.matched_stop else len(self.text) - self._num_doubtful())
+
+    def finish(self) -> str:
+        """Return the text that was held back; nothing follows."""
+        if self._known_to < len(self._ids) and not self.matched_stop:
+            known = self._decode(self._ids[self._known_from : self._known_to])
+            self._extend(self._decode(self._ids[self._known_from :])[len(known) :])
+            self._known_to = len(self._ids)
+        return self._give(len(self.text))
+
+    def _extend(self, new: str) -> None:
+        """Add text and cut at the earliest stop string, the longest of those that begin at one place."""
+        searched = max(0, len(self.text) - max((len(stop) for stop in self._stops), default=0))
+        self.text += new
+        places = [(self.text.find(stop, searched), -len(stop), stop) for stop in self._stops]
+        found = min((place for place in places if place[0] >= 0), default=None)
+        if found is not None:
+            start, _, self.matched_stop = found
+            self.text = self.text[: start + len(self.matched_stop) if self._keep_stop else start]
+
+    def _num_doubtful(self) -> int:
+        """Length of the longest end of the text that begins a stop string."""
+        longest = 0
+        for stop in self._stops:
+            for length in range(min(len(stop) - 1, len(self.text)), longest, -1):
+                if self.text.endswith(stop[:length]):
+                    longest = length
+                    break
+        return longest
+
+    def _give(self, end: int) -> str:
+        given = self.text[self._num_given : end]
+        self._num_given = max(self._num_given, end)
+        return given

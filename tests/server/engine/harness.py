@@ -1,0 +1,189 @@
+"""A tiny model, its engine stepped by hand, and requests without protobuf: every test of the engine starts here."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers import AutoModelForCausalLM, PreTrainedModel
+
+from polyhead.heads.checkpoint import Checkpoint
+from polyhead.heads.family import ModelSpec, TrunkModule, build_head, build_trunk, describe, initial_head, set_attention
+from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.server.engine import attention
+from polyhead.server.engine.build import EngineConfig, build_engine
+from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.scorer import HeadResult, results
+from polyhead.server.engine.sequence import (
+    Drawn,
+    Ended,
+    Event,
+    Finished,
+    FinishReason,
+    Request,
+    RuleQuestion,
+    RuleQuestions,
+    Sample,
+    SamplingParams,
+    Sequence,
+)
+
+TEMPLATE = "t@1"
+VIOLATED, FOLLOWED = 3, 4
+
+
+@dataclass
+class Bench:
+    """One model, split, with five heads active; policy and reference share weights, value and preference share weights."""
+
+    checkpoint: Checkpoint
+    spec: ModelSpec
+    trunk: TrunkModule
+    model: PreTrainedModel  # unsplit, as transformers loads it
+    engine: Engine
+    events: list[Event] = field(default_factory=list)
+
+    @classmethod
+    def open(cls, folder: Path, split_layer: int, eos_ids: frozenset[int] = frozenset(), **config: Any) -> Bench:
+        checkpoint = Checkpoint.open(folder)
+        spec = describe(checkpoint, split_layer)
+        trunk = build_trunk(checkpoint, spec, torch.float32)
+        engine = build_engine(trunk, EngineConfig(**{"cache_bytes": 64 << 20, "max_context": 256, **config}), eos_ids)
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        bench = cls(checkpoint, spec, trunk, model, engine)
+        bench.activate(1, policy=bench.policy("a"), value=bench.scalar("b"))
+        return bench
+
+    def policy(self, digest: str, change: Callable[[dict[str, Tensor]], None] = lambda tensors: None) -> LiveHead:
+        """A policy head from the checkpoint, changed at will."""
+        output = OutputKind.TIED if self.spec.tied else OutputKind.OWN
+        return self._live(digest, output, change)
+
+    def scalar(self, digest: str, seed: int = 0) -> LiveHead:
+        """A scalar head with a random score."""
+
+        def change(tensors: dict[str, Tensor]) -> None:
+            generator = torch.Generator().manual_seed(seed)
+            tensors["score.weight"] = torch.randn(1, self.spec.d_model, generator=generator)
+
+        return self._live(digest, OutputKind.SCORE, change)
+
+    def _live(self, digest: str, output: OutputKind, change: Callable[[dict[str, Tensor]], None]) -> LiveHead:
+        tensors = {name: tensor.clone() for name, tensor in initial_head(self.checkpoint, self.spec, output).items()}
+        change(tensors)
+        module = build_head(self.spec, tensors, output, self.trunk.embedding, torch.float32)
+        set_attention(module, attention.NAME)
+        return LiveHead(digest, module, 0)
+
+    def activate(self, generation: int, *, policy: LiveHead, value: LiveHead, **manifest: Any) -> ActiveSet:
+        """Make a set of five heads active at once, as a swap between two steps does."""
+        kinds = {
+            "policy": (HeadKind.POLICY, policy),
+            "reference": (HeadKind.POLICY, policy),
+            "rule": (HeadKind.RULE, policy),
+            "preference": (HeadKind.PREFERENCE, value),
+            "value": (HeadKind.VALUE, value),
+        }
+        heads = {name: ServedHead(name, generation, self.manifest(kind, live, **manifest), live) for name, (kind, live) in kinds.items()}
+        active = ActiveSet(generation, heads)
+        self.engine.activate(active)
+        self.engine._empty_inbox()
+        return active
+
+    def manifest(self, kind: HeadKind, live: LiveHead, **changes: Any) -> HeadManifest:
+        return HeadManifest(
+            kind=kind,
+            trunk_id="0" * 64,
+            split_layer=self.spec.split_layer,
+            num_layers=self.spec.num_layers,
+            output=live.module.output,
+            violated_token_id=VIOLATED,
+            followed_token_id=FOLLOWED,
+            template=TEMPLATE,
+            **changes,
+        )
+
+    def prompt(self, num_tokens: int, seed: int = 0) -> list[int]:
+        generator = torch.Generator().manual_seed(1000 + seed)
+        return torch.randint(5, self.spec.vocab_size, (num_tokens,), generator=generator).tolist()
+
+    def request(self, *, score: tuple[str, ...] = (), rules: dict[str, tuple[int, ...]] | None = None, **fields: Any) -> Request:
+        questions = tuple(RuleQuestion(rule_id, suffix) for rule_id, suffix in (rules or {}).items())
+        names = tuple(dict.fromkeys(("policy", *score)))
+        pinned = fields.pop("pinned", {})
+        return Request(
+            "test", self._deliver, names, pinned, score, RuleQuestions("rules@1", {TEMPLATE: questions}) if rules else None, **fields
+        )
+
+    def sampled(self, prompt: list[int], n: int = 1, params: SamplingParams | None = None, **fields: Any) -> Request:
+        """A request for `n` samples of one prompt."""
+        request = self.request(**fields)
+        self.add_samples(request, prompt, n, params)
+        return request
+
+    def add_samples(self, request: Request, prompt: list[int], n: int = 1, params: SamplingParams | None = None) -> None:
+        params = params or SamplingParams(max_new_tokens=8)
+        for index in range(n):
+            seed = 77 * len(request.samples) + index
+            request.samples.append(Sample(request, 0, 0, index, prompt, Sequence(list(prompt)), params, head_name="policy", seed=seed))
+
+    def given(self, prompt: list[int], completion: list[int], is_terminated: bool = False, **fields: Any) -> Request:
+        """A request that scores one completion."""
+        request = self.request(**fields)
+        sample = Sample(request, 0, 0, 0, prompt, Sequence([*prompt, *completion]), SamplingParams())
+        sample.completion, sample.finish_reason, sample.is_terminated = completion, FinishReason.GIVEN, is_terminated
+        request.samples.append(sample)
+        return request
+
+    def _deliver(self, request: Request, events: list[Event]) -> None:
+        self.events.extend(events)
+
+    def run(self, *requests: Request, most_steps: int = 2000) -> None:
+        """Submit and step until all have ended."""
+        for request in requests:
+            self.engine.submit(request)
+        self.engine._empty_inbox()
+        for _ in range(most_steps):
+            if all(request.is_ended for request in requests):
+                return
+            self.engine.step()
+            self.engine._empty_inbox()
+        raise AssertionError("the requests did not end")
+
+    def counted(self, *requests: Request) -> int:
+        """Trunk tokens that these requests took."""
+        before = self.engine.counters.trunk_tokens
+        self.run(*requests)
+        return self.engine.counters.trunk_tokens - before
+
+    @torch.no_grad()
+    def unsplit_logprobs(self, tokens: list[int]) -> Tensor:
+        """(tokens, vocab) log-probs of the unsplit model."""
+        return self.model(torch.tensor([tokens])).logits[0].float().log_softmax(-1)
+
+    def assert_blocks_returned(self) -> None:
+        """Every block is free or cached, exactly once."""
+        self.engine.tree.check()
+        assert self.engine.tree.num_used == 0
+        assert self.engine.tree.heads.num_idle == self.engine.tree.heads.num_filled
+        assert not self.engine._open
+        assert self.engine._num_open_tokens == 0
+
+
+def scores(sample: Sample) -> dict[str, HeadResult]:
+    return {result.head_name: result for result in results(sample)}
+
+
+def assert_agrees(sample: Sample, reference: Tensor, tolerance: float = 1e-4) -> None:
+    """A sample's log-probs equal those of the unsplit model on the same tokens."""
+    first = len(sample.prompt) - 1
+    for index, (token, logprob) in enumerate(zip(sample.completion, sample.logprobs, strict=True)):
+        assert abs(reference[first + index, token].item() - logprob) < tolerance
+
+
+__all__ = ["Bench", "Drawn", "Ended", "Finished", "assert_agrees", "scores"]
