@@ -16,6 +16,7 @@ from typing import Any, Self, Unpack
 
 import numpy as np
 from numpy.typing import NDArray
+
 from polyhead.client import convert, requests
 from polyhead.client.aio_connection import AioConnection
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable

@@ -11,8 +11,9 @@ from typing import Any, TypeVar
 
 import grpc
 import grpc.aio
+
 from polyhead.client.errors import PolyheadError, from_rpc_error
-from polyhead.client.transport import ChannelOwner, Deadline, Endpoint, Stubs, retry_delay
+from polyhead.client.transport import ChannelOwner, Deadline, Endpoint, GuardedIterator, Stubs, retry_delay
 
 __all__ = ["AioConnection"]
 
@@ -25,7 +26,10 @@ class AioConnection:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._owner = ChannelOwner(self._open_channel)
+        self._owner = ChannelOwner(lambda: endpoint.open_channel(grpc.aio))
+        # Uploads go over the synchronous API, driven from here: where a server answers before it has read everything (a refused
+        # push), grpc.aio 1.85 puts "Internal error from Core" in place of its status. And weights are read in grpc's thread.
+        self._upload_owner = ChannelOwner(lambda: endpoint.open_channel(grpc))
 
     async def unary(self, pick: Pick, request: Any, timeout: float | None) -> Any:
         """One request, one answer."""
@@ -69,9 +73,11 @@ class AioConnection:
                 take(message)
 
     async def close(self) -> None:
-        channel = self._owner.release()
+        channel, upload_channel = self._owner.release(), self._upload_owner.release()
         if channel is not None:
             await channel.close()
+        if upload_channel is not None:
+            upload_channel.close()
 
     async def _retried(self, call: Callable[[Deadline], Awaitable[T]], timeout: float | None) -> T:
         deadline = Deadline(timeout)
@@ -84,22 +90,19 @@ class AioConnection:
         raise AssertionError("unreachable: count() never ends")
 
     async def _upload_once(self, pick: Pick, messages: Iterator[Any], deadline: Deadline) -> Any:
-        call = pick(self._owner.stubs())(**self._call_options(deadline))
+        guarded = GuardedIterator(messages)
+        loop, done = asyncio.get_running_loop(), asyncio.Event()
+        call = pick(self._upload_owner.stubs()).future(guarded, **self._call_options(deadline))
+        call.add_done_callback(lambda _: loop.call_soon_threadsafe(done.set))
         try:
-            for message in messages:
-                await call.write(message)
-            await call.done_writing()
-            return await call
-        except asyncio.InvalidStateError:  # the server answered before it had read everything
-            return await call
+            await done.wait()
+            return call.result()
+        except grpc.RpcError:
+            if guarded.failure is not None:
+                raise guarded.failure from None
+            raise
         finally:
             call.cancel()
 
     def _call_options(self, deadline: Deadline) -> dict[str, Any]:
         return {"timeout": deadline.remaining(), "metadata": self.endpoint.metadata}
-
-    def _open_channel(self) -> grpc.aio.Channel:
-        endpoint = self.endpoint
-        if endpoint.uses_tls:
-            return grpc.aio.secure_channel(endpoint.target, endpoint.credentials(), options=endpoint.channel_options())
-        return grpc.aio.insecure_channel(endpoint.target, options=endpoint.channel_options())

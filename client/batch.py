@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ValueScore
 

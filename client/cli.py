@@ -16,3 +16,7 @@ def main() -> None:
     from polyhead.client.cli_app import build_app
 
     build_app(sys.argv[1:])()
+
+
+if __name__ == "__main__":
+    main()

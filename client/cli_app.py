@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
 from polyhead.client.cli_generate import generate_command, score_command
 from polyhead.client.cli_heads import heads_app
 from polyhead.client.cli_session import fail, readable_errors

@@ -6,6 +6,7 @@ import sys
 from typing import Annotated, Any
 
 import typer
+
 from polyhead.client.cli_session import Session, connected
 from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ValueScore
 

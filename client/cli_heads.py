@@ -7,6 +7,7 @@ from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.records import Generation

@@ -13,10 +13,11 @@ from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
-from polyhead.client.client import Client
-from polyhead.client.errors import InvalidArgument, PolyheadError
 from rich.console import Console
 from rich.table import Table
+
+from polyhead.client.client import Client
+from polyhead.client.errors import InvalidArgument, PolyheadError
 
 __all__ = ["Session", "connected", "fail", "human_bytes", "readable_errors", "table"]
 

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from polyhead.client.cli_session import Session, connected, human_bytes, table
-from polyhead.client.records import Generation, Status, TrunkInfo
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
+
+from polyhead.client.cli_session import Session, connected, human_bytes, table
+from polyhead.client.records import Generation, Status, TrunkInfo
 
 __all__ = ["status_command"]
 
@@ -41,7 +42,7 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
 def _memory(status: Status) -> str:
     """What the product is about: how many whole models these heads would be, and how many they are."""
     total = status.trunk_bytes + sum(head.num_bytes for head in status.resident_heads)
-    roles = sum(len(head.references) for head in status.resident_heads)
+    roles = len(status.active)
     if not status.model_bytes:
         return human_bytes(total)
     return f"{human_bytes(total)} for {roles} heads: {total / status.model_bytes:.1f} models in place of {roles}"

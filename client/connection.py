@@ -9,8 +9,9 @@ from contextlib import closing
 from typing import Any, TypeVar
 
 import grpc
+
 from polyhead.client.errors import PolyheadError, from_rpc_error
-from polyhead.client.transport import ChannelOwner, Deadline, Endpoint, Stubs, retry_delay
+from polyhead.client.transport import ChannelOwner, Deadline, Endpoint, GuardedIterator, Stubs, retry_delay
 
 __all__ = ["Connection"]
 
@@ -23,7 +24,7 @@ class Connection:
 
     def __init__(self, endpoint: Endpoint) -> None:
         self.endpoint = endpoint
-        self._owner = ChannelOwner(self._open_channel)
+        self._owner = ChannelOwner(lambda: endpoint.open_channel(grpc))
 
     def unary(self, pick: Pick, request: Any, timeout: float | None) -> Any:
         """One request, one answer."""
@@ -74,7 +75,7 @@ class Connection:
         raise AssertionError("unreachable: count() never ends")
 
     def _upload_once(self, pick: Pick, messages: Iterator[Any], deadline: Deadline) -> Any:
-        guarded = _Guarded(messages)
+        guarded = GuardedIterator(messages)
         try:
             return pick(self._owner.stubs())(guarded, **self._call_options(deadline))
         except grpc.RpcError:
@@ -84,26 +85,3 @@ class Connection:
 
     def _call_options(self, deadline: Deadline) -> dict[str, Any]:
         return {"timeout": deadline.remaining(), "metadata": self.endpoint.metadata}
-
-    def _open_channel(self) -> grpc.Channel:
-        endpoint = self.endpoint
-        if endpoint.uses_tls:
-            return grpc.secure_channel(endpoint.target, endpoint.credentials(), options=endpoint.channel_options())
-        return grpc.insecure_channel(endpoint.target, options=endpoint.channel_options())
-
-
-class _Guarded(Iterator[Any]):
-    """gRPC swallows what a request iterator raises and reports UNKNOWN: keep the true error."""
-
-    def __init__(self, messages: Iterator[Any]) -> None:
-        self._messages = messages
-        self.failure: Exception | None = None
-
-    def __next__(self) -> Any:
-        try:
-            return next(self._messages)
-        except StopIteration:
-            raise
-        except Exception as error:
-            self.failure = error
-            raise

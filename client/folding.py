@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from polyhead.client import convert
 from polyhead.client.errors import DataLoss, Internal
 from polyhead.client.records import HeadVersion, TrunkInfo

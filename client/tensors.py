@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+
 from polyhead.client.errors import DataLoss, FailedPrecondition
 
 __all__ = ["RawTensor", "Source", "as_source", "read_folder", "read_header", "to_float32"]

@@ -10,15 +10,26 @@ from __future__ import annotations
 import json
 import os
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import grpc
+
 from polyhead.client.errors import InvalidArgument, PolyheadError, ResourceExhausted
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
-__all__ = ["HEALTH_METHOD", "ChannelOwner", "Deadline", "Endpoint", "Stubs", "health_request", "is_serving", "retry_delay"]
+__all__ = [
+    "HEALTH_METHOD",
+    "ChannelOwner",
+    "Deadline",
+    "Endpoint",
+    "GuardedIterator",
+    "Stubs",
+    "health_request",
+    "is_serving",
+    "retry_delay",
+]
 
 DEFAULT_TIMEOUT_S = 3600.0  # an RL worker may take an optimiser step between two reads
 LOOKUP_TIMEOUT_S = 60.0  # calls that only look something up
@@ -72,10 +83,14 @@ class Endpoint:
     def metadata(self) -> tuple[tuple[str, str], ...]:
         return (("authorization", f"Bearer {self.token}"),) if self.token else ()
 
-    def credentials(self) -> grpc.ChannelCredentials:
-        return grpc.ssl_channel_credentials(root_certificates=self.root_certificates)
+    def open_channel(self, api: Any) -> Any:
+        """A channel of `api`, which is the module grpc or grpc.aio. Connects at the first call."""
+        if not self.uses_tls:
+            return api.insecure_channel(self.target, options=self._channel_options())
+        credentials = grpc.ssl_channel_credentials(root_certificates=self.root_certificates)
+        return api.secure_channel(self.target, credentials, options=self._channel_options())
 
-    def channel_options(self) -> list[tuple[str, Any]]:
+    def _channel_options(self) -> list[tuple[str, Any]]:
         options: list[tuple[str, Any]] = [
             ("grpc.service_config", json.dumps(SERVICE_CONFIG)),
             ("grpc.max_receive_message_length", MAX_RECEIVE_BYTES),
@@ -126,6 +141,23 @@ class ChannelOwner:
         self._is_closed = True
         stubs, self._stubs = self._stubs, None
         return stubs.channel if stubs is not None and self._process_id == os.getpid() else None
+
+
+class GuardedIterator(Iterator[Any]):
+    """gRPC swallows what a request iterator raises and reports UNKNOWN: keep the true error."""
+
+    def __init__(self, messages: Iterator[Any]) -> None:
+        self._messages = messages
+        self.failure: Exception | None = None
+
+    def __next__(self) -> Any:
+        try:
+            return next(self._messages)
+        except StopIteration:
+            raise
+        except Exception as error:
+            self.failure = error
+            raise
 
 
 class Deadline:

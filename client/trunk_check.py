@@ -9,6 +9,7 @@ import hashlib
 from collections.abc import Mapping
 
 import numpy as np
+
 from polyhead.client.errors import FailedPrecondition
 from polyhead.client.records import TrunkInfo
 from polyhead.client.tensors import Source

@@ -16,8 +16,9 @@ from pathlib import Path
 from typing import Any, BinaryIO, cast
 
 import torch
-from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from transformers import AutoConfig
+
+from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 
 __all__ = ["Checkpoint", "Piece", "TensorInfo", "canonical_config", "resolve_folder", "trunk_digest", "write_weights"]
 
@@ -38,6 +39,8 @@ DTYPES: dict[str, torch.dtype] = {
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _READ_BYTES = 1 << 20
+_ALIGNMENT = 64  # of the first tensor in files we write: kernels on a mapped, unaligned weight give other last bits
+_HUB_IGNORED = ["consolidated*", "*/*.safetensors"]  # second copies of the weights in other layouts
 _HUB_PATTERNS = ["*.safetensors", "*.json", "*.jinja", "tokenizer*", "*.model", "merges.txt", "vocab.txt"]
 # Keys of a config that change no number of a forward pass, or that transformers writes by itself.
 _VOLATILE = frozenset(
@@ -236,7 +239,7 @@ def write_weights(path: Path, pieces: Mapping[str, Piece]) -> None:
         header[name] = {"dtype": _DTYPE_NAMES[piece.dtype], "shape": list(piece.shape), "data_offsets": [offset, end]}
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
-    text += b" " * (-len(text) % 8)
+    text += b" " * (-(8 + len(text)) % _ALIGNMENT)
     with path.open("wb") as file:
         file.write(len(text).to_bytes(8, "little") + text)
         for name in names:
@@ -257,7 +260,7 @@ def _download(name: str) -> Path:
     from huggingface_hub import snapshot_download
 
     try:
-        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS))
+        return Path(snapshot_download(name, allow_patterns=_HUB_PATTERNS, ignore_patterns=_HUB_IGNORED))
     except Exception as error:  # the hub's client raises many kinds; none of their texts is ours to repeat
         raise NotFound(
             f"neither a local folder nor a model that the hub answers for ({type(error).__name__}): {name!r}\n"
@@ -319,8 +322,10 @@ def read_header(path: Path) -> dict[str, TensorInfo]:
             raise DataLoss(f"not a whole safetensors file: {path.name!r}\nhint: download or save it again")
         try:
             header = json.loads(file.read(length))
-        except ValueError:
+        except (ValueError, RecursionError):
             raise DataLoss(f"the safetensors header is not JSON: {path.name!r}") from None
+    if not isinstance(header, dict):
+        raise DataLoss(f"the safetensors header is not an object: {path.name!r}")
     header.pop("__metadata__", None)
     return {name: _tensor_info(path.name, name, entry, 8 + length, size) for name, entry in header.items()}
 
@@ -351,7 +356,7 @@ def _read_json(path: Path, hint: str) -> dict[str, Any]:
         plain = json.loads(path.read_text(encoding="utf-8"))
     except FileNotFoundError:
         raise NotFound(f"no {path.name} in the folder {path.parent.name!r}\nhint: {hint}") from None
-    except ValueError:
+    except (ValueError, RecursionError):
         raise DataLoss(f"{path.name} is not JSON") from None
     if not isinstance(plain, dict):
         raise DataLoss(f"{path.name} is not an object")

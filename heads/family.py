@@ -17,18 +17,19 @@ import copy
 import re
 import threading
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any, cast
 
 import torch
-from polyhead.heads.checkpoint import Checkpoint, trunk_digest
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import OutputKind
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
+
+from polyhead.heads.checkpoint import Checkpoint, trunk_digest
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.manifest import OutputKind
 
 __all__ = [
     "HeadModule",
@@ -154,8 +155,16 @@ def default_split_layer(num_layers: int) -> int:
 
 def describe(checkpoint: Checkpoint, split_layer: int | None = None) -> ModelSpec:
     """Look at a checkpoint's config and module tree; raise FailedPrecondition with the reason if it cannot be split."""
-    config = checkpoint.config
-    _refuse_by_config(config)
+    _refuse_by_config(checkpoint.config)
+    spec = describe_config(checkpoint.config, split_layer, bool(checkpoint.config.tie_word_embeddings))
+    if spec.tied and not _is_tied(checkpoint, spec.embedding_name, spec.output):
+        spec = describe_config(checkpoint.config, split_layer, False)
+    model = build_skeleton(checkpoint.config)
+    return replace(spec, sources=_find_sources(_renamed(checkpoint, model), spec.shapes, spec.base))
+
+
+def describe_config(config: Any, split_layer: int | None, tied: bool) -> ModelSpec:
+    """A spec from the config alone, without a checkpoint behind it: what a trainer needs that never holds the trunk."""
     num_layers = int(config.num_hidden_layers)
     if split_layer is None:
         split_layer = default_split_layer(num_layers)
@@ -167,7 +176,6 @@ def describe(checkpoint: Checkpoint, split_layer: int | None = None) -> ModelSpe
     base, layers, norm, embedding = _anatomy(model, config)
     shapes = {name: tuple(tensor.shape) for name, tensor in model.state_dict().items()}
     output = _output_name(model)
-    tied = _is_tied(checkpoint, config, f"{base}.{embedding}.weight", output)
     if tied:
         del shapes[output]
     return ModelSpec(
@@ -184,7 +192,7 @@ def describe(checkpoint: Checkpoint, split_layer: int | None = None) -> ModelSpe
         embedding=embedding,
         output=output,
         shapes=shapes,
-        sources=_find_sources(_renamed(checkpoint, model), shapes, base),
+        sources={},
     )
 
 
@@ -277,10 +285,8 @@ def _output_name(model: PreTrainedModel) -> str:
     return f"{names[0]}.weight"
 
 
-def _is_tied(checkpoint: Checkpoint, config: Any, embedding: str, output: str) -> bool:
-    """As transformers decides: tied by config, unless the file holds both and they differ."""
-    if not config.tie_word_embeddings:
-        return False
+def _is_tied(checkpoint: Checkpoint, embedding: str, output: str) -> bool:
+    """As transformers decides for a config that says so: tied, unless the file holds both and they differ."""
     if output not in checkpoint.tensors or embedding not in checkpoint.tensors:
         return True
     return checkpoint.sha256(output) == checkpoint.sha256(embedding)
@@ -347,8 +353,10 @@ def initial_head(checkpoint: Checkpoint, spec: ModelSpec, output: OutputKind) ->
 
 def _initial_tensor(checkpoint: Checkpoint, spec: ModelSpec, name: str, shape: tuple[int, ...]) -> torch.Tensor:
     if name == SCORE_NAME:
-        stored = name in checkpoint.tensors and checkpoint.info(name).shape == shape
-        return checkpoint.read(name) if stored else torch.zeros(shape)
+        if name in checkpoint.tensors and checkpoint.info(name).shape == shape:
+            return checkpoint.read(name)
+        norm = spec.sources_of(f"{spec.base}.{spec.norm}.weight")[0]
+        return torch.zeros(shape, dtype=checkpoint.info(norm).dtype)
     if name not in spec.shapes:  # an own output for a tied model starts as a copy of the embedding
         return read_tensor(checkpoint, spec, spec.embedding_name)
     return read_tensor(checkpoint, spec, name)

@@ -1,7 +1,7 @@
 """Puts a trunk and a head together again as a folder that transformers loads, with equal outputs.
 
-A head with a vocabulary output becomes the family's ForCausalLM; a scalar one its ForSequenceClassification with one label. What
-a manifest says beyond the weights (bias, read position, answer tokens) has no place in such a folder and stays behind.
+A head with a vocabulary output becomes the family's ForCausalLM; a scalar one its ForSequenceClassification with one label.
+What a manifest says beyond the weights (bias, read position, answer tokens) has no place in such a folder and stays behind.
 """
 
 from __future__ import annotations
@@ -12,12 +12,13 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
+
 from polyhead.heads.checkpoint import Checkpoint, Piece, write_weights
 from polyhead.heads.errors import DataLoss, FailedPrecondition, NotFound
 from polyhead.heads.family import SCORE_NAME, ModelSpec, build_skeleton, check_schema, describe, trunk_id
 from polyhead.heads.manifest import HeadManifest, OutputKind
 from polyhead.heads.split import TrunkFacts, copy_companions, fresh_folder, read_head_folder
-from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 __all__ = ["merge"]
 

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+
 from polyhead.heads.checkpoint import DTYPES, Checkpoint, as_bytes, write_weights
 from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from polyhead.heads.family import SCORE_NAME, ModelSpec, describe, initial_head, trunk_id

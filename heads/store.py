@@ -78,8 +78,8 @@ class HeadStore:
         """Open or create the store of one trunk: lock it, clear what a crash left, read every record.
 
         At most `max_staged` pushes run at the same time. `os_record` collects (operation, relative name) of every system call.
-        StoreLocked; UnsafeFile (others may write to it, links, devices); FailedPrecondition (another trunk's store, not a store,
-        a newer format); DataLoss (its identity is damaged). Look at `damage` before serving.
+        StoreLocked; UnsafeFile (others may write to it, links, devices); FailedPrecondition (another trunk's store, no store, a
+        newer format); DataLoss (its identity is damaged). Look at `damage` before serving.
         """
         if not _TRUNK_ID.fullmatch(trunk_id):
             raise InvalidArgument(f"trunk_id must be 64 lower-case hex digits: {trunk_id[:80]!r}", field="trunk_id")
@@ -127,6 +127,7 @@ class HeadStore:
         self._blobs.load()
         self._versions.load()
         self._generations.load()
+        self._make_durable()
         for record in self._versions.all():
             self._blobs.count_loaded(record.digest)
         if not self._versions.damaged:  # an unreadable record may refer to any blob
@@ -135,6 +136,12 @@ class HeadStore:
         self.other_damage = tuple(self._inspector.find_other_damage())
         if not self._files.exists(layout.RESERVE):
             self._write_reserve()
+
+    def _make_durable(self) -> None:
+        """What was found may have been renamed by a process that was killed before it could fsync the folder: a power cut
+        after this start would take it back, and the generation being served with it."""
+        for folder in ("", layout.BLOBS, layout.VERSIONS, *self._versions.folders(), layout.GENERATIONS):
+            self._files.fsync_folder(folder, "found")
 
     def _write_reserve(self) -> None:
         try:
@@ -204,8 +211,9 @@ class HeadStore:
         manifest.validate()
         if manifest.trunk_id != self.trunk_id:
             theirs, ours = manifest.trunk_id[:12], self.trunk_id[:12]
-            raise FailedPrecondition(f"the head belongs to another trunk: {theirs}... is not {ours}...", field="manifest.trunk_id")
-        check_name(name, "name")
+            problem = f"the head belongs to another trunk: {theirs}... is not {ours}..."
+            raise FailedPrecondition(problem, field="manifest.trunk_id")
+        layout.name_path(name)
         wanted = VersionRecord(
             name=name,
             version=0,
@@ -286,7 +294,7 @@ class HeadStore:
     def collect(self, keep_versions: int) -> list[VersionRecord]:
         """Delete all but the newest `keep_versions` of each name; what was deleted.
 
-        Active versions, those of the generation before, and labelled ones stay, too. FailedPrecondition while the store is damaged.
+        Active versions, those of the generation before and labelled ones stay, too. FailedPrecondition while `damage` is set.
         """
         if isinstance(keep_versions, bool) or not isinstance(keep_versions, int) or keep_versions < 1:
             raise InvalidArgument(f"keep_versions must be at least 1: {keep_versions}", field="keep_versions")
@@ -301,7 +309,7 @@ class HeadStore:
             return deleted
 
     def _kept_because(self, name: str, version: int, *, is_forced: bool) -> str:
-        """"" if the version may go."""
+        """Why a version has to stay; empty if it may go."""
         current = self._generations.current
         if current and current.heads.get(name) == version:
             return f"active in generation {current.number}"
@@ -364,9 +372,9 @@ class HeadStore:
     ) -> GenerationRecord:
         """Make `heads` the active set, durably: the commit point. The caller flips its pointer and answers after it returns.
 
-        A known request id returns its first record before `expected_generation` is looked at; with other heads it is AlreadyExists.
-        `expected_generation` 0 expects that nothing was ever active; Conflict (metadata `current_generation`) if the active set has
-        moved on. NotFound for an unknown version, DataLoss for a damaged one, FailedPrecondition while the store is damaged.
+        A known request id returns its first record before `expected_generation` is looked at; with other heads: AlreadyExists.
+        `expected_generation` 0 expects that nothing was ever active; Conflict (metadata `current_generation`) if the active set
+        has moved on. NotFound for an unknown version, DataLoss for a damaged one, FailedPrecondition while `damage` is set.
         After all these nothing has changed; after CommitUncertain nobody knows: end the process.
         """
         with self._guard("could not store the activation"):

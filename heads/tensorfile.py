@@ -25,9 +25,9 @@ ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _OTHER_DTYPES = frozenset(
     {
         "BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0",
-        "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I16", "U16", "I32", "U32", "F64", "I64", "U64", "C64"
+        "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I16", "U16", "I32", "U32", "F64", "I64", "U64", "C64",
     }
-)
+)  # fmt: skip
 _DTYPE_ORDER = ("F32", "BF16", "F16")  # the library writes large items first, so that all stay aligned
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 # Matches from every quote, closed or not, and never gives back: failing at each of a million quotes would take quadratic time.
@@ -79,9 +79,9 @@ class TensorData:
 
 
 def header_size(first_bytes: bytes | bytearray | memoryview, file_size: int) -> int:
-    """How many bytes prefix and header take, from the first 16 bytes. InvalidArgument for another kind of file or a bad length."""
+    """How many bytes prefix and header take, from the first 16 bytes. InvalidArgument for another kind of file."""
     start = bytes(first_bytes[:MAGIC_BYTES])
-    assert len(start) == min(MAGIC_BYTES, file_size), "header_size needs the first 16 bytes of the file"
+    assert len(start) >= min(PREFIX_BYTES + len("{}"), file_size), "header_size needs the first bytes of the file"
     num_bytes = int.from_bytes(start[:PREFIX_BYTES], "little")
     is_plausible = num_bytes <= MAX_HEADER_BYTES and start[PREFIX_BYTES : PREFIX_BYTES + 1] == b"{"
     if not is_plausible:  # asked first: a header of 640 bytes starts like a pickle
@@ -195,7 +195,7 @@ def _refuse_other_kind(start: bytes) -> None:
 
 
 def _check_structure(header: bytes) -> None:
-    """Depth and count before a parser recurses or allocates: without strings, three rounds of matching brackets leave nothing."""
+    """Depth and count before a parser recurses or allocates: without strings, three rounds of closing brackets leave none."""
     brackets = _STRING.sub(b"", header).translate(None, _NOT_BRACKETS)
     if brackets.count(b"{") > MAX_TENSORS + 2:  # the outer object and __metadata__
         _refuse(f"more than {MAX_TENSORS} tensors")

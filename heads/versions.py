@@ -140,12 +140,23 @@ class VersionFolder:
             content = records.encode("high_water", {"highest": version, "name": name})
             self._files.put(layout.high_water_path(name), content, "high_water")
             self._files.fsync_folder(layout.name_path(name), "high_water")
-        self._files.unlink(layout.version_path(name, version), "version")
+        path = layout.version_path(name, version)
+        try:
+            self._files.unlink(path, "version")
+        finally:
+            if not self._files.exists(path):  # else a version without a record could still be activated
+                self._forget(name, version)
+        self._files.fsync_folder(layout.name_path(name), "version_unlink")
+
+    def folders(self) -> list[str]:
+        """The folder of every name, also of names without versions."""
+        return [layout.name_path(name) for name in sorted(self._folders)]
+
+    def _forget(self, name: str, version: int) -> None:
         self.damaged.pop((name, version), None)
         record = self._records[name].pop(version, None)
         if record and record.request_id:
             self._by_request.pop(record.request_id, None)
-        self._files.fsync_folder(layout.name_path(name), "version_unlink")
 
     def _keep(self, record: VersionRecord) -> None:
         self._records[record.name][record.version] = record

@@ -50,7 +50,6 @@ ALLOWED: Mapping[str, frozenset[Role | None]] = {
     "/polyhead.v1.HeadService/ListGenerations": EVERY_ROLE,
     "/polyhead.v1.HeadService/WatchHeads": EVERY_ROLE,
     "/grpc.health.v1.Health/Check": ANYONE,  # probes carry no token
-    "/grpc.health.v1.Health/List": ANYONE,
     "/grpc.health.v1.Health/Watch": ANYONE,
     "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": EVERY_ROLE,
 }

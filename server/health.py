@@ -85,12 +85,6 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
             raise NotFound(f"no such service: {request.service[:80]!r}", field="service")
         return health_pb2.HealthCheckResponse(status=status)
 
-    async def List(self, request: Any, context: Any) -> Any:  # noqa: N802
-        names = ["", *SERVICES, LIVENESS, *(HEAD_PREFIX + name for name in sorted(self._heads))]
-        return health_pb2.HealthListResponse(
-            statuses={name: health_pb2.HealthCheckResponse(status=self.status(name)) for name in names}
-        )
-
     async def Watch(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         """The state now, then each other one. An unknown name yields SERVICE_UNKNOWN and stays open."""
         if self._num_watches >= MAX_WATCHES:

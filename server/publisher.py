@@ -7,7 +7,7 @@ import logging
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 
-from polyhead.heads.errors import AlreadyExists, FailedPrecondition, InvalidArgument, ResourceExhausted
+from polyhead.heads.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from polyhead.heads.manifest import HeadKind, HeadManifest, ReadPosition, Unfinished, check_name, parse_reference
 from polyhead.heads.store import HeadStore, Staging, VersionRecord
 from polyhead.server.engine.live import ActiveSet, ServedHead
@@ -124,11 +124,13 @@ class Publisher:
     def _source(self, reference: str) -> VersionRecord:
         name, version = parse_reference(reference, "source")
         active = self._active().heads.get(name)
-        if not version and active is None:
-            raise FailedPrecondition(
-                f"no active version of this name: {name!r}\nhint: name a version, as in {name}@1", field="source"
-            )
-        return self._store.get(name, version or (active.version if active else 0))
+        try:
+            if not version and active is None:
+                raise NotFound("not active")
+            return self._store.get(name, version or (active.version if active else 0))
+        except NotFound:
+            what = "version" if version else "active head"
+            raise NotFound(f"no such {what}: {reference}", field="source", metadata={"name": reference}) from None
 
     def _before(self, request: PushRequest) -> HeadManifest | None:
         """Where unset fields come from: the base, or else the active version of the same name."""

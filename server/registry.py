@@ -279,6 +279,8 @@ class Registry:
             active = ActiveSet(record.number, dict(heads))
             report = self._engine.activate(active).result(FLIP_TIMEOUT_S)
             self._active = active
+            for head in heads.values():  # whatever made room meanwhile, these stay
+                self.residency.add(head)
             self.feed.announce(record.number)
             failpoints.hit("before_ack")
             return report

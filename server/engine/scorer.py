@@ -133,16 +133,13 @@ def take_rows(reading: Reading, rows: Tensor, first: int) -> None:
 def _take_logprobs(reading: Reading, logits: Tensor, first: int) -> None:
     tokens = reading.sequence.tokens
     following = torch.tensor(tokens[first + 1 : first + 1 + len(logits)], device=logits.device)[:, None]
+    raw = logits.log_softmax(dim=-1)  # the sampler's own arithmetic: logsumexp rounds differently, by 1e-5
     params = reading.sample.request.score_sampling
-    if params is None:
-        logprobs = logits.gather(1, following) - logits.logsumexp(dim=-1, keepdim=True)
-    else:
-        raw = logits.log_softmax(dim=-1)
-        logprobs = raw.gather(1, following)
+    if params is not None:
         seen = [tokens[: first + 1 + index] if params.repetition_penalty != 1.0 else [] for index in range(len(logits))]
         shaped = shape_logprobs(logits, raw, [params] * len(logits), seen)
         reading.sampling_values.append(shaped.gather(1, following)[:, 0].numpy(force=True))
-    reading.values.append(logprobs[:, 0].numpy(force=True))
+    reading.values.append(raw.gather(1, following)[:, 0].numpy(force=True))
 
 
 def results(sample: Sample) -> list[HeadResult]:

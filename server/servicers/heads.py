@@ -76,7 +76,9 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         if gathered:
             await self._finished(staging.write, gathered)
 
-    async def PullHead(self, request: pb.PullHeadRequest, context: Context) -> None:  # noqa: N802
+    async def PullHead(  # type: ignore[override]  # noqa: N802
+        self, request: pb.PullHeadRequest, context: Context
+    ) -> None:
         view = await self._workers.run(self._registry.get, request.head, "head")
         data = await self._workers.run(self._store.read_blob, view.record.digest)
         await context.write(pb.PullHeadResponse(head=convert.version_message(view)))
@@ -150,7 +152,9 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             next_page_token=convert.page_token("generations", rows[size - 1].number) if len(rows) > size else "",
         )
 
-    async def WatchHeads(self, request: pb.WatchHeadsRequest, context: Context) -> None:  # noqa: N802
+    async def WatchHeads(  # type: ignore[override]  # noqa: N802
+        self, request: pb.WatchHeadsRequest, context: Context
+    ) -> None:
         after = request.after_generation or max(0, self._registry.active.generation - 1)
         async with contextlib.aclosing(self._registry.feed.numbers(after)) as numbers:
             async for number in numbers:
@@ -168,7 +172,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         """A change that has begun is carried through, also if the caller goes away."""
         done = await self._finished(change)
         if done.report is not None:
-            context.add_done_callback(_acknowledged)
+            context.add_done_callback(_acknowledged)  # type: ignore[arg-type]  # types-grpcio names a type of its own
         return done
 
     async def _tidy_up(self) -> None:

@@ -2,16 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from collections.abc import Iterator
-from pathlib import Path
 
 import pytest
+
 from polyhead.client import Client
-
-sys.path.insert(0, str(Path(__file__).parent))  # fake_server is shared by these tests only
-
-from fake_server import FakeServer
+from tests.client.fake_server import FakeServer
 
 
 @pytest.fixture

@@ -1,6 +1,6 @@
 """A server of a few fixed answers, in this process: what the client is tested against without a model.
 
-It keeps what it was sent (`requests`), and lists of errors to raise first (`failures`). One grpc.aio event loop in its own thread;
+It keeps what it was sent (`requests`), and errors to raise first (`failures`). One grpc.aio event loop in its own thread;
 tests of AsyncClient run on that same loop (`run`), because grpc.aio wants one loop in a process.
 """
 
@@ -18,6 +18,7 @@ import grpc.aio
 import numpy as np
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import error_details_pb2, status_pb2
+
 from polyhead.v1 import (
     generation_pb2,
     generation_pb2_grpc,
@@ -35,10 +36,14 @@ EMBEDDING = np.arange(VOCAB * D_MODEL, dtype=np.float32).reshape(VOCAB, D_MODEL)
 TRUNK_NAMES = ("model.embed_tokens.weight", "model.layers.0.mlp.up_proj.weight")
 TRUNK_TENSORS = {TRUNK_NAMES[0]: EMBEDDING, TRUNK_NAMES[1]: np.ones((8, D_MODEL), np.float32)}
 HEAD_SHAPES = {"model.layers.1.mlp.up_proj.weight": (8, D_MODEL), "model.norm.weight": (D_MODEL,)}
-SERVED = types_pb2.Served(trunk_id="ab" * 32, precision="float32", generation=3, head_versions={"policy": 7}, tokenizer_sha256="cd")
+SERVED = types_pb2.Served(
+    trunk_id="ab" * 32, precision="float32", generation=3, head_versions={"policy": 7}, tokenizer_sha256="cd"
+)
 
 
-def rich_error(code: grpc.StatusCode, message: str, *, reason: str = "", field: str = "", retry_after_s: float | None = None) -> Any:
+def rich_error(
+    code: grpc.StatusCode, message: str, *, reason: str = "", field: str = "", retry_after_s: float | None = None
+) -> Any:
     """(code, message, trailers) as polyhead's server sends them."""
     details: list[Any] = [error_details_pb2.ErrorInfo(reason=reason or code.name, domain="polyhead.dev", metadata={"n": "1"})]
     if field:
@@ -66,7 +71,9 @@ class FakeServer(
     def __init__(self) -> None:
         self.requests: dict[str, list[Any]] = defaultdict(list)
         self.metadata: dict[str, str] = {}
-        self.failures: dict[str, list[Any]] = defaultdict(list)  # method -> errors to raise, first to last, before anything is sent
+        self.failures: dict[str, list[Any]] = defaultdict(
+            list
+        )  # method -> errors to raise, first to last, before anything is sent
         self.cancelled = threading.Event()
         self.files: dict[str, bytes] = {}
         self.records: list[heads_pb2.HeadVersion] = []
@@ -102,7 +109,9 @@ class FakeServer(
         trunk_pb2_grpc.add_TrunkServiceServicer_to_server(self, self._server)
         heads_pb2_grpc.add_HeadServiceServicer_to_server(self, self._server)
         check = grpc.unary_unary_rpc_method_handler(self._check_health)
-        self._server.add_generic_rpc_handlers((grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check}),))
+        self._server.add_generic_rpc_handlers(
+            (grpc.method_handlers_generic_handler("grpc.health.v1.Health", {"Check": check}),)
+        )
         port = self._server.add_insecure_port("127.0.0.1:0")
         await self._server.start()
         return port
@@ -145,7 +154,9 @@ class FakeServer(
     async def Score(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("Score", request, context)
         items = [
-            scoring_pb2.ScoredItem(prompt_token_ids=[1], token_ids=[2, 3], terminated=True, scores=make_scores(request.score.heads))
+            scoring_pb2.ScoredItem(
+                prompt_token_ids=[1], token_ids=[2, 3], terminated=True, scores=make_scores(request.score.heads)
+            )
             for _ in request.items
         ]
         return scoring_pb2.ScoreResponse(items=items, served=SERVED, request_id="score-1")
@@ -160,7 +171,12 @@ class FakeServer(
         await self._took("GetStatus", request, context)
         head = trunk_pb2.ResidentHead(references=["policy@7", "reference@1"], digest="ee" * 32, num_bytes=2048, active=True)
         return trunk_pb2.GetStatusResponse(
-            generation=3, active={"policy": 7}, resident_heads=[head], trunk_bytes=8192, model_bytes=10240, num_blocks=10
+            generation=3,
+            active={"policy": 7, "reference": 1},
+            resident_heads=[head],
+            trunk_bytes=8192,
+            model_bytes=10240,
+            num_blocks=10,
         )
 
     async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -194,7 +210,8 @@ class FakeServer(
             else:
                 assert message.chunk.offset == len(data)
                 data, largest = data + message.chunk.data, max(largest, len(message.chunk.data))
-        assert header is not None
+        if header is None or len(data) < header.num_bytes:
+            await asyncio.Event().wait()  # the client went away in the middle: wait to be cancelled
         assert largest <= 1 << 20
         assert (len(data), hashlib.sha256(data).hexdigest()) == (header.num_bytes, header.sha256)
         version = 0 if header.validate_only else 1 + sum(record.name == header.name for record in self.records)
@@ -264,7 +281,9 @@ def _generate_answer(request: Any) -> list[Any]:
     """Every sample that was asked for, the last one first; states after their sample; groups where asked for."""
     response, messages = generation_pb2.GenerateResponse, []
     if request.delivery == generation_pb2.DELIVERY_TOKENS:
-        messages += [response(piece=generation_pb2.Piece(offset=i, token_ids=[i], logprobs=[-0.5], text=t)) for i, t in enumerate("ab")]
+        messages += [
+            response(piece=generation_pb2.Piece(offset=i, token_ids=[i], logprobs=[-0.5], text=t)) for i, t in enumerate("ab")
+        ]
     keys = [(p, a, s) for p in range(len(request.prompts)) for a, arm in enumerate(request.arms) for s in range(arm.n)]
     samples = [make_sample(*key, heads=request.score.heads) for key in reversed(keys)]
     if request.delivery == generation_pb2.DELIVERY_GROUPS:
@@ -310,11 +329,15 @@ def make_sample(prompt: int, arm: int, sample: int, heads: Any = ()) -> generati
 
 _SCORES: dict[str, Callable[[], dict[str, Any]]] = {
     "reference": lambda: {"kind": 1, "policy": types_pb2.PolicyScore(logprobs=[-1.0, -2.0, -3.0])},
-    "preference": lambda: {"kind": 2, "preference": types_pb2.PreferenceScore(raw=1.5, bias=0.5, value=1.0, present=True, position=4)},
+    "preference": lambda: {
+        "kind": 2,
+        "preference": types_pb2.PreferenceScore(raw=1.5, bias=0.5, value=1.0, present=True, position=4),
+    },
     "rule": lambda: {
         "kind": 3,
         "rule": types_pb2.RuleScores(
-            rules=[types_pb2.RuleScore(rule_id="no-insults", p_violate=0.25, p_follow=0.75, answer_mass=0.5)], rule_set="example-rules@1"
+            rules=[types_pb2.RuleScore(rule_id="no-insults", p_violate=0.25, p_follow=0.75, answer_mass=0.5)],
+            rule_set="example-rules@1",
         ),
     },
     "value": lambda: {"kind": 4, "value": types_pb2.ValueScore(values=[0.1, 0.2, 0.3], bootstrap_value=0.5)},

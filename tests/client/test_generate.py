@@ -7,9 +7,10 @@ import gc
 
 import numpy as np
 import pytest
-from fake_server import D_MODEL, FakeServer
+
 from polyhead.client import Arm, Client, FinishReason, Rule, continue_from, errors
 from polyhead.v1 import generation_pb2, types_pb2
+from tests.client.fake_server import D_MODEL, FakeServer
 
 HEADS = ["reference", "value", "preference", "rule"]
 
@@ -52,9 +53,10 @@ def test_reading_a_number_of_another_kind_says_what_the_head_is(client: Client) 
 
 def test_request_carries_every_argument(client: Client, server: FakeServer) -> None:
     client.generate(
-        ["x"], n=4, head="policy@7", temperature=0.5, top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, seed=7, max_new_tokens=64,
-        stop="\n\nUser:", keep_stop=True, stop_token_ids=[5], ignore_eos=True, sample_seeds=[1, 2, 3, (1 << 64) - 1], score=["rule"],
-        rules=["no-insults", Rule("r", "Be kind."), {"id": "q", "text": "Be brief."}], rule_set="example-rules@1", recipe="sparrow",
+        ["x"], n=4, head="policy@7", temperature=0.5, top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, seed=7,
+        max_new_tokens=64, stop="\n\nUser:", keep_stop=True, stop_token_ids=[5], ignore_eos=True,
+        sample_seeds=[1, 2, 3, (1 << 64) - 1], score=["rule"], rule_set="example-rules@1", recipe="sparrow",
+        rules=["no-insults", Rule("r", "Be kind."), {"id": "q", "text": "Be brief."}],
         on_swap="abort", delivery="groups", assistant_prefix="Sure", cache_salt="s", priority="interactive", request_id="r-1",
     )  # fmt: skip
     sent = server.requests["Generate"][0]
@@ -127,7 +129,9 @@ def test_wrong_prompts_are_refused_by_name(client: Client, prompts: object, kind
         ({"on_swap": "ignore"}, errors.InvalidArgument, "on_swap must be one of pin, abort, follow: 'ignore'"),
     ],
 )
-def test_wrong_options_are_refused_by_name(client: Client, options: dict[str, object], kind: type[Exception], message: str) -> None:
+def test_wrong_options_are_refused_by_name(
+    client: Client, options: dict[str, object], kind: type[Exception], message: str
+) -> None:
     with pytest.raises(kind, match=message):
         client.generate(["x"], **options)  # type: ignore[arg-type]
 
@@ -147,8 +151,10 @@ def test_states_come_with_their_sample(client: Client) -> None:
     assert samples[0].states[4, 3] == 19
 
 
-def test_missing_sample_is_an_error_not_a_shorter_list(client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("fake_server._generate_answer", lambda request: [])
+def test_missing_sample_is_an_error_not_a_shorter_list(
+    client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr("tests.client.fake_server._generate_answer", lambda request: [])
     with pytest.raises(errors.Internal, match="0 of 2 samples came"):
         client.generate(["x"], n=2)
 
@@ -164,9 +170,13 @@ def test_break_cancels(client: Client, server: FakeServer) -> None:
 def test_exception_in_the_loop_cancels(client: Client, server: FakeServer) -> None:
     server.endless = True
     with pytest.raises(KeyError):
-        for _ in client.stream("x"):
-            raise KeyError
+        _fail_on_first(client)
     assert_cancelled(server)
+
+
+def _fail_on_first(client: Client) -> None:
+    for _ in client.stream("x"):
+        raise KeyError
 
 
 def test_close_and_garbage_cancel(client: Client, server: FakeServer) -> None:

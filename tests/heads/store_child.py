@@ -1,0 +1,34 @@
+"""A store-only process for the crash tests: pushes, activates and deletes in rounds, and prints what it acknowledges.
+
+Usage: python -m tests.heads.store_child FOLDER [ROUNDS]. Each round pushes policy and value, activates both as one set,
+acknowledges, and deletes old versions.
+"""
+
+from __future__ import annotations
+
+import sys
+
+from polyhead.heads import failpoints
+from polyhead.heads.store import HeadStore
+from tests.heads.store_support import TRUNK, activate, push
+
+
+def main(folder: str, rounds: int) -> None:
+    assert not {"torch", "transformers", "numpy"} & set(sys.modules)
+    with HeadStore.open(folder, TRUNK) as store:
+        print("opened", flush=True)
+        first = store.current.number if store.current else 0
+        for number in range(first + 1, first + 1 + rounds):
+            heads = {name: push(store, name, f"{name} {number}") for name in ("policy", "value")}
+            generation = activate(store, heads)
+            failpoints.hit("before_flip")
+            failpoints.hit("before_ack")
+            print("ack", generation.number, flush=True)
+            failpoints.hit("after_ack")
+            extra = push(store, "policy", f"extra {number}")
+            store.delete_version("policy", extra)
+            store.collect(2)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], int(sys.argv[2]) if len(sys.argv) > 2 else 1)

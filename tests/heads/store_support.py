@@ -1,0 +1,82 @@
+"""What the store's tests share: a manifest, blobs that name themselves, and a child process that pushes and activates."""
+
+from __future__ import annotations
+
+import hashlib
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.records import GenerationRecord
+from polyhead.heads.store import HeadStore
+
+TRUNK = "ab" * 32
+ROOT = Path(__file__).parents[2]
+# kill -9 leaves the page cache alone, so a RAM disk shows the same as a real one, without ten thousand waits for fsync
+RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
+
+
+def manifest(**changes: object) -> HeadManifest:
+    fields: dict[str, object] = {
+        "kind": HeadKind.POLICY,
+        "trunk_id": TRUNK,
+        "split_layer": 2,
+        "num_layers": 4,
+        "output": OutputKind.TIED,
+    }
+    return HeadManifest(**{**fields, **changes})  # type: ignore[arg-type]
+
+
+def blob(label: object) -> bytes:
+    return f"weights {label};".encode() * 300
+
+
+def push(store: HeadStore, name: str, label: object, *, request_id: str = "") -> int:
+    """Push a blob in three chunks; the version."""
+    data = blob(label)
+    with store.begin_push(len(data), hashlib.sha256(data).hexdigest()) as staging:
+        for start in range(0, len(data), len(data) // 2):
+            staging.write(data[start : start + len(data) // 2])
+        digest = staging.finish()
+    return store.add_version(name, digest, manifest(), request_id=request_id).version
+
+
+def activate(store: HeadStore, heads: dict[str, int], *, request_id: str = "") -> GenerationRecord:
+    current = store.current
+    return store.commit_generation(heads, parent=current.number if current else None, request_id=request_id)
+
+
+def run_child(folder: Path, failpoint: str = "", *arguments: str) -> subprocess.CompletedProcess[str]:
+    """Run store_child to its end, or to the failpoint armed in its environment."""
+    with start_child(folder, *arguments, failpoint=failpoint) as child:
+        try:
+            output, errors = child.communicate(timeout=60)
+        finally:
+            child.kill()
+    return subprocess.CompletedProcess(child.args, child.returncode, output, errors)
+
+
+def start_child(folder: Path, *arguments: str, failpoint: str = "") -> subprocess.Popen[str]:
+    environment = {**os.environ, "POLYHEAD_FP": failpoint}
+    command = [sys.executable, "-m", "tests.heads.store_child", str(folder), *arguments]
+    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+
+
+def assert_no_leftovers(folder: Path) -> None:
+    """I5: nothing staged, every blob has its own SHA-256 and is referred to by a version."""
+    assert list((folder / "staging").iterdir()) == []
+    with HeadStore.open(folder, TRUNK) as store:
+        wanted = {record.digest for name in store.names() for record in store.versions(name)}
+    found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "blobs").iterdir()}
+    assert set(found) == wanted
+    assert all(name == digest for name, digest in found.items())
+
+
+def active_labels(store: HeadStore) -> dict[str, bytes]:
+    """name -> content of the active set, read back from disk."""
+    current = store.current
+    if current is None:
+        return {}
+    return {name: bytes(store.read_blob(store.get(name, version).digest)) for name, version in current.heads.items()}

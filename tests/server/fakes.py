@@ -1,0 +1,189 @@
+"""A fake engine, and a registry over a tiny llama: everything of a server but the model work."""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import time
+from collections.abc import AsyncIterator, Callable
+from concurrent.futures import Future
+from contextlib import asynccontextmanager
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import grpc
+import grpc.aio
+import torch
+from torch import Tensor
+
+from polyhead.heads.checkpoint import Checkpoint
+from polyhead.heads.errors import DataLoss, PolyheadError
+from polyhead.heads.family import ModelSpec, TrunkModule, build_trunk, describe, initial_head, trunk_id
+from polyhead.heads.manifest import HeadKind, OutputKind
+from polyhead.heads.store import HeadStore
+from polyhead.server.auth import Authenticator
+from polyhead.server.engine.engine import EngineSnapshot, SwapReport
+from polyhead.server.engine.live import ActiveSet, ServedHead
+from polyhead.server.handlers import LateHandlers
+from polyhead.server.head_loader import HeadLoader, to_file
+from polyhead.server.health import Health
+from polyhead.server.interceptors import CallInterceptor
+from polyhead.server.listen import SERVER_OPTIONS
+from polyhead.server.manifests import ManifestPatch, RuleDefaults, ServedTrunk
+from polyhead.server.publisher import Publisher, PushRequest
+from polyhead.server.registry import Registry
+from polyhead.server.residency import Residency
+from polyhead.server.servicers.heads import HeadServicer
+from polyhead.server.shelf import Shelf
+from polyhead.server.workers import Workers
+from polyhead.v1 import heads_pb2_grpc
+from tests.heads.models import save_tiny
+
+IDLE = EngineSnapshot({"steps": 3, "prompt_tokens": 10, "cache_hit_tokens": 4}, 0, 0, 8, 2, 1, 8, 1, 0.001, 0.0)
+RULE = RuleDefaults(5, 7, "example-rule-prompt@1")
+
+
+@dataclass
+class FakeEngine:
+    """Does what EnginePort says at once, and writes down what it was asked."""
+
+    active: ActiveSet = field(default_factory=lambda: ActiveSet(0))
+    warmed: list[str] = field(default_factory=list)
+    dropped: list[str] = field(default_factory=list)
+    leases: dict[str, int] = field(default_factory=dict)
+    refuse: Callable[[ServedHead], PolyheadError | None] = lambda head: None
+    now: EngineSnapshot = IDLE
+    is_idle: bool = True
+
+    def start(self) -> None: ...
+    def stop(self, timeout_s: float) -> None: ...
+    def drain(self) -> None: ...
+
+    def activate(self, active: ActiveSet) -> Future[SwapReport]:
+        self.active = active
+        done: Future[SwapReport] = Future()
+        done.set_result(SwapReport(0.0, 2, 1))
+        return done
+
+    def warm_up(self, head: ServedHead) -> None:
+        self.warmed.append(head.reference)
+        states = torch.randn(1, 4, head.live.module.spec.d_model, generator=torch.Generator().manual_seed(0))
+        with torch.inference_mode():
+            if not torch.isfinite(head.live.module(states, torch.arange(4)[None])).all():
+                raise DataLoss("not finite")
+        if error := self.refuse(head):
+            raise error
+
+    def snapshot(self) -> EngineSnapshot:
+        return dataclasses.replace(self.now, last_step_at=self.now.last_step_at or time.monotonic())
+
+    def leased_digests(self) -> dict[str, int]:
+        return self.leases
+
+    def drop_head(self, digest: str) -> None:
+        self.dropped.append(digest)
+
+
+@dataclass
+class World:
+    """A tiny model with its store and registry; `policy` is its own upper layers."""
+
+    spec: ModelSpec
+    trunk_id: str
+    trunk: TrunkModule
+    checkpoint: Checkpoint
+    store: HeadStore
+    engine: FakeEngine
+    shelf: Shelf
+    registry: Registry
+    publisher: Publisher
+    policy: dict[str, Tensor]
+    workers: Workers
+
+    @classmethod
+    def open(cls, model: Path, store_dir: Path, *, budget: int = 1 << 30, keep_versions: int = 10, max_idle: int = 2) -> World:
+        checkpoint = Checkpoint.open(model)
+        spec = describe(checkpoint, 2)
+        identity = trunk_id(checkpoint, spec)
+        trunk = build_trunk(checkpoint, spec, torch.float32)
+        store = HeadStore.open(store_dir, identity)
+        engine = FakeEngine()
+        served = ServedTrunk(spec, identity, "float32", RULE)
+        loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module: None)
+        shelf = Shelf(store, served, loader, engine, Residency(budget, max_idle, engine.leased_digests, engine.drop_head))
+        registry = Registry(store, served, shelf, engine, keep_versions=keep_versions)
+        hashes = {name: checkpoint.sha256(name) for name in spec.trunk_sources}
+        publisher = Publisher(store, served, shelf, hashes.get, lambda: registry.active)
+        policy = initial_head(checkpoint, spec, OutputKind.TIED)
+        return cls(spec, identity, trunk, checkpoint, store, engine, shelf, registry, publisher, policy, Workers())
+
+    def changed(self, seed: int) -> dict[str, Tensor]:
+        """The policy's tensors, moved a little."""
+        generator = torch.Generator().manual_seed(seed)
+        return {name: tensor + 0.01 * torch.randn(tensor.shape, generator=generator) for name, tensor in self.policy.items()}
+
+    def push(self, name: str, tensors: dict[str, Tensor], **fields: object) -> int:
+        """Publish; the version."""
+        data = to_file(tensors)
+        with self.store.begin_push(len(data), hashlib.sha256(data).hexdigest()) as staging:
+            staging.write(data)
+            manifest = fields.pop("manifest", ManifestPatch(kind=HeadKind.POLICY))
+            request = PushRequest(name=name, manifest=manifest, **fields)  # type: ignore[arg-type]
+            return self.publisher.publish(staging, request).record.version
+
+    @property
+    def head_bytes(self) -> int:
+        return self.shelf.loader.num_bytes(OutputKind.TIED)
+
+    def close(self) -> None:
+        self.workers.close()
+        self.store.close()
+
+
+def save_world_model(folder: Path) -> Path:
+    """A tied llama of four layers."""
+    save_tiny("llama", folder, tie_word_embeddings=True)
+    return folder
+
+
+@asynccontextmanager
+async def heads_server(
+    world: World, *, authenticator: Authenticator | None = None, push_idle_s: float = 5.0
+) -> AsyncIterator[tuple[heads_pb2_grpc.HeadServiceStub, CallInterceptor]]:
+    """HeadService over a real connection."""
+    servicer = HeadServicer(world.registry, world.publisher, world.store, world.workers, push_idle_s)
+    async with grpc_server(lambda late: heads_pb2_grpc.add_HeadServiceServicer_to_server(servicer, late), authenticator) as (
+        channel,
+        interceptor,
+        _,
+    ):
+        yield heads_pb2_grpc.HeadServiceStub(channel), interceptor
+
+
+@asynccontextmanager
+async def grpc_server(
+    add: Callable[[LateHandlers], None],
+    authenticator: Authenticator | None = None,
+    *,
+    max_call_s: float = 30.0,
+    is_open: bool = True,
+) -> AsyncIterator[tuple[grpc.aio.Channel, CallInterceptor, Health]]:
+    """A real server on a free port with our interceptor and health."""
+    from grpc_health.v1 import health_pb2_grpc
+
+    interceptor = CallInterceptor(authenticator or Authenticator(), max_call_s, lambda method, code, seconds: None)
+    server = grpc.aio.server(interceptors=[interceptor], options=SERVER_OPTIONS)
+    health, late = Health(), LateHandlers()
+    health_pb2_grpc.add_HealthServicer_to_server(health, server)
+    add(late)
+    server.add_generic_rpc_handlers((late,))
+    if is_open:
+        late.open()
+    port = server.add_insecure_port("127.0.0.1:0")
+    await server.start()
+    try:
+        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
+            yield channel, interceptor, health
+    finally:
+        await server.stop(0)
+        await interceptor.cancel_all(2.0)

@@ -1,0 +1,99 @@
+"""Roles, tokens, and the table that must name every method of every service."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from grpc_health.v1 import health_pb2
+from grpc_reflection.v1alpha import reflection_pb2
+
+from polyhead.heads.errors import InvalidArgument
+from polyhead.server.auth import ALLOWED, Authenticator, Role, hash_token, load_tokens
+from polyhead.server.errors import PermissionDenied, Unauthenticated
+from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2
+
+FILES = [generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, health_pb2, reflection_pb2]
+METHODS = sorted(
+    f"/{service.full_name}/{method.name}"
+    for file in FILES
+    for service in file.DESCRIPTOR.services_by_name.values()
+    for method in service.methods
+)
+TOKENS = {role: f"{role.value}-token-0123456789" for role in Role}
+AUTH = Authenticator(tuple((role, hash_token(token)) for role, token in TOKENS.items()))
+
+
+def bearer(token: str) -> list[tuple[str, str | bytes]]:
+    return [("authorization", f"Bearer {token}")]
+
+
+def test_the_table_names_exactly_the_methods_that_exist() -> None:
+    assert sorted(ALLOWED) == METHODS
+
+
+@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize("caller", [None, "bad", *Role])
+def test_every_method_and_caller_follows_the_table(method: str, caller: Role | str | None) -> None:
+    role = caller if isinstance(caller, Role) else None
+    metadata = bearer(TOKENS[role]) if role else bearer("wrong-token-0123456789") if caller else []
+    if role in ALLOWED[method]:
+        assert AUTH.check(method, metadata) is role
+    else:
+        with pytest.raises(PermissionDenied if role else Unauthenticated):
+            AUTH.check(method, metadata)
+
+
+def test_trainers_push_and_workers_do_not() -> None:
+    assert ALLOWED["/polyhead.v1.HeadService/PushHead"] == {Role.TRAINER, Role.ADMIN}
+    assert ALLOWED["/polyhead.v1.HeadService/DeleteHead"] == {Role.ADMIN}
+
+
+def test_a_method_outside_the_table_is_denied_to_everyone() -> None:
+    for authenticator in (AUTH, Authenticator()):
+        with pytest.raises(PermissionDenied):
+            authenticator.check("/polyhead.v1.HeadService/Backdoor", bearer(TOKENS[Role.ADMIN]))
+
+
+def test_without_tokens_everyone_is_admin() -> None:
+    assert Authenticator().check("/polyhead.v1.HeadService/DeleteHead", []) is Role.ADMIN
+
+
+@pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Basic abc", "Bearer  x", b"Bearer x"])
+def test_odd_headers(value: str | bytes) -> None:
+    with pytest.raises(Unauthenticated):
+        AUTH.check("/polyhead.v1.ScoringService/Score", [("authorization", value)])
+
+
+def test_only_hashes_are_kept() -> None:
+    assert all(token not in repr(AUTH) for token in TOKENS.values())
+
+
+def write(path: Path, text: str, mode: int = 0o600) -> Path:
+    path.write_text(text)
+    path.chmod(mode)
+    return path
+
+
+def test_tokens_file(tmp_path: Path) -> None:
+    hashed = hash_token("trainer-token-0123456789")
+    file = write(tmp_path / "t.toml", f'worker = ["worker-token-0123456789", "other-token-0123456789"]\ntrainer = "{hashed}"\n')
+    auth = Authenticator(load_tokens(file))
+    for token, role in (("other-token-0123456789", Role.WORKER), ("trainer-token-0123456789", Role.TRAINER)):
+        assert auth.check("/polyhead.v1.ScoringService/Score", bearer(token)) is role
+
+
+@pytest.mark.parametrize(
+    ("text", "mode"),
+    [
+        ('worker = "worker-token-0123456789"', 0o604),
+        ('boss = "worker-token-0123456789"', 0o600),
+        ('worker = "short"', 0o600),
+        ("worker = 3", 0o600),
+        ("worker", 0o600),
+        ('worker = "sha256:zz"', 0o600),
+    ],
+)
+def test_bad_tokens_files(tmp_path: Path, text: str, mode: int) -> None:
+    with pytest.raises(InvalidArgument):
+        load_tokens(write(tmp_path / "t.toml", text, mode))

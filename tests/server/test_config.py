@@ -1,0 +1,105 @@
+"""Precedence of flags, environment and file; what is refused."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from pydantic import ValidationError
+
+from polyhead.heads.errors import InvalidArgument
+from polyhead.server.config import ServeConfig, load_config
+
+
+@pytest.fixture(autouse=True)
+def clean(monkeypatch: pytest.MonkeyPatch) -> None:
+    for name in ("POLYHEAD_PORT", "POLYHEAD_HOST", "POLYHEAD_TOKEN_WORKER"):
+        monkeypatch.delenv(name, raising=False)
+
+
+def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("port = 1\nkeep_versions = 3\ncache_bytes = 5\n")
+    monkeypatch.setenv("POLYHEAD_PORT", "2")
+    monkeypatch.setenv("POLYHEAD_CACHE_BYTES", "6")
+    config = load_config({"port": 3, "host": None}, file)
+    assert (config.port, config.cache_bytes, config.keep_versions, config.host) == (3, 6, 3, "127.0.0.1")
+
+
+def test_unknown_keys_are_errors(tmp_path: Path) -> None:
+    file = tmp_path / "c.toml"
+    file.write_text("prot = 1\n")
+    with pytest.raises(InvalidArgument) as caught:
+        load_config({}, file)
+    assert caught.value.field == "prot"
+
+
+@pytest.mark.parametrize("text", ["port = ", "port = 'x'"])
+def test_bad_files(tmp_path: Path, text: str) -> None:
+    (tmp_path / "c.toml").write_text(text)
+    with pytest.raises(InvalidArgument):
+        load_config({}, tmp_path / "c.toml")
+    with pytest.raises(InvalidArgument):
+        load_config({}, tmp_path / "missing.toml")
+
+
+def test_it_is_frozen() -> None:
+    with pytest.raises(ValidationError):
+        ServeConfig().port = 3  # type: ignore[misc]
+
+
+@pytest.mark.parametrize(
+    "flags",
+    [
+        {"trunk_dtype": "int8"},
+        {"device": "tpu"},
+        {"port": 70000},
+        {"cache_bytes": 0},
+        {"interactive_share": 1.0},
+        {"keep_versions": 0},
+    ],
+)
+def test_bad_values(flags: dict[str, object]) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        load_config(flags)
+    assert caught.value.field == next(iter(flags))
+
+
+def pem(tmp_path: Path, mode: int = 0o600) -> dict[str, Path]:
+    for name in ("cert", "key"):
+        (tmp_path / name).write_text("x")
+    (tmp_path / "key").chmod(mode)
+    return {"tls_cert": tmp_path / "cert", "tls_key": tmp_path / "key"}
+
+
+def test_beyond_loopback_needs_tls_and_tokens(tmp_path: Path) -> None:
+    token = {"token_worker": "worker-token-0123456789"}
+    for partial in ({}, pem(tmp_path), token):
+        with pytest.raises(InvalidArgument, match="refusing to listen"):
+            load_config({"host": "0.0.0.0", **partial})
+    assert load_config({"host": "0.0.0.0", **pem(tmp_path), **token})
+    assert load_config({"host": "0.0.0.0", "insecure": True})
+    for host in ("localhost", "::1", "127.3.2.1"):
+        assert load_config({"host": host})
+
+
+def test_key_files(tmp_path: Path) -> None:
+    with pytest.raises(InvalidArgument, match="chmod 600"):
+        load_config(pem(tmp_path, 0o604))
+    with pytest.raises(InvalidArgument, match="come together"):
+        load_config({"tls_cert": tmp_path / "cert"})
+
+
+def test_raw_tokens_are_dropped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYHEAD_TOKEN_WORKER", "worker-token-0123456789")
+    config = load_config({})
+    assert "worker-token" not in repr(config)
+    assert config.has_tokens
+    assert config.authenticator().is_enabled
+
+
+def test_store_is_named_by_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setenv("XDG_STATE_HOME", str(tmp_path))
+    assert load_config({}).store_dir == tmp_path / "polyhead" / "smollm2-135m-instruct"
+    assert load_config({"model": "/m/My Model", "split_layer": 3}).store_dir == tmp_path / "polyhead" / "my-model-k3"
+    assert load_config({"model": "/m/..", "store": tmp_path / "s"}).store_dir == tmp_path / "s"

@@ -1,0 +1,242 @@
+"""HeadService over a real connection: pushes good and bad, pulls, copies, activations, paging, watching."""
+
+from __future__ import annotations
+
+import asyncio
+import hashlib
+from collections.abc import AsyncIterator, Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import grpc.aio
+import pytest
+from google.rpc import error_details_pb2, status_pb2
+
+from polyhead.server.head_loader import to_file
+from polyhead.v1 import heads_pb2 as pb
+from polyhead.v1 import heads_pb2_grpc, types_pb2
+from tests.server.fakes import World, heads_server
+
+Stub = heads_pb2_grpc.HeadServiceStub
+
+
+@pytest.fixture
+async def stub(world: World) -> AsyncIterator[Stub]:
+    world.registry.bootstrap(world.policy)
+    async with heads_server(world, push_idle_s=0.5) as (opened, _):
+        yield opened
+
+
+def header(data: bytes, **fields: Any) -> pb.PushHeadRequest:
+    plain: dict[str, Any] = {"name": "policy", "num_bytes": len(data), "sha256": hashlib.sha256(data).hexdigest()}
+    return pb.PushHeadRequest(header=pb.PushHeader(**{**plain, **fields}))
+
+
+def chunk(offset: int, data: bytes) -> pb.PushHeadRequest:
+    return pb.PushHeadRequest(chunk=pb.Chunk(offset=offset, data=data))
+
+
+def push(data: bytes, size: int = 1 << 20, **fields: Any) -> Iterator[pb.PushHeadRequest]:
+    yield header(data, **fields)
+    for offset in range(0, len(data), size):
+        yield chunk(offset, data[offset : offset + size])
+
+
+async def refused(call: Any, code: str, field: str = "") -> grpc.aio.AioRpcError:
+    with pytest.raises(grpc.aio.AioRpcError) as caught:
+        await call
+    assert caught.value.code().name == code, caught.value
+    if field:
+        status = status_pb2.Status.FromString(dict(caught.value.trailing_metadata() or ())["grpc-status-details-bin"])
+        violations = error_details_pb2.BadRequest()
+        assert any(packed.Unpack(violations) for packed in status.details)
+        assert violations.field_violations[0].field == field
+    return caught.value
+
+
+async def collect(call: Any) -> list[Any]:
+    return [message async for message in call]
+
+
+def assert_nothing_staged(world: World) -> None:
+    assert [record.version for record in world.store.versions("policy")] == [1]
+    assert not list((Path(world.store.path) / "staging").iterdir())
+
+
+@pytest.mark.parametrize("size", [1 << 20, 1000, 7])
+async def test_push_pull_round_trip(world: World, stub: Stub, size: int) -> None:
+    data = to_file(world.changed(1))
+    done = await stub.PushHead(push(data, size, labels=["best"]))
+    assert (done.head.version, done.head.active, done.head.resident, list(done.head.labels)) == (2, False, True, ["best"])
+    assert done.head.manifest.kind == types_pb2.HEAD_KIND_POLICY
+    first, *rest = await collect(stub.PullHead(pb.PullHeadRequest(head="policy@2")))
+    assert first.head == done.head
+    assert b"".join(part.chunk.data for part in rest) == data
+
+
+@pytest.mark.parametrize(
+    ("parts", "field"),
+    [
+        (lambda d: [], "header"),
+        (lambda d: [chunk(0, d)], "header"),
+        (lambda d: [header(d), header(d)], "chunk"),
+        (lambda d: [header(d), chunk(1, d)], "chunk.offset"),
+        (lambda d: [header(d), chunk(0, d[:9]), chunk(0, d[:9])], "chunk.offset"),
+        (lambda d: [header(d), chunk(0, d[:9]), chunk(18, d[18:])], "chunk.offset"),
+        (lambda d: [header(d), chunk(0, b"")], "chunk.data"),
+        (lambda d: [header(d), chunk(0, d + b"x")], "chunk.data"),
+        (lambda d: [header(d), chunk(0, d[:-1])], "data"),
+        (lambda d: [header(d), chunk(0, b"x" + d[1:])], "sha256"),
+        (lambda d: [header(d, name="../x")], "header.name"),
+        (lambda d: [header(d, sha256="x")], "sha256"),
+        (lambda d: [header(d, num_bytes=0)], "declared_bytes"),
+        (lambda d: [header(d, trunk_sha256={"a": "b"})], "header.trunk_sha256[a]"),
+        (lambda d: [header(d, manifest=pb.HeadManifest(kind=9))], "header.manifest.kind"),
+        (lambda d: push(b"PK\x03\x04" + b"0" * 100), "data"),
+    ],
+)
+async def test_bad_pushes_name_the_field_and_leave_nothing(world: World, stub: Stub, parts: Any, field: str) -> None:
+    await refused(stub.PushHead(iter(parts(to_file(world.changed(1))))), "INVALID_ARGUMENT", field)
+    assert_nothing_staged(world)
+
+
+async def test_other_refusals(world: World, stub: Stub) -> None:
+    data = to_file(world.changed(1))
+    await refused(stub.PushHead(push(data, delta_base="policy@1")), "UNIMPLEMENTED")
+    await refused(stub.PushHead(iter([header(data, num_bytes=1 << 40)])), "RESOURCE_EXHAUSTED")
+    await refused(stub.PushHead(push(data, manifest=pb.HeadManifest(trunk_id="a" * 64))), "FAILED_PRECONDITION")
+    assert_nothing_staged(world)
+
+
+async def test_an_abandoned_push_is_reclaimed(world: World, stub: Stub) -> None:
+    data = to_file(world.changed(1))
+
+    async def stall() -> AsyncIterator[pb.PushHeadRequest]:
+        yield header(data)
+        yield chunk(0, data[:100])
+        await asyncio.sleep(30)
+
+    await refused(stub.PushHead(stall()), "DEADLINE_EXCEEDED")
+    assert_nothing_staged(world)
+    call = stub.PushHead(stall())
+    await asyncio.sleep(0.2)
+    call.cancel()
+    await asyncio.sleep(0.2)
+    assert_nothing_staged(world)
+
+
+async def test_at_most_four_pushes_at_once(world: World, stub: Stub) -> None:
+    data = to_file(world.changed(1))
+
+    async def stall() -> AsyncIterator[pb.PushHeadRequest]:
+        yield header(data)
+        await asyncio.sleep(30)
+
+    calls = [stub.PushHead(stall()) for _ in range(4)]
+    await asyncio.sleep(0.2)
+    await refused(stub.PushHead(push(data)), "RESOURCE_EXHAUSTED")
+    for call in calls:
+        call.cancel()
+    await asyncio.sleep(0.3)
+    assert (await stub.PushHead(push(data))).head.version == 2
+
+
+async def test_a_retried_push_is_answered_before_its_bytes(world: World, stub: Stub) -> None:
+    data = to_file(world.changed(1))
+    first = await stub.PushHead(push(data, request_id="p"))
+    assert (await stub.PushHead(iter([header(data, request_id="p")]))).head == first.head
+    await refused(stub.PushHead(push(to_file(world.changed(2)), request_id="p")), "ALREADY_EXISTS")
+
+
+async def test_dry_run(world: World, stub: Stub) -> None:
+    name = world.spec.trunk_sources[0]
+    fields = {"validate_only": True, "trunk_sha256": {name: world.checkpoint.sha256(name)}}
+    done = await stub.PushHead(push(to_file(world.changed(1)), **fields))
+    assert (done.head.version, done.num_trunk_tensors_compared) == (0, 1)
+    assert_nothing_staged(world)
+
+
+async def test_activate_roll_back_and_history(world: World, stub: Stub) -> None:
+    await stub.PushHead(push(to_file(world.changed(1))))
+    request = pb.ActivateHeadsRequest(heads={"policy": 2}, expected_generation=1, request_id="a", note="round 1")
+    done = await stub.ActivateHeads(request)
+    assert (done.generation.number, done.generation.parent, done.generation.note) == (2, 1, "round 1")
+    assert (done.num_pinned_requests, done.num_aborted_requests) == (2, 1)
+    assert (await stub.ActivateHeads(request)).generation == done.generation
+    await refused(stub.ActivateHeads(pb.ActivateHeadsRequest(heads={"policy": 1}, expected_generation=1)), "ABORTED")
+    back = await stub.RollbackHeads(pb.RollbackHeadsRequest(expected_generation=2))
+    assert (back.generation.number, back.generation.heads["policy"]) == (3, 1)
+    pages, token = [], ""
+    while True:
+        page = await stub.ListGenerations(pb.ListGenerationsRequest(page_size=2, page_token=token))
+        pages += [row.number for row in page.generations]
+        if not (token := page.next_page_token):
+            break
+    assert pages == [3, 2, 1]
+
+
+@pytest.mark.parametrize(
+    ("request_", "code", "field"),
+    [
+        (pb.ActivateHeadsRequest(), "INVALID_ARGUMENT", "heads"),
+        (pb.ActivateHeadsRequest(heads={"policy": 0}), "INVALID_ARGUMENT", "heads[policy]"),
+        (pb.ActivateHeadsRequest(heads={"A b": 1}), "INVALID_ARGUMENT", "heads[A b]"),
+        (pb.ActivateHeadsRequest(heads={"policy": 1}, note="x" * 1025), "INVALID_ARGUMENT", "note"),
+        (pb.ActivateHeadsRequest(heads={"policy": 1}, request_id="x" * 201), "INVALID_ARGUMENT", "request_id"),
+        (pb.ActivateHeadsRequest(heads={"policy": 8}), "NOT_FOUND", ""),
+    ],
+)
+async def test_bad_activations(world: World, stub: Stub, request_: pb.ActivateHeadsRequest, code: str, field: str) -> None:
+    await refused(stub.ActivateHeads(request_), code, field)
+    assert world.registry.active.generation == 1
+
+
+async def test_copy_get_delete(world: World, stub: Stub) -> None:
+    done = await stub.CopyHead(pb.CopyHeadRequest(source="policy", target="reference", request_id="c"))
+    assert (done.head.version, done.head.manifest.base) == (2, "policy@1")
+    assert (await stub.CopyHead(pb.CopyHeadRequest(source="policy", target="reference", request_id="c"))).head == done.head
+    assert (await stub.GetHead(pb.GetHeadRequest(head="reference@2"))).head == done.head
+    zero = await stub.CopyHead(pb.CopyHeadRequest(source="preference", target="preference", bias=0.0))
+    assert zero.head.manifest.bias == 0.0
+    await stub.DeleteHead(pb.DeleteHeadRequest(head="reference@2"))
+    await refused(stub.GetHead(pb.GetHeadRequest(head="reference@2")), "NOT_FOUND")
+    await refused(stub.DeleteHead(pb.DeleteHeadRequest(head="policy@1")), "FAILED_PRECONDITION")
+    await refused(stub.DeleteHead(pb.DeleteHeadRequest(head="policy")), "INVALID_ARGUMENT", "head")
+    await refused(stub.CopyHead(pb.CopyHeadRequest(source="nope", target="x")), "NOT_FOUND")
+
+
+async def test_paging(world: World, stub: Stub) -> None:
+    for _ in range(3):
+        await stub.CopyHead(pb.CopyHeadRequest(source="policy", target="policy"))
+    rows, token = [], ""
+    while True:
+        page = await stub.ListHeads(pb.ListHeadsRequest(page_size=2, page_token=token))
+        rows += [(row.name, row.version) for row in page.heads]
+        if not (token := page.next_page_token):
+            break
+    assert rows == [("policy", 4), ("policy", 3), ("policy", 2), ("policy", 1)] + [
+        (name, 1) for name in ("preference", "reference", "rule", "value")
+    ]
+    first = await stub.ListHeads(pb.ListHeadsRequest(page_size=1))
+    await refused(
+        stub.ListHeads(pb.ListHeadsRequest(name="policy", page_token=first.next_page_token)), "INVALID_ARGUMENT", "page_token"
+    )
+    for bad in ("x", "é", "W10=", "a" * 5000):
+        await refused(stub.ListHeads(pb.ListHeadsRequest(page_token=bad)), "INVALID_ARGUMENT", "page_token")
+    await refused(stub.ListHeads(pb.ListHeadsRequest(page_size=-1)), "INVALID_ARGUMENT", "page_size")
+    assert not (await stub.ListHeads(pb.ListHeadsRequest(name="nope"))).heads
+
+
+async def test_watch(world: World, stub: Stub) -> None:
+    watch = stub.WatchHeads(pb.WatchHeadsRequest())
+    assert (await watch.read()).generation.number == 1
+    await stub.CopyHead(pb.CopyHeadRequest(source="policy", target="policy"))
+    for version in (2, 1, 2):
+        await stub.ActivateHeads(pb.ActivateHeadsRequest(heads={"policy": version}))
+    assert [(await watch.read()).generation.number for _ in range(3)] == [2, 3, 4]
+    later = stub.WatchHeads(pb.WatchHeadsRequest(after_generation=2))
+    assert [(await later.read()).generation.number for _ in range(2)] == [3, 4]
+    world.registry.feed.close()
+    for call in (watch, later):
+        await refused(call.read(), "UNAVAILABLE")

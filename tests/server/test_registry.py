@@ -1,0 +1,371 @@
+"""The active set: bootstrap, restore, publish, activate, roll back, residency, and what happens when a step fails."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyhead.heads import failpoints
+from polyhead.heads.errors import (
+    AlreadyExists,
+    Conflict,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PolyheadError,
+    ResourceExhausted,
+)
+from polyhead.heads.manifest import HeadKind, OutputKind
+from polyhead.server.manifests import ManifestPatch
+from polyhead.server.publisher import CopyRequest
+from tests.server.fakes import World
+
+
+@pytest.fixture
+def ready(world: World) -> World:
+    world.registry.bootstrap(world.policy)
+    return world
+
+
+def assert_unchanged(world: World, generation: int) -> None:
+    current = world.store.current
+    assert current is not None
+    assert current.number == world.registry.active.generation == world.engine.active.generation == generation
+
+
+def test_bootstrap_makes_five_heads_of_two_files(ready: World) -> None:
+    heads = ready.registry.active.heads
+    assert {name: head.manifest.kind.value for name, head in heads.items()} == {
+        "policy": "policy",
+        "reference": "policy",
+        "rule": "rule",
+        "preference": "preference",
+        "value": "value",
+    }
+    assert heads["policy"].live is heads["reference"].live is heads["rule"].live
+    assert heads["preference"].live is heads["value"].live
+    assert heads["rule"].manifest.template == "example-rule-prompt@1"
+    assert heads["value"].manifest.untrained
+    assert heads["value"].manifest.output is OutputKind.SCORE
+    assert_unchanged(ready, 1)
+    assert len(ready.registry.resident()) == 2
+
+
+def test_bootstrap_is_idempotent(ready: World) -> None:
+    again = ready.registry.bootstrap(ready.policy)
+    assert (again.number, len(ready.store.versions("policy"))) == (1, 1)
+
+
+def test_restore_serves_what_was_active(world_model: Path, tmp_path: Path) -> None:
+    first = World.open(world_model, tmp_path / "s")
+    assert not first.registry.restore()
+    first.registry.bootstrap(first.policy)
+    version = first.push("policy", first.changed(1))
+    first.registry.activate({"policy": version})
+    expected = {name: (head.version, head.live.digest) for name, head in first.registry.active.heads.items()}
+    first.close()
+    second = World.open(world_model, tmp_path / "s")
+    assert second.registry.restore()
+    assert {name: (head.version, head.live.digest) for name, head in second.registry.active.heads.items()} == expected
+    second.close()
+
+
+def test_restore_refuses_a_damaged_set_and_names_the_repair(world_model: Path, tmp_path: Path) -> None:
+    first = World.open(world_model, tmp_path / "s")
+    first.registry.bootstrap(first.policy)
+    version = first.push("policy", first.changed(1))
+    first.registry.activate({"policy": version})
+    digest = first.registry.active.heads["policy"].live.digest
+    first.close()
+    blob = tmp_path / "s" / "blobs" / digest
+    data = bytearray(blob.read_bytes())
+    data[-1] ^= 1
+    blob.write_bytes(data)
+    second = World.open(world_model, tmp_path / "s")
+    with pytest.raises(DataLoss):
+        second.registry.restore()
+    assert "polyhead heads rollback --to 1" in second.registry.damage
+    assert not second.registry.active.heads
+    with pytest.raises(FailedPrecondition):
+        second.registry.rollback()
+    second.registry.rollback(1)
+    assert not second.registry.damage
+    assert second.registry.active.heads["policy"].version == 1
+    second.close()
+
+
+def test_activation_merges_and_reports(ready: World) -> None:
+    version = ready.push("policy", ready.changed(1))
+    done = ready.registry.activate({"policy": version}, expected_generation=1, request_id="a", note="round 1")
+    assert (done.record.number, done.record.parent, done.record.note) == (2, 1, "round 1")
+    assert done.report is not None
+    assert done.report.num_pinned == 2
+    assert ready.registry.active.heads["policy"].version == 2
+    assert ready.registry.active.heads["value"].version == 1
+
+
+def test_repeated_activation_gets_the_first_answer_before_anything_else(ready: World) -> None:
+    version = ready.push("policy", ready.changed(1))
+    first = ready.registry.activate({"policy": version}, expected_generation=1, request_id="a")
+    again = ready.registry.activate({"policy": version}, expected_generation=1, request_id="a")
+    assert again.record == first.record
+    assert again.report is None
+    with pytest.raises(AlreadyExists):
+        ready.registry.activate({"policy": 1}, request_id="a")
+
+
+def test_stale_generation_is_a_conflict(ready: World) -> None:
+    with pytest.raises(Conflict) as caught:
+        ready.registry.activate({"policy": 1}, expected_generation=7)
+    assert caught.value.metadata == {"current_generation": "1"}
+    assert_unchanged(ready, 1)
+
+
+def test_unknown_version_names_the_field(ready: World) -> None:
+    with pytest.raises(NotFound) as caught:
+        ready.registry.activate({"policy": 99})
+    assert caught.value.field == "heads[policy]"
+    assert_unchanged(ready, 1)
+
+
+def test_canary_failure_leaves_everything_as_it_was(ready: World) -> None:
+    version = ready.push("policy", ready.changed(1))
+    copied = ready.publisher.copy(CopyRequest(source=f"policy@{version}", target="reference")).version
+    ready.engine.refuse = lambda head: DataLoss("canary") if head.name == "reference" else None
+    before = ready.registry.active
+    with pytest.raises(DataLoss):
+        ready.registry.activate({"policy": version, "reference": copied})
+    assert ready.registry.active is before
+    assert_unchanged(ready, 1)
+
+
+def test_error_after_the_commit_point_ends_the_process(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    version = ready.push("policy", ready.changed(1))
+    codes: list[int] = []
+    monkeypatch.setattr(os, "_exit", codes.append)
+    failpoints.arm("before_flip", "EIO")
+    with pytest.raises(OSError, match="Input/output"):
+        ready.registry.activate({"policy": version})
+    failpoints.disarm()
+    assert codes == [70]
+
+
+def test_error_before_the_commit_point_does_not(ready: World) -> None:
+    version = ready.push("policy", ready.changed(1))
+    failpoints.arm("before_generation_write", "ENOSPC*")
+    with pytest.raises(PolyheadError):
+        ready.registry.activate({"policy": version})
+    failpoints.disarm()
+    assert_unchanged(ready, 1)
+    ready.registry.activate({"policy": version})
+    assert_unchanged(ready, 2)
+
+
+def test_rollback_twice_goes_back_twice(ready: World) -> None:
+    for seed in (1, 2):
+        ready.registry.activate({"policy": ready.push("policy", ready.changed(seed))})
+    assert ready.registry.rollback().record.heads["policy"] == 2
+    assert ready.registry.rollback(request_id="r").record.heads["policy"] == 1
+    assert ready.registry.rollback(request_id="r").record.number == 5
+    assert ready.registry.rollback(3).record.heads["policy"] == 3
+    with pytest.raises(NotFound):
+        ready.registry.rollback(99)
+
+
+def test_rollback_of_the_first_generation(ready: World) -> None:
+    with pytest.raises(FailedPrecondition):
+        ready.registry.rollback()
+
+
+def test_resolve(ready: World) -> None:
+    registry, active = ready.registry, ready.registry.active
+    assert registry.resolve("policy", active, "f") is active.heads["policy"]
+    assert registry.resolve("policy@1", active, "f") is active.heads["policy"]
+    version = ready.push("policy", ready.changed(1))
+    ready.shelf.residency.forget("policy", version)
+    assert registry.find(f"policy@{version}", active, "f") is None
+    loaded = registry.resolve(f"policy@{version}", active, "f")
+    assert (loaded.version, loaded.live.digest != active.heads["policy"].live.digest) == (version, True)
+    assert registry.find(f"policy@{version}", active, "f") is loaded
+    for bad in ("nope", "policy@9"):
+        with pytest.raises(NotFound) as caught:
+            registry.resolve(bad, active, "arms[0].head")
+        assert (caught.value.field, caught.value.metadata["name"]) == ("arms[0].head", bad)
+    with pytest.raises(InvalidArgument):
+        registry.resolve("../x", active, "f")
+
+
+def test_a_load_that_cannot_fit_is_refused_before_it_allocates(world_model: Path, tmp_path: Path) -> None:
+    small = World.open(world_model, tmp_path / "s", budget=10)
+    with pytest.raises(ResourceExhausted) as caught:
+        small.registry.bootstrap(small.policy)
+    assert caught.value.retry_after_s is None
+    assert small.engine.warmed == []
+    assert small.registry.resident() == []
+    small.close()
+
+
+def test_running_requests_hold_memory_and_idle_heads_give_way(world_model: Path, tmp_path: Path) -> None:
+    probe = World.open(world_model, tmp_path / "probe")
+    budget = 3 * probe.head_bytes + 4 * probe.spec.d_model
+    probe.close()
+    world = World.open(world_model, tmp_path / "s", budget=budget)
+    world.registry.bootstrap(world.policy)  # two files
+    first = world.push("policy", world.changed(1))
+    digest = world.store.get("policy", first).digest
+    world.engine.leases = {digest: 1}
+    with pytest.raises(ResourceExhausted) as caught:
+        world.push("policy", world.changed(2))
+    assert caught.value.retry_after_s == 5.0
+    world.engine.leases = {}
+    world.push("policy", world.changed(2))
+    assert digest in world.engine.dropped
+    assert world.registry.residency.num_bytes <= budget
+    world.close()
+
+
+def test_memory_is_flat_over_many_swaps(ready: World) -> None:
+    for seed in range(8):
+        ready.registry.activate({"policy": ready.push("policy", ready.changed(seed))})
+        ready.registry.collect()
+    assert len(ready.registry.resident()) <= 2 + ready.registry.residency.max_idle_per_name + 1
+
+
+def test_collect_keeps_active_previous_and_labelled(world_model: Path, tmp_path: Path) -> None:
+    world = World.open(world_model, tmp_path / "s", keep_versions=1)
+    world.registry.bootstrap(world.policy)
+    world.push("policy", world.changed(1), labels=("best",))
+    for seed in (2, 3, 4):
+        world.registry.activate({"policy": world.push("policy", world.changed(seed))})
+    world.registry.collect()
+    assert [record.version for record in world.store.versions("policy")] == [2, 4, 5]
+    world.close()
+
+
+class TestPublish:
+    def test_defaults_come_from_the_active_version(self, ready: World) -> None:
+        version = ready.push("policy", ready.changed(1), manifest=ManifestPatch())
+        manifest = ready.store.get("policy", version).manifest
+        assert (manifest.kind, manifest.output, manifest.trunk_id) == (HeadKind.POLICY, OutputKind.TIED, ready.trunk_id)
+
+    def test_a_new_name_needs_its_kind(self, ready: World) -> None:
+        with pytest.raises(InvalidArgument) as caught:
+            ready.push("fresh", ready.policy, manifest=ManifestPatch())
+        assert caught.value.field == "header.manifest.kind"
+
+    def test_scores_are_recognised_by_the_file(self, ready: World) -> None:
+        layers = {name: ready.policy[name] for name in ready.spec.head_names}
+        score = {**layers, "score.weight": torch.ones(1, ready.spec.d_model)}
+        version = ready.push("value", score, manifest=ManifestPatch())
+        manifest = ready.store.get("value", version).manifest
+        assert (manifest.output, manifest.untrained) == (OutputKind.SCORE, False)
+
+    def test_another_trunk_is_named(self, ready: World) -> None:
+        other = "a" * 64
+        with pytest.raises(FailedPrecondition) as caught:
+            ready.push("policy", ready.policy, manifest=ManifestPatch(trunk_id=other))
+        assert other in caught.value.message
+        assert ready.trunk_id in caught.value.message
+
+    def test_a_changed_trunk_tensor_is_named(self, ready: World) -> None:
+        name = ready.spec.trunk_sources[0]
+        good = {name: ready.checkpoint.sha256(name)}
+        assert ready.push("policy", ready.changed(1), trunk_sha256=good)
+        with pytest.raises(FailedPrecondition, match=name):
+            ready.push("policy", ready.changed(2), trunk_sha256={name: "0" * 64})
+
+    @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+    def test_numbers_must_be_finite(self, ready: World, bad: float) -> None:
+        tensors = ready.changed(1)
+        name = ready.spec.head_names[3]
+        tensors[name].view(-1)[-1] = bad
+        with pytest.raises(InvalidArgument, match=name):
+            ready.push("policy", tensors)
+        assert len(ready.store.versions("policy")) == 1
+
+    def test_canary_must_be_finite(self, ready: World) -> None:
+        tensors = {name: tensor * 1e38 for name, tensor in ready.policy.items()}
+        with pytest.raises((DataLoss, InvalidArgument)):
+            ready.push("policy", tensors)
+
+    def test_missing_and_unknown_tensors_are_listed(self, ready: World) -> None:
+        tensors = ready.changed(1)
+        gone = ready.spec.head_names[0]
+        del tensors[gone]
+        with pytest.raises(FailedPrecondition, match=f"missing: {gone}"):
+            ready.push("policy", tensors)
+
+    def test_dry_run_stores_nothing(self, ready: World) -> None:
+        before = ready.store.disk_bytes()
+        assert ready.push("policy", ready.changed(1), is_dry_run=True) == 0
+        assert ready.store.disk_bytes() == before
+
+    def test_repetition_and_reuse_of_a_request_id(self, ready: World) -> None:
+        tensors = ready.changed(1)
+        assert ready.push("policy", tensors, request_id="p") == ready.push("policy", tensors, request_id="p") == 2
+        with pytest.raises(AlreadyExists):
+            ready.push("policy", ready.changed(2), request_id="p")
+
+    def test_bfloat16_files_are_served_in_the_served_dtype(self, ready: World) -> None:
+        version = ready.push("policy", {name: tensor.bfloat16() for name, tensor in ready.policy.items()})
+        head = ready.registry.resolve(f"policy@{version}", ready.registry.active, "f")
+        assert head.live.module.dtype is torch.float32
+
+
+class TestCopy:
+    def test_reference_becomes_the_policy(self, ready: World) -> None:
+        version = ready.push("policy", ready.changed(1))
+        record = ready.publisher.copy(CopyRequest(source=f"policy@{version}", target="reference"))
+        assert (record.version, record.manifest.base) == (2, f"policy@{version}")
+        assert record.digest == ready.store.get("policy", version).digest
+
+    def test_value_from_preference_with_bias_on_another(self, ready: World) -> None:
+        record = ready.publisher.copy(CopyRequest(source="preference", target="value", kind=HeadKind.VALUE))
+        assert record.manifest.kind is HeadKind.VALUE
+        biased = ready.publisher.copy(CopyRequest(source="preference", target="preference", bias=0.5))
+        assert biased.manifest.bias == 0.5
+
+    def test_another_output_is_refused(self, ready: World) -> None:
+        with pytest.raises(InvalidArgument):
+            ready.publisher.copy(CopyRequest(source="policy", target="value", kind=HeadKind.VALUE))
+
+    def test_a_rule_head_gets_its_answers(self, ready: World) -> None:
+        record = ready.publisher.copy(CopyRequest(source="policy", target="rule", kind=HeadKind.RULE))
+        assert (record.manifest.violated_token_id, record.manifest.followed_token_id) == (5, 7)
+
+    def test_token_outside_the_vocabulary(self, ready: World) -> None:
+        with pytest.raises(InvalidArgument, match="vocabulary"):
+            ready.publisher.copy(CopyRequest(source="preference", target="preference", append_token_id=10**6))
+
+
+def test_delete(ready: World) -> None:
+    version = ready.push("policy", ready.changed(1))
+    with pytest.raises(FailedPrecondition):
+        ready.registry.delete("policy@1", "head")
+    with pytest.raises(InvalidArgument):
+        ready.registry.delete("policy", "head")
+    ready.registry.delete(f"policy@{version}", "head")
+    with pytest.raises(NotFound):
+        ready.registry.get(f"policy@{version}", "head")
+
+
+def test_evicted_weights_are_freed_without_the_garbage_collector(ready: World) -> None:
+    """A cycle in a module would keep weights until a collection that nobody triggers."""
+    import gc
+    import weakref
+
+    version = ready.push("policy", ready.changed(1))
+    head = ready.shelf.residency.served("policy", version)
+    assert head is not None
+    module = weakref.ref(head.live.module)
+    gc.disable()
+    try:
+        del head
+        ready.shelf.residency.forget("policy", version)
+        assert module() is None
+    finally:
+        gc.enable()
