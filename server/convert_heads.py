@@ -170,7 +170,7 @@ def _patch(message: heads_pb2.HeadManifest) -> ManifestPatch:
         output=_enum(_OUTPUTS, message.output, f"{prefix}.output"),
         base=message.base or None,
         untrained=message.untrained,
-        bias=message.bias or None,
+        bias=message.bias if message.HasField("bias") else None,
         read=_enum(_READS, message.read, f"{prefix}.read"),
         append_token_id=message.append_token_id or None,
         unfinished=_enum(_UNFINISHED, message.unfinished, f"{prefix}.unfinished"),

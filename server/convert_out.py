@@ -11,6 +11,7 @@ from torch import Tensor
 from polyhead.heads.manifest import HeadKind
 from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
 from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
+from polyhead.server.metrics import SampleFacts
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 PART_BYTES = 1 << 20  # most bytes of tensor data in one message
@@ -72,7 +73,6 @@ def tail_piece(sample: Sample, text: str) -> generation_pb2.Piece:
 def sample_message(sample: Sample) -> generation_pb2.Sample:
     """A finished sample with its scores."""
     assert sample.finish_reason is not None
-    is_whole = sample.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
     message = generation_pb2.Sample(
         prompt_index=sample.prompt_index,
         arm_index=sample.arm_index,
@@ -87,10 +87,10 @@ def sample_message(sample: Sample) -> generation_pb2.Sample:
         stop=sample.stop,
         head=sample.head_name,
         sample_seed=sample.seed,
-        scores=[head_score(result, sample) for result in results(sample)] if is_whole else [],
+        scores=[head_score(result, sample) for result in results(sample)] if _is_whole(sample) else [],
         error=sample.error,
         num_cached_tokens=sample.num_cached_tokens,
-        valid=sample.is_terminated and is_whole,
+        valid=sample.is_terminated and _is_whole(sample),
         sampling=sampling(sample.params),
     )
     if sample.head is not None:
@@ -159,6 +159,26 @@ def sampling(params: SamplingParams) -> types_pb2.Sampling:
         stop_token_ids=sorted(params.stop_token_ids),
         ignore_eos=params.ignore_eos,
     )
+
+
+def sample_facts(sample: Sample) -> SampleFacts:
+    """What the metrics want to know of a finished sample."""
+    found = results(sample) if _is_whole(sample) else []
+    scalars = {each.head.name: float(each.result.raw) for each in found if isinstance(each.result, PreferenceResult)}
+    scalars |= {each.head.name: float(each.result.values[0]) for each in found if isinstance(each.result, ValueResult)}
+    num_gaps = len(sample.completion) - 1
+    has_drawn = sample.first_token_at > 0
+    return SampleFacts(
+        first_token_s=sample.first_token_at - sample.request.submitted_at if has_drawn else -1.0,
+        inter_token_s=(sample.last_token_at - sample.first_token_at) / num_gaps if has_drawn and num_gaps > 0 else -1.0,
+        scalars=scalars,
+        violations=tuple(rule.p_violate for each in found if isinstance(each.result, tuple) for rule in each.result),
+    )
+
+
+def _is_whole(sample: Sample) -> bool:
+    """Whether the sample came to its end and was scored."""
+    return sample.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
 
 
 def states_parts(sample: Sample) -> Iterator[generation_pb2.StatesPart]:

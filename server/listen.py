@@ -84,7 +84,7 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         eos_ids=services.eos_ids,
         resolve=lambda reference, field: registry.resolve(reference, registry.active, field),
     )
-    frontend = Frontend(services.engine, door, services.trunk_id, services.precision)
+    frontend = Frontend(services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics)
     facts = TrunkFacts(
         model_name=services.model_name,
         checkpoint=services.checkpoint,

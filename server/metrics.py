@@ -33,6 +33,16 @@ _COUNTERS = {
 
 
 @dataclass(frozen=True, slots=True)
+class SampleFacts:
+    """What the histograms want to know of a finished sample."""
+
+    first_token_s: float  # from arrival; negative: nothing was drawn
+    inter_token_s: float  # mean over the sample; negative: fewer than two tokens
+    scalars: dict[str, float]  # head name -> preference, or first value
+    violations: tuple[float, ...]  # p_violate of each rule asked
+
+
+@dataclass(frozen=True, slots=True)
 class HeadInfo:
     """One active head, as the metrics show it."""
 
@@ -153,6 +163,17 @@ class Metrics:
             self.swaps.labels(self.head_label(head), outcome).inc()
         if outcome == "ok":
             self.swap_seconds.observe(seconds)
+
+    def observe_sample(self, facts: SampleFacts) -> None:
+        """For the servicers, once per finished sample."""
+        if facts.first_token_s >= 0:
+            self.first_token_seconds.observe(facts.first_token_s)
+        if facts.inter_token_s >= 0:
+            self.inter_token_seconds.observe(facts.inter_token_s)
+        for head, scalar in facts.scalars.items():
+            self.score.labels(self.head_label(head)).observe(scalar)
+        for p_violate in facts.violations:
+            self.rule_answers.labels(str(p_violate > 0.5).lower()).inc()
 
     def head_label(self, name: str) -> str:
         """The name itself for the first 64 names, then "other": trainers may make names without end."""

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 
 from polyhead.server.engine.engine import StepEvents
 from polyhead.server.engine.sequence import Ended, Event, Request
@@ -12,12 +12,15 @@ from polyhead.server.engine.sequence import Ended, Event, Request
 class EventStream:
     """One request's events, on the event loop."""
 
-    def __init__(self) -> None:
+    def __init__(self, observe: Callable[[Event], None]) -> None:
+        self._observe = observe  # sees each event once, read or not
         self._events: list[Event] = []
         self._ready = asyncio.Event()
 
     def deliver(self, request: Request, events: list[Event]) -> None:
         """Called on the event loop, once a step."""
+        for event in events:
+            self._observe(event)
         self._events.extend(events)
         self._ready.set()
 

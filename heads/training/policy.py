@@ -42,7 +42,7 @@ def train_policy(
     client: Client,
     examples: Sequence[tuple[Messages, str]],
     start_from: str = "policy",
-    training: PolicyTraining = PolicyTraining(),  # noqa: B008  frozen
+    training: PolicyTraining = PolicyTraining(),
     embedding: nn.Parameter | None = None,
     on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
 ) -> HeadModule:

@@ -32,7 +32,7 @@ def train_preference(
     client: Client,
     pairs: Sequence[tuple[Messages, str, str]],
     start_from: str = "preference",
-    training: PreferenceTraining = PreferenceTraining(),  # noqa: B008  frozen
+    training: PreferenceTraining = PreferenceTraining(),
     on_epoch: Callable[[int, float, float], None] = lambda epoch, loss, accuracy: None,
 ) -> HeadModule:
     """Train a copy of `start_from` on (messages, preferred, other) and return it. `on_epoch` gets mean loss and share ranked right."""

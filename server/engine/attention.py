@@ -11,11 +11,12 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 
 import torch
-from polyhead.heads.family import TrunkModule, set_attention
-from polyhead.server.engine.cache import KvCache
 from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
+
+from polyhead.heads.family import TrunkModule, set_attention
+from polyhead.server.engine.cache import KvCache
 
 NAME = "polyhead"
 _SHAPES = "polyhead_shapes"

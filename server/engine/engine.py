@@ -291,6 +291,8 @@ class Engine:
         sample.sequence.tokens.append(token_id)
         sample.logprobs.append(logprob)
         sample.sampling_logprobs.append(sampling_logprob)
+        sample.last_token_at = time.monotonic()
+        sample.first_token_at = sample.first_token_at or sample.last_token_at
         self.counters.generated_tokens += 1
         text = sample.text.push(token_id) if sample.text else ""
         if sample.request.stream_tokens:
@@ -395,7 +397,7 @@ class Engine:
     def _announce_leases(self) -> None:
         for request in self.scheduler.newly_leased:
             assert request.lease is not None
-            self._emit(request, Accepted(request.lease))
+            self._emit(request, Accepted(request.lease, time.monotonic() - request.submitted_at))
         self.scheduler.newly_leased.clear()
 
     def _flip(self, active: ActiveSet) -> SwapReport:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import torch
+from torch import Tensor
+
 from polyhead.heads.errors import DataLoss
 from polyhead.heads.family import HeadModule
 from polyhead.server.engine.attention import AttentionPlan, Segment
@@ -10,7 +12,6 @@ from polyhead.server.engine.batch import HeadRun
 from polyhead.server.engine.cache import CacheShape, KvCache
 from polyhead.server.engine.live import LiveHead
 from polyhead.server.engine.trunk import TrunkRunner
-from torch import Tensor
 
 CANARY_TOKENS = 8
 

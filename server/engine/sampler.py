@@ -9,8 +9,9 @@ import hashlib
 from dataclasses import dataclass
 
 import torch
-from polyhead.server.engine.sequence import SamplingParams
 from torch import Tensor
+
+from polyhead.server.engine.sequence import SamplingParams
 
 _MASK64 = (1 << 64) - 1
 

@@ -15,6 +15,7 @@ from typing import TYPE_CHECKING, Protocol
 
 import numpy as np
 from torch import Tensor
+
 from polyhead.heads.errors import PolyheadError
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 
@@ -197,6 +198,8 @@ class Sample:
     done: list[Reading] = field(default_factory=list)
     states: Tensor | None = None  # (prompt + completion tokens, d_model), on the host
     num_cached_tokens: int = 0
+    first_token_at: float = 0.0  # time.monotonic()
+    last_token_at: float = 0.0
 
     @property
     def is_given(self) -> bool:
@@ -229,6 +232,7 @@ class Accepted(Event):
     """The request has its lease."""
 
     lease: Lease
+    waited_s: float  # since it was submitted
 
 
 @dataclass(frozen=True, slots=True)

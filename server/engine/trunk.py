@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import torch
-from polyhead.server.engine.attention import AttentionPlan, Segment
-from polyhead.server.engine.batch import TrunkRun
-from polyhead.server.engine.cache import TrunkCache
 from torch import Tensor
 
 from polyhead.heads.family import TrunkModule
+from polyhead.server.engine.attention import AttentionPlan, Segment
+from polyhead.server.engine.batch import TrunkRun
+from polyhead.server.engine.cache import TrunkCache
+
 
 class TrunkRunner:
     """The frozen layers [0, k) with their cache."""

@@ -10,9 +10,11 @@ from polyhead.heads.errors import Aborted, InvalidArgument
 from polyhead.server import convert_out
 from polyhead.server.convert import Door
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.sequence import Lease, Request
+from polyhead.server.engine.sequence import Accepted, Event, Finished, Lease, Request
 from polyhead.server.interceptors import current_call
+from polyhead.server.metrics import Metrics
 from polyhead.server.stream import EventStream
+from polyhead.server.workers import Workers
 from polyhead.v1 import types_pb2
 
 MAX_REQUEST_ID = 128
@@ -26,6 +28,8 @@ class Frontend:
     door: Door
     trunk_id: str
     precision: str
+    workers: Workers
+    metrics: Metrics
 
     def request_id(self, given: str) -> str:
         """The message's own request id, or the call's."""
@@ -36,7 +40,7 @@ class Frontend:
     @contextlib.asynccontextmanager
     async def running(self, request: Request) -> AsyncIterator[EventStream]:
         """Submit a request. However the caller leaves this block, the request's work ends with it."""
-        stream = EventStream()
+        stream = EventStream(self._observe)
         request.deliver = stream.deliver
         request.deadline_at = current_call.get().deadline_at
         self.engine.submit(request)
@@ -44,6 +48,13 @@ class Frontend:
             yield stream
         finally:
             self.engine.cancel(request, Aborted("the call was cancelled"))
+
+    def _observe(self, event: Event) -> None:
+        """What the histograms want to know of a request, when it is leased and when a sample of it is finished."""
+        if isinstance(event, Accepted):
+            self.metrics.queue_seconds.observe(event.waited_s)
+        elif isinstance(event, Finished):
+            self.metrics.observe_sample(convert_out.sample_facts(event.sample))
 
     def served(self, lease: Lease) -> types_pb2.Served:
         """Identity of what an answer is computed with."""

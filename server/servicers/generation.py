@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import collections
 import itertools
 from collections.abc import AsyncIterator, Iterator
@@ -29,7 +28,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream the events of one request; leaving for whatever reason ends its work."""
         request_id = self._frontend.request_id(request.request_id)
-        work = await asyncio.to_thread(convert.generate_request, request, self._frontend.door, request_id)
+        work = await self._frontend.workers.run(convert.generate_request, request, self._frontend.door, request_id)
         writer = _Writer(self._frontend, work, request.delivery == generation_pb2.DELIVERY_GROUPS)
         async with self._frontend.running(work) as stream:
             async for events in stream.batches():

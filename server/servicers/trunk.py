@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import asyncio
 import json
 import shutil
 import time
@@ -61,7 +60,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     ) -> trunk_pb2.GetTrunkResponse:
         """Built once: hashing the source takes a moment."""
         if self._trunk is None:
-            self._trunk = await asyncio.to_thread(self._describe)
+            self._trunk = await self._frontend.workers.run(self._describe)
         return self._trunk
 
     async def Tokenize(  # noqa: N802
@@ -71,16 +70,16 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         if request.without_special_tokens:
             if request.prompt.WhichOneof("source") != "text" or request.prompt.assistant_prefix:
                 raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
-            ids = await asyncio.to_thread(self._frontend.door.tokenizer.encode, request.prompt.text, False)
+            ids = await self._frontend.workers.run(self._frontend.door.tokenizer.encode, request.prompt.text, False)
         else:
-            ids = await asyncio.to_thread(convert.prompt_ids, request.prompt, self._frontend.door, "prompt")
+            ids = await self._frontend.workers.run(convert.prompt_ids, request.prompt, self._frontend.door, "prompt")
         return trunk_pb2.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(  # noqa: N802
         self, request: trunk_pb2.DetokenizeRequest, context: Context
     ) -> trunk_pb2.DetokenizeResponse:
         ids = convert.checked_ids(request.token_ids, self._facts.spec.vocab_size, "token_ids") if request.token_ids else []
-        text = await asyncio.to_thread(self._frontend.door.tokenizer.decode, ids, request.skip_special_tokens)
+        text = await self._frontend.workers.run(self._frontend.door.tokenizer.decode, ids, request.skip_special_tokens)
         return trunk_pb2.DetokenizeResponse(text=text)
 
     async def Encode(  # noqa: N802
@@ -111,7 +110,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         self, request: trunk_pb2.GetStatusRequest, context: Context
     ) -> trunk_pb2.GetStatusResponse:
         """Numbers of one moment, read without stopping the engine."""
-        return await asyncio.to_thread(self._status)
+        return await self._frontend.workers.run(self._status)
 
     def _encode_work(self, message: trunk_pb2.EncodeRequest) -> Request:
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench
 

@@ -6,6 +6,7 @@ from pathlib import Path
 
 import pytest
 import torch
+
 from polyhead.server.engine.scheduler import SchedulerLimits
 from polyhead.server.engine.sequence import SamplingParams
 from tests.heads.models import FAMILIES, save_tiny

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+
 from polyhead.heads.errors import Aborted, ResourceExhausted
 from polyhead.heads.manifest import ReadPosition, Unfinished
 from polyhead.server.engine.engine import QueueLimits

@@ -6,6 +6,7 @@ import random
 from pathlib import Path
 
 import pytest
+
 from polyhead.heads.errors import Aborted, PolyheadError
 from polyhead.server.engine.build import HEAD_BLOCKS_PER_BLOCK
 from polyhead.server.engine.scheduler import SchedulerLimits
