@@ -1,11 +1,11 @@
 """Where a store keeps what: the one place that turns an id from outside into a path, after checking it. Opens nothing.
 
-    LOCK  STORE  RESERVE
-    staging/<random>                    what is not finished; emptied when a store is opened
-    blobs/<sha256>                      head.safetensors, named by its content
-    versions/<name>/<version>.json      one record each
-    versions/<name>/HIGHEST.json        the last number given out, once the version that had it was deleted
-    generations/<number>.json           the newest one is the active set
+LOCK  STORE  RESERVE
+staging/<random>                    what is not finished; emptied when a store is opened
+blobs/<sha256>                      head.safetensors, named by its content
+versions/<name>/<version>.json      one record each
+versions/<name>/HIGHEST.json        the last number given out, once the version that had it was deleted
+generations/<number>.json           the newest one is the active set
 """
 
 from __future__ import annotations

@@ -72,9 +72,7 @@ class HeadStore:
         self._inspector = Inspector(path, self._blobs, self._versions, self._generations)
 
     @classmethod
-    def open(
-        cls, path: str | os.PathLike[str], trunk_id: str, *, os_record: OsRecord | None = None, max_staged: int = 4
-    ) -> HeadStore:
+    def open(cls, path: str | os.PathLike[str], trunk_id: str, *, os_record: OsRecord | None = None, max_staged: int = 4) -> HeadStore:
         """Open or create the store of one trunk: lock it, clear what a crash left, read every record.
 
         At most `max_staged` pushes run at the same time. `os_record` collects (operation, relative name) of every system call.
@@ -162,6 +160,8 @@ class HeadStore:
         NotFound, DataLoss if that generation is damaged, too.
         """
         with self._guard("could not repair the store"):
+            if first := self._generations.find_request(request_id):
+                return first
             heads = self._generations.get(number).heads if number else {}
             record = self._next_generation(heads, request_id, number or None, f"repair: back to generation {number}", None)
             self._check_heads(record.heads)

@@ -90,9 +90,7 @@ class VersionFolder:
         """The first answer to `wanted.request_id`. AlreadyExists if that was for other content."""
         first = self.find_request(wanted.request_id)
         if first and (first.name, first.digest, first.manifest) != (wanted.name, wanted.digest, wanted.manifest):
-            raise AlreadyExists(
-                f"the request id was used for another push: it made {first.name}@{first.version}", field="request_id"
-            )
+            raise AlreadyExists(f"the request id was used for another push: it made {first.name}@{first.version}", field="request_id")
         return first
 
     def add(self, record: VersionRecord) -> VersionRecord:

@@ -5,13 +5,11 @@ Every field is checked before any model work, and an error names the field. Noth
 
 from __future__ import annotations
 
-import math
-import secrets
-from collections.abc import Callable, Iterable
-from dataclasses import dataclass
-
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from polyhead.heads.manifest import HeadKind, check_name
+from polyhead.server.convert_prompts import completion_ids, prompt_ids
+from polyhead.server.convert_sampling import sampling_params
+from polyhead.server.door import Door
 from polyhead.server.engine.live import ServedHead
 from polyhead.server.engine.sampler import sample_seed
 from polyhead.server.engine.sequence import (
@@ -25,36 +23,18 @@ from polyhead.server.engine.sequence import (
     SamplingParams,
     Sequence,
 )
-from polyhead.server.rules import Rule, RuleBook
-from polyhead.server.text import Tokenizer
+from polyhead.server.rules import Rule
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 MAX_PROMPTS = 1024
 MAX_SAMPLES_PER_ARM = 64
 MAX_ARMS = 16
 MAX_SAMPLES = 4096
-MAX_STOPS = 16
-MAX_STOP_BYTES = 256
-MAX_STOP_IDS = 64
 MAX_HEADS = 16
 MAX_RULES = 64
 MAX_RULE_CHARACTERS = 2000
-MAX_REPETITION_PENALTY = 10.0
-MAX_TEMPERATURE = 100.0
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 DEFAULT_HEAD = "policy"
-
-
-@dataclass(frozen=True, slots=True)
-class Door:
-    """What a request is checked against."""
-
-    tokenizer: Tokenizer
-    rules: RuleBook
-    vocab_size: int
-    max_context: int  # tokens of prompt and reply together
-    eos_ids: frozenset[int]
-    resolve: Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
 
 
 def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Request:
@@ -76,7 +56,8 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
         for arm_index, (arm, param) in enumerate(zip(arms, params, strict=True)):
             _check_length(len(ids) + param.max_new_tokens, request, door, f"{field} with arms[{arm_index}]")
             for index in range(max(1, arm.n)):
-                seed = arm.sampling.sample_seeds[index] if arm.sampling.sample_seeds else sample_seed(param.seed, prompt_index, arm_index, index)
+                seeds = arm.sampling.sample_seeds
+                seed = seeds[index] if seeds else sample_seed(param.seed, prompt_index, arm_index, index)
                 sequence = Sequence(list(ids), prompt.cache_salt)
                 text = door.tokenizer.stream(param.stop, param.keep_stop)
                 head = arm.head or DEFAULT_HEAD
@@ -99,7 +80,7 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
     for index, item in enumerate(message.items):
         field = f"items[{index}]"
         ids = prompt_ids(item.prompt, door, f"{field}.prompt")
-        completion = _completion_ids(item, door, field)
+        completion = completion_ids(item, door, field)
         _check_length(len(ids) + len(completion), request, door, field)
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
         sample.is_terminated = item.terminated if item.HasField("terminated") else completion[-1] in door.eos_ids
@@ -116,94 +97,6 @@ def given_sample(request: Request, index: int, prompt: list[int], completion: li
     sample.completion = completion
     sample.finish_reason = FinishReason.GIVEN
     return sample
-
-
-def prompt_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
-    """The token ids of a prompt, whichever way it was given. Raises InvalidArgument naming the field."""
-    if len(prompt.cache_salt) > 256:
-        raise InvalidArgument("cache_salt is longer than 256 characters", field=f"{field}.cache_salt")
-    match prompt.WhichOneof("source"):
-        case "text":
-            if not prompt.text:
-                raise InvalidArgument("the prompt is empty", field=f"{field}.text")
-            ids = door.tokenizer.encode(prompt.text)
-        case "token_ids":
-            ids = checked_ids(prompt.token_ids.ids, door.vocab_size, f"{field}.token_ids.ids")
-        case "chat":
-            ids = door.tokenizer.encode_chat(_messages(prompt.chat.messages), f"{field}.chat.messages")
-        case "continue_from":
-            ids = _continuation_ids(prompt.continue_from, door, f"{field}.continue_from")
-        case _:
-            raise InvalidArgument("the prompt is not set: give text, token_ids, chat or continue_from", field=field)
-    if prompt.assistant_prefix:
-        ids = ids + door.tokenizer.encode(prompt.assistant_prefix, special_tokens=False)
-    if not ids:
-        raise InvalidArgument("the prompt has no tokens", field=field)
-    return ids
-
-
-def checked_ids(ids: Iterable[int], vocab_size: int, field: str) -> list[int]:
-    """Ids as a list. Raises InvalidArgument with the index of the first one outside the vocabulary, or if there are none."""
-    ids = list(ids)
-    if not ids:
-        raise InvalidArgument("no token ids", field=field)
-    if max(ids) >= vocab_size:
-        index = next(index for index, token in enumerate(ids) if token >= vocab_size)
-        raise InvalidArgument(f"token id outside the vocabulary of {vocab_size}: {ids[index]}", field=f"{field}[{index}]")
-    return ids
-
-
-def sampling_params(message: types_pb2.Sampling, field: str, door: Door) -> SamplingParams:
-    """Sampling parameters with every default filled in; the seed is drawn here if none is given."""
-    defaults = SamplingParams()
-    params = SamplingParams(
-        temperature=_number(message, "temperature", defaults.temperature, 0.0, MAX_TEMPERATURE, field),
-        top_p=_number(message, "top_p", defaults.top_p, 0.0, 1.0, field, above=True),
-        top_k=message.top_k if message.HasField("top_k") else defaults.top_k,
-        min_p=_number(message, "min_p", defaults.min_p, 0.0, 1.0, field),
-        repetition_penalty=_number(
-            message, "repetition_penalty", defaults.repetition_penalty, 0.0, MAX_REPETITION_PENALTY, field, above=True
-        ),
-        max_new_tokens=message.max_new_tokens if message.HasField("max_new_tokens") else defaults.max_new_tokens,
-        stop=tuple(message.stop),
-        keep_stop=message.keep_stop,
-        stop_token_ids=frozenset(message.stop_token_ids),
-        ignore_eos=message.ignore_eos,
-        seed=message.seed if message.HasField("seed") else secrets.randbits(64),
-    )
-    if params.top_k >= 1 << 31:
-        raise InvalidArgument(f"top_k is out of range: {params.top_k}", field=f"{field}.top_k")
-    if not 1 <= params.max_new_tokens <= door.max_context:
-        raise InvalidArgument(
-            f"max_new_tokens must lie between 1 and {door.max_context}: {params.max_new_tokens}", field=f"{field}.max_new_tokens"
-        )
-    _check_stops(message, door, field)
-    return params
-
-
-def _number(
-    message: types_pb2.Sampling, name: str, default: float, low: float, high: float, field: str, above: bool = False
-) -> float:
-    """A float field within [low, high], or (low, high] if `above`. NaN is outside of everything."""
-    if not message.HasField(name):
-        return default
-    value = float(getattr(message, name))
-    if not math.isfinite(value) or value < low or value > high or (above and value == low):
-        bracket = "(" if above else "["
-        raise InvalidArgument(f"{name} must lie in {bracket}{low:g}, {high:g}]: {value}", field=f"{field}.{name}")
-    return value
-
-
-def _check_stops(message: types_pb2.Sampling, door: Door, field: str) -> None:
-    if len(message.stop) > MAX_STOPS:
-        raise InvalidArgument(f"too many stop strings: {len(message.stop)}, at most {MAX_STOPS}", field=f"{field}.stop")
-    for index, stop in enumerate(message.stop):
-        if not stop or len(stop.encode()) > MAX_STOP_BYTES:
-            raise InvalidArgument(f"a stop string must have 1 to {MAX_STOP_BYTES} bytes", field=f"{field}.stop[{index}]")
-    if len(message.stop_token_ids) > MAX_STOP_IDS:
-        raise InvalidArgument(f"too many stop ids: {len(message.stop_token_ids)}, at most {MAX_STOP_IDS}", field=f"{field}.stop_token_ids")
-    if message.stop_token_ids:
-        checked_ids(message.stop_token_ids, door.vocab_size, f"{field}.stop_token_ids")
 
 
 def _arm_params(arm: generation_pb2.Arm, field: str, door: Door) -> SamplingParams:
@@ -348,24 +241,3 @@ def _check_group_size(request: Request, num_samples: int) -> None:
         raise InvalidArgument("a prompt's group would not fit one message: use DELIVERY_SAMPLES or fewer samples", field="delivery")
 
 
-def _completion_ids(item: scoring_pb2.ScoreItem, door: Door, field: str) -> list[int]:
-    match item.WhichOneof("completion"):
-        case "text":
-            ids = door.tokenizer.encode(item.text, special_tokens=False)
-            if not ids:
-                raise InvalidArgument("the completion is empty", field=f"{field}.text")
-            return ids
-        case "token_ids":
-            return checked_ids(item.token_ids.ids, door.vocab_size, f"{field}.token_ids.ids")
-    raise InvalidArgument("the completion is not set: give text or token_ids", field=field)
-
-
-def _continuation_ids(continuation: types_pb2.Continuation, door: Door, field: str) -> list[int]:
-    before = checked_ids(continuation.prompt_token_ids, door.vocab_size, f"{field}.prompt_token_ids")
-    sampled = checked_ids(continuation.token_ids, door.vocab_size, f"{field}.token_ids")
-    following = door.tokenizer.encode_next_turns(_messages(continuation.messages), sampled[-1], f"{field}.messages")
-    return [*before, *sampled, *following]
-
-
-def _messages(messages: Iterable[types_pb2.ChatMessage]) -> list[dict[str, str]]:
-    return [{"role": message.role, "content": message.content} for message in messages]

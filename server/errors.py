@@ -22,21 +22,21 @@ MAX_VALUE = 256
 log = logging.getLogger(__name__)
 
 
-class Unauthenticated(PolyheadError):  # noqa: N818  named like its status code, as heads/errors.py does
+class Unauthenticated(PolyheadError):
     """No token, or one that nobody knows. Raised by auth."""
 
     code = "UNAUTHENTICATED"
     reason = "UNAUTHENTICATED"
 
 
-class PermissionDenied(PolyheadError):  # noqa: N818  named like its status code, as heads/errors.py does
+class PermissionDenied(PolyheadError):
     """A known token whose role may not call the method. Raised by auth."""
 
     code = "PERMISSION_DENIED"
     reason = "PERMISSION_DENIED"
 
 
-class DeadlineExceeded(PolyheadError):  # noqa: N818  named like its status code, as heads/errors.py does
+class DeadlineExceeded(PolyheadError):
     """The caller's deadline, or the server's own limit, has passed. Raised by the interceptor."""
 
     code = "DEADLINE_EXCEEDED"

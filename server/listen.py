@@ -68,7 +68,7 @@ def bind(server: grpc.aio.Server, config: ServeConfig) -> int:
 
 def add_servicers(handlers: LateHandlers, services: Services) -> None:
     """Fill in the handlers of all services and open them."""
-    from polyhead.server.convert import Door
+    from polyhead.server.door import Door
     from polyhead.server.servicers.call import Frontend
     from polyhead.server.servicers.generation import GenerationServicer
     from polyhead.server.servicers.heads import HeadServicer

@@ -1,4 +1,7 @@
-"""Rule sets and rule templates: versioned files, and the ids that ask a rule head about one rule. One tokenisation path, used by the server and by trainers' tools alike."""
+"""Rule sets and rule templates: versioned files, and the ids that ask a rule head about one rule.
+
+One tokenisation path, for the server and for trainers' tools alike.
+"""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""From the engine's thread to a request's reader. The engine never waits: events queue up here, and tokens that wait merge into one message."""
+"""From the engine's thread to a request's reader. The engine never waits: events queue up here, and waiting tokens become one message."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The tokenizer's side of a request: text and conversations to ids, ids to text as they come, stop strings. Knows no engine and no protobuf."""
+"""The tokenizer's side of a request: text and conversations to ids, ids to text as they come, stop strings. Knows no engine."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A head out of a running server, as a torch module that can be trained. The trunk stays on the server: `encode` is all that is asked of it."""
+"""A head out of a running server, as a torch module that can be trained. The trunk stays on the server, which is asked for its states."""
 
 from __future__ import annotations
 

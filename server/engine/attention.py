@@ -22,7 +22,9 @@ NAME = "polyhead"
 _SHAPES = "polyhead_shapes"
 
 # Passed along by some families' layers and without meaning for the numbers here.
-_HARMLESS = frozenset({"position_ids", "use_cache", "output_attentions", "output_router_logits", "past_key_values", "is_causal", "position_embeddings"})
+_HARMLESS = frozenset(
+    {"position_ids", "position_embeddings", "use_cache", "past_key_values", "is_causal", "output_attentions", "output_router_logits"}
+)
 
 
 @dataclass(frozen=True, slots=True)

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from polyhead.heads.errors import Aborted, InvalidArgument
 from polyhead.server import convert_out
-from polyhead.server.convert import Door
+from polyhead.server.door import Door
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.sequence import Accepted, Event, Finished, Lease, Request
 from polyhead.server.interceptors import current_call

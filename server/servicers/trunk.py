@@ -13,7 +13,7 @@ import grpc
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import OutputKind
-from polyhead.server import convert, convert_out
+from polyhead.server import convert, convert_out, convert_prompts
 from polyhead.server.engine.sequence import Ended, Finished, Request, Sequence
 from polyhead.server.servicers.call import Frontend
 from polyhead.v1 import trunk_pb2, trunk_pb2_grpc
@@ -72,13 +72,13 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
                 raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
             ids = await self._frontend.workers.run(self._frontend.door.tokenizer.encode, request.prompt.text, False)
         else:
-            ids = await self._frontend.workers.run(convert.prompt_ids, request.prompt, self._frontend.door, "prompt")
+            ids = await self._frontend.workers.run(convert_prompts.prompt_ids, request.prompt, self._frontend.door, "prompt")
         return trunk_pb2.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(  # noqa: N802
         self, request: trunk_pb2.DetokenizeRequest, context: Context
     ) -> trunk_pb2.DetokenizeResponse:
-        ids = convert.checked_ids(request.token_ids, self._facts.spec.vocab_size, "token_ids") if request.token_ids else []
+        ids = convert_prompts.checked_ids(request.token_ids, self._facts.spec.vocab_size, "token_ids") if request.token_ids else []
         text = await self._frontend.workers.run(self._frontend.door.tokenizer.decode, ids, request.skip_special_tokens)
         return trunk_pb2.DetokenizeResponse(text=text)
 
@@ -120,7 +120,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         )
         for index, sequence in enumerate(message.sequences):
             field = f"sequences[{index}].ids"
-            ids = convert.checked_ids(sequence.ids, self._facts.spec.vocab_size, field)
+            ids = convert_prompts.checked_ids(sequence.ids, self._facts.spec.vocab_size, field)
             if len(ids) > self._frontend.door.max_context:
                 raise InvalidArgument(f"{len(ids)} tokens; the context holds {self._frontend.door.max_context}", field=field)
             sample = convert.given_sample(request, index, ids, [])

@@ -194,9 +194,7 @@ def assert_restarts_equal(store: HeadStore, folder: Path) -> None:
     ("declared", "chunks", "message"),
     [(10, [b"12345", b"678901"], "more bytes"), (10, [b"123"], "fewer bytes"), (3, [b"124"], "another SHA-256")],
 )
-def test_a_push_that_is_not_what_it_declared(
-    store: HeadStore, folder: Path, declared: int, chunks: list[bytes], message: str
-) -> None:
+def test_a_push_that_is_not_what_it_declared(store: HeadStore, folder: Path, declared: int, chunks: list[bytes], message: str) -> None:
     """H07, H08: refused at the first byte too many, and nothing is left."""
 
     def push_chunks() -> None:
@@ -355,7 +353,7 @@ def test_heads_of_another_trunk_and_bad_fields_are_refused(store: HeadStore) -> 
     bad_fields = ({"labels": ["../x"]}, {"request_id": "a\n"}, {"request_id": "a" * 201}, {"metrics": {"loss": float("nan")}})
     for bad in bad_fields:
         with pytest.raises(InvalidArgument):
-            store.add_version("policy", digest, manifest(), **bad)  # type: ignore[arg-type]
+            store.add_version("policy", digest, manifest(), **bad)
     assert store.names() == []
 
 
@@ -681,6 +679,4 @@ class StoreAgainstModel(RuleBasedStateMachine):
 
 
 TestStoreAgainstModel = StoreAgainstModel.TestCase
-TestStoreAgainstModel.settings = settings(
-    max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck)
-)
+TestStoreAgainstModel.settings = settings(max_examples=40, stateful_step_count=30, deadline=None, suppress_health_check=list(HealthCheck))

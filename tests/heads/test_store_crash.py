@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+import os
 import random
 import re
 import shutil
@@ -119,6 +121,25 @@ def test_every_step_in_the_order_that_survives_a_power_cut(tmp_path: Path) -> No
         ("rename", "generations/1.json"),
         ("fsync_folder", "generations"),
     ]
+
+
+def test_the_record_does_not_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each recorded fsync and rename is a real one; all else here only reads the record."""
+    record: list[tuple[str, str]] = []
+    for call in ("fsync", "rename"):
+        real = getattr(os, call)
+
+        def recorded(*arguments: object, call: str = call, real: Callable[..., None] = real, **options: object) -> None:
+            record.append(("real", call))
+            real(*arguments, **options)
+
+        monkeypatch.setattr(f"os.{call}", recorded)
+    with HeadStore.open(tmp_path / "store", TRUNK, os_record=record) as store:
+        activate(store, {"policy": push(store, "policy", 1)})
+    pairs = itertools.pairwise([("", ""), *record])
+    claims = [(before, op) for before, (op, _) in pairs if op in ("fsync", "fsync_folder", "rename")]
+    assert len(claims) > 15
+    assert all(before == ("real", op.removesuffix("_folder")) for before, op in claims)
 
 
 def store_digest(folder: Path) -> str:
@@ -244,9 +265,11 @@ def test_an_error_at_every_step(folder: Path, name: str, error: str) -> None:
             assert isinstance(failure, StoreIoError if error == "EIO" else ResourceExhausted)
             failpoints.disarm()
             push_and_activate(store)
+        known = [store.versions(head) for head in store.names()]
     with HeadStore.open(folder, TRUNK) as store:
         assert store.damage is None
         assert store.other_damage == ()
+        assert [store.versions(head) for head in store.names()] == known
         assert active_labels(store) == NEW
     assert_no_leftovers(folder)
 

@@ -1,4 +1,4 @@
-"""Through the engine, log-probs equal the unsplit model's: every attention variant, batched or alone, cached or cold, whole or in chunks."""
+"""Through the engine, log-probs equal the unsplit model's: every attention variant, batched or alone, cached or cold, in chunks."""
 
 from __future__ import annotations
 

@@ -1,0 +1,22 @@
+"""What a request is checked against at the door, before any model work."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from polyhead.server.engine.live import ServedHead
+from polyhead.server.rules import RuleBook
+from polyhead.server.text import Tokenizer
+
+
+@dataclass(frozen=True, slots=True)
+class Door:
+    """What a request is checked against."""
+
+    tokenizer: Tokenizer
+    rules: RuleBook
+    vocab_size: int
+    max_context: int  # tokens of prompt and reply together
+    eos_ids: frozenset[int]
+    resolve: Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
