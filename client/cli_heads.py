@@ -8,6 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
+from polyhead.client import cli_store
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.records import Generation
@@ -17,6 +18,7 @@ __all__ = ["heads_app"]
 heads_app = typer.Typer(help="Versions of heads and the active set.", no_args_is_help=True)
 
 _Ref = Annotated[str, typer.Argument(help="policy@7; policy alone means the active version.")]
+_Store = Annotated[Path | None, typer.Option(help="Repair the store of a stopped server in this folder, without a server.")]
 _Note = Annotated[str, typer.Option(help="Why; kept in the history.")]
 _Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless this generation is the active one.")]
 
@@ -103,17 +105,21 @@ def rollback_command(
     session: Session,
     to: Annotated[int | None, typer.Option(help="The generation to equal; default: the one before.")] = None,
     expected: _Expected = None,
+    store: _Store = None,
 ) -> None:
     """Make a new generation equal to an earlier one."""
-    generation = session.client.rollback(to, expected_generation=expected)
+    generation = cli_store.rollback(store, to) if store else session.client.rollback(to, expected_generation=expected)
     session.show(generation, _line(generation))
 
 
 @heads_app.command("delete")
 @connected
-def delete_command(session: Session, ref: _Ref) -> None:
+def delete_command(session: Session, ref: _Ref, store: _Store = None) -> None:
     """Forget a version that is neither active nor labelled."""
-    session.client.delete_head(ref)
+    if store:
+        cli_store.delete(store, *_split(ref))
+    else:
+        session.client.delete_head(ref)
     session.show({"deleted": ref}, f"deleted {ref}")
 
 
@@ -127,9 +133,11 @@ def watch_command(session: Session, after: Annotated[int, typer.Option(help="Sta
 
 @heads_app.command("history")
 @connected
-def history_command(session: Session, limit: Annotated[int, typer.Option(help="Most rows.")] = 20) -> None:
+def history_command(
+    session: Session, limit: Annotated[int, typer.Option(help="Most rows.")] = 20, store: _Store = None
+) -> None:
     """The history of the active set, newest first."""
-    generations = session.client.generations(limit)
+    generations = cli_store.history(store, limit) if store else session.client.generations(limit)
     session.show(generations, "\n".join(_line(generation) for generation in generations))
 
 

@@ -19,7 +19,6 @@ PolyheadError
 
 A wrong *type* of argument is a TypeError, before anything is sent.
 """
-# ruff: noqa: N818  # named as the status codes are, and as in heads/errors.py
 
 from __future__ import annotations
 

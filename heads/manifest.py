@@ -13,8 +13,8 @@ from typing import Any
 from polyhead.heads.errors import InvalidArgument
 
 FORMAT = 1
-NAME_PATTERN = re.compile(r"^[a-z0-9][a-z0-9._-]{0,63}$")
-_SHA256 = re.compile(r"^[0-9a-f]{64}$")
+NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
+_SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
 class HeadKind(enum.Enum):
@@ -76,7 +76,7 @@ class HeadManifest:
 
     def validate(self) -> None:
         """Raise InvalidArgument naming the first field that is wrong in itself (the trunk is compared elsewhere)."""
-        if not _SHA256.match(self.trunk_id):
+        if not _SHA256.fullmatch(self.trunk_id):
             raise InvalidArgument(f"trunk_id must be 64 hex digits: {self.trunk_id[:80]!r}", field="manifest.trunk_id")
         if not 0 < self.split_layer < self.num_layers:
             raise InvalidArgument(
@@ -130,7 +130,7 @@ class HeadManifest:
         return manifest
 
 
-_ENUMS: dict[str, type[enum.Enum]] = {"HeadKind": HeadKind, "OutputKind": OutputKind, "ReadPosition": ReadPosition, "Unfinished": Unfinished}
+_ENUMS: dict[str, type[enum.Enum]] = {kind.__name__: kind for kind in (HeadKind, OutputKind, ReadPosition, Unfinished)}
 _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
 
 
@@ -150,7 +150,7 @@ def _typed(name: str, value: object, type_name: str) -> object:
 
 def check_name(name: str, field: str) -> str:
     """The one rule for head names: lower case, digits, `._-`, at most 64 characters, nothing path-like."""
-    if not NAME_PATTERN.match(name) or ".." in name:
+    if not NAME_PATTERN.fullmatch(name) or ".." in name:
         raise InvalidArgument(
             f"not a valid name (lower case letters, digits, '.', '_', '-', at most 64, no '..'): {name[:80]!r}", field=field
         )

@@ -86,22 +86,34 @@ class Demo:
     def rollout(self) -> None:
         """Draw samples and score every one with four heads, in the same call."""
         self._chapter("2. A rollout in one call: 4 samples of each prompt, scored by reference, value, preference and rule")
-        before = self.client.status().counters
+        before = self._trunk_tokens()
         samples = self.client.generate(
             [_ask(prompt) for prompt in PROMPTS], n=4, temperature=1.0, seed=7, max_new_tokens=24, score=HEADS, rules=RULES
         )
-        after = self.client.status().counters
+        took = self._trunk_tokens() - before
         self._show_samples(samples)
         gap = max(abs(a - b) for s in samples for a, b in zip(s.logprobs, s.scores["reference"].logprobs, strict=True))
-        self.claims.check(f"reference log-probs equal those of sampling, as they must before training (largest gap {gap:.1e})", gap < 5e-5)
-        suffixes = self._num_suffix_tokens(samples[0])
-        prompts = {tuple(sample.prompt_token_ids) for sample in samples}
-        expected = sum(map(len, prompts)) + sum(len(sample.token_ids) + suffixes for sample in samples)
-        expected -= self._num_cached(prompts, samples)
-        took = after["trunk_tokens"] - before["trunk_tokens"]
+        self.claims.check(f"before training, reference and policy agree on every token (largest gap of log-probs {gap:.0e})", gap < 5e-5)
+        self._count_trunk_work(samples, took)
+
+    def _count_trunk_work(self, samples: Sequence[Sample], took: int) -> None:
+        """Every prompt once, every sampled token once, and the same number of rule tokens after each sample."""
+        firsts = {sample.prompt_index: sample for sample in sorted(samples, key=lambda sample: -sample.num_cached_tokens)}
+        num_prompt = sum(len(sample.prompt_token_ids) - sample.num_cached_tokens for sample in firsts.values())
+        num_sampled = sum(len(sample.token_ids) for sample in samples)
+        num_rules, rest = divmod(took - num_prompt - num_sampled, len(samples))
         self.claims.check(
-            f"each prompt, sampled and rule token went through the trunk once: {took} tokens, with four heads on top", took <= expected
+            f"every token went through the trunk once: {took} = {num_prompt} of prompts + {num_sampled} sampled "
+            f"+ {len(samples)} x {num_rules} of rules; reference, value and preference added none",
+            rest == 0 and num_rules > 0,
         )
+        before = self._trunk_tokens()
+        self.client.score(samples, heads=HEADS, rules=RULES)
+        again = self._trunk_tokens() - before
+        self.claims.check(f"scoring the same samples again, four heads and {len(RULES)} rules each: {again} trunk tokens", again == 0)
+
+    def _trunk_tokens(self) -> int:
+        return self.client.status().counters["trunk_tokens"]
 
     def replies(self) -> list[Sample]:
         """Greedy answers to questions that nobody trains on."""
@@ -158,7 +170,8 @@ class Demo:
         self.show_replies("after", after)
         old = sum(sample.text.startswith(MARKER) for sample in before)
         new = sum(sample.text.startswith(MARKER) for sample in after)
-        self.claims.check(f"the voice changed: {new} of {len(after)} replies begin with {MARKER!r}, {old} did before", new > 0.7 * len(after) and not old)
+        text = f"the voice changed: {new} of {len(after)} replies begin with {MARKER!r}, {old} did before"
+        self.claims.check(text, new > 0.7 * len(after) and old == 0)
 
     def rank_voices(self) -> None:
         """The trained preference head on pairs that it has not seen."""
@@ -184,10 +197,10 @@ class Demo:
         heads = sum(head.num_bytes for head in status.resident_heads)
         hits = counters["cache_hit_tokens"] / max(1, counters["prompt_tokens"])
         rows = Table.grid(padding=(0, 3))
-        rows.add_row("decoding", f"{self.tokens_per_second:.0f} tokens/s with {NUM_STREAMS} streams, training pushes included")
+        rows.add_row("decoding", f"{self.tokens_per_second:.0f} tokens/s with {NUM_STREAMS} streams, while two heads were pushed")
         rows.add_row(
             "memory",
-            f"trunk {status.trunk_bytes / MIB:.0f} MiB + heads {heads / MIB:.0f} MiB ({len(status.resident_heads)} different files); "
+            f"trunk {status.trunk_bytes / MIB:.0f} MiB + {len(status.resident_heads)} head files in memory {heads / MIB:.0f} MiB; "
             f"five whole models: {5 * status.model_bytes / MIB:.0f} MiB",
         )
         rows.add_row("swap", f"the engine paused for {status.last_swap_pause_seconds * 1e3:.2f} ms")
@@ -215,32 +228,22 @@ class Demo:
         )
 
     def _show_samples(self, samples: Sequence[Sample]) -> None:
-        table = Table(box=None, padding=(0, 2))
-        for column in ("prompt", "log-prob", "reference", "V(0)", "preference", *(f"P({rule} broken)" for rule in RULES), "sample"):
-            table.add_column(column, no_wrap=column != "sample", max_width=40 if column == "sample" else None)
+        table = Table(box=None, padding=(0, 1))
+        for column in ("", "policy", "refer.", "V(0)", "pref.", *(f"broke {rule}?" for rule in RULES), "sample"):
+            table.add_column(column, no_wrap=True, overflow="ellipsis")
         for sample in samples[::2]:
             scores = sample.scores
-            rules = [f"{scores['rule'].p_violate[rule]:.2f}" for rule in RULES]
-            text = " ".join(sample.text.split())
             table.add_row(
-                str(sample.prompt_index),
-                f"{sum(sample.logprobs):.2f}",
-                f"{sum(scores['reference'].logprobs):.2f}",
-                f"{scores['value'].values[0]:.2f}",
-                f"{scores['preference'].value:.2f}",
-                *rules,
-                escape(text[:37] + "…" if len(text) > 38 else text),
+                f"{sample.prompt_index + 1}.{sample.sample_index + 1}",
+                f"{sum(sample.logprobs):.1f}",
+                f"{sum(scores['reference'].logprobs):.1f}",
+                f"{scores['value'].values[0]:.1f}",
+                f"{scores['preference'].value:.1f}",
+                *(f"{scores['rule'].p_violate[rule]:.2f}" for rule in RULES),
+                escape(" ".join(sample.text.split())),
             )
         self.console.print(table)
-        self.console.print("  [dim](every second sample; value and preference are untrained and say 0)[/]")
-
-    def _num_suffix_tokens(self, sample: Sample) -> int:
-        """Most tokens that the rule questions can add to one sample."""
-        return 200 * len(RULES)
-
-    def _num_cached(self, prompts: set[tuple[int, ...]], samples: Sequence[Sample]) -> int:
-        firsts = {sample.prompt_index: sample.num_cached_tokens for sample in reversed(samples)}
-        return 0 * len(prompts) + min(firsts.values(), default=0)
+        self.console.print("  [dim](log-probs summed, every second sample; value and preference are untrained and say 0)[/]")
 
     def _chapter(self, title: str) -> None:
         self.console.print(f"\n[bold]{title}[/]")

@@ -1,0 +1,57 @@
+"""Repairs of a stopped server's store, behind `--store DIR`: what the server tells an operator to run when its active set is damaged."""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from polyhead.client.errors import FailedPrecondition, InvalidArgument
+from polyhead.client.records import Generation
+
+if TYPE_CHECKING:
+    from polyhead.heads.store import GenerationRecord, HeadStore
+
+__all__ = ["delete", "history", "rollback"]
+
+
+def rollback(store: Path, to: int | None) -> Generation:
+    """Make generation `to` the active one of a store that no server holds; 0 empties the active set."""
+    if to is None:
+        raise InvalidArgument("say which generation with --to; `polyhead heads history --store` lists them", field="to")
+    with _opened(store) as opened:
+        return _generation(opened.repair_to(to))
+
+
+def delete(store: Path, name: str, version: int) -> None:
+    """Forget a version, a damaged one, too."""
+    with _opened(store) as opened:
+        opened.delete_version(name, version)
+
+
+def history(store: Path, limit: int) -> list[Generation]:
+    """Generations that can be read, newest first."""
+    with _opened(store) as opened:
+        return [_generation(record) for record in opened.history()[:limit]]
+
+
+@contextlib.contextmanager
+def _opened(folder: Path) -> Iterator[HeadStore]:
+    """The store, held by us alone; its errors become the client's, so that the command line prints one line."""
+    try:
+        from polyhead.heads.errors import PolyheadError
+        from polyhead.heads.store import HeadStore
+    except ImportError:
+        raise FailedPrecondition("repairing a store needs the server's packages: pip install 'polyhead[server]'") from None
+    try:
+        with HeadStore.open(folder, HeadStore.read_trunk_id(folder)) as store:
+            yield store
+    except PolyheadError as error:
+        raise FailedPrecondition(error.message) from None
+
+
+def _generation(record: GenerationRecord) -> Generation:
+    return Generation(
+        number=record.number, parent=record.parent or 0, heads=dict(record.heads), created_at=record.created_at, note=record.note
+    )
