@@ -230,7 +230,7 @@ class Demo:
     def _show_samples(self, samples: Sequence[Sample]) -> None:
         table = Table(box=None, padding=(0, 1))
         for column in ("", "policy", "refer.", "V(0)", "pref.", *(f"broke {rule}?" for rule in RULES), "sample"):
-            table.add_column(column, no_wrap=True, overflow="ellipsis")
+            table.add_column(column, no_wrap=True)
         for sample in samples[::2]:
             scores = sample.scores
             table.add_row(
@@ -240,7 +240,7 @@ class Demo:
                 f"{scores['value'].values[0]:.1f}",
                 f"{scores['preference'].value:.1f}",
                 *(f"{scores['rule'].p_violate[rule]:.2f}" for rule in RULES),
-                escape(" ".join(sample.text.split())),
+                escape(_shortened(sample.text, self.console.width - 68)),
             )
         self.console.print(table)
         self.console.print("  [dim](log-probs summed, every second sample; value and preference are untrained and say 0)[/]")
@@ -293,6 +293,11 @@ def _ask(question: str) -> Messages:
     return [{"role": "user", "content": question}]
 
 
+def _shortened(text: str, width: int) -> str:
+    line = " ".join(text.split())
+    return line if len(line) <= width else line[: max(0, width - 1)] + "…"
+
+
 def _serve(console: Console, store: str) -> int:
     def show(line: str) -> None:
         console.print(f"  [dim]{escape(line)}[/]", soft_wrap=True, highlight=False)
@@ -314,7 +319,7 @@ def _show_card(console: Console, server: LocalServer) -> None:
 def main() -> int:
     """Prepare the model, start a server, tell the story."""
     torch.set_num_threads(2)
-    console = Console(highlight=False, width=min(Console().width, 150))
+    console = Console(highlight=False, width=None if Console().is_terminal else 120)
     console.print("[bold]0. A real server process on the embedded SmolLM2-135M-Instruct[/]")
     embedded.prepare(lambda text: console.print(f"  [dim]{escape(text)}[/]"))
     with tempfile.TemporaryDirectory(prefix="polyhead-demo-") as store:

@@ -1,0 +1,314 @@
+"""Bad input through raw calls, past our client's own checks: the right code, the field's name, and no model work."""
+
+from __future__ import annotations
+
+import random
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import grpc
+import pytest
+from google.protobuf import message_factory
+from google.protobuf.descriptor import Descriptor, MethodDescriptor
+from google.rpc import error_details_pb2
+
+from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2
+from polyhead.v1.generation_pb2 import Arm, GenerateRequest
+from polyhead.v1.heads_pb2 import PushHeader, PushHeadRequest
+from polyhead.v1.types_pb2 import Chat, ChatMessage, Continuation, Prompt, Rule, RuleSelection, Sampling, ScoringSpec, TokenIds
+from tests.e2e.support import MODEL_WORK, PROMPT, assert_reveals_nothing, call, details_of, error_of, serving
+from tests.e2e.tiny import CONTEXT, VOCAB
+
+NAN, INFINITY = float("nan"), float("inf")
+INVALID, NOT_FOUND = "INVALID_ARGUMENT", "NOT_FOUND"
+NAMES = ["../x", "/abs", "x\0y", "A", "x/../y", "..", ".hidden", "-dash", "é", "x" * 300, "policy@0", "policy@x", "policy@-1", "policy@", "@1"]
+SERVICES = [
+    module.DESCRIPTOR.services_by_name[name]
+    for module, name in (
+        (generation_pb2, "GenerationService"),
+        (scoring_pb2, "ScoringService"),
+        (trunk_pb2, "TrunkService"),
+        (heads_pb2, "HeadService"),
+    )
+]
+METHODS = {f"{service.name}/{method.name}": method for service in SERVICES for method in service.methods}
+
+
+@pytest.fixture(scope="module")
+def channel(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[grpc.Channel]:
+    with (
+        serving(tiny_model, tmp_path_factory.mktemp("bad-input") / "store") as server,
+        grpc.insecure_channel(server.address) as opened,
+    ):
+        yield opened
+
+
+def ids(*token_ids: int) -> Prompt:
+    return Prompt(token_ids=TokenIds(ids=token_ids))
+
+
+def chat(*roles: str) -> Prompt:
+    return Prompt(chat=Chat(messages=[ChatMessage(role=role, content="hi") for role in roles]))
+
+
+def generate(prompt: Prompt | None = None, *, arm: Arm | None = None, sampling: Sampling | None = None, **fields: Any) -> tuple[str, Any]:
+    arms = [arm or Arm(sampling=sampling or Sampling(max_new_tokens=1))]
+    return "GenerationService/Generate", GenerateRequest(**{"prompts": [prompt or ids(*PROMPT)], "arms": arms, **fields})
+
+
+def sampled(**values: Any) -> tuple[str, Any]:
+    return generate(sampling=Sampling(**values))
+
+
+def scored(**spec: Any) -> tuple[str, Any]:
+    return generate(score=ScoringSpec(**spec))
+
+
+def score(*items: scoring_pb2.ScoreItem, heads: tuple[str, ...] = ("policy",), **fields: Any) -> tuple[str, Any]:
+    return "ScoringService/Score", scoring_pb2.ScoreRequest(items=items, score=ScoringSpec(heads=heads), **fields)
+
+
+def item(prompt: Prompt | None = None, **completion: Any) -> scoring_pb2.ScoreItem:
+    return scoring_pb2.ScoreItem(prompt=prompt or ids(*PROMPT), **completion)
+
+
+def heads(method: str, **fields: Any) -> tuple[str, Any]:
+    return f"HeadService/{method}", getattr(heads_pb2, f"{method}Request")(**fields)
+
+
+def trunk(method: str, **fields: Any) -> tuple[str, Any]:
+    return f"TrunkService/{method}", getattr(trunk_pb2, f"{method}Request")(**fields)
+
+
+def push(**header: Any) -> tuple[str, Any]:
+    return "HeadService/PushHead", PushHeadRequest(header=PushHeader(**{"name": "policy", "num_bytes": 8, "sha256": "0" * 64, **header}))
+
+
+SAMPLING = "arms[0].sampling"
+TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
+    # prompts
+    "no prompt": (generate(prompts=[]), INVALID, "prompts"),
+    "too many prompts": (generate(prompts=[ids(5)] * 1025), INVALID, "prompts"),
+    "unset prompt": (generate(Prompt()), INVALID, "prompts[0]"),
+    "prefix of nothing": (generate(Prompt(assistant_prefix="x")), INVALID, "prompts[0]"),
+    "empty text": (generate(Prompt(text="")), INVALID, "prompts[0].text"),
+    "no ids": (generate(ids()), INVALID, "prompts[0].token_ids.ids"),
+    "id = vocabulary": (generate(ids(5, 6, VOCAB)), INVALID, "prompts[0].token_ids.ids[2]"),
+    "id 2^32 - 1": (generate(ids(5, 2**32 - 1)), INVALID, "prompts[0].token_ids.ids[1]"),
+    "prompt of ten contexts": (generate(ids(*[5] * 10 * CONTEXT)), INVALID, "prompts[0]"),
+    "second prompt bad": (generate(prompts=[ids(5), ids(VOCAB)]), INVALID, "prompts[1].token_ids.ids[0]"),
+    "long salt": (generate(Prompt(text="x", cache_salt="s" * 257)), INVALID, "prompts[0].cache_salt"),
+    "no messages": (generate(Prompt(chat=Chat())), INVALID, "prompts[0].chat.messages"),
+    "unknown role": (generate(chat("user", "root", "user")), INVALID, "prompts[0].chat.messages[1].role"),
+    "assistant last": (generate(chat("user", "assistant")), INVALID, "prompts[0].chat.messages[1].role"),
+    "continue from nothing": (
+        generate(Prompt(continue_from=Continuation(token_ids=[5]))),
+        INVALID,
+        "prompts[0].continue_from.prompt_token_ids",
+    ),
+    "continue without sample": (
+        generate(Prompt(continue_from=Continuation(prompt_token_ids=[5]))),
+        INVALID,
+        "prompts[0].continue_from.token_ids",
+    ),
+    "continue without turn": (
+        generate(Prompt(continue_from=Continuation(prompt_token_ids=[5], token_ids=[6]))),
+        INVALID,
+        "prompts[0].continue_from.messages",
+    ),
+    # arms and sampling
+    "too many arms": (generate(arms=[Arm()] * 17), INVALID, "arms"),
+    **{f"n = {n}": (generate(arm=Arm(n=n)), INVALID, "arms[0].n") for n in (65, 10**6, 2**31)},
+    "n x prompts": (generate(prompts=[ids(5)] * 65, arms=[Arm(n=64, sampling=Sampling(max_new_tokens=1))]), INVALID, "prompts"),
+    **{
+        f"{name} = {value}": (sampled(**{name: value}), INVALID, f"{SAMPLING}.{name}")
+        for name, values in {
+            "temperature": (NAN, -1, INFINITY, -INFINITY, 1e9),
+            "top_p": (0, -1, 1.1, NAN, INFINITY),
+            "min_p": (-0.1, 1.1, NAN),
+            "top_k": (2**31, 2**32 - 1),
+            "repetition_penalty": (0, -1, NAN, INFINITY, 10.5),
+            "max_new_tokens": (0, CONTEXT + 1, 2**31),
+        }.items()
+        for value in values
+    },
+    "empty stop": (sampled(stop=["a", ""]), INVALID, f"{SAMPLING}.stop[1]"),
+    "17 stops": (sampled(stop=["a"] * 17), INVALID, f"{SAMPLING}.stop"),
+    "10^4 stops": (sampled(stop=["a"] * 10**4), INVALID, f"{SAMPLING}.stop"),
+    "stop of 257 bytes": (sampled(stop=["a" * 255 + "é"]), INVALID, f"{SAMPLING}.stop[0]"),
+    "stop of 1 MB": (sampled(stop=["a" * 10**6]), INVALID, f"{SAMPLING}.stop[0]"),
+    "stop id = vocabulary": (sampled(stop_token_ids=[5, VOCAB]), INVALID, f"{SAMPLING}.stop_token_ids[1]"),
+    "65 stop ids": (sampled(stop_token_ids=[5] * 65), INVALID, f"{SAMPLING}.stop_token_ids"),
+    "one seed for two": (generate(arm=Arm(n=2, sampling=Sampling(sample_seeds=[1]))), INVALID, f"{SAMPLING}.sample_seeds"),
+    "two seeds for one": (generate(arm=Arm(sampling=Sampling(sample_seeds=[1, 2]))), INVALID, f"{SAMPLING}.sample_seeds"),
+    "value head samples": (generate(arm=Arm(head="value")), INVALID, "arms[0].head"),
+    "unknown delivery": (generate(delivery=99), INVALID, "delivery"),
+    "unknown on_swap": (generate(on_swap=99), INVALID, "on_swap"),
+    "unknown priority": (generate(priority=99), INVALID, "priority"),
+    "long request id": (generate(request_id="x" * 129), INVALID, "request_id"),
+    "request id with a line break": (generate(request_id="x\ny"), INVALID, "request_id"),
+    # names and versions
+    **{f"head {name[:10]!r}": (generate(arm=Arm(head=name)), INVALID, "arms[0].head") for name in NAMES},
+    **{f"score head {name[:10]!r}": (scored(heads=[name]), INVALID, "score.heads[0]") for name in NAMES},
+    **{f"GetHead {name[:10]!r}": (heads("GetHead", head=name), INVALID, "head") for name in NAMES},
+    **{f"PullHead {name[:10]!r}": (heads("PullHead", head=name), INVALID, "head") for name in NAMES},
+    **{f"DeleteHead {name[:10]!r}": (heads("DeleteHead", head=name), INVALID, "head") for name in NAMES},
+    **{f"PushHead {name[:10]!r}": (push(name=name), INVALID, "header.name") for name in NAMES},
+    **{f"CopyHead {name[:10]!r}": (heads("CopyHead", source="policy", target=name), INVALID, "target") for name in NAMES},
+    **{f"CopyHead of {name[:10]!r}": (heads("CopyHead", source=name, target="x"), INVALID, "source") for name in NAMES},
+    **{f"ListHeads {name[:10]!r}": (heads("ListHeads", name=name), INVALID, "name") for name in NAMES},
+    **{f"ActivateHeads {name[:10]!r}": (heads("ActivateHeads", heads={name: 1}), INVALID, f"heads[{name[:64]}]") for name in NAMES},
+    **{f"rule set {name[:10]!r}": (scored(heads=["rule"], rules=RuleSelection(rule_set=name)), INVALID, "score.rules.rule_set") for name in NAMES},
+    "unknown head": (generate(arm=Arm(head="nobody")), NOT_FOUND, ""),
+    "unknown version": (generate(arm=Arm(head="policy@9")), NOT_FOUND, ""),
+    "unknown score head": (scored(heads=["nobody"]), NOT_FOUND, ""),
+    "unknown score version": (scored(heads=["value@9"]), NOT_FOUND, ""),
+    "get unknown": (heads("GetHead", head="policy@9"), NOT_FOUND, ""),
+    "pull unknown": (heads("PullHead", head="nobody"), NOT_FOUND, ""),
+    "delete unknown": (heads("DeleteHead", head="policy@9"), NOT_FOUND, ""),
+    "copy unknown": (heads("CopyHead", source="nobody", target="x"), NOT_FOUND, ""),
+    "activate unknown": (heads("ActivateHeads", heads={"policy": 9}), NOT_FOUND, ""),
+    "roll back to unknown": (heads("RollbackHeads", to_generation=99), NOT_FOUND, ""),
+    # scoring
+    "head twice": (scored(heads=["value", "value"]), INVALID, "score.heads"),
+    "too many heads": (scored(heads=["value"] * 17), INVALID, "score.heads"),
+    "rules without rule head": (scored(heads=["value"], rules=RuleSelection(rule_ids=["no-insults"])), INVALID, "score.heads"),
+    "rule head without rules": (scored(heads=["rule"]), INVALID, "score.rules"),
+    "rule id twice": (scored(heads=["rule"], rules=RuleSelection(rule_ids=["no-insults"] * 2)), INVALID, "score.rules"),
+    "rule without text": (scored(heads=["rule"], rules=RuleSelection(rules=[Rule(id="x")])), INVALID, "score.rules.rules[0].text"),
+    "rule with a bad id": (scored(heads=["rule"], rules=RuleSelection(rules=[Rule(id="../x", text="x")])), INVALID, "score.rules.rules[0].id"),
+    "unknown rule": (scored(heads=["rule"], rules=RuleSelection(rule_ids=["nothing"])), NOT_FOUND, ""),
+    "unknown rule set": (scored(heads=["rule"], rules=RuleSelection(rule_set="nothing")), NOT_FOUND, ""),
+    "no items": (score(), INVALID, "items"),
+    "no heads": (score(item(text="x"), heads=()), INVALID, "score.heads"),
+    "unset completion": (score(item()), INVALID, "items[0].token_ids"),
+    "empty completion": (score(item(text="")), INVALID, "items[0].text"),
+    "completion without ids": (score(item(token_ids=TokenIds())), INVALID, "items[0].token_ids.ids"),
+    "completion id": (score(item(token_ids=TokenIds(ids=[VOCAB]))), INVALID, "items[0].token_ids.ids[0]"),
+    "scored prompt unset": (score(item(Prompt(), text="x")), INVALID, "items[0].prompt"),
+    "scored text too long": (score(item(ids(*[5] * CONTEXT), text="x")), INVALID, "items[0]"),
+    "score sampling": (score(item(text="x"), sampling=Sampling(top_p=NAN)), INVALID, "sampling.top_p"),
+    "score on_swap": (score(item(text="x"), on_swap=99), INVALID, "on_swap"),
+    # trunk
+    "encode nothing": (trunk("Encode"), INVALID, "sequences"),
+    "encode no ids": (trunk("Encode", sequences=[TokenIds()]), INVALID, "sequences[0].ids"),
+    "encode id": (trunk("Encode", sequences=[TokenIds(ids=[5]), TokenIds(ids=[VOCAB])]), INVALID, "sequences[1].ids[0]"),
+    "encode too long": (trunk("Encode", sequences=[TokenIds(ids=[5] * (CONTEXT + 1))]), INVALID, "sequences[0].ids"),
+    "tokenize nothing": (trunk("Tokenize"), INVALID, "prompt"),
+    "tokenize chat bare": (trunk("Tokenize", prompt=chat("user"), without_special_tokens=True), INVALID, "without_special_tokens"),
+    "detokenize id": (trunk("Detokenize", token_ids=[VOCAB]), INVALID, "token_ids[0]"),
+    # heads
+    "activate nothing": (heads("ActivateHeads"), INVALID, "heads"),
+    "activate version 0": (heads("ActivateHeads", heads={"policy": 0}), INVALID, "heads[policy]"),
+    "long note": (heads("ActivateHeads", heads={"policy": 1}, note="x" * 1025), INVALID, "note"),
+    "copy to unknown kind": (heads("CopyHead", source="policy", target="x", kind=99), INVALID, "kind"),
+    "copy to unknown reading": (heads("CopyHead", source="value", target="x", read=99), INVALID, "read"),
+    "negative page": (heads("ListHeads", page_size=-1), INVALID, "page_size"),
+    "page token": (heads("ListGenerations", page_token="W10"), INVALID, "page_token"),
+    "push without header": (("HeadService/PushHead", PushHeadRequest()), INVALID, "header"),
+    "push of unknown kind": (push(manifest=heads_pb2.HeadManifest(kind=99)), INVALID, "header.manifest.kind"),
+    "push with a path for a hash": (push(sha256="../../etc"), INVALID, "header.sha256"),
+    "delete active": (heads("DeleteHead", head="policy@1"), "FAILED_PRECONDITION", ""),
+    "no parent": (heads("RollbackHeads"), "FAILED_PRECONDITION", ""),
+    "huge push": (push(num_bytes=2**40), "RESOURCE_EXHAUSTED", ""),
+    # reserved
+    "recipe": (scored(heads=["value"], recipe="sparrow"), "UNIMPLEMENTED", ""),
+    "follow": (generate(on_swap=3), "UNIMPLEMENTED", ""),
+    "score follow": (score(item(text="x"), on_swap=3), "UNIMPLEMENTED", ""),
+    "delta": (push(delta_base="policy@1"), "UNIMPLEMENTED", ""),
+}
+
+
+def model_work(channel: grpc.Channel) -> list[int]:
+    """What the engine has done so far."""
+    counters = trunk_pb2.GetStatusResponse.FromString(call(channel, "TrunkService/GetStatus", b"")[0]).counters
+    return [counters[name] for name in MODEL_WORK]
+
+
+def assert_status(error: Any, code: str, field: str) -> None:
+    """The exact code, exactly one ErrorInfo, and the field at fault by name."""
+    assert error.code().name == code, error.details()
+    details = details_of(error)
+    assert sum(isinstance(detail, error_details_pb2.ErrorInfo) for detail in details) == 1
+    violations = [violation for detail in details if isinstance(detail, error_details_pb2.BadRequest) for violation in detail.field_violations]
+    assert bool(violations) == (code == INVALID)
+    if field:
+        escaped = "".join(char if char.isprintable() else char.encode("unicode_escape").decode() for char in field)
+        assert [violation.field for violation in violations] == [escaped]
+
+
+@pytest.mark.parametrize("name", TABLE)
+def test_bad_input_is_refused_before_any_model_work(channel: grpc.Channel, name: str) -> None:
+    (method, message), code, field = TABLE[name]
+    before = model_work(channel)
+    error = error_of(lambda: call(channel, method, message))
+    assert_status(error, code, field)
+    assert_reveals_nothing(error, echo=next((each for each in NAMES if each in error.details()), "../x"))
+    assert model_work(channel) == before
+
+
+def test_prompt_and_reply_may_fill_the_context_exactly(channel: grpc.Channel) -> None:
+    """One token more is refused and never cut off."""
+    fits = generate(ids(*[5] * (CONTEXT - 3)), sampling=Sampling(max_new_tokens=3, ignore_eos=True))
+    last = generation_pb2.GenerateResponse.FromString(call(channel, *fits)[-1])
+    assert len(last.sample.token_ids) == 3
+    before = model_work(channel)
+    error = error_of(lambda: call(channel, *generate(ids(*[5] * (CONTEXT - 3)), sampling=Sampling(max_new_tokens=4))))
+    assert_status(error, INVALID, "prompts[0]")
+    assert model_work(channel) == before
+
+
+def test_extreme_values_inside_their_ranges_are_taken_as_they_are(channel: grpc.Channel) -> None:
+    given = Sampling(temperature=1e-9, top_p=1e-30, min_p=1, top_k=2**31 - 1, repetition_penalty=10, max_new_tokens=2, seed=2**64 - 1)
+    last = generation_pb2.GenerateResponse.FromString(call(channel, *generate(sampling=given))[-1])
+    for name in ("temperature", "top_p", "min_p", "top_k", "repetition_penalty", "max_new_tokens", "seed"):
+        assert getattr(last.sample.sampling, name) == getattr(given, name), name
+
+
+@pytest.mark.parametrize("text", ["a\0b", "\u202eabc", "\ufeffx", "e\u0301" * 50, "👩\u200d👩\u200d👧"])
+def test_any_valid_unicode_comes_back_as_it_went(channel: grpc.Channel, text: str) -> None:
+    answer = call(channel, *trunk("Tokenize", prompt=Prompt(text=text), without_special_tokens=True))[0]
+    token_ids = trunk_pb2.TokenizeResponse.FromString(answer).token_ids
+    answer = call(channel, *trunk("Detokenize", token_ids=token_ids))[0]
+    assert trunk_pb2.DetokenizeResponse.FromString(answer).text == text
+
+
+@pytest.mark.parametrize("name", METHODS)
+def test_malformed_bodies_are_invalid_arguments(channel: grpc.Channel, name: str) -> None:
+    """gRPC's own answer to bytes that do not parse is UNKNOWN with the parser's text."""
+    before = model_work(channel)
+    for body in _unparsable(METHODS[name], num_random=20):
+        error = error_of(lambda body=body: call(channel, name, body))
+        assert_status(error, INVALID, "")
+        assert_reveals_nothing(error)
+    assert model_work(channel) == before
+
+
+def _unparsable(method: MethodDescriptor, num_random: int) -> Iterator[bytes]:
+    """Bodies that are no message of the method's type: a torn tag, a string that is not UTF-8, random bytes."""
+    message_class = message_factory.GetMessageClass(method.input_type)
+    generator = random.Random(method.full_name)
+    yield b"\xff" * 11
+    yield from filter(None, [_bad_utf8(method.input_type, 4)])
+    while num_random:
+        body = generator.randbytes(generator.randint(1, 200))
+        try:
+            message_class.FromString(body)
+        except Exception:
+            num_random -= 1
+            yield body
+
+
+def _bad_utf8(message: Descriptor, most_deep: int) -> bytes:
+    """A message with a bad string somewhere inside; empty if it has none."""
+    for field in message.fields:
+        inside = b"\xc3\x28" if field.type == field.TYPE_STRING else b""
+        if field.type == field.TYPE_MESSAGE and most_deep:
+            inside = _bad_utf8(field.message_type, most_deep - 1)
+        if inside:
+            tag = field.number << 3 | 2
+            assert tag < 128
+            assert len(inside) < 128
+            return bytes([tag, len(inside)]) + inside
+    return b""
