@@ -137,7 +137,7 @@ def _request(
     return Request(
         request_id=request_id,
         deliver=_nowhere,
-        head_names=tuple(names),
+        head_kinds={name: door.resolve(name, "head").manifest.kind for name in names},
         pinned={name: door.resolve(name, "head") for name in names if "@" in name},
         score_heads=tuple(spec.heads),
         rules=_rule_questions(spec, scoring, door),

@@ -50,6 +50,7 @@ class Block:
     writer: Sequence | None = None  # the sequence that computes it
     head_blocks: dict[str, HeadBlock] = field(default_factory=dict)  # by digest
     last_used: int = 0
+    salt: str = ""  # of a root
 
     def shared_prefix(self, tokens: list[int], start: int) -> int:
         """How many of this block's tokens equal tokens[start:]."""
@@ -93,10 +94,10 @@ class BlockTree:
 
     def match(self, tokens: list[int], salt: str) -> Match:
         """Follow `tokens` down the tree, taking nothing."""
-        node = self._root(salt)
         found = Match([])
         position = 0
-        while position < len(tokens):
+        node = self._roots.get(salt)
+        while node is not None and position < len(tokens):
             best, length = self._best_child(node, tokens, position)
             if best is None:
                 return found
@@ -197,7 +198,7 @@ class BlockTree:
     # ---- one block
 
     def _root(self, salt: str) -> Block:
-        return self._roots.setdefault(salt, Block(slot=0, tokens=[], parent=None))
+        return self._roots.setdefault(salt, Block(slot=0, tokens=[], parent=None, salt=salt))
 
     def _best_child(self, node: Block, tokens: list[int], position: int) -> tuple[Block | None, int]:
         """The child with the longest common start; of equals, one that is computed already."""
@@ -267,7 +268,11 @@ class BlockTree:
         self.num_cached -= 1
         self._free.append(block.slot)
         self.heads.forget_block(block)
-        if parent is not None and parent.parent is not None and not parent.children and parent.num_users == 0:
+        if parent is None or parent.children:
+            return
+        if parent.parent is None:
+            self._roots.pop(parent.salt, None)
+        elif parent.num_users == 0:
             heapq.heappush(self._evictable, (parent.last_used, id(parent), parent))
 
 

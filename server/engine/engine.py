@@ -234,6 +234,7 @@ class Engine:
         self._expire()
         batch = self.scheduler.schedule(self.active)
         self._announce_leases()
+        self._end_refused()
         if not batch.is_empty:
             self._forward(batch)
             self.counters.steps += 1
@@ -399,6 +400,11 @@ class Engine:
             assert request.lease is not None
             self._emit(request, Accepted(request.lease, time.monotonic() - request.submitted_at))
         self.scheduler.newly_leased.clear()
+
+    def _end_refused(self) -> None:
+        refused, self.scheduler.refused = self.scheduler.refused, []
+        for request, error in refused:
+            self._abort(request, error)
 
     def _flip(self, active: ActiveSet) -> SwapReport:
         """The swap: one pointer. No block is touched; running requests hold what they leased."""

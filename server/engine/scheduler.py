@@ -8,6 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 
+from polyhead.heads.errors import PolyheadError
 from polyhead.server.engine.batch import Batch, HeadRun, TrunkRun
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.live import ActiveSet
@@ -37,6 +38,7 @@ class Scheduler:
         self.waiting: list[Sample] = []
         self.running: list[Sample] = []
         self.newly_leased: list[Request] = []  # emptied by the engine
+        self.refused: list[tuple[Request, PolyheadError]] = []  # no lease to be had; emptied by the engine
         self._chunk = limits.chunk_tokens
 
     def add(self, request: Request) -> None:
@@ -123,7 +125,11 @@ class Scheduler:
             if num_needed > self._num_unpromised() or num_head_blocks > self._num_unpromised_heads():
                 still_waiting.extend(self.waiting[index:])
                 break
-            self._lease(sample, active)
+            try:
+                self._lease(sample, active)
+            except PolyheadError as error:
+                self.refused.append((sample.request, error))
+                continue
             self.tree.place(sample.sequence, match, sample.head.live.digest if sample.head else "")
             self._begin(sample, num_blocks, num_head_blocks)
         self.waiting = still_waiting

@@ -16,7 +16,8 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from torch import Tensor
 
-from polyhead.heads.errors import PolyheadError
+from polyhead.heads.errors import FailedPrecondition, PolyheadError
+from polyhead.heads.manifest import HeadKind
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 
 if TYPE_CHECKING:
@@ -271,7 +272,7 @@ class Request:
 
     request_id: str
     deliver: Callable[[Request, list[Event]], None]  # takes a step's events; where it runs is the engine's sink's affair
-    head_names: tuple[str, ...]  # references to lease: sampling and scoring heads
+    head_kinds: Mapping[str, HeadKind]  # references to lease, sampling and scoring, and the kind that each had at the door
     pinned: Mapping[str, ServedHead]  # those with an explicit version, resolved at the door
     score_heads: tuple[str, ...] = ()
     rules: RuleQuestions | None = None
@@ -296,12 +297,20 @@ class Request:
         return sum(len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens) for sample in self.samples)
 
     def take_lease(self, active: ActiveSet) -> Lease:
-        """Resolve every head at once; names are never removed from an active set, so this cannot fail halfway."""
-        heads = {name: self.pinned.get(name) or active.heads[name] for name in self.head_names}
+        """Resolve every head at once. FailedPrecondition if a name has gone, or has changed its kind, since the request came in."""
+        heads = {name: self._resolve(name, kind, active) for name, kind in self.head_kinds.items()}
         self.lease = Lease(active.generation, heads)
         for live in self.lease.live_heads:
             live.num_leases += 1
         return self.lease
+
+    def _resolve(self, name: str, kind: HeadKind, active: ActiveSet) -> ServedHead:
+        head = self.pinned.get(name) or active.heads.get(name)
+        if head is None or head.manifest.kind is not kind:
+            raise FailedPrecondition(f"generation {active.generation} has no {kind.value} head of this name any more: {name!r}")
+        if kind is HeadKind.RULE and (self.rules is None or head.manifest.template not in self.rules.by_template):
+            raise FailedPrecondition(f"{head.reference} uses a template that the server does not have: {head.manifest.template!r}")
+        return head
 
     def drop_lease(self) -> None:
         """The request is over: its heads may go."""

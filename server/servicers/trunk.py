@@ -116,7 +116,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:
             raise InvalidArgument(f"between 1 and {MAX_SEQUENCES} sequences: {len(message.sequences)}", field="sequences")
         request = Request(
-            self._frontend.request_id(message.request_id), lambda *_: None, head_names=(), pinned={}, return_states=True
+            self._frontend.request_id(message.request_id), lambda *_: None, head_kinds={}, pinned={}, return_states=True
         )
         for index, sequence in enumerate(message.sequences):
             field = f"sequences[{index}].ids"

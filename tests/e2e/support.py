@@ -53,10 +53,9 @@ def error_of(run: Callable[[], Any]) -> Any:
 def details_of(error: Any) -> list[Any]:
     """The google.rpc details of a status, unpacked."""
     packed = dict(error.trailing_metadata() or ()).get("grpc-status-details-bin", b"")
-    kinds = {kind.DESCRIPTOR.full_name: kind for kind in vars(error_details_pb2).values() if hasattr(kind, "DESCRIPTOR")}
     unpacked = []
     for detail in status_pb2.Status.FromString(packed).details:
-        unpacked.append(kinds[detail.type_url.rpartition("/")[2]]())
+        unpacked.append(getattr(error_details_pb2, detail.type_url.rpartition(".")[2])())
         assert detail.Unpack(unpacked[-1])
     return unpacked
 

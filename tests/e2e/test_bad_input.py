@@ -182,7 +182,7 @@ TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
     "unknown rule set": (scored(heads=["rule"], rules=RuleSelection(rule_set="nothing")), NOT_FOUND, ""),
     "no items": (score(), INVALID, "items"),
     "no heads": (score(item(text="x"), heads=()), INVALID, "score.heads"),
-    "unset completion": (score(item()), INVALID, "items[0].token_ids"),
+    "unset completion": (score(item()), INVALID, "items[0]"),
     "empty completion": (score(item(text="")), INVALID, "items[0].text"),
     "completion without ids": (score(item(token_ids=TokenIds())), INVALID, "items[0].token_ids.ids"),
     "completion id": (score(item(token_ids=TokenIds(ids=[VOCAB]))), INVALID, "items[0].token_ids.ids[0]"),

@@ -32,9 +32,9 @@ def whole() -> WholeModel:
 
 @pytest.fixture(scope="session")
 def prose(whole: WholeModel) -> list[int]:
-    """A few thousand ids of plain English, to cut prompts out of."""
+    """A thousand ids of text, to cut prompts out of."""
     pairs = json.loads(VOICES.read_text(encoding="utf-8"))
-    text = "\n".join(f"{pair['question']} {pair['plain']}" for part in ("train", "held_out") for pair in pairs[part])
+    text = "\n".join(f"{pair['question']} {pair['plain']} {pair['pirate']}" for part in ("train", "held_out") for pair in pairs[part])
     ids = whole.ids_of(text)
     assert len(ids) > 900
     return ids

@@ -114,7 +114,7 @@ class Bench:
 
     def request(self, *, score: tuple[str, ...] = (), rules: dict[str, tuple[int, ...]] | None = None, **fields: Any) -> Request:
         questions = tuple(RuleQuestion(rule_id, suffix) for rule_id, suffix in (rules or {}).items())
-        names = tuple(dict.fromkeys(("policy", *score)))
+        names = {name: self.engine.active.heads[name].manifest.kind for name in ("policy", *score)}
         pinned = fields.pop("pinned", {})
         return Request(
             "test", self._deliver, names, pinned, score, RuleQuestions("rules@1", {TEMPLATE: questions}) if rules else None, **fields

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from polyhead.heads.errors import Aborted, ResourceExhausted
-from polyhead.heads.manifest import ReadPosition, Unfinished
+from polyhead.heads.manifest import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.engine import QueueLimits
 from polyhead.server.engine.sampler import sample_seed
 from polyhead.server.engine.sequence import FinishReason, OnSwap, SamplingParams
@@ -139,6 +139,18 @@ def test_a_sample_keeps_its_generation_through_a_swap(bench: Bench) -> None:
     assert bench.engine.active.heads["policy"].live.num_leases == 0
 
 
+def test_a_name_that_changed_its_kind_refuses_the_request_alone(bench: Bench) -> None:
+    """Checked at the door as a policy, leased as a scalar head: the engine must not take scalars for logits."""
+    neighbour = bench.sampled(bench.prompt(20), params=SIX)
+    waiting = bench.sampled(bench.prompt(21), params=SIX, score=("reference",))
+    waiting.head_kinds = {**waiting.head_kinds, "reference": HeadKind.VALUE}
+    bench.run(neighbour, waiting)
+    assert waiting.samples[0].finish_reason is FinishReason.ABORTED
+    assert "reference" in waiting.samples[0].error
+    assert neighbour.samples[0].finish_reason is FinishReason.LENGTH
+    bench.assert_blocks_returned()
+
+
 def test_on_swap_abort_ends_at_once(bench: Bench) -> None:
     request = bench.sampled(bench.prompt(20), params=SIX, on_swap=OnSwap.ABORT)
     bench.engine.submit(request)
@@ -159,7 +171,7 @@ def test_one_bad_head_fails_its_own_samples_alone(bench: Bench) -> None:
     served = bench.engine.active.heads["policy"]
     pinned = {"policy@9": type(served)("policy", 9, served.manifest, bad)}
     poisoned = bench.sampled(bench.prompt(20, 1), n=2, params=SIX, pinned=pinned)
-    poisoned.head_names = ("policy@9",)
+    poisoned.head_kinds = {"policy@9": HeadKind.POLICY}
     for sample in poisoned.samples:
         sample.head_name = "policy@9"
     bench.run(good, poisoned)

@@ -1,0 +1,92 @@
+"""Imports run one way. Read from the syntax trees, so that an import inside a function counts as well."""
+
+from __future__ import annotations
+
+import ast
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.guards.tree import calls, modules, parse, python_files, shown
+
+# part -> parts that it may import; the longest matching name counts
+MAY_IMPORT = {
+    "polyhead.v1": {"polyhead.v1"},
+    "polyhead.heads": {"polyhead.heads"},
+    "polyhead.heads.training": {"polyhead.heads.training", "polyhead.heads", "polyhead.client"},
+    "polyhead.client": {"polyhead.client", "polyhead.v1"},
+    "polyhead.server": {"polyhead.server", "polyhead.server.engine", "polyhead.heads", "polyhead.v1"},
+    "polyhead.server.engine": {"polyhead.server.engine", "polyhead.heads"},  # protobuf stops at the door
+}
+# module -> what its functions import when a command needs it, never at its top
+LAZY = {
+    "polyhead.client.cli_app": {"polyhead.server.main", "polyhead.heads.split", "polyhead.heads.merge"},  # serve, split, merge
+    "polyhead.client.cli_store": {"polyhead.heads.store", "polyhead.heads.errors", "polyhead.heads.damage"},  # repairs without a server
+}
+
+
+def part_of(module: str) -> str:
+    return max((part for part in MAY_IMPORT if module == part or module.startswith(f"{part}.")), key=len)
+
+
+def imports(path: Path) -> Iterator[tuple[str, bool, ast.AST]]:
+    """(polyhead module, whether it stands inside a function, node), import_module("...") included."""
+    tree = parse(path)
+    inner = {id(node) for scope in ast.walk(tree) if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in ast.walk(scope)}
+    for node in ast.walk(tree):
+        is_inner = id(node) in inner
+        if isinstance(node, ast.Import):
+            yield from ((alias.name, is_inner, node) for alias in node.names if alias.name.startswith("polyhead"))
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polyhead"):
+            targets = {f"{node.module}.{alias.name}" for alias in node.names}
+            known = {target for target in targets if target in modules() or target in MAY_IMPORT}
+            yield from ((target, is_inner, node) for target in (known or {node.module or ""}))
+    for name, call in calls(path):
+        if name.endswith(("import_module", "__import__")) and call.args and isinstance(call.args[0], ast.Constant):
+            target = str(call.args[0].value)
+            if target.startswith("polyhead"):
+                yield target, id(call) in inner, call
+
+
+def test_imports_run_one_way() -> None:
+    """client -> protos, server -> protos and heads, heads -> nothing of ours, heads.training -> client and heads."""
+    wrong = []
+    for module, path in modules().items():
+        for target, is_inner, node in imports(path):
+            is_listed = is_inner and target in LAZY.get(module, set())
+            if part_of(target) not in MAY_IMPORT[part_of(module)] and not is_listed:
+                wrong.append(f"{shown(path, node)}: {module} imports {target}")
+    assert not wrong, "\n".join(wrong)
+
+
+@pytest.mark.parametrize("module", sorted(LAZY))
+def test_exceptions_are_in_use(module: str) -> None:
+    """The list of exceptions holds none that went away."""
+    assert {target for target, _, _ in imports(modules()[module])} >= LAZY[module]
+
+
+def test_imports_are_absolute_and_by_one_name() -> None:
+    """`import server` would make a second copy of a module that `polyhead.server` already is."""
+    wrong = []
+    for path in python_files():
+        for node in ast.walk(parse(path)):
+            if isinstance(node, ast.ImportFrom) and node.level:
+                wrong.append(f"{shown(path, node)}: a relative import")
+            names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+            names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+            wrong += [f"{shown(path, node)}: {name}" for name in names if name.split(".")[0] in ("server", "heads", "client", "protos")]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_engine_knows_no_wire() -> None:
+    """Neither grpc nor protobuf below the door."""
+    wrong = [
+        shown(path, node)
+        for module, path in modules().items()
+        if module.startswith("polyhead.server.engine")
+        for node in ast.walk(parse(path))
+        for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""])
+        if isinstance(node, (ast.Import, ast.ImportFrom)) and name.split(".")[0] in ("grpc", "google")
+    ]
+    assert not wrong, "\n".join(wrong)
