@@ -16,8 +16,10 @@ from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, 
 
 from polyhead.heads.checkpoint import Checkpoint, Piece, write_weights
 from polyhead.heads.errors import DataLoss, FailedPrecondition, NotFound
-from polyhead.heads.family import SCORE_NAME, ModelSpec, build_skeleton, check_schema, describe, trunk_id
+from polyhead.heads.family import check_schema
 from polyhead.heads.manifest import HeadManifest, OutputKind
+from polyhead.heads.skeleton import build_skeleton
+from polyhead.heads.spec import SCORE_NAME, ModelSpec, describe, trunk_id
 from polyhead.heads.split import TrunkFacts, copy_companions, fresh_folder, read_head_folder
 
 __all__ = ["merge"]

@@ -22,8 +22,9 @@ import torch
 
 from polyhead.heads.checkpoint import DTYPES, Checkpoint, as_bytes, write_weights
 from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
-from polyhead.heads.family import SCORE_NAME, ModelSpec, describe, initial_head, trunk_id
+from polyhead.heads.family import initial_head
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.spec import SCORE_NAME, ModelSpec, describe, trunk_id
 from polyhead.heads.tensorfile import PREFIX_BYTES, TensorData, read_header, write_canonical
 
 __all__ = ["TrunkFacts", "copy_companions", "fresh_folder", "read_head_folder", "split", "write_head_folder"]

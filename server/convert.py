@@ -54,7 +54,7 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
         field = f"prompts[{prompt_index}]"
         ids = prompt_ids(prompt, door, field)
         for arm_index, (arm, param) in enumerate(zip(arms, params, strict=True)):
-            _check_length(len(ids) + param.max_new_tokens, request, door, f"{field} with arms[{arm_index}]")
+            _check_length(len(ids) + param.max_new_tokens, request, door, field)
             for index in range(max(1, arm.n)):
                 seeds = arm.sampling.sample_seeds
                 seed = seeds[index] if seeds else sample_seed(param.seed, prompt_index, arm_index, index)

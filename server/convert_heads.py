@@ -55,6 +55,8 @@ def push_request(header: heads_pb2.PushHeader) -> PushRequest:
             raise InvalidArgument(
                 f"not a SHA-256 of 64 hex digits: {digest[:80]!r}", field=f"header.trunk_sha256[{name[:120]}]"
             )
+    if not _SHA256.fullmatch(header.sha256):
+        raise InvalidArgument(f"not a SHA-256 of 64 lower-case hex digits: {header.sha256[:80]!r}", field="header.sha256")
     return PushRequest(
         name=check_name(header.name, "header.name"),
         manifest=_patch(header.manifest),

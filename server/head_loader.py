@@ -12,8 +12,9 @@ from torch import Tensor, nn
 
 from polyhead.heads import tensorfile
 from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.family import HeadModule, ModelSpec, build_head
+from polyhead.heads.family import HeadModule, build_head
 from polyhead.heads.manifest import OutputKind
+from polyhead.heads.spec import ModelSpec
 from polyhead.heads.tensorfile import TensorData, TensorFile
 from polyhead.server.engine.live import LiveHead
 

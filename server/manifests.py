@@ -7,8 +7,8 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.family import ModelSpec
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished
+from polyhead.heads.spec import ModelSpec
 
 SCORE_NAME = "score.weight"
 

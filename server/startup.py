@@ -13,20 +13,11 @@ import torch
 
 from polyhead.heads import embedded
 from polyhead.heads.checkpoint import Checkpoint, resolve_folder
+from polyhead.heads.composition import check_composition
 from polyhead.heads.errors import FailedPrecondition
-from polyhead.heads.family import (
-    HeadModule,
-    ModelSpec,
-    TrunkModule,
-    build_head,
-    build_trunk,
-    check_composition,
-    describe,
-    initial_head,
-    set_attention,
-    trunk_id,
-)
+from polyhead.heads.family import HeadModule, TrunkModule, build_head, build_trunk, initial_head, set_attention
 from polyhead.heads.manifest import OutputKind
+from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
 from polyhead.server.config import ServeConfig
 from polyhead.server.engine import attention, build

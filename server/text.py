@@ -12,6 +12,7 @@ from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 ROLES = ("system", "user", "assistant")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt")
 _HALF_CHARACTER = "\ufffd"  # what a tokenizer writes for bytes that are not a character yet
+_LONGEST_WINDOW = 16  # tokens that are decoded again and again
 
 
 class Tokenizer:
@@ -102,28 +103,44 @@ class TextStream:
         self._stops = stops
         self._keep_stop = keep_stop
         self._ids: list[int] = []
-        self._known_from = 0  # ids from here on are decoded again, for the context that joins words
-        self._known_to = 0  # ids up to here are in `text`
+        self._window_from = 0  # ids from here on are decoded again, for the context that joins words
+        self._whole_to = 0  # ids up to here make whole characters
+        self._num_taken = 0  # characters of the window that are in `text`
         self._num_given = 0  # characters handed out
 
     def push(self, token_id: int) -> str:
         """Take one more id and return the new text that is certain."""
         self._ids.append(token_id)
-        known = self._decode(self._ids[self._known_from : self._known_to])
-        extended = self._decode(self._ids[self._known_from :])
-        if extended.endswith(_HALF_CHARACTER) and len(self._ids) - self._known_to < 8:
-            return ""
-        self._known_from, self._known_to = self._known_to, len(self._ids)
-        self._extend(extended[len(known) :])
+        window = self._decode(self._ids[self._window_from :])
+        is_half = window.endswith(_HALF_CHARACTER)  # an unfinished character is one mark at the end; what precedes it is certain
+        self._take(window, len(window) - is_half)
+        if not is_half:
+            self._window_from, self._whole_to = self._whole_to, len(self._ids)
+            self._num_taken = len(self._decode(self._ids[self._window_from :]))
+        elif (len(self._ids) - self._whole_to) % _LONGEST_WINDOW == 0:
+            self._shorten(window)
         return self._give(len(self.text) if self.matched_stop else len(self.text) - self._num_doubtful())
 
     def finish(self) -> str:
         """Return the text that was held back; nothing follows."""
-        if self._known_to < len(self._ids) and not self.matched_stop:
-            known = self._decode(self._ids[self._known_from : self._known_to])
-            self._extend(self._decode(self._ids[self._known_from :])[len(known) :])
-            self._known_to = len(self._ids)
+        if not self.matched_stop:
+            window = self._decode(self._ids[self._window_from :])
+            self._take(window, len(window))
         return self._give(len(self.text))
+
+    def _take(self, window: str, end: int) -> None:
+        if end > self._num_taken:
+            self._extend(window[self._num_taken : end])
+            self._num_taken = end
+
+    def _shorten(self, window: str) -> None:
+        """Bytes that never make a character would let the window grow without end: cut it between two characters."""
+        for cut in range(len(self._ids) - 4, self._window_from, -1):  # a character has at most 4 tokens
+            rest = self._decode(self._ids[cut:])
+            if self._decode(self._ids[self._window_from : cut]) + rest == window:
+                self._window_from = self._whole_to = cut
+                self._num_taken = len(rest) - 1
+                return
 
     def _extend(self, new: str) -> None:
         """Add text and cut at the earliest stop string, the longest of those that begin at one place."""

@@ -13,8 +13,9 @@ from transformers import AutoConfig
 
 from polyhead.client import Client
 from polyhead.client.tensors import RawTensor
-from polyhead.heads.family import HeadModule, ModelSpec, build_head, describe_config, state_of, trainable_parameters
+from polyhead.heads.family import HeadModule, build_head, state_of, trainable_parameters
 from polyhead.heads.manifest import OutputKind
+from polyhead.heads.spec import ModelSpec, describe_config
 
 
 def remote_spec(client: Client) -> ModelSpec:

@@ -7,7 +7,8 @@ from dataclasses import dataclass, field, replace
 import torch
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.family import ModelSpec, TrunkModule, set_attention
+from polyhead.heads.family import TrunkModule, set_attention
+from polyhead.heads.spec import ModelSpec
 from polyhead.server.engine import attention
 from polyhead.server.engine.blocks import BlockTree, HeadPool
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from torch import Tensor
 
     from polyhead.heads.checkpoint import Checkpoint
-    from polyhead.heads.family import ModelSpec
+    from polyhead.heads.spec import ModelSpec
     from polyhead.heads.store import HeadStore
     from polyhead.server.registry import Registry
 

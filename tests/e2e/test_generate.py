@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,9 @@ from polyhead.client import Arm, Client, continue_from, requests
 from polyhead.client.errors import FailedPrecondition
 from polyhead.client.local import LocalServer
 from polyhead.client.results import Sample
+from polyhead.server.text import Tokenizer
 from polyhead.v1.generation_pb2 import GenerateResponse
-from tests.e2e.support import FIRST_TOKEN, PROMPT, WIDTH, assert_blocks_returned, call, constant_policy, constant_value, serving
+from tests.e2e.support import FIRST_TOKEN, WIDTH, assert_blocks_returned, call, constant_policy, constant_value, serving
 from tests.e2e.tiny import BOS, EOS, VOCAB, byte_id
 
 HEADS = ["reference", "value", "preference", "rule"]
@@ -226,6 +228,18 @@ def test_streamed_pieces_join_to_the_sample_and_to_its_ids_text(client: Client, 
     assert [number for piece in listed for number in piece.logprobs] == list(sample.logprobs)
     assert "".join(piece.text for piece in listed) == sample.text
     assert sample.text == client.detokenize(sample.token_ids, skip_special_tokens=True)
+
+
+def test_any_bytes_stream_to_the_text_of_their_ids(tied_model: Path) -> None:
+    """After eight tokens without a whole character the text was flushed, and a character whose bytes it cut in two was lost."""
+    tokenizer, generator = Tokenizer.load(tied_model), random.Random(0)
+    for _ in range(200):
+        token_ids = [generator.choice([generator.randrange(6, VOCAB), generator.randrange(100, VOCAB)]) for _ in range(60)]
+        stream = tokenizer.stream((), keep_stop=False)
+        pieces = [stream.push(token_id) for token_id in token_ids]
+        assert "".join(pieces) + stream.finish() == stream.text == tokenizer.decode(token_ids)
+    endless = tokenizer.stream((), keep_stop=False)  # bytes that never make a character are not held back for ever
+    assert len("".join(endless.push(byte_id("\u0122")) for _ in range(200))) > 190
 
 
 # identity, states, scores

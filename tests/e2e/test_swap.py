@@ -231,7 +231,7 @@ BAD_CHANGES: dict[str, tuple[Callable[[grpc.Channel, Weights], Any], str, str]] 
     ),
     "policy weights for a value head": (
         lambda channel, w: push_raw(channel, save(w), name="value", manifest=HeadManifest(kind=VALUE)),
-        "FAILED_PRECONDITION",
+        "INVALID_ARGUMENT",
         "",
     ),
     "unknown version": (

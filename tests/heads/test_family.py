@@ -14,11 +14,13 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
-from polyhead.heads import family
+from polyhead.heads import composition, family, skeleton
+from polyhead.heads import spec as spec_module
 from polyhead.heads.checkpoint import Checkpoint
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.family import HeadModule, ModelSpec, TrunkModule
+from polyhead.heads.family import HeadModule, TrunkModule
 from polyhead.heads.manifest import OutputKind
+from polyhead.heads.spec import ModelSpec
 from tests.heads.models import FAMILIES, VOCAB, random_ids, save_tiny, tiny_config
 
 LENGTH = 40  # five windows of 8
@@ -37,7 +39,7 @@ class Split:
 def split_tiny(name: str, folder: Path, split_layer: int | None = 2, **overrides: Any) -> Split:
     whole = save_tiny(name, folder, **overrides)
     checkpoint = Checkpoint.open(folder)
-    spec = family.describe(checkpoint, split_layer)
+    spec = spec_module.describe(checkpoint, split_layer)
     trunk = family.build_trunk(checkpoint, spec, F32)
     return Split(whole, checkpoint, spec, trunk, policy_head(checkpoint, spec, trunk))
 
@@ -69,7 +71,7 @@ def assert_composes(split: Split, length: int = LENGTH) -> None:
 def test_composes_bit_for_bit(name: str, split_layer: int, tmp_path: Path) -> None:
     split = split_tiny(name, tmp_path, split_layer)
     assert_composes(split)
-    family.check_composition(split.trunk, split.head)
+    composition.check_composition(split.trunk, split.head)
 
 
 # Values whose neglect would go unseen if the tiny models were insensitive to them.
@@ -111,27 +113,27 @@ def test_eighty_layers_split_as_sparrow_did(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize(("num_layers", "expected"), [(2, 1), (4, 3), (30, 24), (32, 26), (80, 64)])
 def test_default_split_layer(num_layers: int, expected: int) -> None:
-    assert family.default_split_layer(num_layers) == expected
+    assert spec_module.default_split_layer(num_layers) == expected
 
 
 def test_bfloat16_composes(tmp_path: Path) -> None:
     save_tiny("llama", tmp_path)
     whole = AutoModelForCausalLM.from_pretrained(tmp_path, dtype=torch.bfloat16)
     checkpoint = Checkpoint.open(tmp_path)
-    spec = family.describe(checkpoint, 2)
+    spec = spec_module.describe(checkpoint, 2)
     trunk = family.build_trunk(checkpoint, spec, torch.bfloat16)
     tensors = family.initial_head(checkpoint, spec, OutputKind.OWN)
     head = family.build_head(spec, tensors, OutputKind.OWN, None, torch.bfloat16)
     assert_composes(Split(whole, checkpoint, spec, trunk, head))
-    family.check_composition(trunk, head)
-    family.check_composition(trunk, family.build_head(spec, tensors, OutputKind.OWN, None, F32))  # checked at the trunk's dtype
+    composition.check_composition(trunk, head)
+    composition.check_composition(trunk, family.build_head(spec, tensors, OutputKind.OWN, None, F32))  # checked at the trunk's dtype
 
 
 def test_the_check_finds_a_wrong_head(tmp_path: Path) -> None:
     split = split_tiny("granite", tmp_path)
     split.head.decoder.model.embedding_multiplier = 3.0  # the trap: applied twice
     with pytest.raises(FailedPrecondition, match=r"differs from the unsplit model, by up to \d"):
-        family.check_composition(split.trunk, split.head)
+        composition.check_composition(split.trunk, split.head)
 
 
 # ---- the attention seam
@@ -198,7 +200,7 @@ def test_each_part_has_its_own_attention(tmp_path: Path) -> None:
     assert split.head.decoder.config._attn_implementation == "sdpa"
     assert split.checkpoint.config._attn_implementation != "eager"
     family.set_attention(split.head, "test_recording")
-    family.check_composition(split.trunk, split.head)
+    composition.check_composition(split.trunk, split.head)
     assert split.head.decoder.config._attn_implementation == "test_recording"  # restored
 
 
@@ -313,7 +315,7 @@ def test_a_skeleton_of_a_big_model_allocates_next_to_nothing() -> None:
         "llama", hidden_size=8192, intermediate_size=28672, num_hidden_layers=4, num_attention_heads=64, vocab_size=128256
     )
     before = psutil.Process().memory_info().rss
-    model = family.build_skeleton(config)
+    model = skeleton.build_skeleton(config)
     assert sum(parameter.numel() for parameter in model.parameters()) > 5e9
     assert psutil.Process().memory_info().rss - before < 100e6
 
@@ -329,7 +331,7 @@ def test_other_threads_make_real_parameters_while_a_skeleton_is_built() -> None:
     thread = threading.Thread(target=make_modules)
     thread.start()
     for _ in range(5):
-        family.build_skeleton(tiny_config("llama"))
+        skeleton.build_skeleton(tiny_config("llama"))
     stop.set()
     thread.join()
     assert devices == {"cpu"}
@@ -339,7 +341,7 @@ def test_the_part_does_not_write_to_the_checkpoints_config(tmp_path: Path) -> No
     save_tiny("qwen3", tmp_path)
     checkpoint = Checkpoint.open(tmp_path)
     before = copy.deepcopy(checkpoint.config.to_dict())
-    spec = family.describe(checkpoint, 2)
+    spec = spec_module.describe(checkpoint, 2)
     trunk = family.build_trunk(checkpoint, spec, F32)
     policy_head(checkpoint, spec, trunk)
     assert checkpoint.config.to_dict() == before
@@ -352,7 +354,7 @@ def test_trunk_id_names_what_is_computed(tmp_path: Path) -> None:
     def identity(folder: str, split_layer: int = 2, **overrides: Any) -> str:
         save_tiny("llama", tmp_path / folder, **overrides)
         checkpoint = Checkpoint.open(tmp_path / folder)
-        return family.trunk_id(checkpoint, family.describe(checkpoint, split_layer))
+        return spec_module.trunk_id(checkpoint, spec_module.describe(checkpoint, split_layer))
 
     base = identity("base")
     assert len(base) == 64
@@ -371,16 +373,16 @@ def test_trunk_id_does_not_change_with_the_head(tmp_path: Path) -> None:
         whole.lm_head.weight.zero_()
     whole.save_pretrained(tmp_path / "b")
     first, second = (Checkpoint.open(tmp_path / folder) for folder in "ab")
-    assert family.trunk_id(first, family.describe(first, 3)) == family.trunk_id(second, family.describe(second, 3))
+    assert spec_module.trunk_id(first, spec_module.describe(first, 3)) == spec_module.trunk_id(second, spec_module.describe(second, 3))
 
 
 def test_a_checkpoint_of_the_base_model_alone_is_the_same_trunk(tmp_path: Path) -> None:
     whole = save_tiny("llama", tmp_path / "whole", tie_word_embeddings=True)
     whole.model.save_pretrained(tmp_path / "base")
     first, second = (Checkpoint.open(tmp_path / folder) for folder in ("whole", "base"))
-    specs = family.describe(first, 2), family.describe(second, 2)
+    specs = spec_module.describe(first, 2), spec_module.describe(second, 2)
     assert "layers.0.mlp.up_proj.weight" in specs[1].trunk_sources
-    assert family.trunk_id(first, specs[0]) == family.trunk_id(second, specs[1])
+    assert spec_module.trunk_id(first, specs[0]) == spec_module.trunk_id(second, specs[1])
 
 
 # ---- refusals
@@ -433,13 +435,13 @@ def test_refuses_with_the_reason(case: str, tmp_path: Path) -> None:
     name, overrides, reason = REFUSED[case]
     config = tiny_config(name, **overrides)
     with pytest.raises(FailedPrecondition, match=f"{reason}.*model_type"):
-        family.describe(Checkpoint(tmp_path, config, {}), 2)
+        spec_module.describe(Checkpoint(tmp_path, config, {}), 2)
 
 
 @pytest.mark.parametrize("split_layer", [-1, 0, 4, 99])
 def test_split_layer_must_lie_inside(split_layer: int, tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=f"inside the model's 4 layers: {split_layer}"):
-        family.describe(Checkpoint(tmp_path, tiny_config("llama"), {}), split_layer)
+        spec_module.describe(Checkpoint(tmp_path, tiny_config("llama"), {}), split_layer)
 
 
 def test_a_family_that_drops_arguments_is_found_by_the_check(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -453,7 +455,7 @@ def test_a_family_that_drops_arguments_is_found_by_the_check(tmp_path: Path, mon
 
     monkeypatch.setattr(kind, "forward", deaf)
     with pytest.raises(FailedPrecondition, match="does not pass attention arguments on"):
-        family.check_composition(split.trunk, split.head)
+        composition.check_composition(split.trunk, split.head)
 
 
 def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
@@ -462,7 +464,7 @@ def test_a_missing_tensor_is_named(tmp_path: Path) -> None:
     rest = {name: info for name, info in checkpoint.tensors.items() if name != "model.layers.1.mlp.up_proj.weight"}
     damaged = Checkpoint(tmp_path, checkpoint.config, rest)
     with pytest.raises(FailedPrecondition, match=r"no tensor for this part .*: 'model\.layers\.1\.mlp\.up_proj\.weight'"):
-        family.build_trunk(damaged, family.describe(damaged, 2), F32)
+        family.build_trunk(damaged, spec_module.describe(damaged, 2), F32)
 
 
 def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
@@ -470,4 +472,4 @@ def test_a_tensor_of_another_shape_is_named(tmp_path: Path) -> None:
     checkpoint = Checkpoint.open(tmp_path)
     wide = Checkpoint(tmp_path, tiny_config("llama", intermediate_size=64), checkpoint.tensors)
     with pytest.raises(FailedPrecondition, match=r"has shape .* the config says"):
-        family.build_trunk(wide, family.describe(wide, 2), F32)
+        family.build_trunk(wide, spec_module.describe(wide, 2), F32)

@@ -13,6 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from polyhead.heads import family
+from polyhead.heads import spec as spec_module
 from polyhead.heads.checkpoint import Checkpoint
 from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from polyhead.heads.manifest import HeadKind, OutputKind
@@ -61,7 +62,7 @@ def test_merge_of_split_is_the_model(name: str, tied: bool, tmp_path: Path) -> N
 def test_a_merged_model_has_the_same_trunk(name: str, tmp_path: Path) -> None:
     split_tiny(name, tmp_path)
     merged = Checkpoint.open(merge_tiny(tmp_path))
-    assert family.trunk_id(merged, family.describe(merged, 2)) == TrunkFacts.read(tmp_path / "split" / "trunk").trunk_id
+    assert spec_module.trunk_id(merged, spec_module.describe(merged, 2)) == TrunkFacts.read(tmp_path / "split" / "trunk").trunk_id
 
 
 @pytest.mark.parametrize("name", ["llama", "qwen3_moe", "gpt_neox"])
@@ -168,8 +169,8 @@ def test_the_trunk_folder(tmp_path: Path) -> None:
 def test_a_trunk_folder_opens_as_a_checkpoint(tmp_path: Path) -> None:
     split_tiny("llama", tmp_path)
     checkpoint = Checkpoint.open(tmp_path / "split" / "trunk")
-    spec = family.describe(checkpoint, 2)
-    assert family.trunk_id(checkpoint, spec) == TrunkFacts.read(tmp_path / "split" / "trunk").trunk_id
+    spec = spec_module.describe(checkpoint, 2)
+    assert spec_module.trunk_id(checkpoint, spec) == TrunkFacts.read(tmp_path / "split" / "trunk").trunk_id
     family.build_trunk(checkpoint, spec, torch.float32)
     with pytest.raises(FailedPrecondition, match="no tensor for this part of the model"):
         family.initial_head(checkpoint, spec, OutputKind.OWN)
@@ -279,7 +280,7 @@ def test_a_trunk_json_of_another_format(tmp_path: Path) -> None:
 
 def build(folder: Path, head: str) -> tuple[family.TrunkModule, family.HeadModule]:
     checkpoint = Checkpoint.open(folder / "split" / "trunk")
-    spec = family.describe(checkpoint, 2)
+    spec = spec_module.describe(checkpoint, 2)
     trunk = family.build_trunk(checkpoint, spec, torch.float32)
     manifest, tensors = read_head_folder(folder / "split" / "heads" / head)
     return trunk, family.build_head(spec, tensors, manifest.output, trunk.embedding, torch.float32)

@@ -18,8 +18,9 @@ from torch import Tensor
 
 from polyhead.heads.checkpoint import Checkpoint
 from polyhead.heads.errors import DataLoss, PolyheadError
-from polyhead.heads.family import ModelSpec, TrunkModule, build_trunk, describe, initial_head, trunk_id
+from polyhead.heads.family import TrunkModule, build_trunk, initial_head
 from polyhead.heads.manifest import HeadKind, OutputKind
+from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
 from polyhead.server.auth import Authenticator
 from polyhead.server.engine.engine import EngineSnapshot, SwapReport

@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.family import ModelSpec, TrunkModule, build_head, build_trunk, describe, initial_head, set_attention
+from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_head, set_attention
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.spec import ModelSpec, describe
 from polyhead.server.engine import attention
 from polyhead.server.engine.build import EngineConfig, build_engine
 from polyhead.server.engine.engine import Engine
