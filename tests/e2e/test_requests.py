@@ -37,8 +37,13 @@ TOKENS = {role: f"{role}-token-of-the-tests" for role in ("worker", "trainer", "
 
 
 @pytest.fixture(scope="module")
-def server(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    with serving(tiny_model, tmp_path_factory.mktemp("requests") / "store") as opened:
+def store(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("requests") / "store"
+
+
+@pytest.fixture(scope="module")
+def server(tiny_model: Path, store: Path) -> Iterator[LocalServer]:
+    with serving(tiny_model, store) as opened:
         yield opened
 
 
@@ -225,17 +230,17 @@ def test_sigterm_lets_streams_finish_and_takes_no_more(tiny_model: Path, tmp_pat
         assert server.process.wait(30) == 0
 
 
-def test_a_second_server_on_the_same_store_or_port_ends_with_the_reason(server: LocalServer, tiny_model: Path, tmp_path: Path) -> None:
-    with serving(tiny_model, tmp_path / "store") as first:
-        with pytest.raises(Unavailable, match="exit status 2") as caught, serving(tiny_model, tmp_path / "store"):
-            pass
-        assert "locked by another server" in caught.value.message
-        port = str(first.ready["port"])
-        with pytest.raises(Unavailable, match="exit status 2") as caught, serving(tiny_model, tmp_path / "other", "--port", port):
-            pass
-        assert "address is in use" in caught.value.message
-        with Client(first.address) as client:
-            assert len(client.generate([PROMPT], max_new_tokens=2, ignore_eos=True)[0].token_ids) == 2
+def test_a_second_server_on_the_same_store_or_port_ends_with_the_reason(
+    server: LocalServer, client: Client, tiny_model: Path, store: Path, tmp_path: Path
+) -> None:
+    """SO_REUSEPORT is gRPC's default: a second server would take half of the first one's connections without an error."""
+    with pytest.raises(Unavailable, match="exit status 2") as caught, serving(tiny_model, store):
+        pass
+    assert "locked by another server" in caught.value.message
+    with pytest.raises(Unavailable, match="exit status 2") as caught, serving(tiny_model, tmp_path, "--port", str(server.ready["port"])):
+        pass
+    assert "address is in use" in caught.value.message
+    assert len(client.generate([PROMPT], max_new_tokens=2, ignore_eos=True)[0].token_ids) == 2
 
 
 # who may do what

@@ -70,6 +70,9 @@ def mapped_folders(block: str) -> list[str]:
 
 
 def test_maps_are_read_as_meant() -> None:
-    block = "heads/       what a head is\n  training/  loops\n├── server/\n│   └── engine/   one thread\n"
-    assert mapped_folders(block) == ["heads/", "heads/training/", "heads/server/", "heads/server/engine/"]
-    assert mapped_folders("a/\n  b/\nprotos/x/v1/  stubs\n") == ["a/", "a/b/", "protos/x/v1/"]
+    assert mapped_folders("heads/     what a head is\n  training/  loops\nprotos/x/v1/  stubs\nREADME.md\n") == [
+        "heads/",
+        "heads/training/",
+        "protos/x/v1/",
+    ]
+    assert mapped_folders("├── server/\n│   └── engine/   one thread\n└── client/\n") == ["server/", "server/engine/", "client/"]

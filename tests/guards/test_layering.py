@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 
-from tests.guards.tree import calls, modules, parse, python_files, shown
+from tests.guards.tree import calls, dotted, modules, parse, python_files, shown
 
 # part -> parts that it may import; the longest matching name counts
 MAY_IMPORT = {
@@ -22,7 +22,7 @@ MAY_IMPORT = {
 # module -> what its functions import when a command needs it, never at its top
 LAZY = {
     "polyhead.client.cli_app": {"polyhead.server.main", "polyhead.heads.split", "polyhead.heads.merge"},  # serve, split, merge
-    "polyhead.client.cli_store": {"polyhead.heads.store", "polyhead.heads.errors", "polyhead.heads.damage"},  # repairs without a server
+    "polyhead.client.cli_store": {"polyhead.heads.store", "polyhead.heads.errors"},  # repairs the store of a stopped server
 }
 
 
@@ -31,9 +31,9 @@ def part_of(module: str) -> str:
 
 
 def imports(path: Path) -> Iterator[tuple[str, bool, ast.AST]]:
-    """(polyhead module, whether it stands inside a function, node), import_module("...") included."""
+    """(polyhead module, whether it waits for a call or a type checker, node), import_module("...") included."""
     tree = parse(path)
-    inner = {id(node) for scope in ast.walk(tree) if isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef)) for node in ast.walk(scope)}
+    inner = {id(node) for scope in ast.walk(tree) if is_lazy(scope) for node in ast.walk(scope)}
     for node in ast.walk(tree):
         is_inner = id(node) in inner
         if isinstance(node, ast.Import):
@@ -47,6 +47,11 @@ def imports(path: Path) -> Iterator[tuple[str, bool, ast.AST]]:
             target = str(call.args[0].value)
             if target.startswith("polyhead"):
                 yield target, id(call) in inner, call
+
+
+def is_lazy(scope: ast.AST) -> bool:
+    is_function = isinstance(scope, (ast.FunctionDef, ast.AsyncFunctionDef))
+    return is_function or (isinstance(scope, ast.If) and dotted(scope.test) == "TYPE_CHECKING")
 
 
 def test_imports_run_one_way() -> None:

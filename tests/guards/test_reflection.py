@@ -30,9 +30,11 @@ def methods() -> list[MethodDescriptor]:
 
 
 def buf_curl(server: AuditedServer, method: str, body: object) -> subprocess.CompletedProcess[str]:
-    buf = Path(sys.executable).parent / "buf"
-    options = ["--protocol", "grpc", "--http2-prior-knowledge", "--data", json.dumps(body)]
-    command = [str(buf), "curl", *options, f"http://{server.address}/{method}"]
+    return buf("--data", json.dumps(body), f"http://{server.address}/{method}")
+
+
+def buf(*arguments: str) -> subprocess.CompletedProcess[str]:
+    command = [str(Path(sys.executable).parent / "buf"), "curl", "--protocol", "grpc", "--http2-prior-knowledge", *arguments]
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
@@ -43,6 +45,7 @@ def test_every_unary_call_is_reached(audited_server: AuditedServer, method: Meth
     if done.returncode == 0:
         assert isinstance(json.loads(done.stdout), dict)
         return
+    assert done.stderr.startswith("{"), done.stderr  # else the call was never made
     status = json.loads(done.stderr)
     assert status["code"] in ("invalid_argument", "not_found", "failed_precondition"), status
     assert status["message"]
@@ -57,9 +60,7 @@ def test_health_is_reached(audited_server: AuditedServer) -> None:
 
 def test_services_are_listed(audited_server: AuditedServer) -> None:
     """`buf curl --list-methods` names every method, streaming ones too."""
-    buf = Path(sys.executable).parent / "buf"
-    command = [str(buf), "curl", "--list-methods", "--http2-prior-knowledge", f"http://{audited_server.address}"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    done = buf("--list-methods", f"http://{audited_server.address}")
     services = [service for file in FILES for service in file.DESCRIPTOR.services_by_name.values()]
     expected = {f"{service.full_name}/{method.name}" for service in services for method in service.methods}
     assert expected <= set(re.findall(r"[\w.]+/\w+", done.stdout)), done.stderr

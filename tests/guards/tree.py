@@ -25,6 +25,7 @@ def python_files() -> list[Path]:
     return [path for path in listed() if path.suffix == ".py"]
 
 
+@functools.cache
 def modules() -> dict[str, Path]:
     """Import name -> file, for everything that is installed."""
     found = {}
