@@ -30,6 +30,9 @@ test: env lint types  ## lint, types and all tests but the long ones
 test-long: env  ## the long ones
 	$(BIN)/python -m pytest -m long
 
+bench: env  ## decode throughput beside transformers, in one run
+	$(BIN)/python -m tests.bench.decode
+
 lint: env  ## ruff and buf
 	$(BIN)/ruff check .
 	$(BIN)/buf lint protos

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import ctypes
+import gc
 import logging
 import os
 import signal
@@ -131,7 +133,15 @@ def _bring_up(running: Running, progress: Progress) -> Services:
         services.engine.stop(END_S)
         services.store.close()
         raise
+    _return_freed_memory()
     return services
+
+
+def _return_freed_memory() -> None:
+    """Loading leaves garbage in cycles and freed pages that malloc keeps: 100 to 350 MiB with SmolLM2, for the life of the process."""
+    gc.collect()
+    with contextlib.suppress(AttributeError):  # glibc has it
+        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.asynccontextmanager

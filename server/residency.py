@@ -6,6 +6,7 @@ A head that was let go may still be held by a running request: its bytes count u
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import itertools
 import threading
 import weakref
@@ -81,7 +82,10 @@ class Residency:
     def add(self, head: ServedHead) -> None:
         """Keep a head whose weights are loaded."""
         with self._lock:
-            self._live[head.live.digest] = head.live
+            live = self._live.setdefault(head.live.digest, head.live)
+            if live is not head.live:  # two loaded one file at once: all rows share the first copy, the other goes with its holders
+                self.watch(head.live)
+                head = dataclasses.replace(head, live=live)
             self._served[head.name, head.version] = head
             self._used_at[head.live.digest] = next(self._ticks)
 

@@ -153,11 +153,6 @@ class Engine:
         """Whether no request is open."""
         return not self._open
 
-    @property
-    def is_alive(self) -> bool:
-        """Whether the thread makes progress: it has stepped within 5 s, or has nothing to do."""
-        return self._thread.is_alive() and (self.is_idle or time.monotonic() - self.last_step_at < 5.0)
-
     def submit(self, request: Request) -> None:
         """Queue a request. Raises ResourceExhausted at once when the queue is full, Unavailable when draining."""
         num_tokens = request.num_tokens
@@ -180,19 +175,6 @@ class Engine:
         """Make `active` what new requests use, between two steps."""
         future: Future[SwapReport] = Future()
         self._post(lambda: future.set_result(self._flip(active)))
-        return future
-
-    def call(self, function: Callable[[], object]) -> Future[object]:
-        """Run something on the engine's thread between two steps (invariant checks, tests)."""
-        future: Future[object] = Future()
-
-        def run() -> None:
-            try:
-                future.set_result(function())
-            except BaseException as error:
-                future.set_exception(error)
-
-        self._post(run)
         return future
 
     def snapshot(self) -> EngineSnapshot:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 import signal
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
@@ -27,7 +26,9 @@ def assert_serves_one_make(client: Client, number: int) -> None:
     ("failpoint", "generation"),
     [("before_generation_rename", 2), ("after_generation_rename", 3), ("before_ack", 3)],
 )
-def test_a_kill_during_an_activation_leaves_the_old_or_the_new_set(tiny_model: Path, tmp_path: Path, failpoint: str, generation: int) -> None:
+def test_a_kill_during_an_activation_leaves_the_old_or_the_new_set(
+    tiny_model: Path, tmp_path: Path, failpoint: str, generation: int
+) -> None:
     """The rename is the commit point. What was acknowledged before stays, and the lost request can be repeated."""
     store = tmp_path / "store"
     with serving(tiny_model, store, fp=f"{failpoint}:{KILLED}") as server, Client(server.address, timeout=60) as client:
@@ -49,9 +50,9 @@ def test_a_kill_during_an_activation_leaves_the_old_or_the_new_set(tiny_model: P
 
 
 @pytest.fixture
-def own_model(tiny_model: Path, tmp_path: Path) -> Iterator[Path]:
+def own_model(tiny_model: Path, tmp_path: Path) -> Path:
     """A copy to be damaged."""
-    yield shutil.copytree(tiny_model, tmp_path / "model")
+    return shutil.copytree(tiny_model, tmp_path / "model")
 
 
 def test_files_that_change_under_a_server_change_nothing_that_it_serves(own_model: Path, tmp_path: Path) -> None:

@@ -39,10 +39,8 @@ def test_no_file_names(what: str) -> None:
 
 def test_text_files_are_plain() -> None:
     """UTF-8, Unix line ends, a last line that ends."""
-    wrong = [
-        str(path.relative_to(ROOT)) for path, text in texts() if "\r" in text or (text and not text.endswith("\n") and path.suffix != ".json")
-    ]
-    assert not wrong
+    ends = {path: text.endswith("\n") or not text or path.suffix == ".json" for path, text in texts()}
+    assert not [str(path.relative_to(ROOT)) for path, text in texts() if "\r" in text or not ends[path]]
 
 
 def test_folders_of_the_readme_exist() -> None:

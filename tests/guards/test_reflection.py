@@ -17,7 +17,7 @@ from tests.conftest import AuditedServer
 FILES = (generation_pb2, heads_pb2, scoring_pb2, trunk_pb2)
 # A request worth an answer, where an empty one is refused. Both are told apart from a call that nobody answers.
 REQUESTS = {
-    "Score": {"items": [{"prompt": {"text": "a"}, "completion": {"text": "b"}}], "spec": {"heads": ["reference"]}},
+    "Score": {"items": [{"prompt": {"text": "a"}, "text": "b"}], "score": {"heads": ["reference"]}},
     "Tokenize": {"prompt": {"text": "Hello"}},
     "GetHead": {"head": "policy"},
     "CopyHead": {"source": "policy@1", "target": "copied"},

@@ -5,8 +5,9 @@ from __future__ import annotations
 import hashlib
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import pytest
@@ -24,10 +25,11 @@ pytestmark = pytest.mark.smollm
 NAMES = ("policy", "reference", "rule", "preference", "value")
 EMBEDDING = "model.embed_tokens.weight"
 MEASURED = 0.15  # how far a resident set may be from the bytes it should hold
+WORKING_BYTES = 64 << 20  # kept by the allocators of the threads that receive, hash and try out heads, whatever a head's size
 LIMIT = 1.85  # five roles, in whole models: trunk 0.84, five heads of 0.16 and their caches' share
 
-# What a process holds that serves nothing: the interpreter, torch, transformers, grpc, a tokenizer. Then the same with one whole model, in memory of
-# its own (from_pretrained leaves the file mapped, and a mapped page counts or not as the kernel likes).
+# What a process holds that serves nothing: the interpreter, torch, transformers, grpc, a tokenizer. Then the same with one whole model, in
+# memory of its own (from_pretrained leaves the file mapped, and a mapped page counts or not as the kernel likes).
 _ONE_WHOLE_MODEL = """
 import sys, gc, psutil, torch
 import polyhead.server.lifecycle, polyhead.server.startup, polyhead.server.card
@@ -84,7 +86,7 @@ def five(smollm: Client, smollm_server: RunningServer, prose: list[int]) -> Five
     )
 
 
-def perturbed(weights: dict, seed: int) -> dict[str, np.ndarray]:
+def perturbed(weights: dict[str, Any], seed: int) -> dict[str, np.ndarray]:
     random = np.random.default_rng(seed)
     return {
         name: (np.asarray(tensor) + 1e-3 * random.standard_normal(tensor.shape, dtype=np.float32)).astype(np.float32)
@@ -96,11 +98,11 @@ def embedding_sha256(client: Client) -> str:
     return hashlib.sha256(np.ascontiguousarray(client.output_embedding()).tobytes()).hexdigest()
 
 
-def counted(client: Client, counter: str, run: object) -> tuple[int, object]:
-    """(how much the counter grew, what `run` returned)"""
-    before = client.status().counters[counter]
+def counted(client: Client, run: Callable[[], Any]) -> tuple[int, Any]:
+    """(tokens that went through the trunk meanwhile, what `run` returned)"""
+    before = client.status().counters["trunk_tokens"]
     answer = run()
-    return client.status().counters[counter] - before, answer
+    return client.status().counters["trunk_tokens"] - before, answer
 
 
 class TestTrunkWork:
@@ -111,7 +113,6 @@ class TestTrunkWork:
         prompt = prose[200:400]
         took, samples = counted(
             smollm,
-            "trunk_tokens",
             lambda: smollm.generate([prompt], n=8, max_new_tokens=6, ignore_eos=True, temperature=1.0, seed=3, cache_salt="eight"),
         )
         assert len(samples) == 8
@@ -122,16 +123,17 @@ class TestTrunkWork:
         prompt = prose[20:80]
         samples = smollm.generate([prompt], n=4, max_new_tokens=8, ignore_eos=True, temperature=1.0, seed=4)
         items = [(sample.prompt_token_ids, sample.token_ids) for sample in samples]
-        took, scored = counted(smollm, "trunk_tokens", lambda: smollm.score(items, heads=["reference", "value", "preference"]))
-        assert took <= 4
+        took, scored = counted(smollm, lambda: smollm.score(items, heads=["reference", "value", "preference"]))
         assert [item.num_cached_tokens for item in scored] == [60] * 4
-        assert counted(smollm, "trunk_tokens", lambda: smollm.score(items, heads=["reference", "value", "preference"]))[0] == 0
+        assert took == 4
+        took, _ = counted(smollm, lambda: smollm.score(items, heads=["reference", "value", "preference"]))
+        assert took == 0
 
     def test_a_cached_prompt_after_a_swap(self, smollm: Client, five: FiveHeads, prose: list[int]) -> None:
         """The new heads found the whole prompt, and another token of it costs no trunk token at all."""
         assert five.cached.num_cached_tokens == 60
         assert five.cached.generation == five.generation.number
-        took, [sample] = counted(smollm, "trunk_tokens", lambda: smollm.generate([prose[410:470]], max_new_tokens=1))
+        took, [sample] = counted(smollm, lambda: smollm.generate([prose[410:470]], max_new_tokens=1))
         assert took == 0
         assert sample.head_version == five.generation.heads["policy"] > 1
 
@@ -150,11 +152,12 @@ class TestOneCopy:
         status = five.after
         heads = sum(head.num_bytes for head in status.resident_heads if head.active)
         ratio = (status.trunk_bytes + heads) / status.model_bytes
-        print(f"five roles: {ratio:.3f} whole models ({status.trunk_bytes >> 20} + {heads >> 20} MiB, one model {status.model_bytes >> 20})")
+        sizes = f"{status.trunk_bytes >> 20} + {heads >> 20} MiB, one model {status.model_bytes >> 20}"
+        print(f"five roles: {ratio:.3f} whole models ({sizes})")
         assert ratio <= LIMIT
 
     def test_pushed_heads_take_the_memory_that_they_report(self, five: FiveHeads) -> None:
-        """The resident set grows by the new heads' weights and nothing else: no second copy, no upload left behind."""
+        """The resident set grows by the new heads' weights and some working memory: no second copy, no uploads left behind."""
         old = {head.digest for head in five.before.resident_heads}
         new = sum(head.num_bytes for head in five.after.resident_heads if head.digest not in old)
         gone = sum(head.num_bytes for head in five.before.resident_heads) - sum(
@@ -162,7 +165,7 @@ class TestOneCopy:
         )
         growth = five.rss_after - five.rss_before
         print(f"resident set grew by {growth >> 20} MiB, weights by {(new - gone) >> 20} MiB")
-        assert growth == pytest.approx(new - gone, rel=MEASURED)
+        assert (1 - MEASURED) * (new - gone) <= growth <= (1 + MEASURED) * (new - gone) + WORKING_BYTES
 
     def test_the_server_starts_in_the_memory_of_its_weights(self, smollm_server: RunningServer) -> None:
         """Above the interpreter and its libraries: the trunk and two head files. One whole model is measured in the same way."""
@@ -212,7 +215,6 @@ class TestTheTrunkNeverChanges:
 
 
 @pytest.fixture(autouse=True, scope="module")
-def _order(smollm: Client) -> Iterator[None]:
-    """The first heads are active when this module begins; the shared fixture restores them after it."""
+def _first_heads(smollm: Client) -> None:
+    """They are active when this module begins; the shared fixture restores them after it."""
     assert set(smollm.status().active.values()) == {1}
-    yield

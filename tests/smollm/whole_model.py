@@ -11,6 +11,8 @@ import torch
 from numpy.typing import NDArray
 from transformers import AutoModelForCausalLM, AutoTokenizer, PreTrainedModel
 
+PADDING = 0  # any id: it is masked
+
 
 @dataclass(frozen=True)
 class WholeModel:
@@ -29,13 +31,13 @@ class WholeModel:
         return list(self.tokenizer(text)["input_ids"])
 
     @torch.inference_mode()
-    def greedy(self, prompt: list[int], num_tokens: int) -> list[int]:
-        """What `generate` appends."""
-        ids = torch.tensor([prompt])
-        out = self.model.generate(
-            ids, attention_mask=torch.ones_like(ids), do_sample=False, max_new_tokens=num_tokens, pad_token_id=self.tokenizer.pad_token_id
-        )
-        return [int(each) for each in out[0, len(prompt) :]]
+    def greedy(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
+        """What `generate` appends to each; prompts of like length share a batch, padded on the left."""
+        width = max(map(len, prompts))
+        ids = torch.tensor([[PADDING] * (width - len(prompt)) + prompt for prompt in prompts])
+        mask = torch.tensor([[0] * (width - len(prompt)) + [1] * len(prompt) for prompt in prompts])
+        out = self.model.generate(ids, attention_mask=mask, do_sample=False, max_new_tokens=num_tokens, pad_token_id=PADDING)
+        return out[:, width:].tolist()
 
     @torch.inference_mode()
     def logits(self, ids: list[int]) -> torch.Tensor:
