@@ -14,6 +14,7 @@ from polyhead.v1 import types_pb2
 MAX_STOPS = 16
 MAX_STOP_BYTES = 256
 MAX_STOP_IDS = 64
+MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 10.0
 MAX_TEMPERATURE = 100.0
 
@@ -27,7 +28,7 @@ def sampling_params(message: types_pb2.Sampling, field: str, door: Door) -> Samp
         top_k=message.top_k if message.HasField("top_k") else defaults.top_k,
         min_p=_number(message, "min_p", defaults.min_p, 0.0, 1.0, field),
         repetition_penalty=_number(
-            message, "repetition_penalty", defaults.repetition_penalty, 0.0, MAX_REPETITION_PENALTY, field, above=True
+            message, "repetition_penalty", defaults.repetition_penalty, MIN_REPETITION_PENALTY, MAX_REPETITION_PENALTY, field
         ),
         max_new_tokens=message.max_new_tokens if message.HasField("max_new_tokens") else defaults.max_new_tokens,
         stop=tuple(message.stop),

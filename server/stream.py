@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 from collections.abc import AsyncIterator, Callable
 
 from polyhead.server.engine.engine import StepEvents
 from polyhead.server.engine.sequence import Ended, Event, Request
+
+logger = logging.getLogger(__name__)
 
 
 class EventStream:
@@ -19,10 +22,13 @@ class EventStream:
 
     def deliver(self, request: Request, events: list[Event]) -> None:
         """Called on the event loop, once a step."""
-        for event in events:
-            self._observe(event)
         self._events.extend(events)
         self._ready.set()
+        try:
+            for event in events:
+                self._observe(event)
+        except Exception:
+            logger.exception("events could not be observed; their reader has them all the same")
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Everything that has come since the last read, until the request has ended. A slow reader gets longer lists."""

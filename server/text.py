@@ -55,7 +55,7 @@ class Tokenizer:
         """Ids that follow an assistant's reply when `messages` come next; only these turns are rendered.
 
         The template's own text between a reply and the next turn is found by rendering a stand-in reply. If the sampled reply ended
-        with the token that the template writes there, that token is not written twice.
+        with the special token that the template writes there, perhaps after a space, that token is not written twice.
         """
         self._check_messages(messages, field)
         stand_in = "polyhead-stand-in-reply"
@@ -65,7 +65,10 @@ class Tokenizer:
         if not found:
             raise FailedPrecondition("the model's chat template rewrites replies, so a conversation cannot be continued from ids")
         ids = self.encode(following, special_tokens=False)
-        return ids[1:] if ids and ids[0] == last_token_id else ids
+        lead = ids[:3]
+        if last_token_id in lead and last_token_id in self._tokenizer.all_special_ids:
+            return ids[lead.index(last_token_id) + 1 :]
+        return ids
 
     def stream(self, stops: tuple[str, ...], keep_stop: bool) -> TextStream:
         """A fresh text for one sample."""
@@ -101,6 +104,8 @@ class TextStream:
         self.matched_stop = ""
         self._decode = decode
         self._stops = stops
+        self._stop_starts = {stop[:length] for stop in stops for length in range(1, len(stop))}
+        self._longest_start = max(map(len, self._stop_starts), default=0)
         self._keep_stop = keep_stop
         self._ids: list[int] = []
         self._window_from = 0  # ids from here on are decoded again, for the context that joins words
@@ -112,9 +117,9 @@ class TextStream:
         """Take one more id and return the new text that is certain."""
         self._ids.append(token_id)
         window = self._decode(self._ids[self._window_from :])
-        is_half = window.endswith(_HALF_CHARACTER)  # an unfinished character is one mark at the end; what precedes it is certain
-        self._take(window, len(window) - is_half)
-        if not is_half:
+        certain = len(window.rstrip(_HALF_CHARACTER))  # an unfinished character is one mark, or one for each of its bytes
+        self._take(window, certain)
+        if certain == len(window):
             self._window_from, self._whole_to = self._whole_to, len(self._ids)
             self._num_taken = len(self._decode(self._ids[self._window_from :]))
         elif (len(self._ids) - self._whole_to) % _LONGEST_WINDOW == 0:
@@ -136,10 +141,11 @@ class TextStream:
     def _shorten(self, window: str) -> None:
         """Bytes that never make a character would let the window grow without end: cut it between two characters."""
         for cut in range(len(self._ids) - 4, self._window_from, -1):  # a character has at most 4 tokens
-            rest = self._decode(self._ids[cut:])
-            if self._decode(self._ids[self._window_from : cut]) + rest == window:
+            head, rest = self._decode(self._ids[self._window_from : cut]), self._decode(self._ids[cut:])
+            if head + rest == window:
+                self._take(window, len(head))
                 self._window_from = self._whole_to = cut
-                self._num_taken = len(rest) - 1
+                self._num_taken -= len(head)
                 return
 
     def _extend(self, new: str) -> None:
@@ -154,13 +160,8 @@ class TextStream:
 
     def _num_doubtful(self) -> int:
         """Length of the longest end of the text that begins a stop string."""
-        longest = 0
-        for stop in self._stops:
-            for length in range(min(len(stop) - 1, len(self.text)), longest, -1):
-                if self.text.endswith(stop[:length]):
-                    longest = length
-                    break
-        return longest
+        longest = min(self._longest_start, len(self.text))
+        return next((length for length in range(longest, 0, -1) if self.text[-length:] in self._stop_starts), 0)
 
     def _give(self, end: int) -> str:
         given = self.text[self._num_given : end]

@@ -37,15 +37,45 @@ class Segment:
 
 
 @dataclass(slots=True)
+class DecodeGroup:
+    """Sequences with one new token each, of similar length: padded to their own longest and not to the batch's."""
+
+    rows: Tensor  # (sequences,) rows of the batch
+    slots: Tensor  # (sequences, blocks), padded with slot 0
+    ends: Tensor  # (sequences, 1) tokens that each attends to
+    block_size: int
+    _masks: dict[int, Tensor] = field(default_factory=dict)
+
+    @classmethod
+    def build(cls, members: list[tuple[int, Segment]], block_size: int, device: torch.device) -> DecodeGroup:
+        counts = [-(-segment.end // block_size) for _, segment in members]
+        table = [segment.slots[:count] + [0] * (max(counts) - count) for (_, segment), count in zip(members, counts, strict=True)]
+        return cls(
+            rows=torch.tensor([row for row, _ in members], device=device),
+            slots=torch.tensor(table, device=device),
+            ends=torch.tensor([[segment.end] for _, segment in members], device=device),
+            block_size=block_size,
+        )
+
+    def mask(self, window: int) -> Tensor:
+        """(sequences, 1, 1, keys): which cached tokens each sequence's new token sees. `window` 0 means all."""
+        if window not in self._masks:
+            positions = torch.arange(self.slots.shape[1] * self.block_size, device=self.ends.device)
+            mask = positions < self.ends
+            if window:
+                mask &= positions >= self.ends - window
+            self._masks[window] = mask[:, None, None, :]
+        return self._masks[window]
+
+
+@dataclass(slots=True)
 class AttentionPlan:
     """Where a step's tokens are written and what they attend to. Made once a step, used by every layer."""
 
     cache: KvCache
     write_rows: Tensor  # (written tokens,) rows of the cache
     written: Tensor | None  # (written tokens,) rows of the batch; None: all of them
-    decode_rows: Tensor  # (decoding sequences,) rows of the batch with one new token
-    decode_slots: Tensor  # (decoding sequences, blocks), padded with slot 0
-    decode_ends: Tensor  # (decoding sequences, 1) tokens that each attends to
+    decodes: list[DecodeGroup]
     prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
 
@@ -70,23 +100,9 @@ class AttentionPlan:
             cache=cache,
             write_rows=torch.tensor(rows, dtype=torch.long, device=device),
             written=None if len(written) == row else torch.tensor(written, dtype=torch.long, device=device),
-            decode_rows=torch.tensor([row for row, _ in decodes], dtype=torch.long, device=device),
-            decode_slots=_padded_slots([segment for _, segment in decodes], size, device),
-            decode_ends=torch.tensor([[segment.end] for _, segment in decodes], dtype=torch.long, device=device),
+            decodes=[DecodeGroup.build(members, size, device) for members in _by_length(decodes, size)],
             prefills=prefills,
         )
-
-    def decode_mask(self, window: int) -> Tensor:
-        """(decoding sequences, 1, 1, keys): which cached tokens each sequence's new token sees. `window` 0 means all."""
-        mask = self._masks.get((-1, window))
-        if mask is None:
-            positions = torch.arange(self.decode_slots.shape[1] * self.cache.shape.block_size, device=self.decode_ends.device)
-            mask = positions < self.decode_ends
-            if window:
-                mask &= positions >= self.decode_ends - window
-            mask = mask[:, None, None, :]
-            self._masks[(-1, window)] = mask
-        return mask
 
     def prefill_mask(self, index: int, window: int) -> Tensor | None:
         """(new tokens, keys) of one prefill segment; None where plain causal masking says the same."""
@@ -96,7 +112,7 @@ class AttentionPlan:
             if segment.start == 0 and (not window or segment.end <= window):
                 self._masks[key] = None
             else:
-                device = self.decode_ends.device
+                device = self.write_rows.device
                 queries = torch.arange(segment.start, segment.end, device=device)[:, None]
                 keys = torch.arange(segment.end, device=device)
                 mask = keys <= queries
@@ -106,11 +122,14 @@ class AttentionPlan:
         return self._masks[key]
 
 
-def _padded_slots(segments: list[Segment], block_size: int, device: torch.device) -> Tensor:
-    counts = [-(-segment.end // block_size) for segment in segments]
-    width = max(counts, default=0)
-    table = [segment.slots[:count] + [0] * (width - count) for segment, count in zip(segments, counts, strict=True)]
-    return torch.tensor(table, dtype=torch.long, device=device).view(len(segments), width)
+def _by_length(decodes: list[tuple[int, Segment]], block_size: int) -> list[list[tuple[int, Segment]]]:
+    """Groups in which nobody needs more than twice the blocks of the shortest: padding 31 short ones to one long one cost 50 times."""
+    groups: list[list[tuple[int, Segment]]] = []
+    for row, segment in sorted(decodes, key=lambda each: each[1].end):
+        if not groups or -(-segment.end // block_size) > 2 * -(-groups[-1][0][1].end // block_size):
+            groups.append([])
+        groups[-1].append((row, segment))
+    return groups
 
 
 def block_attention(
@@ -143,8 +162,8 @@ def block_attention(
     elif len(step.write_rows):
         step.cache.write(layer, step.write_rows, keys[step.written], values[step.written])
     out = torch.empty_like(queries)
-    if len(step.decode_rows):
-        out[step.decode_rows] = _decode(step, layer, queries[step.decode_rows], scale, window, softcap)
+    for group in step.decodes:
+        out[group.rows] = _decode(step.cache, group, layer, queries[group.rows], scale, window, softcap)
     for index, (row, segment, slots) in enumerate(step.prefills):
         length = segment.end - segment.start
         cached_keys, cached_values = step.cache.gather(layer, slots)
@@ -159,13 +178,15 @@ def block_attention(
     return out[None], None
 
 
-def _decode(step: AttentionPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None) -> Tensor:
+def _decode(
+    cache: KvCache, group: DecodeGroup, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None
+) -> Tensor:
     """One new token per sequence: the query heads that share a key head stand as rows of one small matrix."""
     num_sequences, num_heads, head_dim = queries.shape
-    keys, values = step.cache.gather(layer, step.decode_slots)
+    keys, values = cache.gather(layer, group.slots)
     num_kv_heads = keys.shape[1]
     grouped = queries.view(num_sequences, num_kv_heads, num_heads // num_kv_heads, head_dim)
-    mask = step.decode_mask(window)
+    mask = group.mask(window)
     if softcap is None:
         out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     else:

@@ -210,8 +210,9 @@ class BlockTree:
         return best, best_length
 
     def _append(self, sequence: Sequence, tokens: list[int]) -> Block:
+        slot = self._take_slot()  # first: it may remove a root's last block, and the root with it
         parent = sequence.blocks[-1] if sequence.blocks else self._root(sequence.salt)
-        block = Block(self._take_slot(), list(tokens), parent, num_users=1, writer=sequence)
+        block = Block(slot, list(tokens), parent, num_users=1, writer=sequence)
         parent.children.setdefault(tokens[0], []).append(block)
         self.num_used += 1
         sequence.num_reserved = max(0, sequence.num_reserved - 1)
@@ -233,7 +234,7 @@ class BlockTree:
             if not block.tokens:
                 self._remove(block)
             elif not block.children:
-                heapq.heappush(self._evictable, (block.last_used, id(block), block))
+                self._evictable_now(block)
 
     def _truncate(self, block: Block) -> None:
         """Drop tokens that were never computed. Blocks after it hold none that were, and are gone already."""
@@ -253,9 +254,9 @@ class BlockTree:
 
     def _evict_one(self) -> None:
         while self._evictable:
-            last_used, _, block = heapq.heappop(self._evictable)
-            if block.num_users == 0 and not block.children and block.last_used == last_used and block.parent is not None:
-                self._remove(block)
+            entry = heapq.heappop(self._evictable)
+            if _can_evict(entry):
+                self._remove(entry[2])
                 return
         raise OutOfBlocks("no block is free and none can be evicted")
 
@@ -271,9 +272,15 @@ class BlockTree:
         if parent is None or parent.children:
             return
         if parent.parent is None:
-            self._roots.pop(parent.salt, None)
+            assert self._roots.pop(parent.salt) is parent, "a root was replaced while it had blocks"
         elif parent.num_users == 0:
-            heapq.heappush(self._evictable, (parent.last_used, id(parent), parent))
+            self._evictable_now(parent)
+
+    def _evictable_now(self, block: Block) -> None:
+        heapq.heappush(self._evictable, (block.last_used, id(block), block))
+        if len(self._evictable) > 2 * self.num_slots:  # mostly stale: nothing pops them while slots are free
+            self._evictable = [entry for entry in self._evictable if _can_evict(entry)]
+            heapq.heapify(self._evictable)
 
 
 class HeadPool:
@@ -338,7 +345,7 @@ class HeadPool:
 
     def release(self, reading: Reading) -> None:
         """Give back a reading's head blocks; what was computed stays until somebody needs the room."""
-        for head_block in reading.head_blocks:
+        for head_block in reversed(reading.head_blocks):  # a text's end is evicted first: what is left is still its start
             if head_block.writer is reading:
                 head_block.writer = None
             head_block.num_users -= 1
@@ -388,13 +395,15 @@ class HeadPool:
         self.num_idle += 1
         head_block.last_used = next(self._clock)
         heapq.heappush(self._idle, (head_block.last_used, id(head_block), head_block))
+        if len(self._idle) > 2 * self.num_slots:  # mostly stale: nothing pops them while slots are free
+            self._idle = [entry for entry in self._idle if _is_idle(entry)]
+            heapq.heapify(self._idle)
 
     def _evict_one(self) -> None:
         while self._idle:
-            last_used, _, head_block = heapq.heappop(self._idle)
-            is_current = head_block.block.head_blocks.get(head_block.digest) is head_block
-            if is_current and head_block.num_users == 0 and head_block.last_used == last_used:
-                self._free_one(head_block)
+            entry = heapq.heappop(self._idle)
+            if _is_idle(entry):
+                self._free_one(entry[2])
                 return
         raise OutOfBlocks("no head block is free and none can be evicted")
 
@@ -402,6 +411,19 @@ class HeadPool:
         del head_block.block.head_blocks[head_block.digest]
         self.num_idle -= 1
         self._free.append(head_block.slot)
+
+
+def _can_evict(entry: tuple[int, int, Block]) -> bool:
+    """Whether a heap entry still tells the truth."""
+    last_used, _, block = entry
+    return block.num_users == 0 and not block.children and block.last_used == last_used and block.parent is not None
+
+
+def _is_idle(entry: tuple[int, int, HeadBlock]) -> bool:
+    """Whether a heap entry still tells the truth."""
+    last_used, _, head_block = entry
+    is_current = head_block.block.head_blocks.get(head_block.digest) is head_block
+    return is_current and head_block.num_users == 0 and head_block.last_used == last_used
 
 
 def _detach(block: Block) -> None:

@@ -111,12 +111,15 @@ class Scheduler:
     def _admit(self, active: ActiveSet) -> None:
         """Move samples from the queue into the pools, first come first served; one that waits for a block being computed is passed by."""
         still_waiting = []
+        pending: set[tuple[str, int]] = set()  # prompts whose next block somebody computes: their other samples wait, too
         for index, sample in enumerate(self.waiting):
             if len(self.running) >= self.limits.max_running:
                 still_waiting.extend(self.waiting[index:])
                 break
-            match = self.tree.match(sample.sequence.tokens, sample.sequence.salt)
-            if match.pending is not None:
+            prompt = (sample.sequence.salt, id(sample.prompt))
+            match = None if prompt in pending else self.tree.match(sample.sequence.tokens, sample.sequence.salt)
+            if match is None or match.pending is not None:
+                pending.add(prompt)
                 still_waiting.append(sample)
                 continue
             num_blocks = self._num_blocks(sample)
@@ -215,18 +218,25 @@ class Scheduler:
 
     def _add_head_runs(self, batch: Batch) -> None:
         """Sampling rows first, then scoring, as far as this step's boundary states and the chunk go."""
-        computed = {id(run.sequence): run.end for run in batch.trunk_runs}
-        budget = self.limits.chunk_tokens
-        for reading in self._readings():
-            num_computed = computed.get(id(reading.sequence), reading.sequence.num_computed)
-            if not reading.sequence.is_placed or (not reading.is_started and not self._start(reading)):
-                continue
-            end = min(reading.end, num_computed, reading.cursor + budget)
-            if end > reading.cursor:
-                batch.head_runs.append(self._head_run(reading, end))
-                budget -= end - reading.cursor
-            if budget <= 0:
+        ready = self._ready_readings({id(run.sequence): run.end for run in batch.trunk_runs})
+        ready.sort(key=lambda pair: pair[1] - pair[0].cursor > 1)  # stable: those who decode first, as in the trunk
+        budget = self._chunk if batch.trunk_runs else self.limits.chunk_tokens
+        for reading, end in ready:
+            end = min(end, reading.cursor + budget)
+            if end <= reading.cursor:
                 return
+            batch.head_runs.append(self._head_run(reading, end))
+            budget -= end - reading.cursor
+
+    def _ready_readings(self, computed: dict[int, int]) -> list[tuple[Reading, int]]:
+        """Readings that can advance, and how far the boundary states go: `computed` has what this step adds, by sequence."""
+        ready = []
+        for reading in self._readings():
+            if reading.sequence.is_placed and (reading.is_started or self._start(reading)):
+                end = min(reading.end, computed.get(id(reading.sequence), reading.sequence.num_computed))
+                if end > reading.cursor:
+                    ready.append((reading, end))
+        return ready
 
     def _readings(self) -> Iterator[Reading]:
         ordered = self._by_priority()

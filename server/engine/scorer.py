@@ -178,5 +178,6 @@ def _result(
 
 
 def _rule_result(reading: Reading) -> RuleResult:
-    violated, followed = (float(value) for value in np.exp(reading.values[0].astype(np.float64)))
-    return RuleResult(reading.rule_id, violated / (violated + followed), violated + followed)
+    violated, followed = reading.values[0].astype(np.float64)  # log-probs: their ratio exists where both underflow
+    p_violate = float(np.exp(violated - np.logaddexp(violated, followed)))
+    return RuleResult(reading.rule_id, p_violate, float(np.exp(violated) + np.exp(followed)))
