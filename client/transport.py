@@ -1,7 +1,7 @@
 """How calls reach the server: address, credentials, channel options, deadlines and the one retry rule. Knows no call's meaning.
 
 Retries, and nothing else is retried:
-  UNAVAILABLE            by gRPC itself, a few times within a second, before the first message of an answer
+  UNAVAILABLE            of unary calls, by gRPC itself, a few times within a second
   RESOURCE_EXHAUSTED     by the client, only if the server says when (RetryInfo), a few times, within the deadline
 """
 
@@ -43,11 +43,18 @@ _RETRY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
+_NEVER_RETRIED = {
+    "HeadService": ("DeleteHead", "PushHead", "PullHead", "WatchHeads"),  # DeleteHead has no request id: a second try would find nothing
+    "GenerationService": ("Generate",),
+    "TrunkService": ("Encode", "PullOutputEmbedding"),
+}  # streams: with grpcio 1.85 one that is refused while the server drains and then exits hangs for ever, past its deadline
 SERVICE_CONFIG = {
     "methodConfig": [
         {
-            "name": [{"service": "polyhead.v1.HeadService", "method": "DeleteHead"}]
-        },  # no request id: a second try would find nothing
+            "name": [
+                {"service": f"polyhead.v1.{service}", "method": method} for service, methods in _NEVER_RETRIED.items() for method in methods
+            ]
+        },
         {"name": [{}], "retryPolicy": _RETRY},
     ]
 }

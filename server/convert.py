@@ -34,6 +34,8 @@ MAX_HEADS = 16
 MAX_RULES = 64
 MAX_RULE_CHARACTERS = 2000
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
+MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
+HEAD_BYTES, RULE_BYTES = 200, 32  # of one head's answer, and of one rule's beside its id, on the wire
 DEFAULT_HEAD = "policy"
 
 
@@ -64,6 +66,8 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
                 request.samples.append(
                     Sample(request, prompt_index, arm_index, index, ids, sequence, param, head_name=head, seed=seed, text=text)
                 )
+    if request.return_states and request.num_tokens > MAX_STATES_TOKENS:
+        raise InvalidArgument(f"states of {request.num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
     if _delivery(message, num_samples) == generation_pb2.DELIVERY_GROUPS:
         _check_group_size(request, sum(max(1, arm.n) for arm in arms))
     return request
@@ -85,8 +89,7 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
         sample.is_terminated = item.terminated if item.HasField("terminated") else completion[-1] in door.eos_ids
         request.samples.append(sample)
-    num_bytes = sum(len(sample.sequence.tokens) for sample in request.samples) * 4 * (2 + 2 * len(message.score.heads))
-    if num_bytes > MAX_REPLY_BYTES:
+    if sum(_reply_bytes(sample) for sample in request.samples) > MAX_REPLY_BYTES:
         raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
     return request
 
@@ -235,9 +238,17 @@ def _check_length(num_tokens: int, request: Request, door: Door, field: str) -> 
         )
 
 
+def _reply_bytes(sample: Sample) -> int:
+    """Most bytes that a sample and its scores take on the wire."""
+    request = sample.request
+    num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens)
+    questions = max(request.rules.by_template.values(), key=len, default=()) if request.rules else ()
+    rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
+    return num_tokens * 4 * (4 + 2 * len(request.score_heads)) + len(request.score_heads) * (HEAD_BYTES + rule_bytes)
+
+
 def _check_group_size(request: Request, num_samples: int) -> None:
-    largest = max(len(sample.prompt) + sample.params.max_new_tokens for sample in request.samples)
-    if largest * num_samples * 4 * (4 + len(request.score_heads)) > MAX_REPLY_BYTES:
+    if num_samples * max(_reply_bytes(sample) for sample in request.samples) > MAX_REPLY_BYTES:
         raise InvalidArgument("a prompt's group would not fit one message: use DELIVERY_SAMPLES or fewer samples", field="delivery")
 
 

@@ -109,6 +109,6 @@ async def watch_engine(health: Health, snapshot: Callable[[], Any], period_s: fl
     """Runs until cancelled: live means that the engine made a step within 5 s, or has nothing to do."""
     while True:
         now = snapshot()
-        is_busy = now.num_running + now.num_waiting > 0
-        health.set_live(not is_busy or time.monotonic() - now.last_step_at < HUNG_AFTER_S)
+        is_moving = now.num_open == 0 or time.monotonic() - now.last_step_at < HUNG_AFTER_S
+        health.set_live(now.is_running and is_moving)
         await asyncio.sleep(period_s)

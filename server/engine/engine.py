@@ -53,7 +53,7 @@ class QueueLimits:
 
     max_requests: int = 256
     max_tokens: int = 1_000_000  # prompt + max_new over all open requests
-    interactive_share: float = 0.25  # of both, kept for interactive callers
+    interactive_share: float = 0.25  # of both, for interactive callers; the rest is for batch work
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,6 +79,8 @@ class EngineSnapshot:
     num_filled_head_blocks: int
     last_swap_pause_s: float
     last_step_at: float  # time.monotonic()
+    num_open: int  # requests that have not ended
+    is_running: bool  # the engine's thread lives
 
 
 @dataclass(slots=True)
@@ -124,9 +126,9 @@ class Engine:
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._wake = threading.Condition()
         self._is_stopping = False
+        self._is_stopped = False  # nothing empties the inbox any more
         self._is_draining = False
         self._open: dict[int, Request] = {}  # by serial; guarded by _wake
-        self._num_open_tokens = 0
         self._outbox: dict[Request, list[Event]] = {}
         self._thread = threading.Thread(target=self._run, name="polyhead-engine", daemon=True)
 
@@ -162,19 +164,27 @@ class Engine:
             self._check_queue(request, num_tokens)
             self._open[request.serial] = request
             request.num_admitted_tokens = num_tokens
-            self._num_open_tokens += num_tokens
             self.counters.requests += 1
             self._inbox.append(lambda: self._enter(request))
             self._wake.notify()
 
     def cancel(self, request: Request, reason: PolyheadError) -> None:
         """End a request before the next step: the one way out for cancels, deadlines and disconnects. Idempotent."""
-        self._post(lambda: self._abort(request, reason))
+        if not request.is_ended:
+            with contextlib.suppress(Unavailable):  # a stopped engine has ended every request
+                self._post(lambda: self._abort(request, reason))
 
     def activate(self, active: ActiveSet) -> Future[SwapReport]:
         """Make `active` what new requests use, between two steps."""
         future: Future[SwapReport] = Future()
-        self._post(lambda: future.set_result(self._flip(active)))
+
+        def flip() -> None:
+            try:
+                future.set_result(self._flip(active))
+            except Exception as error:
+                future.set_exception(error)
+
+        self._post(flip)
         return future
 
     def snapshot(self) -> EngineSnapshot:
@@ -190,6 +200,8 @@ class Engine:
             num_filled_head_blocks=self.tree.heads.num_filled,
             last_swap_pause_s=self.last_swap_pause_s,
             last_step_at=self.last_step_at,
+            num_open=len(self._open),
+            is_running=self._thread.is_alive(),
         )
 
     def leased_digests(self) -> dict[str, int]:
@@ -220,10 +232,10 @@ class Engine:
         if not batch.is_empty:
             self._forward(batch)
             self.counters.steps += 1
-        self._finish_scored()
+        num_finished = self._finish_scored()
         self._flush()
         self.last_step_at = time.monotonic()
-        return not batch.is_empty
+        return not batch.is_empty or num_finished > 0
 
     def _forward(self, batch: Batch) -> None:
         started_at = time.monotonic()
@@ -277,16 +289,28 @@ class Engine:
         sample.last_token_at = time.monotonic()
         sample.first_token_at = sample.first_token_at or sample.last_token_at
         self.counters.generated_tokens += 1
-        text = sample.text.push(token_id) if sample.text else ""
+        text = self._text_of(sample, token_id)
         if sample.request.stream_tokens:
             self._emit(sample.request, Drawn(sample, len(sample.completion) - 1, token_id, logprob, sampling_logprob, text))
         reason = self._finish_reason(sample, token_id)
-        if reason is None:
+        if sample.error:
+            self._fail(sample, sample.error)
+        elif reason is None:
             assert sample.reading is not None
             sample.reading.first, sample.reading.end = sample.reading.end, sample.reading.end + 1
             sample.sequence.num_wanted += 1
         else:
             self._finish_generating(sample, reason)
+
+    def _text_of(self, sample: Sample, token_id: int) -> str:
+        """New text of a sample. A tokenizer that fails on it ends this sample and no other."""
+        try:
+            return sample.text.push(token_id) if sample.text else ""
+        except Exception:
+            logger.exception("a sample's text failed")
+            sample.error = "the sample's text could not be made: see the server's log"
+            sample.text = None
+            return ""
 
     def _finish_reason(self, sample: Sample, token_id: int) -> FinishReason | None:
         params = sample.params
@@ -306,12 +330,13 @@ class Engine:
         self.tree.heads.release(sample.reading)
         self.scheduler.begin_scoring(sample)
 
-    def _finish_scored(self) -> None:
-        """Samples with nothing left to compute are complete."""
-        ready = [sample for sample in self.scheduler.running if sample.phase is Phase.SCORING and not sample.todo]
+    def _finish_scored(self) -> int:
+        """Samples with nothing left to compute are complete; how many there were."""
+        scoring = [sample for sample in self.scheduler.running if sample.phase is Phase.SCORING and not sample.todo]
+        ready = [sample for sample in scoring if sample.sequence.num_outstanding <= 0]
         for sample in ready:
-            if sample.sequence.num_outstanding <= 0:
-                self._finish(sample)
+            self._finish(sample)
+        return len(ready)
 
     def _finish(self, sample: Sample) -> None:
         request = sample.request
@@ -321,7 +346,7 @@ class Engine:
         self.counters.prompt_tokens += len(sample.prompt)
         self.counters.cache_hit_tokens += sample.num_cached_tokens
         self.scheduler.remove(sample)
-        self._emit(request, Finished(sample, sample.text.finish() if sample.text else ""))
+        self._emit(request, Finished(sample, _tail(sample)))
         request.num_open -= 1
         if request.num_open == 0:
             self._end(request, None)
@@ -335,13 +360,20 @@ class Engine:
     # ---- requests
 
     def _check_queue(self, request: Request, num_tokens: int) -> None:
-        share = 1.0 if request.priority is Priority.INTERACTIVE else 1.0 - self.queue.interactive_share
-        is_full = len(self._open) >= self.queue.max_requests * share
-        if is_full or (self._open and self._num_open_tokens + num_tokens > self.queue.max_tokens * share):
-            self.counters.rejected_requests += 1
-            raise ResourceExhausted(
-                f"the queue is full: {len(self._open)} requests with {self._num_open_tokens} tokens are open", retry_after_s=1.0
-            )
+        everybody = list(self._open.values())
+        of_same_kind = [each for each in everybody if each.priority is request.priority]
+        is_interactive = request.priority is Priority.INTERACTIVE
+        share = self.queue.interactive_share if is_interactive else 1.0 - self.queue.interactive_share
+        if self._has_room(of_same_kind, num_tokens, share) or (is_interactive and self._has_room(everybody, num_tokens, 1.0)):
+            return
+        self.counters.rejected_requests += 1
+        raise ResourceExhausted(f"the queue is full: {len(everybody)} requests are open", retry_after_s=1.0)
+
+    def _has_room(self, open_requests: list[Request], num_tokens: int, share: float) -> bool:
+        """Whether one more fits a share of the queue. A first request always does, however long it is."""
+        num_open_tokens = sum(each.num_admitted_tokens for each in open_requests)
+        is_short = not open_requests or num_open_tokens + num_tokens <= self.queue.max_tokens * share
+        return is_short and len(open_requests) < max(1.0, self.queue.max_requests * share)
 
     def _enter(self, request: Request) -> None:
         if request.is_ended:
@@ -359,15 +391,14 @@ class Engine:
                 sample.finish_reason, sample.is_terminated = FinishReason.ABORTED, False
                 sample.error = reason.message
                 self.scheduler.remove(sample)
-                self._emit(request, Finished(sample, sample.text.finish() if sample.text else ""))
+                self._emit(request, Finished(sample, _tail(sample)))
         self._end(request, reason)
 
     def _end(self, request: Request, error: PolyheadError | None) -> None:
         request.is_ended = True
         request.drop_lease()
         with self._wake:
-            if self._open.pop(request.serial, None) is not None:
-                self._num_open_tokens -= request.num_admitted_tokens
+            self._open.pop(request.serial, None)
         self._emit(request, Ended(error))
 
     def _expire(self) -> None:
@@ -422,7 +453,7 @@ class Engine:
             for request in failed:
                 self._abort(request, PolyheadError("the engine failed on this batch: see the server's log"))
             self._flush()
-            return True
+            return bool(failed)
 
     def _wait(self) -> None:
         with self._wake:
@@ -431,15 +462,22 @@ class Engine:
 
     def _empty_inbox(self) -> None:
         while self._inbox:
-            self._inbox.popleft()()
+            try:
+                self._inbox.popleft()()
+            except Exception:
+                logger.exception("an action between two steps failed")
         self._flush()
 
     def _post(self, action: Callable[[], None]) -> None:
         with self._wake:
+            if self._is_stopped:
+                raise Unavailable("the engine has stopped", retry_after_s=1.0)
             self._inbox.append(action)
             self._wake.notify()
 
     def _end_all(self, reason: PolyheadError) -> None:
+        with self._wake:
+            self._is_stopped = True
         self._empty_inbox()
         with self._wake:
             left = list(self._open.values())
@@ -456,6 +494,15 @@ class Engine:
             outbox, self._outbox = self._outbox, {}
             with contextlib.suppress(RuntimeError):  # the readers' event loop is gone
                 self.sink(outbox)
+
+
+def _tail(sample: Sample) -> str:
+    """Text that was held back. A tokenizer that fails here must not keep the sample from ending."""
+    try:
+        return sample.text.finish() if sample.text else ""
+    except Exception:
+        logger.exception("a sample's text could not be finished")
+        return ""
 
 
 def deliver_now(outbox: StepEvents) -> None:

@@ -118,7 +118,7 @@ def _truncate(logits: Tensor, params: SamplingParams) -> Tensor:
 
 
 def _nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Ids of the fewest likeliest tokens that reach top_p. A thousand nearly always do; sorting the vocabulary costs seven times as much."""
+    """Ids of the fewest likeliest tokens that reach top_p. A thousand nearly always do; sorting all costs seven times as much."""
     for width in (min(1024, len(probs)), len(probs)):
         ordered, order = probs.topk(width)
         before = ordered.cumsum(dim=-1) - ordered

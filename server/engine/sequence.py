@@ -294,7 +294,15 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """Most tokens this request can ever hold: what admission counts."""
-        return sum(len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens) for sample in self.samples)
+        num_own = sum(len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens) for sample in self.samples)
+        return num_own + len(self.samples) * self.num_suffix_tokens
+
+    @property
+    def num_suffix_tokens(self) -> int:
+        """Most tokens that scoring can add to a sample: its rule questions, for every head that answers them."""
+        num_rule_heads = sum(kind is HeadKind.RULE for kind in self.head_kinds.values())
+        templates = self.rules.by_template.values() if self.rules else ()
+        return num_rule_heads * max((sum(len(question.suffix) for question in questions) for questions in templates), default=0)
 
     def take_lease(self, active: ActiveSet) -> Lease:
         """Resolve every head at once. FailedPrecondition if a name has gone, or has changed its kind, since the request came in."""

@@ -48,13 +48,15 @@ class _Writer:
 
     def messages(self, events: list[Event]) -> Iterator[generation_pb2.GenerateResponse]:
         """Messages for a list of events; a sample's tokens that wait together become one piece."""
-        for sample, run in itertools.groupby(events, key=lambda event: event.sample if isinstance(event, Drawn) else None):
-            if sample is not None:
-                drawn = [event for event in run if isinstance(event, Drawn)]
-                yield generation_pb2.GenerateResponse(piece=convert_out.piece(drawn))
-                continue
+        for _, run in itertools.groupby(events, key=lambda event: isinstance(event, Drawn)):
+            waiting: dict[Sample, list[Drawn]] = {}
             for event in run:
-                yield from self._message(event)
+                if isinstance(event, Drawn):
+                    waiting.setdefault(event.sample, []).append(event)
+                else:
+                    yield from self._message(event)
+            for drawn in waiting.values():
+                yield generation_pb2.GenerateResponse(piece=convert_out.piece(drawn))
 
     def _message(self, event: Event) -> Iterator[generation_pb2.GenerateResponse]:
         match event:
@@ -87,3 +89,4 @@ class _Writer:
     def _states(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
         for part in convert_out.states_parts(sample):
             yield generation_pb2.GenerateResponse(states=part)
+        sample.states = None  # sent

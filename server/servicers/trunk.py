@@ -29,7 +29,6 @@ if TYPE_CHECKING:
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_SEQUENCES = 1024
-MAX_ENCODE_TOKENS = 1 << 18  # of one request: their states are held until they are sent
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,8 +125,8 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             sample = convert.given_sample(request, index, ids, [])
             sample.sequence = Sequence(ids)
             request.samples.append(sample)
-        if request.num_tokens > MAX_ENCODE_TOKENS:
-            raise InvalidArgument(f"{request.num_tokens} tokens in one request, at most {MAX_ENCODE_TOKENS}", field="sequences")
+        if request.num_tokens > convert.MAX_STATES_TOKENS:
+            raise InvalidArgument(f"{request.num_tokens} tokens in one request, at most {convert.MAX_STATES_TOKENS}", field="sequences")
         return request
 
     def _describe(self) -> trunk_pb2.GetTrunkResponse:

@@ -89,7 +89,7 @@ async def test_push_pull_round_trip(world: World, stub: Stub, size: int) -> None
         (lambda d: [header(d), chunk(0, d[:-1])], "data"),
         (lambda d: [header(d), chunk(0, b"x" + d[1:])], "sha256"),
         (lambda d: [header(d, name="../x")], "header.name"),
-        (lambda d: [header(d, sha256="x")], "sha256"),
+        (lambda d: [header(d, sha256="x")], "header.sha256"),
         (lambda d: [header(d, num_bytes=0)], "declared_bytes"),
         (lambda d: [header(d, trunk_sha256={"a": "b"})], "header.trunk_sha256[a]"),
         (lambda d: [header(d, manifest=pb.HeadManifest(kind=9))], "header.manifest.kind"),

@@ -65,11 +65,11 @@ async def test_over_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
 async def test_a_hung_engine_takes_the_server_down_until_it_moves_again() -> None:
     health, engine = Health(), FakeEngine()
     health.set_ready(True)
-    engine.now = dataclasses.replace(engine.now, num_running=1, last_step_at=time.monotonic() - 6.0)
+    engine.now = dataclasses.replace(engine.now, num_open=1, last_step_at=time.monotonic() - 6.0)
     watching = asyncio.create_task(watch_engine(health, engine.snapshot, period_s=0.01))
     await asyncio.sleep(0.05)
     assert (health.status(""), health.status("liveness")) == (NOT_SERVING, NOT_SERVING)
-    engine.now = dataclasses.replace(engine.now, num_running=0)
+    engine.now = dataclasses.replace(engine.now, num_open=0)
     await asyncio.sleep(0.05)
     assert (health.status(""), health.status("liveness")) == (SERVING, SERVING)
     watching.cancel()

@@ -173,7 +173,6 @@ class Bench:
         assert self.engine.tree.num_used == 0
         assert self.engine.tree.heads.num_idle == self.engine.tree.heads.num_filled
         assert not self.engine._open
-        assert self.engine._num_open_tokens == 0
 
 
 def scores(sample: Sample) -> dict[str, HeadResult]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import numpy as np
 import pytest
 import torch
 
@@ -9,7 +10,7 @@ from polyhead.heads.errors import Aborted, ResourceExhausted
 from polyhead.heads.manifest import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.engine import QueueLimits
 from polyhead.server.engine.sampler import sample_seed
-from polyhead.server.engine.sequence import FinishReason, OnSwap, SamplingParams
+from polyhead.server.engine.sequence import FinishReason, OnSwap, Priority, SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 SIX = SamplingParams(max_new_tokens=6)
@@ -194,15 +195,40 @@ def test_boundary_states_are_the_trunks_output(bench: Bench) -> None:
 
 
 def test_a_full_queue_answers_at_once(bench: Bench) -> None:
-    bench.engine.queue = QueueLimits(max_requests=4, interactive_share=0.25)
-    for _ in range(3):
-        bench.engine.submit(bench.sampled(bench.prompt(5)))
+    """Batch work has three of four places; an interactive caller still gets in, and a long batch request does not keep it out."""
+    bench.engine.queue = QueueLimits(max_requests=4, max_tokens=1000, interactive_share=0.25)
+    bench.engine.submit(bench.sampled(bench.prompt(5), n=10, params=SamplingParams(max_new_tokens=200)))
     with pytest.raises(ResourceExhausted) as caught:
         bench.engine.submit(bench.sampled(bench.prompt(5)))
     assert caught.value.retry_after_s
-    from polyhead.server.engine.sequence import Priority
-
     bench.engine.submit(bench.sampled(bench.prompt(5), priority=Priority.INTERACTIVE))
+
+
+def test_the_queue_counts_requests(bench: Bench) -> None:
+    bench.engine.queue = QueueLimits(max_requests=4, interactive_share=0.25)
+    for _ in range(3):
+        bench.engine.submit(bench.sampled(bench.prompt(5)))
+    with pytest.raises(ResourceExhausted):
+        bench.engine.submit(bench.sampled(bench.prompt(5)))
+    bench.engine.submit(bench.sampled(bench.prompt(5), priority=Priority.INTERACTIVE))
+    with pytest.raises(ResourceExhausted):
+        bench.engine.submit(bench.sampled(bench.prompt(5), priority=Priority.INTERACTIVE))
+
+
+def test_rule_questions_count_as_work(bench: Bench) -> None:
+    request = bench.given(bench.prompt(5), bench.prompt(5), score=("rule",), rules={"a": (10,) * 30, "b": (11,) * 20})
+    assert request.num_tokens == 10 + 50
+
+
+def test_a_rule_answer_that_underflows_is_still_a_probability(bench: Bench) -> None:
+    """exp of two log-probs below -745 is 0 / 0, and the error reached other callers' streams."""
+    request = bench.given(bench.prompt(5), bench.prompt(5), score=("rule",), rules={"a": (10, 11)})
+    bench.run(request)
+    [reading] = request.samples[0].done
+    reading.values = [np.array([-1000.0, -1001.0], dtype=np.float32)]
+    [answer] = scores(request.samples[0])["rule"].result
+    assert answer.p_violate == pytest.approx(1 / (1 + np.exp(-1.0)))
+    assert answer.answer_mass == 0.0
 
 
 def test_an_expired_request_costs_no_forward_pass(bench: Bench) -> None:

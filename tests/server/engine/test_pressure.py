@@ -7,10 +7,11 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads.errors import Aborted, PolyheadError
+from polyhead.heads.errors import Aborted, PolyheadError, Unavailable
+from polyhead.server.engine.blocks import Block
 from polyhead.server.engine.build import HEAD_BLOCKS_PER_BLOCK
 from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import Phase, SamplingParams
+from polyhead.server.engine.sequence import FinishReason, Phase, SamplingParams
 from tests.server.engine.harness import Bench
 
 ALL_HEADS = ("reference", "value", "preference", "rule")
@@ -111,3 +112,99 @@ def test_a_long_prefill_does_not_stop_decoding(small: Bench) -> None:
         before = len(decoding.samples[0].completion)
         small.engine.step()
         assert len(decoding.samples[0].completion) == before + 1
+
+
+def test_heaps_stay_bounded(small: Bench) -> None:
+    """Entries went stale faster than evictions took them away: the heap of idle head blocks grew with every request, for ever."""
+    for index in range(150):
+        small.run(small.sampled(small.prompt(20, index % 5), params=SamplingParams(max_new_tokens=2), score=("reference", "value")))
+    assert len(small.engine.tree.heads._idle) <= 2 * small.engine.tree.heads.num_slots + 1
+    assert len(small.engine.tree._evictable) <= 2 * small.engine.tree.num_slots + 1
+    small.assert_blocks_returned()
+
+
+def test_salts_come_and_go_in_a_full_cache(small: Bench) -> None:
+    """A root was looked up before its last block was evicted: the new block hung on a root that nobody could find."""
+    for index in range(60):
+        request = small.sampled(small.prompt(100, index), params=SamplingParams(max_new_tokens=1))
+        request.samples[0].sequence.salt = f"tenant {index % 3}"
+        small.run(request)
+        small.engine.tree.check()
+
+
+def test_a_long_text_loses_its_end_first(small: Bench) -> None:
+    """With the front evicted first, one lost head block cost the whole text again."""
+    request = small.sampled(small.prompt(100), params=SamplingParams(max_new_tokens=1))
+    small.run(request)
+    [path] = [blocks for blocks in _paths(small) if len(blocks) == 7]
+    small.engine.tree.heads._evict_one()
+    assert [bool(block.head_blocks) for block in path] == [True] * 6 + [False]
+
+
+def _paths(bench: Bench) -> list[list[Block]]:
+    def below(block: Block) -> list[list[Block]]:
+        children = [child for group in block.children.values() for child in group]
+        return [[block, *path] for child in children for path in below(child)] or [[block]]
+
+    return [path[1:] for root in bench.engine.tree._roots.values() for path in below(root)]
+
+
+def test_head_prefill_after_a_swap_does_not_stop_decoding(small: Bench) -> None:
+    """A cached prompt's new head keys took the whole head budget of every step until they were done."""
+    prompt = small.prompt(100, 3)
+    small.run(small.sampled(prompt, params=SamplingParams(max_new_tokens=1)))
+    small.activate(2, policy=small.policy("new"), value=small.scalar("b"))
+    long = small.sampled(prompt, params=SamplingParams(max_new_tokens=1))
+    decoding = small.sampled(small.prompt(5), params=SamplingParams(max_new_tokens=20))
+    for request in (decoding, long):
+        small.engine.submit(request)
+        small.engine._empty_inbox()
+        small.engine.step()
+    for _ in range(3):
+        before = len(decoding.samples[0].completion)
+        small.engine.step()
+        assert len(decoding.samples[0].completion) == before + 1
+
+
+class BrokenText:
+    """A tokenizer that fails on its second token, and again at the end."""
+
+    def __init__(self) -> None:
+        self.text, self.matched_stop, self._count = "", "", 0
+
+    def push(self, token_id: int) -> str:
+        self._count += 1
+        if self._count == 2:
+            raise ValueError("secret")
+        return ""
+
+    def finish(self) -> str:
+        raise ValueError("secret")
+
+
+def test_a_text_that_cannot_be_made_ends_its_own_sample(small: Bench) -> None:
+    broken = small.sampled(small.prompt(10), params=SamplingParams(max_new_tokens=5))
+    broken.samples[0].text = BrokenText()
+    neighbour = small.sampled(small.prompt(11), params=SamplingParams(max_new_tokens=5))
+    small.run(broken, neighbour)
+    assert broken.samples[0].finish_reason is FinishReason.FAILED
+    assert "secret" not in broken.samples[0].error
+    assert neighbour.samples[0].finish_reason is FinishReason.LENGTH
+    cancelled = small.sampled(small.prompt(12))
+    cancelled.samples[0].text = BrokenText()
+    small.engine.submit(cancelled)
+    small.engine.cancel(cancelled, Aborted("gone"))
+    small.engine._empty_inbox()
+    assert cancelled.is_ended
+    small.assert_blocks_returned()
+
+
+def test_a_stopped_engine_says_so(small: Bench) -> None:
+    """An activation handed to a stopped engine never answered, and its caller waited for five minutes."""
+    small.engine.start()
+    small.engine.stop()
+    with pytest.raises(Unavailable):
+        small.engine.activate(small.engine.active)
+    with pytest.raises(Unavailable):
+        small.engine.submit(small.sampled(small.prompt(5)))
+    assert not small.engine.snapshot().is_running

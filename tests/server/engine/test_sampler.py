@@ -107,3 +107,20 @@ def test_truncated_tokens_are_never_drawn() -> None:
     allowed = set(logits[0].topk(3).indices.tolist())
     rows = [DrawRow(SamplingParams(top_k=3), seed, 0, []) for seed in range(500)]
     assert set(draw(logits.expand(500, -1), rows).token_ids) == allowed
+
+
+@pytest.mark.parametrize("params", [SamplingParams(temperature=1e-38), SamplingParams(repetition_penalty=0.01)])
+def test_extreme_parameters_still_give_a_distribution(params: SamplingParams) -> None:
+    """Dividing by a tiny temperature overflowed to NaN, and the last token of the vocabulary was drawn."""
+    logits = random_logits(1)
+    drawn = draw(logits, [DrawRow(params, 3, 0, [1, 2])])
+    assert math.isfinite(drawn.sampling_logprobs[0])
+    if params.temperature < 1.0:
+        assert drawn.token_ids == [int(logits.argmax())]
+
+
+def test_top_p_keeps_enough_of_a_flat_distribution() -> None:
+    """Wider than the first thousand tokens that are looked at."""
+    logits = torch.zeros(1, 5000)
+    kept = shape_logprobs(logits, logits.log_softmax(-1), [SamplingParams(top_p=0.5)], [[]]).exp()[0]
+    assert int((kept > 0).sum()) == pytest.approx(2500, abs=2)
