@@ -224,6 +224,8 @@ def test_sigterm_lets_streams_finish_and_takes_no_more(tiny_model: Path, tmp_pat
             error = error_of(run)
             assert error.code() is grpc.StatusCode.UNAVAILABLE
             assert retry_infos(error)
+        with Client(server.address) as ours, pytest.raises(Unavailable):
+            ours.pull_head("policy", timeout=20.0)  # with gRPC's own retries on a stream this hung for ever, past its deadline
         assert server.process.poll() is None
         for stream in streams:
             events = list(stream)

@@ -13,8 +13,10 @@ from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from polyhead.heads import embedded, family
 from polyhead.heads.checkpoint import Checkpoint
+from polyhead.heads.composition import check_composition
 from polyhead.heads.errors import FailedPrecondition
 from polyhead.heads.manifest import OutputKind
+from polyhead.heads.spec import describe
 
 
 @pytest.fixture(scope="session")
@@ -40,12 +42,12 @@ def test_the_folder_is_complete(smollm: Path) -> None:
 @torch.no_grad()
 def test_it_splits_and_speaks(smollm: Path) -> None:
     checkpoint = Checkpoint.open(smollm)
-    spec = family.describe(checkpoint)
+    spec = describe(checkpoint)
     assert (spec.split_layer, spec.num_layers, spec.tied) == (24, 30, True)
     trunk = family.build_trunk(checkpoint, spec, torch.float32)
     tensors = family.initial_head(checkpoint, spec, OutputKind.TIED)
     head = family.build_head(spec, tensors, OutputKind.TIED, trunk.embedding, torch.float32)
-    family.check_composition(trunk, head)
+    check_composition(trunk, head)
     tokenizer = AutoTokenizer.from_pretrained(smollm)
     question = [{"role": "user", "content": "What is the capital of France?"}]
     ids = tokenizer.apply_chat_template(question, add_generation_prompt=True, return_dict=False)
