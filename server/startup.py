@@ -36,6 +36,7 @@ from polyhead.server.workers import Workers
 
 Progress = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, read at import: a worker thread would answer the 1 that it set itself
 FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
 
 
@@ -152,7 +153,7 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
     sizes = build.EngineConfig(
         cache_bytes=config.cache_bytes,
         max_context=max_context,
-        num_threads=config.threads or torch.get_num_threads(),
+        num_threads=config.threads or DEFAULT_THREADS,
         queue=limits,
     )
     return build.build_engine(trunk, sizes, eos_ids, DTYPES[config.head_dtype])
