@@ -52,18 +52,20 @@ def uniform(seed: int, position: int) -> float:
 
 def draw(logits: Tensor, rows: list[DrawRow]) -> Drawn:
     """Draw one token for each row of (rows, vocab) float32 logits."""
-    finite = torch.isfinite(logits).all(dim=-1)
-    logits = torch.where(finite[:, None], logits, torch.zeros_like(logits)) if not bool(finite.all()) else logits
     raw = logits.log_softmax(dim=-1)
-    drawn_from = shape_logprobs(logits, raw, [row.params for row in rows], [row.seen for row in rows])
-    token_ids = _pick(drawn_from, rows)
-    index = token_ids[:, None]
-    return Drawn(
-        token_ids=token_ids.tolist(),
-        logprobs=raw.gather(1, index)[:, 0].tolist(),
-        sampling_logprobs=drawn_from.gather(1, index)[:, 0].tolist(),
-        is_finite=finite.tolist(),
-    )
+    is_finite = ~raw[:, 0].isnan()  # one NaN or +inf among a row's logits makes all of its log-probs NaN
+    if not bool(is_finite.all()):
+        logits = torch.where(is_finite[:, None], logits, torch.zeros_like(logits))
+        raw = logits.log_softmax(dim=-1)
+    if all(_is_plainly_greedy(row.params) for row in rows):
+        token_ids = logits.argmax(dim=-1)
+        sampling_logprobs = [0.0] * len(rows)
+    else:
+        drawn_from = shape_logprobs(logits, raw, [row.params for row in rows], [row.seen for row in rows])
+        token_ids = _pick(drawn_from, rows)
+        sampling_logprobs = drawn_from.gather(1, token_ids[:, None])[:, 0].tolist()
+    logprobs = raw.gather(1, token_ids[:, None])[:, 0].tolist()
+    return Drawn(token_ids.tolist(), logprobs, sampling_logprobs, is_finite.tolist())
 
 
 def shape_logprobs(logits: Tensor, raw: Tensor, params: list[SamplingParams], seen: list[list[int]]) -> Tensor:
@@ -83,6 +85,10 @@ _PLAIN = SamplingParams()
 
 def _is_plain(params: SamplingParams) -> bool:
     return params.temperature == 1.0 and params.repetition_penalty == 1.0 and not params.truncates
+
+
+def _is_plainly_greedy(params: SamplingParams) -> bool:
+    return params.temperature == 0.0 and params.repetition_penalty == 1.0
 
 
 def _shape_row(logits: Tensor, params: SamplingParams, seen: list[int]) -> Tensor:

@@ -118,9 +118,7 @@ def _suffixed(sample: Sample, suffix: tuple[int, ...]) -> Sequence:
 
 def take_rows(reading: Reading, rows: Tensor, first: int) -> None:
     """Record a head's output rows for positions from `first` on: (rows, vocab) logits or (rows,) scalars."""
-    if not torch.isfinite(rows).all():
-        reading.error = f"{reading.head.reference} gave a number that is not finite"
-    elif reading.output is Output.LOGPROBS:
+    if reading.output is Output.LOGPROBS:
         _take_logprobs(reading, rows, first)
     elif reading.output is Output.SCALARS:
         reading.values.append(rows.numpy(force=True).astype(np.float32, copy=True))
@@ -128,6 +126,8 @@ def take_rows(reading: Reading, rows: Tensor, first: int) -> None:
         manifest = reading.head.manifest
         answers = rows[-1].log_softmax(dim=-1)[[manifest.violated_token_id, manifest.followed_token_id]]
         reading.values.append(answers.numpy(force=True))
+    if not np.isfinite(reading.values[-1]).all():
+        reading.error = f"{reading.head.reference} gave a number that is not finite"
 
 
 def _take_logprobs(reading: Reading, logits: Tensor, first: int) -> None:
