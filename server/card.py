@@ -49,7 +49,7 @@ def card(services: Services, addresses: Addresses) -> str:
         "budget": f"{_mib(services.registry.residency.budget)} for heads, {_mib(config.cache_bytes)} for caches",
         "store": str(services.store.path),
         "listening": f"{addresses.host}:{addresses.port}{' (TLS)' if config.tls_cert else ''}"
-        + (f", metrics http://{addresses.host}:{addresses.metrics_port}/metrics" if addresses.metrics_port >= 0 else ""),
+        + (f", metrics http://{config.metrics_host}:{addresses.metrics_port}/metrics" if addresses.metrics_port >= 0 else ""),
     }
     if damage := services.registry.damage:
         rows["DAMAGED"] = damage.replace("\n", "\n            ")

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
-from pydantic_settings import BaseSettings, EnvSettingsSource, SettingsConfigDict
+from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from polyhead.heads.errors import InvalidArgument
 from polyhead.server.auth import Authenticator, Role, hash_token, load_tokens
@@ -20,6 +20,14 @@ from polyhead.server.auth import Authenticator, Role, hash_token, load_tokens
 GIB = 1 << 30
 Dtype = Literal["float32", "bfloat16"]
 TokenHash = Annotated[str, BeforeValidator(lambda raw: hash_token(raw) if raw else "")]  # the raw token is dropped at once
+
+
+def _paths(value: object) -> object:
+    """In the environment: paths joined as in PATH."""
+    return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
+
+
+RuleFiles = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
 
 
 class ServeConfig(BaseSettings):
@@ -37,6 +45,7 @@ class ServeConfig(BaseSettings):
 
     host: str = "127.0.0.1"
     port: int = Field(50051, ge=0, le=65535)  # 0: any free one
+    metrics_host: str = "127.0.0.1"  # plain HTTP without a token: open it to the scraper's network only
     metrics_port: int = Field(9464, ge=-1, le=65535)  # 0: any free one, -1: none
     tls_cert: Path | None = None
     tls_key: Path | None = None
@@ -58,9 +67,9 @@ class ServeConfig(BaseSettings):
     keep_versions: int = Field(10, ge=1)  # of each head name
     max_idle_per_name: int = Field(2, ge=0)  # versions of one head name kept in memory that no set and no request uses
     drain_delay_s: float = Field(0.0, ge=0)  # a load balancer's notice
-    drain_grace_s: float = Field(45.0, ge=0)
+    drain_grace: float = Field(45.0, ge=0)  # seconds that running calls get at the end
 
-    rule_files: tuple[Path, ...] = ()
+    rules: RuleFiles = ()  # more rule sets and templates
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -114,14 +123,16 @@ def load_config(flags: Mapping[str, Any], config_file: Path | None = None) -> Se
     """Merge flags (None: not given), environment and file; raises InvalidArgument naming the key at fault."""
     given = {key: value for key, value in flags.items() if value is not None}
     from_file = _read_toml(config_file) if config_file is not None else {}
-    from_env = EnvSettingsSource(ServeConfig)()
     try:
+        from_env = EnvSettingsSource(ServeConfig)()
         return ServeConfig(**{**{key: value for key, value in from_file.items() if key not in from_env}, **given})
     except ValidationError as error:
         first = error.errors(include_input=False, include_url=False, include_context=False)[0]
         field = ".".join(str(part) for part in first["loc"])
         what = f"bad setting {field}" if field else "bad settings"
         raise InvalidArgument(f"{what}: {first['msg']}", field=field) from None
+    except SettingsError as error:
+        raise InvalidArgument(f"bad setting in the environment: {error}", field="environment") from None
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

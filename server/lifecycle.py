@@ -99,7 +99,7 @@ def _serve_metrics(metrics: Metrics, config: ServeConfig) -> MetricsServer | Non
     if config.metrics_port < 0:
         return None
     try:
-        return serve_metrics(metrics, config.host, config.metrics_port)
+        return serve_metrics(metrics, config.metrics_host, config.metrics_port)
     except OSError:
         raise FailedPrecondition(
             f"cannot serve metrics, the port is in use: {config.metrics_port}\nhint: choose --metrics-port, or -1 for none"
@@ -181,7 +181,7 @@ async def _drain(running: Running, services: Services, stop: StopSignal) -> None
     running.interceptor.drain()
     services.registry.feed.close()
     await _first(stop.now.wait(), asyncio.sleep(running.config.drain_delay_s))
-    await _first(stop.now.wait(), running.interceptor.wait_idle(running.config.drain_grace_s))
+    await _first(stop.now.wait(), running.interceptor.wait_idle(running.config.drain_grace))
     services.engine.drain()
     await asyncio.to_thread(services.engine.stop, END_S)  # open requests end as aborted, and their handlers answer
     await running.interceptor.wait_idle(END_S)

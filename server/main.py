@@ -6,7 +6,7 @@ import asyncio
 import os
 import sys
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated
 
 import typer
 
@@ -35,6 +35,7 @@ def serve(
     threads: Annotated[int | None, typer.Option(help="Threads of the engine's matrix products.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port. Default: 50051; 0 takes a free one.")] = None,
+    metrics_host: Annotated[str | None, typer.Option(help="Prometheus address, plain HTTP. Default: 127.0.0.1.")] = None,
     metrics_port: Annotated[int | None, typer.Option(help="Prometheus port. Default: 9464; -1 means none.")] = None,
     cache_bytes: Annotated[int | None, typer.Option(help="Bytes for cached keys, values and states.")] = None,
     memory_budget: Annotated[int | None, typer.Option(help="Bytes for heads' weights.")] = None,
@@ -51,10 +52,8 @@ def serve(
     json_ready: Annotated[bool, typer.Option("--json-ready", help="One JSON line on stdout instead of the card.")] = False,
 ) -> None:
     """Serve a trunk and its heads over gRPC."""
-    flags: dict[str, Any] = {
-        key: value for key, value in locals().items() if key not in ("config", "json_ready", "rules", "drain_grace")
-    }
-    flags |= {"rule_files": tuple(rules) if rules else None, "drain_grace_s": drain_grace}
+    flags = {key: value for key, value in locals().items() if key not in ("config", "json_ready")}
+    flags["rules"] = tuple(rules) if rules else None
     try:
         settings = load_config(flags, config)
         logs.configure(settings.log_format, settings.log_level)

@@ -111,7 +111,7 @@ def _build(
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
     tokenizer = Tokenizer.load(checkpoint.folder)
-    rules = RuleBook(tokenizer, config.rule_files)
+    rules = RuleBook(tokenizer, config.rules)
     eos_ids = read_eos_ids(checkpoint)
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)

@@ -103,3 +103,16 @@ def test_store_is_named_by_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: 
     assert load_config({}).store_dir == tmp_path / "polyhead" / "smollm2-135m-instruct"
     assert load_config({"model": "/m/My Model", "split_layer": 3}).store_dir == tmp_path / "polyhead" / "my-model-k3"
     assert load_config({"model": "/m/..", "store": tmp_path / "s"}).store_dir == tmp_path / "s"
+
+
+def test_every_flag_has_its_variable_and_its_line_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """--drain-grace and --rules had other names in the environment, where they were ignored, or a traceback."""
+    monkeypatch.setenv("POLYHEAD_DRAIN_GRACE", "5")
+    monkeypatch.setenv("POLYHEAD_RULES", "a.yaml:b.yaml")
+    settings = load_config({})
+    assert settings.drain_grace == 5
+    assert settings.rules == (Path("a.yaml"), Path("b.yaml"))
+    monkeypatch.delenv("POLYHEAD_RULES")
+    file = tmp_path / "c.toml"
+    file.write_text('rules = ["c.yaml"]\n')
+    assert load_config({}, file).rules == (Path("c.yaml"),)
