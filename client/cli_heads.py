@@ -18,7 +18,7 @@ __all__ = ["heads_app"]
 heads_app = typer.Typer(help="Versions of heads and the active set.", no_args_is_help=True)
 
 _Ref = Annotated[str, typer.Argument(help="policy@7; policy alone means the active version.")]
-_Store = Annotated[Path | None, typer.Option(help="Repair the store of a stopped server in this folder, without a server.")]
+_Store = Annotated[Path | None, typer.Option(help="Work on the store of a stopped server in this folder.")]
 _Note = Annotated[str, typer.Option(help="Why; kept in the history.")]
 _Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless this generation is the active one.")]
 

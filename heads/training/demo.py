@@ -104,13 +104,22 @@ class Demo:
         num_rules, rest = divmod(took - num_prompt - num_sampled, len(samples))
         self.claims.check(
             f"every token went through the trunk once: {took} = {num_prompt} of prompts + {num_sampled} sampled "
-            f"+ {len(samples)} x {num_rules} of rules; reference, value and preference added none",
+            f"+ {len(samples)} x {num_rules} of rules",
             rest == 0 and num_rules > 0,
         )
-        before = self._trunk_tokens()
-        self.client.score(samples, heads=HEADS, rules=RULES)
-        again = self._trunk_tokens() - before
+        again = self._trunk_tokens_of_scoring(samples, HEADS, RULES)
         self.claims.check(f"scoring the same samples again, four heads and {len(RULES)} rules each: {again} trunk tokens", again == 0)
+        fresh = self.client.generate([_ask(PROMPTS[0])], n=4, seed=8, max_new_tokens=16, ignore_eos=True)
+        added = self._trunk_tokens_of_scoring(fresh, ["reference", "value", "preference"])
+        self.claims.check(
+            f"scoring {len(fresh)} samples that were drawn without heads, by three heads: {added} trunk tokens, each one's last",
+            added == len(fresh),
+        )
+
+    def _trunk_tokens_of_scoring(self, samples: Sequence[Sample], heads: list[str], rules: list[str] | None = None) -> int:
+        before = self._trunk_tokens()
+        self.client.score(samples, heads=heads, **({"rules": rules} if rules else {}))
+        return self._trunk_tokens() - before
 
     def _trunk_tokens(self) -> int:
         return self.client.status().counters["trunk_tokens"]
