@@ -116,9 +116,9 @@ class Demo:
             added == len(fresh),
         )
 
-    def _trunk_tokens_of_scoring(self, samples: Sequence[Sample], heads: list[str], rules: list[str] | None = None) -> int:
+    def _trunk_tokens_of_scoring(self, samples: Sequence[Sample], heads: list[str], rules: Sequence[str] = ()) -> int:
         before = self._trunk_tokens()
-        self.client.score(samples, heads=heads, **({"rules": rules} if rules else {}))
+        self.client.score(samples, heads=heads, rules=rules)
         return self._trunk_tokens() - before
 
     def _trunk_tokens(self) -> int:
