@@ -19,8 +19,8 @@ from polyhead.heads import failpoints
 from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from polyhead.heads.manifest import OutputKind, check_name, parse_reference
 from polyhead.heads.store import CommitUncertain, GenerationRecord, HeadStore, VersionRecord
-from polyhead.server.engine.engine import SwapReport
 from polyhead.server.engine.live import ActiveSet, ServedHead
+from polyhead.server.engine.reports import SwapReport
 from polyhead.server.engine_port import EnginePort
 from polyhead.server.first_heads import add_first_versions
 from polyhead.server.manifests import ServedTrunk

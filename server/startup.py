@@ -21,7 +21,8 @@ from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
 from polyhead.server.config import ServeConfig
 from polyhead.server.engine import attention, build
-from polyhead.server.engine.engine import Engine, QueueLimits
+from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine_port import EnginePort
 from polyhead.server.head_loader import HeadLoader
 from polyhead.server.manifests import RuleDefaults, ServedTrunk

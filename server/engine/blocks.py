@@ -14,52 +14,12 @@ from __future__ import annotations
 
 import heapq
 import itertools
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 
-from polyhead.server.engine.cache import KvCache, TrunkCache
-from polyhead.server.engine.sequence import Reading, Sequence
-
-
-class OutOfBlocks(Exception):
-    """A pool was asked for more than `num_available` says. A bug of the scheduler's, never a caller's mistake."""
-
-
-@dataclass(eq=False, slots=True)
-class HeadBlock:
-    """Keys and values of one head digest for one block's tokens."""
-
-    slot: int
-    digest: str
-    block: Block
-    num_computed: int = 0
-    num_users: int = 0  # readings on it
-    writer: Reading | None = None
-    last_used: int = 0
-
-
-@dataclass(eq=False, slots=True)
-class Block:
-    """A run of tokens and the slot that holds what the trunk computed for them."""
-
-    slot: int
-    tokens: list[int]
-    parent: Block | None  # None for a root, which holds no tokens
-    children: dict[int, list[Block]] = field(default_factory=dict)  # by first token
-    num_computed: int = 0
-    num_users: int = 0  # sequences that hold it
-    writer: Sequence | None = None  # the sequence that computes it
-    head_blocks: dict[str, HeadBlock] = field(default_factory=dict)  # by digest
-    last_used: int = 0
-    salt: str = ""  # of a root
-
-    def shared_prefix(self, tokens: list[int], start: int) -> int:
-        """How many of this block's tokens equal tokens[start:]."""
-        count = 0
-        for own, other in zip(self.tokens, itertools.islice(tokens, start, start + len(self.tokens)), strict=False):
-            if own != other:
-                break
-            count += 1
-        return count
+from polyhead.server.engine.block import Block, OutOfBlocks
+from polyhead.server.engine.cache import TrunkCache
+from polyhead.server.engine.head_pool import HeadPool
+from polyhead.server.engine.sequence import Sequence
 
 
 @dataclass(slots=True)
@@ -283,147 +243,10 @@ class BlockTree:
             heapq.heapify(self._evictable)
 
 
-class HeadPool:
-    """Slots for heads' own keys and values. Those that no reading uses are the first to go."""
-
-    def __init__(self, cache: KvCache) -> None:
-        self.cache = cache
-        self.block_size = cache.shape.block_size
-        self.num_slots = cache.num_slots - 1
-        self.num_idle = 0  # computed, and no reading on them
-        self._free = list(range(cache.num_slots - 1, 0, -1))
-        self._idle: list[tuple[int, int, HeadBlock]] = []  # heap with stale entries
-        self._clock = itertools.count(1)
-
-    @property
-    def num_available(self) -> int:
-        return len(self._free) + self.num_idle
-
-    @property
-    def num_filled(self) -> int:
-        return self.num_slots - len(self._free)
-
-    def num_needed(self, blocks: list[Block], digest: str) -> int:
-        """Head blocks that a reading over `blocks` takes out of `num_available`."""
-        held = (block.head_blocks.get(digest) for block in blocks)
-        return sum(1 for head_block in held if head_block is None or head_block.num_users == 0)
-
-    def is_pending(self, blocks: list[Block], digest: str) -> bool:
-        """Whether another reading is computing keys that a reading over `blocks` would need."""
-        held = (block.head_blocks.get(digest) for block in blocks)
-        return any(head_block is not None and head_block.writer is not None for head_block in held)
-
-    def hold(self, reading: Reading, blocks: list[Block]) -> None:
-        """Give a reading the head blocks of `blocks` that it has not got yet; it computes those that are not complete."""
-        for block in blocks[len(reading.head_blocks) :]:
-            head_block = block.head_blocks.get(reading.head.live.digest)
-            if head_block is None:
-                head_block = self._take(block, reading.head.live.digest)
-            elif head_block.num_users == 0:
-                self.num_idle -= 1
-            head_block.num_users += 1
-            if head_block.num_computed < self.block_size:
-                head_block.writer = reading
-            reading.head_blocks.append(head_block)
-
-    def num_computed(self, reading: Reading) -> int:
-        """Tokens from the start whose keys are there."""
-        count = 0
-        for head_block in reading.head_blocks:
-            count += head_block.num_computed
-            if head_block.num_computed < self.block_size:
-                break
-        return count
-
-    def advance(self, reading: Reading, start: int, end: int) -> None:
-        """Record that the keys of positions [start, end) are there."""
-        for index in range(start // self.block_size, -(-end // self.block_size)):
-            head_block = reading.head_blocks[index]
-            head_block.num_computed = max(head_block.num_computed, min(end - index * self.block_size, self.block_size))
-            if head_block.num_computed == self.block_size and head_block.writer is reading:
-                head_block.writer = None
-
-    def release(self, reading: Reading) -> None:
-        """Give back a reading's head blocks; what was computed stays until somebody needs the room."""
-        for head_block in reversed(reading.head_blocks):  # a text's end is evicted first: what is left is still its start
-            if head_block.writer is reading:
-                head_block.writer = None
-            head_block.num_users -= 1
-            if head_block.num_users == 0:
-                self._idle_now(head_block)
-        reading.head_blocks = []
-
-    def copy(self, source: Block, target: Block, digest: str, num_tokens: int) -> None:
-        """Copy one head's keys for the first tokens of a block, if they are there and a slot is free."""
-        original = source.head_blocks.get(digest)
-        if original is None or not original.num_computed or not self._free:
-            return
-        copy = self._take(target, digest)
-        copy.num_computed = min(num_tokens, original.num_computed)
-        self.cache.copy(original.slot, copy.slot, copy.num_computed)
-        self._idle_now(copy)
-
-    def forget_block(self, block: Block) -> None:
-        """A trunk block goes, and with it what heads computed for it."""
-        for head_block in list(block.head_blocks.values()):
-            assert head_block.num_users == 0, "a reading holds a block that no sequence holds"
-            self._free_one(head_block)
-
-    def forget_digest(self, digest: str, blocks: list[Block]) -> None:
-        """A head is no longer in memory: its idle keys are of no use."""
-        for block in blocks:
-            head_block = block.head_blocks.get(digest)
-            if head_block is not None and head_block.num_users == 0:
-                self._free_one(head_block)
-
-    def check(self, head_blocks: list[HeadBlock]) -> None:
-        """Assert that every slot is accounted for exactly once."""
-        slots = [head_block.slot for head_block in head_blocks] + self._free
-        assert sorted(slots) == list(range(1, self.num_slots + 1)), "a head slot is lost or held twice"
-        assert self.num_idle == sum(1 for head_block in head_blocks if not head_block.num_users), "num_idle is wrong"
-
-    def _take(self, block: Block, digest: str) -> HeadBlock:
-        if not self._free:
-            self._evict_one()
-        slot = self._free.pop()
-        self.cache.clear(slot)
-        head_block = HeadBlock(slot, digest, block)
-        block.head_blocks[digest] = head_block
-        return head_block
-
-    def _idle_now(self, head_block: HeadBlock) -> None:
-        self.num_idle += 1
-        head_block.last_used = next(self._clock)
-        heapq.heappush(self._idle, (head_block.last_used, id(head_block), head_block))
-        if len(self._idle) > 2 * self.num_slots:  # mostly stale: nothing pops them while slots are free
-            self._idle = [entry for entry in self._idle if _is_idle(entry)]
-            heapq.heapify(self._idle)
-
-    def _evict_one(self) -> None:
-        while self._idle:
-            entry = heapq.heappop(self._idle)
-            if _is_idle(entry):
-                self._free_one(entry[2])
-                return
-        raise OutOfBlocks("no head block is free and none can be evicted")
-
-    def _free_one(self, head_block: HeadBlock) -> None:
-        del head_block.block.head_blocks[head_block.digest]
-        self.num_idle -= 1
-        self._free.append(head_block.slot)
-
-
 def _can_evict(entry: tuple[int, int, Block]) -> bool:
     """Whether a heap entry still tells the truth."""
     last_used, _, block = entry
     return block.num_users == 0 and not block.children and block.last_used == last_used and block.parent is not None
-
-
-def _is_idle(entry: tuple[int, int, HeadBlock]) -> bool:
-    """Whether a heap entry still tells the truth."""
-    last_used, _, head_block = entry
-    is_current = head_block.block.head_blocks.get(head_block.digest) is head_block
-    return is_current and head_block.num_users == 0 and head_block.last_used == last_used
 
 
 def _detach(block: Block) -> None:

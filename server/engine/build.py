@@ -10,10 +10,12 @@ from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.family import TrunkModule, set_attention
 from polyhead.heads.spec import ModelSpec
 from polyhead.server.engine import attention
-from polyhead.server.engine.blocks import BlockTree, HeadPool
+from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
-from polyhead.server.engine.engine import Engine, QueueLimits
+from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
+from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
 from polyhead.server.engine.trunk import TrunkRunner
 

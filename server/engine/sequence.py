@@ -21,7 +21,7 @@ from polyhead.heads.manifest import HeadKind
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.blocks import Block, HeadBlock
+    from polyhead.server.engine.block import Block, HeadBlock
 
 
 class FinishReason(enum.Enum):

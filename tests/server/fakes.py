@@ -23,8 +23,8 @@ from polyhead.heads.manifest import HeadKind, OutputKind
 from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
 from polyhead.server.auth import Authenticator
-from polyhead.server.engine.engine import EngineSnapshot, SwapReport
 from polyhead.server.engine.live import ActiveSet, ServedHead
+from polyhead.server.engine.reports import EngineSnapshot, SwapReport
 from polyhead.server.handlers import LateHandlers
 from polyhead.server.head_loader import HeadLoader, to_file
 from polyhead.server.health import Health

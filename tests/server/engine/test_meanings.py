@@ -8,7 +8,7 @@ import torch
 
 from polyhead.heads.errors import Aborted, ResourceExhausted
 from polyhead.heads.manifest import HeadKind, ReadPosition, Unfinished
-from polyhead.server.engine.engine import QueueLimits
+from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.sampler import sample_seed
 from polyhead.server.engine.sequence import FinishReason, OnSwap, Priority, SamplingParams
 from tests.server.engine.harness import Bench, scores

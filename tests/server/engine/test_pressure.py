@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyhead.heads.errors import Aborted, PolyheadError, Unavailable
-from polyhead.server.engine.blocks import Block
+from polyhead.server.engine.block import Block
 from polyhead.server.engine.build import HEAD_BLOCKS_PER_BLOCK
 from polyhead.server.engine.scheduler import SchedulerLimits
 from polyhead.server.engine.sequence import FinishReason, Phase, SamplingParams

@@ -1,0 +1,65 @@
+"""What the engine is told to bear, and what it says about itself: plain numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass
+
+
+@dataclass(frozen=True, slots=True)
+class QueueLimits:
+    """Bounds of what may be waiting or running; beyond them a caller is told to come back."""
+
+    max_requests: int = 256
+    max_tokens: int = 1_000_000  # prompt + max_new over all open requests
+    interactive_share: float = 0.25  # of both, for interactive callers; the rest is for batch work
+
+
+@dataclass(frozen=True, slots=True)
+class SwapReport:
+    """What an activation did."""
+
+    pause_s: float  # how long the engine did nothing else
+    num_pinned: int  # running requests that keep an older generation
+    num_aborted: int
+
+
+@dataclass(frozen=True, slots=True)
+class EngineSnapshot:
+    """Plain numbers at one moment."""
+
+    counters: Mapping[str, int]
+    num_running: int
+    num_waiting: int
+    num_blocks: int
+    num_used_blocks: int
+    num_cached_blocks: int
+    num_head_blocks: int
+    num_filled_head_blocks: int
+    last_swap_pause_s: float
+    last_step_at: float  # time.monotonic()
+    num_open: int  # requests that have not ended
+    is_running: bool  # the engine's thread lives
+
+
+@dataclass(slots=True)
+class Counters:
+    """What the engine has done since it started. Tests assert these; they do not drift as seconds do."""
+
+    steps: int = 0
+    trunk_tokens: int = 0  # tokens that went through the trunk
+    head_tokens: int = 0  # tokens that went through some head
+    prompt_tokens: int = 0
+    cache_hit_tokens: int = 0  # prompt tokens found in the cache
+    generated_tokens: int = 0
+    scored_readings: int = 0
+    requests: int = 0
+    rejected_requests: int = 0
+    failed_samples: int = 0
+    aborted_requests: int = 0
+    swaps: int = 0
+    trunk_seconds_us: int = 0  # microseconds spent in trunk passes
+    head_seconds_us: int = 0
+
+    def as_dict(self) -> dict[str, int]:
+        return {name: getattr(self, name) for name in self.__slots__}
