@@ -273,7 +273,7 @@ def test_extreme_values_inside_their_ranges_are_taken_as_they_are(channel: grpc.
 
 
 def test_fields_of_a_newer_client_are_passed_over(channel: grpc.Channel) -> None:
-    method, message = generate()
+    method, message = sampled(max_new_tokens=1, seed=7)  # without a seed, a half character may take one message more
     unknown = b"\xfa\xff\x03\x03new"  # field 8191, three bytes
     assert len(call(channel, method, message.SerializeToString() + unknown)) == len(call(channel, method, message))
 
