@@ -173,7 +173,7 @@ class TestOneCopy:
     ) -> None:
         """Above the interpreter and its libraries: the trunk and two head files. One whole model is measured in the same way.
 
-        The least of up to three starts counts: huge pages and malloc's arenas add up to 200 MiB to one start in five, by chance.
+        The least of up to three starts counts: one start of six was seen 200 MiB higher, for a reason that is not known yet.
         """
         done = subprocess.run([sys.executable, "-c", _ONE_WHOLE_MODEL], capture_output=True, text=True, timeout=200, check=True)
         baseline, loaded, model_bytes = map(int, done.stdout.split())
