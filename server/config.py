@@ -41,6 +41,7 @@ class ServeConfig(BaseSettings):
     trunk_dtype: Dtype = "float32"
     head_dtype: Dtype = "float32"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
+    layers: Literal["fast", "plain"] = "fast"  # fast: our own for llama-like families (float32, CPU); plain: transformers'
     threads: int = Field(0, ge=0)  # of the engine's matrix products; 0: as torch finds
 
     host: str = "127.0.0.1"

@@ -16,6 +16,7 @@ from polyhead.heads.family import HeadModule, build_head
 from polyhead.heads.manifest import OutputKind
 from polyhead.heads.spec import ModelSpec
 from polyhead.heads.tensorfile import TensorData, TensorFile
+from polyhead.server.engine.fast import FastHead
 from polyhead.server.engine.live import LiveHead
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -43,7 +44,7 @@ class HeadLoader:
         tied_embedding: nn.Parameter | None,
         dtype: torch.dtype,
         device: torch.device,
-        prepare: Callable[[HeadModule], None],
+        prepare: Callable[[HeadModule], HeadModule | FastHead],
     ) -> None:
         self.spec = spec
         self.dtype = dtype
@@ -77,8 +78,7 @@ class HeadLoader:
     def build(self, digest: str, file: HeadFile, output: OutputKind) -> LiveHead:
         """The file's weights as a module. Tensors that have the served dtype already are used where they are."""
         module = build_head(self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device)
-        self._prepare(module)
-        return LiveHead(digest=digest, module=module, num_bytes=self.num_bytes(output))
+        return LiveHead(digest=digest, module=self._prepare(module), num_bytes=self.num_bytes(output))
 
 
 def to_file(tensors: Mapping[str, Tensor]) -> bytes:

@@ -33,6 +33,7 @@ def serve(
     trunk_dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     head_dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
+    layers: Annotated[str | None, typer.Option(help="fast (default) or plain: transformers' own modules.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the engine's matrix products.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,
     port: Annotated[int | None, typer.Option(help="gRPC port. Default: 50051; 0 takes a free one.")] = None,

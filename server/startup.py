@@ -15,15 +15,14 @@ from polyhead.heads import embedded
 from polyhead.heads.checkpoint import Checkpoint, resolve_folder
 from polyhead.heads.composition import check_composition
 from polyhead.heads.errors import FailedPrecondition
-from polyhead.heads.family import HeadModule, TrunkModule, build_head, build_trunk, initial_head, set_attention
+from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_head
 from polyhead.heads.manifest import OutputKind
 from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
 from polyhead.server.config import ServeConfig
-from polyhead.server.engine import attention, build
+from polyhead.server.engine import build
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.reports import QueueLimits
-from polyhead.server.engine_port import EnginePort
 from polyhead.server.head_loader import HeadLoader
 from polyhead.server.manifests import RuleDefaults, ServedTrunk
 from polyhead.server.metrics import HeadInfo, Metrics
@@ -154,21 +153,17 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
     sizes = build.EngineConfig(
         cache_bytes=config.cache_bytes,
         max_context=max_context,
+        is_fast=config.layers == "fast",
         num_threads=config.threads or DEFAULT_THREADS,
         queue=limits,
     )
     return build.build_engine(trunk, sizes, eos_ids, DTYPES[config.head_dtype])
 
 
-def prepare_head(module: HeadModule) -> None:
-    """Make a head run on the engine's attention."""
-    set_attention(module, attention.NAME)
-
-
-def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: EnginePort) -> Shelf:
+def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine) -> Shelf:
     """The road from stored bytes to weights in memory, under the memory budget."""
     embedding = trunk.embedding if served.spec.tied else None
-    loader = HeadLoader(served.spec, embedding, DTYPES[config.head_dtype], torch.device(config.device), prepare_head)
+    loader = HeadLoader(served.spec, embedding, DTYPES[config.head_dtype], torch.device(config.device), engine.heads.prepare)
     budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
     return Shelf(
         store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)

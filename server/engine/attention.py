@@ -15,11 +15,11 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from polyhead.heads.family import TrunkModule, set_attention
+from polyhead.heads.family import HeadModule, TrunkModule, set_attention
 from polyhead.server.engine.cache import KvCache
 
 NAME = "polyhead"
-_SHAPES = "polyhead_shapes"
+_NOTES = "polyhead_notes"
 
 # Passed along by some families' layers and without meaning for the numbers here.
 _HARMLESS = frozenset(
@@ -44,10 +44,12 @@ class DecodeGroup:
     slots: Tensor  # (sequences, blocks), padded with slot 0
     ends: Tensor  # (sequences, 1) tokens that each attends to
     block_size: int
+    dtype: torch.dtype  # of keys and queries
     _masks: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, members: list[tuple[int, Segment]], block_size: int, device: torch.device) -> DecodeGroup:
+    def build(cls, members: list[tuple[int, Segment]], cache: KvCache) -> DecodeGroup:
+        block_size, device, dtype = cache.shape.block_size, cache.shape.device, cache.shape.dtype
         counts = [-(-segment.end // block_size) for _, segment in members]
         table = [segment.slots[:count] + [0] * (max(counts) - count) for (_, segment), count in zip(members, counts, strict=True)]
         return cls(
@@ -55,16 +57,18 @@ class DecodeGroup:
             slots=torch.tensor(table, device=device),
             ends=torch.tensor([[segment.end] for _, segment in members], device=device),
             block_size=block_size,
+            dtype=dtype,
         )
 
     def mask(self, window: int) -> Tensor:
-        """(sequences, 1, 1, keys): which cached tokens each sequence's new token sees. `window` 0 means all."""
+        """(sequences, 1, 1, keys): 0 for cached tokens that a sequence's new token sees, -inf for others. `window` 0 means all."""
         if window not in self._masks:
             positions = torch.arange(self.slots.shape[1] * self.block_size, device=self.ends.device)
             mask = positions < self.ends
             if window:
                 mask &= positions >= self.ends - window
-            self._masks[window] = mask[:, None, None, :]
+            hidden = torch.zeros(mask.shape, dtype=self.dtype, device=mask.device).masked_fill_(~mask, float("-inf"))
+            self._masks[window] = hidden[:, None, None, :]
         return self._masks[window]
 
 
@@ -77,7 +81,20 @@ class AttentionPlan:
     written: Tensor | None  # (written tokens,) rows of the batch; None: all of them
     decodes: list[DecodeGroup]
     prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
+    asked: AttentionPlan | None = None  # of the rows whose output is asked for, if those are not all: for a head's last layer
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
+
+    @property
+    def is_one_group(self) -> bool:
+        """Whether all rows decode, in their order, with one padding."""
+        return len(self.decodes) == 1 and not self.prefills
+
+    def write(self, layer: int, kv: Tensor) -> None:
+        """Store the step's new keys and values of a layer, (tokens, 2, kv_heads, head_dim)."""
+        if self.written is None:
+            self.cache.write(layer, self.write_rows, kv)
+        elif len(self.write_rows):
+            self.cache.write(layer, self.write_rows, kv[self.written])
 
     @classmethod
     def build(cls, cache: KvCache, segments: Iterable[Segment], written_from: Iterable[int]) -> AttentionPlan:
@@ -100,7 +117,7 @@ class AttentionPlan:
             cache=cache,
             write_rows=torch.tensor(rows, dtype=torch.long, device=device),
             written=None if len(written) == row else torch.tensor(written, dtype=torch.long, device=device),
-            decodes=[DecodeGroup.build(members, size, device) for members in _by_length(decodes, size)],
+            decodes=[DecodeGroup.build(members, cache) for members in _by_length(decodes, size)],
             prefills=prefills,
         )
 
@@ -124,6 +141,9 @@ class AttentionPlan:
 
 def _by_length(decodes: list[tuple[int, Segment]], block_size: int) -> list[list[tuple[int, Segment]]]:
     """Groups in which nobody needs more than twice the blocks of the shortest: padding 31 short ones to one long one cost 50 times."""
+    counts = [-(-segment.end // block_size) for _, segment in decodes]
+    if decodes and max(counts) <= 2 * min(counts):
+        return [decodes]
     groups: list[list[tuple[int, Segment]]] = []
     for row, segment in sorted(decodes, key=lambda each: each[1].end):
         if not groups or -(-segment.end // block_size) > 2 * -(-groups[-1][0][1].end // block_size):
@@ -154,14 +174,17 @@ def block_attention(
     if unknown or attention_mask is not None or dropout:
         raise NotImplementedError(f"attention argument not supported: {unknown or 'attention_mask or dropout'}")
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    window = sliding_window or 0
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     queries, keys, values = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, heads, head_dim)
-    if step.written is None:
-        step.cache.write(layer, step.write_rows, keys, values)
-    elif len(step.write_rows):
-        step.cache.write(layer, step.write_rows, keys[step.written], values[step.written])
-    out = torch.empty_like(queries)
+    step.write(layer, torch.stack((keys, values), dim=1))
+    return attend(step, layer, queries, scale, sliding_window or 0, softcap)[None], None
+
+
+def attend(step: AttentionPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None = None) -> Tensor:
+    """Attend over the blocks, whose keys are written. `queries` and the result: (tokens, heads, head_dim)."""
+    if step.is_one_group:
+        return _decode(step.cache, step.decodes[0], layer, queries, scale, window, softcap)
+    out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
     for group in step.decodes:
         out[group.rows] = _decode(step.cache, group, layer, queries[group.rows], scale, window, softcap)
     for index, (row, segment, slots) in enumerate(step.prefills):
@@ -175,7 +198,7 @@ def block_attention(
             scale,
             softcap,
         )[0].transpose(0, 1)
-    return out[None], None
+    return out
 
 
 def _decode(
@@ -206,29 +229,58 @@ def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, 
 
 
 def _capped(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float, softcap: float) -> Tensor:
-    """Attention with scores squeezed into (-softcap, softcap), as gemma2 does, softmax in float32."""
+    """Attention with scores squeezed into (-softcap, softcap), as gemma2 does, softmax in float32. `mask`: booleans, or 0 and -inf."""
     scores = torch.tanh(queries @ keys.transpose(2, 3) * scale / softcap) * softcap
-    weights = scores.masked_fill(~mask, float("-inf")).softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
+    masked = scores.masked_fill(~mask, float("-inf")) if mask.dtype == torch.bool else scores + mask
+    weights = masked.softmax(dim=-1, dtype=torch.float32).to(queries.dtype)
     return weights @ values
 
 
-def key_shapes(part: TrunkModule, device: torch.device) -> set[tuple[int, int]]:
-    """(kv_heads, head_dim) of every layer's keys and values, seen while one token passes through."""
-    seen: set[tuple[int, int]] = set()
+@dataclass(frozen=True, slots=True)
+class LayerCall:
+    """What a layer asks of its attention function."""
+
+    num_kv_heads: int
+    head_dim: int  # of keys
+    value_dim: int
+    scaling: float | None
+    window: int  # 0: all tokens
+    softcap: float | None
+
+
+def layer_calls(part: TrunkModule | HeadModule, d_model: int) -> list[LayerCall]:
+    """Each layer's, seen while one token passes through: configs name them differently, or name what the family ignores."""
+    seen: dict[int, LayerCall] = {}
+    device = next(part.parameters()).device
     before = part.decoder.config._attn_implementation
-    set_attention(part, _SHAPES)
+    set_attention(part, _NOTES)
+    position = torch.zeros((1, 1), dtype=torch.long, device=device)
     with torch.inference_mode():
-        part(torch.zeros((1, 1), dtype=torch.long, device=device), torch.zeros((1, 1), dtype=torch.long, device=device), seen=seen)
+        if isinstance(part, TrunkModule):
+            part(position, position, seen=seen)
+        else:
+            part(torch.zeros((1, 1, d_model), device=device), position, seen=seen)
     set_attention(part, before)
-    return seen
+    return [seen[layer] for layer in sorted(seen)]
 
 
-def _note_shapes(
-    module: nn.Module, query: Tensor, key: Tensor, value: Tensor, attention_mask: Tensor | None, *, seen: set[tuple[int, int]], **_: object
+def _note_call(
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    attention_mask: Tensor | None,
+    *,
+    seen: dict[int, LayerCall],
+    scaling: float | None = None,
+    sliding_window: int | None = None,
+    softcap: float | None = None,
+    **_: object,
 ) -> tuple[Tensor, None]:
-    seen.update({(key.shape[1], key.shape[3]), (value.shape[1], value.shape[3])})
+    layer = int(module.layer_idx)  # type: ignore[arg-type]
+    seen[layer] = LayerCall(key.shape[1], key.shape[3], value.shape[3], scaling, sliding_window or 0, softcap)
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
 
 AttentionInterface.register(NAME, block_attention)
-AttentionInterface.register(_SHAPES, _note_shapes)
+AttentionInterface.register(_NOTES, _note_call)

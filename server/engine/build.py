@@ -13,6 +13,7 @@ from polyhead.server.engine import attention
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
 from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.fast import fast_trunk
 from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
 from polyhead.server.engine.reports import QueueLimits
@@ -29,6 +30,7 @@ class EngineConfig:
     cache_bytes: int = 2 << 30  # of trunk and head caches together
     block_size: int = 16  # tokens
     max_context: int = 4096  # tokens of prompt and reply together; the model's own limit if that is lower
+    is_fast: bool = True  # our own layers where the family and the device allow it; else transformers' modules
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
@@ -37,7 +39,10 @@ class EngineConfig:
 def build_engine(
     trunk: TrunkModule, config: EngineConfig, eos_ids: frozenset[int], head_dtype: torch.dtype | None = None
 ) -> Engine:
-    """An engine with empty caches and no heads. Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`."""
+    """An engine with empty caches and no heads; with fast layers it takes over the trunk's weights.
+
+    Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`.
+    """
     spec = trunk.spec
     shape = cache_shape(trunk, config.block_size)
     head_shape = replace(shape, dtype=head_dtype or shape.dtype)
@@ -51,7 +56,8 @@ def build_engine(
             field="cache_bytes",
         )
     set_attention(trunk, attention.NAME)
-    trunk_runner = TrunkRunner(trunk, TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1))
+    layers = fast_trunk(trunk, max_context) if config.is_fast else None
+    trunk_runner = TrunkRunner(layers or trunk, TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1))
     head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
@@ -72,7 +78,8 @@ def cache_shape(trunk: TrunkModule, block_size: int) -> CacheShape:
     Raises FailedPrecondition where they differ from layer to layer, or between keys and values.
     """
     weight = trunk.embedding
-    seen = attention.key_shapes(trunk, weight.device)
+    calls = attention.layer_calls(trunk, trunk.spec.d_model)
+    seen = {shape for call in calls for shape in ((call.num_kv_heads, call.head_dim), (call.num_kv_heads, call.value_dim))}
     if len(seen) != 1:
         raise FailedPrecondition(f"the layers differ in the number or size of their key heads, which one cache cannot hold: {sorted(seen)}")
     num_kv_heads, head_dim = seen.pop()

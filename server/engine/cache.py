@@ -40,9 +40,9 @@ class KvCache:
         self._rows = [layer.view(num_slots * shape.block_size, 2, shape.num_kv_heads, shape.head_dim) for layer in self.layers]
         self._slots = [layer.view(num_slots, -1) for layer in self.layers]
 
-    def write(self, layer: int, rows: Tensor, keys: Tensor, values: Tensor) -> None:
-        """Store keys and values, both (tokens, kv_heads, head_dim), at `rows` = slot * block_size + offset."""
-        self._rows[layer].index_copy_(0, rows, torch.stack((keys, values), dim=1))
+    def write(self, layer: int, rows: Tensor, kv: Tensor) -> None:
+        """Store keys and values, (tokens, 2, kv_heads, head_dim), at `rows` = slot * block_size + offset."""
+        self._rows[layer].index_copy_(0, rows, kv)
 
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a (sequences, blocks) table of slots, each (sequences, kv_heads, blocks * block_size, head_dim)."""

@@ -6,10 +6,12 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.errors import DataLoss
-from polyhead.heads.family import HeadModule
+from polyhead.heads.family import HeadModule, set_attention
+from polyhead.server.engine import attention
 from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.batch import HeadRun
 from polyhead.server.engine.cache import CacheShape, KvCache
+from polyhead.server.engine.fast import FastHead, FastTrunk, fast_head
 from polyhead.server.engine.live import LiveHead
 from polyhead.server.engine.trunk import TrunkRunner
 
@@ -23,6 +25,12 @@ class HeadRunner:
         self.trunk = trunk
         self.cache = cache
 
+    def prepare(self, module: HeadModule) -> HeadModule | FastHead:
+        """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights."""
+        set_attention(module, attention.NAME)
+        trunk = self.trunk.module
+        return (fast_head(module, trunk.turns) if isinstance(trunk, FastTrunk) else None) or module
+
     @torch.inference_mode()
     def forward(self, head: LiveHead, runs: list[HeadRun]) -> Tensor:
         """Compute the runs and return the wanted rows in order: (rows, vocab) logits or (rows,) scalars, float32."""
@@ -30,6 +38,7 @@ class HeadRunner:
         positions = [position for run in runs for position in range(run.start, run.end)]
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
         plan = AttentionPlan.build(self.cache, segments, (run.first_new_key for run in runs))
+        plan.asked = self._asked(runs)
         output: Tensor = head.module(
             states[None].to(self.cache.shape.dtype),
             torch.tensor([positions], device=self.trunk.device),
@@ -37,6 +46,14 @@ class HeadRunner:
             step=plan,
         )
         return output.float()
+
+    def _asked(self, runs: list[HeadRun]) -> AttentionPlan | None:
+        """The plan of the positions whose output is wanted; None if those are all. Nothing is written by it."""
+        if all(run.num_rows == run.end - run.start for run in runs):
+            return None
+        wanted = [run for run in runs if run.num_rows]
+        segments = [Segment([block.slot for block in run.reading.head_blocks], run.first_row, run.end) for run in wanted]
+        return AttentionPlan.build(self.cache, segments, (run.end for run in wanted))
 
     def _state_rows(self, runs: list[HeadRun]) -> Tensor:
         size = self.cache.shape.block_size
@@ -57,7 +74,7 @@ class HeadRunner:
 
 
 @torch.inference_mode()
-def canary(module: HeadModule, states: Tensor, shape: CacheShape, num_layers: int) -> None:
+def canary(module: HeadModule | FastHead, states: Tensor, shape: CacheShape, num_layers: int) -> None:
     """Run a head once on real boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
     num_tokens = states.shape[0]
     num_slots = -(-num_tokens // shape.block_size)

@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 
 from polyhead.heads.family import HeadModule
 from polyhead.heads.manifest import HeadManifest
+from polyhead.server.engine.fast import FastHead
 
 
 @dataclass(eq=False, slots=True)
@@ -14,7 +15,7 @@ class LiveHead:
     """One head file's weights in memory. Versions with the same file share it."""
 
     digest: str  # SHA-256 of the file: the key of everything cached for this head
-    module: HeadModule
+    module: HeadModule | FastHead
     num_bytes: int  # of its own weights; a tied output counts nothing
     num_leases: int = 0  # running requests that hold it; written by the engine thread alone
 

@@ -9,12 +9,13 @@ from polyhead.heads.family import TrunkModule
 from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.batch import TrunkRun
 from polyhead.server.engine.cache import TrunkCache
+from polyhead.server.engine.fast import FastTrunk
 
 
 class TrunkRunner:
     """The frozen layers [0, k) with their cache."""
 
-    def __init__(self, module: TrunkModule, cache: TrunkCache) -> None:
+    def __init__(self, module: TrunkModule | FastTrunk, cache: TrunkCache) -> None:
         self.module = module
         self.cache = cache
         self.device = cache.kv.shape.device

@@ -17,6 +17,6 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture
-def bench(llama_folder: Path) -> Bench:
-    return Bench.open(llama_folder, split_layer=2)
+@pytest.fixture(params=["fast", "plain"])
+def bench(request: pytest.FixtureRequest, llama_folder: Path) -> Bench:
+    return Bench.open(llama_folder, split_layer=2, is_fast=request.param == "fast")

@@ -12,10 +12,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
 from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_head, set_attention
+from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_head
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
 from polyhead.heads.spec import ModelSpec, describe
-from polyhead.server.engine import attention
 from polyhead.server.engine.build import EngineConfig, build_engine
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
@@ -48,6 +47,7 @@ class Bench:
     model: PreTrainedModel  # unsplit, as transformers loads it
     engine: Engine
     events: list[Event] = field(default_factory=list)
+    tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of the heads that were made, by digest
 
     @classmethod
     def open(cls, folder: Path, split_layer: int, eos_ids: frozenset[int] = frozenset(), **config: Any) -> Bench:
@@ -77,9 +77,9 @@ class Bench:
     def _live(self, digest: str, output: OutputKind, change: Callable[[dict[str, Tensor]], None]) -> LiveHead:
         tensors = {name: tensor.clone() for name, tensor in initial_head(self.checkpoint, self.spec, output).items()}
         change(tensors)
+        self.tensors[digest] = {name: tensor.clone() for name, tensor in tensors.items()}  # fast layers take the weights over
         module = build_head(self.spec, tensors, output, self.trunk.embedding, torch.float32)
-        set_attention(module, attention.NAME)
-        return LiveHead(digest, module, 0)
+        return LiveHead(digest, self.engine.heads.prepare(module), 0)
 
     def activate(self, generation: int, *, policy: LiveHead, value: LiveHead, **manifest: Any) -> ActiveSet:
         """Make a set of five heads active at once, as a swap between two steps does."""

@@ -7,6 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
+from polyhead.heads.family import TrunkModule
+from polyhead.server.engine.fast import FastHead, FastTrunk
 from polyhead.server.engine.scheduler import SchedulerLimits
 from polyhead.server.engine.sequence import SamplingParams
 from tests.heads.models import FAMILIES, save_tiny
@@ -15,11 +17,17 @@ from tests.server.engine.harness import Bench, assert_agrees, scores
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=24)
 
 
-@pytest.mark.parametrize("family", sorted(FAMILIES))
-def test_engine_agrees_with_the_unsplit_model(family: str, tmp_path: Path) -> None:
+FAST = ("llama", "mistral", "qwen2", "qwen3")
+
+
+@pytest.mark.parametrize(("family", "is_fast"), [*((family, False) for family in sorted(FAMILIES)), *((family, True) for family in FAST)])
+def test_engine_agrees_with_the_unsplit_model(family: str, is_fast: bool, tmp_path: Path) -> None:
     """Prompts of mixed lengths in one batch, contexts past the window of 8, prefill in chunks of 7 and decoding."""
     save_tiny(family, tmp_path)
-    bench = Bench.open(tmp_path, split_layer=2, max_context=128, scheduler=SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1))
+    chunks = SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1)
+    bench = Bench.open(tmp_path, split_layer=2, max_context=128, scheduler=chunks, is_fast=is_fast)
+    assert isinstance(bench.engine.trunk.module, FastTrunk) == is_fast
+    assert isinstance(bench.engine.active.heads["policy"].live.module, FastHead) == is_fast
     requests = [bench.sampled(bench.prompt(length, length), params=GREEDY, score=("reference",)) for length in (1, 5, 16, 40)]
     bench.run(*requests)
     for request in requests:
@@ -29,6 +37,13 @@ def test_engine_agrees_with_the_unsplit_model(family: str, tmp_path: Path) -> No
         scored = scores(sample)["reference"].result.logprobs
         assert max(abs(a - b) for a, b in zip(scored, sample.logprobs, strict=True)) < 5e-5
     bench.assert_blocks_returned()
+
+
+def test_other_families_keep_their_modules(tmp_path: Path) -> None:
+    """Gemma2's soft-cap and norms are not what the fast layer computes."""
+    save_tiny("gemma2", tmp_path)
+    bench = Bench.open(tmp_path, split_layer=2, max_context=128)
+    assert isinstance(bench.engine.trunk.module, TrunkModule)
 
 
 @pytest.mark.parametrize("num_kv_heads", [1, 2, 4])

@@ -34,11 +34,11 @@ class ScriptedText:
 @torch.no_grad()
 def hand_values(bench: Bench, tokens: list[int]) -> list[float]:
     """V at every position, through plain modules with transformers' own attention."""
-    from polyhead.heads.family import build_head, build_trunk, state_of
+    from polyhead.heads.family import build_head, build_trunk
 
     live = bench.engine.active.heads["value"].live
     trunk = build_trunk(bench.checkpoint, bench.spec, torch.float32)
-    head = build_head(bench.spec, state_of(live.module), live.module.output, None, torch.float32)
+    head = build_head(bench.spec, bench.tensors[live.digest], live.module.output, None, torch.float32)
     positions = torch.arange(len(tokens))[None]
     return head(trunk(torch.tensor([tokens]), positions), positions).tolist()
 

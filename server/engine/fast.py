@@ -1,0 +1,211 @@
+"""One hand-written layer for the llama-like families, beside transformers' own modules: packed, fused, and tested against them.
+
+What it saves, layer by layer: query, key and value in one product; rotation in place, as one complex product (the rows of the query and key
+weights are reordered once, so that the two numbers of a pair stand side by side); keys and values written as they stand; silu, product and
+residual inside the matrix products; in a head's last layer, no query work for positions whose output nobody asks for.
+
+`fast_trunk` and `fast_head` answer None for what they do not know, and the plain modules serve. Both take over the modules' weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.functional import embedding, linear, rms_norm
+
+from polyhead.heads.family import HeadModule, TrunkModule
+from polyhead.heads.manifest import OutputKind
+from polyhead.heads.spec import ModelSpec
+from polyhead.server.engine.attention import AttentionPlan, LayerCall, attend, layer_calls
+from polyhead.server.engine.linears import PackedLinear, UnpackedLinear
+
+LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
+
+
+@dataclass(frozen=True, slots=True)
+class Norm:
+    """Root-mean-square norm."""
+
+    weight: Tensor
+    eps: float
+
+    def __call__(self, x: Tensor) -> Tensor:
+        return rms_norm(x, self.weight.shape, self.weight, self.eps)
+
+
+class FastLayer:
+    """One layer: attention over the blocks, then the gated feed-forward net."""
+
+    def __init__(self, layer: Any, call: LayerCall) -> None:
+        attn, mlp, head_dim = layer.self_attn, layer.mlp, call.head_dim
+        self.index = int(attn.layer_idx)
+        self.head_dim = head_dim
+        self.num_heads = attn.q_proj.out_features // head_dim
+        self.num_kv_heads = attn.k_proj.out_features // head_dim
+        self.scaling = call.scaling if call.scaling is not None else head_dim**-0.5
+        self.window = call.window
+        self.norm, self.mlp_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
+        self.query_norm = _paired_norm(attn, "q_norm", head_dim)
+        self.key_norm = _paired_norm(attn, "k_norm", head_dim)
+        self.qkv = _packed([attn.q_proj, attn.k_proj, attn.v_proj], [self.num_heads, self.num_kv_heads, 0], head_dim)
+        self.out = _packed([attn.o_proj])
+        self.gate, self.up, self.down = _packed([mlp.gate_proj]), _packed([mlp.up_proj]), _packed([mlp.down_proj])
+
+    @property
+    def num_bytes(self) -> int:
+        norms = [norm for norm in (self.norm, self.mlp_norm, self.query_norm, self.key_norm) if norm]
+        linears = (self.qkv, self.out, self.gate, self.up, self.down)
+        return sum(norm.weight.numel() * 4 for norm in norms) + sum(each.num_bytes for each in linears)
+
+    def forward(self, x_TD: Tensor, turns: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
+        """(T, D) in, (T, D) out; with `rows`, only those rows out. `turns` (T, 1, head_dim / 2), complex: each position's rotation."""
+        num_tokens, num_turned = len(x_TD), self.num_heads + self.num_kv_heads
+        qkv = self.qkv(self.norm(x_TD)).view(num_tokens, num_turned + self.num_kv_heads, self.head_dim)
+        queries, turned = qkv[:, : self.num_heads], qkv[:, :num_turned]
+        if self.query_norm is not None and self.key_norm is not None:
+            queries.copy_(self.query_norm(queries))
+            keys = turned[:, self.num_heads :]
+            keys.copy_(self.key_norm(keys))
+        torch.view_as_complex(turned.view(num_tokens, num_turned, -1, 2)).mul_(turns)
+        plan.write(self.index, qkv[:, self.num_heads :].view(num_tokens, 2, self.num_kv_heads, self.head_dim))
+        if rows is not None:
+            assert plan.asked is not None
+            x_TD, queries, plan = x_TD[rows], queries[rows], plan.asked
+        if not len(x_TD):
+            return x_TD
+        attended = attend(plan, self.index, queries, self.scaling, self.window)
+        x_TD = self.out.add_to(attended.reshape(len(x_TD), -1), x_TD)
+        normed = self.mlp_norm(x_TD)
+        return self.down.add_to(self.up.times(normed, self.gate.silu(normed)), x_TD)
+
+
+class FastTrunk:
+    """ids -> boundary states, called as the TrunkModule that it is made from."""
+
+    def __init__(self, trunk: TrunkModule, layers: list[FastLayer], turns: Tensor) -> None:
+        self.spec = trunk.spec
+        self.embedding = trunk.embedding
+        self.layers = layers
+        self.turns = turns  # (max_context, head_dim / 2), complex; heads share it
+
+    @property
+    def num_bytes(self) -> int:
+        """Of its weights as served."""
+        return self.embedding.numel() * self.embedding.element_size() + sum(layer.num_bytes for layer in self.layers)
+
+    def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, step: AttentionPlan) -> Tensor:
+        """(1, T, d_model)."""
+        x_TD = embedding(input_ids_1T[0], self.embedding)
+        turns = self.turns.index_select(0, position_ids_1T[0])[:, None]
+        for layer in self.layers:
+            x_TD = layer.forward(x_TD, turns, step)
+        return x_TD[None]
+
+
+class FastHead:
+    """Boundary states -> logits or scalars, called as the HeadModule that it is made from."""
+
+    def __init__(self, head: HeadModule, layers: list[FastLayer], norm: Norm, turns: Tensor) -> None:
+        self.spec, self.output, self.dtype = head.spec, head.output, head.dtype
+        self.layers = layers
+        self.norm = norm
+        self._turns = turns
+        self._project = _projection(head)
+
+    def __call__(self, states_1TD: Tensor, position_ids_1T: Tensor, rows: Tensor, *, step: AttentionPlan) -> Tensor:
+        """(rows, vocab) logits or (rows,) scalars."""
+        x_TD = states_1TD[0]
+        turns = self._turns.index_select(0, position_ids_1T[0])[:, None]
+        for layer in self.layers[:-1]:
+            x_TD = layer.forward(x_TD, turns, step)
+        x_RD = self.norm(self.layers[-1].forward(x_TD, turns, step, rows if step.asked is not None else None))
+        return self._project(x_RD)
+
+
+def fast_trunk(trunk: TrunkModule, max_context: int) -> FastTrunk | None:
+    """The same trunk on fast layers, or None. The plain module's layers are emptied."""
+    calls = layer_calls(trunk, trunk.spec.d_model)
+    if not is_known(trunk.decoder, trunk.spec, calls):
+        return None
+    return FastTrunk(trunk, take_layers(trunk.decoder, trunk.spec, calls), rotations(trunk.decoder, max_context))
+
+
+def fast_head(head: HeadModule, turns: Tensor) -> FastHead | None:
+    """The same head on fast layers, or None. The plain module's layers are emptied; `turns` are the trunk's."""
+    base = head.decoder if head.score is not None else getattr(head.decoder, head.spec.base)
+    calls = layer_calls(head, head.spec.d_model)
+    if not is_known(base, head.spec, calls):
+        return None
+    return FastHead(head, take_layers(base, head.spec, calls), _norm(getattr(base, head.spec.norm)), turns)
+
+
+def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
+    """Whether these layers are of the one shape that FastLayer computes."""
+    layers, weight = getattr(base, spec.layers), next(base.parameters())
+    if any(call.softcap is not None or call.head_dim % 2 for call in calls):
+        return False
+    if weight.device.type != "cpu" or weight.dtype != torch.float32 or {type(layer).__name__ for layer in layers} - LAYERS:
+        return False
+    acts = {type(layer.mlp.act_fn).__name__ for layer in layers}
+    return acts <= {"SiLU", "SiLUActivation"}
+
+
+def take_layers(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> list[FastLayer]:
+    """Pack layer by layer, so that never more than one of them is in memory twice."""
+    taken = []
+    for layer, call in zip(getattr(base, spec.layers), calls, strict=True):
+        taken.append(FastLayer(layer, call))
+        layer.to_empty(device="meta")
+    return taken
+
+
+def rotations(base: Any, max_context: int) -> Tensor:
+    """(max_context, head_dim / 2), complex: cos + i sin of each position and pair, from the family's own rotary embedding."""
+    cos, sin = base.rotary_emb(torch.zeros(1, 1, 1), torch.arange(max_context)[None])
+    half = cos.shape[-1] // 2
+    return torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+
+
+def _norm(module: Any) -> Norm:
+    """Its weight is copied: it may be a view of a whole head file, which would stay in memory with it."""
+    return Norm(module.weight.detach().clone(), float(module.variance_epsilon))
+
+
+def _paired_norm(attn: nn.Module, name: str, head_dim: int) -> Norm | None:
+    module = getattr(attn, name, None)
+    if module is None:
+        return None
+    norm = _norm(module)
+    return Norm(_paired(norm.weight[:, None], 1, head_dim)[:, 0], norm.eps)
+
+
+def _packed(linears: list[nn.Linear], num_paired: list[int] | None = None, head_dim: int = 0) -> PackedLinear:
+    """Several products of one input as one; `num_paired`: heads whose rows are reordered for the rotation."""
+    paired = num_paired or [0] * len(linears)
+    weights = [_paired(each.weight.detach(), num, head_dim) for each, num in zip(linears, paired, strict=True)]
+    biases = [
+        _paired(each.bias.detach()[:, None], num, head_dim)[:, 0] if each.bias is not None else torch.zeros(each.out_features)
+        for each, num in zip(linears, paired, strict=True)
+    ]
+    has_bias = any(each.bias is not None for each in linears)
+    return PackedLinear(torch.cat(weights), torch.cat(biases) if has_bias else None)
+
+
+def _paired(rows: Tensor, num_heads: int, head_dim: int) -> Tensor:
+    """Rows i and i + head_dim / 2 of every head, which rotate together, side by side."""
+    if not num_heads:
+        return rows
+    return rows.view(num_heads, 2, head_dim // 2, -1).transpose(1, 2).reshape(rows.shape)
+
+
+def _projection(head: HeadModule) -> Callable[[Tensor], Tensor]:
+    """(rows, d_model) -> (rows, vocab) or (rows,). A tied output reads the trunk's embedding as it lies: packed, it would exist twice."""
+    if head.score is not None:
+        score = head.score.weight.detach().clone()
+        return lambda x_RD: linear(x_RD, score)[:, 0]
+    weight = head.decoder.get_output_embeddings().weight.detach()
+    return UnpackedLinear(weight) if head.output is OutputKind.TIED else PackedLinear(weight)
