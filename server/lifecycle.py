@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
-import ctypes
-import gc
 import logging
 import os
 import signal
@@ -22,6 +20,7 @@ from polyhead.server.handlers import LateHandlers
 from polyhead.server.health import Health, watch_engine
 from polyhead.server.interceptors import CallInterceptor
 from polyhead.server.listen import add_servicers, bind, make_server
+from polyhead.server.memory import return_garbage
 from polyhead.server.metrics import Metrics, MetricsServer, serve_metrics
 from polyhead.server.registry import Registry
 from polyhead.server.startup import Progress, Services, bring_up_heads, build_services
@@ -133,15 +132,8 @@ def _bring_up(running: Running, progress: Progress) -> Services:
         services.engine.stop(END_S)
         services.store.close()
         raise
-    _return_freed_memory()
+    return_garbage()
     return services
-
-
-def _return_freed_memory() -> None:
-    """Loading leaves garbage in cycles and freed pages that malloc keeps: 100 to 350 MiB with SmolLM2, for the life of the process."""
-    gc.collect()
-    with contextlib.suppress(AttributeError):  # glibc has it
-        ctypes.CDLL(None).malloc_trim(0)
 
 
 @contextlib.asynccontextmanager

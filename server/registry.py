@@ -24,6 +24,7 @@ from polyhead.server.engine.reports import SwapReport
 from polyhead.server.engine_port import EnginePort
 from polyhead.server.first_heads import add_first_versions
 from polyhead.server.manifests import ServedTrunk
+from polyhead.server.memory import return_freed_pages
 from polyhead.server.residency import ResidentHead
 from polyhead.server.shelf import Shelf
 from polyhead.server.watch import GenerationFeed
@@ -228,6 +229,7 @@ class Registry:
         for record in self.store.collect(self._keep_versions):
             self.residency.forget(record.name, record.version)
         self.residency.trim(keep=_digests(self._active))
+        return_freed_pages()
 
     def _change(
         self,

@@ -7,9 +7,9 @@ masked values by 0 and a NaN left behind would survive that. Memory is committed
 from __future__ import annotations
 
 import math
+import mmap
 from dataclasses import dataclass
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -82,8 +82,11 @@ class TrunkCache:
 
 
 def _lazy_zeros(size: tuple[int, ...], shape: CacheShape) -> Tensor:
-    """Zeros whose pages the kernel hands out when they are first touched (`torch.zeros` would touch them all)."""
+    """Zeros whose pages the kernel hands out when they are first touched.
+
+    A mapping of their own: `torch.zeros` touches all pages, and so does calloc (`np.zeros`) when it finds room in what malloc has kept.
+    """
     if shape.device.type != "cpu":
         return torch.zeros(size, dtype=shape.dtype, device=shape.device)
-    pages = np.zeros(math.prod(size) * shape.dtype.itemsize, dtype=np.uint8)
-    return torch.from_numpy(pages).view(shape.dtype).view(size)
+    pages = mmap.mmap(-1, math.prod(size) * shape.dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=shape.dtype).view(size)
