@@ -19,7 +19,7 @@ class ReplyCheck:
 
     failed             its numbers were bad, or its text could not be read
     not_terminated     it did not end by itself
-    wrong_end          it ended by itself, but not with a marker that ends such a reply in its transcript format
+    wrong_end          it ended, but not with a marker that ends such a reply in its transcript format
     empty              there is nothing but white space before its end
     foreign_opening    the opening of a turn stands inside it
 
@@ -66,7 +66,7 @@ def split_marker(token_ids: list[int], markers: Sequence[str], decode: Decode) -
 
 def _format_reasons(text: str, marker: str, sample: Sample) -> tuple[str, ...]:
     found = {
-        "wrong_end": sample.is_terminated and marker not in sample.form.ends,
+        "wrong_end": (sample.is_terminated or marker != "") and marker not in sample.form.ends,
         "empty": not text.strip(),
         "foreign_opening": any(opening in text for opening in sample.form.openings),
     }

@@ -6,6 +6,7 @@ next turn. Knows text only: convert_prompts.py makes ids of it, replies.py check
 
 from __future__ import annotations
 
+import itertools
 import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -80,11 +81,9 @@ class TranscriptFormat:
             raise InvalidArgument(
                 f"the last message is the {reply.name}'s own: use assistant_prefix to open a reply", field=f"{field}[{len(roles) - 1}].role"
             )
-        following = [*(role.opening for role in roles[1:]), reply.opening]
-        turns = zip(messages, roles, following, strict=True)
         texts = [
-            self._turn(message["content"], role.opening, following, f"{field}[{index}].content")
-            for index, (message, role, following) in enumerate(turns)
+            self._turn(message["content"], role.opening, following.opening, f"{field}[{index}].content")
+            for index, (message, (role, following)) in enumerate(zip(messages, itertools.pairwise([*roles, reply]), strict=True))
         ]
         return "".join(texts) + reply.opening
 
