@@ -48,7 +48,7 @@ def check_reply(sample: Sample, decode: Decode) -> ReplyCheck:
 
 def is_ended(token_ids: list[int], form: ReplyForm, decode: Decode) -> bool:
     """Whether a given reply ends as its transcript format wants it."""
-    return split_marker(token_ids, form.openings, decode)[1] in form.ends
+    return bool(form.ends) and split_marker(token_ids, form.openings, decode)[1] in form.ends
 
 
 def split_marker(token_ids: list[int], markers: Sequence[str], decode: Decode) -> tuple[str, str]:
@@ -56,7 +56,7 @@ def split_marker(token_ids: list[int], markers: Sequence[str], decode: Decode) -
 
     The last token may hold text beyond the marker, which belongs to neither.
     """
-    text, before = decode(token_ids), decode(token_ids[:-1])
+    text, before = decode(token_ids), decode(token_ids[:-1]) if markers else ""
     completed = [(text.rfind(marker), marker) for marker in markers if text.count(marker) > before.count(marker)]
     if not completed:
         return text, ""

@@ -91,6 +91,15 @@ class TranscriptFormat:
         """Where the first opening begins, -1 if none does."""
         return min((place for opening in self.openings if (place := text.find(opening, start)) >= 0), default=-1)
 
+    def check_closed(self, turn: str, start: int, following: str, field: str) -> None:
+        """Whoever reads the transcript finds its turns by their openings: a text that holds one would be read as somebody else's turn."""
+        place = self.find_opening(turn + following, start)
+        if place != len(turn):
+            found = next(opening for opening in self.openings if (turn + following).startswith(opening, place))
+            raise InvalidArgument(
+                f"the text holds {found!r}, which opens a turn in {self.reference}: the transcript would not be what was said", field=field
+            )
+
     def _role_of(self, message: Mapping[str, str], field: str) -> Role:
         if message["role"] not in self.roles:
             raise InvalidArgument(f"{self.reference} has no role {message['role'][:40]!r}: {', '.join(self.roles)}", field=field)
@@ -101,15 +110,6 @@ class TranscriptFormat:
         turn = opening + gap + content
         self.check_closed(turn, 1, following, field)
         return turn
-
-    def check_closed(self, turn: str, start: int, following: str, field: str) -> None:
-        """Whoever reads the transcript finds its turns by their openings: a text that holds one would be read as somebody else's turn."""
-        place = self.find_opening(turn + following, start)
-        if place != len(turn):
-            found = next(opening for opening in self.openings if (turn + following).startswith(opening, place))
-            raise InvalidArgument(
-                f"the text holds {found!r}, which opens a turn in {self.reference}: the transcript would not be what was said", field=field
-            )
 
 
 class TranscriptBook:

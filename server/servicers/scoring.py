@@ -34,12 +34,16 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
                     raise event.error
         done.sort(key=lambda sample: sample.prompt_index)
         assert work.lease is not None
-        decode = self._frontend.door.tokenizer.decode
         return scoring_pb2.ScoreResponse(
-            items=[convert_out.scored_item(sample, check_reply(sample, decode)) for sample in done],
+            items=await self._frontend.workers.run(self._items, done),
             served=self._frontend.served(work.lease),
             request_id=work.request_id,
         )
+
+    def _items(self, done: list[Sample]) -> list[scoring_pb2.ScoredItem]:
+        """Off the event loop: every completion's text is made from its ids."""
+        decode = self._frontend.door.tokenizer.decode
+        return [convert_out.scored_item(sample, check_reply(sample, decode)) for sample in done]
 
     async def ListConfigurations(  # noqa: N802
         self, request: scoring_pb2.ListConfigurationsRequest, context: Context

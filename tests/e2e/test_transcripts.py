@@ -213,6 +213,17 @@ def test_replies_end_and_are_valid_as_the_format_says(client: Client) -> None:
     assert any(sample.num_newlines for sample in samples)
 
 
+def test_a_stream_shows_no_marker(client: Client) -> None:
+    """The format's ends are stop strings for pieces, too: "~" is text without a format, and never shown with one."""
+    prompt, options = [{"role": "a", "content": "Number 1"}], {"max_new_tokens": 120, "seed": 4}
+    samples = client.generate([prompt], format="letters", n=8, **options)  # type: ignore[arg-type]
+    stopped = next(sample for sample in samples if sample.stop == "~")
+    with client.stream(prompt, format="letters", sample_seeds=[stopped.sample_seed], max_new_tokens=120) as pieces:
+        assert "".join(piece.text for piece in pieces) == stopped.text
+    assert pieces.sample.token_ids == stopped.token_ids
+    assert "~" in text_of(client, stopped.token_ids)
+
+
 def test_a_stop_that_is_given_is_used_as_given(client: Client) -> None:
     """Formats belong to prompts and stops to arms: each sample gets what its own two say."""
     prompts, arms = ["one", [{"role": "user", "content": "two"}]], [Arm("hundred", 1), Arm("hundred", 1, {"stop": ["x", "y"]})]
