@@ -14,11 +14,13 @@ from polyhead.client.errors import PolyheadError
 from polyhead.client.options import Arm, Rule
 from polyhead.client.prompts import continue_from
 from polyhead.client.records import (
+    Configuration,
     Generation,
     HeadManifest,
     HeadVersion,
     PushReport,
     ResidentHead,
+    RuleQuestions,
     SourceTensor,
     Status,
     TrunkInfo,
@@ -44,6 +46,7 @@ __all__ = [
     "Arm",
     "AsyncClient",
     "Client",
+    "Configuration",
     "FinishReason",
     "Generation",
     "HeadKind",
@@ -58,6 +61,7 @@ __all__ = [
     "RawTensor",
     "ResidentHead",
     "Rule",
+    "RuleQuestions",
     "RuleScores",
     "Sample",
     "Sampling",

@@ -10,6 +10,7 @@ from typing import Annotated
 
 import typer
 
+from polyhead.client.cli_configurations import configurations_command
 from polyhead.client.cli_generate import generate_command, score_command
 from polyhead.client.cli_heads import heads_app
 from polyhead.client.cli_session import fail, readable_errors
@@ -33,6 +34,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("status")(status_command)
     app.command("generate")(generate_command)
     app.command("score")(score_command)
+    app.command("configurations")(configurations_command)
     app.add_typer(heads_app, name="heads")
     app.command("split")(split_command)
     app.command("merge")(merge_command)

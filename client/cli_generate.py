@@ -8,12 +8,14 @@ from typing import Annotated, Any
 import typer
 
 from polyhead.client.cli_session import Session, connected
-from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ValueScore
+from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ScoredItem, ValueScore
 
 __all__ = ["generate_command", "score_command"]
 
 _Rules = Annotated[list[str] | None, typer.Option("--rule", help="Rule id, for heads of kind rule; repeatable.")]
 _RuleSet = Annotated[str, typer.Option(help="Rule set that the ids belong to.")]
+_Format = Annotated[str, typer.Option("--format", help="Transcript format: how --chat writes turns, and what a reply is checked against.")]
+_ReplyRole = Annotated[str, typer.Option(help="Whose turn the reply is; default: the format's own choice.")]
 
 
 @connected
@@ -22,7 +24,7 @@ def generate_command(
     prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from standard input.")],
     head: Annotated[str, typer.Option(help="policy, or policy@7.")] = "policy",
     n: Annotated[int, typer.Option("-n", help="Samples; one is printed as it is drawn.")] = 1,
-    chat: Annotated[bool, typer.Option(help="The prompt is a user's turn, rendered with the chat template.")] = False,
+    chat: Annotated[bool, typer.Option(help="The prompt is a user's turn, rendered with the chat template or --format.")] = False,
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to draw.")] = None,
     temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
     top_p: Annotated[float | None, typer.Option()] = None,
@@ -32,12 +34,15 @@ def generate_command(
     score: Annotated[list[str] | None, typer.Option(help="Head to score with; repeatable.")] = None,
     rule: _Rules = None,
     rule_set: _RuleSet = "",
+    transcript_format: _Format = "",
+    reply_role: _ReplyRole = "",
 ) -> None:
     """Draw samples for a prompt, and score them."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
     options: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set}
+    options |= {"format": transcript_format, "reply_role": reply_role}
     if n == 1 and not session.as_json:
         _print_stream(session, form, options)
         return
@@ -51,15 +56,19 @@ def score_command(
     prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from standard input.")],
     completion: Annotated[str, typer.Argument(help="What answers it.")],
     head: Annotated[list[str], typer.Option(help="Head to score with; repeatable.")],
-    chat: Annotated[bool, typer.Option(help="The prompt is a user's turn, rendered with the chat template.")] = False,
+    chat: Annotated[bool, typer.Option(help="The prompt is a user's turn, rendered with the chat template or --format.")] = False,
     rule: _Rules = None,
     rule_set: _RuleSet = "",
+    transcript_format: _Format = "",
+    reply_role: _ReplyRole = "",
 ) -> None:
     """Score a completion with any set of heads."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
-    item = session.client.score([(form, completion)], heads=head, rules=rule, rule_set=rule_set)[0]
-    session.show(item, "\n".join(_score_lines(item.scores)) if not item.error else f"error: {item.error}")
+    options: Any = {"rules": rule, "rule_set": rule_set, "format": transcript_format, "reply_role": reply_role}
+    item = session.client.score([(form, completion)], heads=head, **options)[0]
+    lines = [*_score_lines(item.scores), *([_validity(item)] if item.format else [])]
+    session.show(item, "\n".join(lines) if not item.error else f"error: {item.error}")
 
 
 def _print_stream(session: Session, prompt: Any, options: Any) -> None:
@@ -75,7 +84,13 @@ def _print_stream(session: Session, prompt: Any, options: Any) -> None:
 def _facts(sample: Sample) -> str:
     made_by = f"{sample.head}@{sample.head_version} generation {sample.generation}"
     facts = f"{made_by}, {len(sample.token_ids)} tokens, {sample.finish_reason}"
+    if sample.format:
+        facts += f", {_validity(sample)}"
     return f"{facts}: {sample.error}" if sample.error else facts
+
+
+def _validity(reply: Sample | ScoredItem) -> str:
+    return f"valid in {reply.format}" if reply.valid else f"not valid in {reply.format}: {', '.join(reply.invalid_reasons)}"
 
 
 def _score_lines(scores: dict[str, HeadScore]) -> list[str]:

@@ -20,10 +20,18 @@ from polyhead.client import convert, requests
 from polyhead.client.connection import Connection
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
 from polyhead.client.folding import GenerateFold, HeadFile, Rows, sample_order
-from polyhead.client.options import CopyOptions, GenerateOptions, PushOptions, ScoreOptions, StreamOptions
+from polyhead.client.options import (
+    ConfigurationKindName,
+    CopyOptions,
+    GenerateOptions,
+    PushOptions,
+    Rule,
+    ScoreOptions,
+    StreamOptions,
+)
 from polyhead.client.prompts import Prompt, prompt_message, token_ids
 from polyhead.client.pushing import PushPlan, Upload, plan_push
-from polyhead.client.records import Generation, HeadVersion, PushReport, Status, TrunkInfo
+from polyhead.client.records import Configuration, Generation, HeadVersion, PushReport, RuleQuestions, Status, TrunkInfo
 from polyhead.client.results import Piece, Sample, ScoredItem
 from polyhead.client.streams import PieceStream, Stream
 from polyhead.client.tensors import RawTensor
@@ -100,6 +108,18 @@ class Client:
         served = convert.served(response.served)
         return [convert.scored_item(item, response.request_id, served) for item in response.items]
 
+    def configurations(self, kind: ConfigurationKindName | None = None) -> list[Configuration]:
+        """The server's rule sets, rule templates, recipes and transcript formats: all, or of one kind."""
+        response = self._lookup(lambda stubs: stubs.scoring.ListConfigurations, requests.configurations(kind))
+        return [convert.configuration(each) for each in response.configurations]
+
+    def tokenize_rules(
+        self, rules: Sequence[str | Rule | Mapping[str, str]] | None = None, *, rule_set: str = "", template: str = ""
+    ) -> RuleQuestions:
+        """The ids that ask about each rule (ids of a set's rules, or rules by text), for training a rule head on what it will be asked."""
+        request = requests.tokenize_rules(rules, rule_set, template)
+        return convert.rule_questions(self._lookup(lambda stubs: stubs.scoring.TokenizeRules, request))
+
     # trunk
 
     def trunk(self) -> TrunkInfo:
@@ -110,9 +130,19 @@ class Client:
         """Heads, memory, queue, cache and disk, now."""
         return convert.status(self._lookup(lambda stubs: stubs.trunk.GetStatus, trunk_pb2.GetStatusRequest()))
 
-    def tokenize(self, prompt: Prompt, *, special_tokens: bool = True, assistant_prefix: str = "") -> list[int]:
+    def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        special_tokens: bool = True,
+        assistant_prefix: str = "",
+        format: str = "",
+        reply_role: str = "",
+        role_prompt: str | None = None,
+    ) -> list[int]:
         """The ids that `generate` would use; `special_tokens=False` for text that is a completion."""
-        message = prompt_message(prompt, "prompt", assistant_prefix=assistant_prefix)
+        form: Any = {"assistant_prefix": assistant_prefix, "format": format, "reply_role": reply_role, "role_prompt": role_prompt}
+        message = prompt_message(prompt, "prompt", **form)
         request = trunk_pb2.TokenizeRequest(prompt=message, without_special_tokens=not special_tokens)
         return list(self._lookup(lambda stubs: stubs.trunk.Tokenize, request).token_ids)
 

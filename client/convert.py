@@ -9,9 +9,22 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client import records, results, tensors
+from polyhead.client.options import Rule
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
-__all__ = ["generation", "head_version", "piece", "sample", "scored_item", "served", "status", "tensor", "trunk_info"]
+__all__ = [
+    "configuration",
+    "generation",
+    "head_version",
+    "piece",
+    "rule_questions",
+    "sample",
+    "scored_item",
+    "served",
+    "status",
+    "tensor",
+    "trunk_info",
+]
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -41,6 +54,9 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         error=message.error,
         request_id=request_id,
         served=served,
+        invalid_reasons=tuple(message.invalid_reasons),
+        num_newlines=message.num_newlines,
+        format=message.format,
     )
 
 
@@ -67,6 +83,30 @@ def scored_item(message: scoring_pb2.ScoredItem, request_id: str, served: result
         num_cached_tokens=message.num_cached_tokens,
         request_id=request_id,
         served=served,
+        valid=message.valid,
+        invalid_reasons=tuple(message.invalid_reasons),
+        num_newlines=message.num_newlines,
+        format=message.format,
+    )
+
+
+def configuration(message: scoring_pb2.Configuration) -> records.Configuration:
+    return records.Configuration(
+        kind=_enum_value(scoring_pb2.ConfigurationKind, message.kind),
+        reference=message.reference,
+        sha256=message.sha256,
+        content=message.content,
+        rules=tuple(Rule(rule.id, rule.text) for rule in message.rules),
+    )
+
+
+def rule_questions(message: scoring_pb2.TokenizeRulesResponse) -> records.RuleQuestions:
+    return records.RuleQuestions(
+        token_ids={question.rule_id: list(question.token_ids) for question in message.questions},
+        violated_token_id=message.violated_token_id,
+        followed_token_id=message.followed_token_id,
+        rule_set=message.rule_set,
+        template=message.template,
     )
 
 

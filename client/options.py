@@ -8,6 +8,7 @@ from typing import Any, Literal, TypedDict
 
 __all__ = ["Arm", "CopyOptions", "GenerateOptions", "PushOptions", "Rule", "SamplingOptions", "ScoreOptions", "StreamOptions"]
 
+ConfigurationKindName = Literal["rule_set", "rule_template", "recipe", "transcript_format"]
 KindName = Literal["policy", "preference", "rule", "value"]
 ReadName = Literal["last", "eos", "append"]
 UnfinishedName = Literal["read_last", "omit"]
@@ -34,7 +35,7 @@ class SamplingOptions(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None  # drawn by the server if left out; returned with each sample
     max_new_tokens: int | None
-    stop: Sequence[str] | str | None  # strings that end a sample
+    stop: Sequence[str] | str | None  # strings that end a sample; left out: what ends a reply in the transcript format, if there is one
     keep_stop: bool  # keep the matched stop string in `text`
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool
@@ -52,6 +53,9 @@ class _RequestOptions(TypedDict, total=False):
     timeout: float | None  # seconds, for the whole call
     request_id: str
     assistant_prefix: str  # opens the reply
+    format: str  # transcript format, "sparrow" or "sparrow@1": how turns are written and what replies are checked against
+    reply_role: str  # whose turn the reply is; left out: the format's own choice
+    role_prompt: str | None  # before a conversation's first turn, in place of the format's own; "" for none
     cache_salt: str  # requests with different salts never share cached blocks
 
 
@@ -77,7 +81,7 @@ class ScoreOptions(SamplingOptions, _RuleOptions, _RequestOptions, total=False):
 
     terminated: (
         bool | Sequence[bool | None] | None
-    )  # whether completions ended by themselves; None: whether they end in an EOS token
+    )  # whether completions ended by themselves; None: whether they end in an EOS token, or as their transcript format wants it
 
 
 class PushOptions(TypedDict, total=False):

@@ -4,9 +4,21 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from polyhead.client.options import Rule
 from polyhead.client.results import HeadKind
 
-__all__ = ["Generation", "HeadManifest", "HeadVersion", "PushReport", "ResidentHead", "SourceTensor", "Status", "TrunkInfo"]
+__all__ = [
+    "Configuration",
+    "Generation",
+    "HeadManifest",
+    "HeadVersion",
+    "PushReport",
+    "ResidentHead",
+    "RuleQuestions",
+    "SourceTensor",
+    "Status",
+    "TrunkInfo",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +152,25 @@ class Status:
     damage: str  # what is damaged and how to repair it; empty if all is well
     uptime_seconds: float
     counters: dict[str, int] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One of the server's versioned configuration files."""
+
+    kind: str  # "rule_set", "rule_template", "recipe", "transcript_format"
+    reference: str  # "example-rules@1"
+    sha256: str  # of the file
+    content: str  # the file, YAML
+    rules: tuple[Rule, ...] = ()  # of a rule set, in order
+
+
+@dataclass(frozen=True, slots=True)
+class RuleQuestions:
+    """The ids that ask a rule head about each rule, as the server asks them."""
+
+    token_ids: dict[str, list[int]]  # rule id -> ids that follow the dialogue's own; the answer is read at the last of them
+    violated_token_id: int  # the answer that says "broken"
+    followed_token_id: int
+    rule_set: str  # with version; "" for rules by text alone
+    template: str  # with version

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from polyhead.client import prompts as prompt_forms
@@ -14,6 +16,7 @@ from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types
 
 __all__ = [
     "activate",
+    "configurations",
     "copy_head",
     "encode",
     "enum_number",
@@ -23,10 +26,25 @@ __all__ = [
     "rollback",
     "score",
     "sequences",
+    "tokenize_rules",
 ]
 
 _SAMPLING_KEYS = frozenset(SamplingOptions.__annotations__)
 _LISTS = ("stop", "stop_token_ids", "sample_seeds")
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptForm:
+    """What is the same for every prompt of a call."""
+
+    assistant_prefix: str
+    cache_salt: str
+    format: str
+    reply_role: str
+    role_prompt: str | None
+
+    def message(self, prompt: prompt_forms.Prompt, field: str) -> types_pb2.Prompt:
+        return prompt_forms.prompt_message(prompt, field, **dataclasses.asdict(self))
 
 
 def new_request_id() -> str:
@@ -56,20 +74,19 @@ def generate(
     return_states: bool = False,
     assistant_prefix: str = "",
     cache_salt: str = "",
+    format: str = "",
+    reply_role: str = "",
+    role_prompt: str | None = None,
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
     **sampling: Any,
 ) -> generation_pb2.GenerateRequest:
     """Raises TypeError or InvalidArgument, naming the argument. An unknown keyword is a TypeError."""
     _refuse_unknown(sampling)
+    form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
     return generation_pb2.GenerateRequest(
         prompts=[
-            prompt_forms.prompt_message(
-                prompt,
-                field if field == "prompt" else f"{field}[{i}]",
-                assistant_prefix=assistant_prefix,
-                cache_salt=cache_salt,
-            )
+            form.message(prompt, field if field == "prompt" else f"{field}[{i}]")
             for i, prompt in enumerate(prompt_forms.prompt_list(prompts, field))
         ],
         arms=_arms(head, n, arms, cast(SamplingOptions, sampling)),
@@ -93,6 +110,9 @@ def score(
     priority: str | None = None,
     assistant_prefix: str = "",
     cache_salt: str = "",
+    format: str = "",
+    reply_role: str = "",
+    role_prompt: str | None = None,
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
     **sampling: Any,
@@ -102,18 +122,26 @@ def score(
     if isinstance(items, (str, tuple)) or not isinstance(items, Sequence):
         raise TypeError(f"items must be a list of (prompt, completion) pairs: {type(items).__name__}")
     ends = _terminated(terminated, len(items))
+    form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
     given = any(value is not None for value in sampling.values())
     return scoring_pb2.ScoreRequest(
-        items=[
-            _score_item(item, end, f"items[{i}]", assistant_prefix, cache_salt)
-            for i, (item, end) in enumerate(zip(items, ends, strict=True))
-        ],
+        items=[_score_item(item, end, f"items[{i}]", form) for i, (item, end) in enumerate(zip(items, ends, strict=True))],
         score=_scoring_spec(heads, rules, rule_set, "", "heads"),
         sampling=_sampling(cast(SamplingOptions, sampling)) if given else None,
         on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
         priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
         request_id=request_id,
     )
+
+
+def configurations(kind: str | None) -> scoring_pb2.ListConfigurationsRequest:
+    return scoring_pb2.ListConfigurationsRequest(kind=cast(Any, enum_number(scoring_pb2.ConfigurationKind, kind, "kind")))
+
+
+def tokenize_rules(
+    rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, template: str
+) -> scoring_pb2.TokenizeRulesRequest:
+    return scoring_pb2.TokenizeRulesRequest(rules=_rule_selection(rules or (), rule_set), template=template)
 
 
 def sequences(ids: Any) -> tuple[Sequence[Any], bool]:
@@ -253,16 +281,14 @@ def _rule_selection(rules: Sequence[str | Rule | Mapping[str, str]], rule_set: s
     )
 
 
-def _score_item(
-    item: Any, terminated: bool | None, field: str, assistant_prefix: str, cache_salt: str
-) -> scoring_pb2.ScoreItem:
+def _score_item(item: Any, terminated: bool | None, field: str, form: _PromptForm) -> scoring_pb2.ScoreItem:
     if isinstance(item, Sample):
         item, terminated = (item.prompt_token_ids, item.token_ids), item.terminated if terminated is None else terminated
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise TypeError(f"{field} must be a (prompt, completion) pair or a Sample: {type(item).__name__}")
     prompt, completion = item
     message = scoring_pb2.ScoreItem(
-        prompt=prompt_forms.prompt_message(prompt, f"{field}.prompt", assistant_prefix=assistant_prefix, cache_salt=cache_salt),
+        prompt=form.message(prompt, f"{field}.prompt"),
         terminated=terminated,
     )
     if isinstance(completion, str):

@@ -174,7 +174,7 @@ class Sample:
     finish_reason: FinishReason
     terminated: bool
     stop: str  # the stop string that matched
-    valid: bool  # whether the reply is well formed in the transcript's format
+    valid: bool  # whether it terminated without error, and is as its transcript format wants it
     head: str
     head_version: int  # made the last token
     digest: str
@@ -188,6 +188,9 @@ class Sample:
     served: Served
     reward: float | None = None  # None until recipes exist
     states: Floats | None = None  # (prompt + sampled tokens, d_model), with return_states
+    invalid_reasons: tuple[str, ...] = ()  # "failed", "not_terminated", "wrong_end", "empty", "foreign_opening"
+    num_newlines: int = 0  # in the reply, without those of the marker that ends it
+    format: str = ""  # the transcript format it was checked against, with version
 
     @property
     def generation(self) -> int:
@@ -207,6 +210,10 @@ class ScoredItem:
     num_cached_tokens: int
     request_id: str
     served: Served
+    valid: bool = False  # as in Sample
+    invalid_reasons: tuple[str, ...] = ()
+    num_newlines: int = 0
+    format: str = ""
 
     @property
     def generation(self) -> int:

@@ -5,9 +5,12 @@ Every field is checked before any model work, and an error names the field. Noth
 
 from __future__ import annotations
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
-from polyhead.heads.manifest import HeadKind, check_name
-from polyhead.server.convert_prompts import completion_ids, prompt_ids
+import dataclasses
+
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from polyhead.heads.manifest import HeadKind
+from polyhead.server.convert_prompts import completion_ids, prompt_ids, reply_form
+from polyhead.server.convert_rules import selected_rules
 from polyhead.server.convert_sampling import sampling_params
 from polyhead.server.door import Door
 from polyhead.server.engine.live import ServedHead
@@ -23,7 +26,7 @@ from polyhead.server.engine.sequence import (
     SamplingParams,
     Sequence,
 )
-from polyhead.server.rules import Rule
+from polyhead.server.replies import is_ended
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 MAX_PROMPTS = 1024
@@ -31,8 +34,6 @@ MAX_SAMPLES_PER_ARM = 64
 MAX_ARMS = 16
 MAX_SAMPLES = 4096
 MAX_HEADS = 16
-MAX_RULES = 64
-MAX_RULE_CHARACTERS = 2000
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
 HEAD_BYTES, RULE_BYTES = 200, 32  # of one head's answer, and of one rule's beside its id, on the wire
@@ -54,8 +55,9 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
     request.return_states = message.return_states
     for prompt_index, prompt in enumerate(message.prompts):
         field = f"prompts[{prompt_index}]"
-        ids = prompt_ids(prompt, door, field)
-        for arm_index, (arm, param) in enumerate(zip(arms, params, strict=True)):
+        ids, form = prompt_ids(prompt, door, field), reply_form(prompt, door, field)
+        for arm_index, (arm, given) in enumerate(zip(arms, params, strict=True)):
+            param = given if given.stop else dataclasses.replace(given, stop=form.ends)
             _check_length(len(ids) + param.max_new_tokens, request, door, field)
             for index in range(max(1, arm.n)):
                 seeds = arm.sampling.sample_seeds
@@ -64,7 +66,9 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
                 text = door.tokenizer.stream(param.stop, param.keep_stop)
                 head = arm.head or DEFAULT_HEAD
                 request.samples.append(
-                    Sample(request, prompt_index, arm_index, index, ids, sequence, param, head_name=head, seed=seed, text=text)
+                    Sample(
+                        request, prompt_index, arm_index, index, ids, sequence, param, head_name=head, seed=seed, text=text, form=form
+                    )
                 )
     if request.return_states and request.num_tokens > MAX_STATES_TOKENS:
         raise InvalidArgument(f"states of {request.num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
@@ -87,7 +91,8 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
         completion = completion_ids(item, door, field)
         _check_length(len(ids) + len(completion), request, door, field)
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
-        sample.is_terminated = item.terminated if item.HasField("terminated") else completion[-1] in door.eos_ids
+        sample.form = reply_form(item.prompt, door, f"{field}.prompt")
+        sample.is_terminated = item.terminated if item.HasField("terminated") else _is_terminated(sample, door)
         request.samples.append(sample)
     if sum(_reply_bytes(sample) for sample in request.samples) > MAX_REPLY_BYTES:
         raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
@@ -100,6 +105,11 @@ def given_sample(request: Request, index: int, prompt: list[int], completion: li
     sample.completion = completion
     sample.finish_reason = FinishReason.GIVEN
     return sample
+
+
+def _is_terminated(sample: Sample, door: Door) -> bool:
+    """Whether a given completion ends as a reply does."""
+    return sample.completion[-1] in door.eos_ids or is_ended(sample.completion, sample.form, door.tokenizer.decode)
 
 
 def _arm_params(arm: generation_pb2.Arm, field: str, door: Door) -> SamplingParams:
@@ -164,33 +174,11 @@ def _rule_questions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door
     for head in rule_heads:
         if head.manifest.template not in door.rules.templates:
             raise FailedPrecondition(f"{head.reference} uses a template that the server does not have: {head.manifest.template!r}")
-    reference, rules = _selected_rules(selection, door)
-    if len(rules) > MAX_RULES:
-        raise InvalidArgument(f"too many rules: {len(rules)}, at most {MAX_RULES}", field="score.rules")
-    if len({rule.rule_id for rule in rules}) != len(rules):
-        raise InvalidArgument("a rule id stands twice", field="score.rules")
+    reference, rules = selected_rules(selection, door.rules, "score.rules")
     worded = door.rules.suffixes(rules)
     return RuleQuestions(
         reference, {template: tuple(RuleQuestion(*question) for question in questions) for template, questions in worded.items()}
     )
-
-
-def _selected_rules(selection: types_pb2.RuleSelection, door: Door) -> tuple[str, list[Rule]]:
-    reference, rules = "", []
-    if selection.rule_set or selection.rule_ids:
-        rule_set = door.rules.find_set(selection.rule_set or "example-rules", "score.rules.rule_set")
-        reference = rule_set.reference
-        for index, rule_id in enumerate(selection.rule_ids or rule_set.rules):
-            if rule_id not in rule_set.rules:
-                raise NotFound(f"no rule {rule_id[:80]!r} in {reference}", field=f"score.rules.rule_ids[{index}]")
-            rules.append(rule_set.rules[rule_id])
-    for index, rule in enumerate(selection.rules):
-        field = f"score.rules.rules[{index}]"
-        check_name(rule.id, f"{field}.id")
-        if not rule.text or len(rule.text) > MAX_RULE_CHARACTERS:
-            raise InvalidArgument(f"a rule must have 1 to {MAX_RULE_CHARACTERS} characters", field=f"{field}.text")
-        rules.append(Rule(rule.id, rule.text))
-    return reference, rules
 
 
 def _on_swap(value: types_pb2.OnSwap) -> OnSwap:

@@ -12,6 +12,7 @@ from polyhead.heads.manifest import HeadKind
 from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
 from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
 from polyhead.server.metrics import SampleFacts
+from polyhead.server.replies import ReplyCheck
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 PART_BYTES = 1 << 20  # most bytes of tensor data in one message
@@ -70,7 +71,7 @@ def tail_piece(sample: Sample, text: str) -> generation_pb2.Piece:
     )
 
 
-def sample_message(sample: Sample) -> generation_pb2.Sample:
+def sample_message(sample: Sample, check: ReplyCheck) -> generation_pb2.Sample:
     """A finished sample with its scores."""
     assert sample.finish_reason is not None
     message = generation_pb2.Sample(
@@ -90,7 +91,10 @@ def sample_message(sample: Sample) -> generation_pb2.Sample:
         scores=[head_score(result, sample) for result in results(sample)] if _is_whole(sample) else [],
         error=sample.error,
         num_cached_tokens=sample.num_cached_tokens,
-        valid=sample.is_terminated and _is_whole(sample),
+        valid=check.valid,
+        invalid_reasons=check.reasons,
+        num_newlines=check.num_newlines,
+        format=sample.form.format,
         sampling=sampling(sample.params),
     )
     if sample.head is not None:
@@ -99,7 +103,7 @@ def sample_message(sample: Sample) -> generation_pb2.Sample:
     return message
 
 
-def scored_item(sample: Sample) -> scoring_pb2.ScoredItem:
+def scored_item(sample: Sample, check: ReplyCheck) -> scoring_pb2.ScoredItem:
     """A scored completion."""
     return scoring_pb2.ScoredItem(
         prompt_token_ids=sample.prompt,
@@ -108,6 +112,10 @@ def scored_item(sample: Sample) -> scoring_pb2.ScoredItem:
         scores=[head_score(result, sample) for result in results(sample)],
         error=sample.error,
         num_cached_tokens=sample.num_cached_tokens,
+        valid=check.valid,
+        invalid_reasons=check.reasons,
+        num_newlines=check.num_newlines,
+        format=sample.form.format,
     )
 
 

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from polyhead.server.engine.live import ServedHead
 from polyhead.server.rules import RuleBook
 from polyhead.server.text import Tokenizer
+from polyhead.server.transcripts import TranscriptBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,6 +17,7 @@ class Door:
 
     tokenizer: Tokenizer
     rules: RuleBook
+    formats: TranscriptBook
     vocab_size: int
     max_context: int  # tokens of prompt and reply together
     eos_ids: frozenset[int]

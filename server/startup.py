@@ -33,6 +33,7 @@ from polyhead.server.residency import Residency
 from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
 from polyhead.server.shelf import Shelf
 from polyhead.server.text import Tokenizer
+from polyhead.server.transcripts import TranscriptBook
 from polyhead.server.workers import Workers
 
 Progress = Callable[[str], None]
@@ -54,6 +55,7 @@ class Services:
     max_context: int
     tokenizer: Tokenizer
     rules: RuleBook
+    formats: TranscriptBook
     engine: Engine
     store: HeadStore
     registry: Registry
@@ -112,7 +114,7 @@ def _build(
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
     tokenizer = Tokenizer.load(checkpoint.folder)
-    rules = RuleBook(tokenizer, config.rules)
+    rules, formats = RuleBook(tokenizer, config.rules), TranscriptBook(tokenizer, config.formats)
     eos_ids = read_eos_ids(checkpoint)
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)
@@ -136,6 +138,7 @@ def _build(
         max_context=max_context,
         tokenizer=tokenizer,
         rules=rules,
+        formats=formats,
         engine=engine,
         store=store,
         registry=registry,

@@ -70,6 +70,18 @@ class Tokenizer:
             return ids[lead.index(last_token_id) + 1 :]
         return ids
 
+    def encode_from(self, ids: list[int], text: str) -> list[int]:
+        """Ids of `text` that begin with `ids` as far as these agree with it; only what is left is tokenised."""
+        length = len(ids)
+        while not text.startswith(start := self.decode(ids[:length])):
+            length -= 1
+        return [*ids[:length], *self.encode(text[len(start) :], special_tokens=False)]
+
+    def without_end(self, ids: list[int]) -> list[int]:
+        """A reply's ids without the special tokens that it ended with, such as an EOS: they are no text."""
+        special = set(self._tokenizer.all_special_ids)
+        return ids[: max((index + 1 for index, token in enumerate(ids) if token not in special), default=0)]
+
     def stream(self, stops: tuple[str, ...], keep_stop: bool) -> TextStream:
         """A fresh text for one sample."""
         return TextStream(self.decode, stops, keep_stop)

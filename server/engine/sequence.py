@@ -91,6 +91,15 @@ class TextStream(Protocol):
 
 
 @dataclass(frozen=True, slots=True)
+class ReplyForm:
+    """What the reply to a prompt must look like. The engine carries it and never reads it."""
+
+    format: str = ""  # "sparrow@1"; "" for the chat template, which asks nothing of a reply
+    ends: tuple[str, ...] = ()  # one of them ends a valid reply
+    openings: tuple[str, ...] = ()  # none of them stands inside one
+
+
+@dataclass(frozen=True, slots=True)
 class RuleQuestion:
     """One rule, ready to be asked after a dialogue."""
 
@@ -185,6 +194,7 @@ class Sample:
     head: ServedHead | None = None
     seed: int = 0
     text: TextStream | None = None
+    form: ReplyForm = ReplyForm()
     completion: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampling_logprobs: list[float] = field(default_factory=list)

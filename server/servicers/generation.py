@@ -11,6 +11,7 @@ import grpc
 from polyhead.heads.errors import Aborted
 from polyhead.server import convert, convert_out
 from polyhead.server.engine.sequence import Accepted, Drawn, Ended, Event, Finished, Request, Sample
+from polyhead.server.replies import check_reply
 from polyhead.server.servicers.call import Frontend
 from polyhead.v1 import generation_pb2, generation_pb2_grpc
 
@@ -72,19 +73,22 @@ class _Writer:
 
     def _finished(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
         if not self._by_group:
-            yield generation_pb2.GenerateResponse(sample=convert_out.sample_message(sample))
+            yield generation_pb2.GenerateResponse(sample=self._sample_message(sample))
             yield from self._states(sample)
             return
         group = self._groups[sample.prompt_index]
         group.append(sample)
         if len(group) == self._group_size[sample.prompt_index]:
             group.sort(key=lambda sample: (sample.arm_index, sample.sample_index))
-            messages = [convert_out.sample_message(sample) for sample in group]
+            messages = [self._sample_message(sample) for sample in group]
             yield generation_pb2.GenerateResponse(
                 group=generation_pb2.SampleGroup(prompt_index=sample.prompt_index, samples=messages)
             )
             for member in group:
                 yield from self._states(member)
+
+    def _sample_message(self, sample: Sample) -> generation_pb2.Sample:
+        return convert_out.sample_message(sample, check_reply(sample, self._frontend.door.tokenizer.decode))
 
     def _states(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
         for part in convert_out.states_parts(sample):

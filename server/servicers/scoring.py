@@ -2,14 +2,17 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import grpc
 
-from polyhead.server import convert, convert_out
+from polyhead.server import convert, convert_configurations, convert_out
 from polyhead.server.engine.sequence import Ended, Finished, Sample
+from polyhead.server.replies import check_reply
 from polyhead.server.servicers.call import Frontend
 from polyhead.v1 import scoring_pb2, scoring_pb2_grpc
 
-Context = grpc.aio.ServicerContext[scoring_pb2.ScoreRequest, scoring_pb2.ScoreResponse]
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
@@ -32,7 +35,25 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         done.sort(key=lambda sample: sample.prompt_index)
         assert work.lease is not None
         return scoring_pb2.ScoreResponse(
-            items=[convert_out.scored_item(sample) for sample in done],
+            items=await self._frontend.workers.run(self._items, done),
             served=self._frontend.served(work.lease),
             request_id=work.request_id,
         )
+
+    def _items(self, done: list[Sample]) -> list[scoring_pb2.ScoredItem]:
+        """Off the event loop: every completion's text is made from its ids."""
+        decode = self._frontend.door.tokenizer.decode
+        return [convert_out.scored_item(sample, check_reply(sample, decode)) for sample in done]
+
+    async def ListConfigurations(  # noqa: N802
+        self, request: scoring_pb2.ListConfigurationsRequest, context: Context
+    ) -> scoring_pb2.ListConfigurationsResponse:
+        """Read at start, so there is nothing to wait for."""
+        door = self._frontend.door
+        return convert_configurations.listing(request, [door.rules, door.formats])
+
+    async def TokenizeRules(  # noqa: N802
+        self, request: scoring_pb2.TokenizeRulesRequest, context: Context
+    ) -> scoring_pb2.TokenizeRulesResponse:
+        """Off the event loop: many rules take a while."""
+        return await self._frontend.workers.run(convert_configurations.rule_questions, request, self._frontend.door.rules)

@@ -67,7 +67,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     ) -> trunk_pb2.TokenizeResponse:
         """Off the event loop: a long text takes a while."""
         if request.without_special_tokens:
-            if request.prompt.WhichOneof("source") != "text" or request.prompt.assistant_prefix:
+            if request.prompt.WhichOneof("source") != "text" or request.prompt.assistant_prefix or request.prompt.format:
                 raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
             ids = await self._frontend.workers.run(self._frontend.door.tokenizer.encode, request.prompt.text, False)
         else:

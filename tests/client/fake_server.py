@@ -39,6 +39,19 @@ HEAD_SHAPES = {"model.layers.1.mlp.up_proj.weight": (8, D_MODEL), "model.norm.we
 SERVED = types_pb2.Served(
     trunk_id="ab" * 32, precision="float32", generation=3, head_versions={"policy": 7}, tokenizer_sha256="cd"
 )
+CONFIGURATIONS = [
+    scoring_pb2.Configuration(
+        kind=scoring_pb2.CONFIGURATION_KIND_RULE_SET,
+        reference=f"example-rules@{version}",
+        sha256="aa" * 32,
+        content=f"id: example-rules\nversion: {version}\n",
+        rules=[types_pb2.Rule(id="no-insults", text="Be kind.")],
+    )
+    for version in (1, 2)
+] + [
+    scoring_pb2.Configuration(kind=kind, reference="sparrow@1", sha256="bb" * 32, content="id: sparrow\n")
+    for kind in (scoring_pb2.CONFIGURATION_KIND_RECIPE, scoring_pb2.CONFIGURATION_KIND_TRANSCRIPT_FORMAT)
+]
 
 
 def rich_error(
@@ -155,11 +168,30 @@ class FakeServer(
         await self._took("Score", request, context)
         items = [
             scoring_pb2.ScoredItem(
-                prompt_token_ids=[1], token_ids=[2, 3], terminated=True, scores=make_scores(request.score.heads)
+                prompt_token_ids=[1],
+                token_ids=[2, 3],
+                terminated=True,
+                scores=make_scores(request.score.heads),
+                valid=False,
+                invalid_reasons=["wrong_end", "empty"],
+                num_newlines=4,
+                format=item.prompt.format and "sparrow@1",
             )
-            for _ in request.items
+            for item in request.items
         ]
         return scoring_pb2.ScoreResponse(items=items, served=SERVED, request_id="score-1")
+
+    async def ListConfigurations(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("ListConfigurations", request, context)
+        listed = [c for c in CONFIGURATIONS if request.kind in (0, c.kind)]
+        return scoring_pb2.ListConfigurationsResponse(configurations=listed)
+
+    async def TokenizeRules(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("TokenizeRules", request, context)
+        question = scoring_pb2.RuleQuestion(rule_id="no-insults", token_ids=[7, 8])
+        return scoring_pb2.TokenizeRulesResponse(
+            questions=[question], violated_token_id=1, followed_token_id=2, rule_set="example-rules@1", template="t@1"
+        )
 
     # trunk
 
@@ -285,7 +317,7 @@ def _generate_answer(request: Any) -> list[Any]:
             response(piece=generation_pb2.Piece(offset=i, token_ids=[i], logprobs=[-0.5], text=t)) for i, t in enumerate("ab")
         ]
     keys = [(p, a, s) for p in range(len(request.prompts)) for a, arm in enumerate(request.arms) for s in range(arm.n)]
-    samples = [make_sample(*key, heads=request.score.heads) for key in reversed(keys)]
+    samples = [make_sample(*key, heads=request.score.heads, is_formatted=bool(request.prompts[0].format)) for key in reversed(keys)]
     if request.delivery == generation_pb2.DELIVERY_GROUPS:
         return [*messages, response(group=generation_pb2.SampleGroup(samples=samples))]
     for sample in samples:
@@ -302,7 +334,7 @@ def make_tensor(array: np.ndarray) -> types_pb2.Tensor:
     return types_pb2.Tensor(dtype="float32", shape=list(array.shape), data=array.astype("<f4").tobytes())
 
 
-def make_sample(prompt: int, arm: int, sample: int, heads: Any = ()) -> generation_pb2.Sample:
+def make_sample(prompt: int, arm: int, sample: int, heads: Any = (), is_formatted: bool = False) -> generation_pb2.Sample:
     return generation_pb2.Sample(
         prompt_index=prompt,
         arm_index=arm,
@@ -322,7 +354,10 @@ def make_sample(prompt: int, arm: int, sample: int, heads: Any = ()) -> generati
         sample_seed=(1 << 63) + sample,
         scores=make_scores(heads),
         num_cached_tokens=2,
-        valid=True,
+        valid=not is_formatted,
+        invalid_reasons=["foreign_opening"] if is_formatted else [],
+        num_newlines=2,
+        format="sparrow@1" if is_formatted else "",
         sampling=types_pb2.Sampling(temperature=1.0, top_p=1.0, seed=7, max_new_tokens=64),
     )
 

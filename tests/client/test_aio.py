@@ -43,6 +43,8 @@ def test_generate_stream_and_lookups(server: FakeServer) -> None:
             assert (await client.output_embedding()).shape == EMBEDDING.shape
             assert await client.tokenize("ab c") == [2, 1]
             assert await client.detokenize([1]) == "x"
+            assert len(await client.configurations("rule_set")) == 2
+            assert (await client.tokenize_rules(["no-insults"])).token_ids == {"no-insults": [7, 8]}
             assert (await client.status()).generation == 3
             assert len(await client.heads()) == 2
             assert (await client.generations())[0].number == 3

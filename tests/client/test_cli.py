@@ -37,7 +37,7 @@ def assert_one_error(result: Any, *parts: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["heads", "--help"], *([c, "--help"] for c in ("status", "generate", "score", "split", "merge"))],
+    [["--help"], ["heads", "--help"], *([c, "--help"] for c in ("status", "generate", "score", "configurations", "split", "merge"))],
 )
 def test_help(arguments: Sequence[str]) -> None:
     result = polyhead(*arguments)
@@ -47,7 +47,7 @@ def test_help(arguments: Sequence[str]) -> None:
 
 def test_every_command_is_there() -> None:
     top, heads = polyhead("--help").output, polyhead("heads", "--help").output
-    assert all(name in top for name in ("serve", "status", "split", "merge", "generate", "score", "heads"))
+    assert all(name in top for name in ("serve", "status", "split", "merge", "generate", "score", "configurations", "heads"))
     assert all(name in heads for name in ["list", "push", "pull", "copy", "activate", "rollback", "delete", "watch", "history"])
 
 
@@ -80,6 +80,29 @@ def test_score_prints_every_head(server: FakeServer) -> None:
     lines = on(server, "score", "p", "c", *heads, "--rule", "no-insults").stdout.splitlines()
     assert lines[0] == "reference@1: log-prob -6.000 of 3 tokens"
     assert len(lines) == 4
+
+
+def test_a_transcript_format_is_named_with_what_is_wrong(server: FakeServer) -> None:
+    drawn = on(server, "generate", "Hi", "--chat", "--format", "sparrow", "--reply-role", "agent")
+    assert "not valid in sparrow@1: foreign_opening" in drawn.stderr
+    prompt = server.requests["Generate"][0].prompts[0]
+    assert (prompt.format, prompt.reply_role, prompt.WhichOneof("source")) == ("sparrow", "agent", "chat")
+    scored = on(server, "score", "p", "c", "--head", "value", "--format", "sparrow")
+    assert scored.stdout.endswith("\nnot valid in sparrow@1: wrong_end, empty\n")
+    assert "valid" not in on(server, "score", "p", "c", "--head", "value").stdout
+
+
+def test_configurations_are_listed_and_printed(server: FakeServer) -> None:
+    listed = on(server, "configurations").stdout
+    assert "rule_set" in listed
+    assert "example-rules@2" in listed
+    assert on(server, "configurations", "example-rules").stdout == "id: example-rules\nversion: 2\n"
+    assert on(server, "configurations", "example-rules@1").stdout == "id: example-rules\nversion: 1\n"
+    assert on(server, "configurations", "sparrow@1", "--kind", "recipe").stdout == "id: sparrow\n"
+    assert_one_error(on(server, "configurations", "sparrow"), "several kinds: recipe, transcript_format", "hint: give --kind")
+    assert_one_error(on(server, "configurations", "nothing"), "no such configuration file: 'nothing'")
+    plain = json.loads(on(server, "configurations", "example-rules@1", "--json").stdout)
+    assert plain["rules"] == [{"id": "no-insults", "text": "Be kind."}]
 
 
 def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:

@@ -93,6 +93,43 @@ def test_prompt_forms(client: Client, server: FakeServer) -> None:
     assert list(prompts[3].continue_from.token_ids) == sample.token_ids
 
 
+def test_a_transcript_format_goes_with_every_prompt(client: Client, server: FakeServer) -> None:
+    """Its roles are the server's affair; a continued one may have no message."""
+    turns = [{"role": "search_results", "content": "x"}]
+    [sample] = client.generate([turns], format="sparrow", reply_role="agent", role_prompt="")
+    assert (sample.valid, sample.invalid_reasons, sample.num_newlines, sample.format) == (False, ("foreign_opening",), 2, "sparrow@1")
+    list(client.stream(continue_from(sample), format="sparrow", reply_role="user"))
+    client.tokenize(turns, format="sparrow@1", reply_role="user", role_prompt="p")
+    first, second = (request.prompts[0] for request in (server.requests["Generate"][0], server.requests["Generate"][-1]))
+    assert (first.format, first.reply_role, first.HasField("role_prompt"), first.role_prompt) == ("sparrow", "agent", True, "")
+    assert (second.format, second.reply_role, second.HasField("role_prompt")) == ("sparrow", "user", False)
+    assert not second.continue_from.messages
+    tokenized = server.requests["Tokenize"][0].prompt
+    assert (tokenized.format, tokenized.reply_role, tokenized.role_prompt) == ("sparrow@1", "user", "p")
+    [item] = client.score([(turns, "c")], heads=["reference"], format="sparrow", reply_role="user")
+    assert (item.valid, item.invalid_reasons, item.num_newlines, item.format) == (False, ("wrong_end", "empty"), 4, "sparrow@1")
+    assert server.requests["Score"][0].items[0].prompt.reply_role == "user"
+    assert not client.generate(["x"])[0].format
+
+
+def test_configurations_and_rule_questions(client: Client, server: FakeServer) -> None:
+    found = client.configurations()
+    assert [(each.kind, each.reference) for each in found] == [
+        ("rule_set", "example-rules@1"), ("rule_set", "example-rules@2"), ("recipe", "sparrow@1"), ("transcript_format", "sparrow@1")
+    ]  # fmt: skip
+    assert (found[0].rules, found[0].content) == ((Rule("no-insults", "Be kind."),), "id: example-rules\nversion: 1\n")
+    assert [each.sha256 for each in client.configurations("recipe")] == ["bb" * 32]
+    with pytest.raises(errors.InvalidArgument, match="kind must be one of rule_set, rule_template, recipe, transcript_format"):
+        client.configurations("rules")  # type: ignore[arg-type]
+    asked = client.tokenize_rules(["no-insults", Rule("own", "Be kind.")], rule_set="example-rules@1", template="t")
+    assert (asked.token_ids, asked.violated_token_id, asked.followed_token_id) == ({"no-insults": [7, 8]}, 1, 2)
+    assert (asked.rule_set, asked.template) == ("example-rules@1", "t@1")
+    sent = server.requests["TokenizeRules"][0]
+    assert (list(sent.rules.rule_ids), sent.rules.rules[0].id, sent.rules.rule_set, sent.template) == (
+        ["no-insults"], "own", "example-rules@1", "t"
+    )  # fmt: skip
+
+
 @pytest.mark.parametrize(
     ("prompts", "kind", "message"),
     [

@@ -112,6 +112,8 @@ def test_every_flag_has_its_variable_and_its_line_in_the_file(tmp_path: Path, mo
     settings = load_config({})
     assert settings.drain_grace == 5
     assert settings.rules == (Path("a.yaml"), Path("b.yaml"))
+    monkeypatch.setenv("POLYHEAD_FORMATS", "d.yaml")
+    assert load_config({}).formats == (Path("d.yaml"),)
     monkeypatch.delenv("POLYHEAD_RULES")
     file = tmp_path / "c.toml"
     file.write_text('rules = ["c.yaml"]\n')
