@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -11,7 +12,7 @@ from numpy.typing import NDArray
 from polyhead.client import records, results, tensors
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
-__all__ = ["generation", "head_version", "piece", "sample", "scored_item", "served", "status", "tensor", "trunk_info"]
+__all__ = ["generation", "head_version", "piece", "ranking", "sample", "scored_item", "served", "status", "tensor", "trunk_info"]
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -30,6 +31,8 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         terminated=message.terminated,
         stop=message.stop,
         valid=message.valid,
+        invalid_reasons=tuple(message.invalid_reasons),
+        num_newlines=message.num_newlines,
         head=message.head,
         head_version=message.head_version,
         digest=message.digest,
@@ -41,6 +44,13 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         error=message.error,
         request_id=request_id,
         served=served,
+        reward=_reward(message.reward) if message.HasField("reward") else None,
+    )
+
+
+def ranking(messages: Iterable[generation_pb2.RankedSample]) -> tuple[results.RankedSample, ...]:
+    return tuple(
+        results.RankedSample(each.arm_index, each.sample_index, each.reward if each.HasField("reward") else math.nan) for each in messages
     )
 
 
@@ -65,6 +75,10 @@ def scored_item(message: scoring_pb2.ScoredItem, request_id: str, served: result
         scores=_scores(message.scores),
         error=message.error,
         num_cached_tokens=message.num_cached_tokens,
+        valid=message.valid,
+        invalid_reasons=tuple(message.invalid_reasons),
+        num_newlines=message.num_newlines,
+        reward=_reward(message.reward) if message.HasField("reward") else None,
         request_id=request_id,
         served=served,
     )
@@ -164,7 +178,7 @@ def _score(message: types_pb2.HeadScore) -> results.HeadScore:
     about = (message.head, _head_kind(message.kind), message.version, message.digest, message.error)
     result = message.WhichOneof("result")
     if result == "policy":
-        return results.PolicyScore(*about, _floats(message.policy.logprobs), _floats(message.policy.sampling_logprobs))
+        return _policy_score(about, message.policy)
     if result == "preference":
         p = message.preference
         return results.PreferenceScore(*about, value=p.value, raw=p.raw, bias=p.bias, present=p.present, position=p.position)
@@ -173,6 +187,34 @@ def _score(message: types_pb2.HeadScore) -> results.HeadScore:
     if result == "value":
         return results.ValueScore(*about, _floats(message.value.values), message.value.bootstrap_value)
     return results.HeadScore(*about)
+
+
+def _policy_score(about: tuple[str, results.HeadKind, int, str, str], message: types_pb2.PolicyScore) -> results.PolicyScore:
+    rows = len(message.logprobs) if message.top_token_ids else 0
+    columns = len(message.top_token_ids) // rows if rows else 0
+    return results.PolicyScore(
+        *about,
+        logprobs=_floats(message.logprobs),
+        sampling_logprobs=_floats(message.sampling_logprobs),
+        entropies=_floats(message.entropies),
+        top_token_ids=np.fromiter(message.top_token_ids, dtype=np.int64).reshape(rows, columns),
+        top_logprobs=_floats(message.top_logprobs).reshape(rows, columns),
+    )
+
+
+def _reward(message: types_pb2.Reward) -> results.Reward:
+    return results.Reward(
+        recipe=message.recipe,
+        reward=math.nan if message.error else message.reward,
+        with_kl=math.nan if message.error else message.reward_with_kl,
+        parts=dict(sorted(message.parts.items())),
+        constants=dict(sorted(message.constants.items())),
+        kl_estimator=message.kl_estimator,
+        kl=_floats(message.kl),
+        token_rewards=_floats(message.token_rewards),
+        rank=message.rank if message.HasField("rank") else None,
+        error=message.error,
+    )
 
 
 def _rule_scores(about: tuple[str, results.HeadKind, int, str, str], message: types_pb2.RuleScores) -> results.RuleScores:

@@ -70,6 +70,7 @@ class ServeConfig(BaseSettings):
     drain_grace: float = Field(45.0, ge=0)  # seconds that running calls get at the end
 
     rules: RuleFiles = ()  # more rule sets and templates
+    recipes: RuleFiles = ()  # more reward recipes
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

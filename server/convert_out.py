@@ -12,6 +12,7 @@ from polyhead.heads.manifest import HeadKind
 from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
 from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
 from polyhead.server.metrics import SampleFacts
+from polyhead.server.replies import ReplyCheck
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 PART_BYTES = 1 << 20  # most bytes of tensor data in one message
@@ -70,7 +71,7 @@ def tail_piece(sample: Sample, text: str) -> generation_pb2.Piece:
     )
 
 
-def sample_message(sample: Sample) -> generation_pb2.Sample:
+def sample_message(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | None) -> generation_pb2.Sample:
     """A finished sample with its scores."""
     assert sample.finish_reason is not None
     message = generation_pb2.Sample(
@@ -87,11 +88,14 @@ def sample_message(sample: Sample) -> generation_pb2.Sample:
         stop=sample.stop,
         head=sample.head_name,
         sample_seed=sample.seed,
-        scores=[head_score(result, sample) for result in results(sample)] if _is_whole(sample) else [],
+        scores=[head_score(result, sample) for result in results(sample)] if sample.is_whole else [],
         error=sample.error,
         num_cached_tokens=sample.num_cached_tokens,
-        valid=sample.is_terminated and _is_whole(sample),
+        valid=check.valid,
+        invalid_reasons=check.reasons,
+        num_newlines=check.num_newlines,
         sampling=sampling(sample.params),
+        reward=reward,
     )
     if sample.head is not None:
         message.head_version, message.digest = sample.head.version, sample.head.live.digest
@@ -99,7 +103,7 @@ def sample_message(sample: Sample) -> generation_pb2.Sample:
     return message
 
 
-def scored_item(sample: Sample) -> scoring_pb2.ScoredItem:
+def scored_item(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | None) -> scoring_pb2.ScoredItem:
     """A scored completion."""
     return scoring_pb2.ScoredItem(
         prompt_token_ids=sample.prompt,
@@ -108,6 +112,10 @@ def scored_item(sample: Sample) -> scoring_pb2.ScoredItem:
         scores=[head_score(result, sample) for result in results(sample)],
         error=sample.error,
         num_cached_tokens=sample.num_cached_tokens,
+        valid=check.valid,
+        invalid_reasons=check.reasons,
+        num_newlines=check.num_newlines,
+        reward=reward,
     )
 
 
@@ -121,6 +129,9 @@ def head_score(result: HeadResult, sample: Sample) -> types_pb2.HeadScore:
         case PolicyResult() as policy:
             message.policy.logprobs.extend(policy.logprobs)
             message.policy.sampling_logprobs.extend(policy.sampling_logprobs)
+            message.policy.entropies.extend(policy.entropies)
+            message.policy.top_token_ids.extend(policy.top_token_ids.ravel())
+            message.policy.top_logprobs.extend(policy.top_logprobs.ravel())
         case PreferenceResult() as preference:
             message.preference.CopyFrom(
                 types_pb2.PreferenceScore(
@@ -163,7 +174,7 @@ def sampling(params: SamplingParams) -> types_pb2.Sampling:
 
 def sample_facts(sample: Sample) -> SampleFacts:
     """What the metrics want to know of a finished sample."""
-    found = results(sample) if _is_whole(sample) else []
+    found = results(sample) if sample.is_whole else []
     scalars = {each.head.name: float(each.result.raw) for each in found if isinstance(each.result, PreferenceResult)}
     scalars |= {each.head.name: float(each.result.values[0]) for each in found if isinstance(each.result, ValueResult)}
     num_gaps = len(sample.completion) - 1
@@ -174,11 +185,6 @@ def sample_facts(sample: Sample) -> SampleFacts:
         scalars=scalars,
         violations=tuple(rule.p_violate for each in found if isinstance(each.result, tuple) for rule in each.result),
     )
-
-
-def _is_whole(sample: Sample) -> bool:
-    """Whether the sample came to its end and was scored."""
-    return sample.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
 
 
 def states_parts(sample: Sample) -> Iterator[generation_pb2.StatesPart]:

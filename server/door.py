@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyhead.server.engine.live import ServedHead
+from polyhead.server.recipes import RecipeBook
 from polyhead.server.rules import RuleBook
 from polyhead.server.text import Tokenizer
 
@@ -16,6 +17,7 @@ class Door:
 
     tokenizer: Tokenizer
     rules: RuleBook
+    recipes: RecipeBook
     vocab_size: int
     max_context: int  # tokens of prompt and reply together
     eos_ids: frozenset[int]

@@ -79,6 +79,7 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
     door = Door(
         tokenizer=services.tokenizer,
         rules=services.rules,
+        recipes=services.recipes,
         vocab_size=services.spec.vocab_size,
         max_context=services.max_context,
         eos_ids=services.eos_ids,

@@ -48,12 +48,14 @@ def serve(
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Listen beyond loopback without TLS or tokens.")] = None,
     reflection: Annotated[bool | None, typer.Option("--reflection", help="Offer gRPC reflection.")] = None,
     rules: Annotated[list[Path] | None, typer.Option(help="More files of rules or rule templates.")] = None,
+    recipes: Annotated[list[Path] | None, typer.Option(help="More files of reward recipes.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
     json_ready: Annotated[bool, typer.Option("--json-ready", help="One JSON line on stdout instead of the card.")] = False,
 ) -> None:
     """Serve a trunk and its heads over gRPC."""
     flags = {key: value for key, value in locals().items() if key not in ("config", "json_ready")}
     flags["rules"] = tuple(rules) if rules else None
+    flags["recipes"] = tuple(recipes) if recipes else None
     try:
         settings = load_config(flags, config)
         logs.configure(settings.log_format, settings.log_level)

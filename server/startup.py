@@ -28,6 +28,7 @@ from polyhead.server.head_loader import HeadLoader
 from polyhead.server.manifests import RuleDefaults, ServedTrunk
 from polyhead.server.metrics import HeadInfo, Metrics
 from polyhead.server.publisher import Publisher
+from polyhead.server.recipes import RecipeBook
 from polyhead.server.registry import Registry
 from polyhead.server.residency import Residency
 from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
@@ -54,6 +55,7 @@ class Services:
     max_context: int
     tokenizer: Tokenizer
     rules: RuleBook
+    recipes: RecipeBook
     engine: Engine
     store: HeadStore
     registry: Registry
@@ -112,7 +114,7 @@ def _build(
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
     tokenizer = Tokenizer.load(checkpoint.folder)
-    rules = RuleBook(tokenizer, config.rules)
+    rules, recipes = RuleBook(tokenizer, config.rules), RecipeBook(config.recipes)
     eos_ids = read_eos_ids(checkpoint)
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)
@@ -136,6 +138,7 @@ def _build(
         max_context=max_context,
         tokenizer=tokenizer,
         rules=rules,
+        recipes=recipes,
         engine=engine,
         store=store,
         registry=registry,
