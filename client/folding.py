@@ -31,11 +31,9 @@ def sample_order(sample: Sample) -> _Key:
     return sample.prompt_index, sample.arm_index, sample.sample_index
 
 
-def best_order(sample: Sample) -> tuple[int, int]:
-    """(prompt, rank): the order that `generate` answers in with best=."""
-    assert sample.reward is not None
-    assert sample.reward.rank is not None
-    return sample.prompt_index, sample.reward.rank
+def best_order(sample: Sample) -> int:
+    """The prompt alone: with best=, a prompt's samples come the best first."""
+    return sample.prompt_index
 
 
 class Rows:

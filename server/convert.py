@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
 from polyhead.heads.manifest import HeadKind, check_name
 from polyhead.server.convert_prompts import completion_ids, prompt_ids
-from polyhead.server.convert_recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, reward_plan, selection
+from polyhead.server.convert_recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
 from polyhead.server.convert_sampling import sampling_params
 from polyhead.server.door import Door
 from polyhead.server.engine.live import ServedHead
@@ -63,7 +63,7 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
     heads = {_arm_head(arm, f"arms[{index}]", door): None for index, arm in enumerate(arms)}
     group_size = sum(max(1, arm.n) for arm in arms)
     select = selection(message, group_size)
-    plan = reward_plan(message.score, door, is_given=False)
+    plan = plan_reward(message.score, door, is_given=False)
     request = _request(message.score, plan, list(heads), message.on_swap, message.priority, door, request_id)
     num_samples = len(message.prompts) * group_size
     if num_samples > MAX_SAMPLES:
@@ -97,7 +97,7 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
     _check_count(len(message.items), MAX_PROMPTS, "items")
     if not message.score.heads and not message.score.recipe:
         raise InvalidArgument("no head to score with", field="score.heads")
-    plan = reward_plan(message.score, door, is_given=True)
+    plan = plan_reward(message.score, door, is_given=True)
     request = _request(message.score, plan, [], message.on_swap, message.priority, door, request_id)
     if message.HasField("sampling"):
         request.score_sampling = sampling_params(message.sampling, "sampling", door)

@@ -16,7 +16,7 @@ REWARD_BYTES, CONSTANT_BYTES = 300, 24  # of one reward, and of one of its parts
 RANKED_BYTES = 16
 
 
-def reward_plan(spec: types_pb2.ScoringSpec, door: Door, *, is_given: bool) -> RewardPlan | None:
+def plan_reward(spec: types_pb2.ScoringSpec, door: Door, *, is_given: bool) -> RewardPlan | None:
     """The plan of a request, None without a recipe. `is_given`: completions bring no log-probs of their own.
 
     A head that the recipe names is the entry of `heads` with that very name, or else the one entry that pins a version of it

@@ -6,7 +6,6 @@ A file is checked whole when the server starts. The formulas are in rewards.py; 
 from __future__ import annotations
 
 import enum
-import math
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -117,8 +116,8 @@ def read_recipe(path: Path) -> Recipe:
         content = path.read_text(encoding="utf-8")
         plain = _StrictLoader(content).get_single_data()
     except (OSError, UnicodeDecodeError):
-        raise InvalidArgument(f"cannot read the recipe file: {path.name}", field="recipes") from None
-    except yaml.YAMLError as error:
+        raise InvalidArgument(f"{path.name}: cannot read the recipe file", field="recipes") from None
+    except (yaml.YAMLError, ValueError) as error:  # ValueError: a date or a number that Python cannot hold
         raise InvalidArgument(f"{path.name}: not YAML: {getattr(error, 'problem', None) or 'bad syntax'}", field="recipes") from None
     try:
         return _recipe(_Section(plain, "recipes"), content)
@@ -128,18 +127,18 @@ def read_recipe(path: Path) -> Recipe:
 
 def check_constant(name: str, value: float, field: str) -> float:
     """A constant from a file or a request."""
-    if not math.isfinite(value) or abs(value) > MAX_CONSTANT:
-        raise InvalidArgument(f"{name} must lie between -{MAX_CONSTANT:g} and {MAX_CONSTANT:g}: {value}", field=field)
+    if not abs(value) <= MAX_CONSTANT:  # NaN neither
+        raise InvalidArgument(f"{name} must lie between -{MAX_CONSTANT:g} and {MAX_CONSTANT:g}: {str(value)[:40]}", field=field)
     if name == ALPHA and value < 0:
         raise InvalidArgument(f"{name} must not be negative: {value}", field=field)
-    return value
+    return float(value)
 
 
 class _StrictLoader(yaml.SafeLoader):
     """YAML's own rule that a key stands once, which PyYAML does not hold."""
 
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
-        keys = [key.value for key, _ in node.value]
+        keys = [key.value for key, _ in node.value if isinstance(key, yaml.ScalarNode)]
         if len(set(keys)) != len(keys):
             twice = next(key for key in keys if keys.count(key) > 1)
             raise yaml.constructor.ConstructorError(problem=f"a key stands twice: {str(twice)[:40]!r}")
@@ -181,7 +180,7 @@ class _Section:
         value = self.take(key)
         if isinstance(value, bool) or not isinstance(value, (int, float)):  # YAML reads 1e-3 as text
             raise InvalidArgument(f"{self.field_of(key)} must be a number such as 0.001: {str(value)[:40]!r}", field=self.field_of(key))
-        return check_constant(name, float(value), self.field_of(key))
+        return check_constant(name, value, self.field_of(key))
 
     def choice(self, key: str, enum_class: type[EnumT]) -> EnumT:
         value = self.take(key)
@@ -193,17 +192,19 @@ class _Section:
 
     def sections(self, key: str) -> dict[str, _Section]:
         """A mapping of mappings that is not empty."""
-        inner = _Section(self.take(key), self.field_of(key))
-        if not inner._left:
-            raise InvalidArgument(f"{inner.field} is empty", field=inner.field)
+        inner = self._inner(key)
         return {name: _Section(plain, inner.field_of(name)) for name, plain in inner._left.items()}
 
     def numbers(self, key: str, prefix: str) -> dict[str, float]:
         """A mapping of names to numbers that is not empty."""
+        inner = self._inner(key)
+        return {check_name(name, inner.field_of(name)): inner.number(name, f"{prefix}.{name}") for name in list(inner._left)}
+
+    def _inner(self, key: str) -> _Section:
         inner = _Section(self.take(key), self.field_of(key))
         if not inner._left:
             raise InvalidArgument(f"{inner.field} is empty", field=inner.field)
-        return {check_name(name, inner.field_of(name)): inner.number(name, f"{prefix}.{name}") for name in list(inner._left)}
+        return inner
 
     def end(self) -> None:
         if self._left:
@@ -212,12 +213,10 @@ class _Section:
 
 
 def _recipe(file: _Section, content: str) -> Recipe:
-    version = file.take("version")
-    if isinstance(version, bool) or not isinstance(version, int) or version < 1:
-        raise InvalidArgument(f"version must be a whole number from 1: {str(version)[:40]!r}", field="recipes.version")
-    reference, form = f"{file.name('id')}@{version}", file.choice("form", Form)
+    name, version = parse_reference(f"{file.name('id')}@{file.take('version')}", "recipes.version")
+    form = file.choice("form", Form)
     constants: dict[str, float] = {}
-    parts = tuple(_part(name, section, form, constants) for name, section in file.sections("parts").items())
+    parts = tuple(_part(part, section, form, constants) for part, section in file.sections("parts").items())
     if form is Form.RERANK:
         _check_rerank(parts)
         constants[ALPHA] = file.number("alpha", ALPHA)
@@ -225,7 +224,7 @@ def _recipe(file: _Section, content: str) -> Recipe:
             constants[AVERAGE] = file.number("average", AVERAGE)
     kl = _kl_term(_Section(file.take("kl"), "recipes.kl"), constants) if "kl" in file else None
     file.end()
-    return Recipe(reference, form, parts, constants, kl, content)
+    return Recipe(f"{name}@{version}", form, parts, constants, kl, content)
 
 
 def _part(name: str, section: _Section, form: Form, constants: dict[str, float]) -> Part:
