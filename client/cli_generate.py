@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from polyhead.client.cli_session import Session, connected
-from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ScoredItem, ValueScore
+from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, Reward, RuleScores, Sample, ScoredItem, ValueScore
 
 __all__ = ["generate_command", "score_command"]
 
@@ -16,6 +16,7 @@ _Rules = Annotated[list[str] | None, typer.Option("--rule", help="Rule id, for h
 _RuleSet = Annotated[str, typer.Option(help="Rule set that the ids belong to.")]
 _Format = Annotated[str, typer.Option("--format", help="Transcript format: how --chat writes turns, and what a reply is checked against.")]
 _ReplyRole = Annotated[str, typer.Option(help="Whose turn the reply is; default: the format's own choice.")]
+_Recipe = Annotated[str, typer.Option(help="Reward recipe: sparrow, rerank, preference, kl, or one of the server's own.")]
 
 
 @connected
@@ -36,18 +37,20 @@ def generate_command(
     rule_set: _RuleSet = "",
     transcript_format: _Format = "",
     reply_role: _ReplyRole = "",
+    recipe: _Recipe = "",
+    best: Annotated[int | None, typer.Option(help="With --recipe: print only the best so many of the samples, the best first.")] = None,
 ) -> None:
     """Draw samples for a prompt, and score them."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
     options: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set}
+    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set, "recipe": recipe}
     options |= {"format": transcript_format, "reply_role": reply_role}
-    if n == 1 and not session.as_json:
+    if n == 1 and best is None and not session.as_json:
         _print_stream(session, form, options)
         return
-    samples = session.client.generate([form], n=n, **options)
-    session.show(samples, "\n\n".join(f"--- {s.sample_index} {_facts(s)}\n{s.text}" for s in samples))
+    samples = session.client.generate([form], n=n, best=best, **options)
+    session.show(samples, "\n\n".join(_sample_text(s) for s in samples))
 
 
 @connected
@@ -55,19 +58,20 @@ def score_command(
     session: Session,
     prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from standard input.")],
     completion: Annotated[str, typer.Argument(help="What answers it.")],
-    head: Annotated[list[str], typer.Option(help="Head to score with; repeatable.")],
+    head: Annotated[list[str] | None, typer.Option(help="Head to score with; repeatable.")] = None,
     chat: Annotated[bool, typer.Option(help="The prompt is a user's turn, rendered with the chat template or --format.")] = False,
     rule: _Rules = None,
     rule_set: _RuleSet = "",
     transcript_format: _Format = "",
     reply_role: _ReplyRole = "",
+    recipe: _Recipe = "",
 ) -> None:
-    """Score a completion with any set of heads."""
+    """Score a completion with any set of heads, or with those that a recipe reads."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
-    options: Any = {"rules": rule, "rule_set": rule_set, "format": transcript_format, "reply_role": reply_role}
-    item = session.client.score([(form, completion)], heads=head, **options)[0]
-    lines = [*_score_lines(item.scores), *([_validity(item)] if item.format else [])]
+    options: Any = {"rules": rule, "rule_set": rule_set, "format": transcript_format, "reply_role": reply_role, "recipe": recipe}
+    item = session.client.score([(form, completion)], heads=head or (), **options)[0]
+    lines = [*_score_lines(item.scores), *_reward_lines(item.reward), *([_validity(item)] if item.format else [])]
     session.show(item, "\n".join(lines) if not item.error else f"error: {item.error}")
 
 
@@ -77,8 +81,13 @@ def _print_stream(session: Session, prompt: Any, options: Any) -> None:
         typer.echo(piece.text, nl=False)
     typer.echo()
     typer.secho(_facts(pieces.sample), dim=True, err=True)
-    for line in _score_lines(pieces.sample.scores):
+    for line in [*_score_lines(pieces.sample.scores), *_reward_lines(pieces.sample.reward)]:
         typer.echo(line, err=True)
+
+
+def _sample_text(sample: Sample) -> str:
+    reward = "".join(f", {line}" for line in _reward_lines(sample.reward)[:1])
+    return f"--- {sample.sample_index} {_facts(sample)}{reward}\n{sample.text}"
 
 
 def _facts(sample: Sample) -> str:
@@ -91,6 +100,17 @@ def _facts(sample: Sample) -> str:
 
 def _validity(reply: Sample | ScoredItem) -> str:
     return f"valid in {reply.format}" if reply.valid else f"not valid in {reply.format}: {', '.join(reply.invalid_reasons)}"
+
+
+def _reward_lines(reward: Reward | None) -> list[str]:
+    """The reward, then a line for each part with its constant, where it has one of its own."""
+    if reward is None:
+        return []
+    rank = "" if reward.rank is None else f", rank {reward.rank}"
+    with_kl = f", {reward.with_kl:.4f} with KL" if reward.kl_estimator else ""
+    first = f"{reward.recipe}: no reward: {reward.error}" if reward.error else f"{reward.recipe}: {reward.reward:.4f}{with_kl}{rank}"
+    constants = {name: f" (times {reward.constants[name]:g})" for name in reward.parts if name in reward.constants}
+    return [first, *(f"  {name} {value:.4f}{constants.get(name, '')}" for name, value in reward.parts.items())]
 
 
 def _score_lines(scores: dict[str, HeadScore]) -> list[str]:

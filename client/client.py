@@ -19,7 +19,7 @@ from numpy.typing import NDArray
 from polyhead.client import convert, requests
 from polyhead.client.connection import Connection
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
-from polyhead.client.folding import GenerateFold, HeadFile, Rows, sample_order
+from polyhead.client.folding import GenerateFold, HeadFile, Rows, best_order, sample_order
 from polyhead.client.options import (
     ConfigurationKindName,
     CopyOptions,
@@ -93,16 +93,17 @@ class Client:
         return PieceStream(self._events(request, options.get("timeout") or self._timeout))
 
     def generate(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Sample]:
-        """All samples, in (prompt, arm, sample) order."""
-        return sorted(self.samples(prompts, **options), key=sample_order)
+        """All samples, in (prompt, arm, sample) order; with best=, the best of each prompt, the best first."""
+        order: Any = sample_order if options.get("best") is None else best_order
+        return sorted(self.samples(prompts, **options), key=order)
 
     def samples(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> Stream[Sample]:
         """Samples as they finish; leaving the loop cancels the rest."""
         request = requests.generate(prompts, **options)
         return Stream(self._samples(request, options.get("timeout") or self._timeout))
 
-    def score(self, items: Sequence[Any], *, heads: Sequence[str], **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
-        """Score (prompt, completion) pairs or Samples with any set of heads, in the order of `items`."""
+    def score(self, items: Sequence[Any], *, heads: Sequence[str] = (), **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
+        """Score (prompt, completion) pairs or Samples with any set of heads, and those of recipe=, in the order of `items`."""
         request = requests.score(items, heads=heads, **options)
         response = self._connection.unary(lambda stubs: stubs.scoring.Score, request, options.get("timeout") or self._timeout)
         served = convert.served(response.served)

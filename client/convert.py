@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -17,6 +18,7 @@ __all__ = [
     "generation",
     "head_version",
     "piece",
+    "ranking",
     "rule_questions",
     "sample",
     "scored_item",
@@ -43,6 +45,8 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         terminated=message.terminated,
         stop=message.stop,
         valid=message.valid,
+        invalid_reasons=tuple(message.invalid_reasons),
+        num_newlines=message.num_newlines,
         head=message.head,
         head_version=message.head_version,
         digest=message.digest,
@@ -54,9 +58,14 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         error=message.error,
         request_id=request_id,
         served=served,
-        invalid_reasons=tuple(message.invalid_reasons),
-        num_newlines=message.num_newlines,
         format=message.format,
+        reward=_reward(message.reward) if message.HasField("reward") else None,
+    )
+
+
+def ranking(messages: Iterable[generation_pb2.RankedSample]) -> tuple[results.RankedSample, ...]:
+    return tuple(
+        results.RankedSample(each.arm_index, each.sample_index, each.reward if each.HasField("reward") else math.nan) for each in messages
     )
 
 
@@ -81,6 +90,7 @@ def scored_item(message: scoring_pb2.ScoredItem, request_id: str, served: result
         scores=_scores(message.scores),
         error=message.error,
         num_cached_tokens=message.num_cached_tokens,
+        reward=_reward(message.reward) if message.HasField("reward") else None,
         request_id=request_id,
         served=served,
         valid=message.valid,
@@ -204,7 +214,7 @@ def _score(message: types_pb2.HeadScore) -> results.HeadScore:
     about = (message.head, _head_kind(message.kind), message.version, message.digest, message.error)
     result = message.WhichOneof("result")
     if result == "policy":
-        return results.PolicyScore(*about, _floats(message.policy.logprobs), _floats(message.policy.sampling_logprobs))
+        return _policy_score(about, message.policy)
     if result == "preference":
         p = message.preference
         return results.PreferenceScore(*about, value=p.value, raw=p.raw, bias=p.bias, present=p.present, position=p.position)
@@ -213,6 +223,34 @@ def _score(message: types_pb2.HeadScore) -> results.HeadScore:
     if result == "value":
         return results.ValueScore(*about, _floats(message.value.values), message.value.bootstrap_value)
     return results.HeadScore(*about)
+
+
+def _policy_score(about: tuple[str, results.HeadKind, int, str, str], message: types_pb2.PolicyScore) -> results.PolicyScore:
+    rows = len(message.logprobs) if message.top_token_ids else 0
+    columns = len(message.top_token_ids) // rows if rows else 0
+    return results.PolicyScore(
+        *about,
+        logprobs=_floats(message.logprobs),
+        sampling_logprobs=_floats(message.sampling_logprobs),
+        entropies=_floats(message.entropies),
+        top_token_ids=np.fromiter(message.top_token_ids, dtype=np.int64).reshape(rows, columns),
+        top_logprobs=_floats(message.top_logprobs).reshape(rows, columns),
+    )
+
+
+def _reward(message: types_pb2.Reward) -> results.Reward:
+    return results.Reward(
+        recipe=message.recipe,
+        reward=math.nan if message.error else message.reward,
+        with_kl=math.nan if message.error else message.reward_with_kl,
+        parts=dict(sorted(message.parts.items())),
+        constants=dict(sorted(message.constants.items())),
+        kl_estimator=message.kl_estimator,
+        kl=_floats(message.kl),
+        token_rewards=_floats(message.token_rewards),
+        rank=message.rank if message.HasField("rank") else None,
+        error=message.error,
+    )
 
 
 def _rule_scores(about: tuple[str, results.HeadKind, int, str, str], message: types_pb2.RuleScores) -> results.RuleScores:

@@ -47,6 +47,13 @@ class _RuleOptions(TypedDict, total=False):
     rule_set: str  # "example-rules" or "example-rules@1"
 
 
+class _RewardOptions(TypedDict, total=False):
+    recipe: str  # "sparrow" or "sparrow@1"; heads that it reads are scored with, whether they are named or not
+    recipe_constants: Mapping[str, float] | None  # replace the recipe's own in this call
+    entropy: bool  # policy-kind heads also say the entropy at every completion token
+    top_logprobs: int  # and this many of the likeliest tokens there, at most 20
+
+
 class _RequestOptions(TypedDict, total=False):
     on_swap: OnSwapName | None
     priority: PriorityName | None
@@ -59,12 +66,11 @@ class _RequestOptions(TypedDict, total=False):
     cache_salt: str  # requests with different salts never share cached blocks
 
 
-class StreamOptions(SamplingOptions, _RuleOptions, _RequestOptions, total=False):
+class StreamOptions(SamplingOptions, _RuleOptions, _RewardOptions, _RequestOptions, total=False):
     """What `stream` takes."""
 
     head: str | None  # "policy" (the default) or "policy@7"
     score: Sequence[str] | None  # heads to score each finished sample with
-    recipe: str
     return_states: bool
 
 
@@ -73,10 +79,12 @@ class GenerateOptions(StreamOptions, total=False):
 
     n: int | None  # samples for each prompt
     arms: Sequence[Arm | Mapping[str, Any]] | None  # several heads in one call, in place of head= and n=
-    delivery: DeliveryName | None
+    delivery: DeliveryName | None  # default: samples as they finish; with best=, each prompt's at once
+    best: int | None  # with recipe=: only the best so many of each prompt's samples
+    median: bool  # with best=: the median, too
 
 
-class ScoreOptions(SamplingOptions, _RuleOptions, _RequestOptions, total=False):
+class ScoreOptions(SamplingOptions, _RuleOptions, _RewardOptions, _RequestOptions, total=False):
     """What `score` takes. With any sampling parameter, policy heads also return `sampling_logprobs`."""
 
     terminated: (

@@ -64,11 +64,16 @@ def generate(
     head: str | None = None,
     n: int | None = None,
     arms: Sequence[Arm | Mapping[str, Any]] | None = None,
-    delivery: str | None = "samples",
+    delivery: str | None = None,
+    best: int | None = None,
+    median: bool = False,
     score: Sequence[str] | None = None,
     rules: Sequence[str | Rule | Mapping[str, str]] | None = None,
     rule_set: str = "",
     recipe: str = "",
+    recipe_constants: Mapping[str, float] | None = None,
+    entropy: bool = False,
+    top_logprobs: int = 0,
     on_swap: str | None = None,
     priority: str | None = None,
     return_states: bool = False,
@@ -84,6 +89,8 @@ def generate(
     """Raises TypeError or InvalidArgument, naming the argument. An unknown keyword is a TypeError."""
     _refuse_unknown(sampling)
     form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
+    spec = _scoring_spec(score or (), rules, rule_set, recipe, "score")
+    delivery = delivery or ("samples" if best is None else "groups")
     return generation_pb2.GenerateRequest(
         prompts=[
             form.message(prompt, field if field == "prompt" else f"{field}[{i}]")
@@ -93,7 +100,8 @@ def generate(
         delivery=cast(Any, enum_number(generation_pb2.Delivery, delivery, "delivery")),
         on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
         priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
-        score=_scoring_spec(score or (), rules, rule_set, recipe, "score"),
+        score=_with_details(spec, recipe_constants, entropy, top_logprobs),
+        select=_selection(best, median, recipe),
         return_states=return_states,
         request_id=request_id,
     )
@@ -102,9 +110,13 @@ def generate(
 def score(
     items: Sequence[Any],
     *,
-    heads: Sequence[str],
+    heads: Sequence[str] = (),
     rules: Sequence[str | Rule | Mapping[str, str]] | None = None,
     rule_set: str = "",
+    recipe: str = "",
+    recipe_constants: Mapping[str, float] | None = None,
+    entropy: bool = False,
+    top_logprobs: int = 0,
     terminated: bool | Sequence[bool | None] | None = None,
     on_swap: str | None = None,
     priority: str | None = None,
@@ -121,12 +133,13 @@ def score(
     _refuse_unknown(sampling)
     if isinstance(items, (str, tuple)) or not isinstance(items, Sequence):
         raise TypeError(f"items must be a list of (prompt, completion) pairs: {type(items).__name__}")
+    spec = _scoring_spec(heads, rules, rule_set, recipe, "heads")
     ends = _terminated(terminated, len(items))
     form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
     given = any(value is not None for value in sampling.values())
     return scoring_pb2.ScoreRequest(
         items=[_score_item(item, end, f"items[{i}]", form) for i, (item, end) in enumerate(zip(items, ends, strict=True))],
-        score=_scoring_spec(heads, rules, rule_set, "", "heads"),
+        score=_with_details(spec, recipe_constants, entropy, top_logprobs),
         sampling=_sampling(cast(SamplingOptions, sampling)) if given else None,
         on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
         priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
@@ -265,6 +278,35 @@ def _scoring_spec(
             raise InvalidArgument(f"rules are given, but {field} names no head to ask", field=field)
         return None
     return types_pb2.ScoringSpec(heads=list(heads), rules=_rule_selection(rules or (), rule_set), recipe=recipe)
+
+
+def _with_details(
+    spec: types_pb2.ScoringSpec | None, constants: Mapping[str, float] | None, entropy: bool, top_logprobs: int
+) -> types_pb2.ScoringSpec | None:
+    """Adds what refines a scoring. Without one there is nothing to refine."""
+    given = {"recipe_constants": constants, "entropy": entropy, "top_logprobs": top_logprobs}
+    if spec is None:
+        if useless := next((name for name, value in given.items() if value), None):
+            raise InvalidArgument(f"{useless} is given, but nothing is scored: name heads or a recipe", field=useless)
+        return None
+    for name, value in given.items():
+        try:
+            spec.MergeFrom(types_pb2.ScoringSpec(**{name: cast(Any, value)}))
+        except (TypeError, AttributeError):
+            raise TypeError(f"{name} has a wrong type: {type(value).__name__}") from None
+        except ValueError:
+            raise InvalidArgument(f"{name} is out of range: {str(value)[:80]}", field=name) from None
+    return spec
+
+
+def _selection(best: int | None, median: bool, recipe: str) -> generation_pb2.Selection | None:
+    if best is None:
+        if median:
+            raise InvalidArgument("median goes with best=", field="median")
+        return None
+    if not recipe:
+        raise InvalidArgument("best needs a recipe= to rank by", field="best")
+    return generation_pb2.Selection(top=_count(best, "best"), median=median)
 
 
 def _rule_selection(rules: Sequence[str | Rule | Mapping[str, str]], rule_set: str) -> types_pb2.RuleSelection | None:

@@ -16,6 +16,8 @@ __all__ = [
     "Piece",
     "PolicyScore",
     "PreferenceScore",
+    "RankedSample",
+    "Reward",
     "RuleScores",
     "Sample",
     "Sampling",
@@ -113,6 +115,9 @@ class PolicyScore(HeadScore):
 
     logprobs: Floats  # (completion tokens,), raw distribution at temperature 1
     sampling_logprobs: Floats  # (completion tokens,), or (0,) if no sampling parameters were given
+    entropies: Floats  # (completion tokens,) in nats, of the raw distribution; (0,) unless entropy=True
+    top_token_ids: NDArray[np.int64]  # (completion tokens, top_logprobs), likeliest first; (0, 0) unless top_logprobs=
+    top_logprobs: Floats  # as top_token_ids: their raw log-probs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -160,6 +165,31 @@ class Piece:
 
 
 @dataclass(frozen=True, slots=True, eq=False)
+class Reward:
+    """What a recipe makes of one sample's scores, with all that went in. NaN in `reward` and `with_kl` if there is an `error`."""
+
+    recipe: str  # "sparrow@1"
+    reward: float  # without KL
+    with_kl: float  # reward - kl_coefficient * sum of kl; equal to `reward` if the recipe has no KL term
+    parts: dict[str, float]  # by name, before constants are applied
+    constants: dict[str, float]  # those used, by name
+    kl_estimator: str  # "k1", "k2", "k3"; "" without a KL term
+    kl: Floats  # (completion tokens,), or (0,) without a KL term
+    token_rewards: Floats  # as kl: -kl_coefficient * kl, plus `reward` on the last token
+    rank: int | None  # place among all samples of the prompt, 0 is the best; None if the others are not known
+    error: str  # why there is no reward
+
+
+@dataclass(frozen=True, slots=True)
+class RankedSample:
+    """One sample's place in its group, whether it was returned or not."""
+
+    arm_index: int
+    sample_index: int
+    reward: float  # NaN if it has none
+
+
+@dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """One finished sample: everything that a training step needs, and everything that repeats it."""
 
@@ -186,7 +216,8 @@ class Sample:
     error: str  # why, for ABORTED and FAILED
     request_id: str
     served: Served
-    reward: float | None = None  # None until recipes exist
+    reward: Reward | None = None  # with recipe=
+    ranking: tuple[RankedSample, ...] = ()  # with recipe= and delivery by groups: all samples of the prompt, the best first
     states: Floats | None = None  # (prompt + sampled tokens, d_model), with return_states
     invalid_reasons: tuple[str, ...] = ()  # "failed", "not_terminated", "wrong_end", "empty", "foreign_opening"
     num_newlines: int = 0  # in the reply, without those of the marker that ends it
@@ -208,6 +239,7 @@ class ScoredItem:
     scores: dict[str, HeadScore]
     error: str  # what went wrong with this item alone
     num_cached_tokens: int
+    reward: Reward | None  # with recipe=; ranked among the items with the same prompt ids
     request_id: str
     served: Served
     valid: bool = False  # as in Sample

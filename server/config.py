@@ -71,6 +71,7 @@ class ServeConfig(BaseSettings):
 
     rules: RuleFiles = ()  # more rule sets and templates
     formats: RuleFiles = ()  # more transcript formats
+    recipes: RuleFiles = ()  # more reward recipes
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 

@@ -73,16 +73,19 @@ def read_file(path: Path, field: str) -> ConfigurationFile:
         values = _StrictLoader(content).get_single_data()
     except OSError as error:
         raise InvalidArgument(f"cannot read {path.name}: {error.strerror}", field=field) from None
-    except (UnicodeDecodeError, yaml.YAMLError) as error:
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, a date or a number that Python cannot hold
         where = f" in line {error.problem_mark.line + 1}" if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else ""
-        what = error.problem if isinstance(error, yaml.MarkedYAMLError) else "not UTF-8 text"
+        what = error.problem if isinstance(error, yaml.MarkedYAMLError) else "bad text, or a value that cannot be held"
         raise InvalidArgument(f"{path.name} is not YAML{where}: {what}", field=field) from None
     if not isinstance(values, dict) or "id" not in values or "version" not in values:
         raise InvalidArgument(f"{path.name} needs id and version", field=field)
     name, version = values.pop("id"), values.pop("version")
     if not isinstance(name, str):
         raise InvalidArgument(f"the id of {path.name} must be text: {name!r}", field=f"{field}.id")
-    check_name(name, f"{field}.id")
+    try:
+        check_name(name, f"{field}.id")
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{path.name}: {error.message}", field=error.field) from None
     if type(version) is not int or not 1 <= version <= MAX_VERSION:
         raise InvalidArgument(f"the version of {path.name} must be a whole number from 1 on: {version!r}", field=f"{field}.version")
     return ConfigurationFile(f"{name}@{version}", hashlib.sha256(data).hexdigest(), content, values)

@@ -6,10 +6,12 @@ Every field is checked before any model work, and an error names the field. Noth
 from __future__ import annotations
 
 import dataclasses
+from dataclasses import dataclass
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument, Unimplemented
 from polyhead.heads.manifest import HeadKind
 from polyhead.server.convert_prompts import completion_ids, prompt_ids, reply_form
+from polyhead.server.convert_recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
 from polyhead.server.convert_rules import selected_rules
 from polyhead.server.convert_sampling import sampling_params
 from polyhead.server.door import Door
@@ -27,6 +29,7 @@ from polyhead.server.engine.sequence import (
     Sequence,
 )
 from polyhead.server.replies import is_ended
+from polyhead.server.reward_plan import RewardPlan, Selection
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 MAX_PROMPTS = 1024
@@ -34,24 +37,39 @@ MAX_SAMPLES_PER_ARM = 64
 MAX_ARMS = 16
 MAX_SAMPLES = 4096
 MAX_HEADS = 16
+MAX_TOP_LOGPROBS = 20
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
 HEAD_BYTES, RULE_BYTES = 200, 32  # of one head's answer, and of one rule's beside its id, on the wire
 DEFAULT_HEAD = "policy"
 
 
-def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Request:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A checked call: what the engine runs, and what becomes of the samples that come out."""
+
+    request: Request
+    plan: RewardPlan | None  # None: no recipe
+    by_group: bool = False  # a prompt's samples leave together
+    selection: Selection | None = None  # None: all of them
+
+
+def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Work:
     """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active."""
     _check_count(len(message.prompts), MAX_PROMPTS, "prompts")
     arms = list(message.arms) or [generation_pb2.Arm()]
     _check_count(len(arms), MAX_ARMS, "arms")
     params = [_arm_params(arm, f"arms[{index}]", door) for index, arm in enumerate(arms)]
     heads = {_arm_head(arm, f"arms[{index}]", door): None for index, arm in enumerate(arms)}
-    request = _request(message.score, list(heads), message.on_swap, message.priority, door, request_id)
-    num_samples = len(message.prompts) * sum(max(1, arm.n) for arm in arms)
+    group_size = sum(max(1, arm.n) for arm in arms)
+    select = selection(message, group_size)
+    plan = plan_reward(message.score, door, is_given=False)
+    request = _request(message.score, plan, list(heads), message.on_swap, message.priority, door, request_id)
+    num_samples = len(message.prompts) * group_size
     if num_samples > MAX_SAMPLES:
         raise InvalidArgument(f"too many samples in one request: {num_samples}, at most {MAX_SAMPLES}", field="prompts")
-    request.stream_tokens = _delivery(message, num_samples) == generation_pb2.DELIVERY_TOKENS
+    delivery = _delivery(message, num_samples)
+    request.stream_tokens = delivery == generation_pb2.DELIVERY_TOKENS
     request.return_states = message.return_states
     for prompt_index, prompt in enumerate(message.prompts):
         field = f"prompts[{prompt_index}]"
@@ -72,17 +90,18 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
                 )
     if request.return_states and request.num_tokens > MAX_STATES_TOKENS:
         raise InvalidArgument(f"states of {request.num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
-    if _delivery(message, num_samples) == generation_pb2.DELIVERY_GROUPS:
-        _check_group_size(request, sum(max(1, arm.n) for arm in arms))
-    return request
+    work = Work(request, plan, delivery == generation_pb2.DELIVERY_GROUPS, select)
+    _check_answer_size(work, group_size)
+    return work
 
 
-def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Request:
+def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Work:
     """Check and convert a scoring of given completions."""
     _check_count(len(message.items), MAX_PROMPTS, "items")
-    if not message.score.heads:
+    if not message.score.heads and not message.score.recipe:
         raise InvalidArgument("no head to score with", field="score.heads")
-    request = _request(message.score, [], message.on_swap, message.priority, door, request_id)
+    plan = plan_reward(message.score, door, is_given=True)
+    request = _request(message.score, plan, [], message.on_swap, message.priority, door, request_id)
     if message.HasField("sampling"):
         request.score_sampling = sampling_params(message.sampling, "sampling", door)
     for index, item in enumerate(message.items):
@@ -94,9 +113,9 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
         sample.form = reply_form(item.prompt, door, f"{field}.prompt")
         sample.is_terminated = item.terminated if item.HasField("terminated") else _is_terminated(sample, door)
         request.samples.append(sample)
-    if sum(_reply_bytes(sample) for sample in request.samples) > MAX_REPLY_BYTES:
+    if sum(_reply_bytes(sample, plan) for sample in request.samples) > MAX_REPLY_BYTES:
         raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
-    return request
+    return Work(request, plan)
 
 
 def given_sample(request: Request, index: int, prompt: list[int], completion: list[int], salt: str = "") -> Sample:
@@ -132,31 +151,47 @@ def _arm_head(arm: generation_pb2.Arm, field: str, door: Door) -> str:
 
 def _request(
     spec: types_pb2.ScoringSpec,
+    plan: RewardPlan | None,
     sampling_heads: list[str],
     on_swap: types_pb2.OnSwap,
     priority: types_pb2.Priority,
     door: Door,
     request_id: str,
 ) -> Request:
-    """A request without samples: its heads resolved, its rules worded."""
-    if spec.recipe:
-        raise Unimplemented("reward recipes are reserved", field="score.recipe")
-    if len(spec.heads) > MAX_HEADS:
-        raise InvalidArgument(f"too many heads: {len(spec.heads)}, at most {MAX_HEADS}", field="score.heads")
-    scoring = [door.resolve(name, f"score.heads[{index}]") for index, name in enumerate(spec.heads)]
-    if len(set(spec.heads)) != len(spec.heads):
+    """A request without samples: its heads resolved, those of its recipe added, its rules worded."""
+    score_heads = all_heads(spec, plan)
+    if len(score_heads) > MAX_HEADS:
+        added = ", with those that the recipe reads" if len(score_heads) > len(spec.heads) else ""
+        raise InvalidArgument(f"too many heads: {len(score_heads)}{added}, at most {MAX_HEADS}", field="score.heads")
+    scoring = [door.resolve(name, f"score.heads[{index}]") for index, name in enumerate(score_heads)]
+    if len(set(score_heads)) != len(score_heads):
         raise InvalidArgument("a head is named twice", field="score.heads")
-    names = dict.fromkeys([*sampling_heads, *spec.heads])
+    _check_distributions(spec, scoring, door)
+    rules = _rule_questions(spec, scoring, door)
+    if plan is not None:
+        check_weights(plan, rules)
+    names = dict.fromkeys([*sampling_heads, *score_heads])
     return Request(
         request_id=request_id,
         deliver=_nowhere,
         head_kinds={name: door.resolve(name, "head").manifest.kind for name in names},
         pinned={name: door.resolve(name, "head") for name in names if "@" in name},
-        score_heads=tuple(spec.heads),
-        rules=_rule_questions(spec, scoring, door),
+        score_heads=tuple(score_heads),
+        rules=rules,
+        with_entropy=spec.entropy,
+        num_top=spec.top_logprobs,
         on_swap=_on_swap(on_swap),
         priority=_priority(priority),
     )
+
+
+def _check_distributions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door: Door) -> None:
+    most = min(MAX_TOP_LOGPROBS, door.vocab_size)
+    if spec.top_logprobs > most:
+        raise InvalidArgument(f"top_logprobs must lie between 0 and {most}: {spec.top_logprobs}", field="score.top_logprobs")
+    asked = "entropy" if spec.entropy else "top_logprobs" if spec.top_logprobs else ""
+    if asked and not any(head.manifest.kind is HeadKind.POLICY for head in scoring):
+        raise InvalidArgument(f"{asked} is said by heads of kind policy, and none is named", field=f"score.{asked}")
 
 
 def _nowhere(request: Request, events: object) -> None:
@@ -202,6 +237,8 @@ def _priority(value: types_pb2.Priority) -> Priority:
 
 
 def _delivery(message: generation_pb2.GenerateRequest, num_samples: int) -> generation_pb2.Delivery:
+    if message.HasField("select"):
+        return generation_pb2.DELIVERY_GROUPS
     if message.delivery == generation_pb2.DELIVERY_UNSPECIFIED:
         return generation_pb2.DELIVERY_TOKENS if num_samples == 1 else generation_pb2.DELIVERY_SAMPLES
     if message.delivery not in generation_pb2.Delivery.values():
@@ -226,17 +263,25 @@ def _check_length(num_tokens: int, request: Request, door: Door, field: str) -> 
         )
 
 
-def _reply_bytes(sample: Sample) -> int:
-    """Most bytes that a sample and its scores take on the wire."""
+def _reply_bytes(sample: Sample, plan: RewardPlan | None) -> int:
+    """Most bytes that a sample, its scores and its reward take on the wire."""
     request = sample.request
     num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens)
     questions = max(request.rules.by_template.values(), key=len, default=()) if request.rules else ()
     rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
-    return num_tokens * 4 * (4 + 2 * len(request.score_heads)) + len(request.score_heads) * (HEAD_BYTES + rule_bytes)
+    num_policies = sum(request.head_kinds[name] is HeadKind.POLICY for name in request.score_heads)
+    token_bytes = 4 * (4 + 2 * len(request.score_heads)) + 4 * num_policies * (request.with_entropy + 2 * request.num_top)
+    reward_bytes = num_reward_bytes(plan, num_tokens) if plan else 0
+    return num_tokens * token_bytes + len(request.score_heads) * (HEAD_BYTES + rule_bytes) + reward_bytes
 
 
-def _check_group_size(request: Request, num_samples: int) -> None:
-    if num_samples * max(_reply_bytes(sample) for sample in request.samples) > MAX_REPLY_BYTES:
-        raise InvalidArgument("a prompt's group would not fit one message: use DELIVERY_SAMPLES or fewer samples", field="delivery")
-
-
+def _check_answer_size(work: Work, group_size: int) -> None:
+    """A message is a group if the delivery says so, else a sample."""
+    largest = max(_reply_bytes(sample, work.plan) for sample in work.request.samples)
+    if work.by_group:
+        num_returned = min(group_size, work.selection.most) if work.selection else group_size
+        if num_returned * largest + group_size * RANKED_BYTES > MAX_REPLY_BYTES:
+            hint = "select fewer" if work.selection else "use DELIVERY_SAMPLES or fewer samples"
+            raise InvalidArgument(f"a prompt's group would not fit one message: {hint}", field="select" if work.selection else "delivery")
+    elif work.request.num_top and largest > MAX_REPLY_BYTES:
+        raise InvalidArgument("a sample with so many log-probs would not fit one message", field="score.top_logprobs")

@@ -71,7 +71,7 @@ def tail_piece(sample: Sample, text: str) -> generation_pb2.Piece:
     )
 
 
-def sample_message(sample: Sample, check: ReplyCheck) -> generation_pb2.Sample:
+def sample_message(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | None) -> generation_pb2.Sample:
     """A finished sample with its scores."""
     assert sample.finish_reason is not None
     message = generation_pb2.Sample(
@@ -88,7 +88,7 @@ def sample_message(sample: Sample, check: ReplyCheck) -> generation_pb2.Sample:
         stop=sample.stop,
         head=sample.head_name,
         sample_seed=sample.seed,
-        scores=[head_score(result, sample) for result in results(sample)] if _is_whole(sample) else [],
+        scores=[head_score(result, sample) for result in results(sample)] if sample.is_whole else [],
         error=sample.error,
         num_cached_tokens=sample.num_cached_tokens,
         valid=check.valid,
@@ -96,6 +96,7 @@ def sample_message(sample: Sample, check: ReplyCheck) -> generation_pb2.Sample:
         num_newlines=check.num_newlines,
         format=sample.form.format,
         sampling=sampling(sample.params),
+        reward=reward,
     )
     if sample.head is not None:
         message.head_version, message.digest = sample.head.version, sample.head.live.digest
@@ -103,7 +104,7 @@ def sample_message(sample: Sample, check: ReplyCheck) -> generation_pb2.Sample:
     return message
 
 
-def scored_item(sample: Sample, check: ReplyCheck) -> scoring_pb2.ScoredItem:
+def scored_item(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | None) -> scoring_pb2.ScoredItem:
     """A scored completion."""
     return scoring_pb2.ScoredItem(
         prompt_token_ids=sample.prompt,
@@ -116,6 +117,7 @@ def scored_item(sample: Sample, check: ReplyCheck) -> scoring_pb2.ScoredItem:
         invalid_reasons=check.reasons,
         num_newlines=check.num_newlines,
         format=sample.form.format,
+        reward=reward,
     )
 
 
@@ -129,6 +131,9 @@ def head_score(result: HeadResult, sample: Sample) -> types_pb2.HeadScore:
         case PolicyResult() as policy:
             message.policy.logprobs.extend(policy.logprobs)
             message.policy.sampling_logprobs.extend(policy.sampling_logprobs)
+            message.policy.entropies.extend(policy.entropies)
+            message.policy.top_token_ids.extend(policy.top_token_ids.ravel())
+            message.policy.top_logprobs.extend(policy.top_logprobs.ravel())
         case PreferenceResult() as preference:
             message.preference.CopyFrom(
                 types_pb2.PreferenceScore(
@@ -171,7 +176,7 @@ def sampling(params: SamplingParams) -> types_pb2.Sampling:
 
 def sample_facts(sample: Sample) -> SampleFacts:
     """What the metrics want to know of a finished sample."""
-    found = results(sample) if _is_whole(sample) else []
+    found = results(sample) if sample.is_whole else []
     scalars = {each.head.name: float(each.result.raw) for each in found if isinstance(each.result, PreferenceResult)}
     scalars |= {each.head.name: float(each.result.values[0]) for each in found if isinstance(each.result, ValueResult)}
     num_gaps = len(sample.completion) - 1
@@ -182,11 +187,6 @@ def sample_facts(sample: Sample) -> SampleFacts:
         scalars=scalars,
         violations=tuple(rule.p_violate for each in found if isinstance(each.result, tuple) for rule in each.result),
     )
-
-
-def _is_whole(sample: Sample) -> bool:
-    """Whether the sample came to its end and was scored."""
-    return sample.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
 
 
 def states_parts(sample: Sample) -> Iterator[generation_pb2.StatesPart]:

@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyhead.server.engine.live import ServedHead
+from polyhead.server.recipes import RecipeBook
 from polyhead.server.rules import RuleBook
 from polyhead.server.text import Tokenizer
 from polyhead.server.transcripts import TranscriptBook
@@ -18,6 +19,7 @@ class Door:
     tokenizer: Tokenizer
     rules: RuleBook
     formats: TranscriptBook
+    recipes: RecipeBook
     vocab_size: int
     max_context: int  # tokens of prompt and reply together
     eos_ids: frozenset[int]

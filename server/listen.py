@@ -80,6 +80,7 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         tokenizer=services.tokenizer,
         rules=services.rules,
         formats=services.formats,
+        recipes=services.recipes,
         vocab_size=services.spec.vocab_size,
         max_context=services.max_context,
         eos_ids=services.eos_ids,

@@ -50,6 +50,7 @@ def serve(
     reflection: Annotated[bool | None, typer.Option("--reflection", help="Offer gRPC reflection.")] = None,
     rules: Annotated[list[Path] | None, typer.Option(help="More files of rules or rule templates.")] = None,
     formats: Annotated[list[Path] | None, typer.Option(help="More files of transcript formats.")] = None,
+    recipes: Annotated[list[Path] | None, typer.Option(help="More files of reward recipes.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
     json_ready: Annotated[bool, typer.Option("--json-ready", help="One JSON line on stdout instead of the card.")] = False,
 ) -> None:
@@ -57,6 +58,7 @@ def serve(
     flags = {key: value for key, value in locals().items() if key not in ("config", "json_ready")}
     flags["rules"] = tuple(rules) if rules else None
     flags["formats"] = tuple(formats) if formats else None
+    flags["recipes"] = tuple(recipes) if recipes else None
     try:
         settings = load_config(flags, config)
         logs.configure(settings.log_format, settings.log_level)

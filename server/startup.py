@@ -28,6 +28,7 @@ from polyhead.server.head_loader import HeadLoader
 from polyhead.server.manifests import RuleDefaults, ServedTrunk
 from polyhead.server.metrics import HeadInfo, Metrics
 from polyhead.server.publisher import Publisher
+from polyhead.server.recipes import RecipeBook
 from polyhead.server.registry import Registry
 from polyhead.server.residency import Residency
 from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
@@ -56,6 +57,7 @@ class Services:
     tokenizer: Tokenizer
     rules: RuleBook
     formats: TranscriptBook
+    recipes: RecipeBook
     engine: Engine
     store: HeadStore
     registry: Registry
@@ -114,7 +116,8 @@ def _build(
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
     tokenizer = Tokenizer.load(checkpoint.folder)
-    rules, formats = RuleBook(tokenizer, config.rules), TranscriptBook(tokenizer, config.formats)
+    rules, recipes = RuleBook(tokenizer, config.rules), RecipeBook(config.recipes)
+    formats = TranscriptBook(tokenizer, config.formats)
     eos_ids = read_eos_ids(checkpoint)
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)
@@ -139,6 +142,7 @@ def _build(
         tokenizer=tokenizer,
         rules=rules,
         formats=formats,
+        recipes=recipes,
         engine=engine,
         store=store,
         registry=registry,

@@ -159,6 +159,8 @@ class Reading:
     rule_id: str = ""
     values: list[np.ndarray] = field(default_factory=list)  # output rows so far, in order
     sampling_values: list[np.ndarray] = field(default_factory=list)
+    entropies: list[np.ndarray] = field(default_factory=list)
+    top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # (rows, k) token ids and their log-probs
     error: str = ""
 
     @property
@@ -215,6 +217,11 @@ class Sample:
     @property
     def is_given(self) -> bool:
         return self.head_name == ""
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether it came to its end and was scored."""
+        return self.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
 
     @property
     def num_tokens(self) -> int:
@@ -287,6 +294,8 @@ class Request:
     score_heads: tuple[str, ...] = ()
     rules: RuleQuestions | None = None
     score_sampling: SamplingParams | None = None  # Score: parameters for sampling_logprobs
+    with_entropy: bool = False  # of policy-kind scoring heads
+    num_top: int = 0  # likeliest tokens that policy-kind scoring heads name at each position
     on_swap: OnSwap = OnSwap.PIN
     priority: Priority = Priority.BATCH
     stream_tokens: bool = False

@@ -176,6 +176,7 @@ class FakeServer(
                 invalid_reasons=["wrong_end", "empty"],
                 num_newlines=4,
                 format=item.prompt.format and "sparrow@1",
+                reward=make_reward(request.score.recipe, 1) if request.score.recipe else None,
             )
             for item in request.items
         ]
@@ -317,7 +318,12 @@ def _generate_answer(request: Any) -> list[Any]:
             response(piece=generation_pb2.Piece(offset=i, token_ids=[i], logprobs=[-0.5], text=t)) for i, t in enumerate("ab")
         ]
     keys = [(p, a, s) for p in range(len(request.prompts)) for a, arm in enumerate(request.arms) for s in range(arm.n)]
-    samples = [make_sample(*key, heads=request.score.heads, is_formatted=bool(request.prompts[0].format)) for key in reversed(keys)]
+    samples = [
+        make_sample(*key, heads=request.score.heads, is_formatted=bool(request.prompts[0].format), recipe=request.score.recipe)
+        for key in reversed(keys)
+    ]
+    if request.HasField("select"):
+        return [response(group=_best(p, samples, request.select)) for p in range(len(request.prompts))]
     if request.delivery == generation_pb2.DELIVERY_GROUPS:
         return [*messages, response(group=generation_pb2.SampleGroup(samples=samples))]
     for sample in samples:
@@ -330,11 +336,42 @@ def _generate_answer(request: Any) -> list[Any]:
     return messages
 
 
+def _best(prompt: int, samples: list[Any], select: Any) -> generation_pb2.SampleGroup:
+    """The last sample is the best, the first has no reward, and one more than `top` comes if the median was asked for."""
+    group = [sample for sample in samples if sample.prompt_index == prompt]
+    ranking = [
+        generation_pb2.RankedSample(arm_index=s.arm_index, sample_index=s.sample_index, reward=None if s.reward.error else s.reward.reward)
+        for s in group
+    ]
+    return generation_pb2.SampleGroup(prompt_index=prompt, samples=group[: select.top + select.median], ranking=ranking)
+
+
+def make_reward(recipe: str, sample: int) -> types_pb2.Reward:
+    """Of the samples of one prompt: higher for later ones, none for the first."""
+    constants = {"preference": 2.0, "kl_coefficient": 0.5}
+    reward = types_pb2.Reward(recipe=f"{recipe}@1", constants=constants, kl_estimator="k1", rank=9 - sample)
+    if sample == 0:
+        reward.error = "the sample was aborted"
+        return reward
+    reward.MergeFrom(
+        types_pb2.Reward(
+            reward=float(sample),
+            reward_with_kl=sample - 0.75,
+            parts={"preference": sample / 2, "kl": 1.5},
+            kl=[0.5, 1.0, 0.0],
+            token_rewards=[-0.25, -0.5, float(sample)],
+        )
+    )
+    return reward
+
+
 def make_tensor(array: np.ndarray) -> types_pb2.Tensor:
     return types_pb2.Tensor(dtype="float32", shape=list(array.shape), data=array.astype("<f4").tobytes())
 
 
-def make_sample(prompt: int, arm: int, sample: int, heads: Any = (), is_formatted: bool = False) -> generation_pb2.Sample:
+def make_sample(
+    prompt: int, arm: int, sample: int, heads: Any = (), is_formatted: bool = False, recipe: str = ""
+) -> generation_pb2.Sample:
     return generation_pb2.Sample(
         prompt_index=prompt,
         arm_index=arm,
@@ -358,12 +395,19 @@ def make_sample(prompt: int, arm: int, sample: int, heads: Any = (), is_formatte
         invalid_reasons=["foreign_opening"] if is_formatted else [],
         num_newlines=2,
         format="sparrow@1" if is_formatted else "",
+        reward=make_reward(recipe, sample) if recipe else None,
         sampling=types_pb2.Sampling(temperature=1.0, top_p=1.0, seed=7, max_new_tokens=64),
     )
 
 
 _SCORES: dict[str, Callable[[], dict[str, Any]]] = {
     "reference": lambda: {"kind": 1, "policy": types_pb2.PolicyScore(logprobs=[-1.0, -2.0, -3.0])},
+    "wordy": lambda: {
+        "kind": 1,
+        "policy": types_pb2.PolicyScore(
+            logprobs=[-1.0, -2.0, -3.0], entropies=[0.5, 1.0, 1.5], top_token_ids=[1, 2, 3, 4, 5, 6], top_logprobs=[-1, -2, -3, -4, -5, -6]
+        ),
+    },
     "preference": lambda: {
         "kind": 2,
         "preference": types_pb2.PreferenceScore(raw=1.5, bias=0.5, value=1.0, present=True, position=4),

@@ -105,6 +105,22 @@ def test_configurations_are_listed_and_printed(server: FakeServer) -> None:
     assert plain["rules"] == [{"id": "no-insults", "text": "Be kind."}]
 
 
+def test_recipes_and_the_best(server: FakeServer) -> None:
+    best = on(server, "generate", "Hi", "-n", "4", "--recipe", "sparrow", "--best", "2", "--rule", "no-insults")
+    assert [line for line in best.stdout.splitlines() if line.startswith("---")] == [
+        f"--- {index} policy@7 generation 3, 3 tokens, stop_string, sparrow@1: {index}.0000, {index - 0.75:.4f} with KL, rank {9 - index}"
+        for index in (3, 2)
+    ]
+    sent = server.requests["Generate"][0]
+    assert (sent.select.top, sent.score.recipe) == (2, "sparrow")
+    assert "sparrow@1: no reward: the sample was aborted" in on(server, "generate", "Hi", "--recipe", "sparrow").stderr
+    assert on(server, "score", "p", "c", "--recipe", "kl").stdout.splitlines() == [
+        "kl@1: 1.0000, 0.2500 with KL, rank 8", "  kl 1.5000", "  preference 0.5000 (times 2)"
+    ]  # fmt: skip
+    plain = json.loads(on(server, "generate", "Hi", "--recipe", "kl", "--json").stdout, parse_constant=pytest.fail)
+    assert plain[0]["reward"]["reward"] is None
+
+
 def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()

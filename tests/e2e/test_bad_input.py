@@ -14,7 +14,7 @@ from google.protobuf.descriptor import Descriptor, MethodDescriptor
 from google.rpc import error_details_pb2
 
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2
-from polyhead.v1.generation_pb2 import Arm, GenerateRequest
+from polyhead.v1.generation_pb2 import Arm, GenerateRequest, Selection
 from polyhead.v1.heads_pb2 import PushHeader, PushHeadRequest
 from polyhead.v1.types_pb2 import Chat, ChatMessage, Continuation, Prompt, Rule, RuleSelection, Sampling, ScoringSpec, TokenIds
 from tests.e2e.support import MODEL_WORK, PROMPT, assert_reveals_nothing, call, details_of, error_of, serving
@@ -86,8 +86,12 @@ def asked(**rules: Any) -> tuple[str, Any]:
     return scored(heads=["rule"], rules=RuleSelection(**rules))
 
 
-def score(*items: scoring_pb2.ScoreItem, heads: tuple[str, ...] = ("policy",), **fields: Any) -> tuple[str, Any]:
-    return "ScoringService/Score", scoring_pb2.ScoreRequest(items=items, score=ScoringSpec(heads=heads), **fields)
+def selected(select: Selection, **fields: Any) -> tuple[str, Any]:
+    return generate(arms=[Arm(n=2), Arm()], score=ScoringSpec(recipe="preference"), select=select, **fields)
+
+
+def score(*items: scoring_pb2.ScoreItem, heads: tuple[str, ...] = ("policy",), recipe: str = "", **fields: Any) -> tuple[str, Any]:
+    return "ScoringService/Score", scoring_pb2.ScoreRequest(items=items, score=ScoringSpec(heads=heads, recipe=recipe), **fields)
 
 
 def item(prompt: Prompt | None = None, **completion: Any) -> scoring_pb2.ScoreItem:
@@ -275,8 +279,44 @@ TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
     "delete active": (heads("DeleteHead", head="policy@1"), "FAILED_PRECONDITION", ""),
     "no parent": (heads("RollbackHeads"), "FAILED_PRECONDITION", ""),
     "huge push": (push(num_bytes=2**40), "RESOURCE_EXHAUSTED", ""),
+    # recipes and best of n
+    "unknown recipe": (scored(recipe="nothing"), NOT_FOUND, ""),
+    "unknown recipe version": (scored(recipe="sparrow@99"), NOT_FOUND, ""),
+    **{f"recipe {name[:10]!r}": (scored(recipe=name), INVALID, "score.recipe") for name in NAMES},
+    "recipe without its rules": (scored(recipe="sparrow"), INVALID, "score.rules"),
+    "rules that the recipe does not read": (scored(recipe="kl", rules=RuleSelection(rule_ids=["no-insults"])), INVALID, "score.heads"),
+    "head for the recipe of no version": (scored(recipe="kl", heads=["preference@x"]), INVALID, "score.heads[0]"),
+    "head for the recipe of unknown version": (scored(recipe="kl", heads=["preference@9"]), NOT_FOUND, ""),
+    "two heads for one of the recipe": (scored(recipe="kl", heads=["preference@1", "preference@2"]), INVALID, "score.heads"),
+    "constant without recipe": (scored(heads=["value"], recipe_constants={"alpha": 1.0}), INVALID, "score.recipe_constants"),
+    "unknown constant": (scored(recipe="kl", recipe_constants={"beta": 1.0}), INVALID, "score.recipe_constants[beta]"),
+    "long unknown constant": (scored(recipe="kl", recipe_constants={"b" * 500: 1.0}), INVALID, f"score.recipe_constants[{'b' * 64}]"),
+    **{
+        f"constant {value}": (scored(recipe="kl", recipe_constants={"preference": value}), INVALID, "score.recipe_constants[preference]")
+        for value in (NAN, INFINITY, -INFINITY, 1e10, -1e300)
+    },
+    "negative alpha": (
+        scored(recipe="rerank", rules=RuleSelection(rule_ids=["no-insults"]), recipe_constants={"alpha": -0.5}),
+        INVALID,
+        "score.recipe_constants[alpha]",
+    ),
+    "average over samples is no constant": (
+        scored(recipe="rerank", rules=RuleSelection(rule_ids=["no-insults"]), recipe_constants={"average": 0.5}),
+        INVALID,
+        "score.recipe_constants[average]",
+    ),
+    "score an unknown recipe": (score(item(text="x"), heads=(), recipe="nothing"), NOT_FOUND, ""),
+    "score a recipe without its rules": (score(item(text="x"), heads=(), recipe="sparrow"), INVALID, "score.rules"),
+    "select without recipe": (generate(select=Selection(top=1)), INVALID, "select"),
+    "select none": (selected(Selection(median=True)), INVALID, "select.top"),
+    "select more than there are": (selected(Selection(top=4)), INVALID, "select.top"),
+    "select 2^32 - 1": (selected(Selection(top=2**32 - 1)), INVALID, "select.top"),
+    **{f"select in delivery {number}": (selected(Selection(top=1), delivery=number), INVALID, "delivery") for number in (1, 2, 99)},
+    "21 top log-probs": (scored(heads=["policy"], top_logprobs=21), INVALID, "score.top_logprobs"),
+    "2^31 top log-probs": (scored(heads=["policy"], top_logprobs=2**31), INVALID, "score.top_logprobs"),
+    "top log-probs of nobody": (scored(heads=["value"], top_logprobs=1), INVALID, "score.top_logprobs"),
+    "entropy of nobody": (scored(heads=["value"], entropy=True), INVALID, "score.entropy"),
     # reserved
-    "recipe": (scored(heads=["value"], recipe="sparrow"), "UNIMPLEMENTED", ""),
     "follow": (generate(on_swap=3), "UNIMPLEMENTED", ""),
     "score follow": (score(item(text="x"), on_swap=3), "UNIMPLEMENTED", ""),
     "delta": (push(delta_base="policy@1"), "UNIMPLEMENTED", ""),

@@ -118,3 +118,5 @@ def test_every_flag_has_its_variable_and_its_line_in_the_file(tmp_path: Path, mo
     file = tmp_path / "c.toml"
     file.write_text('rules = ["c.yaml"]\n')
     assert load_config({}, file).rules == (Path("c.yaml"),)
+    monkeypatch.setenv("POLYHEAD_RECIPES", "d.yaml:e.yaml")
+    assert load_config({}).recipes == (Path("d.yaml"), Path("e.yaml"))
