@@ -14,11 +14,14 @@ from polyhead.client.errors import PolyheadError
 from polyhead.client.options import Arm, Rule
 from polyhead.client.prompts import continue_from
 from polyhead.client.records import (
+    Calibration,
     Generation,
     HeadManifest,
     HeadVersion,
+    OodFit,
     PushReport,
     ResidentHead,
+    ResidentName,
     SourceTensor,
     Status,
     TrunkInfo,
@@ -27,6 +30,7 @@ from polyhead.client.results import (
     FinishReason,
     HeadKind,
     HeadScore,
+    OodScore,
     Piece,
     PolicyScore,
     PreferenceScore,
@@ -43,6 +47,7 @@ from polyhead.client.tensors import RawTensor
 __all__ = [
     "Arm",
     "AsyncClient",
+    "Calibration",
     "Client",
     "FinishReason",
     "Generation",
@@ -50,6 +55,8 @@ __all__ = [
     "HeadManifest",
     "HeadScore",
     "HeadVersion",
+    "OodFit",
+    "OodScore",
     "Piece",
     "PolicyScore",
     "PolyheadError",
@@ -57,6 +64,7 @@ __all__ = [
     "PushReport",
     "RawTensor",
     "ResidentHead",
+    "ResidentName",
     "Rule",
     "RuleScores",
     "Sample",

@@ -8,11 +8,12 @@ from typing import Annotated, Any
 import typer
 
 from polyhead.client.cli_session import Session, connected
-from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ValueScore
+from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ScoredItem, ValueScore
 
 __all__ = ["generate_command", "score_command"]
 
 _Rules = Annotated[list[str] | None, typer.Option("--rule", help="Rule id, for heads of kind rule; repeatable.")]
+_Ood = Annotated[str, typer.Option(help="Out-of-distribution fit to score the prompt with: helpful, helpful@2.")]
 _RuleSet = Annotated[str, typer.Option(help="Rule set that the ids belong to.")]
 
 
@@ -32,12 +33,13 @@ def generate_command(
     score: Annotated[list[str] | None, typer.Option(help="Head to score with; repeatable.")] = None,
     rule: _Rules = None,
     rule_set: _RuleSet = "",
+    ood: _Ood = "",
 ) -> None:
     """Draw samples for a prompt, and score them."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
     options: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set}
+    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set, "ood": ood}
     if n == 1 and not session.as_json:
         _print_stream(session, form, options)
         return
@@ -50,16 +52,17 @@ def score_command(
     session: Session,
     prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from standard input.")],
     completion: Annotated[str, typer.Argument(help="What answers it.")],
-    head: Annotated[list[str], typer.Option(help="Head to score with; repeatable.")],
+    head: Annotated[list[str] | None, typer.Option(help="Head to score with; repeatable.")] = None,
     chat: Annotated[bool, typer.Option(help="The prompt is a user's turn, rendered with the chat template.")] = False,
     rule: _Rules = None,
     rule_set: _RuleSet = "",
+    ood: _Ood = "",
 ) -> None:
-    """Score a completion with any set of heads."""
+    """Score a completion with any set of heads, and its prompt with an out-of-distribution fit."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
-    item = session.client.score([(form, completion)], heads=head, rules=rule, rule_set=rule_set)[0]
-    session.show(item, "\n".join(_score_lines(item.scores)) if not item.error else f"error: {item.error}")
+    item = session.client.score([(form, completion)], heads=head or [], rules=rule, rule_set=rule_set, ood=ood)[0]
+    session.show(item, "\n".join(_item_lines(item)) if not item.error else f"error: {item.error}")
 
 
 def _print_stream(session: Session, prompt: Any, options: Any) -> None:
@@ -68,7 +71,7 @@ def _print_stream(session: Session, prompt: Any, options: Any) -> None:
         typer.echo(piece.text, nl=False)
     typer.echo()
     typer.secho(_facts(pieces.sample), dim=True, err=True)
-    for line in _score_lines(pieces.sample.scores):
+    for line in _item_lines(pieces.sample):
         typer.echo(line, err=True)
 
 
@@ -78,8 +81,10 @@ def _facts(sample: Sample) -> str:
     return f"{facts}: {sample.error}" if sample.error else facts
 
 
-def _score_lines(scores: dict[str, HeadScore]) -> list[str]:
-    return [f"{name}@{score.version}: {_score_text(score)}" for name, score in scores.items()]
+def _item_lines(item: Sample | ScoredItem) -> list[str]:
+    """A line for each head, and one for the prompt's out-of-distribution score."""
+    lines = [f"{name}@{score.version}: {_score_text(score)}" for name, score in item.scores.items()]
+    return lines if item.ood is None else [*lines, f"{item.ood.fit}: prompt {item.ood.score:.4f} out of distribution"]
 
 
 def _score_text(score: HeadScore) -> str:

@@ -11,7 +11,7 @@ from numpy.typing import NDArray
 from polyhead.client import records, results, tensors
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
-__all__ = ["generation", "head_version", "piece", "sample", "scored_item", "served", "status", "tensor", "trunk_info"]
+__all__ = ["generation", "head_version", "ood_fit", "piece", "sample", "scored_item", "served", "status", "tensor", "trunk_info"]
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -41,6 +41,7 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         error=message.error,
         request_id=request_id,
         served=served,
+        ood=_ood_score(message),
     )
 
 
@@ -67,6 +68,7 @@ def scored_item(message: scoring_pb2.ScoredItem, request_id: str, served: result
         num_cached_tokens=message.num_cached_tokens,
         request_id=request_id,
         served=served,
+        ood=_ood_score(message),
     )
 
 
@@ -127,6 +129,23 @@ def trunk_info(message: trunk_pb2.GetTrunkResponse) -> records.TrunkInfo:
         head_tensors={t.name: tuple(t.shape) for t in message.head_tensors},
         tied=message.tied,
         config_json=message.config_json,
+        tap_layer=message.tap_layer,
+    )
+
+
+def ood_fit(message: trunk_pb2.OodFit) -> records.OodFit:
+    return records.OodFit(
+        name=message.name,
+        version=message.version,
+        trunk_id=message.trunk_id,
+        precision=message.precision,
+        layer=message.layer,
+        pooling=_enum_value(trunk_pb2.Pooling, message.pooling),
+        num_prompts=message.num_prompts,
+        shrinkage=message.shrinkage,
+        created_at=message.created_at,
+        mean_score=message.mean_score,
+        std_score=message.std_score,
     )
 
 
@@ -153,7 +172,18 @@ def status(message: trunk_pb2.GetStatusResponse) -> records.Status:
         damage=message.damage,
         uptime_seconds=message.uptime_seconds,
         counters=dict(message.counters),
+        memory_budget_bytes=message.memory_budget_bytes,
+        head_bytes=message.head_bytes,
+        resident_names=tuple(
+            records.ResidentName(row.name, row.active_version, tuple(row.versions), row.num_bytes, row.num_leases)
+            for row in message.resident_names
+        ),
+        max_idle_per_name=message.max_idle_per_name,
     )
+
+
+def _ood_score(message: generation_pb2.Sample | scoring_pb2.ScoredItem) -> results.OodScore | None:
+    return results.OodScore(message.ood.fit, message.ood.layer, message.ood.score) if message.HasField("ood") else None
 
 
 def _scores(messages: Iterable[types_pb2.HeadScore]) -> dict[str, results.HeadScore]:

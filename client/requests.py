@@ -18,6 +18,7 @@ __all__ = [
     "encode",
     "enum_number",
     "generate",
+    "layer_number",
     "new_request_id",
     "request_id_for",
     "rollback",
@@ -51,6 +52,7 @@ def generate(
     rules: Sequence[str | Rule | Mapping[str, str]] | None = None,
     rule_set: str = "",
     recipe: str = "",
+    ood: str = "",
     on_swap: str | None = None,
     priority: str | None = None,
     return_states: bool = False,
@@ -76,7 +78,7 @@ def generate(
         delivery=cast(Any, enum_number(generation_pb2.Delivery, delivery, "delivery")),
         on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
         priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
-        score=_scoring_spec(score or (), rules, rule_set, recipe, "score"),
+        score=_scoring_spec(score or (), rules, rule_set, recipe, "score", ood),
         return_states=return_states,
         request_id=request_id,
     )
@@ -85,9 +87,10 @@ def generate(
 def score(
     items: Sequence[Any],
     *,
-    heads: Sequence[str],
+    heads: Sequence[str] = (),
     rules: Sequence[str | Rule | Mapping[str, str]] | None = None,
     rule_set: str = "",
+    ood: str = "",
     terminated: bool | Sequence[bool | None] | None = None,
     on_swap: str | None = None,
     priority: str | None = None,
@@ -108,7 +111,7 @@ def score(
             _score_item(item, end, f"items[{i}]", assistant_prefix, cache_salt)
             for i, (item, end) in enumerate(zip(items, ends, strict=True))
         ],
-        score=_scoring_spec(heads, rules, rule_set, "", "heads"),
+        score=_scoring_spec(heads, rules, rule_set, "", "heads", ood),
         sampling=_sampling(cast(SamplingOptions, sampling)) if given else None,
         on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
         priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
@@ -124,9 +127,19 @@ def sequences(ids: Any) -> tuple[Sequence[Any], bool]:
     return ([ids] if is_single else ids), is_single
 
 
-def encode(sequences: Sequence[Any], request_id: str) -> trunk_pb2.EncodeRequest:
+def encode(sequences: Sequence[Any], request_id: str, layer: int = 0, pooling: str | None = None) -> trunk_pb2.EncodeRequest:
     ids = [types_pb2.TokenIds(ids=prompt_forms.token_ids(each, f"ids[{i}]")) for i, each in enumerate(sequences)]
-    return trunk_pb2.EncodeRequest(sequences=ids, request_id=request_id)
+    number = cast(Any, enum_number(trunk_pb2.Pooling, pooling, "pooling"))
+    return trunk_pb2.EncodeRequest(sequences=ids, request_id=request_id, layer=layer_number(layer), pooling=number)
+
+
+def layer_number(layer: int) -> int:
+    """Which layers there are is the server's to say."""
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(f"layer must be an int: {type(layer).__name__}")
+    if not 0 <= layer < 1 << 32:
+        raise InvalidArgument(f"layer must be 0 or a layer's number: {layer}", field="layer")
+    return layer
 
 
 def copy_head(
@@ -228,15 +241,16 @@ def _sampling(options: SamplingOptions, prefix: str = "") -> types_pb2.Sampling:
 
 
 def _scoring_spec(
-    heads: Sequence[str], rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, recipe: str, field: str
+    heads: Sequence[str], rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, recipe: str, field: str, ood: str
 ) -> types_pb2.ScoringSpec | None:
     if isinstance(heads, str):
         raise TypeError(f'{field} must be a list of heads: str\nhint: write ["{heads}"]')
     if not heads and not recipe:
         if rules or rule_set:
             raise InvalidArgument(f"rules are given, but {field} names no head to ask", field=field)
-        return None
-    return types_pb2.ScoringSpec(heads=list(heads), rules=_rule_selection(rules or (), rule_set), recipe=recipe)
+        if not ood:
+            return None
+    return types_pb2.ScoringSpec(heads=list(heads), rules=_rule_selection(rules or (), rule_set), recipe=recipe, ood=ood)
 
 
 def _rule_selection(rules: Sequence[str | Rule | Mapping[str, str]], rule_set: str) -> types_pb2.RuleSelection | None:

@@ -13,6 +13,7 @@ __all__ = [
     "FinishReason",
     "HeadKind",
     "HeadScore",
+    "OodScore",
     "Piece",
     "PolicyScore",
     "PreferenceScore",
@@ -145,6 +146,15 @@ class ValueScore(HeadScore):
     bootstrap_value: float  # V after the last token; 0 if terminated
 
 
+@dataclass(frozen=True, slots=True)
+class OodScore:
+    """How far a prompt lies from those that a fit was made from; higher is stranger."""
+
+    fit: str  # "helpful@2"
+    layer: int  # whose states were read: the number of layers below it
+    score: float  # simplified relative Mahalanobis distance
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """New tokens of one sample, as they are drawn."""
@@ -188,6 +198,7 @@ class Sample:
     served: Served
     reward: float | None = None  # None until recipes exist
     states: Floats | None = None  # (prompt + sampled tokens, d_model), with return_states
+    ood: OodScore | None = None  # of the prompt, with ood=
 
     @property
     def generation(self) -> int:
@@ -207,6 +218,7 @@ class ScoredItem:
     num_cached_tokens: int
     request_id: str
     served: Served
+    ood: OodScore | None = None  # of the prompt, with ood=
 
     @property
     def generation(self) -> int:

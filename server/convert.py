@@ -35,7 +35,7 @@ MAX_RULES = 64
 MAX_RULE_CHARACTERS = 2000
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
-HEAD_BYTES, RULE_BYTES = 200, 32  # of one head's answer, and of one rule's beside its id, on the wire
+HEAD_BYTES, RULE_BYTES, OOD_BYTES = 200, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
 DEFAULT_HEAD = "policy"
 
 
@@ -76,8 +76,8 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
 def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Request:
     """Check and convert a scoring of given completions."""
     _check_count(len(message.items), MAX_PROMPTS, "items")
-    if not message.score.heads:
-        raise InvalidArgument("no head to score with", field="score.heads")
+    if not message.score.heads and not message.score.ood:
+        raise InvalidArgument("no head to score with, and no out-of-distribution fit", field="score.heads")
     request = _request(message.score, [], message.on_swap, message.priority, door, request_id)
     if message.HasField("sampling"):
         request.score_sampling = sampling_params(message.sampling, "sampling", door)
@@ -137,6 +137,7 @@ def _request(
     if len(set(spec.heads)) != len(spec.heads):
         raise InvalidArgument("a head is named twice", field="score.heads")
     names = dict.fromkeys([*sampling_heads, *spec.heads])
+    ood = door.find_ood(spec.ood, "score.ood") if spec.ood else None
     return Request(
         request_id=request_id,
         deliver=_nowhere,
@@ -146,6 +147,8 @@ def _request(
         rules=_rule_questions(spec, scoring, door),
         on_swap=_on_swap(on_swap),
         priority=_priority(priority),
+        pool=ood.pool if ood else None,
+        ood=ood,
     )
 
 
@@ -244,7 +247,8 @@ def _reply_bytes(sample: Sample) -> int:
     num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens)
     questions = max(request.rules.by_template.values(), key=len, default=()) if request.rules else ()
     rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
-    return num_tokens * 4 * (4 + 2 * len(request.score_heads)) + len(request.score_heads) * (HEAD_BYTES + rule_bytes)
+    ood_bytes = OOD_BYTES if request.ood else 0
+    return num_tokens * 4 * (4 + 2 * len(request.score_heads)) + len(request.score_heads) * (HEAD_BYTES + rule_bytes) + ood_bytes
 
 
 def _check_group_size(request: Request, num_samples: int) -> None:

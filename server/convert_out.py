@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.manifest import HeadKind
+from polyhead.server.convert_ood import ood_error, ood_score
 from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
 from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
 from polyhead.server.metrics import SampleFacts
@@ -88,8 +89,9 @@ def sample_message(sample: Sample) -> generation_pb2.Sample:
         head=sample.head_name,
         sample_seed=sample.seed,
         scores=[head_score(result, sample) for result in results(sample)] if _is_whole(sample) else [],
-        error=sample.error,
+        error=sample.error or ood_error(sample),
         num_cached_tokens=sample.num_cached_tokens,
+        ood=ood_score(sample),
         valid=sample.is_terminated and _is_whole(sample),
         sampling=sampling(sample.params),
     )
@@ -106,8 +108,9 @@ def scored_item(sample: Sample) -> scoring_pb2.ScoredItem:
         token_ids=sample.completion,
         terminated=sample.is_terminated,
         scores=[head_score(result, sample) for result in results(sample)],
-        error=sample.error,
+        error=sample.error or ood_error(sample),
         num_cached_tokens=sample.num_cached_tokens,
+        ood=ood_score(sample),
     )
 
 

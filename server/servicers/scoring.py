@@ -29,6 +29,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
                     done.append(event.sample)
                 elif isinstance(event, Ended) and event.error is not None:
                     raise event.error
+        await self._frontend.score_prompts(done)
         done.sort(key=lambda sample: sample.prompt_index)
         assert work.lease is not None
         return scoring_pb2.ScoreResponse(
