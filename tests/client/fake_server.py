@@ -77,6 +77,7 @@ class FakeServer(
         self.cancelled = threading.Event()
         self.files: dict[str, bytes] = {}
         self.records: list[heads_pb2.HeadVersion] = []
+        self.fits: list[trunk_pb2.OodFit] = []
         self.generations = [heads_pb2.Generation(number=3, parent=2, heads={"policy": 7}, note="start")]
         self.tied = True
         self.is_serving = True
@@ -155,7 +156,11 @@ class FakeServer(
         await self._took("Score", request, context)
         items = [
             scoring_pb2.ScoredItem(
-                prompt_token_ids=[1], token_ids=[2, 3], terminated=True, scores=make_scores(request.score.heads)
+                prompt_token_ids=[1],
+                token_ids=[2, 3],
+                terminated=True,
+                scores=make_scores(request.score.heads),
+                ood=types_pb2.OodScore(fit="helpful@2", layer=1, score=2.5) if request.score.ood else None,
             )
             for _ in request.items
         ]
@@ -177,6 +182,13 @@ class FakeServer(
             trunk_bytes=8192,
             model_bytes=10240,
             num_blocks=10,
+            memory_budget_bytes=1 << 30,
+            head_bytes=4096,
+            resident_names=[
+                trunk_pb2.ResidentName(name="policy", active_version=7, versions=[5, 7], num_bytes=4096, num_leases=3),
+                trunk_pb2.ResidentName(name="old", versions=[1], num_bytes=2048),
+            ],
+            max_idle_per_name=2,
         )
 
     async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -190,7 +202,7 @@ class FakeServer(
     async def Encode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         await self._took("Encode", request, context)
         for index, sequence in enumerate(request.sequences):
-            for offset in range(len(sequence.ids)):
+            for offset in range(1 if request.pooling else len(sequence.ids)):
                 row = np.full((1, D_MODEL), sequence.ids[offset], np.float32)
                 yield trunk_pb2.EncodeResponse(sequence_index=index, offset=offset, states=make_tensor(row))
 
@@ -198,6 +210,19 @@ class FakeServer(
         await self._took("PullOutputEmbedding", request, context)
         yield trunk_pb2.PullOutputEmbeddingResponse(offset=0, rows=make_tensor(EMBEDDING[:4]))
         yield trunk_pb2.PullOutputEmbeddingResponse(offset=4, rows=make_tensor(EMBEDDING[4:]))
+
+    async def FitOod(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        messages = [message async for message in request_iterator]
+        await self._took("FitOod", messages, context)
+        header, num_prompts = messages[0].header, sum(len(message.prompts.prompts) for message in messages)
+        made = trunk_pb2.OodFit(name=header.name, version=2, layer=1, pooling=header.pooling, num_prompts=num_prompts)
+        made.mean_score, made.std_score = 1.0, 0.5
+        self.fits.append(made)
+        return trunk_pb2.FitOodResponse(fit=made)
+
+    async def ListOodFits(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("ListOodFits", request, context)
+        return trunk_pb2.ListOodFitsResponse(fits=self.fits)
 
     # heads
 

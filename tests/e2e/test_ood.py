@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Iterator
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
@@ -11,12 +13,25 @@ import numpy as np
 import pytest
 
 from polyhead.client import Client, requests
-from polyhead.client.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound
+from polyhead.client.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, from_rpc_error
 from polyhead.client.local import LocalServer
+from polyhead.v1 import trunk_pb2_grpc
 from polyhead.v1.trunk_pb2 import FitOodHeader, FitOodPrompts, FitOodRequest
 from polyhead.v1.types_pb2 import Prompt, TokenIds
-from tests.e2e.support import FIRST_TOKEN, MODEL_WORK, PROMPT, WIDTH, assert_blocks_returned, call, constant_policy, error_of, serving
-from tests.e2e.support import constant_value as scalar
+from tests.e2e.support import (
+    FIRST_TOKEN,
+    MODEL_WORK,
+    PROMPT,
+    WIDTH,
+    assert_blocks_returned,
+    call,
+    constant_policy,
+    constant_value,
+    error_of,
+    eventually,
+    retry_infos,
+    serving,
+)
 from tests.e2e.tiny import CONTEXT, VOCAB
 
 TAP, SPLIT = 1, 2
@@ -143,8 +158,8 @@ def test_no_activation_moves_a_score(client: Client) -> None:
     before = [score_of(client, PROMPT), score_of(client, PROMPT, cache_salt="before")]
     versions = {
         "policy": client.push_head("policy", constant_policy(client, FIRST_TOKEN), kind="policy"),
-        "value": client.push_head("value", scalar(client, 3.0), kind="value"),
-        "preference": client.push_head("preference", scalar(client, 5.0), kind="preference"),
+        "value": client.push_head("value", constant_value(client, 3.0), kind="value"),
+        "preference": client.push_head("preference", constant_value(client, 5.0), kind="preference"),
     }
     client.activate(versions)
     assert [score_of(client, PROMPT), score_of(client, PROMPT, cache_salt="after")] == before
@@ -184,6 +199,55 @@ def test_equal_prompts_make_an_equal_fit(client: Client) -> None:
 def test_unknown_fits_are_not_found(client: Client, options: dict[str, str]) -> None:
     with pytest.raises(NotFound, match=options["ood"]):
         client.score([(PROMPT, [80])], **options)
+
+
+# callers that crowd, wait and leave
+
+
+def test_a_full_queue_makes_a_fit_wait(tiny_model: Path, tmp_path: Path) -> None:
+    """Half an hour of prompts is not lost because the queue was full for a moment."""
+    with (
+        serving(tiny_model, tmp_path, max_queue_requests=2, interactive_share=0.0) as server,
+        Client(server.address) as client,
+        ThreadPoolExecutor(1) as threads,
+        client.samples([PROMPT], n=16, max_new_tokens=900, ignore_eos=True) as first,
+        client.samples([PROMPT], n=16, max_new_tokens=900, ignore_eos=True) as second,
+    ):
+        readers = [threading.Thread(target=next, args=(samples, None)) for samples in (first, second)]
+        for reader in readers:
+            reader.start()
+        eventually(lambda: client.status().counters["requests"] == 2, what="a full queue")
+        fit = threads.submit(client.fit_ood, "patient", PROMPTS)
+        eventually(lambda: client.status().counters["rejected_requests"] > 0, what="a refused part of the fit")
+        for reader in readers:
+            reader.join(60)
+        first.close()
+        second.close()
+        assert fit.result(60).num_prompts == len(PROMPTS)
+
+
+def test_fits_are_bounded_and_one_that_is_left_keeps_nothing(tiny_model: Path, tmp_path: Path) -> None:
+    with serving(tiny_model, tmp_path, push_idle_s=2.0) as server, Client(server.address) as client:
+        with grpc.insecure_channel(server.address) as channel:
+            forever = threading.Event()
+
+            def slow() -> Iterator[FitOodRequest]:
+                yield header()
+                yield some(*[ids(*prompt) for prompt in PROMPTS])
+                forever.wait(30)
+
+            running = [trunk_pb2_grpc.TrunkServiceStub(channel).FitOod.future(slow(), timeout=30) for _ in range(2)]
+            eventually(lambda: client.status().counters["requests"] >= 4, what="two fits under way")  # 100 prompts: 64 and 36
+            third = error_of(lambda: call(channel, "TrunkService/FitOod", header(), some(ids(5))))
+            assert third.code() is grpc.StatusCode.RESOURCE_EXHAUSTED
+            assert retry_infos(third)
+            running[0].cancel()
+            eventually(lambda: running[1].done(), what="the end of a stream that stopped sending")
+            assert running[1].code() is grpc.StatusCode.DEADLINE_EXCEEDED
+            forever.set()
+        assert client.ood_fits() == []
+        assert client.fit_ood("bad", PROMPTS).version == 1
+        assert_blocks_returned(client)
 
 
 # restarts
@@ -254,8 +318,6 @@ BEFORE_WORK: dict[str, tuple[list[FitOodRequest], str]] = {
 def assert_refused(server: LocalServer, messages: list[FitOodRequest], field: str) -> str:
     with grpc.insecure_channel(server.address) as channel:
         error = error_of(lambda: call(channel, "TrunkService/FitOod", *messages))
-    from polyhead.client.errors import from_rpc_error
-
     refused = from_rpc_error(error, "server")
     assert (refused.code, refused.field) == ("INVALID_ARGUMENT", field)
     return refused.message
