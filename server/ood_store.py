@@ -20,13 +20,13 @@ import safetensors.numpy
 
 from polyhead.heads import osio, records
 from polyhead.heads.errors import AlreadyExists, DataLoss, NotFound, PolyheadError, ResourceExhausted
+from polyhead.heads.layout import OOD
 from polyhead.heads.manifest import NAME_PATTERN, check_name
 from polyhead.heads.osio import StoreFiles
 from polyhead.heads.records import DamagedRecord
 from polyhead.server.engine.sequence import Pool, Pooling
 from polyhead.server.ood import OodModel
 
-FOLDER = "ood"
 MAX_NAMES = 64
 _FILE = re.compile(rf"({NAME_PATTERN.pattern})@([1-9][0-9]{{0,8}})\.(json|safetensors)")
 _KIND = "ood_fit"
@@ -129,10 +129,10 @@ class OodStore:
     # ---- files
 
     def _load(self) -> None:
-        if not self._files.exists(FOLDER):
+        if not self._files.exists(OOD):
             return
-        self._files.fsync_folder(FOLDER)  # a process that was killed may not have come to it
-        names = self._files.list(FOLDER)
+        self._files.fsync_folder(OOD)  # a process that was killed may not have come to it
+        names = self._files.list(OOD)
         for found in filter(None, map(_FILE.fullmatch, names)):
             name, version, suffix = found[1], int(found[2]), found[3]
             if suffix == "json":
@@ -140,7 +140,7 @@ class OodStore:
                 self._highest[name] = max(self._highest.get(name, 0), version)
         for found in filter(None, map(_FILE.fullmatch, names)):
             if (found[1], int(found[2])) not in self._fits:
-                self._files.discard(f"{FOLDER}/{found[0]}")  # numbers that never got their record
+                self._files.discard(f"{OOD}/{found[0]}")  # numbers that never got their record
 
     def _read(self, name: str, version: int) -> OodFit | None:
         try:
@@ -159,7 +159,7 @@ class OodStore:
         try:
             for suffix, content in written:
                 self._files.put(_path(fit.name, fit.version, suffix), content, "ood")
-                self._files.fsync_folder(FOLDER, "ood")
+                self._files.fsync_folder(OOD, "ood")
         except OSError:
             for suffix, _ in reversed(written):  # it was never acknowledged
                 self._files.discard(_path(fit.name, fit.version, suffix))
@@ -167,8 +167,8 @@ class OodStore:
 
     def _make_folder(self) -> None:
         if not self._has_folder:
-            if not self._files.exists(FOLDER):
-                self._files.mkdir(FOLDER, "ood")
+            if not self._files.exists(OOD):
+                self._files.mkdir(OOD, "ood")
             self._files.fsync_folder("", "ood")
             self._has_folder = True
 
@@ -178,7 +178,7 @@ class OodStore:
         for version in versions[: -self._keep_versions]:
             try:
                 self._files.unlink(_path(name, version, "json"), "ood")
-                self._files.fsync_folder(FOLDER, "ood")
+                self._files.fsync_folder(OOD, "ood")
             except OSError as error:
                 log.warning("an old out-of-distribution fit was not deleted: %s@%d (%s)", name, version, error.strerror)
                 return
@@ -203,7 +203,7 @@ def check_same_request(first: OodFit, wanted: OodFit) -> OodFit:
 
 
 def _path(name: str, version: int, suffix: str) -> str:
-    return f"{FOLDER}/{name}@{version}.{suffix}"
+    return f"{OOD}/{name}@{version}.{suffix}"
 
 
 def _to_plain(fit: OodFit) -> dict[str, Any]:

@@ -1,4 +1,4 @@
-"""FitOod and ListOodFits: prompts in, through the engine, moments of their pooled states out and kept. TrunkServicer's other half."""
+"""FitOod: prompts in, through the engine, moments of their pooled states out, and a fit kept. TrunkServicer hands its stream on to here."""
 
 from __future__ import annotations
 
@@ -40,7 +40,7 @@ class OodFitting:
     async def fit(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> OodFit:
         """The new fit, durable; or the first answer to its request id."""
         wanted = convert_ood.wanted_fit(await self._header(messages), self._fits.layers)
-        if first := self._fits.store.find_request(wanted.request_id):
+        if first := await self._frontend.workers.run(self._fits.store.find_request, wanted.request_id):
             return check_same_request(first, wanted)
         if self._num_running >= MAX_FITS_AT_ONCE:
             raise ResourceExhausted(f"{self._num_running} fits are under way: try again later", retry_after_s=RETRY_S)
@@ -117,7 +117,7 @@ class OodFitting:
     async def _encode(self, token_ids: list[tuple[list[int], str]], pool: Pool) -> Floats:
         request = Request(self._frontend.request_id(""), lambda *_: None, head_kinds={}, pinned={}, pool=pool)
         request.samples = [convert.given_sample(request, index, ids, [], salt) for index, (ids, salt) in enumerate(token_ids)]
-        rows = np.empty((len(token_ids), self._d_model))
+        rows = np.full((len(token_ids), self._d_model), np.nan)  # a prompt without a result is noticed
         async with self._frontend.running(request) as stream:
             async for event in stream.events():
                 if isinstance(event, Finished) and event.sample.pooled is not None:

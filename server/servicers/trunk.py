@@ -126,7 +126,8 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     async def ListOodFits(  # noqa: N802
         self, request: trunk_pb2.ListOodFitsRequest, context: Context
     ) -> trunk_pb2.ListOodFitsResponse:
-        return trunk_pb2.ListOodFitsResponse(fits=[convert_ood.fit_message(fit) for fit in self._ood.store.listing()])
+        fits = await self._frontend.workers.run(self._ood.store.listing)
+        return trunk_pb2.ListOodFitsResponse(fits=[convert_ood.fit_message(fit) for fit in fits])
 
     def _encode_work(self, message: trunk_pb2.EncodeRequest) -> Request:
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:
