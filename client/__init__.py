@@ -14,12 +14,15 @@ from polyhead.client.errors import PolyheadError
 from polyhead.client.options import Arm, Rule
 from polyhead.client.prompts import continue_from
 from polyhead.client.records import (
+    Calibration,
     Configuration,
     Generation,
     HeadManifest,
     HeadVersion,
+    OodFit,
     PushReport,
     ResidentHead,
+    ResidentName,
     RuleQuestions,
     SourceTensor,
     Status,
@@ -29,6 +32,7 @@ from polyhead.client.results import (
     FinishReason,
     HeadKind,
     HeadScore,
+    OodScore,
     Piece,
     PolicyScore,
     PreferenceScore,
@@ -47,6 +51,7 @@ from polyhead.client.tensors import RawTensor
 __all__ = [
     "Arm",
     "AsyncClient",
+    "Calibration",
     "Client",
     "Configuration",
     "FinishReason",
@@ -55,6 +60,8 @@ __all__ = [
     "HeadManifest",
     "HeadScore",
     "HeadVersion",
+    "OodFit",
+    "OodScore",
     "Piece",
     "PolicyScore",
     "PolyheadError",
@@ -63,6 +70,7 @@ __all__ = [
     "RankedSample",
     "RawTensor",
     "ResidentHead",
+    "ResidentName",
     "Reward",
     "Rule",
     "RuleQuestions",

@@ -13,6 +13,7 @@ import typer
 from polyhead.client.cli_configurations import configurations_command
 from polyhead.client.cli_generate import generate_command, score_command
 from polyhead.client.cli_heads import heads_app
+from polyhead.client.cli_ood import ood_app
 from polyhead.client.cli_session import fail, readable_errors
 from polyhead.client.cli_status import status_command
 
@@ -36,6 +37,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("score")(score_command)
     app.command("configurations")(configurations_command)
     app.add_typer(heads_app, name="heads")
+    app.add_typer(ood_app, name="ood")
     app.command("split")(split_command)
     app.command("merge")(merge_command)
     return app

@@ -13,6 +13,7 @@ from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, Rew
 __all__ = ["generate_command", "score_command"]
 
 _Rules = Annotated[list[str] | None, typer.Option("--rule", help="Rule id, for heads of kind rule; repeatable.")]
+_Ood = Annotated[str, typer.Option(help="Out-of-distribution fit to score the prompt with: helpful, helpful@2.")]
 _RuleSet = Annotated[str, typer.Option(help="Rule set that the ids belong to.")]
 _Format = Annotated[str, typer.Option("--format", help="Transcript format: how --chat writes turns, and what a reply is checked against.")]
 _ReplyRole = Annotated[str, typer.Option(help="Whose turn the reply is; default: the format's own choice.")]
@@ -39,12 +40,13 @@ def generate_command(
     reply_role: _ReplyRole = "",
     recipe: _Recipe = "",
     best: Annotated[int | None, typer.Option(help="With --recipe: print only the best so many of the samples, the best first.")] = None,
+    ood: _Ood = "",
 ) -> None:
     """Draw samples for a prompt, and score them."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
     options: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set, "recipe": recipe}
+    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set, "recipe": recipe, "ood": ood}
     options |= {"format": transcript_format, "reply_role": reply_role}
     if n == 1 and best is None and not session.as_json:
         _print_stream(session, form, options)
@@ -65,13 +67,14 @@ def score_command(
     transcript_format: _Format = "",
     reply_role: _ReplyRole = "",
     recipe: _Recipe = "",
+    ood: _Ood = "",
 ) -> None:
-    """Score a completion with any set of heads, or with those that a recipe reads."""
+    """Score a completion with any set of heads, or with those that a recipe reads, and its prompt with an out-of-distribution fit."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
     options: Any = {"rules": rule, "rule_set": rule_set, "format": transcript_format, "reply_role": reply_role, "recipe": recipe}
-    item = session.client.score([(form, completion)], heads=head or (), **options)[0]
-    lines = [*_score_lines(item.scores), *_reward_lines(item.reward), *([_validity(item)] if item.format else [])]
+    item = session.client.score([(form, completion)], heads=head or (), ood=ood, **options)[0]
+    lines = [*_item_lines(item), *([_validity(item)] if item.format else [])]
     session.show(item, "\n".join(lines) if not item.error else f"error: {item.error}")
 
 
@@ -81,7 +84,7 @@ def _print_stream(session: Session, prompt: Any, options: Any) -> None:
         typer.echo(piece.text, nl=False)
     typer.echo()
     typer.secho(_facts(pieces.sample), dim=True, err=True)
-    for line in [*_score_lines(pieces.sample.scores), *_reward_lines(pieces.sample.reward)]:
+    for line in _item_lines(pieces.sample):
         typer.echo(line, err=True)
 
 
@@ -111,6 +114,12 @@ def _reward_lines(reward: Reward | None) -> list[str]:
     first = f"{reward.recipe}: no reward: {reward.error}" if reward.error else f"{reward.recipe}: {reward.reward:.4f}{with_kl}{rank}"
     constants = {name: f" (times {reward.constants[name]:g})" for name in reward.parts if name in reward.constants}
     return [first, *(f"  {name} {value:.4f}{constants.get(name, '')}" for name, value in reward.parts.items())]
+
+
+def _item_lines(item: Sample | ScoredItem) -> list[str]:
+    """A line for each head, the reward, and one for the prompt's out-of-distribution score."""
+    lines = [*_score_lines(item.scores), *_reward_lines(item.reward)]
+    return lines if item.ood is None else [*lines, f"{item.ood.fit}: prompt {item.ood.score:.4f} out of distribution"]
 
 
 def _score_lines(scores: dict[str, HeadScore]) -> list[str]:

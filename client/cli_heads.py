@@ -8,7 +8,7 @@ from typing import Annotated, Any
 
 import typer
 
-from polyhead.client import cli_store
+from polyhead.client import cli_store, jsonl
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.records import Generation
@@ -84,6 +84,24 @@ def copy_command(
     options: Any = {"kind": kind, "bias": bias}
     version = session.client.copy_head(source, target, **options)
     session.show({"head": target, "version": version}, f"{target}@{version}")
+
+
+@heads_app.command("calibrate")
+@connected
+def calibrate_command(
+    session: Session,
+    ref: Annotated[str, typer.Argument(help="preference@3; preference alone means the active version.")],
+    data: Annotated[Path, typer.Option(help='JSON lines: {"prompt" or "messages": ..., "completion": "..."}.')],
+    activate: Annotated[bool, typer.Option("--activate", help="Also make the new version active.")] = False,
+    expected: _Expected = None,
+) -> None:
+    """A new version of a preference head, without bytes, whose scores of reference completions average 0."""
+    file = jsonl.read_references(data)
+    with file.naming_lines():
+        done = session.client.calibrate(ref, file.items, activate=activate, expected_generation=expected)
+    lines = [f"{done.name}@{done.version} from {done.source}", f"bias {done.old_bias:.6g} -> {done.bias:.6g}"]
+    lines.append(f"measured on {done.num_items} references, raw scores {done.bias:.4f} ± {done.std:.4f}")
+    session.show(done, "\n".join(lines + ([_line(done.generation)] if done.generation else [])))
 
 
 @heads_app.command("activate")

@@ -20,7 +20,7 @@ def status_command(session: Session) -> None:
     status, trunk = session.client.status(), session.client.trunk()
     generations = session.client.generations(_NUM_GENERATIONS)
     answer = {"status": status, "model": trunk.model, "trunk_id": trunk.trunk_id, "generations": generations}
-    parts: list[Table | Text] = [_overview(status, trunk), Text(), _heads(status), Text(), _history(generations)]
+    parts: list[Table | Text] = [_overview(status, trunk), Text(), _names(status), Text(), _heads(status), Text(), _history(generations)]
     damage = [Text(f"DAMAGED: {status.damage}", style="bold red"), Text()] if status.damage else []
     session.show(answer, Group(*damage, *parts))
 
@@ -31,6 +31,7 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
     rows.add_row("model", f"{trunk.model}  ({layers})")
     rows.add_row("trunk", f"{trunk.trunk_id[:12]}  {human_bytes(status.trunk_bytes)}")
     rows.add_row("memory", _memory(status))
+    rows.add_row("budget", f"heads {human_bytes(status.head_bytes)} of {human_bytes(status.memory_budget_bytes)}")
     rows.add_row("requests", f"{status.num_running} running, {status.num_waiting} waiting")
     rows.add_row("cache", _cache(status))
     rows.add_row("disk", f"store {human_bytes(status.store_bytes)}, {human_bytes(status.disk_free_bytes)} free")
@@ -60,6 +61,17 @@ def _heads(status: Status) -> Table:
     for head in status.resident_heads:
         names, size = ", ".join(head.references), human_bytes(head.num_bytes)
         rows.add_row(names, "yes" if head.active else "", size, str(head.num_leases), head.digest[:12])
+    return rows
+
+
+def _names(status: Status) -> Table:
+    """Several versions of a name, and several names of a kind, live side by side: what each holds."""
+    title = f"by name: at most {status.max_idle_per_name} versions of each stay in memory unused"
+    rows = table(title, "name", "active", "in memory", "size", "requests")
+    for row in status.resident_names:
+        versions = " ".join(f"@{version}" for version in row.versions)
+        active = f"@{row.active_version}" if row.active_version else "-"
+        rows.add_row(row.name, active, versions, human_bytes(row.num_bytes), str(row.num_leases))
     return rows
 
 

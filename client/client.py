@@ -17,13 +17,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client import convert, requests
+from polyhead.client.calibrating import CalibrationPlan
 from polyhead.client.connection import Connection
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
+from polyhead.client.fitting import plan_fit
 from polyhead.client.folding import GenerateFold, HeadFile, Rows, best_order, sample_order
 from polyhead.client.options import (
     ConfigurationKindName,
     CopyOptions,
     GenerateOptions,
+    PoolingName,
     PushOptions,
     Rule,
     ScoreOptions,
@@ -31,7 +34,17 @@ from polyhead.client.options import (
 )
 from polyhead.client.prompts import Prompt, prompt_message, token_ids
 from polyhead.client.pushing import PushPlan, Upload, plan_push
-from polyhead.client.records import Configuration, Generation, HeadVersion, PushReport, RuleQuestions, Status, TrunkInfo
+from polyhead.client.records import (
+    Calibration,
+    Configuration,
+    Generation,
+    HeadVersion,
+    OodFit,
+    PushReport,
+    RuleQuestions,
+    Status,
+    TrunkInfo,
+)
 from polyhead.client.results import Piece, Sample, ScoredItem
 from polyhead.client.streams import PieceStream, Stream
 from polyhead.client.tensors import RawTensor
@@ -103,7 +116,7 @@ class Client:
         return Stream(self._samples(request, options.get("timeout") or self._timeout))
 
     def score(self, items: Sequence[Any], *, heads: Sequence[str] = (), **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
-        """Score (prompt, completion) pairs or Samples with any set of heads, and those of recipe=, in the order of `items`."""
+        """Score (prompt, completion) pairs or Samples with any set of heads, those of recipe=, and an OOD fit, in the order of `items`."""
         request = requests.score(items, heads=heads, **options)
         response = self._connection.unary(lambda stubs: stubs.scoring.Score, request, options.get("timeout") or self._timeout)
         served = convert.served(response.served)
@@ -152,17 +165,20 @@ class Client:
         request = trunk_pb2.DetokenizeRequest(token_ids=token_ids(ids, "ids"), skip_special_tokens=skip_special_tokens)
         return str(self._lookup(lambda stubs: stubs.trunk.Detokenize, request).text)
 
-    def encode(self, ids: Any, *, request_id: str = "", timeout: float | None = None) -> Any:
-        """Boundary states: (T, d_model) float32 for one list of ids, a list of such arrays for a list of lists."""
+    def encode(
+        self, ids: Any, *, layer: int = 0, pooling: PoolingName | None = None, request_id: str = "", timeout: float | None = None
+    ) -> Any:
+        """States of one list of ids, (T, d_model) float32, or a list of such arrays for a list of lists. `layer` 0 is the boundary; the
+        trunk's `tap_layer` is the other one there is. With `pooling` ("mean", "last") one row, (d_model,), in place of T."""
         sequences, is_single = requests.sequences(ids)
         rows = [Rows() for _ in sequences]
-        request = requests.encode(sequences, request_id)
+        request = requests.encode(sequences, request_id, layer, pooling)
 
         def take(message: trunk_pb2.EncodeResponse) -> None:
             rows[message.sequence_index].add(message.offset, message.states)
 
         self._connection.read_all(lambda stubs: stubs.trunk.Encode, request, timeout or self._timeout, take)
-        states = [each.joined() for each in rows]
+        states = [each.joined() if pooling is None else each.joined()[0] for each in rows]
         return states[0] if is_single else states
 
     def output_embedding(self, *, timeout: float | None = None) -> NDArray[np.float32]:
@@ -174,6 +190,32 @@ class Client:
 
         self._connection.read_all(lambda stubs: stubs.trunk.PullOutputEmbedding, request, timeout or self._timeout, take)
         return rows.joined()
+
+    # out-of-distribution scores
+
+    def fit_ood(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        *,
+        layer: int = 0,
+        pooling: PoolingName = "mean",
+        shrinkage: float | None = None,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> OodFit:
+        """Fit what `ood=name` then scores prompts with: these prompts are what is normal. Give several times d_model of them.
+
+        `layer` 0 is the trunk's tap layer, or the boundary if it has none. The fit is kept by the server and survives every swap.
+        """
+        upload = plan_fit(name, prompts, layer, pooling, shrinkage, request_id)
+        response = self._connection.upload(lambda stubs: stubs.trunk.FitOod, upload.messages, timeout or self._timeout)
+        return convert.ood_fit(response.fit)
+
+    def ood_fits(self) -> list[OodFit]:
+        """All fits, by name, oldest version first."""
+        response = self._lookup(lambda stubs: stubs.trunk.ListOodFits, trunk_pb2.ListOodFitsRequest())
+        return [convert.ood_fit(fit) for fit in response.fits]
 
     # heads
 
@@ -203,6 +245,30 @@ class Client:
         request = requests.copy_head(source, target, **changes)
         response = self._connection.unary(lambda stubs: stubs.heads.CopyHead, request, changes.get("timeout") or self._timeout)
         return int(response.head.version)
+
+    def calibrate(
+        self,
+        ref: str,
+        items: Sequence[Any],
+        *,
+        activate: bool = False,
+        expected_generation: int | None = None,
+        timeout: float | None = None,
+    ) -> Calibration:
+        """A new version of a preference head, without bytes, whose bias is the mean raw score of reference completions.
+
+        `ref` is "preference" (the active version) or "preference@3"; `items` as in `score`.
+        """
+        plan = CalibrationPlan(self.head(ref), items)
+        for batch in plan.batches():
+            with plan.counting():
+                plan.take(self.score(batch, heads=[plan.head.ref], timeout=timeout))
+        version = self.copy_head(plan.head.ref, plan.head.name, bias=plan.bias, timeout=timeout)
+        if not activate:
+            return plan.result(version, None)
+        note = f"calibrated {plan.head.ref}"
+        generation = self.activate({plan.head.name: version}, expected_generation=expected_generation, note=note, timeout=timeout)
+        return plan.result(version, generation)
 
     def activate(
         self,

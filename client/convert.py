@@ -17,6 +17,7 @@ __all__ = [
     "configuration",
     "generation",
     "head_version",
+    "ood_fit",
     "piece",
     "ranking",
     "rule_questions",
@@ -60,6 +61,7 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         served=served,
         format=message.format,
         reward=_reward(message.reward) if message.HasField("reward") else None,
+        ood=_ood_score(message),
     )
 
 
@@ -97,6 +99,7 @@ def scored_item(message: scoring_pb2.ScoredItem, request_id: str, served: result
         invalid_reasons=tuple(message.invalid_reasons),
         num_newlines=message.num_newlines,
         format=message.format,
+        ood=_ood_score(message),
     )
 
 
@@ -177,6 +180,23 @@ def trunk_info(message: trunk_pb2.GetTrunkResponse) -> records.TrunkInfo:
         head_tensors={t.name: tuple(t.shape) for t in message.head_tensors},
         tied=message.tied,
         config_json=message.config_json,
+        tap_layer=message.tap_layer,
+    )
+
+
+def ood_fit(message: trunk_pb2.OodFit) -> records.OodFit:
+    return records.OodFit(
+        name=message.name,
+        version=message.version,
+        trunk_id=message.trunk_id,
+        precision=message.precision,
+        layer=message.layer,
+        pooling=_enum_value(trunk_pb2.Pooling, message.pooling),
+        num_prompts=message.num_prompts,
+        shrinkage=message.shrinkage,
+        created_at=message.created_at,
+        mean_score=message.mean_score,
+        std_score=message.std_score,
     )
 
 
@@ -203,7 +223,18 @@ def status(message: trunk_pb2.GetStatusResponse) -> records.Status:
         damage=message.damage,
         uptime_seconds=message.uptime_seconds,
         counters=dict(message.counters),
+        memory_budget_bytes=message.memory_budget_bytes,
+        head_bytes=message.head_bytes,
+        resident_names=tuple(
+            records.ResidentName(row.name, row.active_version, tuple(row.versions), row.num_bytes, row.num_leases)
+            for row in message.resident_names
+        ),
+        max_idle_per_name=message.max_idle_per_name,
     )
+
+
+def _ood_score(message: generation_pb2.Sample | scoring_pb2.ScoredItem) -> results.OodScore | None:
+    return results.OodScore(message.ood.fit, message.ood.layer, message.ood.score) if message.HasField("ood") else None
 
 
 def _scores(messages: Iterable[types_pb2.HeadScore]) -> dict[str, results.HeadScore]:

@@ -13,6 +13,7 @@ KindName = Literal["policy", "preference", "rule", "value"]
 ReadName = Literal["last", "eos", "append"]
 UnfinishedName = Literal["read_last", "omit"]
 OnSwapName = Literal["pin", "abort", "follow"]
+PoolingName = Literal["mean", "last"]
 PriorityName = Literal["batch", "interactive"]
 DeliveryName = Literal["tokens", "samples", "groups"]
 
@@ -71,6 +72,7 @@ class StreamOptions(SamplingOptions, _RuleOptions, _RewardOptions, _RequestOptio
 
     head: str | None  # "policy" (the default) or "policy@7"
     score: Sequence[str] | None  # heads to score each finished sample with
+    ood: str  # an out-of-distribution fit, "helpful" or "helpful@2"
     return_states: bool
 
 
@@ -87,6 +89,7 @@ class GenerateOptions(StreamOptions, total=False):
 class ScoreOptions(SamplingOptions, _RuleOptions, _RewardOptions, _RequestOptions, total=False):
     """What `score` takes. With any sampling parameter, policy heads also return `sampling_logprobs`."""
 
+    ood: str  # an out-of-distribution fit, "helpful" or "helpful@2"
     terminated: (
         bool | Sequence[bool | None] | None
     )  # whether completions ended by themselves; None: whether they end in an EOS token, or as their transcript format wants it

@@ -8,12 +8,15 @@ from polyhead.client.options import Rule
 from polyhead.client.results import HeadKind
 
 __all__ = [
+    "Calibration",
     "Configuration",
     "Generation",
     "HeadManifest",
     "HeadVersion",
+    "OodFit",
     "PushReport",
     "ResidentHead",
+    "ResidentName",
     "RuleQuestions",
     "SourceTensor",
     "Status",
@@ -48,6 +51,7 @@ class TrunkInfo:
     head_tensors: dict[str, tuple[int, ...]]  # name -> shape of what every head holds, without its output
     tied: bool
     config_json: str
+    tap_layer: int = 0  # a layer inside the trunk whose states are kept, too; 0: none
 
 
 @dataclass(frozen=True, slots=True)
@@ -120,6 +124,42 @@ class PushReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """A version whose bias centres given references on 0."""
+
+    name: str
+    version: int  # the new one
+    source: str  # "preference@1": the version with the same weights that was measured
+    old_bias: float
+    bias: float  # mean raw score of the references
+    num_items: int
+    std: float  # of their raw scores
+    generation: Generation | None  # with activate=True
+
+
+@dataclass(frozen=True, slots=True)
+class OodFit:
+    """One version of a fit for out-of-distribution scores."""
+
+    name: str
+    version: int
+    trunk_id: str
+    precision: str  # of the trunk that it was made with
+    layer: int  # whose states it reads
+    pooling: str  # "mean", "last"
+    num_prompts: int
+    shrinkage: float
+    created_at: float  # seconds since 1970
+    mean_score: float  # of the prompts it was made from
+    std_score: float
+
+    @property
+    def ref(self) -> str:
+        """The reference that ood= takes: "helpful@2"."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
 class ResidentHead:
     """A head version held in memory."""
 
@@ -128,6 +168,17 @@ class ResidentHead:
     num_bytes: int
     num_leases: int
     active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentName:
+    """What one head name holds in memory."""
+
+    name: str
+    active_version: int  # 0: none
+    versions: tuple[int, ...]
+    num_bytes: int  # of their weights; a file that several names share counts for each
+    num_leases: int  # running requests on any of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -152,6 +203,10 @@ class Status:
     damage: str  # what is damaged and how to repair it; empty if all is well
     uptime_seconds: float
     counters: dict[str, int] = field(default_factory=dict)
+    memory_budget_bytes: int = 0  # most that weights of heads may take
+    head_bytes: int = 0  # what they take now: those being built, and those let go but still in use, included
+    resident_names: tuple[ResidentName, ...] = ()
+    max_idle_per_name: int = 0  # versions of one name kept in memory that nothing uses, at most
 
 
 @dataclass(frozen=True, slots=True)

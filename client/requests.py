@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "enum_number",
     "generate",
+    "layer_number",
     "new_request_id",
     "request_id_for",
     "rollback",
@@ -74,6 +75,7 @@ def generate(
     recipe_constants: Mapping[str, float] | None = None,
     entropy: bool = False,
     top_logprobs: int = 0,
+    ood: str = "",
     on_swap: str | None = None,
     priority: str | None = None,
     return_states: bool = False,
@@ -89,7 +91,7 @@ def generate(
     """Raises TypeError or InvalidArgument, naming the argument. An unknown keyword is a TypeError."""
     _refuse_unknown(sampling)
     form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
-    spec = _scoring_spec(score or (), rules, rule_set, recipe, "score")
+    spec = _scoring_spec(score or (), rules, rule_set, recipe, "score", ood)
     delivery = delivery or ("samples" if best is None else "groups")
     return generation_pb2.GenerateRequest(
         prompts=[
@@ -117,6 +119,7 @@ def score(
     recipe_constants: Mapping[str, float] | None = None,
     entropy: bool = False,
     top_logprobs: int = 0,
+    ood: str = "",
     terminated: bool | Sequence[bool | None] | None = None,
     on_swap: str | None = None,
     priority: str | None = None,
@@ -133,7 +136,7 @@ def score(
     _refuse_unknown(sampling)
     if isinstance(items, (str, tuple)) or not isinstance(items, Sequence):
         raise TypeError(f"items must be a list of (prompt, completion) pairs: {type(items).__name__}")
-    spec = _scoring_spec(heads, rules, rule_set, recipe, "heads")
+    spec = _scoring_spec(heads, rules, rule_set, recipe, "heads", ood)
     ends = _terminated(terminated, len(items))
     form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
     given = any(value is not None for value in sampling.values())
@@ -165,9 +168,19 @@ def sequences(ids: Any) -> tuple[Sequence[Any], bool]:
     return ([ids] if is_single else ids), is_single
 
 
-def encode(sequences: Sequence[Any], request_id: str) -> trunk_pb2.EncodeRequest:
+def encode(sequences: Sequence[Any], request_id: str, layer: int = 0, pooling: str | None = None) -> trunk_pb2.EncodeRequest:
     ids = [types_pb2.TokenIds(ids=prompt_forms.token_ids(each, f"ids[{i}]")) for i, each in enumerate(sequences)]
-    return trunk_pb2.EncodeRequest(sequences=ids, request_id=request_id)
+    number = cast(Any, enum_number(trunk_pb2.Pooling, pooling, "pooling"))
+    return trunk_pb2.EncodeRequest(sequences=ids, request_id=request_id, layer=layer_number(layer), pooling=number)
+
+
+def layer_number(layer: int) -> int:
+    """Which layers there are is the server's to say."""
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(f"layer must be an int: {type(layer).__name__}")
+    if not 0 <= layer < 1 << 32:
+        raise InvalidArgument(f"layer must be 0 or a layer's number: {layer}", field="layer")
+    return layer
 
 
 def copy_head(
@@ -269,15 +282,16 @@ def _sampling(options: SamplingOptions, prefix: str = "") -> types_pb2.Sampling:
 
 
 def _scoring_spec(
-    heads: Sequence[str], rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, recipe: str, field: str
+    heads: Sequence[str], rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, recipe: str, field: str, ood: str
 ) -> types_pb2.ScoringSpec | None:
     if isinstance(heads, str):
         raise TypeError(f'{field} must be a list of heads: str\nhint: write ["{heads}"]')
     if not heads and not recipe:
         if rules or rule_set:
             raise InvalidArgument(f"rules are given, but {field} names no head to ask", field=field)
-        return None
-    return types_pb2.ScoringSpec(heads=list(heads), rules=_rule_selection(rules or (), rule_set), recipe=recipe)
+        if not ood:
+            return None
+    return types_pb2.ScoringSpec(heads=list(heads), rules=_rule_selection(rules or (), rule_set), recipe=recipe, ood=ood)
 
 
 def _with_details(

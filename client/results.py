@@ -13,6 +13,7 @@ __all__ = [
     "FinishReason",
     "HeadKind",
     "HeadScore",
+    "OodScore",
     "Piece",
     "PolicyScore",
     "PreferenceScore",
@@ -150,6 +151,15 @@ class ValueScore(HeadScore):
     bootstrap_value: float  # V after the last token; 0 if terminated
 
 
+@dataclass(frozen=True, slots=True)
+class OodScore:
+    """How far a prompt lies from those that a fit was made from; higher is stranger."""
+
+    fit: str  # "helpful@2"
+    layer: int  # whose states were read: the number of layers below it
+    score: float  # simplified relative Mahalanobis distance
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """New tokens of one sample, as they are drawn."""
@@ -222,6 +232,7 @@ class Sample:
     invalid_reasons: tuple[str, ...] = ()  # "failed", "not_terminated", "wrong_end", "empty", "foreign_opening"
     num_newlines: int = 0  # in the reply, without those of the marker that ends it
     format: str = ""  # the transcript format it was checked against, with version
+    ood: OodScore | None = None  # of the prompt, with ood=
 
     @property
     def generation(self) -> int:
@@ -239,13 +250,14 @@ class ScoredItem:
     scores: dict[str, HeadScore]
     error: str  # what went wrong with this item alone
     num_cached_tokens: int
-    reward: Reward | None  # with recipe=; ranked among the items with the same prompt ids
     request_id: str
     served: Served
+    reward: Reward | None = None  # with recipe=; ranked among the items with the same prompt ids
     valid: bool = False  # as in Sample
     invalid_reasons: tuple[str, ...] = ()
     num_newlines: int = 0
     format: str = ""
+    ood: OodScore | None = None  # of the prompt, with ood=
 
     @property
     def generation(self) -> int:

@@ -46,7 +46,7 @@ _RETRY = {
 _NEVER_RETRIED = {
     "HeadService": ("DeleteHead", "PushHead", "PullHead", "WatchHeads"),  # DeleteHead has no request id: a second try would find nothing
     "GenerationService": ("Generate",),
-    "TrunkService": ("Encode", "PullOutputEmbedding"),
+    "TrunkService": ("Encode", "PullOutputEmbedding", "FitOod"),
 }  # streams: with grpcio 1.85 one that is refused while the server drains and then exits hangs for ever, past its deadline
 SERVICE_CONFIG = {
     "methodConfig": [

@@ -108,6 +108,11 @@ class HeadStore:
             finally:
                 files.close()
 
+    @property
+    def files(self) -> StoreFiles:
+        """The locked folder, for what is kept beside the heads in folders of its own."""
+        return self._files
+
     def close(self) -> None:
         """Release the lock; may be called twice."""
         with self._lock:

@@ -37,6 +37,7 @@ class ServeConfig(BaseSettings):
 
     model: str = ""  # a folder, a hub name, or empty: the embedded SmolLM2
     split_layer: int = Field(0, ge=0)  # 0: round(0.8 * number of layers)
+    tap_layer: int = Field(-1, ge=-1)  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
     store: Path | None = None  # None: a folder named after the model under the user's state folder
     trunk_dtype: Dtype = "float32"
     head_dtype: Dtype = "float32"

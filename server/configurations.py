@@ -75,10 +75,11 @@ def read_file(path: Path, field: str) -> ConfigurationFile:
         raise InvalidArgument(f"cannot read {path.name}: {error.strerror}", field=field) from None
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, a date or a number that Python cannot hold
         where = f" in line {error.problem_mark.line + 1}" if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else ""
-        what = error.problem if isinstance(error, yaml.MarkedYAMLError) else "bad text, or a value that cannot be held"
+        what = error.problem if isinstance(error, yaml.MarkedYAMLError) else "not UTF-8 text, or a value that cannot be held"
         raise InvalidArgument(f"{path.name} is not YAML{where}: {what}", field=field) from None
     if not isinstance(values, dict) or "id" not in values or "version" not in values:
-        raise InvalidArgument(f"{path.name} needs id and version", field=field)
+        missing = f".{'version' if 'id' in values else 'id'}" if isinstance(values, dict) else ""
+        raise InvalidArgument(f"{path.name} needs id and version", field=f"{field}{missing}")
     name, version = values.pop("id"), values.pop("version")
     if not isinstance(name, str):
         raise InvalidArgument(f"the id of {path.name} must be text: {name!r}", field=f"{field}.id")

@@ -40,7 +40,7 @@ MAX_HEADS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
-HEAD_BYTES, RULE_BYTES = 200, 32  # of one head's answer, and of one rule's beside its id, on the wire
+HEAD_BYTES, RULE_BYTES, OOD_BYTES = 200, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
 DEFAULT_HEAD = "policy"
 
 
@@ -98,8 +98,8 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
 def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Work:
     """Check and convert a scoring of given completions."""
     _check_count(len(message.items), MAX_PROMPTS, "items")
-    if not message.score.heads and not message.score.recipe:
-        raise InvalidArgument("no head to score with", field="score.heads")
+    if not message.score.heads and not message.score.recipe and not message.score.ood:
+        raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
     plan = plan_reward(message.score, door, is_given=True)
     request = _request(message.score, plan, [], message.on_swap, message.priority, door, request_id)
     if message.HasField("sampling"):
@@ -171,6 +171,7 @@ def _request(
     if plan is not None:
         check_weights(plan, rules)
     names = dict.fromkeys([*sampling_heads, *score_heads])
+    ood = door.find_ood(spec.ood, "score.ood") if spec.ood else None
     return Request(
         request_id=request_id,
         deliver=_nowhere,
@@ -182,6 +183,8 @@ def _request(
         num_top=spec.top_logprobs,
         on_swap=_on_swap(on_swap),
         priority=_priority(priority),
+        pool=ood.pool if ood else None,
+        ood=ood,
     )
 
 
@@ -271,8 +274,8 @@ def _reply_bytes(sample: Sample, plan: RewardPlan | None) -> int:
     rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
     num_policies = sum(request.head_kinds[name] is HeadKind.POLICY for name in request.score_heads)
     token_bytes = 4 * (4 + 2 * len(request.score_heads)) + 4 * num_policies * (request.with_entropy + 2 * request.num_top)
-    reward_bytes = num_reward_bytes(plan, num_tokens) if plan else 0
-    return num_tokens * token_bytes + len(request.score_heads) * (HEAD_BYTES + rule_bytes) + reward_bytes
+    added_bytes = (num_reward_bytes(plan, num_tokens) if plan else 0) + (OOD_BYTES if request.ood else 0)
+    return num_tokens * token_bytes + len(request.score_heads) * (HEAD_BYTES + rule_bytes) + added_bytes
 
 
 def _check_answer_size(work: Work, group_size: int) -> None:

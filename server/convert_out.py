@@ -9,6 +9,7 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.manifest import HeadKind
+from polyhead.server.convert_ood import ood_error, ood_score
 from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
 from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
 from polyhead.server.metrics import SampleFacts
@@ -89,8 +90,9 @@ def sample_message(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward |
         head=sample.head_name,
         sample_seed=sample.seed,
         scores=[head_score(result, sample) for result in results(sample)] if sample.is_whole else [],
-        error=sample.error,
+        error=sample.error or ood_error(sample),
         num_cached_tokens=sample.num_cached_tokens,
+        ood=ood_score(sample),
         valid=check.valid,
         invalid_reasons=check.reasons,
         num_newlines=check.num_newlines,
@@ -111,13 +113,14 @@ def scored_item(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | No
         token_ids=sample.completion,
         terminated=sample.is_terminated,
         scores=[head_score(result, sample) for result in results(sample)],
-        error=sample.error,
+        error=sample.error or ood_error(sample),
         num_cached_tokens=sample.num_cached_tokens,
         valid=check.valid,
         invalid_reasons=check.reasons,
         num_newlines=check.num_newlines,
         format=sample.form.format,
         reward=reward,
+        ood=ood_score(sample),
     )
 
 

@@ -85,6 +85,7 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         max_context=services.max_context,
         eos_ids=services.eos_ids,
         resolve=lambda reference, field: registry.resolve(reference, registry.active, field),
+        find_ood=services.ood.find,
     )
     frontend = Frontend(services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics)
     facts = TrunkFacts(
@@ -96,10 +97,11 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         model_bytes=services.model_bytes,
         started_at=time.monotonic(),
     )
+    trunk = TrunkServicer(frontend, facts, registry, services.store, services.ood, services.config.push_idle_s)
     target: Any = handlers  # stands in for a server
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(frontend), target)
     scoring_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(frontend), target)
-    trunk_pb2_grpc.add_TrunkServiceServicer_to_server(TrunkServicer(frontend, facts, registry, services.store), target)
+    trunk_pb2_grpc.add_TrunkServiceServicer_to_server(trunk, target)
     heads = HeadServicer(registry, services.publisher, services.store, services.workers, services.config.push_idle_s)
     heads_pb2_grpc.add_HeadServiceServicer_to_server(heads, target)
     handlers.open()

@@ -29,6 +29,7 @@ def serve(
     model: Annotated[str | None, typer.Argument(help="Model folder or hub name. Default: the embedded SmolLM2-135M.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of the settings.")] = None,
     split_layer: Annotated[int | None, typer.Option(help="Layers in the trunk. Default: 80 % of them.")] = None,
+    tap_layer: Annotated[int | None, typer.Option(help="Layer inside the trunk kept for OOD scores; 0: none.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the heads. Default: in the user's state folder.")] = None,
     trunk_dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     head_dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,

@@ -30,6 +30,15 @@ class ResidentHead:
     active: bool
 
 
+@dataclass(frozen=True, slots=True)
+class ResidentName:
+    """What one head name has in memory."""
+
+    name: str
+    versions: tuple[int, ...]
+    num_bytes: int  # of its files' weights, each once; a file that several names share counts for each
+
+
 class Residency:
     """Holds LiveHeads by digest and ServedHeads by version."""
 
@@ -126,6 +135,17 @@ class Residency:
                 )
                 for digest, live in sorted(self._live.items())
             ]
+
+    def names(self) -> list[ResidentName]:
+        """By name: the versions in memory, and what their weights take."""
+        with self._lock:
+            names = sorted({name for name, _ in self._served})
+            return [self._resident_name(name) for name in names]
+
+    def _resident_name(self, name: str) -> ResidentName:
+        own = {version: head.live for (other, version), head in self._served.items() if other == name}
+        num_bytes = sum(live.num_bytes for live in set(own.values()))
+        return ResidentName(name, tuple(sorted(own)), num_bytes)
 
     def _make_room(self, num_bytes: int, keep: Collection[str]) -> None:
         idle = self._idle(keep)

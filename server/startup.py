@@ -27,6 +27,8 @@ from polyhead.server.engine_port import EnginePort
 from polyhead.server.head_loader import HeadLoader
 from polyhead.server.manifests import RuleDefaults, ServedTrunk
 from polyhead.server.metrics import HeadInfo, Metrics
+from polyhead.server.ood_fits import OodFits, TrunkLayers
+from polyhead.server.ood_store import OodStore
 from polyhead.server.publisher import Publisher
 from polyhead.server.recipes import RecipeBook
 from polyhead.server.registry import Registry
@@ -64,6 +66,7 @@ class Services:
     publisher: Publisher
     metrics: Metrics
     workers: Workers
+    ood: OodFits
 
     @property
     def model_name(self) -> str:
@@ -131,6 +134,7 @@ def _build(
     metrics.engine.connect(
         engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: registry.residency.num_bytes
     )
+    layers = TrunkLayers(identity, config.trunk_dtype, spec.split_layer, engine.trunk.tap_layer)
     return Services(
         config=config,
         spec=spec,
@@ -149,6 +153,7 @@ def _build(
         publisher=publisher,
         metrics=metrics,
         workers=workers,
+        ood=OodFits(OodStore(store.files, config.keep_versions), layers),
     )
 
 
@@ -162,6 +167,7 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         cache_bytes=config.cache_bytes,
         max_context=max_context,
         num_threads=config.threads or DEFAULT_THREADS,
+        tap_layer=config.tap_layer,
         queue=limits,
     )
     return build.build_engine(trunk, sizes, eos_ids, DTYPES[config.head_dtype])

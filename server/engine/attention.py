@@ -77,6 +77,7 @@ class AttentionPlan:
     written: Tensor | None  # (written tokens,) rows of the batch; None: all of them
     decodes: list[DecodeGroup]
     prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
+    taps: Tensor | None = None  # (cache rows, d_model), set by the trunk: takes the tap layer's states at `write_rows`
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
 
     @classmethod

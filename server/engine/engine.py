@@ -151,6 +151,12 @@ class Engine:
             leases = [request.lease for request in self._open.values() if request.lease is not None]
         return dict(collections.Counter(live.digest for lease in leases for live in lease.live_heads))
 
+    def leased_names(self) -> dict[str, int]:
+        """Head name to the number of running requests on any version of it."""
+        with self._wake:
+            leases = [request.lease for request in self._open.values() if request.lease is not None]
+        return dict(collections.Counter(name for lease in leases for name in {head.name for head in lease.heads.values()}))
+
     def drop_head(self, digest: str) -> None:
         """A head is no longer in memory: forget what it computed for cached text."""
         self._post(lambda: self.tree.forget_digest(digest))
@@ -281,9 +287,8 @@ class Engine:
 
     def _finish(self, sample: Sample) -> None:
         request = sample.request
-        if request.return_states and sample.finish_reason is not FinishReason.FAILED:
-            slots = self.tree.slots(sample.sequence)
-            sample.states = self.trunk.states(slots, 0, sample.num_tokens).cpu()
+        if sample.finish_reason is not FinishReason.FAILED:
+            self._keep_states(sample)
         self.counters.prompt_tokens += len(sample.prompt)
         self.counters.cache_hit_tokens += sample.num_cached_tokens
         self.scheduler.remove(sample)
@@ -291,6 +296,14 @@ class Engine:
         request.num_open -= 1
         if request.num_open == 0:
             self._end(request, None)
+
+    def _keep_states(self, sample: Sample) -> None:
+        """Take out what the caller wants of the trunk's output, before the blocks go."""
+        request, slots = sample.request, self.tree.slots(sample.sequence)
+        if request.return_states:
+            sample.states = self.trunk.states(slots, 0, sample.num_tokens, request.states_layer).cpu()
+        if request.pool is not None:
+            sample.pooled = self.trunk.pooled(slots, len(sample.prompt), request.pool)
 
     def _fail(self, sample: Sample, message: str) -> None:
         sample.finish_reason = FinishReason.FAILED

@@ -77,7 +77,8 @@ def plan_readings(sample: Sample, eos_ids: frozenset[int]) -> list[Reading]:
     sample.suffixes = [reading.sequence for reading in readings if reading.sequence is not sample.sequence]
     own_ends = [reading.end for reading in readings if reading.sequence is sample.sequence]
     wants_all = sample.suffixes or sample.request.return_states
-    sample.sequence.num_wanted = max(sample.sequence.num_computed, sample.num_tokens if wants_all else 0, *own_ends, 0)
+    num_pooled = len(sample.prompt) if sample.request.pool else 0
+    sample.sequence.num_wanted = max(sample.sequence.num_computed, sample.num_tokens if wants_all else 0, num_pooled, *own_ends)
     return readings
 
 

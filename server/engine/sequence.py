@@ -77,6 +77,36 @@ class SamplingParams:
         return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
 
 
+class Pooling(enum.Enum):
+    """How the states of a prompt's tokens become one row."""
+
+    MEAN = "mean"
+    LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One row of trunk output for each prompt: at which layer, and how it is made."""
+
+    layer: int  # layers below it: the split layer or the tap layer
+    pooling: Pooling
+
+
+class PromptScorer(Protocol):
+    """Scores a prompt by its pooled row, after the engine is done with it. The engine knows no fit."""
+
+    @property
+    def reference(self) -> str:
+        """The fit with its version: "helpful@2"."""
+
+    @property
+    def pool(self) -> Pool:
+        """The row that it reads."""
+
+    def score(self, row: np.ndarray) -> float:
+        """How far a row lies from those of the fit."""
+
+
 class TextStream(Protocol):
     """Turns a sample's ids into text as they come, and looks for stop strings. The engine knows no tokenizer."""
 
@@ -210,6 +240,8 @@ class Sample:
     suffixes: list[Sequence] = field(default_factory=list)  # sequences of suffix readings
     done: list[Reading] = field(default_factory=list)
     states: Tensor | None = None  # (prompt + completion tokens, d_model), on the host
+    pooled: np.ndarray | None = None  # (d_model,) float64: the prompt's row, with the request's `pool`
+    ood_score: float | None = None  # made of `pooled` at the door
     num_cached_tokens: int = 0
     first_token_at: float = 0.0  # time.monotonic()
     last_token_at: float = 0.0
@@ -300,6 +332,9 @@ class Request:
     priority: Priority = Priority.BATCH
     stream_tokens: bool = False
     return_states: bool = False
+    states_layer: int = 0  # whose states are returned; 0: the boundary's
+    pool: Pool | None = None  # also make one row of each prompt
+    ood: PromptScorer | None = None  # what becomes of that row
     deadline_at: float = math.inf  # time.monotonic()
     samples: list[Sample] = field(default_factory=list)
     # ---- engine thread

@@ -34,6 +34,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         writer = _Writer(self._frontend, work)
         async with self._frontend.running(work.request) as stream:
             async for events in stream.batches():
+                await self._frontend.score_prompts(event.sample for event in events if isinstance(event, Finished))
                 for message in writer.messages(events):
                     yield message
 

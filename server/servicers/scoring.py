@@ -34,6 +34,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
                     done.append(event.sample)
                 elif isinstance(event, Ended) and event.error is not None:
                     raise event.error
+        await self._frontend.score_prompts(done)
         done.sort(key=lambda sample: sample.prompt_index)
         return await self._frontend.workers.run(self._response, work, done)
 

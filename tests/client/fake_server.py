@@ -90,6 +90,7 @@ class FakeServer(
         self.cancelled = threading.Event()
         self.files: dict[str, bytes] = {}
         self.records: list[heads_pb2.HeadVersion] = []
+        self.fits: list[trunk_pb2.OodFit] = []
         self.generations = [heads_pb2.Generation(number=3, parent=2, heads={"policy": 7}, note="start")]
         self.tied = True
         self.is_serving = True
@@ -177,6 +178,7 @@ class FakeServer(
                 num_newlines=4,
                 format=item.prompt.format and "sparrow@1",
                 reward=make_reward(request.score.recipe, 1) if request.score.recipe else None,
+                ood=types_pb2.OodScore(fit="helpful@2", layer=1, score=2.5) if request.score.ood else None,
             )
             for item in request.items
         ]
@@ -210,6 +212,13 @@ class FakeServer(
             trunk_bytes=8192,
             model_bytes=10240,
             num_blocks=10,
+            memory_budget_bytes=1 << 30,
+            head_bytes=4096,
+            resident_names=[
+                trunk_pb2.ResidentName(name="policy", active_version=7, versions=[5, 7], num_bytes=4096, num_leases=3),
+                trunk_pb2.ResidentName(name="old", versions=[1], num_bytes=2048),
+            ],
+            max_idle_per_name=2,
         )
 
     async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -223,7 +232,7 @@ class FakeServer(
     async def Encode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         await self._took("Encode", request, context)
         for index, sequence in enumerate(request.sequences):
-            for offset in range(len(sequence.ids)):
+            for offset in range(1 if request.pooling else len(sequence.ids)):
                 row = np.full((1, D_MODEL), sequence.ids[offset], np.float32)
                 yield trunk_pb2.EncodeResponse(sequence_index=index, offset=offset, states=make_tensor(row))
 
@@ -231,6 +240,19 @@ class FakeServer(
         await self._took("PullOutputEmbedding", request, context)
         yield trunk_pb2.PullOutputEmbeddingResponse(offset=0, rows=make_tensor(EMBEDDING[:4]))
         yield trunk_pb2.PullOutputEmbeddingResponse(offset=4, rows=make_tensor(EMBEDDING[4:]))
+
+    async def FitOod(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        messages = [message async for message in request_iterator]
+        await self._took("FitOod", messages, context)
+        header, num_prompts = messages[0].header, sum(len(message.prompts.prompts) for message in messages)
+        made = trunk_pb2.OodFit(name=header.name, version=2, layer=1, pooling=header.pooling, num_prompts=num_prompts)
+        made.mean_score, made.std_score = 1.0, 0.5
+        self.fits.append(made)
+        return trunk_pb2.FitOodResponse(fit=made)
+
+    async def ListOodFits(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("ListOodFits", request, context)
+        return trunk_pb2.ListOodFitsResponse(fits=self.fits)
 
     # heads
 

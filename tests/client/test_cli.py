@@ -37,7 +37,12 @@ def assert_one_error(result: Any, *parts: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["heads", "--help"], *([c, "--help"] for c in ("status", "generate", "score", "configurations", "split", "merge"))],
+    [
+        ["--help"],
+        ["heads", "--help"],
+        ["ood", "--help"],
+        *([c, "--help"] for c in ("status", "generate", "score", "configurations", "split", "merge")),
+    ],
 )
 def test_help(arguments: Sequence[str]) -> None:
     result = polyhead(*arguments)
@@ -47,8 +52,10 @@ def test_help(arguments: Sequence[str]) -> None:
 
 def test_every_command_is_there() -> None:
     top, heads = polyhead("--help").output, polyhead("heads", "--help").output
-    assert all(name in top for name in ("serve", "status", "split", "merge", "generate", "score", "configurations", "heads"))
+    assert all(name in top for name in ("serve", "status", "split", "merge", "generate", "score", "configurations", "heads", "ood"))
     assert all(name in heads for name in ["list", "push", "pull", "copy", "activate", "rollback", "delete", "watch", "history"])
+    assert "calibrate" in heads
+    assert all(name in polyhead("ood", "--help").output for name in ("fit", "list"))
 
 
 def test_unreachable_server_is_one_line_and_a_hint() -> None:
@@ -142,6 +149,11 @@ def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:
 def test_status_is_one_screen(server: FakeServer) -> None:
     screen = on(server, "status").stdout
     assert "10.0 KiB for 2 heads: 1.0 models in place of 2" in screen
+    assert "heads 4.0 KiB of 1.0 GiB" in screen
+    lines = [line.split() for line in screen.splitlines()]
+    assert ["policy", "@7", "@5", "@7", "4.0", "KiB", "3"] in lines
+    assert ["old", "-", "@1", "2.0", "KiB", "0"] in lines
+    assert "at most 2 versions of each" in screen
     assert len(screen.splitlines()) < 25
     assert json.loads(on(server, "status", "--json").stdout)["status"]["generation"] == 3
 
