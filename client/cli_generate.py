@@ -32,12 +32,13 @@ def generate_command(
     score: Annotated[list[str] | None, typer.Option(help="Head to score with; repeatable.")] = None,
     rule: _Rules = None,
     rule_set: _RuleSet = "",
+    on_swap: Annotated[str | None, typer.Option(help="If heads change meanwhile: pin (the default), abort or follow.")] = None,
 ) -> None:
     """Draw samples for a prompt, and score them."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
     options: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set}
+    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set, "on_swap": on_swap}
     if n == 1 and not session.as_json:
         _print_stream(session, form, options)
         return
@@ -74,6 +75,8 @@ def _print_stream(session: Session, prompt: Any, options: Any) -> None:
 
 def _facts(sample: Sample) -> str:
     made_by = f"{sample.head}@{sample.head_version} generation {sample.generation}"
+    if len(sample.spans) > 1:  # it followed a swap
+        made_by += f" ({', '.join(f'tokens {span.start} to {span.end - 1} by @{span.version}' for span in sample.spans)})"
     facts = f"{made_by}, {len(sample.token_ids)} tokens, {sample.finish_reason}"
     return f"{facts}: {sample.error}" if sample.error else facts
 

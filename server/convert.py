@@ -78,6 +78,8 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
     _check_count(len(message.items), MAX_PROMPTS, "items")
     if not message.score.heads:
         raise InvalidArgument("no head to score with", field="score.heads")
+    if message.on_swap == types_pb2.ON_SWAP_FOLLOW:
+        raise InvalidArgument("nothing is drawn here that could follow a swap: use PIN or ABORT", field="on_swap")
     request = _request(message.score, [], message.on_swap, message.priority, door, request_id)
     if message.HasField("sampling"):
         request.score_sampling = sampling_params(message.sampling, "sampling", door)
@@ -200,7 +202,7 @@ def _on_swap(value: types_pb2.OnSwap) -> OnSwap:
         case types_pb2.ON_SWAP_ABORT:
             return OnSwap.ABORT
         case types_pb2.ON_SWAP_FOLLOW:
-            raise Unimplemented("on_swap FOLLOW is reserved: use PIN or ABORT", field="on_swap")
+            return OnSwap.FOLLOW
     raise InvalidArgument(f"unknown on_swap: {int(value)}", field="on_swap")
 
 
