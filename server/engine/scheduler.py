@@ -98,18 +98,18 @@ class Scheduler:
 
     def remove(self, sample: Sample) -> None:
         """Take a sample out, wherever it stands, and give back all it holds."""
-        for reading in (sample.reading, sample.successor, *sample.todo):
-            if reading is not None:
-                self.pool.release(reading)
-        for sequence in (*sample.suffixes, sample.sequence):
-            self.tree.release(sequence)
-        sample.todo = []
         if sample.phase is Phase.WAITING and sample in self.waiting:
             self.waiting.remove(sample)
         elif sample in self.running:
             self.running.remove(sample)
         sample.phase = Phase.DONE
         self.follower.leave(sample)
+        for reading in (sample.reading, *sample.todo):
+            if reading is not None:
+                self.pool.release(reading)
+        for sequence in (*sample.suffixes, sample.sequence):
+            self.tree.release(sequence)
+        sample.todo = []
 
     # ---- admission
 

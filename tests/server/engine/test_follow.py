@@ -262,6 +262,23 @@ def test_a_prefill_that_is_under_way_follows_when_it_has_drawn(slow: Bench, llam
     assert_each_span_is_its_own_versions(sample, llama_folder)
 
 
+def test_a_new_version_may_be_ahead_of_the_old_one(slow: Bench, llama_folder: Path) -> None:
+    """All but one of its keys were cached: it had read the whole prompt before the old version had, and nobody drew any more."""
+    prompt = slow.prompt(97)
+    swap(slow, 2, "2")
+    slow.run(slow.sampled(prompt[:96], params=SamplingParams(max_new_tokens=1)))
+    swap(slow, 3, "3")
+    slow.run(slow.sampled(prompt, params=SamplingParams(max_new_tokens=1)))
+    swap(slow, 4, "a")
+    request = slow.sampled(prompt, params=THIRTY, on_swap=OnSwap.FOLLOW)
+    slow.start(request, steps=3)
+    swap(slow, 5, "2")
+    slow.finish(request)
+    [sample] = request.samples
+    assert spans_of(sample) == [(0, 5, "2")]
+    assert_each_span_is_its_own_versions(sample, llama_folder)
+
+
 @pytest.mark.parametrize("ending", ["length", "cancel", "text", "step", "logits"])
 def test_an_end_in_the_middle_gives_everything_back(slow: Bench, monkeypatch: pytest.MonkeyPatch, ending: str) -> None:
     sample = reading_again(slow)
