@@ -97,8 +97,8 @@ class Follower:
         old, new = sample.reading, sample.successor
         assert old is not None
         assert new is not None
+        assert new.cursor == old.first, "a successor stands behind its sample's own reading in every step"
         new.first, new.end = old.first, old.end
-        new.cursor = min(new.cursor, new.first)  # the row that draws is run again if its keys were there already
         self.pool.release(old)
         sample.reading, sample.successor = new, None
         _draw_with(sample, new.head)
