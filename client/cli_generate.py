@@ -41,13 +41,14 @@ def generate_command(
     recipe: _Recipe = "",
     best: Annotated[int | None, typer.Option(help="With --recipe: print only the best so many of the samples, the best first.")] = None,
     ood: _Ood = "",
+    on_swap: Annotated[str | None, typer.Option(help="If heads change meanwhile: pin (the default), abort or follow.")] = None,
 ) -> None:
     """Draw samples for a prompt, and score them."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
     options: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
     options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set, "recipe": recipe, "ood": ood}
-    options |= {"format": transcript_format, "reply_role": reply_role}
+    options |= {"format": transcript_format, "reply_role": reply_role, "on_swap": on_swap}
     if n == 1 and best is None and not session.as_json:
         _print_stream(session, form, options)
         return
@@ -95,6 +96,8 @@ def _sample_text(sample: Sample) -> str:
 
 def _facts(sample: Sample) -> str:
     made_by = f"{sample.head}@{sample.head_version} generation {sample.generation}"
+    if len(sample.spans) > 1:  # it followed a swap
+        made_by += f" ({', '.join(f'tokens {span.start} to {span.end - 1} by @{span.version}' for span in sample.spans)})"
     facts = f"{made_by}, {len(sample.token_ids)} tokens, {sample.finish_reason}"
     if sample.format:
         facts += f", {_validity(sample)}"

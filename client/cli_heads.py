@@ -57,7 +57,7 @@ def push_command(
     lines = [f"{report.head.name}@{report.version}" if report.version else "valid; nothing was stored"]
     lines.append(f"{len(report.used)} tensors sent, {len(report.converted)} renamed, {len(report.ignored)} left out")
     if activate and report.version:
-        lines.append(_line(session.client.activate({name: report.version})))
+        lines.append(_activated(session.client.activate({name: report.version})))
     session.show(report, "\n".join(lines))
 
 
@@ -114,7 +114,7 @@ def activate_command(
 ) -> None:
     """Make versions active as one change."""
     generation = session.client.activate(dict(_split(ref) for ref in refs), expected_generation=expected, note=note)
-    session.show(generation, _line(generation))
+    session.show(generation, _activated(generation))
 
 
 @heads_app.command("rollback")
@@ -157,6 +157,11 @@ def history_command(
     """The history of the active set, newest first."""
     generations = cli_store.history(store, limit) if store else session.client.generations(limit)
     session.show(generations, "\n".join(_line(generation) for generation in generations))
+
+
+def _activated(generation: Generation) -> str:
+    pinned, following, aborted = generation.num_pinned_requests, generation.num_following_requests, generation.num_aborted_requests
+    return f"{_line(generation)}\nrunning requests: {pinned} stay on older versions, {following} follow, {aborted} ended"
 
 
 def _line(generation: Generation) -> str:

@@ -282,7 +282,7 @@ class Client:
         """Make versions active as one change. Raises Conflict if the active generation is not `expected_generation`."""
         request = requests.activate(heads, expected_generation, request_id, note)
         response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
-        return convert.generation(response.generation, response.num_pinned_requests, response.num_aborted_requests)
+        return convert.activated(response)
 
     def update(
         self,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import math
 from collections.abc import Iterable
 from typing import Any
@@ -14,6 +15,7 @@ from polyhead.client.options import Rule
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 __all__ = [
+    "activated",
     "configuration",
     "generation",
     "head_version",
@@ -51,7 +53,7 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         head=message.head,
         head_version=message.head_version,
         digest=message.digest,
-        spans=tuple(results.Span(span.start, span.end, span.version) for span in message.spans),
+        spans=tuple(results.Span(span.start, span.end, span.version, span.generation, span.digest) for span in message.spans),
         sample_seed=message.sample_seed,
         scores=_scores(message.scores),
         sampling=_sampling(message.sampling),
@@ -152,15 +154,22 @@ def head_version(message: heads_pb2.HeadVersion) -> records.HeadVersion:
     )
 
 
-def generation(message: heads_pb2.Generation, num_pinned: int = 0, num_aborted: int = 0) -> records.Generation:
+def activated(message: heads_pb2.ActivateHeadsResponse) -> records.Generation:
+    return dataclasses.replace(
+        generation(message.generation),
+        num_pinned_requests=message.num_pinned_requests,
+        num_aborted_requests=message.num_aborted_requests,
+        num_following_requests=message.num_following_requests,
+    )
+
+
+def generation(message: heads_pb2.Generation) -> records.Generation:
     return records.Generation(
         number=message.number,
         parent=message.parent,
         heads=dict(message.heads),
         created_at=message.created_at,
         note=message.note,
-        num_pinned_requests=num_pinned,
-        num_aborted_requests=num_aborted,
     )
 
 

@@ -108,6 +108,7 @@ class Generation:
     note: str
     num_pinned_requests: int = 0  # filled by activate and update: requests that go on with an older generation
     num_aborted_requests: int = 0  # filled by activate and update: requests that the change ended
+    num_following_requests: int = 0  # filled by activate and update: requests whose samples go on with the new versions
 
 
 @dataclass(frozen=True, slots=True)

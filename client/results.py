@@ -83,11 +83,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens [start, end) were made by `version`."""
+    """Tokens [start, end) were made by `version`. With on_swap="follow" a sample has a span for each version that drew from it."""
 
     start: int
     end: int
     version: int
+    generation: int = 0  # under which the sample took that version up
+    digest: str = ""  # SHA-256 of that version
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -236,7 +238,7 @@ class Sample:
 
     @property
     def generation(self) -> int:
-        """The active set that the whole request ran on."""
+        """The active set that the request began with, its scores included; `spans` say what on_swap="follow" went on with."""
         return self.served.generation
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import dataclasses
 from dataclasses import dataclass
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument, Unimplemented
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import HeadKind
 from polyhead.server.convert_prompts import completion_ids, prompt_ids, reply_form
 from polyhead.server.convert_recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
@@ -100,6 +100,8 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
     _check_count(len(message.items), MAX_PROMPTS, "items")
     if not message.score.heads and not message.score.recipe and not message.score.ood:
         raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
+    if message.on_swap == types_pb2.ON_SWAP_FOLLOW:
+        raise InvalidArgument("nothing is drawn here that could follow a swap: use PIN or ABORT", field="on_swap")
     plan = plan_reward(message.score, door, is_given=True)
     request = _request(message.score, plan, [], message.on_swap, message.priority, door, request_id)
     if message.HasField("sampling"):
@@ -226,7 +228,7 @@ def _on_swap(value: types_pb2.OnSwap) -> OnSwap:
         case types_pb2.ON_SWAP_ABORT:
             return OnSwap.ABORT
         case types_pb2.ON_SWAP_FOLLOW:
-            raise Unimplemented("on_swap FOLLOW is reserved: use PIN or ABORT", field="on_swap")
+            return OnSwap.FOLLOW
     raise InvalidArgument(f"unknown on_swap: {int(value)}", field="on_swap")
 
 

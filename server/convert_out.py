@@ -100,9 +100,12 @@ def sample_message(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward |
         sampling=sampling(sample.params),
         reward=reward,
     )
-    if sample.head is not None:
-        message.head_version, message.digest = sample.head.version, sample.head.live.digest
-        message.spans.add(start=0, end=len(sample.completion), version=sample.head.version)
+    if sample.last_head is not None:
+        message.head_version, message.digest = sample.last_head.version, sample.last_head.live.digest
+    ends = [span.start for span in sample.spans[1:]] + [len(sample.completion)]
+    for span, end in zip(sample.spans, ends, strict=False):  # no tokens, no spans
+        head = span.head
+        message.spans.add(start=span.start, end=end, version=head.version, generation=span.generation, digest=head.live.digest)
     return message
 
 

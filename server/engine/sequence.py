@@ -9,7 +9,7 @@ import enum
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,6 +46,7 @@ class OnSwap(enum.Enum):
 
     PIN = "pin"
     ABORT = "abort"
+    FOLLOW = "follow"
 
 
 class Priority(enum.IntEnum):
@@ -157,7 +158,6 @@ class Sequence:
     num_computed: int = 0  # tokens whose boundary states exist
     num_cached: int = 0  # of those, found in the cache at placement
     num_reserved: int = 0  # blocks promised to this sequence and not yet taken
-    num_reserved_heads: int = 0  # head blocks promised and not yet taken
 
     @property
     def num_outstanding(self) -> int:
@@ -186,6 +186,7 @@ class Reading:
     end: int  # one past the last position
     cursor: int = -1  # next position to run; -1 until it has started
     head_blocks: list[HeadBlock] = field(default_factory=list)
+    num_reserved: int = 0  # head blocks promised to this reading and not yet taken
     rule_id: str = ""
     values: list[np.ndarray] = field(default_factory=list)  # output rows so far, in order
     sampling_values: list[np.ndarray] = field(default_factory=list)
@@ -200,6 +201,15 @@ class Reading:
     @property
     def is_done(self) -> bool:
         return self.cursor >= self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Who drew a run of a sample's tokens. It ends where the next one starts."""
+
+    start: int  # index of its first token within the sample
+    head: ServedHead
+    generation: int  # under which the sample took that head up
 
 
 class Phase(enum.Enum):
@@ -223,19 +233,22 @@ class Sample:
     sequence: Sequence
     params: SamplingParams
     head_name: str = ""  # the sampling head as the caller named it; "" for a given completion
-    head: ServedHead | None = None
+    head: ServedHead | None = None  # draws the next token
+    generation: int = 0  # under which the sample took that head up
     seed: int = 0
     text: TextStream | None = None
     form: ReplyForm = ReplyForm()
     completion: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampling_logprobs: list[float] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)  # which head drew which token
     phase: Phase = Phase.WAITING
     finish_reason: FinishReason | None = None
     is_terminated: bool = False
     stop: str = ""
     error: str = ""
     reading: Reading | None = None  # of the sampling head
+    successor: Reading | None = None  # of the version that is to take over, while it reads the text so far
     todo: list[Reading] = field(default_factory=list)  # scoring not finished
     suffixes: list[Sequence] = field(default_factory=list)  # sequences of suffix readings
     done: list[Reading] = field(default_factory=list)
@@ -259,6 +272,16 @@ class Sample:
     def num_tokens(self) -> int:
         """Prompt and completion together."""
         return len(self.prompt) + len(self.completion)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that prompt and completion can come to have."""
+        return self.num_tokens if self.is_given else len(self.prompt) + self.params.max_new_tokens
+
+    @property
+    def last_head(self) -> ServedHead | None:
+        """The head that drew the last token, or that would have drawn the first."""
+        return self.spans[-1].head if self.spans else self.head
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -341,6 +364,8 @@ class Request:
     serial: int = field(default_factory=lambda: next(_serial))
     submitted_at: float = field(default_factory=time.monotonic)
     lease: Lease | None = None
+    sampling_lease: Lease | None = None  # what samples start to be drawn with: the lease, or with FOLLOW what was activated since
+    held: frozenset[LiveHead] = frozenset()  # weights that must stay; replaced as a whole, since other threads read it
     is_ended: bool = False
     num_open: int = 0  # samples not done
     num_admitted_tokens: int = 0  # what the queue counts for it
@@ -348,8 +373,7 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """Most tokens this request can ever hold: what admission counts."""
-        num_own = sum(len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens) for sample in self.samples)
-        return num_own + len(self.samples) * self.num_suffix_tokens
+        return sum(sample.most_tokens for sample in self.samples) + len(self.samples) * self.num_suffix_tokens
 
     @property
     def num_suffix_tokens(self) -> int:
@@ -361,10 +385,17 @@ class Request:
     def take_lease(self, active: ActiveSet) -> Lease:
         """Resolve every head at once. FailedPrecondition if a name has gone, or has changed its kind, since the request came in."""
         heads = {name: self._resolve(name, kind, active) for name, kind in self.head_kinds.items()}
-        self.lease = Lease(active.generation, heads)
-        for live in self.lease.live_heads:
-            live.num_leases += 1
+        self.lease = self.sampling_lease = Lease(active.generation, heads)
+        self.hold(self.lease.live_heads)
         return self.lease
+
+    def hold(self, heads: Set[LiveHead]) -> None:
+        """These weights must stay in memory for this request, and no others."""
+        for live in heads - self.held:
+            live.num_leases += 1
+        for live in self.held - heads:
+            live.num_leases -= 1
+        self.held = frozenset(heads)
 
     def _resolve(self, name: str, kind: HeadKind, active: ActiveSet) -> ServedHead:
         head = self.pinned.get(name) or active.heads.get(name)
@@ -373,9 +404,3 @@ class Request:
         if kind is HeadKind.RULE and (self.rules is None or head.manifest.template not in self.rules.by_template):
             raise FailedPrecondition(f"{head.reference} uses a template that the server does not have: {head.manifest.template!r}")
         return head
-
-    def drop_lease(self) -> None:
-        """The request is over: its heads may go."""
-        if self.lease is not None:
-            for live in self.lease.live_heads:
-                live.num_leases -= 1

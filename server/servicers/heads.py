@@ -129,6 +129,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             generation=convert.generation_message(done.record),
             num_pinned_requests=done.report.num_pinned if done.report else 0,
             num_aborted_requests=done.report.num_aborted if done.report else 0,
+            num_following_requests=done.report.num_following if done.report else 0,
         )
 
     async def RollbackHeads(self, request: pb.RollbackHeadsRequest, context: Context) -> pb.RollbackHeadsResponse:  # noqa: N802

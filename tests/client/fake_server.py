@@ -294,7 +294,7 @@ class FakeServer(
         await self._took("ActivateHeads", request, context)
         made = heads_pb2.Generation(number=4, parent=3, heads=dict(request.heads), note=request.note)
         self.generations.insert(0, made)
-        return heads_pb2.ActivateHeadsResponse(generation=made, num_pinned_requests=2)
+        return heads_pb2.ActivateHeadsResponse(generation=made, num_pinned_requests=2, num_aborted_requests=1, num_following_requests=3)
 
     async def RollbackHeads(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("RollbackHeads", request, context)
@@ -409,7 +409,7 @@ def make_sample(
         head="policy",
         head_version=7,
         digest="ee" * 32,
-        spans=[generation_pb2.Span(start=0, end=3, version=7)],
+        spans=[generation_pb2.Span(start=0, end=3, version=7, generation=3, digest="cd" * 32)],
         sample_seed=(1 << 63) + sample,
         scores=make_scores(heads),
         num_cached_tokens=2,

@@ -137,7 +137,9 @@ def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:
     assert "2 tensors" in on(server, "heads", "pull", "policy@1", str(tmp_path / "out")).stdout
     assert safetensors.numpy.load_file(tmp_path / "out" / "head.safetensors").keys() == weights.keys()
     assert on(server, "heads", "copy", "policy@1", "reference").stdout == "reference@5\n"
-    assert "generation 4 from 3" in on(server, "heads", "activate", "policy@1", "value@2", "--note", "r1").stdout
+    activated = on(server, "heads", "activate", "policy@1", "value@2", "--note", "r1").stdout
+    assert "generation 4 from 3" in activated
+    assert "running requests: 2 stay on older versions, 3 follow, 1 ended" in activated
     assert dict(server.requests["ActivateHeads"][1].heads) == {"policy": 1, "value": 2}
     assert "generation 5" in on(server, "heads", "rollback").stdout
     assert on(server, "heads", "delete", "policy@1").stdout == "deleted policy@1\n"

@@ -35,6 +35,7 @@ def test_sample_has_what_the_design_lists(client: Client) -> None:
     assert s.finish_reason is FinishReason.STOP_STRING
     assert s.finish_reason == "stop_string"
     assert (s.generation, s.head_version, s.spans[0].version, s.served.trunk_id) == (3, 7, 7, "ab" * 32)
+    assert (s.spans[0].generation, s.spans[0].digest) == (3, "cd" * 32)
     assert s.sample_seed == 1 << 63
     assert s.logprobs.dtype == np.float32
     assert s.request_id == "made-by-server"

@@ -257,6 +257,7 @@ TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
     "scored text too long": (score(item(ids(*[5] * CONTEXT), text="x")), INVALID, "items[0]"),
     "score sampling": (score(item(text="x"), sampling=Sampling(top_p=NAN)), INVALID, "sampling.top_p"),
     "score on_swap": (score(item(text="x"), on_swap=99), INVALID, "on_swap"),
+    "score that follows": (score(item(text="x"), on_swap=3), INVALID, "on_swap"),
     # trunk
     "encode nothing": (trunk("Encode"), INVALID, "sequences"),
     "encode no ids": (trunk("Encode", sequences=[TokenIds()]), INVALID, "sequences[0].ids"),
@@ -317,8 +318,6 @@ TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
     "top log-probs of nobody": (scored(heads=["value"], top_logprobs=1), INVALID, "score.top_logprobs"),
     "entropy of nobody": (scored(heads=["value"], entropy=True), INVALID, "score.entropy"),
     # reserved
-    "follow": (generate(on_swap=3), "UNIMPLEMENTED", ""),
-    "score follow": (score(item(text="x"), on_swap=3), "UNIMPLEMENTED", ""),
     "delta": (push(delta_base="policy@1"), "UNIMPLEMENTED", ""),
 }
 
