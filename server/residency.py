@@ -1,6 +1,7 @@
 """Which heads' weights are in memory, under one budget. Knows digests and bytes; not how they get there, nor what is active.
 
-A head that was let go may still be held by a running request: its bytes count until it is really gone. Thread-safe.
+A head that was let go may still be held by a running request: its bytes count until it is really gone. A base stays in memory for
+as long as a LoRA head on it does. Thread-safe.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from polyhead.heads.errors import ResourceExhausted
@@ -61,7 +62,7 @@ class Residency:
         """A version that is in memory; marks it as used. Never blocks."""
         head = self._served.get((name, version))
         if head is not None:
-            self._used_at[head.live.digest] = next(self._ticks)
+            self._use(head.live)
         return head
 
     def live(self, digest: str) -> LiveHead | None:
@@ -86,8 +87,9 @@ class Residency:
             if live is not head.live:  # two loaded one file at once: all rows share the first copy, the other goes with its holders
                 self.watch(head.live)
                 head = dataclasses.replace(head, live=live)
+            self._live.setdefault(live.weights.digest, live.weights)
             self._served[head.name, head.version] = head
-            self._used_at[head.live.digest] = next(self._ticks)
+            self._use(live)
 
     def watch(self, live: LiveHead) -> None:
         """Count weights that are not kept for as long as somebody else holds them."""
@@ -102,14 +104,16 @@ class Residency:
                 own = {head.live.digest for (other, _), head in self._served.items() if other == name}
                 surplus = [digest for digest in idle if digest in own]
                 for digest in surplus[: max(0, len(surplus) - self.max_idle_per_name)]:
-                    self._evict(digest)
-                    idle.remove(digest)
+                    if digest not in self._bases(self._live):
+                        self._evict(digest)
+                        idle.remove(digest)
 
     def forget(self, name: str, version: int) -> None:
         """A deleted version; its weights go unless another version shares them."""
         with self._lock:
             head = self._served.pop((name, version), None)
-            if head is not None and all(other.live is not head.live for other in self._served.values()):
+            is_shared = head is not None and any(other.live is head.live for other in self._served.values())
+            if head is not None and not is_shared and head.live.digest not in self._bases(self._live):
                 self._evict(head.live.digest)
 
     def listing(self, active: Collection[str]) -> list[ResidentHead]:
@@ -127,6 +131,16 @@ class Residency:
                 for digest, live in sorted(self._live.items())
             ]
 
+    def _use(self, live: LiveHead) -> None:
+        """The base after its adapters: so it never goes before them."""
+        for used in (live, live.weights):
+            self._used_at[used.digest] = next(self._ticks)
+
+    def _bases(self, digests: Iterable[str]) -> set[str]:
+        """Digests of the bases that these need."""
+        found = (self._live.get(digest) for digest in digests)
+        return {live.base.digest for live in found if live is not None and live.base is not None}
+
     def _make_room(self, num_bytes: int, keep: Collection[str]) -> None:
         idle = self._idle(keep)
         needed = self.num_bytes + num_bytes - self.budget
@@ -139,10 +153,10 @@ class Residency:
             self._evict(digest)
 
     def _idle(self, keep: Collection[str]) -> list[str]:
-        """Digests that nothing needs now, the longest unused first."""
-        leases = self._leased()
-        idle = (digest for digest in self._live if digest not in keep and not leases.get(digest))
-        return sorted(idle, key=lambda digest: self._used_at[digest])
+        """Digests that nothing needs now, the longest unused first, each base behind the adapters on it."""
+        needed = {*keep, *(digest for digest, count in self._leased().items() if count)}
+        needed |= self._bases(needed)
+        return sorted(self._live.keys() - needed, key=lambda digest: self._used_at[digest])
 
     def _evict(self, digest: str) -> None:
         live = self._live.pop(digest)

@@ -186,6 +186,7 @@ class Engine:
         trunk_done_at = time.monotonic()
         for head, runs in batch.by_head():
             rows = self.heads.forward(head, runs)
+            self.counters.head_forwards += 1
             self.scheduler.commit_heads(runs)
             self._take(runs, rows)
         ended_at = time.monotonic()
