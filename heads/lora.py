@@ -60,10 +60,10 @@ class LoraAdapter:
         """As head.json holds it."""
         return {
             "rank": self.rank,
-            "alpha": self.alpha,
+            "alpha": float(self.alpha),
             "use_rslora": self.use_rslora,
             "rank_pattern": dict(self.rank_pattern),
-            "alpha_pattern": dict(self.alpha_pattern),
+            "alpha_pattern": {module: float(alpha) for module, alpha in self.alpha_pattern.items()},
         }
 
     @classmethod
