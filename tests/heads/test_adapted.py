@@ -108,7 +108,8 @@ def test_a_group_gives_each_row_its_own_adapter(tmp_path: Path) -> None:
     states, positions = _inputs(base)
     same = states[:, :1].expand(-1, 1, -1)
     with torch.no_grad():
-        alone = [head(same, positions[:, :1]) for head in (build_lora_head(base.head, first), base.head, build_lora_head(base.head, second))]
+        heads = (build_lora_head(base.head, first), base.head, build_lora_head(base.head, second))
+        alone = [head(same, positions[:, :1]) for head in heads]
         triple = same.expand(-1, 3, -1)
         mask = torch.eye(3, dtype=torch.bool)[None, None]
         rows = [AdapterRows(slice(0, 1), first), AdapterRows(slice(2, 3), second)]
