@@ -58,7 +58,8 @@ def output(live: LiveHead) -> torch.Tensor:
 def assert_serves_adapter(world: World, reference: str, seed: int = 0) -> None:
     """The head computes what the merged one does, over the very weights of its base."""
     live = live_of(world, reference)
-    merged = world.shelf.loader.build("m", world.shelf.loader.open(bytearray(to_file(merge_by_hand(world.policy, adapter(world, seed), 0.5)))), OutputKind.TIED)
+    file = world.shelf.loader.open(bytearray(to_file(merge_by_hand(world.policy, adapter(world, seed), 0.5))))
+    merged = world.shelf.loader.build("merged", file, OutputKind.TIED)
     assert torch.allclose(output(live), output(merged), atol=1e-4)
     assert live.base is not None
     own = {parameter.data_ptr() for parameter in live.base.module.parameters()}
