@@ -62,7 +62,7 @@ class Residency:
         """A version that is in memory; marks it as used. Never blocks."""
         head = self._served.get((name, version))
         if head is not None:
-            self._use(head.live)
+            self._used_at[head.live.digest] = next(self._ticks)
         return head
 
     def live(self, digest: str) -> LiveHead | None:
@@ -89,7 +89,8 @@ class Residency:
                 head = dataclasses.replace(head, live=live)
             self._live.setdefault(live.weights.digest, live.weights)
             self._served[head.name, head.version] = head
-            self._use(live)
+            for used in (live, live.weights):
+                self._used_at[used.digest] = next(self._ticks)
 
     def watch(self, live: LiveHead) -> None:
         """Count weights that are not kept for as long as somebody else holds them."""
@@ -131,11 +132,6 @@ class Residency:
                 for digest, live in sorted(self._live.items())
             ]
 
-    def _use(self, live: LiveHead) -> None:
-        """The base after its adapters: so it never goes before them."""
-        for used in (live, live.weights):
-            self._used_at[used.digest] = next(self._ticks)
-
     def _bases(self, digests: Iterable[str]) -> set[str]:
         """Digests of the bases that these need."""
         found = (self._live.get(digest) for digest in digests)
@@ -156,7 +152,12 @@ class Residency:
         """Digests that nothing needs now, the longest unused first, each base behind the adapters on it."""
         needed = {*keep, *(digest for digest, count in self._leased().items() if count)}
         needed |= self._bases(needed)
-        return sorted(self._live.keys() - needed, key=lambda digest: self._used_at[digest])
+        return sorted(self._live.keys() - needed, key=self._last_used)
+
+    def _last_used(self, digest: str) -> tuple[int, bool]:
+        """A base is used whenever an adapter on it is; at the same tick it goes after the adapter."""
+        on_it = [other for other, live in self._live.items() if live.base is not None and live.base.digest == digest]
+        return max(self._used_at[each] for each in (digest, *on_it)), bool(on_it)
 
     def _evict(self, digest: str) -> None:
         live = self._live.pop(digest)

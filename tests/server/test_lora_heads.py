@@ -250,6 +250,7 @@ def test_a_base_stays_in_memory_with_its_adapter(tight: World) -> None:
     assert live_of(tight, "policy").base is weights
     assert live_of(tight, f"base@{base}") is weights
     tight.registry.rollback()
+    live_of(tight, f"policy@{version}")  # used after its base
     other = tight.push("other", tight.changed(2))
     assert tight.shelf.residency.live(tight.store.get("base", base).digest) is None, "idle base and adapter made way"
     assert f"policy@{version}" not in resident(tight)
@@ -296,6 +297,20 @@ def test_trimming_and_forgetting_leave_the_base_of_a_resident_adapter(ready: Wor
     residency.trim(keep=[head.live.digest for head in ready.registry.active.heads.values()])
     residency.trim(keep=[head.live.digest for head in ready.registry.active.heads.values()])
     assert "base@1" not in resident(ready)
+
+
+def test_the_limit_per_name_spares_the_base_of_another_names_adapter(ready: World) -> None:
+    """Both idle: the adapter is within its own name's limit, so its base is not surplus, however long nobody asked for it."""
+    base = ready.push("base", ready.changed(1))
+    version = push_adapter(ready, "trial", base=f"base@{base}")
+    for seed in (2, 3, 4):
+        ready.push("base", ready.changed(seed))
+    ready.shelf.residency.max_idle_per_name = 1
+    ready.registry.collect()
+    assert {reference for reference in resident(ready) if reference.startswith(("base", "trial"))} == {"base@1", "base@4", "trial@1"}
+    ready.registry.delete(f"trial@{version}", "head")
+    ready.registry.collect()
+    assert {reference for reference in resident(ready) if reference.startswith(("base", "trial"))} == {"base@4"}
 
 
 def test_a_base_that_does_not_fit_is_refused_before_it_is_loaded(tight: World) -> None:

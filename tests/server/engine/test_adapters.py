@@ -95,6 +95,17 @@ def test_several_adapters_and_their_base_run_in_one_pass(adapted: Adapted) -> No
     bench.assert_blocks_returned()
 
 
+def test_several_requests_on_one_adapter_stand_side_by_side(adapted: Adapted) -> None:
+    """They come between those of another adapter, in prefill and in decoding: each of them gets its own adapter's product."""
+    seeds, lengths = (1, 2, 1, 3, 2, 1), (20, 21, 22, 23, 24, 25)
+    together = [adapted.request(adapted.adapters[seed], length) for seed, length in zip(seeds, lengths, strict=True)]
+    adapted.bench.run(*together)
+    for request, seed, length in zip(together, seeds, lengths, strict=True):
+        merged = adapted.request(adapted.bench.policy(f"merged {seed}", adapted.merging(seed)), length)
+        adapted.bench.run(merged)
+        assert np.allclose(logprobs(request), logprobs(merged), atol=1e-4, rtol=0)
+
+
 def test_neighbours_on_other_adapters_change_nothing(adapted: Adapted) -> None:
     alone = adapted.request(adapted.adapters[1], 20)
     adapted.bench.run(alone)
