@@ -34,7 +34,7 @@ from polyhead.client.options import (
     StreamOptions,
 )
 from polyhead.client.prompts import Prompt, prompt_message, token_ids
-from polyhead.client.pushing import PushPlan, Upload, plan_push
+from polyhead.client.pushing import PushPlan, Upload, plan_push, plan_update
 from polyhead.client.records import (
     Calibration,
     Configuration,
@@ -295,17 +295,19 @@ class AsyncClient:
         self,
         weights: Mapping[str, Weights],
         *,
+        options: Mapping[str, PushOptions] | None = None,
         expected_generation: int | None = None,
         request_id: str = "",
         note: str = "",
         timeout: float | None = None,
     ) -> Generation:
-        """Push a new version of each name, then activate all of them as one change. Nothing is sent before all were checked."""
+        """Push a new version of each name, then activate all of them as one change. Nothing is sent before all were checked.
+
+        `options`: by name, what `push_head` takes, such as {"policy": {"metrics": {"loss": 0.3}}}.
+        """
         request_id = request_id or requests.new_request_id()
         trunk = await self.trunk()
-        plans = [
-            plan_push(name, each, {"request_id": requests.request_id_for(request_id, name)}) for name, each in weights.items()
-        ]
+        plans = plan_update(weights, options or {}, request_id)
         uploads = [await self._prepare(plan, trunk) for plan in plans]
         versions = {upload.header.name: (await self._send(upload, timeout or self._timeout)).version for upload in uploads}
         return await self.activate(
@@ -390,7 +392,7 @@ class AsyncClient:
 
     async def _prepare(self, plan: PushPlan, trunk: TrunkInfo) -> Upload:
         kind = plan.kind
-        if kind is None:
+        if kind is None and plan.kind_reference:
             try:
                 kind = (await self.head(plan.kind_reference)).kind
             except NotFound:

@@ -80,12 +80,13 @@ def merge_command(
     trunk: Annotated[Path, typer.Argument(help="A trunk folder.")],
     head: Annotated[Path, typer.Argument(help="A head folder.")],
     out: Annotated[Path, typer.Argument(help="Folder for the whole model, as save_pretrained writes it.")],
+    base: Annotated[Path | None, typer.Option(help="For a LoRA head: the folder of the head that it is built on.")] = None,
 ) -> None:
     """Join a trunk and a head into a folder that transformers loads."""
     _require_torch()
     from polyhead.heads.merge import merge
 
-    merge(trunk, head, out)
+    merge(trunk, head, out, base)
     typer.echo(f"merged {trunk.name} and {head.name} into {out}")
 
 

@@ -151,6 +151,8 @@ def head_version(message: heads_pb2.HeadVersion) -> records.HeadVersion:
         resident=message.resident,
         created_at=message.created_at,
         labels=tuple(message.labels),
+        metrics=dict(message.metrics),
+        file_sha256=message.file_sha256 or message.digest,
     )
 
 
@@ -338,6 +340,17 @@ def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:
         violated_token_id=message.violated_token_id if is_rule else -1,
         followed_token_id=message.followed_token_id if is_rule else -1,
         template=message.template,
+        lora=_lora(message.lora) if message.HasField("lora") else None,
+    )
+
+
+def _lora(message: heads_pb2.LoraAdapter) -> records.LoraAdapter:
+    return records.LoraAdapter(
+        rank=message.rank,
+        alpha=message.alpha,
+        use_rslora=message.use_rslora,
+        rank_pattern=dict(message.rank_pattern),
+        alpha_pattern=dict(message.alpha_pattern),
     )
 
 

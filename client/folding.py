@@ -145,7 +145,7 @@ class HeadFile:
         """The record. Raises DataLoss if the bytes are not what it names."""
         self._file.flush()
         record, size = self._record, self._file.tell()
-        if record is None or size != record.num_bytes or self._sha256.hexdigest() != record.digest:
+        if record is None or size != record.num_bytes or self._sha256.hexdigest() != record.file_sha256:
             raise DataLoss(f"the head's bytes are not what its record names: {size} bytes came\nhint: pull again")
         return record
 
@@ -167,8 +167,9 @@ class HeadFile:
         record = self.finish()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "head.safetensors").write_bytes(self._path.read_bytes())
+        known = {key: value for key, value in dataclasses.asdict(record.manifest).items() if value is not None}
         manifest = {
-            **dataclasses.asdict(record.manifest),
+            **known,
             "split_layer": trunk.split_layer,
             "num_layers": trunk.num_layers,
             "format": 1,

@@ -99,7 +99,7 @@ class PushOptions(TypedDict, total=False):
     """What `push` and `push_head` take. Left out: the folder's head.json, the base's or the active version's value."""
 
     kind: KindName | None
-    base: str  # "policy@3": the version it was made from
+    base: str  # "policy@3": the version it was made from; an adapter runs on it (default: the active version of its own name)
     bias: float | None  # preference: subtracted from the raw score
     read: ReadName | None  # preference: which token is read
     append_token_id: int | None
@@ -108,6 +108,8 @@ class PushOptions(TypedDict, total=False):
     followed_token_id: int | None
     template: str | None
     precision: str | None  # of the trunk that it was trained on
+    lora: Mapping[str, Any] | None  # the weights are an adapter's: what its adapter_config.json says ("r", "lora_alpha", ...)
+    metrics: Mapping[str, float] | None  # what its trainer measured: stored, and listed by `heads`
     labels: Sequence[str]  # keep the version whatever --keep-versions says
     request_id: str
     validate_only: bool

@@ -13,6 +13,7 @@ __all__ = [
     "Generation",
     "HeadManifest",
     "HeadVersion",
+    "LoraAdapter",
     "OodFit",
     "PushReport",
     "ResidentHead",
@@ -55,6 +56,17 @@ class TrunkInfo:
 
 
 @dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """How a LoRA head's file is applied to its base: base(x) + scaling * B(A x). Patterns are by full module name."""
+
+    rank: int
+    alpha: float  # scaling is alpha / rank, or alpha / sqrt(rank) with use_rslora
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, slots=True)
 class HeadManifest:
     """head.json: what a head's weights cannot say. Enums by their value in head.json; "" or -1 where it does not apply."""
 
@@ -62,7 +74,7 @@ class HeadManifest:
     trunk_id: str
     precision: str
     output: str  # "tied", "own", "score"
-    base: str  # "policy@3"
+    base: str  # "policy@3"; with `lora` the version whose weights it runs on
     untrained: bool
     bias: float
     read: str  # "last", "eos", "append"
@@ -71,6 +83,7 @@ class HeadManifest:
     violated_token_id: int
     followed_token_id: int
     template: str
+    lora: LoraAdapter | None = None  # the file is an adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,13 +92,15 @@ class HeadVersion:
 
     name: str
     version: int  # 0: not stored (validate_only)
-    digest: str  # SHA-256 of its file
-    num_bytes: int
+    digest: str  # names what is computed: SHA-256 of its file; for a LoRA head of its base and scaling, too
+    num_bytes: int  # of its file
     manifest: HeadManifest
     active: bool
     resident: bool  # in memory now
     created_at: float  # seconds since 1970
     labels: tuple[str, ...]
+    metrics: dict[str, float] = field(default_factory=dict)  # what its trainer measured
+    file_sha256: str = ""
 
     @property
     def kind(self) -> HeadKind:

@@ -208,6 +208,7 @@ class Engine:
             return
         rows = self.heads.forward(head, runs)
         self.scheduler.commit_heads(runs)
+        self.counters.head_forwards += 1
         self.counters.head_tokens += sum(run.end - run.start for run in runs)
         self.counters.rebuilt_tokens += sum(run.end - run.start for run in runs if run.reading is run.reading.sample.successor)
         self._take(runs, rows)

@@ -51,6 +51,7 @@ class Counters:
     trunk_tokens: int = 0  # tokens that went through the trunk
     head_tokens: int = 0  # tokens that went through some head
     rebuilt_tokens: int = 0  # of those, read again so that a running sample could follow a swap
+    head_forwards: int = 0  # passes through some head's layers; adapters on one base share a pass
     prompt_tokens: int = 0
     cache_hit_tokens: int = 0  # prompt tokens found in the cache
     generated_tokens: int = 0

@@ -102,7 +102,7 @@ class LoraAdapter(_message.Message):
     def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., use_rslora: _Optional[bool] = ..., rank_pattern: _Optional[_Mapping[str, int]] = ..., alpha_pattern: _Optional[_Mapping[str, float]] = ..., fan_in_fan_out: _Optional[bool] = ...) -> None: ...
 
 class HeadVersion(_message.Message):
-    __slots__ = ("name", "version", "digest", "num_bytes", "manifest", "active", "resident", "created_at", "labels", "metrics")
+    __slots__ = ("name", "version", "digest", "num_bytes", "manifest", "active", "resident", "created_at", "labels", "metrics", "file_sha256")
     class MetricsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -120,6 +120,7 @@ class HeadVersion(_message.Message):
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    FILE_SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     digest: str
@@ -130,7 +131,8 @@ class HeadVersion(_message.Message):
     created_at: float
     labels: _containers.RepeatedScalarFieldContainer[str]
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., active: _Optional[bool] = ..., resident: _Optional[bool] = ..., created_at: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    file_sha256: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., active: _Optional[bool] = ..., resident: _Optional[bool] = ..., created_at: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., file_sha256: _Optional[str] = ...) -> None: ...
 
 class Generation(_message.Message):
     __slots__ = ("number", "parent", "heads", "created_at", "note")
