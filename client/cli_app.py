@@ -13,7 +13,7 @@ import typer
 from polyhead.client.cli_generate import generate_command, score_command
 from polyhead.client.cli_heads import heads_app
 from polyhead.client.cli_session import fail, readable_errors
-from polyhead.client.cli_status import status_command
+from polyhead.client.cli_status import health_command, status_command
 
 __all__ = ["build_app"]
 
@@ -31,6 +31,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     )
     _add_serve(app, arguments)
     app.command("status")(status_command)
+    app.command("health")(health_command)
     app.command("generate")(generate_command)
     app.command("score")(score_command)
     app.add_typer(heads_app, name="heads")

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from polyhead.heads.errors import InvalidArgument
-from polyhead.server.config import ServeConfig, load_config
+from polyhead.server.config import OTHER_VARIABLES, ServeConfig, load_config
+from tests.guards.tree import modules
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLYHEAD_PORT", "POLYHEAD_HOST", "POLYHEAD_TOKEN_WORKER"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.upper().startswith("POLYHEAD_")]:
+        monkeypatch.delenv(name)
 
 
 def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -116,3 +119,39 @@ def test_every_flag_has_its_variable_and_its_line_in_the_file(tmp_path: Path, mo
     file = tmp_path / "c.toml"
     file.write_text('rules = ["c.yaml"]\n')
     assert load_config({}, file).rules == (Path("c.yaml"),)
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("POLYHEAD_TOKNES", "POLYHEAD_TOKENS"),
+        ("POLYHEAD_MEMORY_BUGDET", "POLYHEAD_MEMORY_BUDGET"),
+        ("polyhead_cache_byte", "POLYHEAD_CACHE_BYTES"),
+        ("POLYHEAD_SERVICE_HOST", "enableServiceLinks: false"),
+        ("POLYHEAD_PORT_50051_TCP", "enableServiceLinks: false"),
+    ],
+)
+def test_an_unknown_variable_is_an_error(variable: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were ignored in silence: a server with POLYHEAD_TOKNES had no tokens."""
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(InvalidArgument) as caught:
+        load_config({})
+    assert caught.value.field == variable
+    what, suggestion = caught.value.message.split("\nhint: ")
+    assert what == f"unknown variable in the environment: {variable}"
+    assert hint in suggestion
+
+
+def test_variables_that_others_read_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in OTHER_VARIABLES:
+        monkeypatch.setenv(variable, "x")
+    monkeypatch.setenv("XPOLYHEAD_PORT", "x")
+    assert load_config({}).port == 50051
+
+
+def test_every_variable_that_our_code_names_is_known() -> None:
+    """A new one that some module reads has to be listed, and a listed one has to be read by some module."""
+    settings = {f"POLYHEAD_{name.upper()}" for name in ServeConfig.model_fields}
+    texts = [path.read_text(encoding="utf-8") for name, path in modules().items() if name != "polyhead.server.config"]
+    named = {name for text in texts for name in re.findall(r"[\"`](POLYHEAD_[A-Z_]*[A-Z])[\"`=]", text)}
+    assert named - settings == OTHER_VARIABLES
