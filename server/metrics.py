@@ -32,6 +32,13 @@ _COUNTERS = {
     "head_tokens": ("head_tokens", "Tokens that went through a head, each head counted"),
     "steps": ("engine_steps", "Forward passes"),
     "swaps": ("engine_swaps", "Flips of the active set"),
+    "requests": ("engine_requests", "Requests taken into the queue"),
+    "rejected_requests": ("engine_rejected_requests", "Requests turned away because the queue was full"),
+    "aborted_requests": ("engine_aborted_requests", "Requests ended early: cancelled, past their deadline, by a swap or a drain"),
+    "failed_samples": ("engine_failed_samples", "Samples that ended because their numbers were not finite"),
+    "scored_readings": ("engine_scored_readings", "Numbers read off by scoring heads"),
+    "trunk_seconds_us": ("engine_trunk_seconds_us", "Microseconds spent in the trunk"),
+    "head_seconds_us": ("engine_head_seconds_us", "Microseconds spent in heads"),
 }
 
 
