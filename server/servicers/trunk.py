@@ -156,7 +156,6 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     def _status(self) -> trunk_pb2.GetStatusResponse:
         engine = self._frontend.engine
         snapshot, active = engine.snapshot(), engine.active
-        damage = self._store.damage
         return trunk_pb2.GetStatusResponse(
             generation=active.generation,
             active={name: head.version for name, head in active.heads.items()},
@@ -179,6 +178,6 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             disk_free_bytes=shutil.disk_usage(self._store.path).free,
             counters=dict(snapshot.counters),
             last_swap_pause_seconds=snapshot.last_swap_pause_s,
-            damage="" if damage is None else str(damage),
+            damage=self._registry.damage,
             uptime_seconds=time.monotonic() - self._facts.started_at,
         )

@@ -141,6 +141,7 @@ def test_a_damaged_active_set_is_seen_and_repaired_as_written(damaged: LocalServ
     status = run(damaged, "status").stdout
     proposed = re.search(r"polyhead heads rollback --to (\d+) --store", status)
     assert proposed, status
+    assert "StoreDamage(" not in status  # it showed the object's own form
     repaired = run(damaged, "heads", "rollback", "--to", proposed[1])
     assert repaired.returncode == 0, repaired.stderr
     assert run(damaged, "health").stdout == "SERVING\n"
