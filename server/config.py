@@ -6,6 +6,7 @@ import difflib
 import ipaddress
 import os
 import re
+import ssl
 import stat
 import tomllib
 from collections.abc import Mapping
@@ -81,8 +82,12 @@ class ServeConfig(BaseSettings):
     def _check(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key come together")
-        if self.tls_key is not None:
-            _check_key_file(self.tls_key)
+        named = [(name, getattr(self, name)) for name in ("tls_cert", "tls_key", "tokens")]
+        for name, path in [*named, *(("rules", path) for path in self.rules)]:
+            if path is not None:
+                _check_readable(name, path)
+        if self.tls_cert is not None and self.tls_key is not None:
+            _check_key_pair(self.tls_cert, self.tls_key)
         is_protected = self.tls_cert is not None and self.has_tokens
         if not self.is_loopback and not is_protected and not self.insecure:
             raise ValueError(
@@ -164,10 +169,18 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InvalidArgument(f"the configuration file is not TOML: {error}", field="config") from None
 
 
-def _check_key_file(path: Path) -> None:
+def _check_readable(name: str, path: Path) -> None:
     try:
-        mode = path.stat().st_mode
+        path.open("rb").close()
     except OSError as error:
-        raise ValueError(f"cannot read tls_key: {error.strerror}") from None
-    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        raise ValueError(f"cannot read {name}: {path}: {error.strerror}") from None
+
+
+def _check_key_pair(cert: Path, key: Path) -> None:
+    """gRPC would only say that it cannot listen."""
+    if key.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
         raise ValueError("tls_key is open to other users: chmod 600 it")
+    try:
+        ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER).load_cert_chain(cert, key, password="")  # an encrypted key must not ask the terminal
+    except (ssl.SSLError, ValueError) as error:
+        raise ValueError(f"tls_cert and tls_key are not a certificate in PEM form and its unencrypted key: {error}") from None

@@ -101,9 +101,10 @@ def _serve_metrics(metrics: Metrics, config: ServeConfig) -> MetricsServer | Non
         return None
     try:
         return serve_metrics(metrics, config.metrics_host, config.metrics_port)
-    except OSError:
+    except OSError as error:
         raise FailedPrecondition(
-            f"cannot serve metrics, the port is in use: {config.metrics_port}\nhint: choose --metrics-port, or -1 for none"
+            f"cannot serve metrics on {config.metrics_host}:{config.metrics_port}: {error.strerror}\n"
+            "hint: choose --metrics-host and --metrics-port, or port -1 for none"
         ) from None
 
 

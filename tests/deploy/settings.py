@@ -12,6 +12,7 @@ import typer
 from polyhead.server import main
 from polyhead.server.config import OTHER_VARIABLES, ServeConfig, load_config
 from polyhead.server.lifecycle import END_S
+from tests.certificates import write_pair
 
 NUM_ENDS = 4  # engine stop, handlers' answers, cancelled handlers, and one for the store
 
@@ -43,12 +44,9 @@ def longest_end_s(config: ServeConfig) -> int:
 
 def with_files(variables: dict[str, str], folder: Path) -> dict[str, str]:
     """The same with private files of ours in place of those that an operator will put there."""
-    replaced = {}
-    for name, value in variables.items():
-        if name in ("POLYHEAD_TOKENS", "POLYHEAD_TLS_CERT", "POLYHEAD_TLS_KEY"):
-            path = folder / Path(value).name
-            path.write_text("", encoding="utf-8")
-            path.chmod(0o600)
-            value = str(path)
-        replaced[name] = value
-    return replaced
+    cert, key = write_pair(folder)
+    tokens = folder / "tokens.toml"
+    tokens.write_text('worker = "a-token-of-some-length"\n', encoding="utf-8")
+    tokens.chmod(0o600)
+    ours = {"POLYHEAD_TOKENS": tokens, "POLYHEAD_TLS_CERT": cert, "POLYHEAD_TLS_KEY": key}
+    return {name: str(ours.get(name, value)) for name, value in variables.items()}

@@ -11,6 +11,7 @@ from pydantic import ValidationError
 
 from polyhead.heads.errors import InvalidArgument
 from polyhead.server.config import OTHER_VARIABLES, ServeConfig, load_config
+from tests.certificates import write_pair
 from tests.guards.tree import modules
 
 
@@ -69,10 +70,9 @@ def test_bad_values(flags: dict[str, object]) -> None:
 
 
 def pem(tmp_path: Path, mode: int = 0o600) -> dict[str, Path]:
-    for name in ("cert", "key"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / "key").chmod(mode)
-    return {"tls_cert": tmp_path / "cert", "tls_key": tmp_path / "key"}
+    cert, key = write_pair(tmp_path)
+    key.chmod(mode)
+    return {"tls_cert": cert, "tls_key": key}
 
 
 def test_beyond_loopback_needs_tls_and_tokens(tmp_path: Path) -> None:
@@ -91,6 +91,18 @@ def test_key_files(tmp_path: Path) -> None:
         load_config(pem(tmp_path, 0o604))
     with pytest.raises(InvalidArgument, match="come together"):
         load_config({"tls_cert": tmp_path / "cert"})
+    (tmp_path / "other.crt").write_text("no certificate\n")
+    with pytest.raises(InvalidArgument, match="are not a certificate in PEM form and its unencrypted key"):
+        load_config({**pem(tmp_path), "tls_cert": tmp_path / "other.crt"})  # gRPC said that the address was in use
+
+
+@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tokens", "rules"])
+def test_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    """They ended in a traceback and exit status 1, which a supervisor takes for a crash and tries again."""
+    for path in (tmp_path / "missing", tmp_path):
+        flags = {**pem(tmp_path), name: (path,) if name == "rules" else path}
+        with pytest.raises(InvalidArgument, match=f"cannot read {name}: {path}: (No such file|Is a directory)"):
+            load_config(flags)
 
 
 def test_raw_tokens_are_dropped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -111,6 +123,9 @@ def test_store_is_named_by_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_every_flag_has_its_variable_and_its_line_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--drain-grace and --rules had other names in the environment, where they were ignored, or a traceback."""
     monkeypatch.setenv("POLYHEAD_DRAIN_GRACE", "5")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.yaml", "b.yaml", "c.yaml"):
+        Path(name).touch()
     monkeypatch.setenv("POLYHEAD_RULES", "a.yaml:b.yaml")
     settings = load_config({})
     assert settings.drain_grace == 5
