@@ -9,6 +9,7 @@ with Client("127.0.0.1:50051") as c:
 from polyhead.client import errors
 from polyhead.client.aio import AsyncClient
 from polyhead.client.batch import to_batch
+from polyhead.client.blind import BlindCandidates, Candidate, Evidence, blind
 from polyhead.client.client import Client
 from polyhead.client.errors import PolyheadError
 from polyhead.client.options import Arm, Rule
@@ -52,9 +53,12 @@ from polyhead.client.tensors import RawTensor
 __all__ = [
     "Arm",
     "AsyncClient",
+    "BlindCandidates",
     "Calibration",
+    "Candidate",
     "Client",
     "Configuration",
+    "Evidence",
     "FinishReason",
     "Generation",
     "HeadKind",
@@ -86,6 +90,7 @@ __all__ = [
     "Status",
     "TrunkInfo",
     "ValueScore",
+    "blind",
     "continue_from",
     "errors",
     "to_batch",

@@ -15,7 +15,7 @@ from polyhead.client.cli_generate import generate_command, score_command
 from polyhead.client.cli_heads import heads_app
 from polyhead.client.cli_ood import ood_app
 from polyhead.client.cli_session import fail, readable_errors
-from polyhead.client.cli_status import status_command
+from polyhead.client.cli_status import health_command, status_command
 
 __all__ = ["build_app"]
 
@@ -33,6 +33,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     )
     _add_serve(app, arguments)
     app.command("status")(status_command)
+    app.command("health")(health_command)
     app.command("generate")(generate_command)
     app.command("score")(score_command)
     app.command("configurations")(configurations_command)

@@ -28,7 +28,13 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         "127.0.0.1:50051",
     ),
     "token": (Annotated[str | None, typer.Option(envvar="POLYHEAD_TOKEN", help="Bearer token.")], None),
-    "tls_ca": (Annotated[Path | None, typer.Option(help="Use TLS and trust the certificates in this PEM file.")], None),
+    "tls_ca": (
+        Annotated[
+            Path | None,
+            typer.Option(envvar="POLYHEAD_TLS_CA", help="Use TLS and trust the certificates in this PEM file."),
+        ],
+        None,
+    ),
     "as_json": (Annotated[bool, typer.Option("--json", help="Print JSON.")], False),
 }
 

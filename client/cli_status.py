@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -9,9 +12,20 @@ from rich.text import Text
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.records import Generation, Status, TrunkInfo
 
-__all__ = ["status_command"]
+__all__ = ["health_command", "status_command"]
 
 _NUM_GENERATIONS = 5
+
+
+@connected
+def health_command(
+    session: Session,
+    service: Annotated[str, typer.Argument(help="A gRPC service, liveness, or polyhead.v1.head/NAME. Default: the whole server.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for SERVING.")] = 5.0,
+) -> None:
+    """Exit status 0 when the server is SERVING, else 1: for probes and scripts. Needs no token."""
+    session.client.wait_ready(timeout, service)
+    session.show({"status": "SERVING", "service": service}, "SERVING")
 
 
 @connected

@@ -12,7 +12,7 @@ from polyhead.heads.manifest import HeadKind
 from polyhead.server.convert_ood import ood_error, ood_score
 from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
 from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
-from polyhead.server.metrics import SampleFacts
+from polyhead.server.metrics import SampleFacts, Scalar
 from polyhead.server.replies import ReplyCheck
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
@@ -183,16 +183,27 @@ def sampling(params: SamplingParams) -> types_pb2.Sampling:
 def sample_facts(sample: Sample) -> SampleFacts:
     """What the metrics want to know of a finished sample."""
     found = results(sample) if sample.is_whole else []
-    scalars = {each.head.name: float(each.result.raw) for each in found if isinstance(each.result, PreferenceResult)}
-    scalars |= {each.head.name: float(each.result.values[0]) for each in found if isinstance(each.result, ValueResult)}
+    scalars = [
+        Scalar(each.head.name, each.head.version, float(number))
+        for each in found
+        if (number := _whole_sample_number(each.result)) is not None
+    ]
     num_gaps = len(sample.completion) - 1
     has_drawn = sample.first_token_at > 0
     return SampleFacts(
         first_token_s=sample.first_token_at - sample.request.submitted_at if has_drawn else -1.0,
         inter_token_s=(sample.last_token_at - sample.first_token_at) / num_gaps if has_drawn and num_gaps > 0 else -1.0,
-        scalars=scalars,
+        policy=sample.head.reference if sample.head is not None else "",
+        scalars=tuple(scalars),
         violations=tuple(rule.p_violate for each in found if isinstance(each.result, tuple) for rule in each.result),
     )
+
+
+def _whole_sample_number(result: object) -> float | None:
+    """A preference, or the value before the first token; None for other results and for a preference that was left out."""
+    if isinstance(result, PreferenceResult):
+        return result.raw if result.is_present else None
+    return float(result.values[0]) if isinstance(result, ValueResult) else None
 
 
 def states_parts(sample: Sample) -> Iterator[generation_pb2.StatesPart]:

@@ -19,13 +19,14 @@ from polyhead.server.startup import Services
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
 MIB = 1 << 20
+MAX_MESSAGE_BYTES = 4 * MIB
 MAX_AGE_MS = 30 * 60 * 1000
 
 # Checked against grpcio 1.85: unknown option names are ignored in silence.
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 4 * MIB),
-    ("grpc.max_send_message_length", 4 * MIB),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_concurrent_streams", 256),
     ("grpc.max_metadata_size", 8 * 1024),

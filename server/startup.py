@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -26,7 +27,7 @@ from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine_port import EnginePort
 from polyhead.server.head_loader import HeadLoader
 from polyhead.server.manifests import RuleDefaults, ServedTrunk
-from polyhead.server.metrics import HeadInfo, Metrics
+from polyhead.server.metrics import HeadInfo, Metrics, ServerFacts
 from polyhead.server.ood_fits import OodFits, TrunkLayers
 from polyhead.server.ood_store import OodStore
 from polyhead.server.publisher import Publisher
@@ -131,11 +132,8 @@ def _build(
     publisher = Publisher(
         store, served, shelf, lambda name: checkpoint.sha256(name) if name in trunk_sources else None, lambda: registry.active
     )
-    metrics.engine.connect(
-        engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: registry.residency.num_bytes
-    )
     layers = TrunkLayers(identity, config.trunk_dtype, spec.split_layer, engine.trunk.tap_layer)
-    return Services(
+    services = Services(
         config=config,
         spec=spec,
         checkpoint=checkpoint,
@@ -155,6 +153,10 @@ def _build(
         workers=workers,
         ood=OodFits(OodStore(store.files, config.keep_versions), layers),
     )
+    metrics.engine.connect(
+        engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: server_facts(services)
+    )
+    return services
 
 
 def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int], max_context: int) -> Engine:
@@ -203,6 +205,20 @@ def head_infos(registry: Registry, precision: str) -> list[HeadInfo]:
         HeadInfo(head.name, head.version, head.manifest.kind.value, head.live.digest, head.manifest.precision != precision)
         for head in registry.active.heads.values()
     ]
+
+
+def server_facts(services: Services) -> ServerFacts:
+    """For the metrics, at each scrape."""
+    residency, disk = services.registry.residency, shutil.disk_usage(services.store.path)
+    return ServerFacts(
+        trunk_bytes=services.trunk_bytes,
+        resident_head_bytes=residency.num_bytes,
+        head_budget_bytes=residency.budget,
+        generation=services.registry.active.generation,
+        is_damaged=services.store.damage is not None,
+        disk_free_bytes=disk.free,
+        disk_size_bytes=disk.total,
+    )
 
 
 def read_eos_ids(checkpoint: Checkpoint) -> frozenset[int]:

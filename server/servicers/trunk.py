@@ -185,7 +185,6 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         engine = self._frontend.engine
         snapshot, active = engine.snapshot(), engine.active
         residency, leases = self._registry.residency, engine.leased_names()
-        damage = self._store.damage
         return trunk_pb2.GetStatusResponse(
             generation=active.generation,
             active={name: head.version for name, head in active.heads.items()},
@@ -208,7 +207,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             disk_free_bytes=shutil.disk_usage(self._store.path).free,
             counters=dict(snapshot.counters),
             last_swap_pause_seconds=snapshot.last_swap_pause_s,
-            damage="" if damage is None else str(damage),
+            damage=self._registry.damage,
             uptime_seconds=time.monotonic() - self._facts.started_at,
             memory_budget_bytes=residency.budget,
             head_bytes=residency.num_bytes,

@@ -52,7 +52,7 @@ def test_help(arguments: Sequence[str]) -> None:
 
 def test_every_command_is_there() -> None:
     top, heads = polyhead("--help").output, polyhead("heads", "--help").output
-    assert all(name in top for name in ("serve", "status", "split", "merge", "generate", "score", "configurations", "heads", "ood"))
+    assert all(name in top for name in ("serve", "status", "health", "split", "merge", "generate", "score", "configurations", "heads", "ood"))
     assert all(name in heads for name in ["list", "push", "pull", "copy", "activate", "rollback", "delete", "watch", "history"])
     assert "calibrate" in heads
     assert all(name in polyhead("ood", "--help").output for name in ("fit", "list"))
@@ -158,6 +158,13 @@ def test_status_is_one_screen(server: FakeServer) -> None:
     assert "at most 2 versions of each" in screen
     assert len(screen.splitlines()) < 25
     assert json.loads(on(server, "status", "--json").stdout)["status"]["generation"] == 3
+
+
+def test_health_is_an_exit_status(server: FakeServer) -> None:
+    assert on(server, "health").stdout == "SERVING\n"
+    server.is_serving = False
+    assert_one_error(on(server, "health", "--timeout", "0.3"), "not ready after 0.3 s: NOT_SERVING")
+    assert_one_error(polyhead("health", "--timeout", "0.3", "--server", "127.0.0.1:1"), "not ready after 0.3 s")
 
 
 def test_environment_names_the_server(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
