@@ -8,12 +8,14 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+import grpc
 import numpy as np
 import pytest
 
-from polyhead.client import Arm, AsyncClient, Client, Reward, Sample, ScoredItem, to_batch
+from polyhead.client import Arm, AsyncClient, Client, Reward, Sample, ScoredItem, requests, to_batch
 from polyhead.client.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from polyhead.client.local import LocalServer
+from polyhead.v1 import generation_pb2_grpc
 from tests.e2e.support import WIDTH, assert_blocks_returned, constant_policy, serving, wait_until_running
 from tests.e2e.tiny import EOS, VOCABULARY
 
@@ -204,6 +206,16 @@ def test_own_recipes(client: Client) -> None:
     assert reward.with_kl == pytest.approx(6.0 - 0.25 * reward.kl.sum(), abs=1e-5)
 
 
+@pytest.mark.parametrize(
+    ("rules", "message"),
+    [(["no-insults"], "weighs a rule that is not asked: 'no-threats'"), (RULES, "has no weight for the rule 'stay-on-topic'")],
+)
+def test_weights_and_rules_asked_must_be_the_same(client: Client, rules: list[str], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=f"weighed@1 {message}") as caught:
+        client.generate(["x"], recipe="weighed", rules=rules)
+    assert caught.value.field == "score.rules"
+
+
 def test_a_wrong_file_stops_the_server_by_name(tiny_model: Path, tmp_path: Path) -> None:
     file = tmp_path / "mine.yaml"
     file.write_text("id: mine\nversion: 1\nform: sum\nparts:\n  p: {read: tokens, coeficient: 1.0}\n")
@@ -258,9 +270,13 @@ def test_ties_stand_by_arm_then_sample_and_samples_without_a_reward_last(client:
     assert (best.arm_index, best.sample_index) == (1, 0)
 
 
-def test_the_best_bring_their_states_and_the_others_none(client: Client) -> None:
-    chosen = client.generate(["x"], n=4, best=2, recipe="preference", return_states=True, **DRAW)
+def test_the_best_bring_their_states_and_the_others_none(server: LocalServer, client: Client) -> None:
+    options: dict[str, Any] = {"n": 4, "best": 2, "recipe": "preference", "return_states": True, **DRAW}
+    chosen = client.generate(["x"], **options)
     assert len(chosen) == 2
+    with grpc.insecure_channel(server.address) as channel:
+        events = list(generation_pb2_grpc.GenerationServiceStub(channel).Generate(requests.generate(["x"], **options), timeout=60))
+    assert [event.states.sample_index for event in events if event.HasField("states")] == [sample.sample_index for sample in chosen]
     for sample in chosen:
         assert sample.states is not None
         assert len(sample.states) == len(sample.prompt_token_ids) + len(sample.token_ids)
