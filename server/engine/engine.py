@@ -97,7 +97,7 @@ class Engine:
         return not self._open
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises ResourceExhausted at once when the queue is full, Unavailable when draining."""
+        """Queue a request. Raises ResourceExhausted at once when the queue is full or too small for it, Unavailable when draining."""
         num_tokens = request.num_tokens
         with self._wake:
             if self._is_draining or self._is_stopping:
@@ -301,6 +301,13 @@ class Engine:
     # ---- requests
 
     def _check_queue(self, request: Request, num_tokens: int) -> None:
+        if num_tokens > self.queue.max_tokens:
+            self.counters.rejected_requests += 1
+            raise ResourceExhausted(
+                f"the request can come to {num_tokens} tokens, the whole queue holds {self.queue.max_tokens} (max_queue_tokens)\n"
+                "hint: send fewer prompts or samples at a time",
+                metadata={"max_queue_tokens": str(self.queue.max_tokens)},
+            )
         everybody = list(self._open.values())
         of_same_kind = [each for each in everybody if each.priority is request.priority]
         is_interactive = request.priority is Priority.INTERACTIVE
@@ -311,7 +318,7 @@ class Engine:
         raise ResourceExhausted(f"the queue is full: {len(everybody)} requests are open", retry_after_s=1.0)
 
     def _has_room(self, open_requests: list[Request], num_tokens: int, share: float) -> bool:
-        """Whether one more fits a share of the queue. A first request always does, however long it is."""
+        """Whether one more fits a share of the queue. A first request always does: it may take more than the share, up to the whole."""
         num_open_tokens = sum(each.num_admitted_tokens for each in open_requests)
         is_short = not open_requests or num_open_tokens + num_tokens <= self.queue.max_tokens * share
         return is_short and len(open_requests) < max(1.0, self.queue.max_requests * share)
