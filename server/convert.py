@@ -35,7 +35,8 @@ MAX_RULES = 64
 MAX_RULE_CHARACTERS = 2000
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
-HEAD_BYTES, RULE_BYTES = 200, 32  # of one head's answer, and of one rule's beside its id, on the wire
+SAMPLE_BYTES = 500  # of a sample on the wire, beside its tokens and stops
+HEAD_BYTES, RULE_BYTES = 350, 32  # of one head's answer, and of one rule's beside its id, on the wire
 DEFAULT_HEAD = "policy"
 
 
@@ -239,12 +240,14 @@ def _check_length(num_tokens: int, request: Request, door: Door, field: str) -> 
 
 
 def _reply_bytes(sample: Sample) -> int:
-    """Most bytes that a sample and its scores take on the wire."""
-    request = sample.request
-    num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens)
+    """Most bytes that a sample and its scores take on the wire; its text is counted with four bytes a token."""
+    request, params = sample.request, sample.params
+    num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else params.max_new_tokens)
+    own_bytes = SAMPLE_BYTES + sum(4 + len(stop.encode()) for stop in params.stop) + 5 * len(params.stop_token_ids)
     questions = max(request.rules.by_template.values(), key=len, default=()) if request.rules else ()
     rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
-    return num_tokens * 4 * (4 + 2 * len(request.score_heads)) + len(request.score_heads) * (HEAD_BYTES + rule_bytes)
+    num_heads = len(request.score_heads)
+    return own_bytes + num_tokens * 4 * (4 + 2 * num_heads) + num_heads * (HEAD_BYTES + rule_bytes)
 
 
 def _check_group_size(request: Request, num_samples: int) -> None:
