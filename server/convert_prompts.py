@@ -59,7 +59,7 @@ def checked_ids(ids: Iterable[int], vocab_size: int, field: str) -> list[int]:
 def _continuation_ids(continuation: types_pb2.Continuation, door: Door, field: str) -> list[int]:
     before = checked_ids(continuation.prompt_token_ids, door.vocab_size, f"{field}.prompt_token_ids")
     sampled = checked_ids(continuation.token_ids, door.vocab_size, f"{field}.token_ids")
-    following = door.tokenizer.encode_next_turns(_messages(continuation.messages), sampled[-1], f"{field}.messages")
+    following = door.tokenizer.encode_next_turns(_messages(continuation.messages), sampled[-1], door.eos_ids, f"{field}.messages")
     return [*before, *sampled, *following]
 
 
