@@ -40,7 +40,8 @@ MAX_HEADS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
-HEAD_BYTES, RULE_BYTES, OOD_BYTES = 200, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
+SAMPLE_BYTES = 500  # of a sample on the wire, beside its tokens and stops
+HEAD_BYTES, RULE_BYTES, OOD_BYTES = 350, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
 DEFAULT_HEAD = "policy"
 
 
@@ -269,15 +270,17 @@ def _check_length(num_tokens: int, request: Request, door: Door, field: str) -> 
 
 
 def _reply_bytes(sample: Sample, plan: RewardPlan | None) -> int:
-    """Most bytes that a sample, its scores and its reward take on the wire."""
-    request = sample.request
-    num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens)
+    """Most bytes that a sample, its scores and its reward take on the wire; its text is counted with four bytes a token."""
+    request, params = sample.request, sample.params
+    num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else params.max_new_tokens)
+    own_bytes = SAMPLE_BYTES + sum(4 + len(stop.encode()) for stop in params.stop) + 5 * len(params.stop_token_ids)
     questions = max(request.rules.by_template.values(), key=len, default=()) if request.rules else ()
     rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
+    num_heads = len(request.score_heads)
     num_policies = sum(request.head_kinds[name] is HeadKind.POLICY for name in request.score_heads)
-    token_bytes = 4 * (4 + 2 * len(request.score_heads)) + 4 * num_policies * (request.with_entropy + 2 * request.num_top)
+    token_bytes = 4 * (4 + 2 * num_heads) + 4 * num_policies * (request.with_entropy + 2 * request.num_top)
     added_bytes = (num_reward_bytes(plan, num_tokens) if plan else 0) + (OOD_BYTES if request.ood else 0)
-    return num_tokens * token_bytes + len(request.score_heads) * (HEAD_BYTES + rule_bytes) + added_bytes
+    return own_bytes + num_tokens * token_bytes + num_heads * (HEAD_BYTES + rule_bytes) + added_bytes
 
 
 def _check_answer_size(work: Work, group_size: int) -> None:

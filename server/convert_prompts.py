@@ -109,7 +109,7 @@ def _continuation_ids(
         if not messages and not prompt.reply_role:
             raise InvalidArgument("no messages: name reply_role if the next turn is to be generated", field=f"{field}.messages")
         return [*before, *_continued_transcript(sampled, messages, *transcript, door, field)]
-    return [*before, *sampled, *door.tokenizer.encode_next_turns(messages, sampled[-1], f"{field}.messages")]
+    return [*before, *sampled, *door.tokenizer.encode_next_turns(messages, sampled[-1], door.eos_ids, f"{field}.messages")]
 
 
 def _continued_transcript(

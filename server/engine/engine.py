@@ -98,7 +98,7 @@ class Engine:
         return not self._open
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises ResourceExhausted at once when the queue is full, Unavailable when draining."""
+        """Queue a request. Raises ResourceExhausted at once when the queue is full or too small for it, Unavailable when draining."""
         with self._wake:
             if self._is_draining or self._is_stopping:
                 raise Unavailable("the server is shutting down: try another one", retry_after_s=1.0)

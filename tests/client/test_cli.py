@@ -52,7 +52,8 @@ def test_help(arguments: Sequence[str]) -> None:
 
 def test_every_command_is_there() -> None:
     top, heads = polyhead("--help").output, polyhead("heads", "--help").output
-    assert all(name in top for name in ("serve", "status", "health", "split", "merge", "generate", "score", "configurations", "heads", "ood"))
+    names = ("serve", "status", "health", "split", "merge", "generate", "score", "configurations", "heads", "ood")
+    assert all(name in top for name in names)
     assert all(name in heads for name in ["list", "push", "pull", "copy", "activate", "rollback", "delete", "watch", "history"])
     assert "calibrate" in heads
     assert all(name in polyhead("ood", "--help").output for name in ("fit", "list"))

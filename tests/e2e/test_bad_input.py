@@ -17,7 +17,7 @@ from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2
 from polyhead.v1.generation_pb2 import Arm, GenerateRequest, Selection
 from polyhead.v1.heads_pb2 import PushHeader, PushHeadRequest
 from polyhead.v1.types_pb2 import Chat, ChatMessage, Continuation, Prompt, Rule, RuleSelection, Sampling, ScoringSpec, TokenIds
-from tests.e2e.support import MODEL_WORK, PROMPT, assert_reveals_nothing, call, details_of, error_of, serving
+from tests.e2e.support import MODEL_WORK, PROMPT, assert_reveals_nothing, call, details_of, error_of, retry_infos, serving
 from tests.e2e.tiny import CONTEXT, VOCAB
 
 NAN, INFINITY = float("nan"), float("inf")
@@ -108,6 +108,12 @@ def trunk(method: str, **fields: Any) -> tuple[str, Any]:
 
 def push(**header: Any) -> tuple[str, Any]:
     return "HeadService/PushHead", PushHeadRequest(header=PushHeader(**{"name": "policy", "num_bytes": 8, "sha256": "0" * 64, **header}))
+
+
+def crowded(num_arms: int, max_new_tokens: int, num_prompts: int = 1, **fields: Any) -> tuple[str, Any]:
+    """64 samples for each prompt and arm, each of the prompt's ten tokens and `max_new_tokens`."""
+    arm = Arm(n=64, sampling=Sampling(max_new_tokens=max_new_tokens))
+    return generate(prompts=[ids(*PROMPT)] * num_prompts, arms=[arm] * num_arms, **fields)
 
 
 SAMPLING = "arms[0].sampling"
@@ -317,6 +323,16 @@ TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
     "2^31 top log-probs": (scored(heads=["policy"], top_logprobs=2**31), INVALID, "score.top_logprobs"),
     "top log-probs of nobody": (scored(heads=["value"], top_logprobs=1), INVALID, "score.top_logprobs"),
     "entropy of nobody": (scored(heads=["value"], entropy=True), INVALID, "score.entropy"),
+    # each part is good, all together are too much: for the states held, for one message, for the queue
+    "states of 257 x 1024 tokens": (crowded(16, 247, return_states=True), INVALID, "return_states"),
+    "encode 2^18 + 1 tokens": (
+        trunk("Encode", sequences=[*[TokenIds(ids=[5] * CONTEXT)] * (2**18 // CONTEXT), TokenIds(ids=[5])]),
+        INVALID,
+        "sequences",
+    ),
+    "scores of 4 MB": (score(*[item(ids(5), token_ids=TokenIds(ids=[5] * 999))] * 150), INVALID, "items"),
+    "group of 4 MB": (crowded(4, 1000, delivery=generation_pb2.DELIVERY_GROUPS), INVALID, "delivery"),
+    "4.1 million tokens": (crowded(1, 1000, num_prompts=64), "RESOURCE_EXHAUSTED", ""),
     # reserved
     "delta": (push(delta_base="policy@1"), "UNIMPLEMENTED", ""),
 }
@@ -348,6 +364,7 @@ def test_bad_input_is_refused_before_any_model_work(channel: grpc.Channel, name:
     error = error_of(lambda: call(channel, method, message))
     assert_status(error, code, field)
     assert_reveals_nothing(error, sent=message.SerializeToString())
+    assert not retry_infos(error), "the same again would not be better"
     assert model_work(channel) == before
 
 
