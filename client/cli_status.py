@@ -45,7 +45,7 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
     rows.add_row("model", f"{trunk.model}  ({layers})")
     rows.add_row("trunk", f"{trunk.trunk_id[:12]}  {human_bytes(status.trunk_bytes)}")
     rows.add_row("memory", _memory(status))
-    rows.add_row("budget", f"heads {human_bytes(status.head_bytes)} of {human_bytes(status.memory_budget_bytes)}")
+    rows.add_row("budget", _budget(status))
     rows.add_row("requests", f"{status.num_running} running, {status.num_waiting} waiting")
     rows.add_row("cache", _cache(status))
     rows.add_row("disk", f"store {human_bytes(status.store_bytes)}, {human_bytes(status.disk_free_bytes)} free")
@@ -61,6 +61,11 @@ def _memory(status: Status) -> str:
     if not status.model_bytes:
         return human_bytes(total)
     return f"{human_bytes(total)} for {roles} heads: {total / status.model_bytes:.1f} models in place of {roles}"
+
+
+def _budget(status: Status) -> str:
+    used, budget = human_bytes(status.head_bytes), human_bytes(status.memory_budget_bytes)
+    return f"heads {used} of {budget}; at most {status.max_idle_per_name} unused versions of a name"
 
 
 def _cache(status: Status) -> str:
@@ -80,8 +85,7 @@ def _heads(status: Status) -> Table:
 
 def _names(status: Status) -> Table:
     """Several versions of a name, and several names of a kind, live side by side: what each holds."""
-    title = f"by name: at most {status.max_idle_per_name} versions of each stay in memory unused"
-    rows = table(title, "name", "active", "in memory", "size", "requests")
+    rows = table("heads by name", "name", "active", "in memory", "size", "requests")
     for row in status.resident_names:
         versions = " ".join(f"@{version}" for version in row.versions)
         active = f"@{row.active_version}" if row.active_version else "-"
