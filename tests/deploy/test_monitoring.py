@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import grpc
@@ -101,6 +102,15 @@ def test_an_alert_asks_for_what_is_there(rule: dict[str, Any], exported: Exporte
 )
 def test_a_wrong_name_is_caught(expression: str, problem: str, exported: Exported) -> None:
     assert list(problems(expression, exported)) == [problem]
+
+
+def test_keys_that_stand_twice_are_caught(tmp_path: Path) -> None:
+    """Both formats' own readers keep the last one in silence."""
+    (tmp_path / "twice.yml").write_text("a: {b: 1, b: 2}\n", encoding="utf-8")
+    with pytest.raises(ValueError, match="twice in one mapping"):
+        read_one(tmp_path / "twice.yml")
+    with pytest.raises(AssertionError):
+        strict_json('{"b": 1, "b": 2}')
 
 
 def test_the_numbers_mean_what_the_panels_say(exported: Exported) -> None:

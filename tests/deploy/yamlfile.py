@@ -21,7 +21,11 @@ class _Strict(yaml.SafeLoader):
 def read_all(path: Path) -> list[Any]:
     """Every document of a file."""
     with path.open(encoding="utf-8") as file:
-        return list(yaml.load_all(file, _Strict))
+        loader = _Strict(file)
+        found = []
+        while loader.check_data():
+            found.append(loader.get_data())
+        return found
 
 
 def read_one(path: Path) -> Any:
