@@ -288,7 +288,8 @@ def _check_answer_size(work: Work, group_size: int) -> None:
     largest = max(_reply_bytes(sample, work.plan) for sample in work.request.samples)
     if work.by_group:
         num_returned = min(group_size, work.selection.most) if work.selection else group_size
-        if num_returned * largest + group_size * RANKED_BYTES > MAX_REPLY_BYTES:
+        num_ranked = group_size if work.plan else 0
+        if num_returned * largest + num_ranked * RANKED_BYTES > MAX_REPLY_BYTES:
             hint = "select fewer" if work.selection else "use DELIVERY_SAMPLES or fewer samples"
             raise InvalidArgument(f"a prompt's group would not fit one message: {hint}", field="select" if work.selection else "delivery")
     elif work.request.num_top and largest > MAX_REPLY_BYTES:

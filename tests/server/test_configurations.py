@@ -46,7 +46,7 @@ def test_a_file_is_its_bytes(tmp_path: Path) -> None:
         (b"\xff\xfe", "rules", "not UTF-8"),
         (b"- id\n- version\n", "rules", "needs id and version"),
         (b"", "rules", "needs id and version"),
-        (b"id: x\n", "rules", "needs id and version"),
+        (b"id: x\n", "rules.version", "needs id and version"),
         (b"id: 7\nversion: 1\n", "rules.id", "must be text: 7"),
         (b"id: A/b\nversion: 1\n", "rules.id", "not a valid name"),
         (b"id: x\nversion: '1'\n", "rules.version", "whole number"),

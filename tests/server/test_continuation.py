@@ -136,7 +136,7 @@ def test_several_turns_may_follow(name: str) -> None:
 def test_a_request_continues_with_the_checkpoints_own_eos_ids() -> None:
     name, first = "chatml", message("user", "Hi")
     template, tokenizer, nothing = TEMPLATES[name], TOKENIZERS[name], cast(Any, None)
-    door = Door(tokenizer, nothing, len(VOCABULARY), 1024, template.eos_ids, nothing)
+    door = Door(tokenizer, nothing, nothing, nothing, len(VOCABULARY), 1024, template.eos_ids, nothing, nothing)
     sampled = [*tokenizer.encode("Yes", special_tokens=False), VOCABULARY["<|endoftext|>"]]
     turn = ChatMessage(role="user", content="And?")
     before = tokenizer.encode_chat([first], "messages")

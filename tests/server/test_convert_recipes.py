@@ -31,7 +31,7 @@ def resolve(reference: str, field: str) -> ServedHead:
 @pytest.fixture
 def door() -> Door:
     tokenizer: Any = SimpleNamespace(stream=lambda stop, keep_stop: None, decode=lambda ids: "")
-    return Door(tokenizer, cast(Any, None), cast(Any, None), RecipeBook(), 50_000, 100_000, frozenset(), resolve)
+    return Door(tokenizer, cast(Any, None), cast(Any, None), RecipeBook(), 50_000, 100_000, frozenset(), resolve, cast(Any, None))
 
 
 def generate(num_tokens: int, n: int = 1, **fields: Any) -> GenerateRequest:
@@ -64,10 +64,10 @@ def test_a_sample_with_too_many_log_probs_is_refused(door: Door) -> None:
 def test_groups_and_scores_count_what_is_added_at_each_token(door: Door, spec: ScoringSpec) -> None:
     """Without it the answer fits one message, with it not."""
     plain = ScoringSpec(heads=spec.heads)
-    fields = {"num_tokens": 3_400, "n": 32, "delivery": DELIVERY_GROUPS}
+    fields = {"num_tokens": 3_300, "n": 32, "delivery": DELIVERY_GROUPS}
     convert.generate_request(generate(**fields, score=plain), door, "r")
     assert refused(door, generate(**fields, score=spec)) == "delivery"
-    items = [ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[5])), token_ids=TokenIds(ids=[6] * 3_400)) for _ in range(32)]
+    items = [ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[5])), token_ids=TokenIds(ids=[6] * 3_300)) for _ in range(32)]
     convert.score_request(ScoreRequest(items=items, score=plain), door, "r")
     with pytest.raises(InvalidArgument) as caught:
         convert.score_request(ScoreRequest(items=items, score=spec), door, "r")

@@ -20,14 +20,18 @@ from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.scorer import plan_readings
 from polyhead.server.engine.sequence import FinishReason, Output, Request
 from polyhead.server.listen import SERVER_OPTIONS
+from polyhead.server.recipes import RecipeBook
+from polyhead.server.replies import ReplyCheck
 from polyhead.server.rules import RuleBook
 from polyhead.server.servicers.call import Frontend
 from polyhead.server.servicers.trunk import TrunkFacts, TrunkServicer
+from polyhead.server.transcripts import TranscriptBook
 from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2
 from polyhead.v1.generation_pb2 import Arm, GenerateRequest
 from polyhead.v1.types_pb2 import Prompt, RuleSelection, Sampling, ScoringSpec, TokenIds
 from tests.server.test_rules import Words
 
+VALID = ReplyCheck(True, (), 1 << 20)
 VOCAB = 1 << 28  # ids of four bytes, the longest that any tokenizer has
 CONTEXT = 1024
 LONGEST = VOCAB - 1
@@ -44,6 +48,9 @@ class Text:
 
 
 class Tokenizer(Words):
+    def decode(self, ids: list[int]) -> str:
+        return "word" * len(ids)
+
     def stream(self, stops: tuple[str, ...], keep_stop: bool) -> Text:
         return Text(0)
 
@@ -62,7 +69,8 @@ def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
     rules = [{"id": f"rule{index}".ljust(64, "-"), "text": "be kind"} for index in range(23)]
     for name, content in ((RULE_SET, {"rules": rules}), (TEMPLATE, question)):
         (folder / f"{name[:5]}.yaml").write_text(json.dumps({"id": name[:64], "version": 1 << 27, **content}))
-    return Door(tokenizer, RuleBook(tokenizer, sorted(folder.iterdir())), VOCAB, CONTEXT, frozenset({2}), resolve)
+    rules, formats = RuleBook(tokenizer, sorted(folder.iterdir())), cast(TranscriptBook, NOTHING)
+    return Door(tokenizer, rules, formats, RecipeBook(), VOCAB, CONTEXT, frozenset({2}), resolve, NOTHING)
 
 
 def ids(count: int) -> TokenIds:
@@ -117,11 +125,11 @@ EVERY_RULE, ONE_RULE = RuleSelection(rule_set=RULE_SET), RuleSelection(rule_set=
 )
 def test_the_largest_answer_of_score_fits_one_message(door: Door, num_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
     """Counted before any work by an estimate: it must never be too low, for short items with many rules neither."""
-    probe = convert.score_request(score_request(1, num_tokens, heads, rules), door, "r").samples[0]
-    largest = min(convert.MAX_REPLY_BYTES // convert._reply_bytes(probe), convert.MAX_PROMPTS)
-    request = convert.score_request(score_request(largest, num_tokens, heads, rules), door, "r" * 128)
+    probe = convert.score_request(score_request(1, num_tokens, heads, rules), door, "r").request.samples[0]
+    largest = min(convert.MAX_REPLY_BYTES // convert._reply_bytes(probe, None), convert.MAX_PROMPTS)
+    request = convert.score_request(score_request(largest, num_tokens, heads, rules), door, "r" * 128).request
     finish(request)
-    items = [convert_out.scored_item(sample) for sample in request.samples]
+    items = [convert_out.scored_item(sample, VALID, None) for sample in request.samples]
     answer = scoring_pb2.ScoreResponse(items=items, request_id="r" * 128)
     assert len(answer.items) == largest > 5
     assert answer.ByteSize() <= convert.MAX_REPLY_BYTES < dict(SERVER_OPTIONS)["grpc.max_send_message_length"]
@@ -143,11 +151,11 @@ def group_request(num_samples: int, max_new_tokens: int, heads: list[str], rules
 @pytest.mark.parametrize(("heads", "rules"), [([], None), (some(HeadKind.VALUE, 2), None), (ALL, EVERY_RULE)])
 def test_the_largest_group_fits_one_message(door: Door, max_new_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
     """What a sample repeats of its request was not counted: 1024 short ones with 16 stop strings each came to 4 MiB."""
-    probe = convert.generate_request(group_request(1, max_new_tokens, heads, rules), door, "r").samples[0]
-    largest = min(convert.MAX_REPLY_BYTES // convert._reply_bytes(probe), convert.MAX_ARMS * convert.MAX_SAMPLES_PER_ARM)
-    request = convert.generate_request(group_request(largest, max_new_tokens, heads, rules), door, "r")
+    probe = convert.generate_request(group_request(1, max_new_tokens, heads, rules), door, "r").request.samples[0]
+    largest = min(convert.MAX_REPLY_BYTES // convert._reply_bytes(probe, None), convert.MAX_ARMS * convert.MAX_SAMPLES_PER_ARM)
+    request = convert.generate_request(group_request(largest, max_new_tokens, heads, rules), door, "r").request
     finish(request)
-    samples = [convert_out.sample_message(sample) for sample in request.samples if sample.prompt_index == 0]
+    samples = [convert_out.sample_message(sample, VALID, None) for sample in request.samples if sample.prompt_index == 0]
     answer = generation_pb2.GenerateResponse(group=generation_pb2.SampleGroup(samples=samples))
     assert len(samples) == largest > 5
     assert answer.ByteSize() <= convert.MAX_REPLY_BYTES
@@ -162,19 +170,19 @@ def test_states_are_returned_for_exactly_so_many_tokens(door: Door) -> None:
         arms = [Arm(n=64, sampling=Sampling(max_new_tokens=254))] * 15 + [Arm(n=64, sampling=Sampling(max_new_tokens=max_new_tokens))]
         return GenerateRequest(prompts=[prompt(2)], arms=arms, return_states=True)
 
-    assert convert.generate_request(request(254), door, "r").num_tokens == convert.MAX_STATES_TOKENS
+    assert convert.generate_request(request(254), door, "r").request.num_tokens == convert.MAX_STATES_TOKENS
     with pytest.raises(InvalidArgument) as caught:
         convert.generate_request(request(255), door, "r")
     assert caught.value.field == "return_states"
     without = request(255)
     without.return_states = False
-    assert convert.generate_request(without, door, "r").num_tokens > convert.MAX_STATES_TOKENS
+    assert convert.generate_request(without, door, "r").request.num_tokens > convert.MAX_STATES_TOKENS
 
 
 def test_encode_takes_exactly_so_many_tokens(door: Door) -> None:
     frontend = Frontend(NOTHING, door, "0" * 64, "float32", NOTHING, NOTHING)
-    facts = cast(TrunkFacts, type("Facts", (), {"spec": type("Spec", (), {"vocab_size": VOCAB})}))
-    servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING)
+    facts = cast(TrunkFacts, type("Facts", (), {"spec": type("Spec", (), {"vocab_size": VOCAB, "d_model": 8})}))
+    servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING, NOTHING, 60.0)
     full = [ids(CONTEXT)] * (convert.MAX_STATES_TOKENS // CONTEXT)
     exact = servicer._encode_work(trunk_pb2.EncodeRequest(sequences=full, request_id="r"))
     assert exact.num_tokens == convert.MAX_STATES_TOKENS
