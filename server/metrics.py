@@ -30,6 +30,7 @@ _COUNTERS = {
     "cache_hit_tokens": ("prefix_cache_hits", "Prompt tokens whose trunk work was found in the cache"),
     "trunk_tokens": ("trunk_tokens", "Tokens that went through the trunk"),
     "head_tokens": ("head_tokens", "Tokens that went through a head, each head counted"),
+    "head_forwards": ("head_forwards", "Passes through some head's layers; adapters on one base share a pass"),
     "rebuilt_tokens": ("rebuilt_tokens", "Of the head tokens, those read again so that a running sample could follow a swap"),
     "steps": ("engine_steps", "Forward passes"),
     "swaps": ("engine_swaps", "Flips of the active set"),

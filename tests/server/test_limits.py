@@ -6,6 +6,7 @@ That one more is refused with the field's name, and before any work, is tests/e2
 from __future__ import annotations
 
 import json
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -20,6 +21,7 @@ from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.scorer import plan_readings
 from polyhead.server.engine.sequence import FinishReason, Output, Request
 from polyhead.server.listen import SERVER_OPTIONS
+from polyhead.server.ood_fits import OodFits, TrunkLayers
 from polyhead.server.recipes import RecipeBook
 from polyhead.server.replies import ReplyCheck
 from polyhead.server.rules import RuleBook
@@ -182,7 +184,8 @@ def test_states_are_returned_for_exactly_so_many_tokens(door: Door) -> None:
 def test_encode_takes_exactly_so_many_tokens(door: Door) -> None:
     frontend = Frontend(NOTHING, door, "0" * 64, "float32", NOTHING, NOTHING)
     facts = cast(TrunkFacts, type("Facts", (), {"spec": type("Spec", (), {"vocab_size": VOCAB, "d_model": 8})}))
-    servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING, NOTHING, 60.0)
+    ood = cast(OodFits, SimpleNamespace(layers=TrunkLayers("0" * 64, "float32", 2, 0)))
+    servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING, ood, 60.0)
     full = [ids(CONTEXT)] * (convert.MAX_STATES_TOKENS // CONTEXT)
     exact = servicer._encode_work(trunk_pb2.EncodeRequest(sequences=full, request_id="r"))
     assert exact.num_tokens == convert.MAX_STATES_TOKENS
