@@ -36,7 +36,7 @@ def check_reply(sample: Sample, decode: Decode) -> ReplyCheck:
     if sample.finish_reason is FinishReason.FAILED:
         return _failed()
     try:
-        text, marker = split_marker(sample.completion, (*sample.form.openings, *filter(None, [sample.stop])), decode)
+        text, marker = split_marker(sample.completion, (*sample.form.openings, *_stops(sample)), decode)
     except Exception:
         logger.exception("a reply's text could not be made")
         return _failed()
@@ -44,6 +44,13 @@ def check_reply(sample: Sample, decode: Decode) -> ReplyCheck:
     if sample.form.ends:
         reasons += _format_reasons(text, marker, sample)
     return ReplyCheck(not reasons, reasons, text.count("\n"))
+
+
+def _stops(sample: Sample) -> tuple[str, ...]:
+    """The stop string that ended a sample; for a given completion, those that it was drawn with."""
+    if sample.is_given and sample.request.score_sampling is not None:
+        return sample.request.score_sampling.stop
+    return (sample.stop,) if sample.stop else ()
 
 
 def is_ended(token_ids: list[int], form: ReplyForm, decode: Decode) -> bool:

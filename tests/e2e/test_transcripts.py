@@ -61,7 +61,7 @@ def client(server: LocalServer) -> Iterator[Client]:
 
 
 def content_of(client: Client, reference: str) -> str:
-    return next(each.content for each in client.configurations() if each.reference == reference)
+    return next(each.content for each in client.configurations("transcript_format") if each.reference == reference)
 
 
 def text_of(client: Client, token_ids: list[int]) -> str:
@@ -338,7 +338,9 @@ def test_256_rules_in_one_request(client: Client) -> None:
 def test_configurations_are_the_files(client: Client, files: dict[str, Path]) -> None:
     found = client.configurations()
     assert [each.reference for each in found] == [
-        "example-rules@1", "house-rules@2", "example-rule-prompt@1", "letters@3", "sparrow@1"
+        "example-rules@1", "house-rules@2", "example-rule-prompt@1",
+        "kl@1", "preference@1", "rerank@1", "sparrow@1",
+        "letters@3", "sparrow@1",
     ]  # fmt: skip
     for each in found:
         assert each.sha256 == hashlib.sha256(each.content.encode()).hexdigest()
