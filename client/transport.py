@@ -82,6 +82,9 @@ class Endpoint:
         ):
             raise InvalidArgument("token holds characters that a header cannot carry, such as a line break", field="token")
 
+        if self.root_certificates is not None and b"-----BEGIN CERTIFICATE-----" not in self.root_certificates:
+            raise InvalidArgument("root_certificates holds no PEM certificate", field="root_certificates")
+
     @property
     def uses_tls(self) -> bool:
         return self.tls or self.root_certificates is not None

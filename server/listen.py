@@ -16,6 +16,7 @@ from polyhead.server.handlers import LateHandlers
 from polyhead.server.health import SERVICES, Health
 from polyhead.server.interceptors import CallInterceptor
 from polyhead.server.startup import Services
+from polyhead.server.tls import read_pair
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
 MIB = 1 << 20
@@ -52,14 +53,14 @@ def make_server(config: ServeConfig, interceptor: CallInterceptor, health: Healt
 
 
 def bind(server: grpc.aio.Server, config: ServeConfig) -> int:
-    """The port that it listens on. FailedPrecondition if another process has it."""
+    """The port that it listens on. FailedPrecondition if another process has it, InvalidArgument if nobody could connect with TLS."""
+    credentials = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        credentials = grpc.ssl_server_credentials([read_pair(config.tls_cert, config.tls_key)])
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.port}"
     try:
-        if config.tls_cert is not None and config.tls_key is not None:
-            pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
-            return server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-        return server.add_insecure_port(address)
+        return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     except RuntimeError:
         raise FailedPrecondition(
             f"cannot listen, the address is in use or not ours: {address}\nhint: another server runs there; choose --port"
