@@ -110,7 +110,14 @@ class Tokenizer:
 
 
 class TextStream:
-    """A sample's text, as its ids come. Holds back half characters, and text that may turn out to begin a stop string."""
+    """A sample's text, as its ids come. Holds back half characters, and text that may turn out to begin a stop string.
+
+    >>> stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), stops=("END",), keep_stop=False)
+    >>> [stream.push(byte) for byte in "é EN".encode()]
+    ['', 'é', ' ', '', '']
+    >>> stream.push(ord("D")), stream.matched_stop, stream.text
+    ('', 'END', 'é ')
+    """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: tuple[str, ...], keep_stop: bool) -> None:
         self.text = ""
@@ -131,7 +138,7 @@ class TextStream:
         self._ids.append(token_id)
         window = self._decode(self._ids[self._window_from :])
         certain = len(window.rstrip(_HALF_CHARACTER))  # an unfinished character is one mark, or one for each of its bytes
-        self._take(window, certain)
+        self._take_up_to(window, certain)
         if certain == len(window):
             self._window_from, self._whole_to = self._whole_to, len(self._ids)
             self._num_taken = len(self._decode(self._ids[self._window_from :]))
@@ -143,10 +150,10 @@ class TextStream:
         """Return the text that was held back; nothing follows."""
         if not self.matched_stop:
             window = self._decode(self._ids[self._window_from :])
-            self._take(window, len(window))
+            self._take_up_to(window, len(window))
         return self._give(len(self.text))
 
-    def _take(self, window: str, end: int) -> None:
+    def _take_up_to(self, window: str, end: int) -> None:
         if end > self._num_taken:
             self._extend(window[self._num_taken : end])
             self._num_taken = end
@@ -156,7 +163,7 @@ class TextStream:
         for cut in range(len(self._ids) - 4, self._window_from, -1):  # a character has at most 4 tokens
             head, rest = self._decode(self._ids[self._window_from : cut]), self._decode(self._ids[cut:])
             if head + rest == window:
-                self._take(window, len(head))
+                self._take_up_to(window, len(head))
                 self._window_from = self._whole_to = cut
                 self._num_taken -= len(head)
                 return

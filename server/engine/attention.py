@@ -73,22 +73,22 @@ class AttentionPlan:
     """Where a step's tokens are written and what they attend to. Made once a step, used by every layer."""
 
     cache: KvCache
-    write_rows: Tensor  # (written tokens,) rows of the cache
-    written: Tensor | None  # (written tokens,) rows of the batch; None: all of them
+    write_rows: Tensor  # (new keys,) rows of the cache where they go
+    new_rows: Tensor | None  # (new keys,) rows of the batch where they stand; None: in all of them
     decodes: list[DecodeGroup]
     prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, cache: KvCache, segments: Iterable[Segment], written_from: Iterable[int]) -> AttentionPlan:
-        """Plan a step. `written_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried."""
+    def build(cls, cache: KvCache, segments: Iterable[Segment], new_from: Iterable[int]) -> AttentionPlan:
+        """Plan a step. `new_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried."""
         size = cache.shape.block_size
-        rows, written, decodes, prefills = [], [], [], []
+        write_rows, new_rows, decodes, prefills = [], [], [], []
         row = 0
-        for segment, first_new in zip(segments, written_from, strict=True):
+        for segment, first_new in zip(segments, new_from, strict=True):
             for position in range(max(segment.start, first_new), segment.end):
-                rows.append(segment.slots[position // size] * size + position % size)
-                written.append(row + position - segment.start)
+                write_rows.append(segment.slots[position // size] * size + position % size)
+                new_rows.append(row + position - segment.start)
             if segment.end - segment.start == 1:
                 decodes.append((row, segment))
             else:
@@ -98,8 +98,8 @@ class AttentionPlan:
         device = cache.shape.device
         return cls(
             cache=cache,
-            write_rows=torch.tensor(rows, dtype=torch.long, device=device),
-            written=None if len(written) == row else torch.tensor(written, dtype=torch.long, device=device),
+            write_rows=torch.tensor(write_rows, dtype=torch.long, device=device),
+            new_rows=None if len(new_rows) == row else torch.tensor(new_rows, dtype=torch.long, device=device),
             decodes=[DecodeGroup.build(members, size, device) for members in _by_length(decodes, size)],
             prefills=prefills,
         )
@@ -157,10 +157,10 @@ def block_attention(
     window = sliding_window or 0
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     queries, keys, values = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, heads, head_dim)
-    if step.written is None:
+    if step.new_rows is None:
         step.cache.write(layer, step.write_rows, keys, values)
     elif len(step.write_rows):
-        step.cache.write(layer, step.write_rows, keys[step.written], values[step.written])
+        step.cache.write(layer, step.write_rows, keys[step.new_rows], values[step.new_rows])
     out = torch.empty_like(queries)
     for group in step.decodes:
         out[group.rows] = _decode(step.cache, group, layer, queries[group.rows], scale, window, softcap)
