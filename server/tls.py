@@ -1,6 +1,7 @@
-"""The server's certificate and key, tried out before it listens: gRPC would start with most bad ones and fail every caller's handshake.
+"""The server's certificate and key, tried out before it listens.
 
-Knows nothing of gRPC. Errors name the setting at fault, never a path.
+gRPC itself starts with an expired certificate, and says of a key that does not belong to it no more than that it cannot listen. Knows
+nothing of gRPC. Errors name the setting at fault, never a path.
 """
 
 from __future__ import annotations

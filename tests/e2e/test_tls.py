@@ -13,7 +13,7 @@ from polyhead.client import AsyncClient, Client
 from polyhead.client.cli_app import build_app
 from polyhead.client.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
 from tests.e2e.support import PROMPT, serving
-from tests.made_certificates import Pair, make_pair, needs_openssl
+from tests.openssl import Pair, make_pair, needs_openssl
 
 pytestmark = needs_openssl
 TOKENS = {"worker": "worker-token-of-the-tests", "trainer": "trainer-token-of-the-tests"}

@@ -12,7 +12,7 @@ from polyhead.heads.errors import InvalidArgument
 from polyhead.server.config import load_config
 from polyhead.server.listen import bind
 from polyhead.server.tls import read_pair
-from tests.made_certificates import make_pair, needs_openssl
+from tests.openssl import make_pair, needs_openssl
 
 pytestmark = needs_openssl
 
