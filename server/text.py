@@ -78,7 +78,7 @@ class Tokenizer:
 
     def without_end(self, ids: list[int]) -> list[int]:
         """A reply's ids without the special tokens that it ended with, such as an EOS: they are no text."""
-        special = set(self._tokenizer.all_special_ids)
+        special = self._special_ids
         return ids[: max((index + 1 for index, token in enumerate(ids) if token not in special), default=0)]
 
     def stream(self, stops: tuple[str, ...], keep_stop: bool) -> TextStream:
