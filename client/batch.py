@@ -30,6 +30,7 @@ def to_batch(samples: Sequence[Sample], pad_id: int = 0) -> dict[str, Array]:
     Beside the arrays above, for each head that scored every sample, under the name it was asked by:
     policy kind `<head>_logprobs` (B, C); value kind `<head>_values` (B, C) and `<head>_bootstrap_value` (B,);
     preference kind `<head>_preference` (B,), NaN where the head left the sample out; rule kind `<head>_p_violate.<rule>` (B,).
+    With a recipe that has a KL term: `kl` and `token_rewards` (B, C).
     A score that failed, or that a sample lacks, is NaN. Scalars: `terminated` (B,) bool, `reward` (B,), NaN without a recipe.
     Raises InvalidArgument for no samples.
     """
@@ -47,11 +48,22 @@ def to_batch(samples: Sequence[Sample], pad_id: int = 0) -> dict[str, Array]:
         "logprobs": _pad_right([s.logprobs for s in samples], width, 0.0),
         "sampling_logprobs": _pad_right([s.sampling_logprobs for s in samples], width, 0.0),
         "terminated": np.array([s.terminated for s in samples]),
-        "reward": np.array([np.nan if s.reward is None else s.reward for s in samples], np.float32),
+        "reward": np.array([np.nan if s.reward is None else s.reward.reward for s in samples], np.float32),
     }
+    batch |= _reward_arrays(samples, lengths, width)
     for head in dict.fromkeys(name for s in samples for name in s.scores):
         batch |= _head_arrays(head, [s.scores.get(head) for s in samples], lengths, width)
     return batch
+
+
+def _reward_arrays(samples: Sequence[Sample], lengths: Array, width: int) -> dict[str, Array]:
+    arrays = {}
+    for name in ("kl", "token_rewards"):
+        rows = [np.zeros(0) if s.reward is None else getattr(s.reward, name) for s in samples]
+        if any(map(len, rows)):
+            whole = [row if len(row) else np.full(length, np.nan) for row, length in zip(rows, lengths, strict=True)]
+            arrays[name] = _pad_right(whole, width, 0.0)
+    return arrays
 
 
 def _head_arrays(head: str, scores: Sequence[HeadScore | None], lengths: Array, width: int) -> dict[str, Array]:

@@ -10,10 +10,12 @@ from typing import Annotated
 
 import typer
 
+from polyhead.client.cli_configurations import configurations_command
 from polyhead.client.cli_generate import generate_command, score_command
 from polyhead.client.cli_heads import heads_app
+from polyhead.client.cli_ood import ood_app
 from polyhead.client.cli_session import fail, readable_errors
-from polyhead.client.cli_status import status_command
+from polyhead.client.cli_status import health_command, status_command
 
 __all__ = ["build_app"]
 
@@ -31,9 +33,12 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     )
     _add_serve(app, arguments)
     app.command("status")(status_command)
+    app.command("health")(health_command)
     app.command("generate")(generate_command)
     app.command("score")(score_command)
+    app.command("configurations")(configurations_command)
     app.add_typer(heads_app, name="heads")
+    app.add_typer(ood_app, name="ood")
     app.command("split")(split_command)
     app.command("merge")(merge_command)
     return app
@@ -76,12 +81,13 @@ def merge_command(
     trunk: Annotated[Path, typer.Argument(help="A trunk folder.")],
     head: Annotated[Path, typer.Argument(help="A head folder.")],
     out: Annotated[Path, typer.Argument(help="Folder for the whole model, as save_pretrained writes it.")],
+    base: Annotated[Path | None, typer.Option(help="For a LoRA head: the folder of the head that it is built on.")] = None,
 ) -> None:
     """Join a trunk and a head into a folder that transformers loads."""
     _require_torch()
     from polyhead.heads.merge import merge
 
-    merge(trunk, head, out)
+    merge(trunk, head, out, base)
     typer.echo(f"merged {trunk.name} and {head.name} into {out}")
 
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from polyhead.client import cli_store
+from polyhead.client import cli_store, jsonl
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.records import Generation
+from polyhead.client.records import Generation, HeadVersion
 
 __all__ = ["heads_app"]
 
@@ -28,13 +28,12 @@ _Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless
 def list_command(session: Session, name: Annotated[str | None, typer.Argument(help="Only this head.")] = None) -> None:
     """All versions, newest first."""
     heads = session.client.heads(name)
-    rows = table("", "head", "kind", "active", "in memory", "size", "made", "labels", "digest")
+    rows = table("", "head", "kind", "built on", "active", "in memory", "size", "made", "labels", "digest")
     for head in heads:
         marks = ("yes" if head.active else "", "yes" if head.resident else "")
         made = _time(head.created_at)
-        rows.add_row(
-            head.ref, head.kind.value, *marks, human_bytes(head.num_bytes), made, " ".join(head.labels), head.digest[:12]
-        )
+        size, labels = human_bytes(head.num_bytes), " ".join(head.labels)
+        rows.add_row(head.ref, head.kind.value, _built_on(head), *marks, size, made, labels, head.digest[:12])
     session.show(heads, rows)
 
 
@@ -43,21 +42,23 @@ def list_command(session: Session, name: Annotated[str | None, typer.Argument(he
 def push_command(
     session: Session,
     name: Annotated[str, typer.Argument(help="The head's name.")],
-    folder: Annotated[Path, typer.Argument(help="A head folder, or a folder that save_pretrained wrote.")],
+    folder: Annotated[Path, typer.Argument(help="A head folder, or one that save_pretrained wrote, a PEFT adapter's, too.")],
     kind: Annotated[str | None, typer.Option(help="policy, preference, rule or value.")] = None,
-    base: Annotated[str, typer.Option(help="The version it was made from: policy@3.")] = "",
+    base: Annotated[str, typer.Option(help="The version it was made from, or that an adapter runs on: policy@3.")] = "",
     bias: Annotated[float | None, typer.Option(help="Preference: subtracted from the raw score.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Keep the version for good; repeatable.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="What its trainer measured: loss=0.31; repeatable.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Also make it active.")] = False,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, store nothing.")] = False,
 ) -> None:
     """Upload a new version."""
     options: Any = {"kind": kind, "base": base, "bias": bias, "labels": label or [], "validate_only": validate_only}
+    options["metrics"] = dict(_measured(each) for each in metric or [])
     report = session.client.push(name, folder, **options)
     lines = [f"{report.head.name}@{report.version}" if report.version else "valid; nothing was stored"]
     lines.append(f"{len(report.used)} tensors sent, {len(report.converted)} renamed, {len(report.ignored)} left out")
     if activate and report.version:
-        lines.append(_line(session.client.activate({name: report.version})))
+        lines.append(_activated(session.client.activate({name: report.version})))
     session.show(report, "\n".join(lines))
 
 
@@ -86,6 +87,24 @@ def copy_command(
     session.show({"head": target, "version": version}, f"{target}@{version}")
 
 
+@heads_app.command("calibrate")
+@connected
+def calibrate_command(
+    session: Session,
+    ref: Annotated[str, typer.Argument(help="preference@3; preference alone means the active version.")],
+    data: Annotated[Path, typer.Option(help='JSON lines: {"prompt" or "messages": ..., "completion": "..."}.')],
+    activate: Annotated[bool, typer.Option("--activate", help="Also make the new version active.")] = False,
+    expected: _Expected = None,
+) -> None:
+    """A new version of a preference head, without bytes, whose scores of reference completions average 0."""
+    file = jsonl.read_references(data)
+    with file.naming_lines():
+        done = session.client.calibrate(ref, file.items, activate=activate, expected_generation=expected)
+    lines = [f"{done.name}@{done.version} from {done.source}", f"bias {done.old_bias:.6g} -> {done.bias:.6g}"]
+    lines.append(f"measured on {done.num_items} references, raw scores {done.bias:.4f} ± {done.std:.4f}")
+    session.show(done, "\n".join(lines + ([_line(done.generation)] if done.generation else [])))
+
+
 @heads_app.command("activate")
 @connected
 def activate_command(
@@ -96,7 +115,7 @@ def activate_command(
 ) -> None:
     """Make versions active as one change."""
     generation = session.client.activate(dict(_split(ref) for ref in refs), expected_generation=expected, note=note)
-    session.show(generation, _line(generation))
+    session.show(generation, _activated(generation))
 
 
 @heads_app.command("rollback")
@@ -139,6 +158,25 @@ def history_command(
     """The history of the active set, newest first."""
     generations = cli_store.history(store, limit) if store else session.client.generations(limit)
     session.show(generations, "\n".join(_line(generation) for generation in generations))
+
+
+def _activated(generation: Generation) -> str:
+    pinned, following, aborted = generation.num_pinned_requests, generation.num_following_requests, generation.num_aborted_requests
+    return f"{_line(generation)}\nrunning requests: {pinned} stay on older versions, {following} follow, {aborted} ended"
+
+
+def _built_on(head: HeadVersion) -> str:
+    """Of a LoRA head: "LoRA 8 on policy@3"."""
+    lora = head.manifest.lora
+    return f"LoRA {lora.rank} on {head.manifest.base}" if lora is not None else ""
+
+
+def _measured(text: str) -> tuple[str, float]:
+    name, _, value = text.partition("=")
+    try:
+        return name, float(value)
+    except ValueError:
+        raise InvalidArgument(f"a metric is given as name=number: {text!r}", field="metric") from None
 
 
 def _line(generation: Generation) -> str:

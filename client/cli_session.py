@@ -6,6 +6,7 @@ import dataclasses
 import functools
 import inspect
 import json
+import math
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -27,7 +28,13 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         "127.0.0.1:50051",
     ),
     "token": (Annotated[str | None, typer.Option(envvar="POLYHEAD_TOKEN", help="Bearer token.")], None),
-    "tls_ca": (Annotated[Path | None, typer.Option(help="Use TLS and trust the certificates in this PEM file.")], None),
+    "tls_ca": (
+        Annotated[
+            Path | None,
+            typer.Option(envvar="POLYHEAD_TLS_CA", help="Use TLS and trust the certificates in this PEM file."),
+        ],
+        None,
+    ),
     "as_json": (Annotated[bool, typer.Option("--json", help="Print JSON.")], False),
 }
 
@@ -122,7 +129,12 @@ def _read_certificates(file: Path | None) -> bytes | None:
 
 def _plain(value: Any) -> Any:
     if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {field.name: getattr(value, field.name) for field in dataclasses.fields(value)}
+        return {field.name: _or_null(getattr(value, field.name)) for field in dataclasses.fields(value)}
     if isinstance(value, (np.ndarray, np.generic)):
         return value.tolist()
     return str(value)
+
+
+def _or_null(value: Any) -> Any:
+    """A reward that is not there is NaN, which JSON lacks."""
+    return None if isinstance(value, float) and math.isnan(value) else value

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+
+import typer
 from rich.console import Group
 from rich.table import Table
 from rich.text import Text
@@ -9,9 +12,20 @@ from rich.text import Text
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.records import Generation, Status, TrunkInfo
 
-__all__ = ["status_command"]
+__all__ = ["health_command", "status_command"]
 
 _NUM_GENERATIONS = 5
+
+
+@connected
+def health_command(
+    session: Session,
+    service: Annotated[str, typer.Argument(help="A gRPC service, liveness, or polyhead.v1.head/NAME. Default: the whole server.")] = "",
+    timeout: Annotated[float, typer.Option(help="Seconds to wait for SERVING.")] = 5.0,
+) -> None:
+    """Exit status 0 when the server is SERVING, else 1: for probes and scripts. Needs no token."""
+    session.client.wait_ready(timeout, service)
+    session.show({"status": "SERVING", "service": service}, "SERVING")
 
 
 @connected
@@ -20,7 +34,7 @@ def status_command(session: Session) -> None:
     status, trunk = session.client.status(), session.client.trunk()
     generations = session.client.generations(_NUM_GENERATIONS)
     answer = {"status": status, "model": trunk.model, "trunk_id": trunk.trunk_id, "generations": generations}
-    parts: list[Table | Text] = [_overview(status, trunk), Text(), _heads(status), Text(), _history(generations)]
+    parts: list[Table | Text] = [_overview(status, trunk), Text(), _names(status), Text(), _heads(status), Text(), _history(generations)]
     damage = [Text(f"DAMAGED: {status.damage}", style="bold red"), Text()] if status.damage else []
     session.show(answer, Group(*damage, *parts))
 
@@ -31,6 +45,7 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
     rows.add_row("model", f"{trunk.model}  ({layers})")
     rows.add_row("trunk", f"{trunk.trunk_id[:12]}  {human_bytes(status.trunk_bytes)}")
     rows.add_row("memory", _memory(status))
+    rows.add_row("budget", _budget(status))
     rows.add_row("requests", f"{status.num_running} running, {status.num_waiting} waiting")
     rows.add_row("cache", _cache(status))
     rows.add_row("disk", f"store {human_bytes(status.store_bytes)}, {human_bytes(status.disk_free_bytes)} free")
@@ -48,6 +63,11 @@ def _memory(status: Status) -> str:
     return f"{human_bytes(total)} for {roles} heads: {total / status.model_bytes:.1f} models in place of {roles}"
 
 
+def _budget(status: Status) -> str:
+    used, budget = human_bytes(status.head_bytes), human_bytes(status.memory_budget_bytes)
+    return f"heads {used} of {budget}; at most {status.max_idle_per_name} unused versions of a name"
+
+
 def _cache(status: Status) -> str:
     hits, asked = status.counters.get("cache_hit_tokens", 0), status.counters.get("prompt_tokens", 0)
     rate = f", {hits / asked:.0%} of prompt tokens found" if asked else ""
@@ -60,6 +80,16 @@ def _heads(status: Status) -> Table:
     for head in status.resident_heads:
         names, size = ", ".join(head.references), human_bytes(head.num_bytes)
         rows.add_row(names, "yes" if head.active else "", size, str(head.num_leases), head.digest[:12])
+    return rows
+
+
+def _names(status: Status) -> Table:
+    """Several versions of a name, and several names of a kind, live side by side: what each holds."""
+    rows = table("heads by name", "name", "active", "in memory", "size", "requests")
+    for row in status.resident_names:
+        versions = " ".join(f"@{version}" for version in row.versions)
+        active = f"@{row.active_version}" if row.active_version else "-"
+        rows.add_row(row.name, active, versions, human_bytes(row.num_bytes), str(row.num_leases))
     return rows
 
 

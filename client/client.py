@@ -17,13 +17,34 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client import convert, requests
+from polyhead.client.calibrating import CalibrationPlan
 from polyhead.client.connection import Connection
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
-from polyhead.client.folding import GenerateFold, HeadFile, Rows, sample_order
-from polyhead.client.options import CopyOptions, GenerateOptions, PushOptions, ScoreOptions, StreamOptions
+from polyhead.client.fitting import plan_fit
+from polyhead.client.folding import GenerateFold, HeadFile, Rows, best_order, sample_order
+from polyhead.client.options import (
+    ConfigurationKindName,
+    CopyOptions,
+    GenerateOptions,
+    PoolingName,
+    PushOptions,
+    Rule,
+    ScoreOptions,
+    StreamOptions,
+)
 from polyhead.client.prompts import Prompt, prompt_message, token_ids
-from polyhead.client.pushing import PushPlan, Upload, plan_push
-from polyhead.client.records import Generation, HeadVersion, PushReport, Status, TrunkInfo
+from polyhead.client.pushing import PushPlan, Upload, plan_push, plan_update
+from polyhead.client.records import (
+    Calibration,
+    Configuration,
+    Generation,
+    HeadVersion,
+    OodFit,
+    PushReport,
+    RuleQuestions,
+    Status,
+    TrunkInfo,
+)
 from polyhead.client.results import Piece, Sample, ScoredItem
 from polyhead.client.streams import PieceStream, Stream
 from polyhead.client.tensors import RawTensor
@@ -85,20 +106,33 @@ class Client:
         return PieceStream(self._events(request, options.get("timeout") or self._timeout))
 
     def generate(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Sample]:
-        """All samples, in (prompt, arm, sample) order."""
-        return sorted(self.samples(prompts, **options), key=sample_order)
+        """All samples, in (prompt, arm, sample) order; with best=, the best of each prompt, the best first."""
+        order: Any = sample_order if options.get("best") is None else best_order
+        return sorted(self.samples(prompts, **options), key=order)
 
     def samples(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> Stream[Sample]:
         """Samples as they finish; leaving the loop cancels the rest."""
         request = requests.generate(prompts, **options)
         return Stream(self._samples(request, options.get("timeout") or self._timeout))
 
-    def score(self, items: Sequence[Any], *, heads: Sequence[str], **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
-        """Score (prompt, completion) pairs or Samples with any set of heads, in the order of `items`."""
+    def score(self, items: Sequence[Any], *, heads: Sequence[str] = (), **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
+        """Score (prompt, completion) pairs or Samples with any set of heads, those of recipe=, and an OOD fit, in the order of `items`."""
         request = requests.score(items, heads=heads, **options)
         response = self._connection.unary(lambda stubs: stubs.scoring.Score, request, options.get("timeout") or self._timeout)
         served = convert.served(response.served)
         return [convert.scored_item(item, response.request_id, served) for item in response.items]
+
+    def configurations(self, kind: ConfigurationKindName | None = None) -> list[Configuration]:
+        """The server's rule sets, rule templates, recipes and transcript formats: all, or of one kind."""
+        response = self._lookup(lambda stubs: stubs.scoring.ListConfigurations, requests.configurations(kind))
+        return [convert.configuration(each) for each in response.configurations]
+
+    def tokenize_rules(
+        self, rules: Sequence[str | Rule | Mapping[str, str]] | None = None, *, rule_set: str = "", template: str = ""
+    ) -> RuleQuestions:
+        """The ids that ask about each rule (ids of a set's rules, or rules by text), for training a rule head on what it will be asked."""
+        request = requests.tokenize_rules(rules, rule_set, template)
+        return convert.rule_questions(self._lookup(lambda stubs: stubs.scoring.TokenizeRules, request))
 
     # trunk
 
@@ -110,9 +144,19 @@ class Client:
         """Heads, memory, queue, cache and disk, now."""
         return convert.status(self._lookup(lambda stubs: stubs.trunk.GetStatus, trunk_pb2.GetStatusRequest()))
 
-    def tokenize(self, prompt: Prompt, *, special_tokens: bool = True, assistant_prefix: str = "") -> list[int]:
+    def tokenize(
+        self,
+        prompt: Prompt,
+        *,
+        special_tokens: bool = True,
+        assistant_prefix: str = "",
+        format: str = "",
+        reply_role: str = "",
+        role_prompt: str | None = None,
+    ) -> list[int]:
         """The ids that `generate` would use; `special_tokens=False` for text that is a completion."""
-        message = prompt_message(prompt, "prompt", assistant_prefix=assistant_prefix)
+        form: Any = {"assistant_prefix": assistant_prefix, "format": format, "reply_role": reply_role, "role_prompt": role_prompt}
+        message = prompt_message(prompt, "prompt", **form)
         request = trunk_pb2.TokenizeRequest(prompt=message, without_special_tokens=not special_tokens)
         return list(self._lookup(lambda stubs: stubs.trunk.Tokenize, request).token_ids)
 
@@ -121,17 +165,20 @@ class Client:
         request = trunk_pb2.DetokenizeRequest(token_ids=token_ids(ids, "ids"), skip_special_tokens=skip_special_tokens)
         return str(self._lookup(lambda stubs: stubs.trunk.Detokenize, request).text)
 
-    def encode(self, ids: Any, *, request_id: str = "", timeout: float | None = None) -> Any:
-        """Boundary states: (T, d_model) float32 for one list of ids, a list of such arrays for a list of lists."""
+    def encode(
+        self, ids: Any, *, layer: int = 0, pooling: PoolingName | None = None, request_id: str = "", timeout: float | None = None
+    ) -> Any:
+        """States of one list of ids, (T, d_model) float32, or a list of such arrays for a list of lists. `layer` 0 is the boundary; the
+        trunk's `tap_layer` is the other one there is. With `pooling` ("mean", "last") one row, (d_model,), in place of T."""
         sequences, is_single = requests.sequences(ids)
         rows = [Rows() for _ in sequences]
-        request = requests.encode(sequences, request_id)
+        request = requests.encode(sequences, request_id, layer, pooling)
 
         def take(message: trunk_pb2.EncodeResponse) -> None:
             rows[message.sequence_index].add(message.offset, message.states)
 
         self._connection.read_all(lambda stubs: stubs.trunk.Encode, request, timeout or self._timeout, take)
-        states = [each.joined() for each in rows]
+        states = [each.joined() if pooling is None else each.joined()[0] for each in rows]
         return states[0] if is_single else states
 
     def output_embedding(self, *, timeout: float | None = None) -> NDArray[np.float32]:
@@ -143,6 +190,32 @@ class Client:
 
         self._connection.read_all(lambda stubs: stubs.trunk.PullOutputEmbedding, request, timeout or self._timeout, take)
         return rows.joined()
+
+    # out-of-distribution scores
+
+    def fit_ood(
+        self,
+        name: str,
+        prompts: Sequence[Prompt],
+        *,
+        layer: int = 0,
+        pooling: PoolingName = "mean",
+        shrinkage: float | None = None,
+        request_id: str = "",
+        timeout: float | None = None,
+    ) -> OodFit:
+        """Fit what `ood=name` then scores prompts with: these prompts are what is normal. Give several times d_model of them.
+
+        `layer` 0 is the trunk's tap layer, or the boundary if it has none. The fit is kept by the server and survives every swap.
+        """
+        upload = plan_fit(name, prompts, layer, pooling, shrinkage, request_id)
+        response = self._connection.upload(lambda stubs: stubs.trunk.FitOod, upload.messages, timeout or self._timeout)
+        return convert.ood_fit(response.fit)
+
+    def ood_fits(self) -> list[OodFit]:
+        """All fits, by name, oldest version first."""
+        response = self._lookup(lambda stubs: stubs.trunk.ListOodFits, trunk_pb2.ListOodFitsRequest())
+        return [convert.ood_fit(fit) for fit in response.fits]
 
     # heads
 
@@ -173,6 +246,30 @@ class Client:
         response = self._connection.unary(lambda stubs: stubs.heads.CopyHead, request, changes.get("timeout") or self._timeout)
         return int(response.head.version)
 
+    def calibrate(
+        self,
+        ref: str,
+        items: Sequence[Any],
+        *,
+        activate: bool = False,
+        expected_generation: int | None = None,
+        timeout: float | None = None,
+    ) -> Calibration:
+        """A new version of a preference head, without bytes, whose bias is the mean raw score of reference completions.
+
+        `ref` is "preference" (the active version) or "preference@3"; `items` as in `score`.
+        """
+        plan = CalibrationPlan(self.head(ref), items)
+        for batch in plan.batches():
+            with plan.counting():
+                plan.take(self.score(batch, heads=[plan.head.ref], timeout=timeout))
+        version = self.copy_head(plan.head.ref, plan.head.name, bias=plan.bias, timeout=timeout)
+        if not activate:
+            return plan.result(version, None)
+        note = f"calibrated {plan.head.ref}"
+        generation = self.activate({plan.head.name: version}, expected_generation=expected_generation, note=note, timeout=timeout)
+        return plan.result(version, generation)
+
     def activate(
         self,
         heads: Mapping[str, int],
@@ -185,23 +282,25 @@ class Client:
         """Make versions active as one change. Raises Conflict if the active generation is not `expected_generation`."""
         request = requests.activate(heads, expected_generation, request_id, note)
         response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
-        return convert.generation(response.generation, response.num_pinned_requests, response.num_aborted_requests)
+        return convert.activated(response)
 
     def update(
         self,
         weights: Mapping[str, Weights],
         *,
+        options: Mapping[str, PushOptions] | None = None,
         expected_generation: int | None = None,
         request_id: str = "",
         note: str = "",
         timeout: float | None = None,
     ) -> Generation:
-        """Push a new version of each name, then activate all of them as one change. Nothing is sent before all were checked."""
+        """Push a new version of each name, then activate all of them as one change. Nothing is sent before all were checked.
+
+        `options`: by name, what `push_head` takes, such as {"policy": {"metrics": {"loss": 0.3}}}.
+        """
         request_id = request_id or requests.new_request_id()
         trunk = self.trunk()
-        plans = [
-            plan_push(name, each, {"request_id": requests.request_id_for(request_id, name)}) for name, each in weights.items()
-        ]
+        plans = plan_update(weights, options or {}, request_id)
         uploads = [self._prepare(plan, trunk) for plan in plans]
         versions = {upload.header.name: self._send(upload, timeout or self._timeout).version for upload in uploads}
         return self.activate(
@@ -281,7 +380,7 @@ class Client:
 
     def _prepare(self, plan: PushPlan, trunk: TrunkInfo) -> Upload:
         kind = plan.kind
-        if kind is None:
+        if kind is None and plan.kind_reference:
             try:
                 kind = self.head(plan.kind_reference).kind
             except NotFound:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+import math
 from collections.abc import Iterable
 from typing import Any
 
@@ -9,9 +11,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client import records, results, tensors
+from polyhead.client.options import Rule
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
-__all__ = ["generation", "head_version", "piece", "sample", "scored_item", "served", "status", "tensor", "trunk_info"]
+__all__ = [
+    "activated",
+    "configuration",
+    "generation",
+    "head_version",
+    "ood_fit",
+    "piece",
+    "ranking",
+    "rule_questions",
+    "sample",
+    "scored_item",
+    "served",
+    "status",
+    "tensor",
+    "trunk_info",
+]
 
 _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
@@ -30,10 +48,12 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         terminated=message.terminated,
         stop=message.stop,
         valid=message.valid,
+        invalid_reasons=tuple(message.invalid_reasons),
+        num_newlines=message.num_newlines,
         head=message.head,
         head_version=message.head_version,
         digest=message.digest,
-        spans=tuple(results.Span(span.start, span.end, span.version) for span in message.spans),
+        spans=tuple(results.Span(span.start, span.end, span.version, span.generation, span.digest) for span in message.spans),
         sample_seed=message.sample_seed,
         scores=_scores(message.scores),
         sampling=_sampling(message.sampling),
@@ -41,6 +61,15 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         error=message.error,
         request_id=request_id,
         served=served,
+        format=message.format,
+        reward=_reward(message.reward) if message.HasField("reward") else None,
+        ood=_ood_score(message),
+    )
+
+
+def ranking(messages: Iterable[generation_pb2.RankedSample]) -> tuple[results.RankedSample, ...]:
+    return tuple(
+        results.RankedSample(each.arm_index, each.sample_index, each.reward if each.HasField("reward") else math.nan) for each in messages
     )
 
 
@@ -65,8 +94,34 @@ def scored_item(message: scoring_pb2.ScoredItem, request_id: str, served: result
         scores=_scores(message.scores),
         error=message.error,
         num_cached_tokens=message.num_cached_tokens,
+        reward=_reward(message.reward) if message.HasField("reward") else None,
         request_id=request_id,
         served=served,
+        valid=message.valid,
+        invalid_reasons=tuple(message.invalid_reasons),
+        num_newlines=message.num_newlines,
+        format=message.format,
+        ood=_ood_score(message),
+    )
+
+
+def configuration(message: scoring_pb2.Configuration) -> records.Configuration:
+    return records.Configuration(
+        kind=_enum_value(scoring_pb2.ConfigurationKind, message.kind),
+        reference=message.reference,
+        sha256=message.sha256,
+        content=message.content,
+        rules=tuple(Rule(rule.id, rule.text) for rule in message.rules),
+    )
+
+
+def rule_questions(message: scoring_pb2.TokenizeRulesResponse) -> records.RuleQuestions:
+    return records.RuleQuestions(
+        token_ids={question.rule_id: list(question.token_ids) for question in message.questions},
+        violated_token_id=message.violated_token_id,
+        followed_token_id=message.followed_token_id,
+        rule_set=message.rule_set,
+        template=message.template,
     )
 
 
@@ -96,18 +151,27 @@ def head_version(message: heads_pb2.HeadVersion) -> records.HeadVersion:
         resident=message.resident,
         created_at=message.created_at,
         labels=tuple(message.labels),
+        metrics=dict(message.metrics),
+        file_sha256=message.file_sha256 or message.digest,
     )
 
 
-def generation(message: heads_pb2.Generation, num_pinned: int = 0, num_aborted: int = 0) -> records.Generation:
+def activated(message: heads_pb2.ActivateHeadsResponse) -> records.Generation:
+    return dataclasses.replace(
+        generation(message.generation),
+        num_pinned_requests=message.num_pinned_requests,
+        num_aborted_requests=message.num_aborted_requests,
+        num_following_requests=message.num_following_requests,
+    )
+
+
+def generation(message: heads_pb2.Generation) -> records.Generation:
     return records.Generation(
         number=message.number,
         parent=message.parent,
         heads=dict(message.heads),
         created_at=message.created_at,
         note=message.note,
-        num_pinned_requests=num_pinned,
-        num_aborted_requests=num_aborted,
     )
 
 
@@ -127,6 +191,23 @@ def trunk_info(message: trunk_pb2.GetTrunkResponse) -> records.TrunkInfo:
         head_tensors={t.name: tuple(t.shape) for t in message.head_tensors},
         tied=message.tied,
         config_json=message.config_json,
+        tap_layer=message.tap_layer,
+    )
+
+
+def ood_fit(message: trunk_pb2.OodFit) -> records.OodFit:
+    return records.OodFit(
+        name=message.name,
+        version=message.version,
+        trunk_id=message.trunk_id,
+        precision=message.precision,
+        layer=message.layer,
+        pooling=_enum_value(trunk_pb2.Pooling, message.pooling),
+        num_prompts=message.num_prompts,
+        shrinkage=message.shrinkage,
+        created_at=message.created_at,
+        mean_score=message.mean_score,
+        std_score=message.std_score,
     )
 
 
@@ -153,7 +234,18 @@ def status(message: trunk_pb2.GetStatusResponse) -> records.Status:
         damage=message.damage,
         uptime_seconds=message.uptime_seconds,
         counters=dict(message.counters),
+        memory_budget_bytes=message.memory_budget_bytes,
+        head_bytes=message.head_bytes,
+        resident_names=tuple(
+            records.ResidentName(row.name, row.active_version, tuple(row.versions), row.num_bytes, row.num_leases)
+            for row in message.resident_names
+        ),
+        max_idle_per_name=message.max_idle_per_name,
     )
+
+
+def _ood_score(message: generation_pb2.Sample | scoring_pb2.ScoredItem) -> results.OodScore | None:
+    return results.OodScore(message.ood.fit, message.ood.layer, message.ood.score) if message.HasField("ood") else None
 
 
 def _scores(messages: Iterable[types_pb2.HeadScore]) -> dict[str, results.HeadScore]:
@@ -164,7 +256,7 @@ def _score(message: types_pb2.HeadScore) -> results.HeadScore:
     about = (message.head, _head_kind(message.kind), message.version, message.digest, message.error)
     result = message.WhichOneof("result")
     if result == "policy":
-        return results.PolicyScore(*about, _floats(message.policy.logprobs), _floats(message.policy.sampling_logprobs))
+        return _policy_score(about, message.policy)
     if result == "preference":
         p = message.preference
         return results.PreferenceScore(*about, value=p.value, raw=p.raw, bias=p.bias, present=p.present, position=p.position)
@@ -173,6 +265,34 @@ def _score(message: types_pb2.HeadScore) -> results.HeadScore:
     if result == "value":
         return results.ValueScore(*about, _floats(message.value.values), message.value.bootstrap_value)
     return results.HeadScore(*about)
+
+
+def _policy_score(about: tuple[str, results.HeadKind, int, str, str], message: types_pb2.PolicyScore) -> results.PolicyScore:
+    rows = len(message.logprobs) if message.top_token_ids else 0
+    columns = len(message.top_token_ids) // rows if rows else 0
+    return results.PolicyScore(
+        *about,
+        logprobs=_floats(message.logprobs),
+        sampling_logprobs=_floats(message.sampling_logprobs),
+        entropies=_floats(message.entropies),
+        top_token_ids=np.fromiter(message.top_token_ids, dtype=np.int64).reshape(rows, columns),
+        top_logprobs=_floats(message.top_logprobs).reshape(rows, columns),
+    )
+
+
+def _reward(message: types_pb2.Reward) -> results.Reward:
+    return results.Reward(
+        recipe=message.recipe,
+        reward=math.nan if message.error else message.reward,
+        with_kl=math.nan if message.error else message.reward_with_kl,
+        parts=dict(sorted(message.parts.items())),
+        constants=dict(sorted(message.constants.items())),
+        kl_estimator=message.kl_estimator,
+        kl=_floats(message.kl),
+        token_rewards=_floats(message.token_rewards),
+        rank=message.rank if message.HasField("rank") else None,
+        error=message.error,
+    )
 
 
 def _rule_scores(about: tuple[str, results.HeadKind, int, str, str], message: types_pb2.RuleScores) -> results.RuleScores:
@@ -220,6 +340,17 @@ def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:
         violated_token_id=message.violated_token_id if is_rule else -1,
         followed_token_id=message.followed_token_id if is_rule else -1,
         template=message.template,
+        lora=_lora(message.lora) if message.HasField("lora") else None,
+    )
+
+
+def _lora(message: heads_pb2.LoraAdapter) -> records.LoraAdapter:
+    return records.LoraAdapter(
+        rank=message.rank,
+        alpha=message.alpha,
+        use_rslora=message.use_rslora,
+        rank_pattern=dict(message.rank_pattern),
+        alpha_pattern=dict(message.alpha_pattern),
     )
 
 

@@ -13,7 +13,7 @@ PolyheadError
 ├── Unauthenticated     no token, or an unknown one                                   any call
 ├── PermissionDenied    the token's role may not do this                              any call
 ├── DataLoss            numbers were damaged, stored or on the way                    pull_head, score
-├── Unimplemented       reserved by the contract, not built yet                       on_swap="follow", recipe=
+├── Unimplemented       reserved by the contract, not built yet                       delta pushes
 ├── Cancelled           the call was cancelled                                        any call
 └── Internal            the server's own mistake; it gives an incident id only        any call
 
@@ -152,6 +152,12 @@ _BY_CODE: dict[str, type[PolyheadError]] = {
         Unauthenticated, PermissionDenied, DataLoss, Unimplemented, Cancelled, Internal,
     )
 }  # fmt: skip
+_TLS_HINTS = {
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not trusted: give the one that signed it, root_certificates= or --tls-ca",
+    "Hostname Verification": "the server's certificate is for another name: connect by that name, or say it with server_name=",
+    "WRONG_VERSION_NUMBER": "the server speaks without TLS: leave out tls=, root_certificates= and --tls-ca",
+    "Socket closed": "does the server want TLS? then give root_certificates= or --tls-ca, or tls=True for a public certificate",
+}  # by a sign in gRPC's own words
 _GENERATION_MISMATCH = "GENERATION_MISMATCH"
 
 
@@ -169,8 +175,8 @@ def from_rpc_error(error: Any, target: str) -> PolyheadError:
 def _plain_message(code: grpc.StatusCode, details: str, target: str) -> str:
     """gRPC's own words come from the library, not from polyhead: say which address, and what to look at."""
     if code is grpc.StatusCode.UNAVAILABLE:
-        hint = "does `polyhead serve` run there, with or without TLS?"
-        return f"no answer from the server: {target} ({details[:200]})\nhint: {hint}"
+        hint = next((hint for sign, hint in _TLS_HINTS.items() if sign in details), "does `polyhead serve` run there, with or without TLS?")
+        return f"no answer from the server: {target} ({details[:400]})\nhint: {hint}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer in time: {target}\nhint: give the call a longer timeout="
     if code is grpc.StatusCode.UNIMPLEMENTED:

@@ -16,11 +16,11 @@ from numpy.typing import NDArray
 from polyhead.client import convert
 from polyhead.client.errors import DataLoss, Internal
 from polyhead.client.records import HeadVersion, TrunkInfo
-from polyhead.client.results import Piece, Sample, Served
+from polyhead.client.results import Piece, RankedSample, Sample, Served
 from polyhead.client.tensors import RawTensor, read_header, to_float32
 from polyhead.v1 import generation_pb2, heads_pb2, types_pb2
 
-__all__ = ["GenerateFold", "HeadFile", "Rows", "sample_order"]
+__all__ = ["GenerateFold", "HeadFile", "Rows", "best_order", "sample_order"]
 
 Floats = NDArray[np.float32]
 _Key = tuple[int, int, int]  # prompt, arm, sample
@@ -29,6 +29,11 @@ _Key = tuple[int, int, int]  # prompt, arm, sample
 def sample_order(sample: Sample) -> _Key:
     """(prompt, arm, sample): the order that `generate` answers in."""
     return sample.prompt_index, sample.arm_index, sample.sample_index
+
+
+def best_order(sample: Sample) -> int:
+    """The prompt alone: with best=, a prompt's samples come the best first."""
+    return sample.prompt_index
 
 
 class Rows:
@@ -55,7 +60,9 @@ class GenerateFold:
     """Feed it each GenerateResponse; it gives pieces and finished samples. A sample waits for the states asked for."""
 
     def __init__(self, request: generation_pb2.GenerateRequest) -> None:
-        self._num_expected = len(request.prompts) * sum(max(arm.n, 1) for arm in request.arms)
+        self._group_size = sum(max(arm.n, 1) for arm in request.arms)
+        self._num_expected = len(request.prompts) * self._group_size
+        self._top = request.select.top  # 0: nothing is left out
         self._with_states = request.return_states
         self._request_id = request.request_id
         self._served = Served()
@@ -72,8 +79,7 @@ class GenerateFold:
         elif event == "sample":
             yield from self._finished(message.sample)
         elif event == "group":
-            for sample in message.group.samples:
-                yield from self._finished(sample)
+            yield from self._with_group(message.group)
         elif event == "states":
             yield from self._with_part(message.states)
 
@@ -84,8 +90,15 @@ class GenerateFold:
         if self._num_done != self._num_expected:
             raise Internal(f"the server ended the stream early: {self._num_done} of {self._num_expected} samples came")
 
-    def _finished(self, message: generation_pb2.Sample) -> Iterator[Sample]:
-        sample = convert.sample(message, self._request_id, self._served)
+    def _with_group(self, group: generation_pb2.SampleGroup) -> Iterator[Sample]:
+        if self._top:
+            self._num_expected -= self._group_size - max(len(group.samples), self._top)
+        ranking = convert.ranking(group.ranking)
+        for sample in group.samples:
+            yield from self._finished(sample, ranking)
+
+    def _finished(self, message: generation_pb2.Sample, ranking: tuple[RankedSample, ...] = ()) -> Iterator[Sample]:
+        sample = dataclasses.replace(convert.sample(message, self._request_id, self._served), ranking=ranking)
         if self._with_states:
             self._waiting[sample_order(sample)] = sample
             return
@@ -132,7 +145,7 @@ class HeadFile:
         """The record. Raises DataLoss if the bytes are not what it names."""
         self._file.flush()
         record, size = self._record, self._file.tell()
-        if record is None or size != record.num_bytes or self._sha256.hexdigest() != record.digest:
+        if record is None or size != record.num_bytes or self._sha256.hexdigest() != record.file_sha256:
             raise DataLoss(f"the head's bytes are not what its record names: {size} bytes came\nhint: pull again")
         return record
 
@@ -154,8 +167,9 @@ class HeadFile:
         record = self.finish()
         folder.mkdir(parents=True, exist_ok=True)
         (folder / "head.safetensors").write_bytes(self._path.read_bytes())
+        known = {key: value for key, value in dataclasses.asdict(record.manifest).items() if value is not None}
         manifest = {
-            **dataclasses.asdict(record.manifest),
+            **known,
             "split_layer": trunk.split_layer,
             "num_layers": trunk.num_layers,
             "format": 1,

@@ -8,10 +8,12 @@ from typing import Any, Literal, TypedDict
 
 __all__ = ["Arm", "CopyOptions", "GenerateOptions", "PushOptions", "Rule", "SamplingOptions", "ScoreOptions", "StreamOptions"]
 
+ConfigurationKindName = Literal["rule_set", "rule_template", "recipe", "transcript_format"]
 KindName = Literal["policy", "preference", "rule", "value"]
 ReadName = Literal["last", "eos", "append"]
 UnfinishedName = Literal["read_last", "omit"]
 OnSwapName = Literal["pin", "abort", "follow"]
+PoolingName = Literal["mean", "last"]
 PriorityName = Literal["batch", "interactive"]
 DeliveryName = Literal["tokens", "samples", "groups"]
 
@@ -34,7 +36,7 @@ class SamplingOptions(TypedDict, total=False):
     repetition_penalty: float | None
     seed: int | None  # drawn by the server if left out; returned with each sample
     max_new_tokens: int | None
-    stop: Sequence[str] | str | None  # strings that end a sample
+    stop: Sequence[str] | str | None  # strings that end a sample; left out: what ends a reply in the transcript format, if there is one
     keep_stop: bool  # keep the matched stop string in `text`
     stop_token_ids: Sequence[int] | None
     ignore_eos: bool
@@ -46,21 +48,31 @@ class _RuleOptions(TypedDict, total=False):
     rule_set: str  # "example-rules" or "example-rules@1"
 
 
+class _RewardOptions(TypedDict, total=False):
+    recipe: str  # "sparrow" or "sparrow@1"; heads that it reads are scored with, whether they are named or not
+    recipe_constants: Mapping[str, float] | None  # replace the recipe's own in this call
+    entropy: bool  # policy-kind heads also say the entropy at every completion token
+    top_logprobs: int  # and this many of the likeliest tokens there, at most 20
+
+
 class _RequestOptions(TypedDict, total=False):
     on_swap: OnSwapName | None
     priority: PriorityName | None
     timeout: float | None  # seconds, for the whole call
     request_id: str
     assistant_prefix: str  # opens the reply
+    format: str  # transcript format, "sparrow" or "sparrow@1": how turns are written and what replies are checked against
+    reply_role: str  # whose turn the reply is; left out: the format's own choice
+    role_prompt: str | None  # before a conversation's first turn, in place of the format's own; "" for none
     cache_salt: str  # requests with different salts never share cached blocks
 
 
-class StreamOptions(SamplingOptions, _RuleOptions, _RequestOptions, total=False):
+class StreamOptions(SamplingOptions, _RuleOptions, _RewardOptions, _RequestOptions, total=False):
     """What `stream` takes."""
 
     head: str | None  # "policy" (the default) or "policy@7"
     score: Sequence[str] | None  # heads to score each finished sample with
-    recipe: str
+    ood: str  # an out-of-distribution fit, "helpful" or "helpful@2"
     return_states: bool
 
 
@@ -69,22 +81,25 @@ class GenerateOptions(StreamOptions, total=False):
 
     n: int | None  # samples for each prompt
     arms: Sequence[Arm | Mapping[str, Any]] | None  # several heads in one call, in place of head= and n=
-    delivery: DeliveryName | None
+    delivery: DeliveryName | None  # default: samples as they finish; with best=, each prompt's at once
+    best: int | None  # with recipe=: only the best so many of each prompt's samples
+    median: bool  # with best=: the median, too
 
 
-class ScoreOptions(SamplingOptions, _RuleOptions, _RequestOptions, total=False):
+class ScoreOptions(SamplingOptions, _RuleOptions, _RewardOptions, _RequestOptions, total=False):
     """What `score` takes. With any sampling parameter, policy heads also return `sampling_logprobs`."""
 
+    ood: str  # an out-of-distribution fit, "helpful" or "helpful@2"
     terminated: (
         bool | Sequence[bool | None] | None
-    )  # whether completions ended by themselves; None: whether they end in an EOS token
+    )  # whether completions ended by themselves; None: whether they end in an EOS token, or as their transcript format wants it
 
 
 class PushOptions(TypedDict, total=False):
     """What `push` and `push_head` take. Left out: the folder's head.json, the base's or the active version's value."""
 
     kind: KindName | None
-    base: str  # "policy@3": the version it was made from
+    base: str  # "policy@3": the version it was made from; an adapter runs on it (default: the active version of its own name)
     bias: float | None  # preference: subtracted from the raw score
     read: ReadName | None  # preference: which token is read
     append_token_id: int | None
@@ -93,6 +108,8 @@ class PushOptions(TypedDict, total=False):
     followed_token_id: int | None
     template: str | None
     precision: str | None  # of the trunk that it was trained on
+    lora: Mapping[str, Any] | None  # the weights are an adapter's: what its adapter_config.json says ("r", "lora_alpha", ...)
+    metrics: Mapping[str, float] | None  # what its trainer measured: stored, and listed by `heads`
     labels: Sequence[str]  # keep the version whatever --keep-versions says
     request_id: str
     validate_only: bool

@@ -2,7 +2,7 @@
 
 "text"                                      plain text, tokenised with the tokenizer's special tokens
 [504, 2365, 6354]                           token ids, used as they are (a 1-D numpy array or torch tensor, too)
-[{"role": "user", "content": "Hi"}]         a conversation, rendered with the checkpoint's chat template
+[{"role": "user", "content": "Hi"}]         a conversation, rendered with the checkpoint's chat template, or in a transcript format
 continue_from(sample, [{"role": ...}])      an earlier sample and the turns that follow; nothing is tokenised again
 """
 
@@ -35,8 +35,11 @@ class Continuation:
 Prompt = str | Sequence[int] | Sequence[Message] | Continuation | Any  # Any: an array of ids
 
 
-def continue_from(sample: Sample | ScoredItem, messages: Sequence[Message]) -> Continuation:
-    """The conversation after `sample`, with the turns that follow it: its exact ids are used again, so its cache is hit."""
+def continue_from(sample: Sample | ScoredItem, messages: Sequence[Message] = ()) -> Continuation:
+    """The conversation after `sample`, with the turns that follow it: its exact ids are used again, so its cache is hit.
+
+    In a transcript format there may be none: the next role's turn, `reply_role=`, is then the one to generate.
+    """
     return Continuation(sample.prompt_token_ids, sample.token_ids, tuple(messages))
 
 
@@ -52,17 +55,29 @@ def prompt_list(prompts: Sequence[Prompt], field: str = "prompts") -> Sequence[P
     return prompts
 
 
-def prompt_message(prompt: Prompt, field: str, *, assistant_prefix: str = "", cache_salt: str = "") -> types_pb2.Prompt:
+def prompt_message(
+    prompt: Prompt,
+    field: str,
+    *,
+    assistant_prefix: str = "",
+    cache_salt: str = "",
+    format: str = "",
+    reply_role: str = "",
+    role_prompt: str | None = None,
+) -> types_pb2.Prompt:
     """One prompt as a message. `field` names it in errors. TypeError for another form, InvalidArgument if empty."""
-    message = types_pb2.Prompt(assistant_prefix=assistant_prefix, cache_salt=cache_salt)
+    message = types_pb2.Prompt(
+        assistant_prefix=assistant_prefix, cache_salt=cache_salt, format=format, reply_role=reply_role, role_prompt=role_prompt
+    )
+    roles = () if format else _ROLES  # a format's roles are known to the server alone
     if isinstance(prompt, str):
         message.text = prompt
     elif isinstance(prompt, Continuation):
-        turns = _messages(prompt.messages, f"{field}.messages")
+        turns = _messages(prompt.messages, f"{field}.messages", roles)
         source = types_pb2.Continuation(prompt_token_ids=prompt.prompt_token_ids, token_ids=prompt.token_ids, messages=turns)
         message.continue_from.CopyFrom(source)
     elif isinstance(prompt, Sequence) and prompt and isinstance(prompt[0], Mapping):
-        message.chat.CopyFrom(types_pb2.Chat(messages=_messages(cast(Sequence[Message], prompt), field)))
+        message.chat.CopyFrom(types_pb2.Chat(messages=_messages(cast(Sequence[Message], prompt), field, roles)))
     else:
         message.token_ids.CopyFrom(types_pb2.TokenIds(ids=token_ids(prompt, field, forms=_FORMS)))
     return message
@@ -89,16 +104,17 @@ def _integer(value: Any, field: str, forms: str) -> int:
     return int(value)
 
 
-def _messages(messages: Sequence[Message], field: str) -> list[types_pb2.ChatMessage]:
-    return [_chat_message(message, f"{field}[{index}]") for index, message in enumerate(messages)]
+def _messages(messages: Sequence[Message], field: str, roles: Sequence[str]) -> list[types_pb2.ChatMessage]:
+    return [_chat_message(message, f"{field}[{index}]", roles) for index, message in enumerate(messages)]
 
 
-def _chat_message(message: Message, field: str) -> types_pb2.ChatMessage:
+def _chat_message(message: Message, field: str, roles: Sequence[str]) -> types_pb2.ChatMessage:
     if not isinstance(message, Mapping) or set(message) != {"role", "content"}:
         keys = sorted(message) if isinstance(message, Mapping) else type(message).__name__
         raise TypeError(f"{field} must be a message with exactly the keys 'role' and 'content': {keys}")
-    if not isinstance(message["content"], str):
-        raise TypeError(f"{field}['content'] must be a str: {type(message['content']).__name__}")
-    if message["role"] not in _ROLES:
-        raise InvalidArgument(f"{field}['role'] must be one of {', '.join(_ROLES)}: {str(message['role'])[:40]!r}", field=field)
+    for key in ("role", "content"):
+        if not isinstance(message[key], str):
+            raise TypeError(f"{field}[{key!r}] must be a str: {type(message[key]).__name__}")
+    if roles and message["role"] not in roles:
+        raise InvalidArgument(f"{field}['role'] must be one of {', '.join(roles)}: {message['role'][:40]!r}", field=field)
     return types_pb2.ChatMessage(role=message["role"], content=message["content"])

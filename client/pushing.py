@@ -8,6 +8,7 @@ report = upload.report(response)
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import os
 from collections.abc import Callable, Iterator, Mapping
@@ -16,18 +17,19 @@ from pathlib import Path
 from typing import Any, cast
 
 from polyhead.client import convert
+from polyhead.client.adapters import AdapterConfig, sort_adapter
 from polyhead.client.canonical import CanonicalFile, serialise
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.names import LM_HEAD, SCORE
 from polyhead.client.options import PushOptions
-from polyhead.client.records import PushReport, TrunkInfo
-from polyhead.client.requests import enum_number, new_request_id
+from polyhead.client.records import LoraAdapter, PushReport, TrunkInfo
+from polyhead.client.requests import enum_number, new_request_id, request_id_for
 from polyhead.client.results import HeadKind
 from polyhead.client.tensors import Source
 from polyhead.client.weights import SortedWeights, Weights, collect, guess_kind, sort_weights
 from polyhead.v1 import heads_pb2, types_pb2
 
-__all__ = ["PushPlan", "Upload", "plan_push"]
+__all__ = ["PushPlan", "Upload", "plan_push", "plan_update"]
 
 # keys of head.json that a push may carry on; its trunk_id lets the server refuse a head of another trunk
 _FROM_FOLDER = (
@@ -43,6 +45,7 @@ _FROM_FOLDER = (
     "followed_token_id",
     "template",
 )
+_NOT_IN_UPDATE = {"request_id", "validate_only", "timeout"}  # they belong to the whole
 _MANIFEST_KEYS = frozenset(_FROM_FOLDER) | {"base"}
 
 
@@ -54,6 +57,7 @@ class PushPlan:
     given: Mapping[str, Source]
     manifest: Mapping[str, Any]  # plain values by the names of head.json; what is left out is the server's to fill in
     options: PushOptions
+    adapter: AdapterConfig | None = None  # of a LoRA head
 
     @property
     def kind(self) -> HeadKind | None:
@@ -62,20 +66,29 @@ class PushPlan:
 
     @property
     def kind_reference(self) -> str:
-        """The version whose kind this head has if nobody said: the base, or the active version of the name."""
-        return str(self.manifest.get("base") or self.name)
+        """The version whose kind this head has if nobody said: the base, or the active version of the name.
+
+        Empty for an adapter: the server gives it the kind of what it builds on.
+        """
+        return "" if self.adapter else str(self.manifest.get("base") or self.name)
 
     def guess_kind(self) -> HeadKind:
         """For a name that the server does not know."""
         return guess_kind(self.given)
 
-    def prepare(self, trunk: TrunkInfo, kind: HeadKind) -> Upload:
-        """Everything that can be refused without sending a byte is refused here; see `sort_weights`."""
-        found = sort_weights(self.given, trunk, kind, may_miss=bool(self.manifest.get("base")))
+    def prepare(self, trunk: TrunkInfo, kind: HeadKind | None) -> Upload:
+        """Everything that can be refused without sending a byte is refused here; see `sort_weights` and `sort_adapter`."""
+        if self.adapter is not None:
+            found, lora = sort_adapter(self.given, self.adapter, trunk)
+            manifest = _manifest_message(self.manifest, None, lora)
+        else:
+            assert kind is not None, "only an adapter is pushed without a kind"
+            found = sort_weights(self.given, trunk, kind, may_miss=bool(self.manifest.get("base")))
+            manifest = _manifest_message({**self.manifest, "kind": kind.value}, _output_name(found))
         file = serialise(found.tensors)
         header = heads_pb2.PushHeader(
             name=self.name,
-            manifest=_manifest_message({**self.manifest, "kind": kind.value}, _output_name(found)),
+            manifest=manifest,
             num_bytes=file.num_bytes,
             sha256=file.sha256,
             request_id=self.options.get("request_id") or new_request_id(),
@@ -83,6 +96,7 @@ class PushPlan:
             trunk_sha256=found.trunk_sha256,
             labels=list(self.options.get("labels", ())),
             delta_base=str(self.manifest["base"]) if found.missing else "",
+            metrics=_metrics(self.options.get("metrics")),
         )
         return Upload(header, file, found, self.options.get("progress"))
 
@@ -120,12 +134,25 @@ def plan_push(name: str, weights: Weights, options: PushOptions) -> PushPlan:
     """Raises TypeError or InvalidArgument for what is wrong in itself."""
     if unknown := sorted(options.keys() - PushOptions.__annotations__.keys()):
         raise TypeError(f"an unexpected keyword argument: {unknown[0]!r}")
-    manifest = _folder_manifest(weights) | {
-        key: value for key, value in options.items() if key in _MANIFEST_KEYS and value not in (None, "")
-    }
+    folder = _folder_manifest(weights)
+    adapter = _adapter(weights, options.get("lora"), folder.pop("lora", None))
+    manifest = folder | {key: value for key, value in options.items() if key in _MANIFEST_KEYS and value not in (None, "")}
     if "kind" in manifest:
         enum_number(types_pb2.HeadKind, manifest["kind"], "kind")
-    return PushPlan(name, collect(weights), manifest, options)
+    return PushPlan(name, collect(weights), manifest, options, adapter)
+
+
+def plan_update(weights: Mapping[str, Weights], options: Mapping[str, PushOptions], request_id: str) -> list[PushPlan]:
+    """One push for each name, all of one request id."""
+    if unknown := sorted(options.keys() - weights.keys()):
+        raise InvalidArgument(f"options for a name that is not pushed: {unknown[0]!r}", field="options")
+    plans = []
+    for name, each in weights.items():
+        if unusual := sorted(options.get(name, {}).keys() & _NOT_IN_UPDATE):
+            raise InvalidArgument(f"an update cannot take this option for one of its names: {unusual[0]!r}", field="options")
+        own = PushOptions(**{**options.get(name, PushOptions()), "request_id": request_id_for(request_id, name)})
+        plans.append(plan_push(name, each, own))
+    return plans
 
 
 def _folder_manifest(weights: Weights) -> dict[str, Any]:
@@ -136,7 +163,29 @@ def _folder_manifest(weights: Weights) -> dict[str, Any]:
         plain = json.loads(file.read_text("utf-8"))
     except ValueError:
         raise InvalidArgument(f"head.json is not JSON: {file}", field="weights") from None
-    return {key: plain[key] for key in _FROM_FOLDER if key in plain and plain[key] not in (-1, "")}
+    taken = (*_FROM_FOLDER, "base", "lora") if plain.get("lora") else _FROM_FOLDER
+    return {key: plain[key] for key in taken if key in plain and plain[key] not in (-1, "")}
+
+
+def _adapter(weights: Weights, given: Mapping[str, Any] | None, of_head: Any) -> AdapterConfig | None:
+    """From head.json, adapter_config.json or the caller; None for a plain head."""
+    if of_head is not None:
+        found: AdapterConfig | None = AdapterConfig.of_head(of_head)
+    else:
+        found = AdapterConfig.read(weights) if isinstance(weights, (str, os.PathLike)) else None
+    if found is None:
+        return None if given is None else AdapterConfig.of(given)
+    if given is not None:
+        raise InvalidArgument("the folder says itself what kind of adapter it holds: leave lora= out", field="lora")
+    return found
+
+
+def _metrics(metrics: Mapping[str, float] | None) -> dict[str, float]:
+    """Plain floats; names, number and finiteness are the server's to check."""
+    try:
+        return {str(name): float(value) for name, value in (metrics or {}).items()}
+    except (TypeError, ValueError, AttributeError):
+        raise InvalidArgument("metrics must map names to numbers", field="metrics") from None
 
 
 def _output_name(found: SortedWeights) -> str | None:
@@ -148,14 +197,15 @@ def _output_name(found: SortedWeights) -> str | None:
     return None if {SCORE, LM_HEAD} & set(found.missing) else "tied"
 
 
-def _manifest_message(plain: Mapping[str, Any], output: str | None) -> heads_pb2.HeadManifest:
+def _manifest_message(plain: Mapping[str, Any], output: str | None, lora: LoraAdapter | None = None) -> heads_pb2.HeadManifest:
     values = {key: value for key, value in plain.items() if key not in ("kind", "read", "unfinished")}
     try:
         return heads_pb2.HeadManifest(
-            kind=cast(Any, enum_number(types_pb2.HeadKind, plain["kind"], "kind")),
+            kind=cast(Any, enum_number(types_pb2.HeadKind, plain.get("kind"), "kind")),
             output=cast(Any, enum_number(heads_pb2.OutputKind, output, "output")),
             read=cast(Any, enum_number(heads_pb2.ReadPosition, plain.get("read"), "read")),
             unfinished=cast(Any, enum_number(heads_pb2.Unfinished, plain.get("unfinished"), "unfinished")),
+            lora=None if lora is None else heads_pb2.LoraAdapter(**dataclasses.asdict(lora)),
             **values,
         )
     except (TypeError, ValueError) as error:

@@ -4,9 +4,25 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
+from polyhead.client.options import Rule
 from polyhead.client.results import HeadKind
 
-__all__ = ["Generation", "HeadManifest", "HeadVersion", "PushReport", "ResidentHead", "SourceTensor", "Status", "TrunkInfo"]
+__all__ = [
+    "Calibration",
+    "Configuration",
+    "Generation",
+    "HeadManifest",
+    "HeadVersion",
+    "LoraAdapter",
+    "OodFit",
+    "PushReport",
+    "ResidentHead",
+    "ResidentName",
+    "RuleQuestions",
+    "SourceTensor",
+    "Status",
+    "TrunkInfo",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -36,6 +52,18 @@ class TrunkInfo:
     head_tensors: dict[str, tuple[int, ...]]  # name -> shape of what every head holds, without its output
     tied: bool
     config_json: str
+    tap_layer: int = 0  # a layer inside the trunk whose states are kept, too; 0: none
+
+
+@dataclass(frozen=True, slots=True)
+class LoraAdapter:
+    """How a LoRA head's file is applied to its base: base(x) + scaling * B(A x). Patterns are by full module name."""
+
+    rank: int
+    alpha: float  # scaling is alpha / rank, or alpha / sqrt(rank) with use_rslora
+    use_rslora: bool = False
+    rank_pattern: dict[str, int] = field(default_factory=dict)
+    alpha_pattern: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,7 +74,7 @@ class HeadManifest:
     trunk_id: str
     precision: str
     output: str  # "tied", "own", "score"
-    base: str  # "policy@3"
+    base: str  # "policy@3"; with `lora` the version whose weights it runs on
     untrained: bool
     bias: float
     read: str  # "last", "eos", "append"
@@ -55,6 +83,7 @@ class HeadManifest:
     violated_token_id: int
     followed_token_id: int
     template: str
+    lora: LoraAdapter | None = None  # the file is an adapter
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,13 +92,15 @@ class HeadVersion:
 
     name: str
     version: int  # 0: not stored (validate_only)
-    digest: str  # SHA-256 of its file
-    num_bytes: int
+    digest: str  # names what is computed: SHA-256 of its file; for a LoRA head of its base and scaling, too
+    num_bytes: int  # of its file
     manifest: HeadManifest
     active: bool
     resident: bool  # in memory now
     created_at: float  # seconds since 1970
     labels: tuple[str, ...]
+    metrics: dict[str, float] = field(default_factory=dict)  # what its trainer measured
+    file_sha256: str = ""
 
     @property
     def kind(self) -> HeadKind:
@@ -92,6 +123,7 @@ class Generation:
     note: str
     num_pinned_requests: int = 0  # filled by activate and update: requests that go on with an older generation
     num_aborted_requests: int = 0  # filled by activate and update: requests that the change ended
+    num_following_requests: int = 0  # filled by activate and update: requests whose samples go on with the new versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +140,42 @@ class PushReport:
 
 
 @dataclass(frozen=True, slots=True)
+class Calibration:
+    """A version whose bias centres given references on 0."""
+
+    name: str
+    version: int  # the new one
+    source: str  # "preference@1": the version with the same weights that was measured
+    old_bias: float
+    bias: float  # mean raw score of the references
+    num_items: int
+    std: float  # of their raw scores
+    generation: Generation | None  # with activate=True
+
+
+@dataclass(frozen=True, slots=True)
+class OodFit:
+    """One version of a fit for out-of-distribution scores."""
+
+    name: str
+    version: int
+    trunk_id: str
+    precision: str  # of the trunk that it was made with
+    layer: int  # whose states it reads
+    pooling: str  # "mean", "last"
+    num_prompts: int
+    shrinkage: float
+    created_at: float  # seconds since 1970
+    mean_score: float  # of the prompts it was made from
+    std_score: float
+
+    @property
+    def ref(self) -> str:
+        """The reference that ood= takes: "helpful@2"."""
+        return f"{self.name}@{self.version}"
+
+
+@dataclass(frozen=True, slots=True)
 class ResidentHead:
     """A head version held in memory."""
 
@@ -116,6 +184,17 @@ class ResidentHead:
     num_bytes: int
     num_leases: int
     active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentName:
+    """What one head name holds in memory."""
+
+    name: str
+    active_version: int  # 0: none
+    versions: tuple[int, ...]
+    num_bytes: int  # of their weights; a file that several names share counts for each
+    num_leases: int  # running requests on any of them
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,3 +219,29 @@ class Status:
     damage: str  # what is damaged and how to repair it; empty if all is well
     uptime_seconds: float
     counters: dict[str, int] = field(default_factory=dict)
+    memory_budget_bytes: int = 0  # most that weights of heads may take
+    head_bytes: int = 0  # what they take now: those being built, and those let go but still in use, included
+    resident_names: tuple[ResidentName, ...] = ()
+    max_idle_per_name: int = 0  # versions of one name kept in memory that nothing uses, at most
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One of the server's versioned configuration files."""
+
+    kind: str  # "rule_set", "rule_template", "recipe", "transcript_format"
+    reference: str  # "example-rules@1"
+    sha256: str  # of the file
+    content: str  # the file, YAML
+    rules: tuple[Rule, ...] = ()  # of a rule set, in order
+
+
+@dataclass(frozen=True, slots=True)
+class RuleQuestions:
+    """The ids that ask a rule head about each rule, as the server asks them."""
+
+    token_ids: dict[str, list[int]]  # rule id -> ids that follow the dialogue's own; the answer is read at the last of them
+    violated_token_id: int  # the answer that says "broken"
+    followed_token_id: int
+    rule_set: str  # with version; "" for rules by text alone
+    template: str  # with version

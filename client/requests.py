@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import dataclasses
 import uuid
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from typing import Any, cast
 
 from polyhead.client import prompts as prompt_forms
@@ -14,19 +16,36 @@ from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types
 
 __all__ = [
     "activate",
+    "configurations",
     "copy_head",
     "encode",
     "enum_number",
     "generate",
+    "layer_number",
     "new_request_id",
     "request_id_for",
     "rollback",
     "score",
     "sequences",
+    "tokenize_rules",
 ]
 
 _SAMPLING_KEYS = frozenset(SamplingOptions.__annotations__)
 _LISTS = ("stop", "stop_token_ids", "sample_seeds")
+
+
+@dataclass(frozen=True, slots=True)
+class _PromptForm:
+    """What is the same for every prompt of a call."""
+
+    assistant_prefix: str
+    cache_salt: str
+    format: str
+    reply_role: str
+    role_prompt: str | None
+
+    def message(self, prompt: prompt_forms.Prompt, field: str) -> types_pb2.Prompt:
+        return prompt_forms.prompt_message(prompt, field, **dataclasses.asdict(self))
 
 
 def new_request_id() -> str:
@@ -46,37 +65,45 @@ def generate(
     head: str | None = None,
     n: int | None = None,
     arms: Sequence[Arm | Mapping[str, Any]] | None = None,
-    delivery: str | None = "samples",
+    delivery: str | None = None,
+    best: int | None = None,
+    median: bool = False,
     score: Sequence[str] | None = None,
     rules: Sequence[str | Rule | Mapping[str, str]] | None = None,
     rule_set: str = "",
     recipe: str = "",
+    recipe_constants: Mapping[str, float] | None = None,
+    entropy: bool = False,
+    top_logprobs: int = 0,
+    ood: str = "",
     on_swap: str | None = None,
     priority: str | None = None,
     return_states: bool = False,
     assistant_prefix: str = "",
     cache_salt: str = "",
+    format: str = "",
+    reply_role: str = "",
+    role_prompt: str | None = None,
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
     **sampling: Any,
 ) -> generation_pb2.GenerateRequest:
     """Raises TypeError or InvalidArgument, naming the argument. An unknown keyword is a TypeError."""
     _refuse_unknown(sampling)
+    form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
+    spec = _scoring_spec(score or (), rules, rule_set, recipe, "score", ood)
+    delivery = delivery or ("samples" if best is None else "groups")
     return generation_pb2.GenerateRequest(
         prompts=[
-            prompt_forms.prompt_message(
-                prompt,
-                field if field == "prompt" else f"{field}[{i}]",
-                assistant_prefix=assistant_prefix,
-                cache_salt=cache_salt,
-            )
+            form.message(prompt, field if field == "prompt" else f"{field}[{i}]")
             for i, prompt in enumerate(prompt_forms.prompt_list(prompts, field))
         ],
         arms=_arms(head, n, arms, cast(SamplingOptions, sampling)),
         delivery=cast(Any, enum_number(generation_pb2.Delivery, delivery, "delivery")),
         on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
         priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
-        score=_scoring_spec(score or (), rules, rule_set, recipe, "score"),
+        score=_with_details(spec, recipe_constants, entropy, top_logprobs),
+        select=_selection(best, median, recipe),
         return_states=return_states,
         request_id=request_id,
     )
@@ -85,14 +112,22 @@ def generate(
 def score(
     items: Sequence[Any],
     *,
-    heads: Sequence[str],
+    heads: Sequence[str] = (),
     rules: Sequence[str | Rule | Mapping[str, str]] | None = None,
     rule_set: str = "",
+    recipe: str = "",
+    recipe_constants: Mapping[str, float] | None = None,
+    entropy: bool = False,
+    top_logprobs: int = 0,
+    ood: str = "",
     terminated: bool | Sequence[bool | None] | None = None,
     on_swap: str | None = None,
     priority: str | None = None,
     assistant_prefix: str = "",
     cache_salt: str = "",
+    format: str = "",
+    reply_role: str = "",
+    role_prompt: str | None = None,
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
     **sampling: Any,
@@ -101,19 +136,28 @@ def score(
     _refuse_unknown(sampling)
     if isinstance(items, (str, tuple)) or not isinstance(items, Sequence):
         raise TypeError(f"items must be a list of (prompt, completion) pairs: {type(items).__name__}")
+    spec = _scoring_spec(heads, rules, rule_set, recipe, "heads", ood)
     ends = _terminated(terminated, len(items))
+    form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
     given = any(value is not None for value in sampling.values())
     return scoring_pb2.ScoreRequest(
-        items=[
-            _score_item(item, end, f"items[{i}]", assistant_prefix, cache_salt)
-            for i, (item, end) in enumerate(zip(items, ends, strict=True))
-        ],
-        score=_scoring_spec(heads, rules, rule_set, "", "heads"),
+        items=[_score_item(item, end, f"items[{i}]", form) for i, (item, end) in enumerate(zip(items, ends, strict=True))],
+        score=_with_details(spec, recipe_constants, entropy, top_logprobs),
         sampling=_sampling(cast(SamplingOptions, sampling)) if given else None,
         on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
         priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
         request_id=request_id,
     )
+
+
+def configurations(kind: str | None) -> scoring_pb2.ListConfigurationsRequest:
+    return scoring_pb2.ListConfigurationsRequest(kind=cast(Any, enum_number(scoring_pb2.ConfigurationKind, kind, "kind")))
+
+
+def tokenize_rules(
+    rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, template: str
+) -> scoring_pb2.TokenizeRulesRequest:
+    return scoring_pb2.TokenizeRulesRequest(rules=_rule_selection(rules or (), rule_set), template=template)
 
 
 def sequences(ids: Any) -> tuple[Sequence[Any], bool]:
@@ -124,9 +168,19 @@ def sequences(ids: Any) -> tuple[Sequence[Any], bool]:
     return ([ids] if is_single else ids), is_single
 
 
-def encode(sequences: Sequence[Any], request_id: str) -> trunk_pb2.EncodeRequest:
+def encode(sequences: Sequence[Any], request_id: str, layer: int = 0, pooling: str | None = None) -> trunk_pb2.EncodeRequest:
     ids = [types_pb2.TokenIds(ids=prompt_forms.token_ids(each, f"ids[{i}]")) for i, each in enumerate(sequences)]
-    return trunk_pb2.EncodeRequest(sequences=ids, request_id=request_id)
+    number = cast(Any, enum_number(trunk_pb2.Pooling, pooling, "pooling"))
+    return trunk_pb2.EncodeRequest(sequences=ids, request_id=request_id, layer=layer_number(layer), pooling=number)
+
+
+def layer_number(layer: int) -> int:
+    """Which layers there are is the server's to say."""
+    if isinstance(layer, bool) or not isinstance(layer, int):
+        raise TypeError(f"layer must be an int: {type(layer).__name__}")
+    if not 0 <= layer < 1 << 32:
+        raise InvalidArgument(f"layer must be 0 or a layer's number: {layer}", field="layer")
+    return layer
 
 
 def copy_head(
@@ -228,15 +282,45 @@ def _sampling(options: SamplingOptions, prefix: str = "") -> types_pb2.Sampling:
 
 
 def _scoring_spec(
-    heads: Sequence[str], rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, recipe: str, field: str
+    heads: Sequence[str], rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, recipe: str, field: str, ood: str
 ) -> types_pb2.ScoringSpec | None:
     if isinstance(heads, str):
         raise TypeError(f'{field} must be a list of heads: str\nhint: write ["{heads}"]')
     if not heads and not recipe:
         if rules or rule_set:
             raise InvalidArgument(f"rules are given, but {field} names no head to ask", field=field)
+        if not ood:
+            return None
+    return types_pb2.ScoringSpec(heads=list(heads), rules=_rule_selection(rules or (), rule_set), recipe=recipe, ood=ood)
+
+
+def _with_details(
+    spec: types_pb2.ScoringSpec | None, constants: Mapping[str, float] | None, entropy: bool, top_logprobs: int
+) -> types_pb2.ScoringSpec | None:
+    """Adds what refines a scoring. Without one there is nothing to refine."""
+    given = {"recipe_constants": constants, "entropy": entropy, "top_logprobs": top_logprobs}
+    if spec is None:
+        if useless := next((name for name, value in given.items() if value), None):
+            raise InvalidArgument(f"{useless} is given, but nothing is scored: name heads or a recipe", field=useless)
         return None
-    return types_pb2.ScoringSpec(heads=list(heads), rules=_rule_selection(rules or (), rule_set), recipe=recipe)
+    for name, value in given.items():
+        try:
+            spec.MergeFrom(types_pb2.ScoringSpec(**{name: cast(Any, value)}))
+        except (TypeError, AttributeError):
+            raise TypeError(f"{name} has a wrong type: {type(value).__name__}") from None
+        except ValueError:
+            raise InvalidArgument(f"{name} is out of range: {str(value)[:80]}", field=name) from None
+    return spec
+
+
+def _selection(best: int | None, median: bool, recipe: str) -> generation_pb2.Selection | None:
+    if best is None:
+        if median:
+            raise InvalidArgument("median goes with best=", field="median")
+        return None
+    if not recipe:
+        raise InvalidArgument("best needs a recipe= to rank by", field="best")
+    return generation_pb2.Selection(top=_count(best, "best"), median=median)
 
 
 def _rule_selection(rules: Sequence[str | Rule | Mapping[str, str]], rule_set: str) -> types_pb2.RuleSelection | None:
@@ -253,16 +337,14 @@ def _rule_selection(rules: Sequence[str | Rule | Mapping[str, str]], rule_set: s
     )
 
 
-def _score_item(
-    item: Any, terminated: bool | None, field: str, assistant_prefix: str, cache_salt: str
-) -> scoring_pb2.ScoreItem:
+def _score_item(item: Any, terminated: bool | None, field: str, form: _PromptForm) -> scoring_pb2.ScoreItem:
     if isinstance(item, Sample):
         item, terminated = (item.prompt_token_ids, item.token_ids), item.terminated if terminated is None else terminated
     if not isinstance(item, (tuple, list)) or len(item) != 2:
         raise TypeError(f"{field} must be a (prompt, completion) pair or a Sample: {type(item).__name__}")
     prompt, completion = item
     message = scoring_pb2.ScoreItem(
-        prompt=prompt_forms.prompt_message(prompt, f"{field}.prompt", assistant_prefix=assistant_prefix, cache_salt=cache_salt),
+        prompt=form.message(prompt, f"{field}.prompt"),
         terminated=terminated,
     )
     if isinstance(completion, str):

@@ -13,9 +13,12 @@ __all__ = [
     "FinishReason",
     "HeadKind",
     "HeadScore",
+    "OodScore",
     "Piece",
     "PolicyScore",
     "PreferenceScore",
+    "RankedSample",
+    "Reward",
     "RuleScores",
     "Sample",
     "Sampling",
@@ -80,11 +83,13 @@ class Sampling:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Tokens [start, end) were made by `version`."""
+    """Tokens [start, end) were made by `version`. With on_swap="follow" a sample has a span for each version that drew from it."""
 
     start: int
     end: int
     version: int
+    generation: int = 0  # under which the sample took that version up
+    digest: str = ""  # SHA-256 of that version
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -113,6 +118,9 @@ class PolicyScore(HeadScore):
 
     logprobs: Floats  # (completion tokens,), raw distribution at temperature 1
     sampling_logprobs: Floats  # (completion tokens,), or (0,) if no sampling parameters were given
+    entropies: Floats  # (completion tokens,) in nats, of the raw distribution; (0,) unless entropy=True
+    top_token_ids: NDArray[np.int64]  # (completion tokens, top_logprobs), likeliest first; (0, 0) unless top_logprobs=
+    top_logprobs: Floats  # as top_token_ids: their raw log-probs
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -145,6 +153,15 @@ class ValueScore(HeadScore):
     bootstrap_value: float  # V after the last token; 0 if terminated
 
 
+@dataclass(frozen=True, slots=True)
+class OodScore:
+    """How far a prompt lies from those that a fit was made from; higher is stranger."""
+
+    fit: str  # "helpful@2"
+    layer: int  # whose states were read: the number of layers below it
+    score: float  # simplified relative Mahalanobis distance
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Piece:
     """New tokens of one sample, as they are drawn."""
@@ -157,6 +174,31 @@ class Piece:
     logprobs: Floats  # (tokens,)
     sampling_logprobs: Floats  # (tokens,)
     text: str  # new text that is certain
+
+
+@dataclass(frozen=True, slots=True, eq=False)
+class Reward:
+    """What a recipe makes of one sample's scores, with all that went in. NaN in `reward` and `with_kl` if there is an `error`."""
+
+    recipe: str  # "sparrow@1"
+    reward: float  # without KL
+    with_kl: float  # reward - kl_coefficient * sum of kl; equal to `reward` if the recipe has no KL term
+    parts: dict[str, float]  # by name, before constants are applied
+    constants: dict[str, float]  # those used, by name
+    kl_estimator: str  # "k1", "k2", "k3"; "" without a KL term
+    kl: Floats  # (completion tokens,), or (0,) without a KL term
+    token_rewards: Floats  # as kl: -kl_coefficient * kl, plus `reward` on the last token
+    rank: int | None  # place among all samples of the prompt, 0 is the best; None if the others are not known
+    error: str  # why there is no reward
+
+
+@dataclass(frozen=True, slots=True)
+class RankedSample:
+    """One sample's place in its group, whether it was returned or not."""
+
+    arm_index: int
+    sample_index: int
+    reward: float  # NaN if it has none
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -174,7 +216,7 @@ class Sample:
     finish_reason: FinishReason
     terminated: bool
     stop: str  # the stop string that matched
-    valid: bool  # whether the reply is well formed in the transcript's format
+    valid: bool  # whether it terminated without error, and is as its transcript format wants it
     head: str
     head_version: int  # made the last token
     digest: str
@@ -186,12 +228,17 @@ class Sample:
     error: str  # why, for ABORTED and FAILED
     request_id: str
     served: Served
-    reward: float | None = None  # None until recipes exist
+    reward: Reward | None = None  # with recipe=
+    ranking: tuple[RankedSample, ...] = ()  # with recipe= and delivery by groups: all samples of the prompt, the best first
     states: Floats | None = None  # (prompt + sampled tokens, d_model), with return_states
+    invalid_reasons: tuple[str, ...] = ()  # "failed", "not_terminated", "wrong_end", "empty", "foreign_opening"
+    num_newlines: int = 0  # in the reply, without those of the marker that ends it
+    format: str = ""  # the transcript format it was checked against, with version
+    ood: OodScore | None = None  # of the prompt, with ood=
 
     @property
     def generation(self) -> int:
-        """The active set that the whole request ran on."""
+        """The active set that the request began with, its scores included; `spans` say what on_swap="follow" went on with."""
         return self.served.generation
 
 
@@ -207,6 +254,12 @@ class ScoredItem:
     num_cached_tokens: int
     request_id: str
     served: Served
+    reward: Reward | None = None  # with recipe=; ranked among the items with the same prompt ids
+    valid: bool = False  # as in Sample
+    invalid_reasons: tuple[str, ...] = ()
+    num_newlines: int = 0
+    format: str = ""
+    ood: OodScore | None = None  # of the prompt, with ood=
 
     @property
     def generation(self) -> int:

@@ -18,8 +18,9 @@ from numpy.typing import NDArray
 
 from polyhead.client.errors import DataLoss, FailedPrecondition
 
-__all__ = ["RawTensor", "Source", "as_source", "read_folder", "read_header", "to_float32"]
+__all__ = ["ADAPTER_CONFIG", "RawTensor", "Source", "as_source", "read_folder", "read_header", "to_float32"]
 
+ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # what PEFT writes
 ITEM_SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}  # what heads may be stored in
 _SAFETENSORS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _SHARDED = {"DTensor", "ShardedTensor", "FlatParameter"}
@@ -107,7 +108,7 @@ def _gather_hint(name: str, what: str) -> str:
 
 
 def read_folder(folder: Path) -> Iterator[tuple[str, Source]]:
-    """Tensors of a head folder (head.safetensors) or of a folder that save_pretrained wrote. Only headers are read now."""
+    """Tensors of a head folder, or of a model's or an adapter's that save_pretrained wrote. Only headers are read now."""
     for file in _weight_files(folder):
         yield from read_header(file).items()
 
@@ -116,14 +117,17 @@ def _weight_files(folder: Path) -> list[Path]:
     index = folder / "model.safetensors.index.json"
     if (folder / "head.safetensors").is_file():
         return [folder / "head.safetensors"]
+    if (folder / ADAPTER_CONFIG).is_file():
+        if not (folder / ADAPTER_WEIGHTS).is_file():
+            hint = "save with save_pretrained (safetensors; never pickle)"
+            raise FailedPrecondition(f"the adapter folder has no {ADAPTER_WEIGHTS}: {folder}\nhint: {hint}")
+        return [folder / ADAPTER_WEIGHTS]
     if index.is_file():
         return sorted({folder / Path(name).name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
     if (folder / "model.safetensors").is_file():
         return [folder / "model.safetensors"]
-    if (folder / "adapter_model.safetensors").is_file():
-        raise FailedPrecondition(
-            f"the folder holds an adapter, not a head: {folder}\nhint: merge_and_unload() it, then save_pretrained"
-        )
+    if (folder / ADAPTER_WEIGHTS).is_file():
+        raise FailedPrecondition(f"the folder holds an adapter without its {ADAPTER_CONFIG}: {folder}")
     raise FailedPrecondition(
         f"no head.safetensors and no model.safetensors in the folder: {folder}\n"
         "hint: save with save_pretrained (safetensors; never pickle)"

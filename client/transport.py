@@ -46,7 +46,7 @@ _RETRY = {
 _NEVER_RETRIED = {
     "HeadService": ("DeleteHead", "PushHead", "PullHead", "WatchHeads"),  # DeleteHead has no request id: a second try would find nothing
     "GenerationService": ("Generate",),
-    "TrunkService": ("Encode", "PullOutputEmbedding"),
+    "TrunkService": ("Encode", "PullOutputEmbedding", "FitOod"),
 }  # streams: with grpcio 1.85 one that is refused while the server drains and then exits hangs for ever, past its deadline
 SERVICE_CONFIG = {
     "methodConfig": [
@@ -81,6 +81,9 @@ class Endpoint:
             self.token.isascii() and self.token.isprintable() and self.token.strip() == self.token
         ):
             raise InvalidArgument("token holds characters that a header cannot carry, such as a line break", field="token")
+
+        if self.root_certificates is not None and b"-----BEGIN CERTIFICATE-----" not in self.root_certificates:
+            raise InvalidArgument("root_certificates holds no PEM certificate", field="root_certificates")
 
     @property
     def uses_tls(self) -> bool:

@@ -163,7 +163,8 @@ def _refuse_bias(name: str, source: Source) -> None:
 def _refuse_adapters(given: Mapping[str, Source]) -> None:
     for name in given:
         if "lora_" in name:
-            raise FailedPrecondition(f"the weights hold an adapter: {name!r}\nhint: merge_and_unload() first", field=name)
+            hint = "say how it is applied with lora=peft_config.to_dict(), push its folder, or merge_and_unload() first"
+            raise FailedPrecondition(f"the weights hold an adapter: {name!r}\nhint: {hint}", field=name)
 
 
 def _missing_message(found: SortedWeights) -> str:

@@ -51,15 +51,17 @@ class Inspector:
         """Why a version cannot be loaded; "" if it can. `is_thorough` reads and hashes its blob."""
         try:
             record = self._versions.get(name, version)
-            num_bytes = self._blobs.num_bytes(record.digest)
+            num_bytes = self._blobs.num_bytes(record.blob)
         except FileNotFoundError:
             return f"the weights of {name}@{version} are missing"
         except PolyheadError as error:
             return error.message
         if num_bytes != record.num_bytes:
             return f"the weights of {name}@{version} are damaged: {num_bytes} bytes instead of {record.num_bytes}"
-        if is_thorough and not self._blobs.check(record.digest):
-            return f"the weights of {name}@{version} are damaged: another SHA-256 than {record.digest[:12]}..."
+        if is_thorough and not self._blobs.check(record.blob):
+            return f"the weights of {name}@{version} are damaged: another SHA-256 than {record.blob[:12]}..."
+        if record.manifest.lora is not None and (problem := self.find_problem(*record.manifest.base_version(), is_thorough=is_thorough)):
+            return f"{name}@{version} is built on {record.manifest.base}: {problem}"
         return ""
 
     def find_other_damage(self) -> Iterator[StoreDamage]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.lora import LoraAdapter
 
 FORMAT = 1
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
@@ -64,7 +65,7 @@ class HeadManifest:
     num_layers: int  # of the whole model
     output: OutputKind
     precision: str = "float32"  # of the trunk that the head was trained on
-    base: str = ""  # "policy@3": the version it was made from
+    base: str = ""  # "policy@3": the version it was made from; with `lora` the one whose weights it runs on
     untrained: bool = False
     bias: float = 0.0  # preference: subtracted from the raw score
     read: ReadPosition = ReadPosition.LAST
@@ -73,6 +74,7 @@ class HeadManifest:
     violated_token_id: int = -1  # rule: the answer that says "broken"
     followed_token_id: int = -1
     template: str = ""  # rule: "example-rule-prompt@1"
+    lora: LoraAdapter | None = None  # the file is an adapter, applied beside the weights of `base`
 
     def validate(self) -> None:
         """Raise InvalidArgument naming the first field that is wrong in itself (the trunk is compared elsewhere)."""
@@ -94,10 +96,23 @@ class HeadManifest:
             raise InvalidArgument("a rule head needs its two answer tokens", field="manifest.violated_token_id")
         if self.kind is HeadKind.RULE and self.violated_token_id == self.followed_token_id:
             raise InvalidArgument("the two answer tokens must differ", field="manifest.followed_token_id")
+        if self.lora is not None:
+            self.lora.validate()
+            self.base_version()
+
+    def base_version(self) -> tuple[str, int]:
+        """Name and version of what a LoRA head is built on. InvalidArgument unless `base` names a version."""
+        name, version = parse_reference(self.base, "manifest.base")
+        if not version:
+            raise InvalidArgument(f"a LoRA head is built on a version, as in {name}@1: {self.base[:80]!r}", field="manifest.base")
+        return name, version
 
     def to_json(self) -> str:
         """Canonical text: sorted keys, enums by value."""
-        plain = {key: value.value if isinstance(value, enum.Enum) else value for key, value in dataclasses.asdict(self).items()}
+        values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
+        plain = {key: value.value if isinstance(value, enum.Enum) else value for key, value in values.items()}
+        if (lora := plain.pop("lora")) is not None:
+            plain["lora"] = lora.to_plain()
         return json.dumps({"format": FORMAT, **plain}, sort_keys=True, indent=2) + "\n"
 
     @classmethod
@@ -121,7 +136,9 @@ class HeadManifest:
             raise InvalidArgument(f"unknown key in head.json: {unknown[0][:80]!r}", field=f"manifest.{unknown[0][:80]}")
         values: dict[str, Any] = {}
         for name, field in fields.items():
-            if name in plain:
+            if name == "lora":
+                values[name] = LoraAdapter.from_plain(plain[name]) if plain.get(name) is not None else None
+            elif name in plain:
                 values[name] = _typed(name, plain[name], str(field.type))
             elif field.default is dataclasses.MISSING:
                 raise InvalidArgument(f"missing key in head.json: {name!r}", field=f"manifest.{name}")

@@ -14,9 +14,11 @@ from typing import Any
 import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
+from polyhead.heads.adapted import Adapter, merged
 from polyhead.heads.checkpoint import Checkpoint, Piece, write_weights
-from polyhead.heads.errors import DataLoss, FailedPrecondition, NotFound
+from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
 from polyhead.heads.family import check_schema
+from polyhead.heads.lora import check_adapter
 from polyhead.heads.manifest import HeadManifest, OutputKind
 from polyhead.heads.skeleton import build_skeleton
 from polyhead.heads.spec import SCORE_NAME, ModelSpec, describe, trunk_id
@@ -25,9 +27,12 @@ from polyhead.heads.split import TrunkFacts, copy_companions, fresh_folder, read
 __all__ = ["merge"]
 
 
-def merge(trunk_folder: str | Path, head_folder: str | Path, out_folder: str | Path) -> None:
+def merge(
+    trunk_folder: str | Path, head_folder: str | Path, out_folder: str | Path, base_folder: str | Path | None = None
+) -> None:
     """Write trunk + head to `out_folder`. `trunk_folder` is what `split` wrote, or the whole source model.
 
+    `base_folder` is the head that a LoRA head is built on: the adapter is added to its weights.
     Raises FailedPrecondition if the head belongs to another trunk or the family has no class for it, DataLoss if the trunk's
     tensors are not those that were split.
     """
@@ -40,6 +45,8 @@ def merge(trunk_folder: str | Path, head_folder: str | Path, out_folder: str | P
             f"the head belongs to another trunk: {manifest.trunk_id[:12]}, this one is {found[:12]}\n"
             "hint: merge it with the trunk it was trained on"
         )
+    if manifest.lora is not None or base_folder is not None:
+        tensors = _merge_adapter(spec, manifest, tensors, base_folder)
     check_schema(spec, tensors, manifest.output)
     pieces = _trunk_pieces(checkpoint, spec) | {name: Piece.of(tensor) for name, tensor in tensors.items()}
     config = _merged_config(checkpoint, spec, manifest, pieces)
@@ -47,6 +54,23 @@ def merge(trunk_folder: str | Path, head_folder: str | Path, out_folder: str | P
         copy_companions(checkpoint.folder, out)
         (out / "config.json").write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
         write_weights(out / "model.safetensors", pieces)
+
+
+def _merge_adapter(
+    spec: ModelSpec, manifest: HeadManifest, tensors: Mapping[str, torch.Tensor], base_folder: str | Path | None
+) -> dict[str, torch.Tensor]:
+    """The tensors of the plain head that computes what base and adapter do together."""
+    if manifest.lora is None:
+        raise InvalidArgument("a base was given, but the head is no LoRA head: it holds all of its weights", field="base")
+    if base_folder is None:
+        hint = f"polyhead heads pull {manifest.base} BASE, then merge with --base BASE"
+        raise FailedPrecondition(f"the head is a LoRA head, built on {manifest.base}: merging needs both\nhint: {hint}", field="base")
+    base, weights = read_head_folder(base_folder)
+    if base.lora is not None or (base.trunk_id, base.output) != (manifest.trunk_id, manifest.output):
+        raise FailedPrecondition("the base is no plain head of the same trunk and output", field="base")
+    check_schema(spec, weights, base.output)
+    check_adapter({name: tuple(tensor.shape) for name, tensor in tensors.items()}, manifest.lora, spec.head_linears, spec.trunk_names)
+    return merged(weights, Adapter.of(tensors, manifest.lora, torch.float32, "cpu"))
 
 
 def _trunk_id_of(checkpoint: Checkpoint, spec: ModelSpec) -> str:

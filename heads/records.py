@@ -17,6 +17,8 @@ FORMAT = 1
 MAX_RECORD_BYTES = 32 * 1024  # two of them fit into the reserve that a full disk leaves us
 _MAX_TEXT = 4096  # characters of a note; a request id has a tighter limit
 _MAX_REQUEST_ID = 200
+_MAX_METRICS = 64
+_MAX_METRIC_NAME = 64  # characters
 
 
 class DamagedRecord(Exception):
@@ -29,13 +31,19 @@ class VersionRecord:
 
     name: str
     version: int
-    digest: str  # SHA-256 of the blob, 64 hex digits
+    digest: str  # names what is computed: SHA-256 of the blob, 64 hex digits; of a LoRA head heads.lora.adapted_digest
     num_bytes: int  # of the blob
     manifest: HeadManifest
     created_at: float  # unix seconds
     labels: tuple[str, ...] = ()
     request_id: str = ""
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
+    adapter_sha256: str = ""  # of a LoRA head's blob
+
+    @property
+    def blob(self) -> str:
+        """SHA-256 of the head's file."""
+        return self.adapter_sha256 or self.digest
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +100,8 @@ def encode_version(record: VersionRecord) -> bytes:
         "request_id": record.request_id,
         "metrics": dict(record.metrics),
     }
+    if record.adapter_sha256:
+        plain["adapter_sha256"] = record.adapter_sha256
     return encode("version", plain)
 
 
@@ -135,9 +145,13 @@ def check_note(note: str) -> str:
 
 
 def check_metrics(metrics: Mapping[str, float] | None) -> Mapping[str, float]:
-    """A frozen copy as floats. InvalidArgument for a value that is not finite."""
+    """A frozen copy as floats. InvalidArgument for more than 64, for a bad name, or for a value that is not finite."""
     copy = {str(key): float(value) for key, value in (metrics or {}).items()}
+    if len(copy) > _MAX_METRICS:
+        raise InvalidArgument(f"at most {_MAX_METRICS} metrics: {len(copy)}", field="metrics")
     for key, value in copy.items():
+        if not 1 <= len(key) <= _MAX_METRIC_NAME or not key.isprintable():
+            raise InvalidArgument(f"a metric's name has 1 to {_MAX_METRIC_NAME} printable characters: {key[:80]!r}", field="metrics")
         if not math.isfinite(value):
             raise InvalidArgument(f"metric {key[:80]!r} must be finite: {value}", field="metrics")
     return MappingProxyType(copy)

@@ -48,6 +48,7 @@ class ModelSpec:
     output: str  # global name of the output matrix: "lm_head.weight"
     shapes: Mapping[str, tuple[int, ...]]  # global name -> shape, whole model, a tied output left out
     sources: Mapping[str, tuple[str, ...]]  # global name -> the checkpoint's tensors, in memory order
+    linears: Mapping[str, tuple[int, int]]  # global module name -> (out, in) of every linear; experts left out
 
     @property
     def num_head_layers(self) -> int:
@@ -67,6 +68,11 @@ class ModelSpec:
     def output_names(self) -> tuple[str, ...]:
         """Global names of the output projection that a checkpoint stores: empty if tied."""
         return tuple(name for name in sorted(self.shapes) if self._part(name) == "output")
+
+    @property
+    def head_linears(self) -> dict[str, tuple[int, int]]:
+        """Global module names of the linears in layers [k, L): what an adapter may stand beside."""
+        return {name: sizes for name, sizes in self.linears.items() if self._part(f"{name}.weight") == "head"}
 
     @property
     def trunk_sources(self) -> tuple[str, ...]:
@@ -167,6 +173,7 @@ def describe_config(config: Any, split_layer: int | None, tied: bool) -> ModelSp
         output=output,
         shapes=shapes,
         sources={},
+        linears=_linears(model),
     )
 
 
@@ -249,6 +256,15 @@ def _anatomy(model: PreTrainedModel, config: Any) -> tuple[str, str, str, str]:
     if (len(layers), len(embedding), len(rest)) != (1, 1, 1):
         raise refusal(config, f"the base model is not embedding, layers and final norm but {', '.join(with_weights)}")
     return model.base_model_prefix, layers[0], rest[0], embedding[0]
+
+
+def _linears(model: PreTrainedModel) -> dict[str, tuple[int, int]]:
+    """A linear inside an expert sees the tokens that were routed to it, in another order: no adapter can be told which are its own."""
+    return {
+        name: (module.out_features, module.in_features)
+        for name, module in model.named_modules()
+        if type(module) is nn.Linear and ".experts." not in name
+    }
 
 
 def _output_name(model: PreTrainedModel) -> str:

@@ -31,6 +31,7 @@ from polyhead.heads.damage import Inspector, StoreDamage
 from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument
 from polyhead.heads.generations import CommitUncertain, GenerationFolder, write_reserve
 from polyhead.heads.identity import identify, read_trunk_id
+from polyhead.heads.lora import adapted_digest
 from polyhead.heads.manifest import HeadManifest, check_name
 from polyhead.heads.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, UnsafeFile
 from polyhead.heads.records import GenerationRecord, VersionRecord
@@ -108,6 +109,11 @@ class HeadStore:
             finally:
                 files.close()
 
+    @property
+    def files(self) -> StoreFiles:
+        """The locked folder, for what is kept beside the heads in folders of its own."""
+        return self._files
+
     def close(self) -> None:
         """Release the lock; may be called twice."""
         with self._lock:
@@ -127,7 +133,7 @@ class HeadStore:
         self._generations.load()
         self._make_durable()
         for record in self._versions.all():
-            self._blobs.count_loaded(record.digest)
+            self._blobs.count_loaded(record.blob)
         if not self._versions.damaged:  # an unreadable record may refer to any blob
             self._blobs.remove_orphans()
         self.damage = self._inspector.find_active_damage()
@@ -203,10 +209,11 @@ class HeadStore:
         request_id: str = "",
         metrics: Mapping[str, float] | None = None,
     ) -> VersionRecord:
-        """Give a published blob the next version number of `name`; durable when it returns.
+        """Give a published blob the next version number of `name`; durable when it returns. `digest` is the blob's.
 
         The same request id with the same name, digest and manifest returns the first record; with others it is AlreadyExists.
-        InvalidArgument; FailedPrecondition for another trunk or a blob that was never pushed.
+        InvalidArgument; FailedPrecondition for another trunk or a blob that was never pushed. For a LoRA head also NotFound
+        or FailedPrecondition for its base.
         """
         manifest.validate()
         if manifest.trunk_id != self.trunk_id:
@@ -224,14 +231,34 @@ class HeadStore:
             labels=tuple(sorted({check_name(label, "labels") for label in labels})),
             request_id=records.check_request_id(request_id),
             metrics=records.check_metrics(metrics),
+            adapter_sha256=digest if manifest.lora is not None else "",
         )
         with self._guard("could not store the head version"):
+            wanted = dataclasses.replace(wanted, digest=self._digest_of(digest, manifest))
             if first := self._versions.retried(wanted):
                 self._blobs.give_up(digest)
                 return first
             record = self._versions.add(dataclasses.replace(wanted, num_bytes=self._held_bytes(digest)))
             self._blobs.take(digest)
             return record
+
+    def digest_of(self, blob: str, manifest: HeadManifest) -> str:
+        """What a version with this blob and manifest computes: names it before there is one. As `add_version`."""
+        with self._lock:
+            return self._digest_of(blob, manifest)
+
+    def _digest_of(self, blob: str, manifest: HeadManifest) -> str:
+        if manifest.lora is None:
+            return blob
+        base = self._versions.get(*manifest.base_version())
+        if base.manifest.lora is not None:
+            hint = f"its own base is {base.manifest.base}"
+            problem = f"a LoRA head cannot be built on another one: {manifest.base}\nhint: {hint}"
+            raise FailedPrecondition(problem, field="manifest.base")
+        if base.manifest.output is not manifest.output:
+            theirs, ours = base.manifest.output.value, manifest.output.value
+            raise FailedPrecondition(f"a LoRA head has the output of its base: {theirs!r}, not {ours!r}", field="manifest.output")
+        return adapted_digest(blob, base.digest, manifest.lora)
 
     def _held_bytes(self, digest: str) -> int:
         layout.blob_path(digest)
@@ -279,7 +306,8 @@ class HeadStore:
     def delete_version(self, name: str, version: int, *, force: bool = False) -> None:
         """Delete a version, and its blob after the last version that refers to it. Its number is never used again.
 
-        FailedPrecondition if it is active; without `force` also if it is labelled or in the generation before. NotFound.
+        FailedPrecondition if it is active or a LoRA head is built on it; without `force` also if it is labelled or in the
+        generation before. NotFound.
         """
         with self._guard("could not delete the head version"):
             self._refuse_while_damaged()
@@ -313,6 +341,9 @@ class HeadStore:
         current = self._generations.current
         if current and current.heads.get(name) == version:
             return f"active in generation {current.number}"
+        if dependants := self._versions.built_on(name, version):
+            more = f" and {len(dependants) - 5} more" if len(dependants) > 5 else ""
+            return f"what LoRA heads are built on: {', '.join(dependants[:5])}{more}"
         if is_forced or (name, version) in self._versions.damaged:
             return ""
         for generation in self._rollback_targets():
@@ -330,10 +361,10 @@ class HeadStore:
         return [*history[1:2], *(record for record in history if record.number == current.parent)]
 
     def _delete(self, name: str, version: int) -> None:
-        digest = "" if (name, version) in self._versions.damaged else self._versions.get(name, version).digest
+        blob = "" if (name, version) in self._versions.damaged else self._versions.get(name, version).blob
         self._versions.delete(name, version)
-        if digest:
-            self._blobs.release(digest)
+        if blob:
+            self._blobs.release(blob)
 
     # ---- generations
 

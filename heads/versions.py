@@ -81,6 +81,11 @@ class VersionFolder:
             raise NotFound(f"no such head version: {name}@{version}", field="name")
         return record
 
+    def built_on(self, name: str, version: int) -> list[str]:
+        """References of the LoRA heads whose base is this version."""
+        base = f"{name}@{version}"
+        return [f"{each.name}@{each.version}" for each in self.all() if each.manifest.lora is not None and each.manifest.base == base]
+
     def find_request(self, request_id: str) -> VersionRecord | None:
         """The version that a push with this request id made."""
         where = self._by_request.get(request_id) if request_id else None

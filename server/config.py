@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import difflib
 import ipaddress
 import os
 import re
@@ -18,6 +19,9 @@ from polyhead.heads.errors import InvalidArgument
 from polyhead.server.auth import Authenticator, Role, hash_token, load_tokens
 
 GIB = 1 << 30
+ENV_PREFIX = "POLYHEAD_"
+# Variables with our prefix that others read: the command line of clients, and the failpoints of heads/failpoints.py
+OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP"})
 Dtype = Literal["float32", "bfloat16"]
 TokenHash = Annotated[str, BeforeValidator(lambda raw: hash_token(raw) if raw else "")]  # the raw token is dropped at once
 
@@ -33,10 +37,11 @@ RuleFiles = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
 class ServeConfig(BaseSettings):
     """Frozen; an unknown key is an error. Sizes are in bytes, times in seconds."""
 
-    model_config = SettingsConfigDict(env_prefix="POLYHEAD_", frozen=True, extra="forbid", protected_namespaces=())
+    model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", protected_namespaces=())
 
     model: str = ""  # a folder, a hub name, or empty: the embedded SmolLM2
     split_layer: int = Field(0, ge=0)  # 0: round(0.8 * number of layers)
+    tap_layer: int = Field(-1, ge=-1)  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
     store: Path | None = None  # None: a folder named after the model under the user's state folder
     trunk_dtype: Dtype = "float32"
     head_dtype: Dtype = "float32"
@@ -71,6 +76,8 @@ class ServeConfig(BaseSettings):
     drain_grace: float = Field(45.0, ge=0)  # seconds that running calls get at the end
 
     rules: RuleFiles = ()  # more rule sets and templates
+    formats: RuleFiles = ()  # more transcript formats
+    recipes: RuleFiles = ()  # more reward recipes
     log_format: Literal["text", "json"] = "text"
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
 
@@ -78,7 +85,11 @@ class ServeConfig(BaseSettings):
     def _check(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("tls_cert and tls_key come together")
-        if self.tls_key is not None:
+        named = [(name, getattr(self, name)) for name in ("tls_cert", "tls_key", "tokens")]
+        for name, path in [*named, *(("rules", path) for path in self.rules)]:
+            if path is not None:
+                _check_readable(name, path)
+        if self.tls_cert is not None and self.tls_key is not None:
             _check_key_file(self.tls_key)
         is_protected = self.tls_cert is not None and self.has_tokens
         if not self.is_loopback and not is_protected and not self.insecure:
@@ -122,6 +133,7 @@ class ServeConfig(BaseSettings):
 
 def load_config(flags: Mapping[str, Any], config_file: Path | None = None) -> ServeConfig:
     """Merge flags (None: not given), environment and file; raises InvalidArgument naming the key at fault."""
+    _check_variables(os.environ)
     given = {key: value for key, value in flags.items() if value is not None}
     from_file = _read_toml(config_file) if config_file is not None else {}
     try:
@@ -136,6 +148,21 @@ def load_config(flags: Mapping[str, Any], config_file: Path | None = None) -> Se
         raise InvalidArgument(f"bad setting in the environment: {error}", field="environment") from None
 
 
+def _check_variables(environment: Mapping[str, str]) -> None:
+    """A variable that nobody reads is an error: a misspelt one would leave its setting at the default in silence."""
+    known = {f"{ENV_PREFIX}{name.upper()}" for name in ServeConfig.model_fields} | OTHER_VARIABLES
+    for variable in sorted(environment):
+        name = variable.upper()  # pydantic-settings reads them in any case
+        if not name.startswith(ENV_PREFIX) or name in known:
+            continue
+        if name.startswith(("POLYHEAD_SERVICE_", "POLYHEAD_PORT_")):  # made by Kubernetes for a Service of the name `polyhead`
+            hint = "set enableServiceLinks: false in the pod's spec"
+        else:
+            nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
+            hint = f"the nearest known one is {nearest}"
+        raise InvalidArgument(f"unknown variable in the environment: {variable[:80]}\nhint: {hint}", field=variable)
+
+
 def _read_toml(path: Path) -> dict[str, Any]:
     try:
         return tomllib.loads(path.read_text(encoding="utf-8"))
@@ -145,10 +172,14 @@ def _read_toml(path: Path) -> dict[str, Any]:
         raise InvalidArgument(f"the configuration file is not TOML: {error}", field="config") from None
 
 
-def _check_key_file(path: Path) -> None:
+def _check_readable(name: str, path: Path) -> None:
     try:
-        mode = path.stat().st_mode
+        path.open("rb").close()
     except OSError as error:
-        raise ValueError(f"cannot read tls_key: {error.strerror}") from None
-    if mode & (stat.S_IRWXO | stat.S_IWGRP):
+        raise ValueError(f"cannot read {name}: {path}: {error.strerror}") from None
+
+
+def _check_key_file(key: Path) -> None:
+    """What it holds is looked at when the server listens (tls.py)."""
+    if key.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
         raise ValueError("tls_key is open to other users: chmod 600 it")

@@ -5,9 +5,14 @@ Every field is checked before any model work, and an error names the field. Noth
 
 from __future__ import annotations
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument, NotFound, Unimplemented
-from polyhead.heads.manifest import HeadKind, check_name
-from polyhead.server.convert_prompts import completion_ids, prompt_ids
+import dataclasses
+from dataclasses import dataclass
+
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.manifest import HeadKind
+from polyhead.server.convert_prompts import completion_ids, prompt_ids, reply_form
+from polyhead.server.convert_recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
+from polyhead.server.convert_rules import selected_rules
 from polyhead.server.convert_sampling import sampling_params
 from polyhead.server.door import Door
 from polyhead.server.engine.live import ServedHead
@@ -23,7 +28,8 @@ from polyhead.server.engine.sequence import (
     SamplingParams,
     Sequence,
 )
-from polyhead.server.rules import Rule
+from polyhead.server.replies import is_ended
+from polyhead.server.reward_plan import RewardPlan, Selection
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 MAX_PROMPTS = 1024
@@ -31,31 +37,46 @@ MAX_SAMPLES_PER_ARM = 64
 MAX_ARMS = 16
 MAX_SAMPLES = 4096
 MAX_HEADS = 16
-MAX_RULES = 64
-MAX_RULE_CHARACTERS = 2000
+MAX_TOP_LOGPROBS = 20
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
-HEAD_BYTES, RULE_BYTES = 200, 32  # of one head's answer, and of one rule's beside its id, on the wire
+SAMPLE_BYTES = 500  # of a sample on the wire, beside its tokens and stops
+HEAD_BYTES, RULE_BYTES, OOD_BYTES = 350, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
 DEFAULT_HEAD = "policy"
 
 
-def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Request:
+@dataclass(frozen=True, slots=True)
+class Work:
+    """A checked call: what the engine runs, and what becomes of the samples that come out."""
+
+    request: Request
+    plan: RewardPlan | None  # None: no recipe
+    by_group: bool = False  # a prompt's samples leave together
+    selection: Selection | None = None  # None: all of them
+
+
+def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Work:
     """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active."""
     _check_count(len(message.prompts), MAX_PROMPTS, "prompts")
     arms = list(message.arms) or [generation_pb2.Arm()]
     _check_count(len(arms), MAX_ARMS, "arms")
     params = [_arm_params(arm, f"arms[{index}]", door) for index, arm in enumerate(arms)]
     heads = {_arm_head(arm, f"arms[{index}]", door): None for index, arm in enumerate(arms)}
-    request = _request(message.score, list(heads), message.on_swap, message.priority, door, request_id)
-    num_samples = len(message.prompts) * sum(max(1, arm.n) for arm in arms)
+    group_size = sum(max(1, arm.n) for arm in arms)
+    select = selection(message, group_size)
+    plan = plan_reward(message.score, door, is_given=False)
+    request = _request(message.score, plan, list(heads), message.on_swap, message.priority, door, request_id)
+    num_samples = len(message.prompts) * group_size
     if num_samples > MAX_SAMPLES:
         raise InvalidArgument(f"too many samples in one request: {num_samples}, at most {MAX_SAMPLES}", field="prompts")
-    request.stream_tokens = _delivery(message, num_samples) == generation_pb2.DELIVERY_TOKENS
+    delivery = _delivery(message, num_samples)
+    request.stream_tokens = delivery == generation_pb2.DELIVERY_TOKENS
     request.return_states = message.return_states
     for prompt_index, prompt in enumerate(message.prompts):
         field = f"prompts[{prompt_index}]"
-        ids = prompt_ids(prompt, door, field)
-        for arm_index, (arm, param) in enumerate(zip(arms, params, strict=True)):
+        ids, form = prompt_ids(prompt, door, field), reply_form(prompt, door, field)
+        for arm_index, (arm, given) in enumerate(zip(arms, params, strict=True)):
+            param = given if given.stop else dataclasses.replace(given, stop=form.ends)
             _check_length(len(ids) + param.max_new_tokens, request, door, field)
             for index in range(max(1, arm.n)):
                 seeds = arm.sampling.sample_seeds
@@ -64,21 +85,26 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
                 text = door.tokenizer.stream(param.stop, param.keep_stop)
                 head = arm.head or DEFAULT_HEAD
                 request.samples.append(
-                    Sample(request, prompt_index, arm_index, index, ids, sequence, param, head_name=head, seed=seed, text=text)
+                    Sample(
+                        request, prompt_index, arm_index, index, ids, sequence, param, head_name=head, seed=seed, text=text, form=form
+                    )
                 )
     if request.return_states and request.num_tokens > MAX_STATES_TOKENS:
         raise InvalidArgument(f"states of {request.num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
-    if _delivery(message, num_samples) == generation_pb2.DELIVERY_GROUPS:
-        _check_group_size(request, sum(max(1, arm.n) for arm in arms))
-    return request
+    work = Work(request, plan, delivery == generation_pb2.DELIVERY_GROUPS, select)
+    _check_answer_size(work, group_size)
+    return work
 
 
-def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Request:
+def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Work:
     """Check and convert a scoring of given completions."""
     _check_count(len(message.items), MAX_PROMPTS, "items")
-    if not message.score.heads:
-        raise InvalidArgument("no head to score with", field="score.heads")
-    request = _request(message.score, [], message.on_swap, message.priority, door, request_id)
+    if not message.score.heads and not message.score.recipe and not message.score.ood:
+        raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
+    if message.on_swap == types_pb2.ON_SWAP_FOLLOW:
+        raise InvalidArgument("nothing is drawn here that could follow a swap: use PIN or ABORT", field="on_swap")
+    plan = plan_reward(message.score, door, is_given=True)
+    request = _request(message.score, plan, [], message.on_swap, message.priority, door, request_id)
     if message.HasField("sampling"):
         request.score_sampling = sampling_params(message.sampling, "sampling", door)
     for index, item in enumerate(message.items):
@@ -87,11 +113,12 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
         completion = completion_ids(item, door, field)
         _check_length(len(ids) + len(completion), request, door, field)
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
-        sample.is_terminated = item.terminated if item.HasField("terminated") else completion[-1] in door.eos_ids
+        sample.form = reply_form(item.prompt, door, f"{field}.prompt")
+        sample.is_terminated = item.terminated if item.HasField("terminated") else _is_terminated(sample, door)
         request.samples.append(sample)
-    if sum(_reply_bytes(sample) for sample in request.samples) > MAX_REPLY_BYTES:
+    if sum(_reply_bytes(sample, plan) for sample in request.samples) > MAX_REPLY_BYTES:
         raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
-    return request
+    return Work(request, plan)
 
 
 def given_sample(request: Request, index: int, prompt: list[int], completion: list[int], salt: str = "") -> Sample:
@@ -100,6 +127,11 @@ def given_sample(request: Request, index: int, prompt: list[int], completion: li
     sample.completion = completion
     sample.finish_reason = FinishReason.GIVEN
     return sample
+
+
+def _is_terminated(sample: Sample, door: Door) -> bool:
+    """Whether a given completion ends as a reply does."""
+    return sample.completion[-1] in door.eos_ids or is_ended(sample.completion, sample.form, door.tokenizer.decode)
 
 
 def _arm_params(arm: generation_pb2.Arm, field: str, door: Door) -> SamplingParams:
@@ -122,31 +154,50 @@ def _arm_head(arm: generation_pb2.Arm, field: str, door: Door) -> str:
 
 def _request(
     spec: types_pb2.ScoringSpec,
+    plan: RewardPlan | None,
     sampling_heads: list[str],
     on_swap: types_pb2.OnSwap,
     priority: types_pb2.Priority,
     door: Door,
     request_id: str,
 ) -> Request:
-    """A request without samples: its heads resolved, its rules worded."""
-    if spec.recipe:
-        raise Unimplemented("reward recipes are reserved", field="score.recipe")
-    if len(spec.heads) > MAX_HEADS:
-        raise InvalidArgument(f"too many heads: {len(spec.heads)}, at most {MAX_HEADS}", field="score.heads")
-    scoring = [door.resolve(name, f"score.heads[{index}]") for index, name in enumerate(spec.heads)]
-    if len(set(spec.heads)) != len(spec.heads):
+    """A request without samples: its heads resolved, those of its recipe added, its rules worded."""
+    score_heads = all_heads(spec, plan)
+    if len(score_heads) > MAX_HEADS:
+        added = ", with those that the recipe reads" if len(score_heads) > len(spec.heads) else ""
+        raise InvalidArgument(f"too many heads: {len(score_heads)}{added}, at most {MAX_HEADS}", field="score.heads")
+    scoring = [door.resolve(name, f"score.heads[{index}]") for index, name in enumerate(score_heads)]
+    if len(set(score_heads)) != len(score_heads):
         raise InvalidArgument("a head is named twice", field="score.heads")
-    names = dict.fromkeys([*sampling_heads, *spec.heads])
+    _check_distributions(spec, scoring, door)
+    rules = _rule_questions(spec, scoring, door)
+    if plan is not None:
+        check_weights(plan, rules)
+    names = dict.fromkeys([*sampling_heads, *score_heads])
+    ood = door.find_ood(spec.ood, "score.ood") if spec.ood else None
     return Request(
         request_id=request_id,
         deliver=_nowhere,
         head_kinds={name: door.resolve(name, "head").manifest.kind for name in names},
         pinned={name: door.resolve(name, "head") for name in names if "@" in name},
-        score_heads=tuple(spec.heads),
-        rules=_rule_questions(spec, scoring, door),
+        score_heads=tuple(score_heads),
+        rules=rules,
+        with_entropy=spec.entropy,
+        num_top=spec.top_logprobs,
         on_swap=_on_swap(on_swap),
         priority=_priority(priority),
+        pool=ood.pool if ood else None,
+        ood=ood,
     )
+
+
+def _check_distributions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door: Door) -> None:
+    most = min(MAX_TOP_LOGPROBS, door.vocab_size)
+    if spec.top_logprobs > most:
+        raise InvalidArgument(f"top_logprobs must lie between 0 and {most}: {spec.top_logprobs}", field="score.top_logprobs")
+    asked = "entropy" if spec.entropy else "top_logprobs" if spec.top_logprobs else ""
+    if asked and not any(head.manifest.kind is HeadKind.POLICY for head in scoring):
+        raise InvalidArgument(f"{asked} is said by heads of kind policy, and none is named", field=f"score.{asked}")
 
 
 def _nowhere(request: Request, events: object) -> None:
@@ -164,33 +215,11 @@ def _rule_questions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door
     for head in rule_heads:
         if head.manifest.template not in door.rules.templates:
             raise FailedPrecondition(f"{head.reference} uses a template that the server does not have: {head.manifest.template!r}")
-    reference, rules = _selected_rules(selection, door)
-    if len(rules) > MAX_RULES:
-        raise InvalidArgument(f"too many rules: {len(rules)}, at most {MAX_RULES}", field="score.rules")
-    if len({rule.rule_id for rule in rules}) != len(rules):
-        raise InvalidArgument("a rule id stands twice", field="score.rules")
+    reference, rules = selected_rules(selection, door.rules, "score.rules")
     worded = door.rules.suffixes(rules)
     return RuleQuestions(
         reference, {template: tuple(RuleQuestion(*question) for question in questions) for template, questions in worded.items()}
     )
-
-
-def _selected_rules(selection: types_pb2.RuleSelection, door: Door) -> tuple[str, list[Rule]]:
-    reference, rules = "", []
-    if selection.rule_set or selection.rule_ids:
-        rule_set = door.rules.find_set(selection.rule_set or "example-rules", "score.rules.rule_set")
-        reference = rule_set.reference
-        for index, rule_id in enumerate(selection.rule_ids or rule_set.rules):
-            if rule_id not in rule_set.rules:
-                raise NotFound(f"no rule {rule_id[:80]!r} in {reference}", field=f"score.rules.rule_ids[{index}]")
-            rules.append(rule_set.rules[rule_id])
-    for index, rule in enumerate(selection.rules):
-        field = f"score.rules.rules[{index}]"
-        check_name(rule.id, f"{field}.id")
-        if not rule.text or len(rule.text) > MAX_RULE_CHARACTERS:
-            raise InvalidArgument(f"a rule must have 1 to {MAX_RULE_CHARACTERS} characters", field=f"{field}.text")
-        rules.append(Rule(rule.id, rule.text))
-    return reference, rules
 
 
 def _on_swap(value: types_pb2.OnSwap) -> OnSwap:
@@ -200,7 +229,7 @@ def _on_swap(value: types_pb2.OnSwap) -> OnSwap:
         case types_pb2.ON_SWAP_ABORT:
             return OnSwap.ABORT
         case types_pb2.ON_SWAP_FOLLOW:
-            raise Unimplemented("on_swap FOLLOW is reserved: use PIN or ABORT", field="on_swap")
+            return OnSwap.FOLLOW
     raise InvalidArgument(f"unknown on_swap: {int(value)}", field="on_swap")
 
 
@@ -214,6 +243,8 @@ def _priority(value: types_pb2.Priority) -> Priority:
 
 
 def _delivery(message: generation_pb2.GenerateRequest, num_samples: int) -> generation_pb2.Delivery:
+    if message.HasField("select"):
+        return generation_pb2.DELIVERY_GROUPS
     if message.delivery == generation_pb2.DELIVERY_UNSPECIFIED:
         return generation_pb2.DELIVERY_TOKENS if num_samples == 1 else generation_pb2.DELIVERY_SAMPLES
     if message.delivery not in generation_pb2.Delivery.values():
@@ -238,17 +269,28 @@ def _check_length(num_tokens: int, request: Request, door: Door, field: str) -> 
         )
 
 
-def _reply_bytes(sample: Sample) -> int:
-    """Most bytes that a sample and its scores take on the wire."""
-    request = sample.request
-    num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens)
+def _reply_bytes(sample: Sample, plan: RewardPlan | None) -> int:
+    """Most bytes that a sample, its scores and its reward take on the wire; its text is counted with four bytes a token."""
+    request, params = sample.request, sample.params
+    num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else params.max_new_tokens)
+    own_bytes = SAMPLE_BYTES + sum(4 + len(stop.encode()) for stop in params.stop) + 5 * len(params.stop_token_ids)
     questions = max(request.rules.by_template.values(), key=len, default=()) if request.rules else ()
     rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
-    return num_tokens * 4 * (4 + 2 * len(request.score_heads)) + len(request.score_heads) * (HEAD_BYTES + rule_bytes)
+    num_heads = len(request.score_heads)
+    num_policies = sum(request.head_kinds[name] is HeadKind.POLICY for name in request.score_heads)
+    token_bytes = 4 * (4 + 2 * num_heads) + 4 * num_policies * (request.with_entropy + 2 * request.num_top)
+    added_bytes = (num_reward_bytes(plan, num_tokens) if plan else 0) + (OOD_BYTES if request.ood else 0)
+    return own_bytes + num_tokens * token_bytes + num_heads * (HEAD_BYTES + rule_bytes) + added_bytes
 
 
-def _check_group_size(request: Request, num_samples: int) -> None:
-    if num_samples * max(_reply_bytes(sample) for sample in request.samples) > MAX_REPLY_BYTES:
-        raise InvalidArgument("a prompt's group would not fit one message: use DELIVERY_SAMPLES or fewer samples", field="delivery")
-
-
+def _check_answer_size(work: Work, group_size: int) -> None:
+    """A message is a group if the delivery says so, else a sample."""
+    largest = max(_reply_bytes(sample, work.plan) for sample in work.request.samples)
+    if work.by_group:
+        num_returned = min(group_size, work.selection.most) if work.selection else group_size
+        num_ranked = group_size if work.plan else 0
+        if num_returned * largest + num_ranked * RANKED_BYTES > MAX_REPLY_BYTES:
+            hint = "select fewer" if work.selection else "use DELIVERY_SAMPLES or fewer samples"
+            raise InvalidArgument(f"a prompt's group would not fit one message: {hint}", field="select" if work.selection else "delivery")
+    elif work.request.num_top and largest > MAX_REPLY_BYTES:
+        raise InvalidArgument("a sample with so many log-probs would not fit one message", field="score.top_logprobs")

@@ -11,7 +11,9 @@ from collections.abc import Mapping
 from typing import Any, TypeVar
 
 from polyhead.heads.errors import InvalidArgument, Unimplemented
+from polyhead.heads.lora import LoraAdapter
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished, check_name
+from polyhead.heads.records import check_metrics
 from polyhead.heads.store import GenerationRecord
 from polyhead.server.manifests import ManifestPatch
 from polyhead.server.publisher import CopyRequest, PushRequest
@@ -64,6 +66,7 @@ def push_request(header: heads_pb2.PushHeader) -> PushRequest:
         is_dry_run=header.validate_only,
         trunk_sha256=dict(header.trunk_sha256),
         labels=_labels(header.labels, "header.labels"),
+        metrics=check_metrics(header.metrics),
     )
 
 
@@ -107,6 +110,8 @@ def version_message(view: VersionView) -> heads_pb2.HeadVersion:
         resident=view.is_resident,
         created_at=record.created_at,
         labels=record.labels,
+        metrics=record.metrics,
+        file_sha256=record.blob,
     )
 
 
@@ -136,6 +141,7 @@ def manifest_message(manifest: HeadManifest) -> heads_pb2.HeadManifest:
         violated_token_id=max(0, manifest.violated_token_id),
         followed_token_id=max(0, manifest.followed_token_id),
         template=manifest.template,
+        lora=None if manifest.lora is None else heads_pb2.LoraAdapter(**manifest.lora.to_plain()),
     )
 
 
@@ -179,7 +185,25 @@ def _patch(message: heads_pb2.HeadManifest) -> ManifestPatch:
         violated_token_id=message.violated_token_id or None,
         followed_token_id=message.followed_token_id or None,
         template=message.template or None,
+        lora=_lora(message.lora) if message.HasField("lora") else None,
     )
+
+
+def _lora(message: heads_pb2.LoraAdapter) -> LoraAdapter:
+    if message.fan_in_fan_out:
+        raise InvalidArgument(
+            "fan_in_fan_out is for layers that hold (in, out)\nhint: linears hold (out, in), and PEFT itself sets it to false for them",
+            field="header.manifest.lora.fan_in_fan_out",
+        )
+    lora = LoraAdapter(
+        rank=message.rank,
+        alpha=message.alpha,
+        use_rslora=message.use_rslora,
+        rank_pattern=dict(message.rank_pattern),
+        alpha_pattern=dict(message.alpha_pattern),
+    )
+    lora.validate()
+    return lora
 
 
 def _labels(labels: Any, field: str) -> tuple[str, ...]:

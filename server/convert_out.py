@@ -9,9 +9,11 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.manifest import HeadKind
+from polyhead.server.convert_ood import ood_error, ood_score
 from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
 from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
-from polyhead.server.metrics import SampleFacts
+from polyhead.server.metrics import SampleFacts, Scalar
+from polyhead.server.replies import ReplyCheck
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 PART_BYTES = 1 << 20  # most bytes of tensor data in one message
@@ -70,7 +72,7 @@ def tail_piece(sample: Sample, text: str) -> generation_pb2.Piece:
     )
 
 
-def sample_message(sample: Sample) -> generation_pb2.Sample:
+def sample_message(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | None) -> generation_pb2.Sample:
     """A finished sample with its scores."""
     assert sample.finish_reason is not None
     message = generation_pb2.Sample(
@@ -87,27 +89,41 @@ def sample_message(sample: Sample) -> generation_pb2.Sample:
         stop=sample.stop,
         head=sample.head_name,
         sample_seed=sample.seed,
-        scores=[head_score(result, sample) for result in results(sample)] if _is_whole(sample) else [],
-        error=sample.error,
+        scores=[head_score(result, sample) for result in results(sample)] if sample.is_whole else [],
+        error=sample.error or ood_error(sample),
         num_cached_tokens=sample.num_cached_tokens,
-        valid=sample.is_terminated and _is_whole(sample),
+        ood=ood_score(sample),
+        valid=check.valid,
+        invalid_reasons=check.reasons,
+        num_newlines=check.num_newlines,
+        format=sample.form.format,
         sampling=sampling(sample.params),
+        reward=reward,
     )
-    if sample.head is not None:
-        message.head_version, message.digest = sample.head.version, sample.head.live.digest
-        message.spans.add(start=0, end=len(sample.completion), version=sample.head.version)
+    if sample.last_head is not None:
+        message.head_version, message.digest = sample.last_head.version, sample.last_head.live.digest
+    ends = [span.start for span in sample.spans[1:]] + [len(sample.completion)]
+    for span, end in zip(sample.spans, ends, strict=False):  # no tokens, no spans
+        head = span.head
+        message.spans.add(start=span.start, end=end, version=head.version, generation=span.generation, digest=head.live.digest)
     return message
 
 
-def scored_item(sample: Sample) -> scoring_pb2.ScoredItem:
+def scored_item(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | None) -> scoring_pb2.ScoredItem:
     """A scored completion."""
     return scoring_pb2.ScoredItem(
         prompt_token_ids=sample.prompt,
         token_ids=sample.completion,
         terminated=sample.is_terminated,
         scores=[head_score(result, sample) for result in results(sample)],
-        error=sample.error,
+        error=sample.error or ood_error(sample),
         num_cached_tokens=sample.num_cached_tokens,
+        valid=check.valid,
+        invalid_reasons=check.reasons,
+        num_newlines=check.num_newlines,
+        format=sample.form.format,
+        reward=reward,
+        ood=ood_score(sample),
     )
 
 
@@ -121,6 +137,9 @@ def head_score(result: HeadResult, sample: Sample) -> types_pb2.HeadScore:
         case PolicyResult() as policy:
             message.policy.logprobs.extend(policy.logprobs)
             message.policy.sampling_logprobs.extend(policy.sampling_logprobs)
+            message.policy.entropies.extend(policy.entropies)
+            message.policy.top_token_ids.extend(policy.top_token_ids.ravel())
+            message.policy.top_logprobs.extend(policy.top_logprobs.ravel())
         case PreferenceResult() as preference:
             message.preference.CopyFrom(
                 types_pb2.PreferenceScore(
@@ -163,22 +182,28 @@ def sampling(params: SamplingParams) -> types_pb2.Sampling:
 
 def sample_facts(sample: Sample) -> SampleFacts:
     """What the metrics want to know of a finished sample."""
-    found = results(sample) if _is_whole(sample) else []
-    scalars = {each.head.name: float(each.result.raw) for each in found if isinstance(each.result, PreferenceResult)}
-    scalars |= {each.head.name: float(each.result.values[0]) for each in found if isinstance(each.result, ValueResult)}
+    found = results(sample) if sample.is_whole else []
+    scalars = [
+        Scalar(each.head.name, each.head.version, float(number))
+        for each in found
+        if (number := _whole_sample_number(each.result)) is not None
+    ]
     num_gaps = len(sample.completion) - 1
     has_drawn = sample.first_token_at > 0
     return SampleFacts(
         first_token_s=sample.first_token_at - sample.request.submitted_at if has_drawn else -1.0,
         inter_token_s=(sample.last_token_at - sample.first_token_at) / num_gaps if has_drawn and num_gaps > 0 else -1.0,
-        scalars=scalars,
+        policy=sample.head.reference if sample.head is not None else "",
+        scalars=tuple(scalars),
         violations=tuple(rule.p_violate for each in found if isinstance(each.result, tuple) for rule in each.result),
     )
 
 
-def _is_whole(sample: Sample) -> bool:
-    """Whether the sample came to its end and was scored."""
-    return sample.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
+def _whole_sample_number(result: object) -> float | None:
+    """A preference, or the value before the first token; None for other results and for a preference that was left out."""
+    if isinstance(result, PreferenceResult):
+        return result.raw if result.is_present else None
+    return float(result.values[0]) if isinstance(result, ValueResult) else None
 
 
 def states_parts(sample: Sample) -> Iterator[generation_pb2.StatesPart]:

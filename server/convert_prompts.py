@@ -6,6 +6,9 @@ from collections.abc import Iterable
 
 from polyhead.heads.errors import InvalidArgument
 from polyhead.server.door import Door
+from polyhead.server.engine.sequence import ReplyForm
+from polyhead.server.replies import split_marker
+from polyhead.server.transcripts import Role, TranscriptFormat
 from polyhead.v1 import scoring_pb2, types_pb2
 
 
@@ -13,6 +16,7 @@ def prompt_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
     """The token ids of a prompt, whichever way it was given. Raises InvalidArgument naming the field."""
     if len(prompt.cache_salt) > 256:
         raise InvalidArgument("cache_salt is longer than 256 characters", field=f"{field}.cache_salt")
+    transcript = _transcript(prompt, door, field)
     match prompt.WhichOneof("source"):
         case "text":
             if not prompt.text:
@@ -20,10 +24,12 @@ def prompt_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
             ids = door.tokenizer.encode(prompt.text)
         case "token_ids":
             ids = checked_ids(prompt.token_ids.ids, door.vocab_size, f"{field}.token_ids.ids")
+        case "chat" if transcript is not None:
+            ids = _transcript_ids(prompt, *transcript, door, field)
         case "chat":
             ids = door.tokenizer.encode_chat(_messages(prompt.chat.messages), f"{field}.chat.messages")
         case "continue_from":
-            ids = _continuation_ids(prompt.continue_from, door, f"{field}.continue_from")
+            ids = _continuation_ids(prompt, transcript, door, f"{field}.continue_from")
         case _:
             raise InvalidArgument("the prompt is not set: give text, token_ids, chat or continue_from", field=field)
     if prompt.assistant_prefix:
@@ -31,6 +37,15 @@ def prompt_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
     if not ids:
         raise InvalidArgument("the prompt has no tokens", field=field)
     return ids
+
+
+def reply_form(prompt: types_pb2.Prompt, door: Door, field: str) -> ReplyForm:
+    """What the reply to a prompt is checked against."""
+    transcript = _transcript(prompt, door, field)
+    if transcript is None:
+        return ReplyForm()
+    transcript_format, reply = transcript
+    return ReplyForm(transcript_format.reference, reply.ends, transcript_format.openings)
 
 
 def completion_ids(item: scoring_pb2.ScoreItem, door: Door, field: str) -> list[int]:
@@ -56,11 +71,61 @@ def checked_ids(ids: Iterable[int], vocab_size: int, field: str) -> list[int]:
     return ids
 
 
-def _continuation_ids(continuation: types_pb2.Continuation, door: Door, field: str) -> list[int]:
+def _transcript(prompt: types_pb2.Prompt, door: Door, field: str) -> tuple[TranscriptFormat, Role] | None:
+    """A prompt's format and the role of its reply; None for the chat template."""
+    if not prompt.format:
+        for name, is_given in (("reply_role", bool(prompt.reply_role)), ("role_prompt", prompt.HasField("role_prompt"))):
+            if is_given:
+                raise InvalidArgument(f"{name} belongs to a transcript format: name one", field=f"{field}.{name}")
+        return None
+    transcript_format = door.formats.find(prompt.format, f"{field}.format")
+    reply = transcript_format.reply_role(prompt.reply_role, f"{field}.reply_role")
+    source = prompt.WhichOneof("source")
+    if source != "chat" and prompt.HasField("role_prompt"):
+        raise InvalidArgument("only a conversation from its first turn on (chat) takes a role prompt", field=f"{field}.role_prompt")
+    if source in ("chat", "continue_from") and transcript_format.find_opening(reply.opening + prompt.assistant_prefix, 1) >= 0:
+        raise InvalidArgument("the prefix opens a turn of its own: choose it with reply_role", field=f"{field}.assistant_prefix")
+    return transcript_format, reply
+
+
+def _transcript_ids(
+    prompt: types_pb2.Prompt, transcript_format: TranscriptFormat, reply: Role, door: Door, field: str
+) -> list[int]:
+    if not prompt.chat.messages:
+        raise InvalidArgument("no messages", field=f"{field}.chat.messages")
+    turns = transcript_format.written(_messages(prompt.chat.messages), reply, f"{field}.chat.messages")
+    role_prompt = prompt.role_prompt if prompt.HasField("role_prompt") else reply.prompt
+    return door.tokenizer.encode(role_prompt + turns)
+
+
+def _continuation_ids(
+    prompt: types_pb2.Prompt, transcript: tuple[TranscriptFormat, Role] | None, door: Door, field: str
+) -> list[int]:
+    continuation = prompt.continue_from
     before = checked_ids(continuation.prompt_token_ids, door.vocab_size, f"{field}.prompt_token_ids")
     sampled = checked_ids(continuation.token_ids, door.vocab_size, f"{field}.token_ids")
-    following = door.tokenizer.encode_next_turns(_messages(continuation.messages), sampled[-1], f"{field}.messages")
-    return [*before, *sampled, *following]
+    messages = _messages(continuation.messages)
+    if transcript is not None:
+        if not messages and not prompt.reply_role:
+            raise InvalidArgument("no messages: name reply_role if the next turn is to be generated", field=f"{field}.messages")
+        return [*before, *_continued_transcript(sampled, messages, *transcript, door, field)]
+    return [*before, *sampled, *door.tokenizer.encode_next_turns(messages, sampled[-1], door.eos_ids, f"{field}.messages")]
+
+
+def _continued_transcript(
+    sampled: list[int], messages: list[dict[str, str]], transcript_format: TranscriptFormat, reply: Role, door: Door, field: str
+) -> list[int]:
+    """The sampled reply and the turns that follow it, as one transcript.
+
+    The reply's marker is the start of the next turn, and is not written twice. If another role speaks next than the marker says, or if its
+    last token holds text beyond it, the tokens at fault are written anew: what follows is the caller's to say.
+    """
+    sampled = door.tokenizer.without_end(sampled)
+    text, _ = split_marker(sampled, transcript_format.openings, door.tokenizer.decode)
+    turns = transcript_format.written(messages, reply, f"{field}.messages")
+    following = next(opening for opening in transcript_format.openings if turns.startswith(opening))
+    transcript_format.check_closed(text, 0, following, f"{field}.token_ids")
+    return door.tokenizer.encode_from(sampled, text + turns)
 
 
 def _messages(messages: Iterable[types_pb2.ChatMessage]) -> list[dict[str, str]]:

@@ -6,8 +6,11 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyhead.server.engine.live import ServedHead
+from polyhead.server.engine.sequence import PromptScorer
+from polyhead.server.recipes import RecipeBook
 from polyhead.server.rules import RuleBook
 from polyhead.server.text import Tokenizer
+from polyhead.server.transcripts import TranscriptBook
 
 
 @dataclass(frozen=True, slots=True)
@@ -16,7 +19,10 @@ class Door:
 
     tokenizer: Tokenizer
     rules: RuleBook
+    formats: TranscriptBook
+    recipes: RecipeBook
     vocab_size: int
     max_context: int  # tokens of prompt and reply together
     eos_ids: frozenset[int]
     resolve: Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
+    find_ood: Callable[[str, str], PromptScorer]  # (reference, field): newest or given version; raises NotFound, FailedPrecondition

@@ -11,12 +11,14 @@ import torch
 from torch import Tensor, nn
 
 from polyhead.heads import tensorfile
+from polyhead.heads.adapted import Adapter, HeadGroup, build_lora_head
 from polyhead.heads.errors import InvalidArgument
 from polyhead.heads.family import HeadModule, build_head
-from polyhead.heads.manifest import OutputKind
+from polyhead.heads.lora import LoraAdapter, check_adapter
+from polyhead.heads.manifest import HeadManifest, OutputKind
 from polyhead.heads.spec import ModelSpec
 from polyhead.heads.tensorfile import TensorData, TensorFile
-from polyhead.server.engine.fast import FastHead
+from polyhead.server.engine.fast import FastHead, FastHeadGroup, FastLoraHead
 from polyhead.server.engine.live import LiveHead
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
@@ -49,6 +51,8 @@ class HeadLoader:
         self.spec = spec
         self.dtype = dtype
         self.device = device
+        self._linears = spec.head_linears
+        self._trunk_names = frozenset(spec.trunk_names)
         self._tied_embedding = tied_embedding  # the trunk's own: shared, never copied, never trained
         self._prepare = prepare  # makes a module run inside the engine
 
@@ -58,9 +62,13 @@ class HeadLoader:
         header = tensorfile.read_header(first[: tensorfile.header_size(first, len(data))], len(data))
         return HeadFile(header, {name: _view(data, entry) for name, entry in header.tensors.items()})
 
-    def check(self, file: HeadFile, output: OutputKind) -> None:
+    def check(self, file: HeadFile, manifest: HeadManifest) -> None:
         """Names and shapes against the model (FailedPrecondition), then every number (InvalidArgument)."""
-        tensorfile.check_schema(file.header.tensors, self.spec.head_schema(output))
+        if manifest.lora is None:
+            tensorfile.check_schema(file.header.tensors, self.spec.head_schema(manifest.output))
+        else:
+            shapes = {name: entry.shape for name, entry in file.header.tensors.items()}
+            check_adapter(shapes, manifest.lora, self._linears, self._trunk_names)
         for name, tensor in file.tensors.items():
             if not bool(torch.isfinite(tensor).all()):
                 raise InvalidArgument(f"the tensor holds NaN or infinity: {name!r}", field="data", metadata={"tensor": name})
@@ -68,6 +76,10 @@ class HeadLoader:
     def num_bytes(self, output: OutputKind) -> int:
         """What a head with this output takes in memory as it is served; a tied output takes nothing."""
         return sum(prod(shape) for shape in self.spec.head_schema(output).values()) * self.dtype.itemsize
+
+    def num_adapter_bytes(self, file_bytes: int) -> int:
+        """Most that an adapter's file takes in memory as it is served: its numbers may have two bytes each in the file."""
+        return file_bytes * self.dtype.itemsize // min(tensorfile.ITEM_BYTES.values())
 
     @property
     def max_file_bytes(self) -> int:
@@ -79,6 +91,23 @@ class HeadLoader:
         """The file's weights as a module. Tensors that have the served dtype already are used where they are."""
         module = build_head(self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device)
         return LiveHead(digest=digest, module=self._prepare(module), num_bytes=self.num_bytes(output))
+
+    def build_adapted(self, digest: str, file: HeadFile, lora: LoraAdapter, base: LiveHead) -> LiveHead:
+        """The file's adapter beside the weights of `base`, which are shared and not copied."""
+        adapter = Adapter.of(file.tensors, lora, self.dtype, self.device)
+        return adapted_head(digest, base, adapter)
+
+
+def adapted_head(digest: str, base: LiveHead, adapter: Adapter) -> LiveHead:
+    """An adapter on a base that is in memory. The first one gives the base its group."""
+    if isinstance(base.module, FastHead):
+        base.group = base.group or FastHeadGroup(base.module)
+        module: HeadModule | FastLoraHead = FastLoraHead(base.module, adapter)
+    else:
+        assert isinstance(base.module, HeadModule), "an adapter on an adapter is refused at the push"
+        base.group = base.group or HeadGroup(base.module)
+        module = build_lora_head(base.module, adapter)
+    return LiveHead(digest=digest, module=module, num_bytes=adapter.num_bytes, base=base, adapter=adapter)
 
 
 def to_file(tensors: Mapping[str, Tensor]) -> bytes:

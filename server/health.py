@@ -66,13 +66,14 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
         if head != service:
             if head not in self._known_heads:
                 return None
-            return int(_SERVING if self._is_up and head in self._heads else _NOT_SERVING)
+            return int(_SERVING if self.is_up and head in self._heads else _NOT_SERVING)
         if service and service not in SERVICES:
             return None
-        return int(_SERVING if self._is_up else _NOT_SERVING)
+        return int(_SERVING if self.is_up else _NOT_SERVING)
 
     @property
-    def _is_up(self) -> bool:
+    def is_up(self) -> bool:
+        """Whether the server as a whole is SERVING. May be read from any thread."""
         return self._is_ready and self._is_live
 
     def _notify(self) -> None:

@@ -85,6 +85,7 @@ async def run(config: ServeConfig, progress: Progress, announce: Callable[[Servi
 async def _listen(config: ServeConfig) -> Running:
     """Take the ports first: a second server on the same one learns at once. Health says NOT_SERVING."""
     health, handlers, metrics = Health(), LateHandlers(), Metrics()
+    metrics.serving.set_function(lambda: float(health.is_up))
     interceptor = CallInterceptor(config.authenticator(), config.default_deadline_s, metrics.observe_call)
     server = make_server(config, interceptor, health, handlers)
     port = bind(server, config)
@@ -99,9 +100,10 @@ def _serve_metrics(metrics: Metrics, config: ServeConfig) -> MetricsServer | Non
         return None
     try:
         return serve_metrics(metrics, config.metrics_host, config.metrics_port)
-    except OSError:
+    except OSError as error:
         raise FailedPrecondition(
-            f"cannot serve metrics, the port is in use: {config.metrics_port}\nhint: choose --metrics-port, or -1 for none"
+            f"cannot serve metrics on {config.metrics_host}:{config.metrics_port}: {error.strerror}\n"
+            "hint: choose --metrics-host and --metrics-port, or port -1 for none"
         ) from None
 
 
@@ -144,6 +146,7 @@ async def _caretakers(running: Running, services: Services) -> AsyncIterator[Non
     loop = asyncio.get_running_loop()
     services.engine.sink = lambda outbox: hand_over(loop, outbox)
     _show_heads(running.health, services.registry)
+    running.metrics.know_heads(services.registry.active.heads)
     tasks = [
         asyncio.create_task(watch_engine(running.health, services.engine.snapshot)),
         asyncio.create_task(_follow_heads(running.health, services.registry)),

@@ -16,16 +16,18 @@ from polyhead.server.handlers import LateHandlers
 from polyhead.server.health import SERVICES, Health
 from polyhead.server.interceptors import CallInterceptor
 from polyhead.server.startup import Services
+from polyhead.server.tls import read_pair
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
 MIB = 1 << 20
+MAX_MESSAGE_BYTES = 4 * MIB
 MAX_AGE_MS = 30 * 60 * 1000
 
 # Checked against grpcio 1.85: unknown option names are ignored in silence.
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
-    ("grpc.max_receive_message_length", 4 * MIB),
-    ("grpc.max_send_message_length", 4 * MIB),
+    ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_concurrent_streams", 256),
     ("grpc.max_metadata_size", 8 * 1024),
@@ -52,14 +54,14 @@ def make_server(config: ServeConfig, interceptor: CallInterceptor, health: Healt
 
 
 def bind(server: grpc.aio.Server, config: ServeConfig) -> int:
-    """The port that it listens on. FailedPrecondition if another process has it."""
+    """The port that it listens on. FailedPrecondition if another process has it, InvalidArgument if nobody could connect with TLS."""
+    credentials = None
+    if config.tls_cert is not None and config.tls_key is not None:
+        credentials = grpc.ssl_server_credentials([read_pair(config.tls_cert, config.tls_key)])
     host = f"[{config.host}]" if ":" in config.host else config.host
     address = f"{host}:{config.port}"
     try:
-        if config.tls_cert is not None and config.tls_key is not None:
-            pair = (config.tls_key.read_bytes(), config.tls_cert.read_bytes())
-            return server.add_secure_port(address, grpc.ssl_server_credentials([pair]))
-        return server.add_insecure_port(address)
+        return server.add_insecure_port(address) if credentials is None else server.add_secure_port(address, credentials)
     except RuntimeError:
         raise FailedPrecondition(
             f"cannot listen, the address is in use or not ours: {address}\nhint: another server runs there; choose --port"
@@ -79,10 +81,13 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
     door = Door(
         tokenizer=services.tokenizer,
         rules=services.rules,
+        formats=services.formats,
+        recipes=services.recipes,
         vocab_size=services.spec.vocab_size,
         max_context=services.max_context,
         eos_ids=services.eos_ids,
         resolve=lambda reference, field: registry.resolve(reference, registry.active, field),
+        find_ood=services.ood.find,
     )
     frontend = Frontend(services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics)
     facts = TrunkFacts(
@@ -94,10 +99,11 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         model_bytes=services.model_bytes,
         started_at=time.monotonic(),
     )
+    trunk = TrunkServicer(frontend, facts, registry, services.store, services.ood, services.config.push_idle_s)
     target: Any = handlers  # stands in for a server
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(frontend), target)
     scoring_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(frontend), target)
-    trunk_pb2_grpc.add_TrunkServiceServicer_to_server(TrunkServicer(frontend, facts, registry, services.store), target)
+    trunk_pb2_grpc.add_TrunkServiceServicer_to_server(trunk, target)
     heads = HeadServicer(registry, services.publisher, services.store, services.workers, services.config.push_idle_s)
     heads_pb2_grpc.add_HeadServiceServicer_to_server(heads, target)
     handlers.open()

@@ -29,6 +29,7 @@ def serve(
     model: Annotated[str | None, typer.Argument(help="Model folder or hub name. Default: the embedded SmolLM2-135M.")] = None,
     config: Annotated[Path | None, typer.Option(help="TOML file with any of the settings.")] = None,
     split_layer: Annotated[int | None, typer.Option(help="Layers in the trunk. Default: 80 % of them.")] = None,
+    tap_layer: Annotated[int | None, typer.Option(help="Layer inside the trunk kept for OOD scores; 0: none.")] = None,
     store: Annotated[Path | None, typer.Option(help="Folder of the heads. Default: in the user's state folder.")] = None,
     trunk_dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
     head_dtype: Annotated[str | None, typer.Option(help="float32 or bfloat16.")] = None,
@@ -50,12 +51,16 @@ def serve(
     insecure: Annotated[bool | None, typer.Option("--insecure", help="Listen beyond loopback without TLS or tokens.")] = None,
     reflection: Annotated[bool | None, typer.Option("--reflection", help="Offer gRPC reflection.")] = None,
     rules: Annotated[list[Path] | None, typer.Option(help="More files of rules or rule templates.")] = None,
+    formats: Annotated[list[Path] | None, typer.Option(help="More files of transcript formats.")] = None,
+    recipes: Annotated[list[Path] | None, typer.Option(help="More files of reward recipes.")] = None,
     log_format: Annotated[str | None, typer.Option(help="text or json.")] = None,
     json_ready: Annotated[bool, typer.Option("--json-ready", help="One JSON line on stdout instead of the card.")] = False,
 ) -> None:
     """Serve a trunk and its heads over gRPC."""
     flags = {key: value for key, value in locals().items() if key not in ("config", "json_ready")}
     flags["rules"] = tuple(rules) if rules else None
+    flags["formats"] = tuple(formats) if formats else None
+    flags["recipes"] = tuple(recipes) if recipes else None
     try:
         settings = load_config(flags, config)
         logs.configure(settings.log_format, settings.log_level)

@@ -7,6 +7,7 @@ from collections.abc import Collection
 from dataclasses import dataclass
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.lora import LoraAdapter
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished
 from polyhead.heads.spec import ModelSpec
 
@@ -30,6 +31,7 @@ class ManifestPatch:
     violated_token_id: int | None = None
     followed_token_id: int | None = None
     template: str | None = None
+    lora: LoraAdapter | None = None  # never taken over, as `base`: they say how this file is read
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,16 +76,22 @@ class ServedTrunk:
         )
 
     def complete(self, patch: ManifestPatch, before: HeadManifest | None, names: Collection[str]) -> HeadManifest:
-        """The manifest of a pushed file with these tensor names. InvalidArgument or FailedPrecondition name the field."""
+        """The manifest of a pushed file with these tensor names; for an adapter `before` is its base's.
+
+        InvalidArgument or FailedPrecondition name the field.
+        """
         self.check_trunk(patch.trunk_id)
         kind = patch.kind or (before.kind if before is not None else None)
         if kind is None:
             raise InvalidArgument("the first version of a name needs its kind", field="header.manifest.kind")
-        output = patch.output or self.output_of(names)
-        plain = self.new_manifest(kind, output, untrained=patch.untrained)
+        if patch.lora is None or before is None:
+            output, untrained = patch.output or self.output_of(names), patch.untrained
+        else:  # an adapter has no output of its own: it reads the one of its base
+            output, untrained = patch.output or before.output, patch.untrained or before.untrained
+        plain = self.new_manifest(kind, output, untrained=untrained)
         if before is not None:
             plain = dataclasses.replace(
-                before, kind=kind, output=output, precision=self.precision, untrained=patch.untrained, base=""
+                before, kind=kind, output=output, precision=self.precision, untrained=untrained, base="", lora=None
             )
         given = {
             field.name: value

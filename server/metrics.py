@@ -5,19 +5,22 @@ Label values come from bounded sets: methods, codes, and head names up to a limi
 
 from __future__ import annotations
 
+import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Histogram, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
 MAX_HEAD_LABELS = 64
+MAX_SCORE_SERIES = 64  # versions come without end: the series that was begun first makes way
 OTHER = "other"
 _FAST = (0.001, 0.0025, 0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1.0, 2.5, 5.0, 10.0)
 _SLOW = (0.005, 0.01, 0.025, 0.05, 0.1, 0.25, 0.5, 1, 2.5, 5, 10, 30, 60, 300, 900, 3600)
+_SIGNS = ("positive", "negative")
 _SCORE = (-10.0, -5.0, -2.0, -1.0, -0.5, 0.0, 0.5, 1.0, 2.0, 5.0, 10.0)
 
 # EngineSnapshot.counters -> (name without polyhead_ and _total, help)
@@ -27,8 +30,17 @@ _COUNTERS = {
     "cache_hit_tokens": ("prefix_cache_hits", "Prompt tokens whose trunk work was found in the cache"),
     "trunk_tokens": ("trunk_tokens", "Tokens that went through the trunk"),
     "head_tokens": ("head_tokens", "Tokens that went through a head, each head counted"),
+    "head_forwards": ("head_forwards", "Passes through some head's layers; adapters on one base share a pass"),
+    "rebuilt_tokens": ("rebuilt_tokens", "Of the head tokens, those read again so that a running sample could follow a swap"),
     "steps": ("engine_steps", "Forward passes"),
     "swaps": ("engine_swaps", "Flips of the active set"),
+    "requests": ("engine_requests", "Requests taken into the queue"),
+    "rejected_requests": ("engine_rejected_requests", "Requests turned away because the queue was full"),
+    "aborted_requests": ("engine_aborted_requests", "Requests ended early: cancelled, past their deadline, by a swap or a drain"),
+    "failed_samples": ("engine_failed_samples", "Samples that ended because their numbers were not finite"),
+    "scored_readings": ("engine_scored_readings", "Numbers read off by scoring heads"),
+    "trunk_seconds_us": ("engine_trunk_seconds_us", "Microseconds spent in the trunk"),
+    "head_seconds_us": ("engine_head_seconds_us", "Microseconds spent in heads"),
 }
 
 
@@ -38,8 +50,31 @@ class SampleFacts:
 
     first_token_s: float  # from arrival; negative: nothing was drawn
     inter_token_s: float  # mean over the sample; negative: fewer than two tokens
-    scalars: dict[str, float]  # head name -> preference, or first value
+    policy: str  # "policy@7", the version that drew it; empty for a given completion
+    scalars: tuple[Scalar, ...]  # preferences, and first values
     violations: tuple[float, ...]  # p_violate of each rule asked
+
+
+@dataclass(frozen=True, slots=True)
+class Scalar:
+    """One number that a head gave to a whole sample."""
+
+    head: str
+    version: int
+    number: float
+
+
+@dataclass(frozen=True, slots=True)
+class ServerFacts:
+    """What the metrics show of memory, disk and the active set, besides the heads."""
+
+    trunk_bytes: int
+    resident_head_bytes: int
+    head_budget_bytes: int
+    generation: int
+    is_damaged: bool
+    disk_free_bytes: int
+    disk_size_bytes: int
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,21 +94,19 @@ class EngineCollector(Collector):
     def __init__(self) -> None:
         self._snapshot: Callable[[], Any] | None = None
         self._heads: Callable[[], Iterable[HeadInfo]] | None = None
-        self._resident_bytes: Callable[[], int] | None = None
+        self._facts: Callable[[], ServerFacts] | None = None
 
     def connect(
-        self, snapshot: Callable[[], Any], heads: Callable[[], Iterable[HeadInfo]], resident_bytes: Callable[[], int]
+        self, snapshot: Callable[[], Any], heads: Callable[[], Iterable[HeadInfo]], facts: Callable[[], ServerFacts]
     ) -> None:
-        self._snapshot, self._heads, self._resident_bytes = snapshot, heads, resident_bytes
+        self._snapshot, self._heads, self._facts = snapshot, heads, facts
 
     def collect(self) -> Iterator[Metric]:
-        if self._snapshot is None or self._heads is None or self._resident_bytes is None:
+        if self._snapshot is None or self._heads is None or self._facts is None:
             return
         yield from _engine_metrics(self._snapshot())
         yield from _head_metrics(list(self._heads()))
-        yield GaugeMetricFamily(
-            "polyhead_resident_head_bytes", "Bytes of heads' weights in memory", value=self._resident_bytes()
-        )
+        yield from _server_metrics(self._facts())
 
 
 def _engine_metrics(now: Any) -> Iterator[Metric]:
@@ -113,6 +146,20 @@ def _head_metrics(heads: list[HeadInfo]) -> Iterator[Metric]:
     yield mismatch
 
 
+def _server_metrics(now: ServerFacts) -> Iterator[Metric]:
+    texts = {
+        "trunk_bytes": ("Bytes of the trunk's weights", now.trunk_bytes),
+        "resident_head_bytes": ("Bytes of heads' weights in memory", now.resident_head_bytes),
+        "head_memory_budget_bytes": ("Bytes that heads' weights may take", now.head_budget_bytes),
+        "active_generation": ("Number of the active set", now.generation),
+        "active_set_damaged": ("1: the active set on disk cannot be served until it is repaired", float(now.is_damaged)),
+        "disk_free_bytes": ("Bytes free where the store is", now.disk_free_bytes),
+        "disk_size_bytes": ("Bytes of the file system where the store is", now.disk_size_bytes),
+    }
+    for name, (text, value) in texts.items():
+        yield GaugeMetricFamily(f"polyhead_{name}", text, value=value)
+
+
 def _ratio(part: int, whole: int) -> float:
     return part / whole if whole else 0.0
 
@@ -126,7 +173,11 @@ class Metrics:
         self.registry.register(self.engine)
         self.started_at = time.monotonic()
         self._head_labels: set[str] = set()
+        self._score_series: dict[tuple[str, str, str], None] = {}  # in the order of their first use
+        self._lock = threading.Lock()
         make = self.registry
+        ProcessCollector(registry=make)
+        self.serving = Gauge("polyhead_serving", "1: health says SERVING; 0 while it loads, drains or cannot", registry=make)
         self.request_seconds = Histogram(
             "polyhead_request_duration_seconds",
             "A call, from first to last byte",
@@ -148,19 +199,40 @@ class Metrics:
         )
         self.swaps = Counter("polyhead_head_swaps", "Activations by head and outcome", ("head", "outcome"), registry=make)
         self.score = Histogram(
-            "polyhead_score", "Scalars of preference and value heads", ("head",), buckets=_SCORE, registry=make
+            "polyhead_score",
+            "Raw scalars of preference and value heads, by the policy version that drew the sample",
+            ("head", "version", "policy"),
+            buckets=_SCORE,
+            registry=make,
+        )
+        # A histogram with negative buckets has no _sum, and a sum that falls is no counter: a mean needs both halves, apart.
+        self.score_magnitude = Counter(
+            "polyhead_score_magnitude",
+            "Sum of those scalars' absolute values: (positive - negative) / polyhead_score_count is their mean",
+            ("head", "version", "policy", "sign"),
+            registry=make,
         )
         self.rule_answers = Counter(
             "polyhead_rule_answers", "Rule answers: p_violate over one half, or not", ("violated",), registry=make
         )
+        for violated in ("true", "false"):
+            self.rule_answers.labels(violated)
 
     def observe_call(self, method: str, code: str, seconds: float) -> None:
         """For the interceptor: `method` is a full name from our own handlers."""
         self.request_seconds.labels(method.removeprefix("/"), code).observe(seconds)
 
+    def know_heads(self, names: Iterable[str]) -> None:
+        """Show every outcome of these heads from 0 on: a counter that begins with its first failure never seems to increase."""
+        for name in names:
+            for outcome in ("ok", "failed"):
+                self.swaps.labels(self.head_label(name), outcome)
+
     def observe_swap(self, heads: Iterable[str], outcome: str, seconds: float) -> None:
-        for head in heads:
-            self.swaps.labels(self.head_label(head), outcome).inc()
+        names = list(heads)
+        self.know_heads(names)
+        for name in names:
+            self.swaps.labels(self.head_label(name), outcome).inc()
         if outcome == "ok":
             self.swap_seconds.observe(seconds)
 
@@ -170,10 +242,23 @@ class Metrics:
             self.first_token_seconds.observe(facts.first_token_s)
         if facts.inter_token_s >= 0:
             self.inter_token_seconds.observe(facts.inter_token_s)
-        for head, scalar in facts.scalars.items():
-            self.score.labels(self.head_label(head)).observe(scalar)
+        for scalar in facts.scalars:
+            self._observe_score((self.head_label(scalar.head), str(scalar.version), facts.policy), scalar.number)
         for p_violate in facts.violations:
             self.rule_answers.labels(str(p_violate > 0.5).lower()).inc()
+
+    def _observe_score(self, series: tuple[str, str, str], number: float) -> None:
+        with self._lock:
+            if series not in self._score_series and len(self._score_series) >= MAX_SCORE_SERIES:
+                oldest = next(iter(self._score_series))
+                del self._score_series[oldest]
+                self.score.remove(*oldest)
+                for sign in _SIGNS:
+                    self.score_magnitude.remove(*oldest, sign)
+            self._score_series[series] = None
+            self.score.labels(*series).observe(number)
+            for sign, amount in zip(_SIGNS, (max(number, 0.0), max(-number, 0.0)), strict=True):
+                self.score_magnitude.labels(*series, sign).inc(amount)
 
     def head_label(self, name: str) -> str:
         """The name itself for the first 64 names, then "other": trainers may make names without end."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import logging
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from polyhead.heads.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
@@ -27,6 +27,7 @@ class PushRequest:
     is_dry_run: bool = False  # validate_only
     trunk_sha256: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
+    metrics: Mapping[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,10 +76,10 @@ class Publisher:
         if num_bytes > most:
             raise ResourceExhausted(f"a head of this model has at most {most} bytes: {num_bytes}", field="header.num_bytes")
 
-    def answered(self, request_id: str, name: str, digest: str) -> VersionRecord | None:
-        """The version that this push made before. AlreadyExists if the id was used for another one."""
-        first = self._store.version_of_request(request_id) if request_id else None
-        if first is not None and (first.name, first.digest) != (name, digest):
+    def answered(self, request: PushRequest, sha256: str) -> VersionRecord | None:
+        """The version that this push of this file made before. AlreadyExists if the id was used for another one."""
+        first = self._store.version_of_request(request.request_id) if request.request_id else None
+        if first is not None and (first.name, first.blob, first.manifest.lora) != (request.name, sha256, request.manifest.lora):
             raise AlreadyExists(
                 f"the request id was used for another push: it made {first.name}@{first.version}", field="header.request_id"
             )
@@ -87,17 +88,18 @@ class Publisher:
     def publish(self, staging: Staging, request: PushRequest) -> Published:
         """Check a staged file and make it a version. Leaves nothing behind if any check fails."""
         with staging:
-            digest = staging.verify()
+            sha256 = staging.verify()
             num_compared = self._compare_trunk(request.trunk_sha256)
-            if first := self.answered(request.request_id, request.name, digest):
+            if first := self.answered(request, sha256):
                 return Published(first, num_compared)
             file = self._shelf.loader.open(staging.read())
-            manifest = self._trunk.complete(request.manifest, self._before(request), file.names)
+            manifest = self._complete(request, file.names)
+            digest = self._store.digest_of(sha256, manifest)
             self._warn_of_precision(request.name, manifest)
             active = {head.live.digest for head in self._active().heads.values()}
             live = self._shelf.try_out(digest, request.name, manifest, file, keep=active)
             if request.is_dry_run:
-                return Published(_unstored(request, digest, manifest, staging.num_bytes), num_compared)
+                return Published(_unstored(request, digest, sha256, manifest, staging.num_bytes), num_compared)
             record = self._store_version(staging, request, manifest)
         self._shelf.residency.add(ServedHead(record.name, record.version, record.manifest, live))
         return Published(record, num_compared)
@@ -111,14 +113,15 @@ class Publisher:
             for name in ("kind", "bias", "read", "append_token_id", "unfinished")
             if (value := getattr(request, name)) is not None
         }
-        manifest = dataclasses.replace(source.manifest, base=f"{source.name}@{source.version}", **changed)
+        base = source.manifest.base if source.manifest.lora else f"{source.name}@{source.version}"
+        manifest = dataclasses.replace(source.manifest, base=base, **changed)
         manifest = self._trunk.check(self._trunk.with_rule_defaults(manifest))
         if first := self._store.version_of_request(request.request_id) if request.request_id else None:
             if (first.name, first.digest) != (request.target, source.digest):
                 raise AlreadyExists(f"the request id was used before: it made {first.name}@{first.version}", field="request_id")
             return first
         return self._store.add_version(
-            request.target, source.digest, manifest, labels=request.labels, request_id=request.request_id
+            request.target, source.blob, manifest, labels=request.labels, request_id=request.request_id
         )
 
     def _source(self, reference: str) -> VersionRecord:
@@ -132,15 +135,47 @@ class Publisher:
             what = "version" if version else "active head"
             raise NotFound(f"no such {what}: {reference}", field="source", metadata={"name": reference}) from None
 
+    def _complete(self, request: PushRequest, names: Collection[str]) -> HeadManifest:
+        if request.manifest.lora is None:
+            return self._trunk.complete(request.manifest, self._before(request), names)
+        base = self._lora_base(request)
+        patch = dataclasses.replace(request.manifest, base=f"{base.name}@{base.version}")
+        return self._trunk.complete(patch, base.manifest, names)
+
+    def _lora_base(self, request: PushRequest) -> VersionRecord:
+        """What an adapter stands on: the version that the push names, or the active one of a name, by default of its own.
+
+        If that one is a LoRA head and no version was named: what it stands on, so that a trainer pushes one round after another.
+        """
+        name, version = parse_reference(request.manifest.base or request.name, "header.manifest.base")
+        if version:
+            return self._version(name, version)
+        active = self._active().heads.get(name)
+        if active is None:
+            hint = 'name the version that it was trained on: base="policy@3"'
+            raise InvalidArgument(f"no active head to build on: {name!r}\nhint: {hint}", field="header.manifest.base")
+        if active.manifest.lora is not None:
+            return self._version(*active.manifest.base_version())
+        return self._version(name, active.version)
+
     def _before(self, request: PushRequest) -> HeadManifest | None:
         """Where unset fields come from: the base, or else the active version of the same name."""
         if request.manifest.base:
             name, version = parse_reference(request.manifest.base, "header.manifest.base")
             if not version:
                 raise InvalidArgument(f"base must name a version: {request.manifest.base!r}", field="header.manifest.base")
-            return self._store.get(name, version).manifest
+            return self._version(name, version).manifest
         active = self._active().heads.get(request.name)
         return active.manifest if active else None
+
+    def _version(self, name: str, version: int) -> VersionRecord:
+        try:
+            return self._store.get(name, version)
+        except NotFound:
+            reference = f"{name}@{version}"
+            raise NotFound(
+                f"no such head version: {reference}", field="header.manifest.base", metadata={"name": reference}
+            ) from None
 
     def _compare_trunk(self, hashes: Mapping[str, str]) -> int:
         """Refuse a push whose trainer has changed the trunk. How many tensors were compared."""
@@ -165,13 +200,20 @@ class Publisher:
     def _store_version(self, staging: Staging, request: PushRequest, manifest: HeadManifest) -> VersionRecord:
         digest = staging.finish()
         try:
-            return self._store.add_version(request.name, digest, manifest, labels=request.labels, request_id=request.request_id)
+            return self._store.add_version(
+                request.name,
+                digest,
+                manifest,
+                labels=request.labels,
+                request_id=request.request_id,
+                metrics=request.metrics,
+            )
         except BaseException:
             self._store.discard_blob(digest)
             raise
 
 
-def _unstored(request: PushRequest, digest: str, manifest: HeadManifest, num_bytes: int) -> VersionRecord:
+def _unstored(request: PushRequest, digest: str, sha256: str, manifest: HeadManifest, num_bytes: int) -> VersionRecord:
     return VersionRecord(
         name=request.name,
         version=0,
@@ -180,4 +222,6 @@ def _unstored(request: PushRequest, digest: str, manifest: HeadManifest, num_byt
         manifest=manifest,
         created_at=0.0,
         labels=request.labels,
+        metrics=request.metrics,
+        adapter_sha256=sha256 if manifest.lora is not None else "",
     )

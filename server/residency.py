@@ -1,6 +1,7 @@
 """Which heads' weights are in memory, under one budget. Knows digests and bytes; not how they get there, nor what is active.
 
-A head that was let go may still be held by a running request: its bytes count until it is really gone. Thread-safe.
+A head that was let go may still be held by a running request: its bytes count until it is really gone. A base stays in memory for
+as long as a LoRA head on it does. Thread-safe.
 """
 
 from __future__ import annotations
@@ -10,7 +11,7 @@ import dataclasses
 import itertools
 import threading
 import weakref
-from collections.abc import Callable, Collection, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from polyhead.heads.errors import ResourceExhausted
@@ -28,6 +29,15 @@ class ResidentHead:
     num_bytes: int
     num_leases: int
     active: bool
+
+
+@dataclass(frozen=True, slots=True)
+class ResidentName:
+    """What one head name has in memory."""
+
+    name: str
+    versions: tuple[int, ...]
+    num_bytes: int  # of its files' weights, each once; a file that several names share counts for each
 
 
 class Residency:
@@ -86,8 +96,10 @@ class Residency:
             if live is not head.live:  # two loaded one file at once: all rows share the first copy, the other goes with its holders
                 self.watch(head.live)
                 head = dataclasses.replace(head, live=live)
+            self._live.setdefault(live.weights.digest, live.weights)
             self._served[head.name, head.version] = head
-            self._used_at[head.live.digest] = next(self._ticks)
+            for used in (live, live.weights):
+                self._used_at[used.digest] = next(self._ticks)
 
     def watch(self, live: LiveHead) -> None:
         """Count weights that are not kept for as long as somebody else holds them."""
@@ -102,14 +114,16 @@ class Residency:
                 own = {head.live.digest for (other, _), head in self._served.items() if other == name}
                 surplus = [digest for digest in idle if digest in own]
                 for digest in surplus[: max(0, len(surplus) - self.max_idle_per_name)]:
-                    self._evict(digest)
-                    idle.remove(digest)
+                    if digest not in self._bases(self._live):
+                        self._evict(digest)
+                        idle.remove(digest)
 
     def forget(self, name: str, version: int) -> None:
         """A deleted version; its weights go unless another version shares them."""
         with self._lock:
             head = self._served.pop((name, version), None)
-            if head is not None and all(other.live is not head.live for other in self._served.values()):
+            is_shared = head is not None and any(other.live is head.live for other in self._served.values())
+            if head is not None and not is_shared and head.live.digest not in self._bases(self._live):
                 self._evict(head.live.digest)
 
     def listing(self, active: Collection[str]) -> list[ResidentHead]:
@@ -127,6 +141,22 @@ class Residency:
                 for digest, live in sorted(self._live.items())
             ]
 
+    def names(self) -> list[ResidentName]:
+        """By name: the versions in memory, and what their weights take."""
+        with self._lock:
+            names = sorted({name for name, _ in self._served})
+            return [self._resident_name(name) for name in names]
+
+    def _resident_name(self, name: str) -> ResidentName:
+        own = {version: head.live for (other, version), head in self._served.items() if other == name}
+        num_bytes = sum(live.num_bytes for live in set(own.values()))
+        return ResidentName(name, tuple(sorted(own)), num_bytes)
+
+    def _bases(self, digests: Iterable[str]) -> set[str]:
+        """Digests of the bases that these need."""
+        found = (self._live.get(digest) for digest in digests)
+        return {live.base.digest for live in found if live is not None and live.base is not None}
+
     def _make_room(self, num_bytes: int, keep: Collection[str]) -> None:
         idle = self._idle(keep)
         needed = self.num_bytes + num_bytes - self.budget
@@ -139,10 +169,15 @@ class Residency:
             self._evict(digest)
 
     def _idle(self, keep: Collection[str]) -> list[str]:
-        """Digests that nothing needs now, the longest unused first."""
-        leases = self._leased()
-        idle = (digest for digest in self._live if digest not in keep and not leases.get(digest))
-        return sorted(idle, key=lambda digest: self._used_at[digest])
+        """Digests that nothing needs now, the longest unused first, each base behind the adapters on it."""
+        needed = {*keep, *(digest for digest, count in self._leased().items() if count)}
+        needed |= self._bases(needed)
+        return sorted(self._live.keys() - needed, key=self._last_used)
+
+    def _last_used(self, digest: str) -> tuple[int, bool]:
+        """A base is used whenever an adapter on it is; at the same tick it goes after the adapter."""
+        on_it = [other for other, live in self._live.items() if live.base is not None and live.base.digest == digest]
+        return max(self._used_at[each] for each in (digest, *on_it)), bool(on_it)
 
     def _evict(self, digest: str) -> None:
         live = self._live.pop(digest)

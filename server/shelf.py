@@ -1,4 +1,5 @@
 """Brings stored versions into memory, ready to run: memory is checked first, a file shared by versions is loaded once.
+A LoRA head brings its base along.
 
 Knows the store, the loader and the budget; not which set is active.
 """
@@ -36,21 +37,31 @@ class Shelf:
         if all(ready):  # a rollback does not wait for the canary of somebody's push
             return {head.name: head for head in ready if head is not None}
         with self._loading:
-            missing = {record.digest: record for record in records if self.residency.live(record.digest) is None}
-            num_bytes = sum(self.loader.num_bytes(record.manifest.output) for record in missing.values())
-            wanted = {record.digest for record in records}
-            with self.residency.room_for(num_bytes, keep=wanted.union(keep)):
+            bases = [base for record in records if (base := self._base(record.manifest)) is not None]
+            wanted = {record.digest: record for record in (*bases, *records)}
+            missing = [record for digest, record in wanted.items() if self.residency.live(digest) is None]
+            num_bytes = sum(self._num_bytes(record.manifest, record.num_bytes) for record in missing)
+            with self.residency.room_for(num_bytes, keep={*wanted, *keep}):
                 built: dict[str, LiveHead] = {}
+                below = [self._serve(base, built) for base in bases]
                 heads = {record.name: self._serve(record, built) for record in records}
-            for head in heads.values():  # all or none: a failure above leaves nothing behind
+            for head in (*below, *heads.values()):  # all or none: a failure above leaves nothing behind
                 self.residency.add(head)
             return heads
 
     def try_out(self, digest: str, name: str, manifest: HeadManifest, file: HeadFile, keep: Iterable[str]) -> LiveHead:
-        """Build a head that is not stored yet and run it once: the weights, if all is well. The caller keeps them or not."""
-        self.loader.check(file, manifest.output)
-        with self._loading, self.residency.room_for(self.loader.num_bytes(manifest.output), keep=set(keep)):
-            live = self.residency.live(digest) or self.loader.build(digest, file, manifest.output)
+        """Build a head that is not stored yet and run it once: the weights, if all is well. The caller keeps them or not.
+
+        The base of a LoRA head is loaded as any stored version is.
+        """
+        self.loader.check(file, manifest)
+        kept, built = set(keep), dict[str, LiveHead]()
+        if (base := self._base(manifest)) is not None:
+            kept.add(base.digest)
+            built[base.digest] = self.load([base], kept)[base.name].live
+        num_bytes = self._num_bytes(manifest, file.header.file_bytes)
+        with self._loading, self.residency.room_for(num_bytes, keep=kept):
+            live = self.residency.live(digest) or self._build(digest, manifest, file, built)
             self._engine.warm_up(ServedHead(name, 0, manifest, live))
             self.residency.watch(live)
         return live
@@ -59,11 +70,27 @@ class Shelf:
         if known := self.residency.served(record.name, record.version):
             return known
         self._trunk.check_trunk(record.manifest.trunk_id)
-        live = self.residency.live(record.digest) or built.get(record.digest)
-        if live is None:
-            file = self.loader.open(self._store.read_blob(record.digest))
-            self.loader.check(file, record.manifest.output)
-            live = built[record.digest] = self.loader.build(record.digest, file, record.manifest.output)
-        served = ServedHead(record.name, record.version, record.manifest, live)
+        served = ServedHead(record.name, record.version, record.manifest, self._weights(record, built))
         self._engine.warm_up(served)
         return served
+
+    def _weights(self, record: VersionRecord, built: dict[str, LiveHead]) -> LiveHead:
+        live = self.residency.live(record.digest) or built.get(record.digest)
+        if live is None:
+            file = self.loader.open(self._store.read_blob(record.blob))
+            self.loader.check(file, record.manifest)
+            live = built[record.digest] = self._build(record.digest, record.manifest, file, built)
+        return live
+
+    def _build(self, digest: str, manifest: HeadManifest, file: HeadFile, built: dict[str, LiveHead]) -> LiveHead:
+        base = self._base(manifest)
+        if base is None or manifest.lora is None:
+            return self.loader.build(digest, file, manifest.output)
+        return self.loader.build_adapted(digest, file, manifest.lora, self._weights(base, built))
+
+    def _base(self, manifest: HeadManifest) -> VersionRecord | None:
+        """What a LoRA head is built on."""
+        return None if manifest.lora is None else self._store.get(*manifest.base_version())
+
+    def _num_bytes(self, manifest: HeadManifest, file_bytes: int) -> int:
+        return self.loader.num_bytes(manifest.output) if manifest.lora is None else self.loader.num_adapter_bytes(file_bytes)

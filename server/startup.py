@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import os
+import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,13 +26,17 @@ from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.head_loader import HeadLoader
 from polyhead.server.manifests import RuleDefaults, ServedTrunk
-from polyhead.server.metrics import HeadInfo, Metrics
+from polyhead.server.metrics import HeadInfo, Metrics, ServerFacts
+from polyhead.server.ood_fits import OodFits, TrunkLayers
+from polyhead.server.ood_store import OodStore
 from polyhead.server.publisher import Publisher
+from polyhead.server.recipes import RecipeBook
 from polyhead.server.registry import Registry
 from polyhead.server.residency import Residency
 from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
 from polyhead.server.shelf import Shelf
 from polyhead.server.text import Tokenizer
+from polyhead.server.transcripts import TranscriptBook
 from polyhead.server.workers import Workers
 
 Progress = Callable[[str], None]
@@ -53,12 +58,15 @@ class Services:
     max_context: int
     tokenizer: Tokenizer
     rules: RuleBook
+    formats: TranscriptBook
+    recipes: RecipeBook
     engine: Engine
     store: HeadStore
     registry: Registry
     publisher: Publisher
     metrics: Metrics
     workers: Workers
+    ood: OodFits
 
     @property
     def model_name(self) -> str:
@@ -111,7 +119,8 @@ def _build(
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
     tokenizer = Tokenizer.load(checkpoint.folder)
-    rules = RuleBook(tokenizer, config.rules)
+    rules, recipes = RuleBook(tokenizer, config.rules), RecipeBook(config.recipes)
+    formats = TranscriptBook(tokenizer, config.formats)
     eos_ids = read_eos_ids(checkpoint)
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)
@@ -122,10 +131,8 @@ def _build(
     publisher = Publisher(
         store, served, shelf, lambda name: checkpoint.sha256(name) if name in trunk_sources else None, lambda: registry.active
     )
-    metrics.engine.connect(
-        engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: registry.residency.num_bytes
-    )
-    return Services(
+    layers = TrunkLayers(identity, config.trunk_dtype, spec.split_layer, engine.trunk.tap_layer)
+    services = Services(
         config=config,
         spec=spec,
         checkpoint=checkpoint,
@@ -135,13 +142,20 @@ def _build(
         max_context=max_context,
         tokenizer=tokenizer,
         rules=rules,
+        formats=formats,
+        recipes=recipes,
         engine=engine,
         store=store,
         registry=registry,
         publisher=publisher,
         metrics=metrics,
         workers=workers,
+        ood=OodFits(OodStore(store.files, config.keep_versions), layers),
     )
+    metrics.engine.connect(
+        engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: server_facts(services)
+    )
+    return services
 
 
 def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int], max_context: int) -> Engine:
@@ -155,6 +169,7 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         max_context=max_context,
         is_fast=config.layers == "fast",
         num_threads=config.threads or DEFAULT_THREADS,
+        tap_layer=config.tap_layer,
         queue=limits,
     )
     return build.build_engine(trunk, sizes, eos_ids, DTYPES[config.head_dtype])
@@ -185,6 +200,20 @@ def head_infos(registry: Registry, precision: str) -> list[HeadInfo]:
         HeadInfo(head.name, head.version, head.manifest.kind.value, head.live.digest, head.manifest.precision != precision)
         for head in registry.active.heads.values()
     ]
+
+
+def server_facts(services: Services) -> ServerFacts:
+    """For the metrics, at each scrape."""
+    residency, disk = services.registry.residency, shutil.disk_usage(services.store.path)
+    return ServerFacts(
+        trunk_bytes=services.trunk_bytes,
+        resident_head_bytes=residency.num_bytes,
+        head_budget_bytes=residency.budget,
+        generation=services.registry.active.generation,
+        is_damaged=services.store.damage is not None,
+        disk_free_bytes=disk.free,
+        disk_size_bytes=disk.total,
+    )
 
 
 def read_eos_ids(checkpoint: Checkpoint) -> frozenset[int]:

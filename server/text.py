@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 import hashlib
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -11,6 +12,8 @@ from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 
 ROLES = ("system", "user", "assistant")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt")
+_STAND_IN = "polyhead-stand-in-reply"
+_LEAD = 3  # tokens among which a template's end token stands: perhaps a space before it
 _HALF_CHARACTER = "\ufffd"  # what a tokenizer writes for bytes that are not a character yet
 _LONGEST_WINDOW = 16  # tokens that are decoded again and again
 
@@ -51,36 +54,58 @@ class Tokenizer:
         self._check_messages(messages, field)
         return self.encode(self._render(messages, field), special_tokens=False)
 
-    def encode_next_turns(self, messages: list[dict[str, str]], last_token_id: int, field: str) -> list[int]:
+    def encode_next_turns(self, messages: list[dict[str, str]], last_token_id: int, eos_ids: frozenset[int], field: str) -> list[int]:
         """Ids that follow an assistant's reply when `messages` come next; only these turns are rendered.
 
-        The template's own text between a reply and the next turn is found by rendering a stand-in reply. If the sampled reply ended
-        with the special token that the template writes there, perhaps after a space, that token is not written twice.
+        The template's own text after a reply is found by rendering a stand-in. A reply has one end: what the template writes up to its
+        end token, perhaps a space before it, is left out if the sampled reply ended with that token, or with another EOS in its place.
         """
         self._check_messages(messages, field)
-        stand_in = "polyhead-stand-in-reply"
-        before = [{"role": "user", "content": "x"}, {"role": "assistant", "content": stand_in}]
-        rendered = self._render(before + messages, field)
-        _, found, following = rendered.partition(stand_in)
-        if not found:
-            raise FailedPrecondition("the model's chat template rewrites replies, so a conversation cannot be continued from ids")
-        ids = self.encode(following, special_tokens=False)
-        lead = ids[:3]
-        if last_token_id in lead and last_token_id in self._tokenizer.all_special_ids:
-            return ids[lead.index(last_token_id) + 1 :]
-        return ids
+        ids, marks = self._after_reply(messages, field), self._special_ids | eos_ids
+        ends = {last_token_id} & marks
+        if last_token_id in eos_ids:
+            closing = self._after_reply([], field)
+            ends.update([token for token in closing[:_LEAD] if token in marks][:1])
+        num_left_out = next((index + 1 for index, token in enumerate(ids[:_LEAD]) if token in ends), 0)
+        return ids[num_left_out:]
+
+    def encode_from(self, ids: list[int], text: str) -> list[int]:
+        """Ids of `text` that begin with `ids` as far as these agree with it; only what is left is tokenised."""
+        length = len(ids)
+        while not text.startswith(start := self.decode(ids[:length])):
+            length -= 1
+        return [*ids[:length], *self.encode(text[len(start) :], special_tokens=False)]
+
+    def without_end(self, ids: list[int]) -> list[int]:
+        """A reply's ids without the special tokens that it ended with, such as an EOS: they are no text."""
+        special = self._special_ids
+        return ids[: max((index + 1 for index, token in enumerate(ids) if token not in special), default=0)]
 
     def stream(self, stops: tuple[str, ...], keep_stop: bool) -> TextStream:
         """A fresh text for one sample."""
         return TextStream(self.decode, stops, keep_stop)
 
-    def _render(self, messages: list[dict[str, str]], field: str) -> str:
+    @functools.cached_property
+    def _special_ids(self) -> frozenset[int]:
+        """All that are no text; `all_special_ids` lists only those with a role (EOS, padding), so not every template's end token."""
+        added = self._tokenizer.added_tokens_decoder.items()
+        return frozenset(self._tokenizer.all_special_ids) | {token_id for token_id, token in added if token.special}
+
+    def _after_reply(self, messages: list[dict[str, str]], field: str) -> list[int]:
+        """Ids that the template writes behind a reply: up to where the next one begins, or, without messages, to close this one."""
+        before = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _STAND_IN}]
+        _, found, following = self._render(before + messages, field, opens_reply=bool(messages)).partition(_STAND_IN)
+        if not found:
+            raise FailedPrecondition("the model's chat template rewrites replies, so a conversation cannot be continued from ids")
+        return self.encode(following, special_tokens=False)
+
+    def _render(self, messages: list[dict[str, str]], field: str, opens_reply: bool = True) -> str:
         from jinja2.exceptions import TemplateError
 
         if not self.has_chat_template:
             raise FailedPrecondition("the model has no chat template: send text or token ids", field=field)
         try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=True))
+            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens_reply))
         except TemplateError as error:
             raise InvalidArgument(f"the model's chat template refuses these messages: {str(error)[:200]}", field=field) from None
 
@@ -97,7 +122,14 @@ class Tokenizer:
 
 
 class TextStream:
-    """A sample's text, as its ids come. Holds back half characters, and text that may turn out to begin a stop string."""
+    """A sample's text, as its ids come. Holds back half characters, and text that may turn out to begin a stop string.
+
+    >>> stream = TextStream(lambda ids: bytes(ids).decode(errors="replace"), stops=("END",), keep_stop=False)
+    >>> [stream.push(byte) for byte in "é EN".encode()]
+    ['', 'é', ' ', '', '']
+    >>> stream.push(ord("D")), stream.matched_stop, stream.text
+    ('', 'END', 'é ')
+    """
 
     def __init__(self, decode: Callable[[Sequence[int]], str], stops: tuple[str, ...], keep_stop: bool) -> None:
         self.text = ""
@@ -118,7 +150,7 @@ class TextStream:
         self._ids.append(token_id)
         window = self._decode(self._ids[self._window_from :])
         certain = len(window.rstrip(_HALF_CHARACTER))  # an unfinished character is one mark, or one for each of its bytes
-        self._take(window, certain)
+        self._take_up_to(window, certain)
         if certain == len(window):
             self._window_from, self._whole_to = self._whole_to, len(self._ids)
             self._num_taken = len(self._decode(self._ids[self._window_from :]))
@@ -130,10 +162,10 @@ class TextStream:
         """Return the text that was held back; nothing follows."""
         if not self.matched_stop:
             window = self._decode(self._ids[self._window_from :])
-            self._take(window, len(window))
+            self._take_up_to(window, len(window))
         return self._give(len(self.text))
 
-    def _take(self, window: str, end: int) -> None:
+    def _take_up_to(self, window: str, end: int) -> None:
         if end > self._num_taken:
             self._extend(window[self._num_taken : end])
             self._num_taken = end
@@ -143,7 +175,7 @@ class TextStream:
         for cut in range(len(self._ids) - 4, self._window_from, -1):  # a character has at most 4 tokens
             head, rest = self._decode(self._ids[self._window_from : cut]), self._decode(self._ids[cut:])
             if head + rest == window:
-                self._take(window, len(head))
+                self._take_up_to(window, len(head))
                 self._window_from = self._whole_to = cut
                 self._num_taken -= len(head)
                 return

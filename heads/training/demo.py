@@ -8,7 +8,6 @@ from __future__ import annotations
 import json
 import sys
 import tempfile
-import threading
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -22,6 +21,7 @@ from polyhead.client import Client, Sample
 from polyhead.client.local import LocalServer, local_server
 from polyhead.heads import embedded
 from polyhead.heads.family import HeadModule
+from polyhead.heads.training.demo_load import Load
 from polyhead.heads.training.policy import Messages, PolicyTraining, train_policy
 from polyhead.heads.training.preference import PreferenceTraining, train_preference
 from polyhead.heads.training.remote import weights_of
@@ -155,7 +155,7 @@ class Demo:
         """Push both heads and activate them as one change while streams are running."""
         self._chapter(f"4. Push both, activate them as one change, while {NUM_STREAMS} streams are running")
         prompt = self.held_out[0]["question"]
-        load = _Load(self.client)
+        load = Load(self.client, NUM_STREAMS)
         load.wait_until_running()
         started_at = time.monotonic()
         versions = {
@@ -256,46 +256,6 @@ class Demo:
 
     def _chapter(self, title: str) -> None:
         self.console.print(f"\n[bold]{title}[/]")
-
-
-class _Load:
-    """Streams that run in the background, each a request of its own."""
-
-    def __init__(self, client: Client) -> None:
-        self._client = client
-        self._samples: list[Sample] = []
-        self._num_running = 0
-        self._lock = threading.Lock()
-        self._started_at = time.monotonic()
-        self._threads = [threading.Thread(target=self._stream, args=(index,)) for index in range(NUM_STREAMS)]
-        for thread in self._threads:
-            thread.start()
-
-    def wait_until_running(self) -> None:
-        """Until every stream has its first token."""
-        end_at = time.monotonic() + 120.0
-        while self._num_running < NUM_STREAMS and time.monotonic() < end_at:
-            time.sleep(0.05)
-
-    def finish(self) -> list[Sample]:
-        """Wait for all of them."""
-        for thread in self._threads:
-            thread.join()
-        return self._samples
-
-    @property
-    def tokens_per_second(self) -> float:
-        return sum(len(sample.token_ids) for sample in self._samples) / (time.monotonic() - self._started_at)
-
-    def _stream(self, index: int) -> None:
-        stream = self._client.stream(f"Chapter {index + 1}. The story begins", max_new_tokens=120, ignore_eos=True, seed=index)
-        for number, _ in enumerate(stream):
-            if number == 0:
-                with self._lock:
-                    self._num_running += 1
-        if stream.sample is not None:
-            with self._lock:
-                self._samples.append(stream.sample)
 
 
 def _ask(question: str) -> Messages:

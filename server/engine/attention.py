@@ -77,11 +77,12 @@ class AttentionPlan:
     """Where a step's tokens are written and what they attend to. Made once a step, used by every layer."""
 
     cache: KvCache
-    write_rows: Tensor  # (written tokens,) rows of the cache
-    written: Tensor | None  # (written tokens,) rows of the batch; None: all of them
+    write_rows: Tensor  # (new keys,) rows of the cache where they go
+    new_rows: Tensor | None  # (new keys,) rows of the batch where they stand; None: in all of them
     decodes: list[DecodeGroup]
     prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
     asked: AttentionPlan | None = None  # of the rows whose output is asked for, if those are not all: for a head's last layer
+    taps: Tensor | None = None  # (cache rows, d_model), set by the trunk: takes the tap layer's states at `write_rows`
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
 
     @property
@@ -89,23 +90,28 @@ class AttentionPlan:
         """Whether all rows decode, in their order, with one padding."""
         return len(self.decodes) == 1 and not self.prefills
 
+    def keep_tap(self, states_TD: Tensor) -> None:
+        """Keep the states that enter the tap layer, if anybody asked for them."""
+        if self.taps is not None:
+            self.taps.index_copy_(0, self.write_rows, states_TD)
+
     def write(self, layer: int, kv: Tensor) -> None:
         """Store the step's new keys and values of a layer, (tokens, 2, kv_heads, head_dim)."""
-        if self.written is None:
+        if self.new_rows is None:
             self.cache.write(layer, self.write_rows, kv)
         elif len(self.write_rows):
-            self.cache.write(layer, self.write_rows, kv[self.written])
+            self.cache.write(layer, self.write_rows, kv[self.new_rows])
 
     @classmethod
-    def build(cls, cache: KvCache, segments: Iterable[Segment], written_from: Iterable[int]) -> AttentionPlan:
-        """Plan a step. `written_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried."""
+    def build(cls, cache: KvCache, segments: Iterable[Segment], new_from: Iterable[int]) -> AttentionPlan:
+        """Plan a step. `new_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried."""
         size = cache.shape.block_size
-        rows, written, decodes, prefills = [], [], [], []
+        write_rows, new_rows, decodes, prefills = [], [], [], []
         row = 0
-        for segment, first_new in zip(segments, written_from, strict=True):
+        for segment, first_new in zip(segments, new_from, strict=True):
             for position in range(max(segment.start, first_new), segment.end):
-                rows.append(segment.slots[position // size] * size + position % size)
-                written.append(row + position - segment.start)
+                write_rows.append(segment.slots[position // size] * size + position % size)
+                new_rows.append(row + position - segment.start)
             if segment.end - segment.start == 1:
                 decodes.append((row, segment))
             else:
@@ -115,8 +121,8 @@ class AttentionPlan:
         device = cache.shape.device
         return cls(
             cache=cache,
-            write_rows=torch.tensor(rows, dtype=torch.long, device=device),
-            written=None if len(written) == row else torch.tensor(written, dtype=torch.long, device=device),
+            write_rows=torch.tensor(write_rows, dtype=torch.long, device=device),
+            new_rows=None if len(new_rows) == row else torch.tensor(new_rows, dtype=torch.long, device=device),
             decodes=[DecodeGroup.build(members, cache) for members in _by_length(decodes, size)],
             prefills=prefills,
         )

@@ -57,9 +57,11 @@ class Batch:
         return not self.trunk_runs and not self.head_runs
 
     def by_head(self) -> Iterator[tuple[LiveHead, list[HeadRun]]]:
-        """The head runs, a group for each live head."""
-        groups: dict[str, list[HeadRun]] = {}
+        """The head runs, a group for each set of weights: a head and the adapters on it, each one's runs side by side."""
+        groups: dict[str, dict[str, list[HeadRun]]] = {}
         for run in self.head_runs:
-            groups.setdefault(run.reading.head.live.digest, []).append(run)
-        for runs in groups.values():
-            yield runs[0].reading.head.live, runs
+            live = run.reading.head.live
+            groups.setdefault(live.weights.digest, {}).setdefault(live.digest, []).append(run)
+        for by_digest in groups.values():
+            runs = [run for each in by_digest.values() for run in each]
+            yield runs[0].reading.head.live.weights, runs

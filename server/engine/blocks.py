@@ -90,13 +90,15 @@ class BlockTree:
         position = len(match.shared) * self.block_size
         if match.partial is not None:
             self._hold(match.partial)  # so that taking a slot cannot evict what is about to be copied
-            copy = self._append(sequence, sequence.tokens[position : position + match.num_partial])
-            self.cache.copy(match.partial.slot, copy.slot, match.num_partial)
-            copy.num_computed = match.num_partial
-            if head_digest:
-                self.heads.copy(match.partial, copy, head_digest, match.num_partial)
+            try:
+                copy = self._append(sequence, sequence.tokens[position : position + match.num_partial])
+                self.cache.copy(match.partial.slot, copy.slot, match.num_partial)
+                copy.num_computed = match.num_partial
+                if head_digest:
+                    self.heads.copy(match.partial, copy, head_digest, match.num_partial)
+            finally:
+                self._let_go(match.partial)
             position += match.num_partial
-            self._let_go(match.partial)
         sequence.num_computed = sequence.num_cached = position
         sequence.is_placed = True
         self.extend(sequence, position)
@@ -134,7 +136,7 @@ class BlockTree:
                     self._truncate(block)
             self._let_go(block)
         sequence.blocks.clear()
-        sequence.num_computed = sequence.num_reserved = sequence.num_reserved_heads = 0
+        sequence.num_computed = sequence.num_reserved = 0
         sequence.is_placed = False
 
     def forget_digest(self, digest: str) -> None:

@@ -32,6 +32,7 @@ class EngineConfig:
     max_context: int = 4096  # tokens of prompt and reply together; the model's own limit if that is lower
     is_fast: bool = True  # our own layers where the family and the device allow it; else transformers' modules
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
+    tap_layer: int = -1  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
     queue: QueueLimits = field(default_factory=QueueLimits)
 
@@ -56,8 +57,10 @@ def build_engine(
             field="cache_bytes",
         )
     set_attention(trunk, attention.NAME)
+    tap_layer = chosen_tap_layer(spec, config.tap_layer)
+    cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
     layers = fast_trunk(trunk, max_context) if config.is_fast else None
-    trunk_runner = TrunkRunner(layers or trunk, TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1))
+    trunk_runner = TrunkRunner(layers or trunk, cache, tap_layer)
     head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
@@ -66,10 +69,27 @@ def build_engine(
 
 def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> int:
     """How many trunk blocks `cache_bytes` pays for, each with its share of head blocks."""
+    num_states = 2 if chosen_tap_layer(spec, config.tap_layer) else 1  # kept of each token
     state_bytes = config.block_size * spec.d_model * shape.dtype.itemsize
-    block_bytes = shape.kv_bytes(spec.split_layer) + state_bytes
+    block_bytes = shape.kv_bytes(spec.split_layer) + num_states * state_bytes
     head_block_bytes = head_shape.kv_bytes(spec.num_head_layers)
     return config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
+
+
+def chosen_tap_layer(spec: ModelSpec, asked: int) -> int:
+    """The layer to tap; 0 for none. By default the model's middle, if that lies inside the trunk: the best one for
+    out-of-distribution scores (HH, section 5). InvalidArgument for a layer that is not inside the trunk."""
+    if asked < 0:
+        middle = spec.num_layers // 2
+        return middle if middle < spec.split_layer else 0
+    if asked >= spec.split_layer:
+        reason = "whose states are kept anyway" if asked == spec.split_layer else "and the heads' layers come after it"
+        raise InvalidArgument(
+            f"the tap layer must lie inside the trunk, 1 to {spec.split_layer - 1}: {asked}\n"
+            f"hint: the trunk ends at layer {spec.split_layer}, {reason}",
+            field="tap_layer",
+        )
+    return asked
 
 
 def cache_shape(trunk: TrunkModule, block_size: int) -> CacheShape:

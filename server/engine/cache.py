@@ -1,4 +1,4 @@
-"""The tensors behind the blocks: keys and values per layer and slot, and boundary states. Knows slots and rows, not tokens or requests.
+"""The tensors behind the blocks: keys and values per layer and slot, boundary states, taps. Knows slots and rows, not tokens or requests.
 
 One slot holds one block; slot 0 holds none: it stays zero and pads tables. A slot is cleared when it is taken, because attention multiplies
 masked values by 0 and a NaN left behind would survive that. Memory is committed when it is first written, not when the cache is made.
@@ -64,21 +64,24 @@ class KvCache:
 
 
 class TrunkCache:
-    """What is cached for each token of the trunk: keys, values, and the boundary state."""
+    """What is cached for each token of the trunk: keys, values, the boundary state, and with a tap the state at one layer inside."""
 
-    def __init__(self, shape: CacheShape, num_layers: int, d_model: int, num_slots: int) -> None:
+    def __init__(self, shape: CacheShape, num_layers: int, d_model: int, num_slots: int, *, has_taps: bool = False) -> None:
         self.kv = KvCache(shape, num_layers, num_slots)
         self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape)
+        self.taps = _lazy_zeros((num_slots * shape.block_size, d_model), shape) if has_taps else None
 
     def clear(self, slot: int) -> None:
-        """Forget what a slot held; its states are always written before they are read."""
+        """Forget what a slot held; its states and taps are always written before they are read."""
         self.kv.clear(slot)
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first tokens of one slot to another, states included."""
+        """Copy the first tokens of one slot to another, states and taps included."""
         self.kv.copy(source, target, num_tokens)
         size = self.kv.shape.block_size
-        self.states[target * size : target * size + num_tokens] = self.states[source * size : source * size + num_tokens]
+        for rows in (self.states, self.taps):
+            if rows is not None:
+                rows[target * size : target * size + num_tokens] = rows[source * size : source * size + num_tokens]
 
 
 def _lazy_zeros(size: tuple[int, ...], shape: CacheShape) -> Tensor:

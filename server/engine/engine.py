@@ -18,10 +18,11 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.errors import Aborted, PolyheadError, ResourceExhausted, Unavailable
+from polyhead.server.engine.admission import check_queue
 from polyhead.server.engine.batch import Batch, HeadRun
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.heads import CANARY_TOKENS, HeadRunner, canary
-from polyhead.server.engine.live import ActiveSet, ServedHead
+from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.reports import Counters, EngineSnapshot, QueueLimits, SwapReport
 from polyhead.server.engine.sampler import DrawRow, draw
 from polyhead.server.engine.scheduler import Scheduler
@@ -36,10 +37,10 @@ from polyhead.server.engine.sequence import (
     OnSwap,
     Output,
     Phase,
-    Priority,
     Request,
     Sample,
 )
+from polyhead.server.engine.tokens import add_token, finish_reason, tail
 from polyhead.server.engine.trunk import TrunkRunner
 
 logger = logging.getLogger(__name__)
@@ -97,14 +98,17 @@ class Engine:
         return not self._open
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises ResourceExhausted at once when the queue is full, Unavailable when draining."""
-        num_tokens = request.num_tokens
+        """Queue a request. Raises ResourceExhausted at once when the queue is full or too small for it, Unavailable when draining."""
         with self._wake:
             if self._is_draining or self._is_stopping:
                 raise Unavailable("the server is shutting down: try another one", retry_after_s=1.0)
-            self._check_queue(request, num_tokens)
+            try:
+                check_queue(request, self._open.values(), self.queue)
+            except ResourceExhausted:
+                self.counters.rejected_requests += 1
+                raise
             self._open[request.serial] = request
-            request.num_admitted_tokens = num_tokens
+            request.num_admitted_tokens = request.num_tokens
             self.counters.requests += 1
             self._inbox.append(lambda: self._enter(request))
             self._wake.notify()
@@ -148,8 +152,14 @@ class Engine:
     def leased_digests(self) -> dict[str, int]:
         """Digest to the number of running requests on it."""
         with self._wake:
+            held = [request.held for request in self._open.values()]
+        return dict(collections.Counter(digest for heads in held for digest in {live.digest for live in heads}))
+
+    def leased_names(self) -> dict[str, int]:
+        """Head name to the number of running requests on any version of it."""
+        with self._wake:
             leases = [request.lease for request in self._open.values() if request.lease is not None]
-        return dict(collections.Counter(live.digest for lease in leases for live in lease.live_heads))
+        return dict(collections.Counter(name for lease in leases for name in {head.name for head in lease.heads.values()}))
 
     def drop_head(self, digest: str) -> None:
         """A head is no longer in memory: forget what it computed for cached text."""
@@ -185,15 +195,23 @@ class Engine:
             self.scheduler.commit_trunk(batch)
         trunk_done_at = time.monotonic()
         for head, runs in batch.by_head():
-            rows = self.heads.forward(head, runs)
-            self.scheduler.commit_heads(runs)
-            self._take(runs, rows)
+            self._forward_head(head, [run for run in runs if run.reading.head_blocks])
         ended_at = time.monotonic()
         self.scheduler.pace(batch, ended_at - started_at)
         self.counters.trunk_tokens += batch.num_trunk_tokens
-        self.counters.head_tokens += batch.num_head_tokens
         self.counters.trunk_seconds_us += int((trunk_done_at - started_at) * 1e6)
         self.counters.head_seconds_us += int((ended_at - trunk_done_at) * 1e6)
+
+    def _forward_head(self, head: LiveHead, runs: list[HeadRun]) -> None:
+        """Runs whose sample ended in this step, on another head, are left out before this: they have given their blocks back."""
+        if not runs:
+            return
+        rows = self.heads.forward(head, runs)
+        self.scheduler.commit_heads(runs)
+        self.counters.head_forwards += 1
+        self.counters.head_tokens += sum(run.end - run.start for run in runs)
+        self.counters.rebuilt_tokens += sum(run.end - run.start for run in runs if run.reading is run.reading.sample.successor)
+        self._take(runs, rows)
 
     def _take(self, runs: list[HeadRun], rows: Tensor) -> None:
         """Hand a head's rows to the sampler or to the scorer."""
@@ -223,17 +241,11 @@ class Engine:
 
     def _append(self, sample: Sample, token_id: int, logprob: float, sampling_logprob: float) -> None:
         """One more token: record it, look for an end, ask for the next."""
-        sample.completion.append(token_id)
-        sample.sequence.tokens.append(token_id)
-        sample.logprobs.append(logprob)
-        sample.sampling_logprobs.append(sampling_logprob)
-        sample.last_token_at = time.monotonic()
-        sample.first_token_at = sample.first_token_at or sample.last_token_at
+        text = add_token(sample, token_id, logprob, sampling_logprob)
         self.counters.generated_tokens += 1
-        text = self._text_of(sample, token_id)
         if sample.request.stream_tokens:
             self._emit(sample.request, Drawn(sample, len(sample.completion) - 1, token_id, logprob, sampling_logprob, text))
-        reason = self._finish_reason(sample, token_id)
+        reason = finish_reason(sample, token_id, self.scheduler.eos_ids)
         if sample.error:
             self._fail(sample, sample.error)
         elif reason is None:
@@ -242,26 +254,6 @@ class Engine:
             sample.sequence.num_wanted += 1
         else:
             self._finish_generating(sample, reason)
-
-    def _text_of(self, sample: Sample, token_id: int) -> str:
-        """New text of a sample. A tokenizer that fails on it ends this sample and no other."""
-        try:
-            return sample.text.push(token_id) if sample.text else ""
-        except Exception:
-            logger.exception("a sample's text failed")
-            sample.error = "the sample's text could not be made: see the server's log"
-            sample.text = None
-            return ""
-
-    def _finish_reason(self, sample: Sample, token_id: int) -> FinishReason | None:
-        params = sample.params
-        if token_id in params.stop_token_ids:
-            return FinishReason.STOP_ID
-        if token_id in self.scheduler.eos_ids and not params.ignore_eos:
-            return FinishReason.EOS
-        if sample.text is not None and sample.text.matched_stop:
-            return FinishReason.STOP_STRING
-        return FinishReason.LENGTH if len(sample.completion) >= params.max_new_tokens else None
 
     def _finish_generating(self, sample: Sample, reason: FinishReason) -> None:
         assert sample.reading is not None
@@ -281,16 +273,23 @@ class Engine:
 
     def _finish(self, sample: Sample) -> None:
         request = sample.request
-        if request.return_states and sample.finish_reason is not FinishReason.FAILED:
-            slots = self.tree.slots(sample.sequence)
-            sample.states = self.trunk.states(slots, 0, sample.num_tokens).cpu()
+        if sample.finish_reason is not FinishReason.FAILED:
+            self._keep_states(sample)
         self.counters.prompt_tokens += len(sample.prompt)
         self.counters.cache_hit_tokens += sample.num_cached_tokens
         self.scheduler.remove(sample)
-        self._emit(request, Finished(sample, _tail(sample)))
+        self._emit(request, Finished(sample, tail(sample)))
         request.num_open -= 1
         if request.num_open == 0:
             self._end(request, None)
+
+    def _keep_states(self, sample: Sample) -> None:
+        """Take out what the caller wants of the trunk's output, before the blocks go."""
+        request, slots = sample.request, self.tree.slots(sample.sequence)
+        if request.return_states:
+            sample.states = self.trunk.states(slots, 0, sample.num_tokens, request.states_layer).cpu()
+        if request.pool is not None:
+            sample.pooled = self.trunk.pooled(slots, len(sample.prompt), request.pool)
 
     def _fail(self, sample: Sample, message: str) -> None:
         sample.finish_reason = FinishReason.FAILED
@@ -299,22 +298,6 @@ class Engine:
         self._finish(sample)
 
     # ---- requests
-
-    def _check_queue(self, request: Request, num_tokens: int) -> None:
-        everybody = list(self._open.values())
-        of_same_kind = [each for each in everybody if each.priority is request.priority]
-        is_interactive = request.priority is Priority.INTERACTIVE
-        share = self.queue.interactive_share if is_interactive else 1.0 - self.queue.interactive_share
-        if self._has_room(of_same_kind, num_tokens, share) or (is_interactive and self._has_room(everybody, num_tokens, 1.0)):
-            return
-        self.counters.rejected_requests += 1
-        raise ResourceExhausted(f"the queue is full: {len(everybody)} requests are open", retry_after_s=1.0)
-
-    def _has_room(self, open_requests: list[Request], num_tokens: int, share: float) -> bool:
-        """Whether one more fits a share of the queue. A first request always does, however long it is."""
-        num_open_tokens = sum(each.num_admitted_tokens for each in open_requests)
-        is_short = not open_requests or num_open_tokens + num_tokens <= self.queue.max_tokens * share
-        return is_short and len(open_requests) < max(1.0, self.queue.max_requests * share)
 
     def _enter(self, request: Request) -> None:
         if request.is_ended:
@@ -332,12 +315,12 @@ class Engine:
                 sample.finish_reason, sample.is_terminated = FinishReason.ABORTED, False
                 sample.error = reason.message
                 self.scheduler.remove(sample)
-                self._emit(request, Finished(sample, _tail(sample)))
+                self._emit(request, Finished(sample, tail(sample)))
         self._end(request, reason)
 
     def _end(self, request: Request, error: PolyheadError | None) -> None:
         request.is_ended = True
-        request.drop_lease()
+        request.hold(frozenset())
         with self._wake:
             self._open.pop(request.serial, None)
         self._emit(request, Ended(error))
@@ -361,7 +344,7 @@ class Engine:
             self._abort(request, error)
 
     def _flip(self, active: ActiveSet) -> SwapReport:
-        """The swap: one pointer. No block is touched; running requests hold what they leased."""
+        """The swap: one pointer. No block is touched; running requests hold what they leased, and followers turn to the new set."""
         started_at = time.monotonic()
         self.active = active
         with self._wake:
@@ -369,9 +352,10 @@ class Engine:
         to_abort = [request for request in leased if request.on_swap is OnSwap.ABORT]
         for request in to_abort:
             self._abort(request, Aborted(f"generation {active.generation} was activated"))
+        num_following = sum(self.scheduler.follower.turn(request, active) for request in leased if request.on_swap is OnSwap.FOLLOW)
         self.counters.swaps += 1
         self.last_swap_pause_s = time.monotonic() - started_at
-        return SwapReport(self.last_swap_pause_s, len(leased) - len(to_abort), len(to_abort))
+        return SwapReport(self.last_swap_pause_s, len(leased) - len(to_abort) - num_following, len(to_abort), num_following)
 
     # ---- the loop
 
@@ -435,15 +419,6 @@ class Engine:
             outbox, self._outbox = self._outbox, {}
             with contextlib.suppress(RuntimeError):  # the readers' event loop is gone
                 self.sink(outbox)
-
-
-def _tail(sample: Sample) -> str:
-    """Text that was held back. A tokenizer that fails here must not keep the sample from ending."""
-    try:
-        return sample.text.finish() if sample.text else ""
-    except Exception:
-        logger.exception("a sample's text could not be finished")
-        return ""
 
 
 def deliver_now(outbox: StepEvents) -> None:

@@ -9,14 +9,15 @@ residual inside the matrix products; in a head's last layer, no query work for p
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.nn.functional import embedding, linear, rms_norm
+from torch.nn.functional import embedding, linear, rms_norm, silu
 
+from polyhead.heads.adapted import Adapter, AdapterRows
 from polyhead.heads.family import HeadModule, TrunkModule
 from polyhead.heads.manifest import OutputKind
 from polyhead.heads.spec import ModelSpec
@@ -40,7 +41,8 @@ class Norm:
 class FastLayer:
     """One layer: attention over the blocks, then the gated feed-forward net."""
 
-    def __init__(self, layer: Any, call: LayerCall) -> None:
+    def __init__(self, layer: Any, name: str, call: LayerCall) -> None:
+        self.name = name  # in the whole model: "model.layers.27"
         attn, mlp, head_dim = layer.self_attn, layer.mlp, call.head_dim
         self.index = int(attn.layer_idx)
         self.head_dim = head_dim
@@ -63,15 +65,7 @@ class FastLayer:
 
     def forward(self, x_TD: Tensor, turns: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
         """(T, D) in, (T, D) out; with `rows`, only those rows out. `turns` (T, 1, head_dim / 2), complex: each position's rotation."""
-        num_tokens, num_turned = len(x_TD), self.num_heads + self.num_kv_heads
-        qkv = self.qkv(self.norm(x_TD)).view(num_tokens, num_turned + self.num_kv_heads, self.head_dim)
-        queries, turned = qkv[:, : self.num_heads], qkv[:, :num_turned]
-        if self.query_norm is not None and self.key_norm is not None:
-            queries.copy_(self.query_norm(queries))
-            keys = turned[:, self.num_heads :]
-            keys.copy_(self.key_norm(keys))
-        torch.view_as_complex(turned.view(num_tokens, num_turned, -1, 2)).mul_(turns)
-        plan.write(self.index, qkv[:, self.num_heads :].view(num_tokens, 2, self.num_kv_heads, self.head_dim))
+        queries = self._queries(self.qkv(self.norm(x_TD)), turns, plan)
         if rows is not None:
             assert plan.asked is not None
             x_TD, queries, plan = x_TD[rows], queries[rows], plan.asked
@@ -82,6 +76,42 @@ class FastLayer:
         normed = self.mlp_norm(x_TD)
         return self.down.add_to(self.up.times(normed, self.gate.silu(normed)), x_TD)
 
+    def forward_adapted(self, x_TD: Tensor, turns: Tensor, plan: AttentionPlan, parts: Sequence[AdapterRows]) -> Tensor:
+        """The same with adapters, each added to its own rows of every product; so nothing is fused behind a product."""
+        normed = self.norm(x_TD)
+        qkv = self.qkv(normed)
+        keys = self.num_heads * self.head_dim
+        values = keys + self.num_kv_heads * self.head_dim
+        self._add(parts, "self_attn.q_proj", normed, qkv[:, :keys], self.num_heads)
+        self._add(parts, "self_attn.k_proj", normed, qkv[:, keys:values], self.num_kv_heads)
+        self._add(parts, "self_attn.v_proj", normed, qkv[:, values:])
+        attended = attend(plan, self.index, self._queries(qkv, turns, plan), self.scaling, self.window).reshape(len(x_TD), -1)
+        x_TD = x_TD + self._add(parts, "self_attn.o_proj", attended, self.out(attended))
+        normed = self.mlp_norm(x_TD)
+        gate = self._add(parts, "mlp.gate_proj", normed, self.gate(normed))
+        inner = silu(gate) * self._add(parts, "mlp.up_proj", normed, self.up(normed))
+        return x_TD + self._add(parts, "mlp.down_proj", inner, self.down(inner))
+
+    def _queries(self, qkv: Tensor, turns: Tensor, plan: AttentionPlan) -> Tensor:
+        """Rotate queries and keys where they stand, write keys and values, and return the queries, (T, heads, head_dim)."""
+        num_tokens, num_turned = len(qkv), self.num_heads + self.num_kv_heads
+        qkv = qkv.view(num_tokens, num_turned + self.num_kv_heads, self.head_dim)
+        queries, turned = qkv[:, : self.num_heads], qkv[:, :num_turned]
+        if self.query_norm is not None and self.key_norm is not None:
+            queries.copy_(self.query_norm(queries))
+            keys = turned[:, self.num_heads :]
+            keys.copy_(self.key_norm(keys))
+        torch.view_as_complex(turned.view(num_tokens, num_turned, -1, 2)).mul_(turns)
+        plan.write(self.index, qkv[:, self.num_heads :].view(num_tokens, 2, self.num_kv_heads, self.head_dim))
+        return queries
+
+    def _add(self, parts: Sequence[AdapterRows], name: str, inputs: Tensor, outputs: Tensor, num_paired: int = 0) -> Tensor:
+        for part in parts:
+            if (pair := part.adapter.matrices.get(f"{self.name}.{name}")) is not None:
+                product = pair.product(inputs[part.rows])
+                outputs[part.rows] += _paired(product.T, num_paired, self.head_dim).T
+        return outputs
+
 
 class FastTrunk:
     """ids -> boundary states, called as the TrunkModule that it is made from."""
@@ -91,6 +121,7 @@ class FastTrunk:
         self.embedding = trunk.embedding
         self.layers = layers
         self.turns = turns  # (max_context, head_dim / 2), complex; heads share it
+        self.tap_layer = 0  # what enters it is kept; 0: nothing
 
     @property
     def num_bytes(self) -> int:
@@ -101,7 +132,9 @@ class FastTrunk:
         """(1, T, d_model)."""
         x_TD = embedding(input_ids_1T[0], self.embedding)
         turns = self.turns.index_select(0, position_ids_1T[0])[:, None]
-        for layer in self.layers:
+        for index, layer in enumerate(self.layers):
+            if index and index == self.tap_layer:
+                step.keep_tap(x_TD)
             x_TD = layer.forward(x_TD, turns, step)
         return x_TD[None]
 
@@ -116,14 +149,47 @@ class FastHead:
         self._turns = turns
         self._project = _projection(head)
 
-    def __call__(self, states_1TD: Tensor, position_ids_1T: Tensor, rows: Tensor, *, step: AttentionPlan) -> Tensor:
-        """(rows, vocab) logits or (rows,) scalars."""
-        x_TD = states_1TD[0]
+    def __call__(
+        self,
+        states_1TD: Tensor,
+        position_ids_1T: Tensor,
+        rows: Tensor,
+        *,
+        step: AttentionPlan,
+        parts: Sequence[AdapterRows] = (),
+    ) -> Tensor:
+        """(rows, vocab) logits or (rows,) scalars. `parts`: rows of T that adapters own."""
         turns = self._turns.index_select(0, position_ids_1T[0])[:, None]
+        x_TD = states_1TD[0]
+        if parts:
+            for layer in self.layers:
+                x_TD = layer.forward_adapted(x_TD, turns, step, parts)
+            return self._project(self.norm(x_TD[rows]))
         for layer in self.layers[:-1]:
             x_TD = layer.forward(x_TD, turns, step)
-        x_RD = self.norm(self.layers[-1].forward(x_TD, turns, step, rows if step.asked is not None else None))
-        return self._project(x_RD)
+        return self._project(self.norm(self.layers[-1].forward(x_TD, turns, step, rows if step.asked is not None else None)))
+
+
+class FastHeadGroup:
+    """One base and any adapters on it, run together, called as the HeadGroup of a plain base."""
+
+    def __init__(self, base: FastHead) -> None:
+        self._base = base
+
+    def __call__(self, parts: Sequence[AdapterRows], *inputs: Tensor, step: AttentionPlan) -> Tensor:
+        return self._base(*inputs, step=step, parts=parts)
+
+
+class FastLoraHead:
+    """The base with one adapter on every row, called as a head."""
+
+    def __init__(self, base: FastHead, adapter: Adapter) -> None:
+        self.spec, self.output, self.dtype = base.spec, base.output, base.dtype
+        self._base = base
+        self._parts = [AdapterRows(slice(None), adapter)]
+
+    def __call__(self, *inputs: Tensor, step: AttentionPlan) -> Tensor:
+        return self._base(*inputs, step=step, parts=self._parts)
 
 
 def fast_trunk(trunk: TrunkModule, max_context: int) -> FastTrunk | None:
@@ -131,7 +197,7 @@ def fast_trunk(trunk: TrunkModule, max_context: int) -> FastTrunk | None:
     calls = layer_calls(trunk, trunk.spec.d_model)
     if not is_known(trunk.decoder, trunk.spec, calls):
         return None
-    return FastTrunk(trunk, take_layers(trunk.decoder, trunk.spec, calls), rotations(trunk.decoder, max_context))
+    return FastTrunk(trunk, take_layers(trunk.decoder, trunk.spec, calls, 0), rotations(trunk.decoder, max_context))
 
 
 def fast_head(head: HeadModule, turns: Tensor) -> FastHead | None:
@@ -140,7 +206,7 @@ def fast_head(head: HeadModule, turns: Tensor) -> FastHead | None:
     calls = layer_calls(head, head.spec.d_model)
     if not is_known(base, head.spec, calls):
         return None
-    return FastHead(head, take_layers(base, head.spec, calls), _norm(getattr(base, head.spec.norm)), turns)
+    return FastHead(head, take_layers(base, head.spec, calls, head.spec.split_layer), _norm(getattr(base, head.spec.norm)), turns)
 
 
 def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
@@ -154,11 +220,11 @@ def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
     return acts <= {"SiLU", "SiLUActivation"}
 
 
-def take_layers(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> list[FastLayer]:
+def take_layers(base: Any, spec: ModelSpec, calls: list[LayerCall], first: int) -> list[FastLayer]:
     """Pack layer by layer, so that never more than one of them is in memory twice."""
     taken = []
-    for layer, call in zip(getattr(base, spec.layers), calls, strict=True):
-        taken.append(FastLayer(layer, call))
+    for number, (layer, call) in enumerate(zip(getattr(base, spec.layers), calls, strict=True), start=first):
+        taken.append(FastLayer(layer, f"{spec.base}.{spec.layers}.{number}", call))
         layer.to_empty(device="meta")
     return taken
 
@@ -199,7 +265,7 @@ def _paired(rows: Tensor, num_heads: int, head_dim: int) -> Tensor:
     """Rows i and i + head_dim / 2 of every head, which rotate together, side by side."""
     if not num_heads:
         return rows
-    return rows.view(num_heads, 2, head_dim // 2, -1).transpose(1, 2).reshape(rows.shape)
+    return rows.reshape(num_heads, 2, head_dim // 2, -1).transpose(1, 2).reshape(rows.shape)
 
 
 def _projection(head: HeadModule) -> Callable[[Tensor], Tensor]:

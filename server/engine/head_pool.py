@@ -71,7 +71,7 @@ class HeadPool:
                 head_block.writer = None
 
     def release(self, reading: Reading) -> None:
-        """Give back a reading's head blocks; what was computed stays until somebody needs the room."""
+        """Give back a reading's head blocks and what it was promised; what was computed stays until somebody needs the room."""
         for head_block in reversed(reading.head_blocks):  # a text's end is evicted first: what is left is still its start
             if head_block.writer is reading:
                 head_block.writer = None
@@ -79,6 +79,7 @@ class HeadPool:
             if head_block.num_users == 0:
                 self._idle_now(head_block)
         reading.head_blocks = []
+        reading.num_reserved = 0
 
     def copy(self, source: Block, target: Block, digest: str, num_tokens: int) -> None:
         """Copy one head's keys for the first tokens of a block, if they are there and a slot is free."""

@@ -2,16 +2,19 @@
 
 from __future__ import annotations
 
+from typing import cast
+
 import torch
 from torch import Tensor
 
+from polyhead.heads.adapted import AdapterRows
 from polyhead.heads.errors import DataLoss
 from polyhead.heads.family import HeadModule, set_attention
 from polyhead.server.engine import attention
 from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.batch import HeadRun
 from polyhead.server.engine.cache import CacheShape, KvCache
-from polyhead.server.engine.fast import FastHead, FastTrunk, fast_head
+from polyhead.server.engine.fast import FastHead, FastLoraHead, FastTrunk, fast_head
 from polyhead.server.engine.live import LiveHead
 from polyhead.server.engine.trunk import TrunkRunner
 
@@ -33,19 +36,21 @@ class HeadRunner:
 
     @torch.inference_mode()
     def forward(self, head: LiveHead, runs: list[HeadRun]) -> Tensor:
-        """Compute the runs and return the wanted rows in order: (rows, vocab) logits or (rows,) scalars, float32."""
+        """Compute the runs and return the wanted rows in order: (rows, vocab) logits or (rows,) scalars, float32.
+
+        The runs are the head's own or those of adapters on it: its layers see all of them once.
+        """
         states = self.trunk.cache.states.index_select(0, self._state_rows(runs))
         positions = [position for run in runs for position in range(run.start, run.end)]
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
         plan = AttentionPlan.build(self.cache, segments, (run.first_new_key for run in runs))
         plan.asked = self._asked(runs)
-        output: Tensor = head.module(
-            states[None].to(self.cache.shape.dtype),
-            torch.tensor([positions], device=self.trunk.device),
-            self._wanted_rows(runs),
-            step=plan,
-        )
-        return output.float()
+        inputs = states[None].to(self.cache.shape.dtype), torch.tensor([positions], device=self.trunk.device), self._wanted_rows(runs)
+        adapted = _adapter_rows(runs)
+        if not adapted:
+            return cast(Tensor, head.module(*inputs, step=plan)).float()
+        assert head.group is not None, "a head got its group before the first adapter on it was served"
+        return head.group(adapted, *inputs, step=plan).float()
 
     def _asked(self, runs: list[HeadRun]) -> AttentionPlan | None:
         """The plan of the positions whose output is wanted; None if those are all. Nothing is written by it."""
@@ -73,8 +78,22 @@ class HeadRunner:
         return torch.tensor(rows, dtype=torch.long, device=self.trunk.device)
 
 
+def _adapter_rows(runs: list[HeadRun]) -> list[AdapterRows]:
+    """The tokens of each adapter; runs of one lie side by side. Empty if all are the base's own."""
+    parts: list[AdapterRows] = []
+    start = 0
+    for run in runs:
+        end, adapter = start + run.end - run.start, run.reading.head.live.adapter
+        if parts and parts[-1].adapter is adapter and parts[-1].rows.stop == start:
+            parts[-1] = AdapterRows(slice(parts[-1].rows.start, end), adapter)
+        elif adapter is not None:
+            parts.append(AdapterRows(slice(start, end), adapter))
+        start = end
+    return parts
+
+
 @torch.inference_mode()
-def canary(module: HeadModule | FastHead, states: Tensor, shape: CacheShape, num_layers: int) -> None:
+def canary(module: HeadModule | FastHead | FastLoraHead, states: Tensor, shape: CacheShape, num_layers: int) -> None:
     """Run a head once on real boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
     num_tokens = states.shape[0]
     num_slots = -(-num_tokens // shape.block_size)

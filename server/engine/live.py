@@ -5,19 +5,28 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
+from polyhead.heads.adapted import Adapter, HeadGroup
 from polyhead.heads.family import HeadModule
 from polyhead.heads.manifest import HeadManifest
-from polyhead.server.engine.fast import FastHead
+from polyhead.server.engine.fast import FastHead, FastHeadGroup, FastLoraHead
 
 
 @dataclass(eq=False, slots=True)
 class LiveHead:
-    """One head file's weights in memory. Versions with the same file share it."""
+    """One head file's weights in memory. Versions with the same digest share it."""
 
-    digest: str  # SHA-256 of the file: the key of everything cached for this head
-    module: HeadModule | FastHead
-    num_bytes: int  # of its own weights; a tied output counts nothing
+    digest: str  # names what is computed: the key of everything cached for this head
+    module: HeadModule | FastHead | FastLoraHead
+    num_bytes: int  # of its own weights; a tied output counts nothing, nor does an adapter's base
     num_leases: int = 0  # running requests that hold it; written by the engine thread alone
+    base: LiveHead | None = None  # of a LoRA head: whose weights it runs on, held in memory by it
+    adapter: Adapter | None = None  # of a LoRA head
+    group: HeadGroup | FastHeadGroup | None = None  # of a base: runs it and the adapters on it in one pass; made with the first of them
+
+    @property
+    def weights(self) -> LiveHead:
+        """Whose layers its tokens go through: heads of the same one run together."""
+        return self if self.base is None else self.base
 
 
 @dataclass(frozen=True, slots=True)

@@ -20,8 +20,9 @@ class SwapReport:
     """What an activation did."""
 
     pause_s: float  # how long the engine did nothing else
-    num_pinned: int  # running requests that keep an older generation
+    num_pinned: int  # running requests that keep what they have
     num_aborted: int
+    num_following: int  # running requests whose sampling goes on with the new versions
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,6 +50,8 @@ class Counters:
     steps: int = 0
     trunk_tokens: int = 0  # tokens that went through the trunk
     head_tokens: int = 0  # tokens that went through some head
+    rebuilt_tokens: int = 0  # of those, read again so that a running sample could follow a swap
+    head_forwards: int = 0  # passes through some head's layers; adapters on one base share a pass
     prompt_tokens: int = 0
     cache_hit_tokens: int = 0  # prompt tokens found in the cache
     generated_tokens: int = 0

@@ -27,8 +27,8 @@ class DrawRow:
 
 
 @dataclass(frozen=True, slots=True)
-class Drawn:
-    """Results, (rows,) each."""
+class Draws:
+    """A token for each row; all lists are (rows,)."""
 
     token_ids: list[int]
     logprobs: list[float]  # raw distribution at temperature 1
@@ -50,7 +50,7 @@ def uniform(seed: int, position: int) -> float:
     return ((x ^ (x >> 31)) >> 11) * 2.0**-53
 
 
-def draw(logits: Tensor, rows: list[DrawRow]) -> Drawn:
+def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
     """Draw one token for each row of (rows, vocab) float32 logits."""
     raw = logits.log_softmax(dim=-1)
     is_finite = ~raw[:, 0].isnan()  # one NaN or +inf among a row's logits makes all of its log-probs NaN
@@ -65,7 +65,7 @@ def draw(logits: Tensor, rows: list[DrawRow]) -> Drawn:
         token_ids = _pick(drawn_from, rows)
         sampling_logprobs = drawn_from.gather(1, token_ids[:, None])[:, 0].tolist()
     logprobs = raw.gather(1, token_ids[:, None])[:, 0].tolist()
-    return Drawn(token_ids.tolist(), logprobs, sampling_logprobs, is_finite.tolist())
+    return Draws(token_ids.tolist(), logprobs, sampling_logprobs, is_finite.tolist())
 
 
 def shape_logprobs(logits: Tensor, raw: Tensor, params: list[SamplingParams], seen: list[list[int]]) -> Tensor:

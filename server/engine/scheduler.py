@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from polyhead.heads.errors import PolyheadError
 from polyhead.server.engine.batch import Batch, HeadRun, TrunkRun
 from polyhead.server.engine.blocks import BlockTree
+from polyhead.server.engine.follow import Follower, lease_to_start_with
 from polyhead.server.engine.live import ActiveSet
 from polyhead.server.engine.scorer import plan_readings
 from polyhead.server.engine.sequence import Output, Phase, Reading, Request, Sample, Sequence
@@ -33,6 +34,7 @@ class Scheduler:
     def __init__(self, tree: BlockTree, limits: SchedulerLimits, eos_ids: frozenset[int]) -> None:
         self.tree = tree
         self.pool = tree.heads
+        self.follower = Follower(tree.heads)
         self.limits = limits
         self.eos_ids = eos_ids
         self.waiting: list[Sample] = []
@@ -48,6 +50,7 @@ class Scheduler:
 
     def schedule(self, active: ActiveSet) -> Batch:
         """Choose the next step's work."""
+        self.follower.advance(self.running, self._num_unpromised_heads)
         self._admit(active)
         self._start_suffixes()
         batch = Batch()
@@ -67,9 +70,10 @@ class Scheduler:
             run.reading.cursor = run.end
 
     def pace(self, batch: Batch, seconds: float) -> None:
-        """Fit the prefill chunk to the measured step, so that a long prompt does not stall those who decode."""
+        """Fit the prefill chunk to the measured step, so that a long prompt, or one that a head reads again, stalls nobody who decodes."""
         lengths = [run.end - run.start for run in batch.trunk_runs]
-        num_prefill = sum(length for length in lengths if length > 1)
+        head_lengths = [run.end - run.start for run in batch.head_runs]
+        num_prefill = max(sum(length for length in each if length > 1) for each in (lengths, head_lengths))  # the chunk bounds either
         if 1 not in lengths or num_prefill < self.limits.min_chunk_tokens:
             return
         fitting = int(num_prefill * self.limits.target_step_s / max(seconds, 1e-6))
@@ -79,8 +83,8 @@ class Scheduler:
         """A completion is known, drawn or given: plan what its heads have to read."""
         sample.phase = Phase.SCORING
         sample.sequence.num_reserved = min(sample.sequence.num_reserved, 1)  # the last token may need a block
-        sample.sequence.num_reserved_heads = 0
         sample.todo = plan_readings(sample, self.eos_ids)
+        self.follower.leave(sample)
 
     def finish_reading(self, reading: Reading) -> None:
         """A reading has all its rows: give back its blocks, and its sequence's if that existed for its sake alone."""
@@ -94,83 +98,80 @@ class Scheduler:
 
     def remove(self, sample: Sample) -> None:
         """Take a sample out, wherever it stands, and give back all it holds."""
+        if sample.phase is Phase.WAITING and sample in self.waiting:
+            self.waiting.remove(sample)
+        elif sample in self.running:
+            self.running.remove(sample)
+        sample.phase = Phase.DONE
+        self.follower.leave(sample)
         for reading in (sample.reading, *sample.todo):
             if reading is not None:
                 self.pool.release(reading)
         for sequence in (*sample.suffixes, sample.sequence):
             self.tree.release(sequence)
         sample.todo = []
-        if sample.phase is Phase.WAITING and sample in self.waiting:
-            self.waiting.remove(sample)
-        elif sample in self.running:
-            self.running.remove(sample)
-        sample.phase = Phase.DONE
 
     # ---- admission
 
     def _admit(self, active: ActiveSet) -> None:
         """Move samples from the queue into the pools, first come first served; one that waits for a block being computed is passed by."""
-        still_waiting = []
         pending: set[tuple[str, int]] = set()  # prompts whose next block somebody computes: their other samples wait, too
-        for index, sample in enumerate(self.waiting):
+        for sample in list(self.waiting):
             if len(self.running) >= self.limits.max_running:
-                still_waiting.extend(self.waiting[index:])
-                break
+                return
             prompt = (sample.sequence.salt, id(sample.prompt))
             match = None if prompt in pending else self.tree.match(sample.sequence.tokens, sample.sequence.salt)
             if match is None or match.pending is not None:
                 pending.add(prompt)
-                still_waiting.append(sample)
                 continue
-            num_blocks = self._num_blocks(sample)
+            num_blocks = -(-sample.most_tokens // self.tree.block_size)
             num_needed = self.tree.num_needed(match, num_blocks * self.tree.block_size)
             num_head_blocks = 0 if sample.is_given else num_blocks
             if num_needed > self._num_unpromised() or num_head_blocks > self._num_unpromised_heads():
-                still_waiting.extend(self.waiting[index:])
-                break
-            try:
-                self._lease(sample, active)
-            except PolyheadError as error:
-                self.refused.append((sample.request, error))
-                continue
-            self.tree.place(sample.sequence, match, sample.head.live.digest if sample.head else "")
-            self._begin(sample, num_blocks, num_head_blocks)
-        self.waiting = still_waiting
+                return
+            self.waiting.remove(sample)
+            self.running.append(sample)  # before anything that can fail: what is running is ended by a step that fails
+            if self._lease(sample, active):
+                self.tree.place(sample.sequence, match, sample.head.live.digest if sample.head else "")
+                self._begin(sample, num_blocks, num_head_blocks)
 
-    def _lease(self, sample: Sample, active: ActiveSet) -> None:
-        """The first sample of a request takes the lease for all of them."""
+    def _lease(self, sample: Sample, active: ActiveSet) -> bool:
+        """The first sample of a request takes the lease for all of them. Returns whether there was one to be had."""
         request = sample.request
         if request.lease is None:
-            request.take_lease(active)
+            try:
+                request.take_lease(active)
+            except PolyheadError as error:
+                self.running.remove(sample)
+                self.refused.append((request, error))
+                return False
             self.newly_leased.append(request)
-        assert request.lease is not None
-        sample.head = None if sample.is_given else request.lease.heads[sample.head_name]
+        lease = lease_to_start_with(sample)
+        sample.head = None if sample.is_given else lease.heads[sample.head_name]
+        sample.generation = lease.generation
+        return True
 
     def _begin(self, sample: Sample, num_blocks: int, num_head_blocks: int) -> None:
         sequence = sample.sequence
         sequence.num_reserved = num_blocks - len(sequence.blocks)
-        sequence.num_reserved_heads = num_head_blocks
         sample.num_cached_tokens = min(sequence.num_cached, len(sample.prompt))
-        self.running.append(sample)
         if sample.head is None:
             self.begin_scoring(sample)
             return
         num_prompt = len(sample.prompt)
         sample.phase = Phase.GENERATING
         sequence.num_wanted = num_prompt
-        sample.reading = Reading(sample, sample.head, sample.head_name, sequence, Output.NEXT_TOKEN, num_prompt - 1, num_prompt)
-
-    def _num_blocks(self, sample: Sample) -> int:
-        """Blocks that a sample can come to hold."""
-        num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens)
-        return -(-num_tokens // self.tree.block_size)
+        sample.reading = Reading(
+            sample, sample.head, sample.head_name, sequence, Output.NEXT_TOKEN, num_prompt - 1, num_prompt, num_reserved=num_head_blocks
+        )
 
     def _num_unpromised(self) -> int:
         promised = sum(sample.sequence.num_reserved for sample in self.running)
         return self.tree.num_available - promised - self.limits.scoring_floor
 
     def _num_unpromised_heads(self) -> int:
-        promised = sum(sample.sequence.num_reserved_heads for sample in self.running)
+        readings = (reading for sample in self.running for reading in (sample.reading, sample.successor) if reading is not None)
+        promised = sum(reading.num_reserved for reading in readings)
         return self.pool.num_available - promised - self.limits.scoring_floor
 
     # ---- trunk
@@ -217,16 +218,17 @@ class Scheduler:
     # ---- heads
 
     def _add_head_runs(self, batch: Batch) -> None:
-        """Sampling rows first, then scoring, as far as this step's boundary states and the chunk go."""
+        """Those who decode first, one position each; then prefill and scoring, as far as boundary states and the chunk go."""
         ready = self._ready_readings({id(run.sequence): run.end for run in batch.trunk_runs})
-        ready.sort(key=lambda pair: pair[1] - pair[0].cursor > 1)  # stable: those who decode first, as in the trunk
+        ready.sort(key=lambda pair: pair[1] - pair[0].cursor > 1)  # stable
         budget = self._chunk if batch.trunk_runs else self.limits.chunk_tokens
         for reading, end in ready:
-            end = min(end, reading.cursor + budget)
-            if end <= reading.cursor:
-                return
+            if end - reading.cursor > 1:  # as in the trunk, only these use the chunk up
+                if budget <= 0:
+                    return
+                end = min(end, reading.cursor + budget)
+                budget -= end - reading.cursor
             batch.head_runs.append(self._head_run(reading, end))
-            budget -= end - reading.cursor
 
     def _ready_readings(self, computed: dict[int, int]) -> list[tuple[Reading, int]]:
         """Readings that can advance, and how far the boundary states go: `computed` has what this step adds, by sequence."""
@@ -239,10 +241,13 @@ class Scheduler:
         return ready
 
     def _readings(self) -> Iterator[Reading]:
+        """In the order in which they get the chunk. A successor has its sample's place: others may wait for the keys that it computes."""
         ordered = self._by_priority()
         for sample in ordered:
             if sample.phase is Phase.GENERATING and sample.reading is not None:
                 yield sample.reading
+            if sample.successor is not None and sample.successor.is_started:
+                yield sample.successor
         for sample in ordered:
             if sample.phase is Phase.SCORING:
                 yield from sample.todo
@@ -263,7 +268,7 @@ class Scheduler:
 
     def _hold(self, reading: Reading, num_blocks: int) -> None:
         num_more = num_blocks - len(reading.head_blocks)
-        reading.sequence.num_reserved_heads = max(0, reading.sequence.num_reserved_heads - num_more)
+        reading.num_reserved = max(0, reading.num_reserved - num_more)
         self.pool.hold(reading, reading.sequence.blocks[:num_blocks])
 
     def _head_run(self, reading: Reading, end: int) -> HeadRun:

@@ -16,13 +16,18 @@ from polyhead.server.engine.live import ServedHead
 from polyhead.server.engine.sampler import shape_logprobs
 from polyhead.server.engine.sequence import Output, Reading, RuleQuestion, Sample, Sequence
 
+SLICE_ROWS = 64  # rows of (rows, vocab) log-probs at once: a long completion must not hold its own (c, vocab) a second time
+
 
 @dataclass(frozen=True, slots=True)
 class PolicyResult:
-    """Log-probs of the completion's tokens, (c,) each."""
+    """Log-probs of the completion's tokens, (c,), and what else was asked for of the raw distribution there."""
 
     logprobs: np.ndarray
-    sampling_logprobs: np.ndarray  # empty unless parameters were given
+    sampling_logprobs: np.ndarray  # (c,), empty unless parameters were given
+    entropies: np.ndarray  # (c,) in nats, empty unless asked for
+    top_token_ids: np.ndarray  # (c, k), likeliest first; k is 0 unless asked for
+    top_logprobs: np.ndarray  # (c, k)
 
 
 @dataclass(frozen=True, slots=True)
@@ -72,7 +77,8 @@ def plan_readings(sample: Sample, eos_ids: frozenset[int]) -> list[Reading]:
     sample.suffixes = [reading.sequence for reading in readings if reading.sequence is not sample.sequence]
     own_ends = [reading.end for reading in readings if reading.sequence is sample.sequence]
     wants_all = sample.suffixes or sample.request.return_states
-    sample.sequence.num_wanted = max(sample.sequence.num_computed, sample.num_tokens if wants_all else 0, *own_ends, 0)
+    num_pooled = len(sample.prompt) if sample.request.pool else 0
+    sample.sequence.num_wanted = max(sample.sequence.num_computed, sample.num_tokens if wants_all else 0, num_pooled, *own_ends)
     return readings
 
 
@@ -131,15 +137,32 @@ def take_rows(reading: Reading, rows: Tensor, first: int) -> None:
 
 
 def _take_logprobs(reading: Reading, logits: Tensor, first: int) -> None:
-    tokens = reading.sequence.tokens
+    """Rows are independent of each other, so slices change no number."""
+    slices = [_logprobs_of(reading, part, first + SLICE_ROWS * index) for index, part in enumerate(torch.split(logits, SLICE_ROWS))]
+    reading.values.append(np.concatenate(slices))
+
+
+def _logprobs_of(reading: Reading, logits: Tensor, first: int) -> np.ndarray:
+    """Raw log-probs of the tokens that follow each row; the rest of what is asked for goes to the reading itself."""
+    tokens, request = reading.sequence.tokens, reading.sample.request
     following = torch.tensor(tokens[first + 1 : first + 1 + len(logits)], device=logits.device)[:, None]
     raw = logits.log_softmax(dim=-1)  # the sampler's own arithmetic: logsumexp rounds differently, by 1e-5
-    params = reading.sample.request.score_sampling
+    params = request.score_sampling
     if params is not None:
         seen = [tokens[: first + 1 + index] if params.repetition_penalty != 1.0 else [] for index in range(len(logits))]
         shaped = shape_logprobs(logits, raw, [params] * len(logits), seen)
         reading.sampling_values.append(shaped.gather(1, following)[:, 0].numpy(force=True))
-    reading.values.append(raw.gather(1, following)[:, 0].numpy(force=True))
+    if request.with_entropy:
+        reading.entropies.append(_entropy(raw).numpy(force=True))
+    if request.num_top:
+        top = raw.topk(request.num_top, dim=-1)
+        reading.top.append((top.indices.numpy(force=True), top.values.numpy(force=True)))
+    return raw.gather(1, following)[:, 0].numpy(force=True)
+
+
+def _entropy(raw: Tensor) -> Tensor:
+    """(rows,) in nats, from (rows, vocab) log-probs. A token that cannot come has log-prob -inf and adds nothing."""
+    return -(raw.exp() * raw.clamp(min=torch.finfo(raw.dtype).min)).sum(dim=-1)
 
 
 def results(sample: Sample) -> list[HeadResult]:
@@ -157,12 +180,9 @@ def results(sample: Sample) -> list[HeadResult]:
 def _result(
     sample: Sample, head: ServedHead, readings: list[Reading]
 ) -> PolicyResult | PreferenceResult | tuple[RuleResult, ...] | ValueResult:
-    empty = np.zeros(0, np.float32)
     match head.manifest.kind:
         case HeadKind.POLICY:
-            return PolicyResult(
-                np.concatenate(readings[0].values or [empty]), np.concatenate(readings[0].sampling_values or [empty])
-            )
+            return _policy_result(readings[0], sample.request.num_top)
         case HeadKind.VALUE:
             values = np.concatenate(readings[0].values)
             num = len(sample.completion)
@@ -175,6 +195,18 @@ def _result(
             assert sample.request.rules is not None
             order = {question.rule_id: i for i, question in enumerate(sample.request.rules.by_template[head.manifest.template])}
             return tuple(_rule_result(reading) for reading in sorted(readings, key=lambda reading: order[reading.rule_id]))
+
+
+def _policy_result(reading: Reading, num_top: int) -> PolicyResult:
+    empty = np.zeros(0, np.float32)
+    top = reading.top or [(np.zeros((0, num_top), np.int64), np.zeros((0, num_top), np.float32))]
+    return PolicyResult(
+        np.concatenate(reading.values or [empty]),
+        np.concatenate(reading.sampling_values or [empty]),
+        np.concatenate(reading.entropies or [empty]),
+        np.concatenate([ids for ids, _ in top]),
+        np.concatenate([logprobs for _, logprobs in top]),
+    )
 
 
 def _rule_result(reading: Reading) -> RuleResult:

@@ -9,7 +9,7 @@ import enum
 import itertools
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Set
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Protocol
 
@@ -46,6 +46,7 @@ class OnSwap(enum.Enum):
 
     PIN = "pin"
     ABORT = "abort"
+    FOLLOW = "follow"
 
 
 class Priority(enum.IntEnum):
@@ -77,6 +78,36 @@ class SamplingParams:
         return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
 
 
+class Pooling(enum.Enum):
+    """How the states of a prompt's tokens become one row."""
+
+    MEAN = "mean"
+    LAST = "last"
+
+
+@dataclass(frozen=True, slots=True)
+class Pool:
+    """One row of trunk output for each prompt: at which layer, and how it is made."""
+
+    layer: int  # layers below it: the split layer or the tap layer
+    pooling: Pooling
+
+
+class PromptScorer(Protocol):
+    """Scores a prompt by its pooled row, after the engine is done with it. The engine knows no fit."""
+
+    @property
+    def reference(self) -> str:
+        """The fit with its version: "helpful@2"."""
+
+    @property
+    def pool(self) -> Pool:
+        """The row that it reads."""
+
+    def score(self, row: np.ndarray) -> float:
+        """How far a row lies from those of the fit."""
+
+
 class TextStream(Protocol):
     """Turns a sample's ids into text as they come, and looks for stop strings. The engine knows no tokenizer."""
 
@@ -88,6 +119,15 @@ class TextStream(Protocol):
 
     def finish(self) -> str:
         """Return the text that was held back."""
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyForm:
+    """What the reply to a prompt must look like. The engine carries it and never reads it."""
+
+    format: str = ""  # "sparrow@1"; "" for the chat template, which asks nothing of a reply
+    ends: tuple[str, ...] = ()  # one of them ends a valid reply
+    openings: tuple[str, ...] = ()  # none of them stands inside one
 
 
 @dataclass(frozen=True, slots=True)
@@ -118,7 +158,6 @@ class Sequence:
     num_computed: int = 0  # tokens whose boundary states exist
     num_cached: int = 0  # of those, found in the cache at placement
     num_reserved: int = 0  # blocks promised to this sequence and not yet taken
-    num_reserved_heads: int = 0  # head blocks promised and not yet taken
 
     @property
     def num_outstanding(self) -> int:
@@ -147,9 +186,12 @@ class Reading:
     end: int  # one past the last position
     cursor: int = -1  # next position to run; -1 until it has started
     head_blocks: list[HeadBlock] = field(default_factory=list)
+    num_reserved: int = 0  # head blocks promised to this reading and not yet taken
     rule_id: str = ""
     values: list[np.ndarray] = field(default_factory=list)  # output rows so far, in order
     sampling_values: list[np.ndarray] = field(default_factory=list)
+    entropies: list[np.ndarray] = field(default_factory=list)
+    top: list[tuple[np.ndarray, np.ndarray]] = field(default_factory=list)  # (rows, k) token ids and their log-probs
     error: str = ""
 
     @property
@@ -159,6 +201,15 @@ class Reading:
     @property
     def is_done(self) -> bool:
         return self.cursor >= self.end
+
+
+@dataclass(frozen=True, slots=True)
+class Span:
+    """Who drew a run of a sample's tokens. It ends where the next one starts."""
+
+    start: int  # index of its first token within the sample
+    head: ServedHead
+    generation: int  # under which the sample took that head up
 
 
 class Phase(enum.Enum):
@@ -182,22 +233,28 @@ class Sample:
     sequence: Sequence
     params: SamplingParams
     head_name: str = ""  # the sampling head as the caller named it; "" for a given completion
-    head: ServedHead | None = None
+    head: ServedHead | None = None  # draws the next token
+    generation: int = 0  # under which the sample took that head up
     seed: int = 0
     text: TextStream | None = None
+    form: ReplyForm = ReplyForm()
     completion: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
     sampling_logprobs: list[float] = field(default_factory=list)
+    spans: list[Span] = field(default_factory=list)  # which head drew which token
     phase: Phase = Phase.WAITING
     finish_reason: FinishReason | None = None
     is_terminated: bool = False
     stop: str = ""
     error: str = ""
     reading: Reading | None = None  # of the sampling head
+    successor: Reading | None = None  # of the version that is to take over, while it reads the text so far
     todo: list[Reading] = field(default_factory=list)  # scoring not finished
     suffixes: list[Sequence] = field(default_factory=list)  # sequences of suffix readings
     done: list[Reading] = field(default_factory=list)
     states: Tensor | None = None  # (prompt + completion tokens, d_model), on the host
+    pooled: np.ndarray | None = None  # (d_model,) float64: the prompt's row, with the request's `pool`
+    ood_score: float | None = None  # made of `pooled` at the door
     num_cached_tokens: int = 0
     first_token_at: float = 0.0  # time.monotonic()
     last_token_at: float = 0.0
@@ -207,9 +264,24 @@ class Sample:
         return self.head_name == ""
 
     @property
+    def is_whole(self) -> bool:
+        """Whether it came to its end and was scored."""
+        return self.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
+
+    @property
     def num_tokens(self) -> int:
         """Prompt and completion together."""
         return len(self.prompt) + len(self.completion)
+
+    @property
+    def most_tokens(self) -> int:
+        """Tokens that prompt and completion can come to have."""
+        return self.num_tokens if self.is_given else len(self.prompt) + self.params.max_new_tokens
+
+    @property
+    def last_head(self) -> ServedHead | None:
+        """The head that drew the last token, or that would have drawn the first."""
+        return self.spans[-1].head if self.spans else self.head
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -277,16 +349,23 @@ class Request:
     score_heads: tuple[str, ...] = ()
     rules: RuleQuestions | None = None
     score_sampling: SamplingParams | None = None  # Score: parameters for sampling_logprobs
+    with_entropy: bool = False  # of policy-kind scoring heads
+    num_top: int = 0  # likeliest tokens that policy-kind scoring heads name at each position
     on_swap: OnSwap = OnSwap.PIN
     priority: Priority = Priority.BATCH
     stream_tokens: bool = False
     return_states: bool = False
+    states_layer: int = 0  # whose states are returned; 0: the boundary's
+    pool: Pool | None = None  # also make one row of each prompt
+    ood: PromptScorer | None = None  # what becomes of that row
     deadline_at: float = math.inf  # time.monotonic()
     samples: list[Sample] = field(default_factory=list)
     # ---- engine thread
     serial: int = field(default_factory=lambda: next(_serial))
     submitted_at: float = field(default_factory=time.monotonic)
     lease: Lease | None = None
+    sampling_lease: Lease | None = None  # what samples start to be drawn with: the lease, or with FOLLOW what was activated since
+    held: frozenset[LiveHead] = frozenset()  # weights that must stay; replaced as a whole, since other threads read it
     is_ended: bool = False
     num_open: int = 0  # samples not done
     num_admitted_tokens: int = 0  # what the queue counts for it
@@ -294,8 +373,7 @@ class Request:
     @property
     def num_tokens(self) -> int:
         """Most tokens this request can ever hold: what admission counts."""
-        num_own = sum(len(sample.sequence.tokens) + (0 if sample.is_given else sample.params.max_new_tokens) for sample in self.samples)
-        return num_own + len(self.samples) * self.num_suffix_tokens
+        return sum(sample.most_tokens for sample in self.samples) + len(self.samples) * self.num_suffix_tokens
 
     @property
     def num_suffix_tokens(self) -> int:
@@ -307,10 +385,17 @@ class Request:
     def take_lease(self, active: ActiveSet) -> Lease:
         """Resolve every head at once. FailedPrecondition if a name has gone, or has changed its kind, since the request came in."""
         heads = {name: self._resolve(name, kind, active) for name, kind in self.head_kinds.items()}
-        self.lease = Lease(active.generation, heads)
-        for live in self.lease.live_heads:
-            live.num_leases += 1
+        self.lease = self.sampling_lease = Lease(active.generation, heads)
+        self.hold(self.lease.live_heads)
         return self.lease
+
+    def hold(self, heads: Set[LiveHead]) -> None:
+        """These weights must stay in memory for this request, and no others."""
+        for live in heads - self.held:
+            live.num_leases += 1
+        for live in self.held - heads:
+            live.num_leases -= 1
+        self.held = frozenset(heads)
 
     def _resolve(self, name: str, kind: HeadKind, active: ActiveSet) -> ServedHead:
         head = self.pinned.get(name) or active.heads.get(name)
@@ -319,9 +404,3 @@ class Request:
         if kind is HeadKind.RULE and (self.rules is None or head.manifest.template not in self.rules.by_template):
             raise FailedPrecondition(f"{head.reference} uses a template that the server does not have: {head.manifest.template!r}")
         return head
-
-    def drop_lease(self) -> None:
-        """The request is over: its heads may go."""
-        if self.lease is not None:
-            for live in self.lease.live_heads:
-                live.num_leases -= 1

@@ -1,24 +1,38 @@
-"""Runs the trunk over a step's new tokens and keeps what comes out: keys, values, boundary states."""
+"""Runs the trunk over a step's new tokens and keeps what comes out: keys, values, boundary states, and the states at the tap layer.
+
+The state at layer l is what l layers made: the input of layer l, as the boundary state is the input of layer k, the first of a head.
+"""
 
 from __future__ import annotations
 
+from typing import Any, cast
+
+import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyhead.heads.family import TrunkModule
 from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.batch import TrunkRun
 from polyhead.server.engine.cache import TrunkCache
 from polyhead.server.engine.fast import FastTrunk
+from polyhead.server.engine.sequence import Pool, Pooling
 
 
 class TrunkRunner:
     """The frozen layers [0, k) with their cache."""
 
-    def __init__(self, module: TrunkModule | FastTrunk, cache: TrunkCache) -> None:
+    def __init__(self, module: TrunkModule | FastTrunk, cache: TrunkCache, tap_layer: int = 0) -> None:
+        assert (cache.taps is not None) == (tap_layer > 0), "a tap layer and room for its states go together"
         self.module = module
         self.cache = cache
+        self.tap_layer = tap_layer  # 0: none
         self.device = cache.kv.shape.device
+        if isinstance(module, FastTrunk):
+            module.tap_layer = tap_layer
+        elif tap_layer:
+            layers = cast(nn.ModuleList, getattr(module.decoder, module.spec.layers))
+            layers[tap_layer].register_forward_pre_hook(_tap, with_kwargs=True)
 
     @torch.inference_mode()
     def forward(self, runs: list[TrunkRun]) -> None:
@@ -27,16 +41,36 @@ class TrunkRunner:
         positions = [position for run in runs for position in range(run.start, run.end)]
         segments = [Segment([block.slot for block in run.sequence.blocks], run.start, run.end) for run in runs]
         plan = AttentionPlan.build(self.cache.kv, segments, (run.start for run in runs))
+        plan.taps = self.cache.taps
         states_TD = self.module(
             torch.tensor([tokens], device=self.device), torch.tensor([positions], device=self.device), step=plan
         )[0]
         self.cache.states.index_copy_(0, plan.write_rows, states_TD)
 
-    def states(self, slots: list[int], start: int, end: int) -> Tensor:
-        """Boundary states of positions [start, end) of the text in `slots`, (end - start, d_model)."""
-        return self.cache.states.index_select(0, self.state_rows(slots, start, end))
+    def states(self, slots: list[int], start: int, end: int, layer: int = 0) -> Tensor:
+        """States of positions [start, end) of the text in `slots`, (end - start, d_model): boundary states, or the tap layer's."""
+        rows = self.cache.states
+        if layer and layer == self.tap_layer:
+            assert self.cache.taps is not None
+            rows = self.cache.taps
+        else:
+            assert layer in (0, self.module.spec.split_layer), f"nobody keeps the states at layer {layer}"
+        return rows.index_select(0, self.state_rows(slots, start, end))
+
+    def pooled(self, slots: list[int], num_tokens: int, pool: Pool) -> np.ndarray:
+        """One row for the first `num_tokens` tokens of the text in `slots`: (d_model,) float64, summed as such."""
+        start = num_tokens - 1 if pool.pooling is Pooling.LAST else 0
+        rows = self.states(slots, start, num_tokens, pool.layer)
+        return rows.mean(dim=0, dtype=torch.float64).numpy(force=True)
 
     def state_rows(self, slots: list[int], start: int, end: int) -> Tensor:
         """Rows of the state cache that hold those positions."""
         size = self.cache.kv.shape.block_size
         return torch.tensor([slots[p // size] * size + p % size for p in range(start, end)], dtype=torch.long, device=self.device)
+
+
+def _tap(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Keep what enters the layer. The step's plan says where; a pass without one (the checks at load) keeps nothing."""
+    plan = kwargs.get("step")
+    if isinstance(plan, AttentionPlan):
+        plan.keep_tap((args[0] if args else kwargs["hidden_states"])[0])

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Iterable
 from dataclasses import dataclass
 
 from polyhead.heads.errors import Aborted, InvalidArgument
 from polyhead.server import convert_out
 from polyhead.server.door import Door
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.sequence import Accepted, Event, Finished, Lease, Request
+from polyhead.server.engine.sequence import Accepted, Event, Finished, Lease, Request, Sample
 from polyhead.server.interceptors import current_call
 from polyhead.server.metrics import Metrics
 from polyhead.server.stream import EventStream
@@ -56,6 +56,23 @@ class Frontend:
         elif isinstance(event, Finished):
             self.metrics.observe_sample(convert_out.sample_facts(event.sample))
 
+    async def score_prompts(self, samples: Iterable[Sample]) -> None:
+        """Out-of-distribution scores of finished samples that asked for them, beside the event loop: d_model^2 work for each prompt."""
+        waiting = [sample for sample in samples if sample.pooled is not None and sample.request.ood is not None]
+        if waiting:
+            await self.workers.run(_score_prompts, waiting)
+
     def served(self, lease: Lease) -> types_pb2.Served:
         """Identity of what an answer is computed with."""
         return convert_out.served(lease, self.trunk_id, self.precision, self.door.tokenizer.sha256)
+
+
+def _score_prompts(samples: list[Sample]) -> None:
+    """Samples of one prompt have one row, and one score."""
+    scores: dict[int, float] = {}
+    for sample in samples:
+        assert sample.pooled is not None
+        assert sample.request.ood is not None
+        if sample.prompt_index not in scores:
+            scores[sample.prompt_index] = sample.request.ood.score(sample.pooled)
+        sample.ood_score, sample.pooled = scores[sample.prompt_index], None

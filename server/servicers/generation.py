@@ -9,8 +9,10 @@ from collections.abc import AsyncIterator, Iterator
 import grpc
 
 from polyhead.heads.errors import Aborted
-from polyhead.server import convert, convert_out
-from polyhead.server.engine.sequence import Accepted, Drawn, Ended, Event, Finished, Request, Sample
+from polyhead.server import convert, convert_out, convert_recipes, reward_plan
+from polyhead.server.engine.sequence import Accepted, Drawn, Ended, Event, Finished, Sample
+from polyhead.server.replies import check_reply
+from polyhead.server.reward_plan import Reward
 from polyhead.server.servicers.call import Frontend
 from polyhead.v1 import generation_pb2, generation_pb2_grpc
 
@@ -29,9 +31,10 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Stream the events of one request; leaving for whatever reason ends its work."""
         request_id = self._frontend.request_id(request.request_id)
         work = await self._frontend.workers.run(convert.generate_request, request, self._frontend.door, request_id)
-        writer = _Writer(self._frontend, work, request.delivery == generation_pb2.DELIVERY_GROUPS)
-        async with self._frontend.running(work) as stream:
+        writer = _Writer(self._frontend, work)
+        async with self._frontend.running(work.request) as stream:
             async for events in stream.batches():
+                await self._frontend.score_prompts(event.sample for event in events if isinstance(event, Finished))
                 for message in writer.messages(events):
                     yield message
 
@@ -39,12 +42,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 class _Writer:
     """Turns a request's events into messages, in the order that its delivery asks for."""
 
-    def __init__(self, frontend: Frontend, request: Request, by_group: bool) -> None:
+    def __init__(self, frontend: Frontend, work: convert.Work) -> None:
         self._frontend = frontend
-        self._request = request
+        self._work = work
+        self._request = work.request
         self._groups: dict[int, list[Sample]] = collections.defaultdict(list)
-        self._group_size = collections.Counter(sample.prompt_index for sample in request.samples)
-        self._by_group = by_group
+        self._group_size = collections.Counter(sample.prompt_index for sample in work.request.samples)
+        self._holds = work.by_group or (work.plan is not None and work.plan.recipe.averages_samples)
 
     def messages(self, events: list[Event]) -> Iterator[generation_pb2.GenerateResponse]:
         """Messages for a list of events; a sample's tokens that wait together become one piece."""
@@ -71,20 +75,49 @@ class _Writer:
                 raise error
 
     def _finished(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
-        if not self._by_group:
-            yield generation_pb2.GenerateResponse(sample=convert_out.sample_message(sample))
-            yield from self._states(sample)
+        """A sample leaves at once, unless its delivery or its reward waits for the others of its prompt."""
+        if not self._holds:
+            yield from self._samples([sample])
             return
         group = self._groups[sample.prompt_index]
         group.append(sample)
         if len(group) == self._group_size[sample.prompt_index]:
+            del self._groups[sample.prompt_index]
             group.sort(key=lambda sample: (sample.arm_index, sample.sample_index))
-            messages = [convert_out.sample_message(sample) for sample in group]
-            yield generation_pb2.GenerateResponse(
-                group=generation_pb2.SampleGroup(prompt_index=sample.prompt_index, samples=messages)
+            yield from self._group(group) if self._work.by_group else self._samples(group)
+
+    def _samples(self, samples: list[Sample]) -> Iterator[generation_pb2.GenerateResponse]:
+        messages, _ = self._composed(samples)
+        for sample, message in zip(samples, messages, strict=True):
+            yield generation_pb2.GenerateResponse(sample=message)
+            yield from self._states(sample)
+
+    def _group(self, group: list[Sample]) -> Iterator[generation_pb2.GenerateResponse]:
+        messages, rewards = self._composed(group)
+        selection = self._work.selection
+        chosen = reward_plan.choose(selection, rewards) if selection else list(range(len(group)))
+        yield generation_pb2.GenerateResponse(
+            group=generation_pb2.SampleGroup(
+                prompt_index=group[0].prompt_index,
+                samples=[messages[index] for index in chosen],
+                ranking=convert_recipes.ranked_samples(group, rewards),
             )
-            for member in group:
-                yield from self._states(member)
+        )
+        for index in chosen:
+            yield from self._states(group[index])
+        for sample in group:
+            sample.states = None
+
+    def _composed(self, samples: list[Sample]) -> tuple[list[generation_pb2.Sample], list[Reward]]:
+        """Samples of one prompt as messages, and their rewards, none without a recipe."""
+        plan = self._work.plan
+        checks = [check_reply(sample, self._frontend.door.tokenizer.decode) for sample in samples]
+        if plan is None:
+            return [convert_out.sample_message(*each, None) for each in zip(samples, checks, strict=True)], []
+        rewards = reward_plan.compose(plan, samples, checks)
+        is_whole = len(samples) == self._group_size[samples[0].prompt_index]
+        messages = convert_recipes.reward_messages(plan, rewards, is_whole)
+        return [convert_out.sample_message(*each) for each in zip(samples, checks, messages, strict=True)], rewards
 
     def _states(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
         for part in convert_out.states_parts(sample):

@@ -48,7 +48,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         header = await parts.header()
         request = convert.push_request(header)
         self._publisher.check_size(header.num_bytes)
-        first = await self._workers.run(self._publisher.answered, request.request_id, request.name, header.sha256)
+        first = await self._workers.run(self._publisher.answered, request, header.sha256)
         if first is not None:
             return pb.PushHeadResponse(
                 head=convert.version_message(self._registry.view(first)), num_trunk_tensors_compared=len(request.trunk_sha256)
@@ -80,7 +80,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self, request: pb.PullHeadRequest, context: Context
     ) -> None:
         view = await self._workers.run(self._registry.get, request.head, "head")
-        data = await self._workers.run(self._store.read_blob, view.record.digest)
+        data = await self._workers.run(self._store.read_blob, view.record.blob)
         await context.write(pb.PullHeadResponse(head=convert.version_message(view)))
         whole = memoryview(data)
         for offset in range(0, len(data), MAX_CHUNK):
@@ -129,6 +129,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             generation=convert.generation_message(done.record),
             num_pinned_requests=done.report.num_pinned if done.report else 0,
             num_aborted_requests=done.report.num_aborted if done.report else 0,
+            num_following_requests=done.report.num_following if done.report else 0,
         )
 
     async def RollbackHeads(self, request: pb.RollbackHeadsRequest, context: Context) -> pb.RollbackHeadsResponse:  # noqa: N802

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+from typing import Any
+
 import grpc
 
-from polyhead.server import convert, convert_out
+from polyhead.server import convert, convert_configurations, convert_out, convert_recipes, reward_plan
 from polyhead.server.engine.sequence import Ended, Finished, Sample
+from polyhead.server.replies import ReplyCheck, check_reply
+from polyhead.server.reward_plan import RewardPlan
 from polyhead.server.servicers.call import Frontend
-from polyhead.v1 import scoring_pb2, scoring_pb2_grpc
+from polyhead.v1 import scoring_pb2, scoring_pb2_grpc, types_pb2
 
-Context = grpc.aio.ServicerContext[scoring_pb2.ScoreRequest, scoring_pb2.ScoreResponse]
+Context = grpc.aio.ServicerContext[Any, Any]
 
 
 class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
@@ -23,16 +28,48 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         request_id = self._frontend.request_id(request.request_id)
         work = await self._frontend.workers.run(convert.score_request, request, self._frontend.door, request_id)
         done: list[Sample] = []
-        async with self._frontend.running(work) as stream:
+        async with self._frontend.running(work.request) as stream:
             async for event in stream.events():
                 if isinstance(event, Finished):
                     done.append(event.sample)
                 elif isinstance(event, Ended) and event.error is not None:
                     raise event.error
+        await self._frontend.score_prompts(done)
         done.sort(key=lambda sample: sample.prompt_index)
-        assert work.lease is not None
+        return await self._frontend.workers.run(self._response, work, done)
+
+    def _response(self, work: convert.Work, done: list[Sample]) -> scoring_pb2.ScoreResponse:
+        checks = [check_reply(sample, self._frontend.door.tokenizer.decode) for sample in done]
+        rewards = _rewards(work.plan, done, checks) if work.plan else [None] * len(done)
+        assert work.request.lease is not None
         return scoring_pb2.ScoreResponse(
-            items=[convert_out.scored_item(sample) for sample in done],
-            served=self._frontend.served(work.lease),
-            request_id=work.request_id,
+            items=[convert_out.scored_item(*each) for each in zip(done, checks, rewards, strict=True)],
+            served=self._frontend.served(work.request.lease),
+            request_id=work.request.request_id,
         )
+
+    async def ListConfigurations(  # noqa: N802
+        self, request: scoring_pb2.ListConfigurationsRequest, context: Context
+    ) -> scoring_pb2.ListConfigurationsResponse:
+        """Read at start, so there is nothing to wait for."""
+        door = self._frontend.door
+        return convert_configurations.listing(request, [door.rules, door.recipes, door.formats])
+
+    async def TokenizeRules(  # noqa: N802
+        self, request: scoring_pb2.TokenizeRulesRequest, context: Context
+    ) -> scoring_pb2.TokenizeRulesResponse:
+        """Off the event loop: many rules take a while."""
+        return await self._frontend.workers.run(convert_configurations.rule_questions, request, self._frontend.door.rules)
+
+
+def _rewards(plan: RewardPlan, samples: Sequence[Sample], checks: Sequence[ReplyCheck]) -> list[types_pb2.Reward | None]:
+    """Items with the same prompt ids are one group; equal ones stand as they were sent."""
+    groups: dict[tuple[int, ...], list[int]] = {}
+    for index, sample in enumerate(samples):
+        groups.setdefault(tuple(sample.prompt), []).append(index)
+    found: list[types_pb2.Reward | None] = [None] * len(samples)
+    for indices in groups.values():
+        rewards = reward_plan.compose(plan, [samples[index] for index in indices], [checks[index] for index in indices])
+        for index, message in zip(indices, convert_recipes.reward_messages(plan, rewards, True), strict=True):
+            found[index] = message
+    return found

@@ -10,17 +10,19 @@ from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
 import grpc
+import torch
+from torch import Tensor
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import OutputKind
-from polyhead.server import convert, convert_out, convert_prompts
-from polyhead.server.engine.sequence import Ended, Finished, Request, Sequence
+from polyhead.server import convert, convert_ood, convert_out, convert_prompts
+from polyhead.server.engine.sequence import Ended, Finished, Pool, Request, Sample, Sequence
+from polyhead.server.ood_fits import OodFits
 from polyhead.server.servicers.call import Frontend
+from polyhead.server.servicers.ood import OodFitting
 from polyhead.v1 import trunk_pb2, trunk_pb2_grpc
 
 if TYPE_CHECKING:
-    from torch import Tensor
-
     from polyhead.heads.checkpoint import Checkpoint
     from polyhead.heads.spec import ModelSpec
     from polyhead.heads.store import HeadStore
@@ -47,8 +49,12 @@ class TrunkFacts:
 class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     """Identity, tokens, boundary states, status."""
 
-    def __init__(self, frontend: Frontend, facts: TrunkFacts, registry: Registry, store: HeadStore) -> None:
+    def __init__(
+        self, frontend: Frontend, facts: TrunkFacts, registry: Registry, store: HeadStore, ood: OodFits, push_idle_s: float
+    ) -> None:
         self._frontend = frontend
+        self._ood = ood
+        self._fitting = OodFitting(frontend, ood, facts.spec.d_model, push_idle_s)
         self._facts = facts
         self._registry = registry
         self._store = store
@@ -67,7 +73,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     ) -> trunk_pb2.TokenizeResponse:
         """Off the event loop: a long text takes a while."""
         if request.without_special_tokens:
-            if request.prompt.WhichOneof("source") != "text" or request.prompt.assistant_prefix:
+            if request.prompt.WhichOneof("source") != "text" or request.prompt.assistant_prefix or request.prompt.format:
                 raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
             ids = await self._frontend.workers.run(self._frontend.door.tokenizer.encode, request.prompt.text, False)
         else:
@@ -84,12 +90,12 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     async def Encode(  # noqa: N802
         self, request: trunk_pb2.EncodeRequest, context: Context
     ) -> AsyncIterator[trunk_pb2.EncodeResponse]:
-        """Stream each sequence's states when they are computed; no head runs."""
+        """Stream each sequence's states, or its one row, when they are computed; no head runs."""
         work = self._encode_work(request)
         async with self._frontend.running(work) as stream:
             async for event in stream.events():
-                if isinstance(event, Finished) and event.sample.states is not None:
-                    for offset, rows in convert_out.row_parts(event.sample.states):
+                if isinstance(event, Finished) and (encoded := _encoded(event.sample)) is not None:
+                    for offset, rows in convert_out.row_parts(encoded):
                         yield trunk_pb2.EncodeResponse(
                             sequence_index=event.sample.prompt_index, offset=offset, states=convert_out.tensor(rows)
                         )
@@ -111,11 +117,32 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         """Numbers of one moment, read without stopping the engine."""
         return await self._frontend.workers.run(self._status)
 
+    async def FitOod(  # noqa: N802
+        self, request_iterator: AsyncIterator[trunk_pb2.FitOodRequest], context: Context
+    ) -> trunk_pb2.FitOodResponse:
+        """Header, then prompts. Nothing is kept unless all of it came."""
+        return trunk_pb2.FitOodResponse(fit=convert_ood.fit_message(await self._fitting.fit(request_iterator)))
+
+    async def ListOodFits(  # noqa: N802
+        self, request: trunk_pb2.ListOodFitsRequest, context: Context
+    ) -> trunk_pb2.ListOodFitsResponse:
+        fits = await self._frontend.workers.run(self._ood.store.listing)
+        return trunk_pb2.ListOodFitsResponse(fits=[convert_ood.fit_message(fit) for fit in fits])
+
     def _encode_work(self, message: trunk_pb2.EncodeRequest) -> Request:
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:
             raise InvalidArgument(f"between 1 and {MAX_SEQUENCES} sequences: {len(message.sequences)}", field="sequences")
+        layers = self._ood.layers
+        layer = layers.resolve(message.layer, default=layers.split_layer, field="layer")
+        pooling = convert_ood.pooling(message.pooling, "pooling")
         request = Request(
-            self._frontend.request_id(message.request_id), lambda *_: None, head_kinds={}, pinned={}, return_states=True
+            self._frontend.request_id(message.request_id),
+            lambda *_: None,
+            head_kinds={},
+            pinned={},
+            return_states=pooling is None,
+            states_layer=layer,
+            pool=None if pooling is None else Pool(layer, pooling),
         )
         for index, sequence in enumerate(message.sequences):
             field = f"sequences[{index}].ids"
@@ -125,7 +152,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             sample = convert.given_sample(request, index, ids, [])
             sample.sequence = Sequence(ids)
             request.samples.append(sample)
-        if request.num_tokens > convert.MAX_STATES_TOKENS:
+        if request.return_states and request.num_tokens > convert.MAX_STATES_TOKENS:
             raise InvalidArgument(f"{request.num_tokens} tokens in one request, at most {convert.MAX_STATES_TOKENS}", field="sequences")
         return request
 
@@ -151,12 +178,13 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             head_tensors=[trunk_pb2.HeadTensor(name=name, shape=schema[name]) for name in spec.head_names],
             tied=spec.tied,
             config_json=json.dumps(spec.config.to_dict(), default=str, sort_keys=True),
+            tap_layer=self._ood.layers.tap_layer,
         )
 
     def _status(self) -> trunk_pb2.GetStatusResponse:
         engine = self._frontend.engine
         snapshot, active = engine.snapshot(), engine.active
-        damage = self._store.damage
+        residency, leases = self._registry.residency, engine.leased_names()
         return trunk_pb2.GetStatusResponse(
             generation=active.generation,
             active={name: head.version for name, head in active.heads.items()},
@@ -175,10 +203,28 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             num_cached_blocks=snapshot.num_cached_blocks,
             num_head_blocks=snapshot.num_head_blocks,
             num_filled_head_blocks=snapshot.num_filled_head_blocks,
-            store_bytes=self._store.disk_bytes(),
+            store_bytes=self._store.disk_bytes() + self._ood.store.num_bytes,
             disk_free_bytes=shutil.disk_usage(self._store.path).free,
             counters=dict(snapshot.counters),
             last_swap_pause_seconds=snapshot.last_swap_pause_s,
-            damage="" if damage is None else str(damage),
+            damage=self._registry.damage,
             uptime_seconds=time.monotonic() - self._facts.started_at,
+            memory_budget_bytes=residency.budget,
+            head_bytes=residency.num_bytes,
+            resident_names=[
+                trunk_pb2.ResidentName(
+                    name=row.name,
+                    active_version=active.heads[row.name].version if row.name in active.heads else 0,
+                    versions=row.versions,
+                    num_bytes=row.num_bytes,
+                    num_leases=leases.get(row.name, 0),
+                )
+                for row in residency.names()
+            ],
+            max_idle_per_name=residency.max_idle_per_name,
         )
+
+
+def _encoded(sample: Sample) -> Tensor | None:
+    """(tokens, d_model) as the trunk has them, or (1, d_model) float32 where they were pooled; None if the sample was ended."""
+    return sample.states if sample.pooled is None else torch.from_numpy(sample.pooled).float()[None]

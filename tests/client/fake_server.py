@@ -39,6 +39,19 @@ HEAD_SHAPES = {"model.layers.1.mlp.up_proj.weight": (8, D_MODEL), "model.norm.we
 SERVED = types_pb2.Served(
     trunk_id="ab" * 32, precision="float32", generation=3, head_versions={"policy": 7}, tokenizer_sha256="cd"
 )
+CONFIGURATIONS = [
+    scoring_pb2.Configuration(
+        kind=scoring_pb2.CONFIGURATION_KIND_RULE_SET,
+        reference=f"example-rules@{version}",
+        sha256="aa" * 32,
+        content=f"id: example-rules\nversion: {version}\n",
+        rules=[types_pb2.Rule(id="no-insults", text="Be kind.")],
+    )
+    for version in (1, 2)
+] + [
+    scoring_pb2.Configuration(kind=kind, reference="sparrow@1", sha256="bb" * 32, content="id: sparrow\n")
+    for kind in (scoring_pb2.CONFIGURATION_KIND_RECIPE, scoring_pb2.CONFIGURATION_KIND_TRANSCRIPT_FORMAT)
+]
 
 
 def rich_error(
@@ -77,6 +90,7 @@ class FakeServer(
         self.cancelled = threading.Event()
         self.files: dict[str, bytes] = {}
         self.records: list[heads_pb2.HeadVersion] = []
+        self.fits: list[trunk_pb2.OodFit] = []
         self.generations = [heads_pb2.Generation(number=3, parent=2, heads={"policy": 7}, note="start")]
         self.tied = True
         self.is_serving = True
@@ -155,11 +169,32 @@ class FakeServer(
         await self._took("Score", request, context)
         items = [
             scoring_pb2.ScoredItem(
-                prompt_token_ids=[1], token_ids=[2, 3], terminated=True, scores=make_scores(request.score.heads)
+                prompt_token_ids=[1],
+                token_ids=[2, 3],
+                terminated=True,
+                scores=make_scores(request.score.heads),
+                valid=False,
+                invalid_reasons=["wrong_end", "empty"],
+                num_newlines=4,
+                format=item.prompt.format and "sparrow@1",
+                reward=make_reward(request.score.recipe, 1) if request.score.recipe else None,
+                ood=types_pb2.OodScore(fit="helpful@2", layer=1, score=2.5) if request.score.ood else None,
             )
-            for _ in request.items
+            for item in request.items
         ]
         return scoring_pb2.ScoreResponse(items=items, served=SERVED, request_id="score-1")
+
+    async def ListConfigurations(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("ListConfigurations", request, context)
+        listed = [c for c in CONFIGURATIONS if request.kind in (0, c.kind)]
+        return scoring_pb2.ListConfigurationsResponse(configurations=listed)
+
+    async def TokenizeRules(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("TokenizeRules", request, context)
+        question = scoring_pb2.RuleQuestion(rule_id="no-insults", token_ids=[7, 8])
+        return scoring_pb2.TokenizeRulesResponse(
+            questions=[question], violated_token_id=1, followed_token_id=2, rule_set="example-rules@1", template="t@1"
+        )
 
     # trunk
 
@@ -177,6 +212,13 @@ class FakeServer(
             trunk_bytes=8192,
             model_bytes=10240,
             num_blocks=10,
+            memory_budget_bytes=1 << 30,
+            head_bytes=4096,
+            resident_names=[
+                trunk_pb2.ResidentName(name="policy", active_version=7, versions=[5, 7], num_bytes=4096, num_leases=3),
+                trunk_pb2.ResidentName(name="old", versions=[1], num_bytes=2048),
+            ],
+            max_idle_per_name=2,
         )
 
     async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -190,7 +232,7 @@ class FakeServer(
     async def Encode(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         await self._took("Encode", request, context)
         for index, sequence in enumerate(request.sequences):
-            for offset in range(len(sequence.ids)):
+            for offset in range(1 if request.pooling else len(sequence.ids)):
                 row = np.full((1, D_MODEL), sequence.ids[offset], np.float32)
                 yield trunk_pb2.EncodeResponse(sequence_index=index, offset=offset, states=make_tensor(row))
 
@@ -198,6 +240,19 @@ class FakeServer(
         await self._took("PullOutputEmbedding", request, context)
         yield trunk_pb2.PullOutputEmbeddingResponse(offset=0, rows=make_tensor(EMBEDDING[:4]))
         yield trunk_pb2.PullOutputEmbeddingResponse(offset=4, rows=make_tensor(EMBEDDING[4:]))
+
+    async def FitOod(self, request_iterator: Any, context: Any) -> Any:  # noqa: N802
+        messages = [message async for message in request_iterator]
+        await self._took("FitOod", messages, context)
+        header, num_prompts = messages[0].header, sum(len(message.prompts.prompts) for message in messages)
+        made = trunk_pb2.OodFit(name=header.name, version=2, layer=1, pooling=header.pooling, num_prompts=num_prompts)
+        made.mean_score, made.std_score = 1.0, 0.5
+        self.fits.append(made)
+        return trunk_pb2.FitOodResponse(fit=made)
+
+    async def ListOodFits(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("ListOodFits", request, context)
+        return trunk_pb2.ListOodFitsResponse(fits=self.fits)
 
     # heads
 
@@ -239,7 +294,7 @@ class FakeServer(
         await self._took("ActivateHeads", request, context)
         made = heads_pb2.Generation(number=4, parent=3, heads=dict(request.heads), note=request.note)
         self.generations.insert(0, made)
-        return heads_pb2.ActivateHeadsResponse(generation=made, num_pinned_requests=2)
+        return heads_pb2.ActivateHeadsResponse(generation=made, num_pinned_requests=2, num_aborted_requests=1, num_following_requests=3)
 
     async def RollbackHeads(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("RollbackHeads", request, context)
@@ -285,7 +340,12 @@ def _generate_answer(request: Any) -> list[Any]:
             response(piece=generation_pb2.Piece(offset=i, token_ids=[i], logprobs=[-0.5], text=t)) for i, t in enumerate("ab")
         ]
     keys = [(p, a, s) for p in range(len(request.prompts)) for a, arm in enumerate(request.arms) for s in range(arm.n)]
-    samples = [make_sample(*key, heads=request.score.heads) for key in reversed(keys)]
+    samples = [
+        make_sample(*key, heads=request.score.heads, is_formatted=bool(request.prompts[0].format), recipe=request.score.recipe)
+        for key in reversed(keys)
+    ]
+    if request.HasField("select"):
+        return [response(group=_best(p, samples, request.select)) for p in range(len(request.prompts))]
     if request.delivery == generation_pb2.DELIVERY_GROUPS:
         return [*messages, response(group=generation_pb2.SampleGroup(samples=samples))]
     for sample in samples:
@@ -298,11 +358,42 @@ def _generate_answer(request: Any) -> list[Any]:
     return messages
 
 
+def _best(prompt: int, samples: list[Any], select: Any) -> generation_pb2.SampleGroup:
+    """The last sample is the best, the first has no reward, and one more than `top` comes if the median was asked for."""
+    group = [sample for sample in samples if sample.prompt_index == prompt]
+    ranking = [
+        generation_pb2.RankedSample(arm_index=s.arm_index, sample_index=s.sample_index, reward=None if s.reward.error else s.reward.reward)
+        for s in group
+    ]
+    return generation_pb2.SampleGroup(prompt_index=prompt, samples=group[: select.top + select.median], ranking=ranking)
+
+
+def make_reward(recipe: str, sample: int) -> types_pb2.Reward:
+    """Of the samples of one prompt: higher for later ones, none for the first."""
+    constants = {"preference": 2.0, "kl_coefficient": 0.5}
+    reward = types_pb2.Reward(recipe=f"{recipe}@1", constants=constants, kl_estimator="k1", rank=9 - sample)
+    if sample == 0:
+        reward.error = "the sample was aborted"
+        return reward
+    reward.MergeFrom(
+        types_pb2.Reward(
+            reward=float(sample),
+            reward_with_kl=sample - 0.75,
+            parts={"preference": sample / 2, "kl": 1.5},
+            kl=[0.5, 1.0, 0.0],
+            token_rewards=[-0.25, -0.5, float(sample)],
+        )
+    )
+    return reward
+
+
 def make_tensor(array: np.ndarray) -> types_pb2.Tensor:
     return types_pb2.Tensor(dtype="float32", shape=list(array.shape), data=array.astype("<f4").tobytes())
 
 
-def make_sample(prompt: int, arm: int, sample: int, heads: Any = ()) -> generation_pb2.Sample:
+def make_sample(
+    prompt: int, arm: int, sample: int, heads: Any = (), is_formatted: bool = False, recipe: str = ""
+) -> generation_pb2.Sample:
     return generation_pb2.Sample(
         prompt_index=prompt,
         arm_index=arm,
@@ -318,17 +409,27 @@ def make_sample(prompt: int, arm: int, sample: int, heads: Any = ()) -> generati
         head="policy",
         head_version=7,
         digest="ee" * 32,
-        spans=[generation_pb2.Span(start=0, end=3, version=7)],
+        spans=[generation_pb2.Span(start=0, end=3, version=7, generation=3, digest="cd" * 32)],
         sample_seed=(1 << 63) + sample,
         scores=make_scores(heads),
         num_cached_tokens=2,
-        valid=True,
+        valid=not is_formatted,
+        invalid_reasons=["foreign_opening"] if is_formatted else [],
+        num_newlines=2,
+        format="sparrow@1" if is_formatted else "",
+        reward=make_reward(recipe, sample) if recipe else None,
         sampling=types_pb2.Sampling(temperature=1.0, top_p=1.0, seed=7, max_new_tokens=64),
     )
 
 
 _SCORES: dict[str, Callable[[], dict[str, Any]]] = {
     "reference": lambda: {"kind": 1, "policy": types_pb2.PolicyScore(logprobs=[-1.0, -2.0, -3.0])},
+    "wordy": lambda: {
+        "kind": 1,
+        "policy": types_pb2.PolicyScore(
+            logprobs=[-1.0, -2.0, -3.0], entropies=[0.5, 1.0, 1.5], top_token_ids=[1, 2, 3, 4, 5, 6], top_logprobs=[-1, -2, -3, -4, -5, -6]
+        ),
+    },
     "preference": lambda: {
         "kind": 2,
         "preference": types_pb2.PreferenceScore(raw=1.5, bias=0.5, value=1.0, present=True, position=4),

@@ -43,10 +43,17 @@ def test_generate_stream_and_lookups(server: FakeServer) -> None:
             assert (await client.output_embedding()).shape == EMBEDDING.shape
             assert await client.tokenize("ab c") == [2, 1]
             assert await client.detokenize([1]) == "x"
+            assert len(await client.configurations("rule_set")) == 2
+            assert (await client.tokenize_rules(["no-insults"])).token_ids == {"no-insults": [7, 8]}
             assert (await client.status()).generation == 3
             assert len(await client.heads()) == 2
             assert (await client.generations())[0].number == 3
             assert await client.copy_head("policy", "reference") == 5
+            assert (await client.score([("p", "c")], ood="helpful"))[0].ood.score == 2.5
+            assert (await client.fit_ood("helpful", ["a", "b"])).num_prompts == 2
+            assert [fit.ref for fit in await client.ood_fits()] == ["helpful@2"]
+            with pytest.raises(errors.FailedPrecondition, match="policy@7 is a policy head"):
+                await client.calibrate("policy", [("p", "c")])
             assert (await client.rollback()).number == 5
             await client.delete_head("policy@1")
 

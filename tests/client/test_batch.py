@@ -48,6 +48,30 @@ def test_absent_scores_are_nan_never_zero() -> None:
     assert np.isnan(batch["preference_preference"]).all()
 
 
+def test_rewards_and_kl_of_a_recipe() -> None:
+    aborted, first = (convert.sample(make_sample(0, 0, index, recipe="kl"), "r", Served()) for index in (0, 1))
+    batch = to_batch([first, aborted])
+    assert batch["kl"][0].tolist() == [0.5, 1.0, 0.0]
+    assert batch["token_rewards"][0].tolist() == [-0.25, -0.5, 1.0]
+    assert np.isnan(batch["kl"][1]).all()
+    assert np.isnan(batch["token_rewards"][1]).all()
+    assert batch["reward"][0] == 1.0
+    assert np.isnan(batch["reward"][1])
+    assert not {"kl", "token_rewards"} & to_batch([sample()]).keys()
+
+
+def test_rewards_are_padded_as_the_log_probs_are() -> None:
+    long = convert.sample(make_sample(0, 0, 1, recipe="kl"), "r", Served())
+    assert long.reward is not None
+    reward = dataclasses.replace(long.reward, kl=np.float32([7]), token_rewards=np.float32([8]))
+    short = dataclasses.replace(
+        long, token_ids=[4], logprobs=np.float32([-2]), sampling_logprobs=np.float32([-3]), reward=reward
+    )
+    batch = to_batch([long, short])
+    assert batch["kl"][1].tolist() == [7, 0, 0]
+    assert batch["token_rewards"][1].tolist() == [8, 0, 0]
+
+
 def test_no_samples() -> None:
     with pytest.raises(errors.InvalidArgument, match="samples are empty"):
         to_batch([])

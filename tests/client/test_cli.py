@@ -37,7 +37,12 @@ def assert_one_error(result: Any, *parts: str) -> None:
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--help"], ["heads", "--help"], *([c, "--help"] for c in ("status", "generate", "score", "split", "merge"))],
+    [
+        ["--help"],
+        ["heads", "--help"],
+        ["ood", "--help"],
+        *([c, "--help"] for c in ("status", "generate", "score", "configurations", "split", "merge")),
+    ],
 )
 def test_help(arguments: Sequence[str]) -> None:
     result = polyhead(*arguments)
@@ -47,8 +52,11 @@ def test_help(arguments: Sequence[str]) -> None:
 
 def test_every_command_is_there() -> None:
     top, heads = polyhead("--help").output, polyhead("heads", "--help").output
-    assert all(name in top for name in ("serve", "status", "split", "merge", "generate", "score", "heads"))
+    names = ("serve", "status", "health", "split", "merge", "generate", "score", "configurations", "heads", "ood")
+    assert all(name in top for name in names)
     assert all(name in heads for name in ["list", "push", "pull", "copy", "activate", "rollback", "delete", "watch", "history"])
+    assert "calibrate" in heads
+    assert all(name in polyhead("ood", "--help").output for name in ("fit", "list"))
 
 
 def test_unreachable_server_is_one_line_and_a_hint() -> None:
@@ -82,6 +90,45 @@ def test_score_prints_every_head(server: FakeServer) -> None:
     assert len(lines) == 4
 
 
+def test_a_transcript_format_is_named_with_what_is_wrong(server: FakeServer) -> None:
+    drawn = on(server, "generate", "Hi", "--chat", "--format", "sparrow", "--reply-role", "agent")
+    assert "not valid in sparrow@1: foreign_opening" in drawn.stderr
+    prompt = server.requests["Generate"][0].prompts[0]
+    assert (prompt.format, prompt.reply_role, prompt.WhichOneof("source")) == ("sparrow", "agent", "chat")
+    scored = on(server, "score", "p", "c", "--head", "value", "--format", "sparrow")
+    assert scored.stdout.endswith("\nnot valid in sparrow@1: wrong_end, empty\n")
+    assert "valid" not in on(server, "score", "p", "c", "--head", "value").stdout
+
+
+def test_configurations_are_listed_and_printed(server: FakeServer) -> None:
+    listed = on(server, "configurations").stdout
+    assert "rule_set" in listed
+    assert "example-rules@2" in listed
+    assert on(server, "configurations", "example-rules").stdout == "id: example-rules\nversion: 2\n"
+    assert on(server, "configurations", "example-rules@1").stdout == "id: example-rules\nversion: 1\n"
+    assert on(server, "configurations", "sparrow@1", "--kind", "recipe").stdout == "id: sparrow\n"
+    assert_one_error(on(server, "configurations", "sparrow"), "several kinds: recipe, transcript_format", "hint: give --kind")
+    assert_one_error(on(server, "configurations", "nothing"), "no such configuration file: 'nothing'")
+    plain = json.loads(on(server, "configurations", "example-rules@1", "--json").stdout)
+    assert plain["rules"] == [{"id": "no-insults", "text": "Be kind."}]
+
+
+def test_recipes_and_the_best(server: FakeServer) -> None:
+    best = on(server, "generate", "Hi", "-n", "4", "--recipe", "sparrow", "--best", "2", "--rule", "no-insults")
+    assert [line for line in best.stdout.splitlines() if line.startswith("---")] == [
+        f"--- {index} policy@7 generation 3, 3 tokens, stop_string, sparrow@1: {index}.0000, {index - 0.75:.4f} with KL, rank {9 - index}"
+        for index in (3, 2)
+    ]
+    sent = server.requests["Generate"][0]
+    assert (sent.select.top, sent.score.recipe) == (2, "sparrow")
+    assert "sparrow@1: no reward: the sample was aborted" in on(server, "generate", "Hi", "--recipe", "sparrow").stderr
+    assert on(server, "score", "p", "c", "--recipe", "kl").stdout.splitlines() == [
+        "kl@1: 1.0000, 0.2500 with KL, rank 8", "  kl 1.5000", "  preference 0.5000 (times 2)"
+    ]  # fmt: skip
+    plain = json.loads(on(server, "generate", "Hi", "--recipe", "kl", "--json").stdout, parse_constant=pytest.fail)
+    assert plain[0]["reward"]["reward"] is None
+
+
 def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:
     source = tmp_path / "in"
     source.mkdir()
@@ -91,7 +138,9 @@ def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:
     assert "2 tensors" in on(server, "heads", "pull", "policy@1", str(tmp_path / "out")).stdout
     assert safetensors.numpy.load_file(tmp_path / "out" / "head.safetensors").keys() == weights.keys()
     assert on(server, "heads", "copy", "policy@1", "reference").stdout == "reference@5\n"
-    assert "generation 4 from 3" in on(server, "heads", "activate", "policy@1", "value@2", "--note", "r1").stdout
+    activated = on(server, "heads", "activate", "policy@1", "value@2", "--note", "r1").stdout
+    assert "generation 4 from 3" in activated
+    assert "running requests: 2 stay on older versions, 3 follow, 1 ended" in activated
     assert dict(server.requests["ActivateHeads"][1].heads) == {"policy": 1, "value": 2}
     assert "generation 5" in on(server, "heads", "rollback").stdout
     assert on(server, "heads", "delete", "policy@1").stdout == "deleted policy@1\n"
@@ -103,8 +152,19 @@ def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:
 def test_status_is_one_screen(server: FakeServer) -> None:
     screen = on(server, "status").stdout
     assert "10.0 KiB for 2 heads: 1.0 models in place of 2" in screen
+    assert "heads 4.0 KiB of 1.0 GiB; at most 2 unused versions of a name" in screen
+    lines = [line.split() for line in screen.splitlines()]
+    assert ["policy", "@7", "@5", "@7", "4.0", "KiB", "3"] in lines
+    assert ["old", "-", "@1", "2.0", "KiB", "0"] in lines
     assert len(screen.splitlines()) < 25
     assert json.loads(on(server, "status", "--json").stdout)["status"]["generation"] == 3
+
+
+def test_health_is_an_exit_status(server: FakeServer) -> None:
+    assert on(server, "health").stdout == "SERVING\n"
+    server.is_serving = False
+    assert_one_error(on(server, "health", "--timeout", "0.3"), "not ready after 0.3 s: NOT_SERVING")
+    assert_one_error(polyhead("health", "--timeout", "0.3", "--server", "127.0.0.1:1"), "not ready after 0.3 s")
 
 
 def test_environment_names_the_server(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

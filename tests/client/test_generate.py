@@ -35,11 +35,53 @@ def test_sample_has_what_the_design_lists(client: Client) -> None:
     assert s.finish_reason is FinishReason.STOP_STRING
     assert s.finish_reason == "stop_string"
     assert (s.generation, s.head_version, s.spans[0].version, s.served.trunk_id) == (3, 7, 7, "ab" * 32)
+    assert (s.spans[0].generation, s.spans[0].digest) == (3, "cd" * 32)
     assert s.sample_seed == 1 << 63
     assert s.logprobs.dtype == np.float32
     assert s.request_id == "made-by-server"
     assert s.reward is None
+    assert s.ranking == ()
+    assert (s.valid, s.invalid_reasons, s.num_newlines) == (True, (), 2)
     assert s.states is None
+
+
+def test_a_reward_has_its_parts_and_no_reward_is_nan(client: Client) -> None:
+    samples = client.generate(["x"], n=2, recipe="kl")
+    first, second = (s.reward for s in samples)
+    assert first is not None
+    assert second is not None
+    assert (second.recipe, second.reward, second.with_kl, second.rank, second.error) == ("kl@1", 1.0, 0.25, 8, "")
+    assert (second.parts, second.constants) == ({"kl": 1.5, "preference": 0.5}, {"kl_coefficient": 0.5, "preference": 2.0})
+    assert (second.kl.tolist(), second.token_rewards.tolist(), second.kl_estimator) == ([0.5, 1, 0], [-0.25, -0.5, 1], "k1")
+    assert first.error == "the sample was aborted"
+    assert np.isnan([first.reward, first.with_kl]).all()
+
+
+def test_the_best_come_first_with_the_ranking_of_all(client: Client, server: FakeServer) -> None:
+    samples = client.generate(["x", "y"], arms=[Arm(n=2), Arm(n=3)], recipe="kl", best=2, median=True)
+    assert [(s.prompt_index, s.arm_index, s.sample_index) for s in samples] == [(p, 1, i) for p in range(2) for i in (2, 1, 0)]
+    assert server.requests["Generate"][0].delivery == generation_pb2.DELIVERY_GROUPS
+    assert [(r.arm_index, r.sample_index) for r in samples[0].ranking] == [(1, 2), (1, 1), (1, 0), (0, 1), (0, 0)]
+    assert [np.isnan(r.reward) for r in samples[0].ranking] == [False, False, True, False, True]
+    client.generate(["x"], delivery=None)
+    assert server.requests["Generate"][1].delivery == generation_pb2.DELIVERY_SAMPLES
+
+
+def test_fewer_than_the_best_asked_for_is_an_error(client: Client, monkeypatch: pytest.MonkeyPatch) -> None:
+    def one_too_few(prompt: int, samples: list[generation_pb2.Sample], select: generation_pb2.Selection) -> generation_pb2.SampleGroup:
+        return generation_pb2.SampleGroup(samples=samples[:1])
+
+    monkeypatch.setattr("tests.client.fake_server._best", one_too_few)
+    with pytest.raises(errors.Internal, match="1 of 2 samples came"):
+        client.generate(["x"], n=4, recipe="kl", best=2)
+
+
+def test_entropies_and_likeliest_tokens_have_their_shapes(client: Client) -> None:
+    plain, wordy = client.generate(["x"], score=["reference", "wordy"], entropy=True, top_logprobs=2)[0].scores.values()
+    assert wordy.entropies.tolist() == [0.5, 1.0, 1.5]
+    assert wordy.top_token_ids.tolist() == [[1, 2], [3, 4], [5, 6]]
+    assert wordy.top_logprobs.tolist() == [[-1, -2], [-3, -4], [-5, -6]]
+    assert (plain.entropies.shape, plain.top_token_ids.shape, plain.top_logprobs.shape) == ((0,), (0, 0), (0, 0))
 
 
 def test_reading_a_number_of_another_kind_says_what_the_head_is(client: Client) -> None:
@@ -56,6 +98,7 @@ def test_request_carries_every_argument(client: Client, server: FakeServer) -> N
         ["x"], n=4, head="policy@7", temperature=0.5, top_p=0.9, top_k=0, min_p=0.1, repetition_penalty=1.1, seed=7,
         max_new_tokens=64, stop="\n\nUser:", keep_stop=True, stop_token_ids=[5], ignore_eos=True,
         sample_seeds=[1, 2, 3, (1 << 64) - 1], score=["rule"], rule_set="example-rules@1", recipe="sparrow",
+        recipe_constants={"tokens": -0.5}, entropy=True, top_logprobs=5, best=3, median=True,
         rules=["no-insults", Rule("r", "Be kind."), {"id": "q", "text": "Be brief."}],
         on_swap="abort", delivery="groups", assistant_prefix="Sure", cache_salt="s", priority="interactive", request_id="r-1",
     )  # fmt: skip
@@ -66,6 +109,8 @@ def test_request_carries_every_argument(client: Client, server: FakeServer) -> N
     assert sampling.sample_seeds[3] == (1 << 64) - 1
     assert (sent.arms[0].n, sent.arms[0].head, sent.request_id) == (4, "policy@7", "r-1")
     assert list(sent.score.rules.rule_ids) == ["no-insults"]
+    assert (sent.score.recipe, dict(sent.score.recipe_constants)) == ("sparrow", {"tokens": -0.5})
+    assert (sent.score.entropy, sent.score.top_logprobs, sent.select.top, sent.select.median) == (True, 5, 3, True)
     assert [rule.id for rule in sent.score.rules.rules] == ["r", "q"]
     assert (sent.on_swap, sent.priority) == (types_pb2.ON_SWAP_ABORT, types_pb2.PRIORITY_INTERACTIVE)
     assert sent.delivery == generation_pb2.DELIVERY_GROUPS
@@ -91,6 +136,43 @@ def test_prompt_forms(client: Client, server: FakeServer) -> None:
     assert [prompt.WhichOneof("source") for prompt in prompts] == ["text", "token_ids", "chat", "continue_from"]
     assert list(server.requests["Generate"][0].prompts[0].token_ids.ids) == [504, 2365]
     assert list(prompts[3].continue_from.token_ids) == sample.token_ids
+
+
+def test_a_transcript_format_goes_with_every_prompt(client: Client, server: FakeServer) -> None:
+    """Its roles are the server's affair; a continued one may have no message."""
+    turns = [{"role": "search_results", "content": "x"}]
+    [sample] = client.generate([turns], format="sparrow", reply_role="agent", role_prompt="")
+    assert (sample.valid, sample.invalid_reasons, sample.num_newlines, sample.format) == (False, ("foreign_opening",), 2, "sparrow@1")
+    list(client.stream(continue_from(sample), format="sparrow", reply_role="user"))
+    client.tokenize(turns, format="sparrow@1", reply_role="user", role_prompt="p")
+    first, second = (request.prompts[0] for request in (server.requests["Generate"][0], server.requests["Generate"][-1]))
+    assert (first.format, first.reply_role, first.HasField("role_prompt"), first.role_prompt) == ("sparrow", "agent", True, "")
+    assert (second.format, second.reply_role, second.HasField("role_prompt")) == ("sparrow", "user", False)
+    assert not second.continue_from.messages
+    tokenized = server.requests["Tokenize"][0].prompt
+    assert (tokenized.format, tokenized.reply_role, tokenized.role_prompt) == ("sparrow@1", "user", "p")
+    [item] = client.score([(turns, "c")], heads=["reference"], format="sparrow", reply_role="user")
+    assert (item.valid, item.invalid_reasons, item.num_newlines, item.format) == (False, ("wrong_end", "empty"), 4, "sparrow@1")
+    assert server.requests["Score"][0].items[0].prompt.reply_role == "user"
+    assert not client.generate(["x"])[0].format
+
+
+def test_configurations_and_rule_questions(client: Client, server: FakeServer) -> None:
+    found = client.configurations()
+    assert [(each.kind, each.reference) for each in found] == [
+        ("rule_set", "example-rules@1"), ("rule_set", "example-rules@2"), ("recipe", "sparrow@1"), ("transcript_format", "sparrow@1")
+    ]  # fmt: skip
+    assert (found[0].rules, found[0].content) == ((Rule("no-insults", "Be kind."),), "id: example-rules\nversion: 1\n")
+    assert [each.sha256 for each in client.configurations("recipe")] == ["bb" * 32]
+    with pytest.raises(errors.InvalidArgument, match="kind must be one of rule_set, rule_template, recipe, transcript_format"):
+        client.configurations("rules")  # type: ignore[arg-type]
+    asked = client.tokenize_rules(["no-insults", Rule("own", "Be kind.")], rule_set="example-rules@1", template="t")
+    assert (asked.token_ids, asked.violated_token_id, asked.followed_token_id) == ({"no-insults": [7, 8]}, 1, 2)
+    assert (asked.rule_set, asked.template) == ("example-rules@1", "t@1")
+    sent = server.requests["TokenizeRules"][0]
+    assert (list(sent.rules.rule_ids), sent.rules.rules[0].id, sent.rules.rule_set, sent.template) == (
+        ["no-insults"], "own", "example-rules@1", "t"
+    )  # fmt: skip
 
 
 @pytest.mark.parametrize(
@@ -126,6 +208,15 @@ def test_wrong_prompts_are_refused_by_name(client: Client, prompts: object, kind
         ({"arms": [{"haed": "policy"}]}, TypeError, r"arms\[0\] has an unexpected keyword argument: 'haed'"),
         ({"score": "reference"}, TypeError, "score must be a list of heads"),
         ({"rules": ["a"]}, errors.InvalidArgument, "score names no head"),
+        ({"recipe_constants": {"tokens": 1}}, errors.InvalidArgument, "recipe_constants is given, but nothing is scored"),
+        ({"recipe": "kl", "recipe_constants": {"tokens": "much"}}, TypeError, "recipe_constants has a wrong type"),
+        ({"recipe": "kl", "recipe_constants": [1]}, TypeError, "recipe_constants has a wrong type"),
+        ({"top_logprobs": 5}, errors.InvalidArgument, "top_logprobs is given, but nothing is scored"),
+        ({"recipe": "kl", "top_logprobs": -1}, errors.InvalidArgument, "top_logprobs is out of range: -1"),
+        ({"recipe": "kl", "entropy": "yes"}, TypeError, "entropy has a wrong type: str"),
+        ({"best": 2}, errors.InvalidArgument, "best needs a recipe="),
+        ({"best": 0, "recipe": "kl"}, errors.InvalidArgument, "best must be at least 1: 0"),
+        ({"median": True, "recipe": "kl"}, errors.InvalidArgument, "median goes with best="),
         ({"on_swap": "ignore"}, errors.InvalidArgument, "on_swap must be one of pin, abort, follow: 'ignore'"),
     ],
 )
@@ -209,6 +300,15 @@ def test_score_takes_pairs_and_samples(client: Client, server: FakeServer) -> No
     assert sent.sampling.temperature == 0.5
     assert items[0].scores["reference"].version == 1
     assert (items[0].generation, items[0].request_id) == (3, "score-1")
+
+
+def test_score_with_a_recipe_needs_no_heads(client: Client, server: FakeServer) -> None:
+    [item] = client.score([("p", "c")], recipe="kl@1", recipe_constants={"kl_coefficient": 0.5}, entropy=True, top_logprobs=3)
+    sent = server.requests["Score"][0].score
+    assert (list(sent.heads), sent.recipe, dict(sent.recipe_constants)) == ([], "kl@1", {"kl_coefficient": 0.5})
+    assert (sent.entropy, sent.top_logprobs) == (True, 3)
+    assert item.reward is not None
+    assert (item.reward.reward, item.reward.rank) == (1.0, 8)
 
 
 def test_score_without_sampling_sends_none(client: Client, server: FakeServer) -> None:

@@ -100,7 +100,7 @@ def test_error_of_the_callers_own_progress_comes_through(client: Client) -> None
 def test_update_pushes_all_and_activates_once(client: Client, server: FakeServer) -> None:
     generation = client.update({"policy": HEAD, "policy2": HEAD}, expected_generation=3, note="round 1", request_id="round-1")
     assert generation.heads == {"policy": 1, "policy2": 1}
-    assert generation.num_pinned_requests == 2
+    assert (generation.num_pinned_requests, generation.num_aborted_requests, generation.num_following_requests) == (2, 1, 3)
     activation = server.requests["ActivateHeads"][0]
     assert (activation.expected_generation, activation.note, activation.request_id) == (3, "round 1", "round-1")
     first = [push.request_id for push in server.requests["PushHead"]]

@@ -201,7 +201,7 @@ def test_folders_without_weights_are_refused(tmp_path: Path) -> None:
     with pytest.raises(errors.FailedPrecondition, match="never pickle"):
         collect(tmp_path)
     (tmp_path / "adapter_model.safetensors").write_bytes(b"")
-    with pytest.raises(errors.FailedPrecondition, match="merge_and_unload"):
+    with pytest.raises(errors.FailedPrecondition, match="without its adapter_config"):
         collect(tmp_path)
     with pytest.raises(errors.InvalidArgument, match="no such folder"):
         collect(tmp_path / "nowhere")

@@ -268,6 +268,7 @@ def test_each_role_may_do_its_own_things(tiny_model: Path, tmp_path: Path) -> No
             lambda: worker.activate({"policy": 1}),
             lambda: worker.pull_head("policy"),
             lambda: worker.copy_head("policy", "mine"),
+            lambda: worker.fit_ood("mine", [PROMPT]),
             worker.rollback,
             lambda: worker.delete_head("policy@1"),
             lambda: trainer.delete_head("policy@1"),

@@ -16,7 +16,7 @@ import numpy as np
 import pytest
 from safetensors.numpy import save
 
-from polyhead.client import Client
+from polyhead.client import Client, Sample
 from polyhead.client.errors import Conflict, FailedPrecondition
 from polyhead.client.local import LocalServer
 from polyhead.v1.heads_pb2 import ActivateHeadsRequest, Chunk, HeadManifest, PushHeader, PushHeadRequest
@@ -32,6 +32,7 @@ from tests.e2e.support import (
     error_of,
     eventually,
     fingerprint,
+    fresh_salt,
     numbers_of,
     push_pair,
     serving,
@@ -171,6 +172,69 @@ def test_on_swap_abort_returns_what_there_is(client: Client) -> None:
             assert set(sample.token_ids) == {FIRST_TOKEN + 1}
             assert len(sample.token_ids) == 300
     assert set(client.generate([PROMPT], max_new_tokens=3)[0].token_ids) == {FIRST_TOKEN + 2}
+
+
+def other_policy(client: Client, seed: int) -> dict[str, np.ndarray]:
+    """The first policy with every matrix moved: what another version has read of a text is wrong for this one."""
+    generator = np.random.default_rng(seed)
+    weights = {name: np.array(value) for name, value in client.pull_head("policy@1").items()}
+    moved = {name: value + 0.3 * value.std() * generator.standard_normal(value.shape) for name, value in weights.items()}
+    return {name: moved[name].astype(np.float32) if value.ndim == 2 else value for name, value in weights.items()}
+
+
+def test_streams_follow_several_swaps(client: Client) -> None:
+    """8 streams go on with each new version between two tokens; what each version drew is what it says cold about the same ids."""
+    versions = [1, *(client.push_head("policy", other_policy(client, seed), kind="policy") for seed in range(3))]
+    client.activate({"policy": 1})
+    options: dict[str, Any] = {"max_new_tokens": 800, "ignore_eos": True, "cache_salt": fresh_salt()}
+    with ThreadPoolExecutor(10) as threads:
+        follows = [threads.submit(_last, client.stream(PROMPT, seed=seed, on_swap="follow", **options)) for seed in range(8)]
+        pinned = threads.submit(client.generate, [PROMPT], n=2, seed=9, on_swap="pin", **options)
+        explicit = threads.submit(client.generate, [PROMPT], head="policy@1", seed=10, on_swap="follow", **options)
+        wait_until_running(client, 10)
+        for version in [*versions[1:], versions[1], 1]:
+            _wait_for_tokens(client, 200)
+            change = client.activate({"policy": version})
+            assert (change.num_pinned_requests, change.num_aborted_requests, change.num_following_requests) == (2, 0, 8)
+        samples = [future.result(120) for future in follows]
+        stayed = [*pinned.result(120), *explicit.result(120)]
+    assert [sample.finish_reason for sample in [*samples, *stayed]] == ["length"] * 11
+    assert all([span.version for span in sample.spans] == [1] for sample in stayed)
+    history = {generation.number: generation.heads["policy"] for generation in client.generations()}
+    digests = {head.version: head.digest for head in client.heads("policy")}
+    for sample in samples:
+        assert len(sample.spans) > 1
+        assert sample.generation == sample.spans[0].generation
+        assert (sample.head_version, sample.digest) == (sample.spans[-1].version, sample.spans[-1].digest) == (1, digests[1])
+        assert [span.start for span in sample.spans] == [0, *(span.end for span in sample.spans[:-1])]
+        assert sample.spans[-1].end == len(sample.token_ids) == 800
+        generations = [span.generation for span in sample.spans]
+        assert generations == sorted(set(generations))
+        assert all((history[span.generation], digests[span.version]) == (span.version, span.digest) for span in sample.spans)
+    _assert_each_span_is_its_versions([*samples, *stayed], client)
+    assert {span.version for sample in samples for span in sample.spans} == set(versions)
+
+
+def _last(stream: Any) -> Sample:
+    tokens = [token for piece in stream for token in piece.token_ids]
+    assert tokens == stream.sample.token_ids
+    return stream.sample
+
+
+def _wait_for_tokens(client: Client, count: int) -> None:
+    drawn = client.status().counters["generated_tokens"]
+    eventually(lambda: client.status().counters["generated_tokens"] >= drawn + count, what=f"{count} more tokens")
+
+
+def _assert_each_span_is_its_versions(samples: list[Sample], client: Client) -> None:
+    """Scored whole under the version of each span, in a cache of its own, as a server would that has seen no other version."""
+    for version in {span.version for sample in samples for span in sample.spans}:
+        items = client.score(samples, heads=[f"policy@{version}"], cache_salt=fresh_salt())
+        for sample, item in zip(samples, items, strict=True):
+            expected = item.scores[f"policy@{version}"].logprobs
+            for span in sample.spans:
+                difference = np.abs(sample.logprobs - expected)[span.start : span.end].max()
+                assert difference < 1e-4 if span.version == version else difference > 1e-2
 
 
 # changes that must fail and change nothing

@@ -1,7 +1,7 @@
 """A store-only process for the crash tests: pushes, activates and deletes in rounds, and prints what it acknowledges.
 
 Usage: python -m tests.heads.store_child FOLDER [ROUNDS]. Each round pushes policy and value, activates both as one set,
-acknowledges, and deletes old versions.
+acknowledges, and deletes old versions; among them a LoRA head on the policy just pushed.
 """
 
 from __future__ import annotations
@@ -27,6 +27,8 @@ def main(folder: str, rounds: int) -> None:
             failpoints.hit("after_ack")
             extra = push(store, "policy", f"extra {number}")
             store.delete_version("policy", extra)
+            adapter = push(store, "policy", f"adapter {number}", base=f"policy@{heads['policy']}")
+            store.delete_version("policy", adapter)
             store.collect(2)
 
 

@@ -8,6 +8,7 @@ import subprocess
 import sys
 from pathlib import Path
 
+from polyhead.heads.lora import LoraAdapter
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
 from polyhead.heads.records import GenerationRecord
 from polyhead.heads.store import HeadStore
@@ -33,14 +34,15 @@ def blob(label: object) -> bytes:
     return f"weights {label};".encode() * 300
 
 
-def push(store: HeadStore, name: str, label: object, *, request_id: str = "") -> int:
-    """Push a blob in three chunks; the version."""
+def push(store: HeadStore, name: str, label: object, *, request_id: str = "", base: str = "") -> int:
+    """Push a blob in three chunks, with `base` as a LoRA head on it; the version."""
     data = blob(label)
     with store.begin_push(len(data), hashlib.sha256(data).hexdigest()) as staging:
         for start in range(0, len(data), len(data) // 2):
             staging.write(data[start : start + len(data) // 2])
         digest = staging.finish()
-    return store.add_version(name, digest, manifest(), request_id=request_id).version
+    made = manifest(base=base, lora=LoraAdapter(rank=2, alpha=4.0)) if base else manifest()
+    return store.add_version(name, digest, made, request_id=request_id).version
 
 
 def activate(store: HeadStore, heads: dict[str, int], *, request_id: str = "") -> GenerationRecord:
@@ -68,7 +70,7 @@ def assert_no_leftovers(folder: Path) -> None:
     """I5: nothing staged, every blob has its own SHA-256 and is referred to by a version."""
     assert list((folder / "staging").iterdir()) == []
     with HeadStore.open(folder, TRUNK) as store:
-        wanted = {record.digest for name in store.names() for record in store.versions(name)}
+        wanted = {record.blob for name in store.names() for record in store.versions(name)}
     found = {path.name: hashlib.sha256(path.read_bytes()).hexdigest() for path in (folder / "blobs").iterdir()}
     assert set(found) == wanted
     assert all(name == digest for name, digest in found.items())

@@ -63,7 +63,7 @@ class FakeEngine:
     def activate(self, active: ActiveSet) -> Future[SwapReport]:
         self.active = active
         done: Future[SwapReport] = Future()
-        done.set_result(SwapReport(0.0, 2, 1))
+        done.set_result(SwapReport(0.0, 2, 1, 3))
         return done
 
     def warm_up(self, head: ServedHead) -> None:

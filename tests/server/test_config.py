@@ -2,19 +2,23 @@
 
 from __future__ import annotations
 
+import os
+import re
 from pathlib import Path
 
 import pytest
 from pydantic import ValidationError
 
 from polyhead.heads.errors import InvalidArgument
-from polyhead.server.config import ServeConfig, load_config
+from polyhead.server.config import OTHER_VARIABLES, ServeConfig, load_config
+from tests.certificates import write_pair
+from tests.guards.tree import modules
 
 
 @pytest.fixture(autouse=True)
 def clean(monkeypatch: pytest.MonkeyPatch) -> None:
-    for name in ("POLYHEAD_PORT", "POLYHEAD_HOST", "POLYHEAD_TOKEN_WORKER"):
-        monkeypatch.delenv(name, raising=False)
+    for name in [name for name in os.environ if name.upper().startswith("POLYHEAD_")]:
+        monkeypatch.delenv(name)
 
 
 def test_precedence(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -66,10 +70,9 @@ def test_bad_values(flags: dict[str, object]) -> None:
 
 
 def pem(tmp_path: Path, mode: int = 0o600) -> dict[str, Path]:
-    for name in ("cert", "key"):
-        (tmp_path / name).write_text("x")
-    (tmp_path / "key").chmod(mode)
-    return {"tls_cert": tmp_path / "cert", "tls_key": tmp_path / "key"}
+    cert, key = write_pair(tmp_path)
+    key.chmod(mode)
+    return {"tls_cert": cert, "tls_key": key}
 
 
 def test_beyond_loopback_needs_tls_and_tokens(tmp_path: Path) -> None:
@@ -90,6 +93,15 @@ def test_key_files(tmp_path: Path) -> None:
         load_config({"tls_cert": tmp_path / "cert"})
 
 
+@pytest.mark.parametrize("name", ["tls_cert", "tls_key", "tokens", "rules"])
+def test_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
+    """They ended in a traceback and exit status 1, which a supervisor takes for a crash and tries again."""
+    for path in (tmp_path / "missing", tmp_path):
+        flags = {**pem(tmp_path), name: (path,) if name == "rules" else path}
+        with pytest.raises(InvalidArgument, match=f"cannot read {name}: {path}: (No such file|Is a directory)"):
+            load_config(flags)
+
+
 def test_raw_tokens_are_dropped_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setenv("POLYHEAD_TOKEN_WORKER", "worker-token-0123456789")
     config = load_config({})
@@ -108,11 +120,56 @@ def test_store_is_named_by_the_model(monkeypatch: pytest.MonkeyPatch, tmp_path: 
 def test_every_flag_has_its_variable_and_its_line_in_the_file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """--drain-grace and --rules had other names in the environment, where they were ignored, or a traceback."""
     monkeypatch.setenv("POLYHEAD_DRAIN_GRACE", "5")
+    monkeypatch.chdir(tmp_path)
+    for name in ("a.yaml", "b.yaml", "c.yaml"):
+        Path(name).touch()
     monkeypatch.setenv("POLYHEAD_RULES", "a.yaml:b.yaml")
     settings = load_config({})
     assert settings.drain_grace == 5
     assert settings.rules == (Path("a.yaml"), Path("b.yaml"))
+    monkeypatch.setenv("POLYHEAD_FORMATS", "d.yaml")
+    assert load_config({}).formats == (Path("d.yaml"),)
     monkeypatch.delenv("POLYHEAD_RULES")
     file = tmp_path / "c.toml"
     file.write_text('rules = ["c.yaml"]\n')
     assert load_config({}, file).rules == (Path("c.yaml"),)
+    monkeypatch.setenv("POLYHEAD_RECIPES", "d.yaml:e.yaml")
+    assert load_config({}).recipes == (Path("d.yaml"), Path("e.yaml"))
+
+
+
+
+@pytest.mark.parametrize(
+    ("variable", "hint"),
+    [
+        ("POLYHEAD_TOKNES", "POLYHEAD_TOKENS"),
+        ("POLYHEAD_MEMORY_BUGDET", "POLYHEAD_MEMORY_BUDGET"),
+        ("polyhead_cache_byte", "POLYHEAD_CACHE_BYTES"),
+        ("POLYHEAD_SERVICE_HOST", "enableServiceLinks: false"),
+        ("POLYHEAD_PORT_50051_TCP", "enableServiceLinks: false"),
+    ],
+)
+def test_an_unknown_variable_is_an_error(variable: str, hint: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were ignored in silence: a server with POLYHEAD_TOKNES had no tokens."""
+    monkeypatch.setenv(variable, "x")
+    with pytest.raises(InvalidArgument) as caught:
+        load_config({})
+    assert caught.value.field == variable
+    what, suggestion = caught.value.message.split("\nhint: ")
+    assert what == f"unknown variable in the environment: {variable}"
+    assert hint in suggestion
+
+
+def test_variables_that_others_read_are_left_alone(monkeypatch: pytest.MonkeyPatch) -> None:
+    for variable in OTHER_VARIABLES:
+        monkeypatch.setenv(variable, "x")
+    monkeypatch.setenv("XPOLYHEAD_PORT", "x")
+    assert load_config({}).port == 50051
+
+
+def test_every_variable_that_our_code_names_is_known() -> None:
+    """A new one that some module reads has to be listed, and a listed one has to be read by some module."""
+    settings = {f"POLYHEAD_{name.upper()}" for name in ServeConfig.model_fields}
+    texts = [path.read_text(encoding="utf-8") for name, path in modules().items() if name != "polyhead.server.config"]
+    named = {name for text in texts for name in re.findall(r"[\"`](POLYHEAD_[A-Z_]*[A-Z])[\"`=]", text)}
+    assert named - settings == OTHER_VARIABLES

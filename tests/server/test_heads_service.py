@@ -162,7 +162,7 @@ async def test_activate_roll_back_and_history(world: World, stub: Stub) -> None:
     request = pb.ActivateHeadsRequest(heads={"policy": 2}, expected_generation=1, request_id="a", note="round 1")
     done = await stub.ActivateHeads(request)
     assert (done.generation.number, done.generation.parent, done.generation.note) == (2, 1, "round 1")
-    assert (done.num_pinned_requests, done.num_aborted_requests) == (2, 1)
+    assert (done.num_pinned_requests, done.num_aborted_requests, done.num_following_requests) == (2, 1, 3)
     assert (await stub.ActivateHeads(request)).generation == done.generation
     await refused(stub.ActivateHeads(pb.ActivateHeadsRequest(heads={"policy": 1}, expected_generation=1)), "ABORTED")
     back = await stub.RollbackHeads(pb.RollbackHeadsRequest(expected_generation=2))

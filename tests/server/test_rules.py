@@ -44,6 +44,15 @@ def test_all_fixed_text_before_the_rule_is_shared(book: RuleBook) -> None:
 def test_unknown_sets_are_not_found(book: RuleBook, reference: str) -> None:
     with pytest.raises(NotFound):
         book.find_set(reference, "rule_set")
+    with pytest.raises(NotFound):
+        book.find_template(reference, "template")
+    with pytest.raises(NotFound):  # a set is no template
+        book.find_template("example-rules", "template")
+
+
+def test_questions_of_one_template_are_those_of_all(book: RuleBook) -> None:
+    rules = list(book.find_set("example-rules", "rule_set").rules.values())
+    assert book.questions(book.find_template("example-rule-prompt", "template"), rules) == book.suffixes(rules)[DEFAULT_TEMPLATE]
 
 
 def test_the_newest_version_is_the_default(tmp_path: Path) -> None:
@@ -52,11 +61,40 @@ def test_the_newest_version_is_the_default(tmp_path: Path) -> None:
     book = RuleBook(Words(), [file])
     assert book.find_set("example-rules", "rule_set").reference == "example-rules@2"
     assert len(book.find_set("example-rules@1", "rule_set").rules) == 23
+    assert sorted(each.reference for each in book.configurations()) == ["example-rule-prompt@1", "example-rules@1", "example-rules@2"]
+    file.write_text(file.read_text().replace("version: 2", "version: 1"))
+    with pytest.raises(InvalidArgument, match="example-rules@1 stands in two files"):
+        RuleBook(Words(), [file])
+
+
+TEMPLATE = "id: t\nversion: 1\ntemplate: '{dialogue} {rule} ok'\nanswers: {violated: 'yes', followed: 'no'}\n"
+
+
+def test_a_right_template_is_taken(tmp_path: Path) -> None:
+    """What the wrong ones below differ from."""
+    file = tmp_path / "right.yaml"
+    file.write_text(TEMPLATE)
+    assert RuleBook(Words(), [file]).find_template("t", "template").reference == "t@1"
 
 
 @pytest.mark.parametrize(
     ("content", "field"),
     [
+        (TEMPLATE + "more: x\n", "rules.more"),
+        (TEMPLATE.replace("followed: 'no'", "followed: 'no', unsure: x"), "rules.answers.unsure"),
+        (TEMPLATE.replace("{violated: 'yes', followed: 'no'}", "x"), "rules.answers"),
+        (TEMPLATE.replace("followed: 'no'", "followed: no"), "rules.answers.followed"),  # YAML's no is False
+        (TEMPLATE.replace(", followed: 'no'", ""), "rules.answers.followed"),
+        (TEMPLATE.replace("'no'", "'yes'"), "rules.answers"),
+        (TEMPLATE.replace(" ok", " ok {rule}"), "rules.template"),
+        ("id: x\nversion: 1\nrules: []\n", "rules.rules"),
+        ("id: x\nversion: 1\nrules: {a: A}\n", "rules.rules"),
+        ("id: x\nversion: 1\nrules:\n  - {id: a, text: ''}\n", "rules.text"),
+        ("id: x\nversion: 1\nrules:\n  - {id: a}\n", "rules.text"),
+        ("id: x\nversion: 1\nrules:\n  - {id: a, text: " + "x" * 2001 + "}\n", "rules.text"),
+        ("id: x\nversion: 1\nrules:\n  - {id: a, text: A., weight: 2}\n", "rules.rules[0].weight"),
+        ("id: x\nversion: 1\nrules:\n  - {id: 1, text: A.}\n", "rules.id"),
+        ("id: x\nversion: 1\nname: y\nrules:\n  - {id: a, text: A.}\n", "rules.name"),
         ("id: x\nversion: 1\nrules:\n  - {id: a, text: A.}\n  - {id: a, text: B.}\n", "rules.id"),
         ("id: ../x\nversion: 1\nrules: []\n", "rules.id"),
         ("just text", "rules"),

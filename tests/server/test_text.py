@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import doctest
 from collections.abc import Sequence
 
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyhead.server import text as text_module
 from polyhead.server.text import TextStream
 
 
@@ -25,6 +27,10 @@ def feed(text: str, stops: tuple[str, ...] = (), keep_stop: bool = False) -> tup
             break
     pieces.append(stream.finish())
     return stream, pieces
+
+
+def test_the_example_runs() -> None:
+    assert doctest.testmod(text_module) == doctest.TestResults(failed=0, attempted=3)
 
 
 @given(st.text(alphabet="ab\n é€🙂", max_size=40), st.lists(st.text(alphabet="ab\n€", min_size=1, max_size=4), max_size=3))

@@ -30,7 +30,7 @@ class Arm(_message.Message):
     def __init__(self, head: _Optional[str] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompts", "arms", "delivery", "on_swap", "score", "return_states", "request_id", "priority")
+    __slots__ = ("prompts", "arms", "delivery", "on_swap", "score", "return_states", "request_id", "priority", "select")
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     ARMS_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
@@ -39,6 +39,7 @@ class GenerateRequest(_message.Message):
     RETURN_STATES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    SELECT_FIELD_NUMBER: _ClassVar[int]
     prompts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Prompt]
     arms: _containers.RepeatedCompositeFieldContainer[Arm]
     delivery: Delivery
@@ -47,7 +48,16 @@ class GenerateRequest(_message.Message):
     return_states: bool
     request_id: str
     priority: _types_pb2.Priority
-    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., return_states: _Optional[bool] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
+    select: Selection
+    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., return_states: _Optional[bool] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., select: _Optional[_Union[Selection, _Mapping]] = ...) -> None: ...
+
+class Selection(_message.Message):
+    __slots__ = ("top", "median")
+    TOP_FIELD_NUMBER: _ClassVar[int]
+    MEDIAN_FIELD_NUMBER: _ClassVar[int]
+    top: int
+    median: bool
+    def __init__(self, top: _Optional[int] = ..., median: _Optional[bool] = ...) -> None: ...
 
 class Piece(_message.Message):
     __slots__ = ("prompt_index", "arm_index", "sample_index", "offset", "token_ids", "logprobs", "sampling_logprobs", "text")
@@ -70,17 +80,21 @@ class Piece(_message.Message):
     def __init__(self, prompt_index: _Optional[int] = ..., arm_index: _Optional[int] = ..., sample_index: _Optional[int] = ..., offset: _Optional[int] = ..., token_ids: _Optional[_Iterable[int]] = ..., logprobs: _Optional[_Iterable[float]] = ..., sampling_logprobs: _Optional[_Iterable[float]] = ..., text: _Optional[str] = ...) -> None: ...
 
 class Span(_message.Message):
-    __slots__ = ("start", "end", "version")
+    __slots__ = ("start", "end", "version", "generation", "digest")
     START_FIELD_NUMBER: _ClassVar[int]
     END_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    DIGEST_FIELD_NUMBER: _ClassVar[int]
     start: int
     end: int
     version: int
-    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., version: _Optional[int] = ...) -> None: ...
+    generation: int
+    digest: str
+    def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Sample(_message.Message):
-    __slots__ = ("prompt_index", "arm_index", "sample_index", "prompt_token_ids", "token_ids", "text", "logprobs", "sampling_logprobs", "finish_reason", "terminated", "stop", "head", "head_version", "digest", "spans", "sample_seed", "scores", "error", "num_cached_tokens", "valid", "sampling")
+    __slots__ = ("prompt_index", "arm_index", "sample_index", "prompt_token_ids", "token_ids", "text", "logprobs", "sampling_logprobs", "finish_reason", "terminated", "stop", "head", "head_version", "digest", "spans", "sample_seed", "scores", "error", "num_cached_tokens", "valid", "sampling", "invalid_reasons", "num_newlines", "format", "reward", "ood")
     PROMPT_INDEX_FIELD_NUMBER: _ClassVar[int]
     ARM_INDEX_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -102,6 +116,11 @@ class Sample(_message.Message):
     NUM_CACHED_TOKENS_FIELD_NUMBER: _ClassVar[int]
     VALID_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    INVALID_REASONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_NEWLINES_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    OOD_FIELD_NUMBER: _ClassVar[int]
     prompt_index: int
     arm_index: int
     sample_index: int
@@ -123,15 +142,32 @@ class Sample(_message.Message):
     num_cached_tokens: int
     valid: bool
     sampling: _types_pb2.Sampling
-    def __init__(self, prompt_index: _Optional[int] = ..., arm_index: _Optional[int] = ..., sample_index: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[float]] = ..., sampling_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., terminated: _Optional[bool] = ..., stop: _Optional[str] = ..., head: _Optional[str] = ..., head_version: _Optional[int] = ..., digest: _Optional[str] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., sample_seed: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[_types_pb2.HeadScore, _Mapping]]] = ..., error: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., valid: _Optional[bool] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ...) -> None: ...
+    invalid_reasons: _containers.RepeatedScalarFieldContainer[str]
+    num_newlines: int
+    format: str
+    reward: _types_pb2.Reward
+    ood: _types_pb2.OodScore
+    def __init__(self, prompt_index: _Optional[int] = ..., arm_index: _Optional[int] = ..., sample_index: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[float]] = ..., sampling_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., terminated: _Optional[bool] = ..., stop: _Optional[str] = ..., head: _Optional[str] = ..., head_version: _Optional[int] = ..., digest: _Optional[str] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., sample_seed: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[_types_pb2.HeadScore, _Mapping]]] = ..., error: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., valid: _Optional[bool] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., invalid_reasons: _Optional[_Iterable[str]] = ..., num_newlines: _Optional[int] = ..., format: _Optional[str] = ..., reward: _Optional[_Union[_types_pb2.Reward, _Mapping]] = ..., ood: _Optional[_Union[_types_pb2.OodScore, _Mapping]] = ...) -> None: ...
+
+class RankedSample(_message.Message):
+    __slots__ = ("arm_index", "sample_index", "reward")
+    ARM_INDEX_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    arm_index: int
+    sample_index: int
+    reward: float
+    def __init__(self, arm_index: _Optional[int] = ..., sample_index: _Optional[int] = ..., reward: _Optional[float] = ...) -> None: ...
 
 class SampleGroup(_message.Message):
-    __slots__ = ("prompt_index", "samples")
+    __slots__ = ("prompt_index", "samples", "ranking")
     PROMPT_INDEX_FIELD_NUMBER: _ClassVar[int]
     SAMPLES_FIELD_NUMBER: _ClassVar[int]
+    RANKING_FIELD_NUMBER: _ClassVar[int]
     prompt_index: int
     samples: _containers.RepeatedCompositeFieldContainer[Sample]
-    def __init__(self, prompt_index: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ...) -> None: ...
+    ranking: _containers.RepeatedCompositeFieldContainer[RankedSample]
+    def __init__(self, prompt_index: _Optional[int] = ..., samples: _Optional[_Iterable[_Union[Sample, _Mapping]]] = ..., ranking: _Optional[_Iterable[_Union[RankedSample, _Mapping]]] = ...) -> None: ...
 
 class StatesPart(_message.Message):
     __slots__ = ("prompt_index", "arm_index", "sample_index", "offset", "states")

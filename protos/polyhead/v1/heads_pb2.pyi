@@ -40,7 +40,7 @@ UNFINISHED_READ_LAST: Unfinished
 UNFINISHED_OMIT: Unfinished
 
 class HeadManifest(_message.Message):
-    __slots__ = ("kind", "trunk_id", "precision", "output", "base", "untrained", "bias", "read", "append_token_id", "unfinished", "violated_token_id", "followed_token_id", "template")
+    __slots__ = ("kind", "trunk_id", "precision", "output", "base", "untrained", "bias", "read", "append_token_id", "unfinished", "violated_token_id", "followed_token_id", "template", "lora")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -54,6 +54,7 @@ class HeadManifest(_message.Message):
     VIOLATED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     FOLLOWED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
+    LORA_FIELD_NUMBER: _ClassVar[int]
     kind: _types_pb2.HeadKind
     trunk_id: str
     precision: str
@@ -67,10 +68,48 @@ class HeadManifest(_message.Message):
     violated_token_id: int
     followed_token_id: int
     template: str
-    def __init__(self, kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., output: _Optional[_Union[OutputKind, str]] = ..., base: _Optional[str] = ..., untrained: _Optional[bool] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., violated_token_id: _Optional[int] = ..., followed_token_id: _Optional[int] = ..., template: _Optional[str] = ...) -> None: ...
+    lora: LoraAdapter
+    def __init__(self, kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., output: _Optional[_Union[OutputKind, str]] = ..., base: _Optional[str] = ..., untrained: _Optional[bool] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., violated_token_id: _Optional[int] = ..., followed_token_id: _Optional[int] = ..., template: _Optional[str] = ..., lora: _Optional[_Union[LoraAdapter, _Mapping]] = ...) -> None: ...
+
+class LoraAdapter(_message.Message):
+    __slots__ = ("rank", "alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
+    class RankPatternEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class AlphaPatternEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_FIELD_NUMBER: _ClassVar[int]
+    USE_RSLORA_FIELD_NUMBER: _ClassVar[int]
+    RANK_PATTERN_FIELD_NUMBER: _ClassVar[int]
+    ALPHA_PATTERN_FIELD_NUMBER: _ClassVar[int]
+    FAN_IN_FAN_OUT_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    alpha: float
+    use_rslora: bool
+    rank_pattern: _containers.ScalarMap[str, int]
+    alpha_pattern: _containers.ScalarMap[str, float]
+    fan_in_fan_out: bool
+    def __init__(self, rank: _Optional[int] = ..., alpha: _Optional[float] = ..., use_rslora: _Optional[bool] = ..., rank_pattern: _Optional[_Mapping[str, int]] = ..., alpha_pattern: _Optional[_Mapping[str, float]] = ..., fan_in_fan_out: _Optional[bool] = ...) -> None: ...
 
 class HeadVersion(_message.Message):
-    __slots__ = ("name", "version", "digest", "num_bytes", "manifest", "active", "resident", "created_at", "labels")
+    __slots__ = ("name", "version", "digest", "num_bytes", "manifest", "active", "resident", "created_at", "labels", "metrics", "file_sha256")
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     VERSION_FIELD_NUMBER: _ClassVar[int]
     DIGEST_FIELD_NUMBER: _ClassVar[int]
@@ -80,6 +119,8 @@ class HeadVersion(_message.Message):
     RESIDENT_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
+    FILE_SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
     version: int
     digest: str
@@ -89,7 +130,9 @@ class HeadVersion(_message.Message):
     resident: bool
     created_at: float
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., active: _Optional[bool] = ..., resident: _Optional[bool] = ..., created_at: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    metrics: _containers.ScalarMap[str, float]
+    file_sha256: str
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., active: _Optional[bool] = ..., resident: _Optional[bool] = ..., created_at: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., file_sha256: _Optional[str] = ...) -> None: ...
 
 class Generation(_message.Message):
     __slots__ = ("number", "parent", "heads", "created_at", "note")
@@ -113,7 +156,7 @@ class Generation(_message.Message):
     def __init__(self, number: _Optional[int] = ..., parent: _Optional[int] = ..., heads: _Optional[_Mapping[str, int]] = ..., created_at: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("name", "manifest", "num_bytes", "sha256", "request_id", "validate_only", "trunk_sha256", "labels", "delta_base")
+    __slots__ = ("name", "manifest", "num_bytes", "sha256", "request_id", "validate_only", "trunk_sha256", "labels", "delta_base", "metrics")
     class TrunkSha256Entry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -121,6 +164,13 @@ class PushHeader(_message.Message):
         key: str
         value: str
         def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
+    class MetricsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     NAME_FIELD_NUMBER: _ClassVar[int]
     MANIFEST_FIELD_NUMBER: _ClassVar[int]
     NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
@@ -130,6 +180,7 @@ class PushHeader(_message.Message):
     TRUNK_SHA256_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     DELTA_BASE_FIELD_NUMBER: _ClassVar[int]
+    METRICS_FIELD_NUMBER: _ClassVar[int]
     name: str
     manifest: HeadManifest
     num_bytes: int
@@ -139,7 +190,8 @@ class PushHeader(_message.Message):
     trunk_sha256: _containers.ScalarMap[str, str]
     labels: _containers.RepeatedScalarFieldContainer[str]
     delta_base: str
-    def __init__(self, name: _Optional[str] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., trunk_sha256: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Iterable[str]] = ..., delta_base: _Optional[str] = ...) -> None: ...
+    metrics: _containers.ScalarMap[str, float]
+    def __init__(self, name: _Optional[str] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., trunk_sha256: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Iterable[str]] = ..., delta_base: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("offset", "data")
@@ -227,14 +279,16 @@ class ActivateHeadsRequest(_message.Message):
     def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
 
 class ActivateHeadsResponse(_message.Message):
-    __slots__ = ("generation", "num_pinned_requests", "num_aborted_requests")
+    __slots__ = ("generation", "num_pinned_requests", "num_aborted_requests", "num_following_requests")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     NUM_PINNED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_ABORTED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    NUM_FOLLOWING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     generation: Generation
     num_pinned_requests: int
     num_aborted_requests: int
-    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., num_pinned_requests: _Optional[int] = ..., num_aborted_requests: _Optional[int] = ...) -> None: ...
+    num_following_requests: int
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., num_pinned_requests: _Optional[int] = ..., num_aborted_requests: _Optional[int] = ..., num_following_requests: _Optional[int] = ...) -> None: ...
 
 class RollbackHeadsRequest(_message.Message):
     __slots__ = ("to_generation", "expected_generation", "request_id")

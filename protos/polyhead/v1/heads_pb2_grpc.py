@@ -141,7 +141,7 @@ class HeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def DeleteHead(self, request, context):
-        """Forget one version that is neither active nor labelled.
+        """Forget one version that is neither active nor labelled nor the base of a LoRA head.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

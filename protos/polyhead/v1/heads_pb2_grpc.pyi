@@ -48,7 +48,7 @@ class HeadServiceStub:
     ListHeads: _grpc.UnaryUnaryMultiCallable[_heads_pb2.ListHeadsRequest, _heads_pb2.ListHeadsResponse]
     """All versions, a page at a time."""
     DeleteHead: _grpc.UnaryUnaryMultiCallable[_heads_pb2.DeleteHeadRequest, _heads_pb2.DeleteHeadResponse]
-    """Forget one version that is neither active nor labelled."""
+    """Forget one version that is neither active nor labelled nor the base of a LoRA head."""
     ListGenerations: _grpc.UnaryUnaryMultiCallable[_heads_pb2.ListGenerationsRequest, _heads_pb2.ListGenerationsResponse]
     """The history of the active set, newest first, a page at a time."""
     WatchHeads: _grpc.UnaryStreamMultiCallable[_heads_pb2.WatchHeadsRequest, _heads_pb2.WatchHeadsResponse]
@@ -74,7 +74,7 @@ class HeadServiceAsyncStub(HeadServiceStub):
     ListHeads: _aio.UnaryUnaryMultiCallable[_heads_pb2.ListHeadsRequest, _heads_pb2.ListHeadsResponse]  # type: ignore[assignment]
     """All versions, a page at a time."""
     DeleteHead: _aio.UnaryUnaryMultiCallable[_heads_pb2.DeleteHeadRequest, _heads_pb2.DeleteHeadResponse]  # type: ignore[assignment]
-    """Forget one version that is neither active nor labelled."""
+    """Forget one version that is neither active nor labelled nor the base of a LoRA head."""
     ListGenerations: _aio.UnaryUnaryMultiCallable[_heads_pb2.ListGenerationsRequest, _heads_pb2.ListGenerationsResponse]  # type: ignore[assignment]
     """The history of the active set, newest first, a page at a time."""
     WatchHeads: _aio.UnaryStreamMultiCallable[_heads_pb2.WatchHeadsRequest, _heads_pb2.WatchHeadsResponse]  # type: ignore[assignment]
@@ -145,7 +145,7 @@ class HeadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _heads_pb2.DeleteHeadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_heads_pb2.DeleteHeadResponse, _abc.Awaitable[_heads_pb2.DeleteHeadResponse]]:
-        """Forget one version that is neither active nor labelled."""
+        """Forget one version that is neither active nor labelled nor the base of a LoRA head."""
 
     @_abc_1.abstractmethod
     def ListGenerations(

@@ -40,6 +40,16 @@ class ScoringServiceStub:
                 request_serializer=polyhead_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
                 _registered_method=True)
+        self.ListConfigurations = channel.unary_unary(
+                '/polyhead.v1.ScoringService/ListConfigurations',
+                request_serializer=polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsResponse.FromString,
+                _registered_method=True)
+        self.TokenizeRules = channel.unary_unary(
+                '/polyhead.v1.ScoringService/TokenizeRules',
+                request_serializer=polyhead_dot_v1_dot_scoring__pb2.TokenizeRulesRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_scoring__pb2.TokenizeRulesResponse.FromString,
+                _registered_method=True)
 
 
 class ScoringServiceServicer:
@@ -53,6 +63,20 @@ class ScoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListConfigurations(self, request, context):
+        """The rule sets, rule templates, recipes and transcript formats that the server has, with version and content.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def TokenizeRules(self, request, context):
+        """Token ids that ask a rule head about each rule: what a trainer of rule heads needs, made by the server's own path.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_ScoringServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -60,6 +84,16 @@ def add_ScoringServiceServicer_to_server(servicer, server):
                     servicer.Score,
                     request_deserializer=polyhead_dot_v1_dot_scoring__pb2.ScoreRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_scoring__pb2.ScoreResponse.SerializeToString,
+            ),
+            'ListConfigurations': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListConfigurations,
+                    request_deserializer=polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsResponse.SerializeToString,
+            ),
+            'TokenizeRules': grpc.unary_unary_rpc_method_handler(
+                    servicer.TokenizeRules,
+                    request_deserializer=polyhead_dot_v1_dot_scoring__pb2.TokenizeRulesRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_scoring__pb2.TokenizeRulesResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -90,6 +124,60 @@ class ScoringService:
             '/polyhead.v1.ScoringService/Score',
             polyhead_dot_v1_dot_scoring__pb2.ScoreRequest.SerializeToString,
             polyhead_dot_v1_dot_scoring__pb2.ScoreResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListConfigurations(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.ScoringService/ListConfigurations',
+            polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsRequest.SerializeToString,
+            polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def TokenizeRules(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.ScoringService/TokenizeRules',
+            polyhead_dot_v1_dot_scoring__pb2.TokenizeRulesRequest.SerializeToString,
+            polyhead_dot_v1_dot_scoring__pb2.TokenizeRulesResponse.FromString,
             options,
             channel_credentials,
             insecure,

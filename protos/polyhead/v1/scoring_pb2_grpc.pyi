@@ -35,6 +35,10 @@ class ScoringServiceStub:
     def __new__(cls, channel: _aio.Channel) -> ScoringServiceAsyncStub: ...
     Score: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.ScoreRequest, _scoring_pb2.ScoreResponse]
     """One trunk pass for each text, however many heads read it."""
+    ListConfigurations: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.ListConfigurationsRequest, _scoring_pb2.ListConfigurationsResponse]
+    """The rule sets, rule templates, recipes and transcript formats that the server has, with version and content."""
+    TokenizeRules: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.TokenizeRulesRequest, _scoring_pb2.TokenizeRulesResponse]
+    """Token ids that ask a rule head about each rule: what a trainer of rule heads needs, made by the server's own path."""
 
 @_typing.type_check_only
 class ScoringServiceAsyncStub(ScoringServiceStub):
@@ -43,6 +47,10 @@ class ScoringServiceAsyncStub(ScoringServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Score: _aio.UnaryUnaryMultiCallable[_scoring_pb2.ScoreRequest, _scoring_pb2.ScoreResponse]  # type: ignore[assignment]
     """One trunk pass for each text, however many heads read it."""
+    ListConfigurations: _aio.UnaryUnaryMultiCallable[_scoring_pb2.ListConfigurationsRequest, _scoring_pb2.ListConfigurationsResponse]  # type: ignore[assignment]
+    """The rule sets, rule templates, recipes and transcript formats that the server has, with version and content."""
+    TokenizeRules: _aio.UnaryUnaryMultiCallable[_scoring_pb2.TokenizeRulesRequest, _scoring_pb2.TokenizeRulesResponse]  # type: ignore[assignment]
+    """Token ids that ask a rule head about each rule: what a trainer of rule heads needs, made by the server's own path."""
 
 class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
     """Scores given completions with any set of heads."""
@@ -54,5 +62,21 @@ class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scoring_pb2.ScoreResponse, _abc.Awaitable[_scoring_pb2.ScoreResponse]]:
         """One trunk pass for each text, however many heads read it."""
+
+    @_abc_1.abstractmethod
+    def ListConfigurations(
+        self,
+        request: _scoring_pb2.ListConfigurationsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scoring_pb2.ListConfigurationsResponse, _abc.Awaitable[_scoring_pb2.ListConfigurationsResponse]]:
+        """The rule sets, rule templates, recipes and transcript formats that the server has, with version and content."""
+
+    @_abc_1.abstractmethod
+    def TokenizeRules(
+        self,
+        request: _scoring_pb2.TokenizeRulesRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scoring_pb2.TokenizeRulesResponse, _abc.Awaitable[_scoring_pb2.TokenizeRulesResponse]]:
+        """Token ids that ask a rule head about each rule: what a trainer of rule heads needs, made by the server's own path."""
 
 def add_ScoringServiceServicer_to_server(servicer: ScoringServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

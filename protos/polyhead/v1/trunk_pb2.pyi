@@ -1,11 +1,21 @@
 from polyhead.v1 import types_pb2 as _types_pb2
 from google.protobuf.internal import containers as _containers
+from google.protobuf.internal import enum_type_wrapper as _enum_type_wrapper
 from google.protobuf import descriptor as _descriptor
 from google.protobuf import message as _message
 from collections.abc import Iterable as _Iterable, Mapping as _Mapping
 from typing import ClassVar as _ClassVar, Optional as _Optional, Union as _Union
 
 DESCRIPTOR: _descriptor.FileDescriptor
+
+class Pooling(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    POOLING_UNSPECIFIED: _ClassVar[Pooling]
+    POOLING_MEAN: _ClassVar[Pooling]
+    POOLING_LAST: _ClassVar[Pooling]
+POOLING_UNSPECIFIED: Pooling
+POOLING_MEAN: Pooling
+POOLING_LAST: Pooling
 
 class GetTrunkRequest(_message.Message):
     __slots__ = ()
@@ -30,7 +40,7 @@ class HeadTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetTrunkResponse(_message.Message):
-    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json")
+    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json", "tap_layer")
     TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -45,6 +55,7 @@ class GetTrunkResponse(_message.Message):
     HEAD_TENSORS_FIELD_NUMBER: _ClassVar[int]
     TIED_FIELD_NUMBER: _ClassVar[int]
     CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
+    TAP_LAYER_FIELD_NUMBER: _ClassVar[int]
     trunk_id: str
     precision: str
     model: str
@@ -59,7 +70,8 @@ class GetTrunkResponse(_message.Message):
     head_tensors: _containers.RepeatedCompositeFieldContainer[HeadTensor]
     tied: bool
     config_json: str
-    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ...) -> None: ...
+    tap_layer: int
+    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ..., tap_layer: _Optional[int] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("prompt", "without_special_tokens")
@@ -90,12 +102,16 @@ class DetokenizeResponse(_message.Message):
     def __init__(self, text: _Optional[str] = ...) -> None: ...
 
 class EncodeRequest(_message.Message):
-    __slots__ = ("sequences", "request_id")
+    __slots__ = ("sequences", "request_id", "layer", "pooling")
     SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
     sequences: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenIds]
     request_id: str
-    def __init__(self, sequences: _Optional[_Iterable[_Union[_types_pb2.TokenIds, _Mapping]]] = ..., request_id: _Optional[str] = ...) -> None: ...
+    layer: int
+    pooling: Pooling
+    def __init__(self, sequences: _Optional[_Iterable[_Union[_types_pb2.TokenIds, _Mapping]]] = ..., request_id: _Optional[str] = ..., layer: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ...) -> None: ...
 
 class EncodeResponse(_message.Message):
     __slots__ = ("sequence_index", "offset", "states")
@@ -138,7 +154,7 @@ class ResidentHead(_message.Message):
     def __init__(self, references: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., num_leases: _Optional[int] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("generation", "active", "resident_heads", "trunk_bytes", "model_bytes", "num_running", "num_waiting", "num_blocks", "num_used_blocks", "num_cached_blocks", "num_head_blocks", "num_filled_head_blocks", "store_bytes", "disk_free_bytes", "counters", "last_swap_pause_seconds", "damage", "uptime_seconds")
+    __slots__ = ("generation", "active", "resident_heads", "trunk_bytes", "model_bytes", "num_running", "num_waiting", "num_blocks", "num_used_blocks", "num_cached_blocks", "num_head_blocks", "num_filled_head_blocks", "store_bytes", "disk_free_bytes", "counters", "last_swap_pause_seconds", "damage", "uptime_seconds", "memory_budget_bytes", "head_bytes", "resident_names", "max_idle_per_name")
     class ActiveEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -171,6 +187,10 @@ class GetStatusResponse(_message.Message):
     LAST_SWAP_PAUSE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     DAMAGE_FIELD_NUMBER: _ClassVar[int]
     UPTIME_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    MEMORY_BUDGET_BYTES_FIELD_NUMBER: _ClassVar[int]
+    HEAD_BYTES_FIELD_NUMBER: _ClassVar[int]
+    RESIDENT_NAMES_FIELD_NUMBER: _ClassVar[int]
+    MAX_IDLE_PER_NAME_FIELD_NUMBER: _ClassVar[int]
     generation: int
     active: _containers.ScalarMap[str, int]
     resident_heads: _containers.RepeatedCompositeFieldContainer[ResidentHead]
@@ -189,4 +209,92 @@ class GetStatusResponse(_message.Message):
     last_swap_pause_seconds: float
     damage: str
     uptime_seconds: float
-    def __init__(self, generation: _Optional[int] = ..., active: _Optional[_Mapping[str, int]] = ..., resident_heads: _Optional[_Iterable[_Union[ResidentHead, _Mapping]]] = ..., trunk_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_head_blocks: _Optional[int] = ..., num_filled_head_blocks: _Optional[int] = ..., store_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., last_swap_pause_seconds: _Optional[float] = ..., damage: _Optional[str] = ..., uptime_seconds: _Optional[float] = ...) -> None: ...
+    memory_budget_bytes: int
+    head_bytes: int
+    resident_names: _containers.RepeatedCompositeFieldContainer[ResidentName]
+    max_idle_per_name: int
+    def __init__(self, generation: _Optional[int] = ..., active: _Optional[_Mapping[str, int]] = ..., resident_heads: _Optional[_Iterable[_Union[ResidentHead, _Mapping]]] = ..., trunk_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_head_blocks: _Optional[int] = ..., num_filled_head_blocks: _Optional[int] = ..., store_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., last_swap_pause_seconds: _Optional[float] = ..., damage: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., memory_budget_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., resident_names: _Optional[_Iterable[_Union[ResidentName, _Mapping]]] = ..., max_idle_per_name: _Optional[int] = ...) -> None: ...
+
+class ResidentName(_message.Message):
+    __slots__ = ("name", "active_version", "versions", "num_bytes", "num_leases")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    ACTIVE_VERSION_FIELD_NUMBER: _ClassVar[int]
+    VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    NUM_LEASES_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    active_version: int
+    versions: _containers.RepeatedScalarFieldContainer[int]
+    num_bytes: int
+    num_leases: int
+    def __init__(self, name: _Optional[str] = ..., active_version: _Optional[int] = ..., versions: _Optional[_Iterable[int]] = ..., num_bytes: _Optional[int] = ..., num_leases: _Optional[int] = ...) -> None: ...
+
+class FitOodRequest(_message.Message):
+    __slots__ = ("header", "prompts")
+    HEADER_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    header: FitOodHeader
+    prompts: FitOodPrompts
+    def __init__(self, header: _Optional[_Union[FitOodHeader, _Mapping]] = ..., prompts: _Optional[_Union[FitOodPrompts, _Mapping]] = ...) -> None: ...
+
+class FitOodHeader(_message.Message):
+    __slots__ = ("name", "layer", "pooling", "shrinkage", "request_id")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    SHRINKAGE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    layer: int
+    pooling: Pooling
+    shrinkage: float
+    request_id: str
+    def __init__(self, name: _Optional[str] = ..., layer: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., shrinkage: _Optional[float] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class FitOodPrompts(_message.Message):
+    __slots__ = ("prompts",)
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    prompts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Prompt]
+    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ...) -> None: ...
+
+class OodFit(_message.Message):
+    __slots__ = ("name", "version", "trunk_id", "precision", "layer", "pooling", "num_prompts", "shrinkage", "created_at", "mean_score", "std_score")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    VERSION_FIELD_NUMBER: _ClassVar[int]
+    TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
+    PRECISION_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    POOLING_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPTS_FIELD_NUMBER: _ClassVar[int]
+    SHRINKAGE_FIELD_NUMBER: _ClassVar[int]
+    CREATED_AT_FIELD_NUMBER: _ClassVar[int]
+    MEAN_SCORE_FIELD_NUMBER: _ClassVar[int]
+    STD_SCORE_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    version: int
+    trunk_id: str
+    precision: str
+    layer: int
+    pooling: Pooling
+    num_prompts: int
+    shrinkage: float
+    created_at: float
+    mean_score: float
+    std_score: float
+    def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., layer: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., num_prompts: _Optional[int] = ..., shrinkage: _Optional[float] = ..., created_at: _Optional[float] = ..., mean_score: _Optional[float] = ..., std_score: _Optional[float] = ...) -> None: ...
+
+class FitOodResponse(_message.Message):
+    __slots__ = ("fit",)
+    FIT_FIELD_NUMBER: _ClassVar[int]
+    fit: OodFit
+    def __init__(self, fit: _Optional[_Union[OodFit, _Mapping]] = ...) -> None: ...
+
+class ListOodFitsRequest(_message.Message):
+    __slots__ = ()
+    def __init__(self) -> None: ...
+
+class ListOodFitsResponse(_message.Message):
+    __slots__ = ("fits",)
+    FITS_FIELD_NUMBER: _ClassVar[int]
+    fits: _containers.RepeatedCompositeFieldContainer[OodFit]
+    def __init__(self, fits: _Optional[_Iterable[_Union[OodFit, _Mapping]]] = ...) -> None: ...

@@ -65,6 +65,16 @@ class TrunkServiceStub:
                 request_serializer=polyhead_dot_v1_dot_trunk__pb2.GetStatusRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_trunk__pb2.GetStatusResponse.FromString,
                 _registered_method=True)
+        self.FitOod = channel.stream_unary(
+                '/polyhead.v1.TrunkService/FitOod',
+                request_serializer=polyhead_dot_v1_dot_trunk__pb2.FitOodRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_trunk__pb2.FitOodResponse.FromString,
+                _registered_method=True)
+        self.ListOodFits = channel.unary_unary(
+                '/polyhead.v1.TrunkService/ListOodFits',
+                request_serializer=polyhead_dot_v1_dot_trunk__pb2.ListOodFitsRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_trunk__pb2.ListOodFitsResponse.FromString,
+                _registered_method=True)
 
 
 class TrunkServiceServicer:
@@ -113,6 +123,20 @@ class TrunkServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def FitOod(self, request_iterator, context):
+        """Fits an out-of-distribution score to prompts and keeps it: the trunk is frozen, so it survives every swap.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def ListOodFits(self, request, context):
+        """The fits that the server has.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
 
 def add_TrunkServiceServicer_to_server(servicer, server):
     rpc_method_handlers = {
@@ -145,6 +169,16 @@ def add_TrunkServiceServicer_to_server(servicer, server):
                     servicer.GetStatus,
                     request_deserializer=polyhead_dot_v1_dot_trunk__pb2.GetStatusRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_trunk__pb2.GetStatusResponse.SerializeToString,
+            ),
+            'FitOod': grpc.stream_unary_rpc_method_handler(
+                    servicer.FitOod,
+                    request_deserializer=polyhead_dot_v1_dot_trunk__pb2.FitOodRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_trunk__pb2.FitOodResponse.SerializeToString,
+            ),
+            'ListOodFits': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListOodFits,
+                    request_deserializer=polyhead_dot_v1_dot_trunk__pb2.ListOodFitsRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_trunk__pb2.ListOodFitsResponse.SerializeToString,
             ),
     }
     generic_handler = grpc.method_handlers_generic_handler(
@@ -310,6 +344,60 @@ class TrunkService:
             '/polyhead.v1.TrunkService/GetStatus',
             polyhead_dot_v1_dot_trunk__pb2.GetStatusRequest.SerializeToString,
             polyhead_dot_v1_dot_trunk__pb2.GetStatusResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def FitOod(request_iterator,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.stream_unary(
+            request_iterator,
+            target,
+            '/polyhead.v1.TrunkService/FitOod',
+            polyhead_dot_v1_dot_trunk__pb2.FitOodRequest.SerializeToString,
+            polyhead_dot_v1_dot_trunk__pb2.FitOodResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListOodFits(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.TrunkService/ListOodFits',
+            polyhead_dot_v1_dot_trunk__pb2.ListOodFitsRequest.SerializeToString,
+            polyhead_dot_v1_dot_trunk__pb2.ListOodFitsResponse.FromString,
             options,
             channel_credentials,
             insecure,

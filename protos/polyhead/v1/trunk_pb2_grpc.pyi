@@ -45,6 +45,10 @@ class TrunkServiceStub:
     """The frozen output matrix that tied policy heads use, in parts of at most 1 MiB."""
     GetStatus: _grpc.UnaryUnaryMultiCallable[_trunk_pb2.GetStatusRequest, _trunk_pb2.GetStatusResponse]
     """What the server holds and does now: heads, memory, queue, cache, disk."""
+    FitOod: _grpc.StreamUnaryMultiCallable[_trunk_pb2.FitOodRequest, _trunk_pb2.FitOodResponse]
+    """Fits an out-of-distribution score to prompts and keeps it: the trunk is frozen, so it survives every swap."""
+    ListOodFits: _grpc.UnaryUnaryMultiCallable[_trunk_pb2.ListOodFitsRequest, _trunk_pb2.ListOodFitsResponse]
+    """The fits that the server has."""
 
 @_typing.type_check_only
 class TrunkServiceAsyncStub(TrunkServiceStub):
@@ -63,6 +67,10 @@ class TrunkServiceAsyncStub(TrunkServiceStub):
     """The frozen output matrix that tied policy heads use, in parts of at most 1 MiB."""
     GetStatus: _aio.UnaryUnaryMultiCallable[_trunk_pb2.GetStatusRequest, _trunk_pb2.GetStatusResponse]  # type: ignore[assignment]
     """What the server holds and does now: heads, memory, queue, cache, disk."""
+    FitOod: _aio.StreamUnaryMultiCallable[_trunk_pb2.FitOodRequest, _trunk_pb2.FitOodResponse]  # type: ignore[assignment]
+    """Fits an out-of-distribution score to prompts and keeps it: the trunk is frozen, so it survives every swap."""
+    ListOodFits: _aio.UnaryUnaryMultiCallable[_trunk_pb2.ListOodFitsRequest, _trunk_pb2.ListOodFitsResponse]  # type: ignore[assignment]
+    """The fits that the server has."""
 
 class TrunkServiceServicer(metaclass=_abc_1.ABCMeta):
     """The frozen part: what it is, its tokenizer, and its output for given tokens."""
@@ -114,5 +122,21 @@ class TrunkServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_trunk_pb2.GetStatusResponse, _abc.Awaitable[_trunk_pb2.GetStatusResponse]]:
         """What the server holds and does now: heads, memory, queue, cache, disk."""
+
+    @_abc_1.abstractmethod
+    def FitOod(
+        self,
+        request_iterator: _MaybeAsyncIterator[_trunk_pb2.FitOodRequest],
+        context: _ServicerContext,
+    ) -> _typing.Union[_trunk_pb2.FitOodResponse, _abc.Awaitable[_trunk_pb2.FitOodResponse]]:
+        """Fits an out-of-distribution score to prompts and keeps it: the trunk is frozen, so it survives every swap."""
+
+    @_abc_1.abstractmethod
+    def ListOodFits(
+        self,
+        request: _trunk_pb2.ListOodFitsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_trunk_pb2.ListOodFitsResponse, _abc.Awaitable[_trunk_pb2.ListOodFitsResponse]]:
+        """The fits that the server has."""
 
 def add_TrunkServiceServicer_to_server(servicer: TrunkServiceServicer, server: _typing.Union[_grpc.Server, _aio.Server]) -> None: ...

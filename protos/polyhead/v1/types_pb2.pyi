@@ -88,20 +88,26 @@ class Continuation(_message.Message):
     def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("text", "token_ids", "chat", "continue_from", "assistant_prefix", "cache_salt")
+    __slots__ = ("text", "token_ids", "chat", "continue_from", "assistant_prefix", "cache_salt", "format", "reply_role", "role_prompt")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
     CONTINUE_FROM_FIELD_NUMBER: _ClassVar[int]
     ASSISTANT_PREFIX_FIELD_NUMBER: _ClassVar[int]
     CACHE_SALT_FIELD_NUMBER: _ClassVar[int]
+    FORMAT_FIELD_NUMBER: _ClassVar[int]
+    REPLY_ROLE_FIELD_NUMBER: _ClassVar[int]
+    ROLE_PROMPT_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: TokenIds
     chat: Chat
     continue_from: Continuation
     assistant_prefix: str
     cache_salt: str
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., continue_from: _Optional[_Union[Continuation, _Mapping]] = ..., assistant_prefix: _Optional[str] = ..., cache_salt: _Optional[str] = ...) -> None: ...
+    format: str
+    reply_role: str
+    role_prompt: str
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., continue_from: _Optional[_Union[Continuation, _Mapping]] = ..., assistant_prefix: _Optional[str] = ..., cache_salt: _Optional[str] = ..., format: _Optional[str] = ..., reply_role: _Optional[str] = ..., role_prompt: _Optional[str] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_new_tokens", "stop", "keep_stop", "stop_token_ids", "ignore_eos", "sample_seeds")
@@ -150,22 +156,43 @@ class RuleSelection(_message.Message):
     def __init__(self, rule_set: _Optional[str] = ..., rule_ids: _Optional[_Iterable[str]] = ..., rules: _Optional[_Iterable[_Union[Rule, _Mapping]]] = ...) -> None: ...
 
 class ScoringSpec(_message.Message):
-    __slots__ = ("heads", "rules", "recipe")
+    __slots__ = ("heads", "rules", "recipe", "recipe_constants", "entropy", "top_logprobs", "ood")
+    class RecipeConstantsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
     HEADS_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     RECIPE_FIELD_NUMBER: _ClassVar[int]
+    RECIPE_CONSTANTS_FIELD_NUMBER: _ClassVar[int]
+    ENTROPY_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    OOD_FIELD_NUMBER: _ClassVar[int]
     heads: _containers.RepeatedScalarFieldContainer[str]
     rules: RuleSelection
     recipe: str
-    def __init__(self, heads: _Optional[_Iterable[str]] = ..., rules: _Optional[_Union[RuleSelection, _Mapping]] = ..., recipe: _Optional[str] = ...) -> None: ...
+    recipe_constants: _containers.ScalarMap[str, float]
+    entropy: bool
+    top_logprobs: int
+    ood: str
+    def __init__(self, heads: _Optional[_Iterable[str]] = ..., rules: _Optional[_Union[RuleSelection, _Mapping]] = ..., recipe: _Optional[str] = ..., recipe_constants: _Optional[_Mapping[str, float]] = ..., entropy: _Optional[bool] = ..., top_logprobs: _Optional[int] = ..., ood: _Optional[str] = ...) -> None: ...
 
 class PolicyScore(_message.Message):
-    __slots__ = ("logprobs", "sampling_logprobs")
+    __slots__ = ("logprobs", "sampling_logprobs", "entropies", "top_token_ids", "top_logprobs")
     LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
+    ENTROPIES_FIELD_NUMBER: _ClassVar[int]
+    TOP_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    TOP_LOGPROBS_FIELD_NUMBER: _ClassVar[int]
     logprobs: _containers.RepeatedScalarFieldContainer[float]
     sampling_logprobs: _containers.RepeatedScalarFieldContainer[float]
-    def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., sampling_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
+    entropies: _containers.RepeatedScalarFieldContainer[float]
+    top_token_ids: _containers.RepeatedScalarFieldContainer[int]
+    top_logprobs: _containers.RepeatedScalarFieldContainer[float]
+    def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., sampling_logprobs: _Optional[_Iterable[float]] = ..., entropies: _Optional[_Iterable[float]] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PreferenceScore(_message.Message):
     __slots__ = ("raw", "bias", "value", "present", "position")
@@ -210,6 +237,54 @@ class ValueScore(_message.Message):
     values: _containers.RepeatedScalarFieldContainer[float]
     bootstrap_value: float
     def __init__(self, values: _Optional[_Iterable[float]] = ..., bootstrap_value: _Optional[float] = ...) -> None: ...
+
+class Reward(_message.Message):
+    __slots__ = ("recipe", "reward", "reward_with_kl", "parts", "constants", "kl_estimator", "kl", "token_rewards", "rank", "error")
+    class PartsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    class ConstantsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: float
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[float] = ...) -> None: ...
+    RECIPE_FIELD_NUMBER: _ClassVar[int]
+    REWARD_FIELD_NUMBER: _ClassVar[int]
+    REWARD_WITH_KL_FIELD_NUMBER: _ClassVar[int]
+    PARTS_FIELD_NUMBER: _ClassVar[int]
+    CONSTANTS_FIELD_NUMBER: _ClassVar[int]
+    KL_ESTIMATOR_FIELD_NUMBER: _ClassVar[int]
+    KL_FIELD_NUMBER: _ClassVar[int]
+    TOKEN_REWARDS_FIELD_NUMBER: _ClassVar[int]
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    ERROR_FIELD_NUMBER: _ClassVar[int]
+    recipe: str
+    reward: float
+    reward_with_kl: float
+    parts: _containers.ScalarMap[str, float]
+    constants: _containers.ScalarMap[str, float]
+    kl_estimator: str
+    kl: _containers.RepeatedScalarFieldContainer[float]
+    token_rewards: _containers.RepeatedScalarFieldContainer[float]
+    rank: int
+    error: str
+    def __init__(self, recipe: _Optional[str] = ..., reward: _Optional[float] = ..., reward_with_kl: _Optional[float] = ..., parts: _Optional[_Mapping[str, float]] = ..., constants: _Optional[_Mapping[str, float]] = ..., kl_estimator: _Optional[str] = ..., kl: _Optional[_Iterable[float]] = ..., token_rewards: _Optional[_Iterable[float]] = ..., rank: _Optional[int] = ..., error: _Optional[str] = ...) -> None: ...
+
+class OodScore(_message.Message):
+    __slots__ = ("fit", "layer", "score")
+    FIT_FIELD_NUMBER: _ClassVar[int]
+    LAYER_FIELD_NUMBER: _ClassVar[int]
+    SCORE_FIELD_NUMBER: _ClassVar[int]
+    fit: str
+    layer: int
+    score: float
+    def __init__(self, fit: _Optional[str] = ..., layer: _Optional[int] = ..., score: _Optional[float] = ...) -> None: ...
 
 class HeadScore(_message.Message):
     __slots__ = ("head", "kind", "version", "digest", "policy", "preference", "rule", "value", "error")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -18,6 +19,7 @@ from polyhead.heads.spec import ModelSpec, describe
 from polyhead.server.engine.build import EngineConfig, build_engine
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.reports import SwapReport
 from polyhead.server.engine.scorer import HeadResult, results
 from polyhead.server.engine.sequence import (
     Drawn,
@@ -48,6 +50,7 @@ class Bench:
     engine: Engine
     events: list[Event] = field(default_factory=list)
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of the heads that were made, by digest
+    report: SwapReport | None = None  # of the last activation
 
     @classmethod
     def open(cls, folder: Path, split_layer: int, eos_ids: frozenset[int] = frozenset(), **config: Any) -> Bench:
@@ -81,8 +84,10 @@ class Bench:
         module = build_head(self.spec, tensors, output, self.trunk.embedding, torch.float32)
         return LiveHead(digest, self.engine.heads.prepare(module), 0)
 
-    def activate(self, generation: int, *, policy: LiveHead, value: LiveHead, **manifest: Any) -> ActiveSet:
-        """Make a set of five heads active at once, as a swap between two steps does."""
+    def activate(
+        self, generation: int, *, policy: LiveHead, value: LiveHead, policy_version: int = 0, **manifest: Any
+    ) -> ActiveSet:
+        """Make a set of five heads active at once, as a swap between two steps does. Versions are the generation's number."""
         kinds = {
             "policy": (HeadKind.POLICY, policy),
             "reference": (HeadKind.POLICY, policy),
@@ -91,9 +96,12 @@ class Bench:
             "value": (HeadKind.VALUE, value),
         }
         heads = {name: ServedHead(name, generation, self.manifest(kind, live, **manifest), live) for name, (kind, live) in kinds.items()}
+        if policy_version:
+            heads["policy"] = dataclasses.replace(heads["policy"], version=policy_version)
         active = ActiveSet(generation, heads)
-        self.engine.activate(active)
+        flipped = self.engine.activate(active)
         self.engine._empty_inbox()
+        self.report = flipped.result()
         return active
 
     def manifest(self, kind: HeadKind, live: LiveHead, **changes: Any) -> HeadManifest:
@@ -144,17 +152,29 @@ class Bench:
     def _deliver(self, request: Request, events: list[Event]) -> None:
         self.events.extend(events)
 
-    def run(self, *requests: Request, most_steps: int = 2000) -> None:
-        """Submit and step until all have ended."""
+    def start(self, *requests: Request, steps: int = 1) -> None:
+        """Submit, and take some steps."""
         for request in requests:
             self.engine.submit(request)
-        self.engine._empty_inbox()
+        for _ in range(steps):
+            self.engine._empty_inbox()
+            self.engine.step()
+
+    def finish(self, *requests: Request, most_steps: int = 2000) -> None:
+        """Step until requests that were started have ended."""
         for _ in range(most_steps):
             if all(request.is_ended for request in requests):
                 return
             self.engine.step()
             self.engine._empty_inbox()
         raise AssertionError("the requests did not end")
+
+    def run(self, *requests: Request, most_steps: int = 2000) -> None:
+        """Submit and step until all have ended."""
+        for request in requests:
+            self.engine.submit(request)
+        self.engine._empty_inbox()
+        self.finish(*requests, most_steps=most_steps)
 
     def counted(self, *requests: Request) -> int:
         """Trunk tokens that these requests took."""

@@ -197,11 +197,33 @@ def test_boundary_states_are_the_trunks_output(bench: Bench) -> None:
 def test_a_full_queue_answers_at_once(bench: Bench) -> None:
     """Batch work has three of four places; an interactive caller still gets in, and a long batch request does not keep it out."""
     bench.engine.queue = QueueLimits(max_requests=4, max_tokens=1000, interactive_share=0.25)
-    bench.engine.submit(bench.sampled(bench.prompt(5), n=10, params=SamplingParams(max_new_tokens=200)))
+    bench.engine.submit(bench.sampled(bench.prompt(5), n=4, params=SamplingParams(max_new_tokens=200)))
     with pytest.raises(ResourceExhausted) as caught:
         bench.engine.submit(bench.sampled(bench.prompt(5)))
     assert caught.value.retry_after_s
     bench.engine.submit(bench.sampled(bench.prompt(5), priority=Priority.INTERACTIVE))
+
+
+def test_a_request_larger_than_the_whole_queue_is_refused_for_good(bench: Bench) -> None:
+    """An empty queue took in one request of any size, and nobody else got in until it was done."""
+    bench.engine.queue = QueueLimits(max_tokens=1000, interactive_share=0.25)
+    prompt, hundred = bench.prompt(25), SamplingParams(max_new_tokens=100)
+    for priority in Priority:
+        huge = bench.sampled(prompt, n=8, params=hundred, priority=priority)
+        bench.add_samples(huge, prompt[:1], params=SIX)
+        assert huge.num_tokens == 1007
+        before = bench.engine.counters.rejected_requests
+        with pytest.raises(ResourceExhausted, match=r"\b1007 tokens.*\b1000 \(max_queue_tokens\)") as caught:
+            bench.engine.submit(huge)
+        assert caught.value.retry_after_s is None, "it would not fit later either"
+        assert caught.value.metadata == {"max_queue_tokens": "1000"}
+        assert bench.engine.counters.rejected_requests == before + 1
+    assert bench.engine.is_idle
+    assert bench.engine.counters.requests == 0
+    exact = bench.sampled(prompt, n=8, params=hundred)
+    assert exact.num_tokens == 1000
+    bench.run(exact)
+    assert [len(sample.completion) for sample in exact.samples] == [100] * 8
 
 
 def test_the_queue_counts_requests(bench: Bench) -> None:

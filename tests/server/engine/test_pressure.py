@@ -8,10 +8,11 @@ from pathlib import Path
 import pytest
 
 from polyhead.heads.errors import Aborted, PolyheadError, Unavailable
+from polyhead.server.engine.batch import Batch, HeadRun, TrunkRun
 from polyhead.server.engine.block import Block
 from polyhead.server.engine.build import HEAD_BLOCKS_PER_BLOCK
 from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import FinishReason, Phase, SamplingParams
+from polyhead.server.engine.sequence import FinishReason, Phase, Request, SamplingParams
 from tests.server.engine.harness import Bench
 
 ALL_HEADS = ("reference", "value", "preference", "rule")
@@ -112,6 +113,68 @@ def test_a_long_prefill_does_not_stop_decoding(small: Bench) -> None:
         before = len(decoding.samples[0].completion)
         small.engine.step()
         assert len(decoding.samples[0].completion) == before + 1
+
+
+def test_everybody_who_decodes_gets_a_token_in_every_step(small: Bench) -> None:
+    """A chunk smaller than the number of decoders left the last of them out until the first had ended."""
+    requests = [small.sampled(small.prompt(5, seed), params=SamplingParams(max_new_tokens=9)) for seed in range(12)]
+    small.start(*requests, steps=6)
+    small.engine.scheduler._chunk = 8
+    for _ in range(3):
+        before = [len(request.samples[0].completion) for request in requests]
+        small.engine.step()
+        assert [len(request.samples[0].completion) for request in requests] == [count + 1 for count in before]
+
+
+def test_the_chunk_shrinks_for_a_heads_prefill_as_for_the_trunks(small: Bench) -> None:
+    """A rebuild after a swap has no trunk tokens: its steps took as long as they liked while others decoded."""
+    scheduler = small.engine.scheduler
+    request = small.sampled(small.prompt(30))
+    small.start(request)
+    [sample] = request.samples
+    decode, prefill = TrunkRun(sample.sequence, 30, 31), HeadRun(sample.reading, 0, 32, 0)
+    scheduler.pace(Batch([decode], [prefill]), seconds=10 * scheduler.limits.target_step_s)
+    assert scheduler._chunk == (32 + 3) // 2
+    scheduler.pace(Batch([], [prefill]), seconds=10 * scheduler.limits.target_step_s)  # nobody decodes: nobody is stalled
+    assert scheduler._chunk == (32 + 3) // 2
+    for _ in range(9):
+        scheduler.pace(Batch([decode], [prefill]), seconds=0.1 * scheduler.limits.target_step_s)
+    assert scheduler._chunk == 32
+
+
+@pytest.mark.parametrize("place", ["tree.place", "cache.copy", "lease"])
+def test_a_failing_admission_leaves_nobody_half_admitted(small: Bench, monkeypatch: pytest.MonkeyPatch, place: str) -> None:
+    """Samples that had been started stayed in the queue, to be started again; and the one that failed was tried again for ever."""
+    small.run(small.sampled(small.prompt(40, 1), params=SamplingParams(max_new_tokens=1)))
+    first, failing, later = (small.sampled(small.prompt(20 + 10 * seed, seed)) for seed in range(3))
+    for request in (first, failing, later):
+        small.engine.submit(request)
+    small.engine._empty_inbox()
+    owner, name = {
+        "tree.place": (small.engine.tree, "place"),
+        "cache.copy": (small.engine.tree.cache, "copy"),
+        "lease": (Request, "take_lease"),
+    }[place]
+    working = getattr(owner, name)
+    num_calls = 0
+
+    def explode_once(*arguments: object) -> object:
+        nonlocal num_calls
+        num_calls += 1
+        if num_calls == (1 if place == "cache.copy" else 2):  # the first prompt has nothing to copy
+            raise RuntimeError("secret")
+        return working(*arguments)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(owner, name, explode_once)
+        small.engine._step_safely()
+    scheduler = small.engine.scheduler
+    assert (first.is_ended, failing.is_ended, later.is_ended) == (True, True, False)
+    assert (scheduler.waiting, scheduler.running) == (later.samples, [])
+    small.engine.tree.check()
+    small.finish(later)
+    assert later.samples[0].finish_reason is FinishReason.LENGTH
+    small.assert_blocks_returned()
 
 
 def test_heaps_stay_bounded(small: Bench) -> None:

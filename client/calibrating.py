@@ -1,0 +1,89 @@
+"""A preference head's bias from reference completions: its mean raw score on them. Makes no calls: both clients drive it.
+
+plan = CalibrationPlan(head, items)               # refuses what is wrong in itself
+with plan.counting():                             # for each of plan.batches()
+    plan.take(score(batch, heads=[plan.head.ref]))
+plan.bias; plan.result(...)
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import re
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import numpy as np
+
+from polyhead.client.errors import FailedPrecondition, InvalidArgument, PolyheadError
+from polyhead.client.records import Calibration, Generation, HeadVersion
+from polyhead.client.results import HeadKind, PreferenceScore, ScoredItem
+
+__all__ = ["CalibrationPlan"]
+
+BATCH_ITEMS = 64  # of one call: its answer echoes every id
+
+
+class CalibrationPlan:
+    """One version's raw scores on the references, gathered batch by batch."""
+
+    def __init__(self, head: HeadVersion, items: Sequence[Any]) -> None:
+        """FailedPrecondition for a head of another kind; InvalidArgument without items."""
+        if head.kind is not HeadKind.PREFERENCE:
+            raise FailedPrecondition(f"only a preference head has a bias: {head.ref} is a {head.kind.value} head", field="head")
+        if isinstance(items, (str, tuple)) or not isinstance(items, Sequence):
+            raise TypeError(f"items must be a list of (prompt, completion) pairs: {type(items).__name__}")
+        if not items:
+            raise InvalidArgument("there are no references to calibrate with", field="items")
+        self.head = head
+        self._items = items
+        self._raw: list[float] = []
+
+    def batches(self) -> Iterator[Sequence[Any]]:
+        """The items, so many at a time as one call answers."""
+        for start in range(0, len(self._items), BATCH_ITEMS):
+            yield self._items[start : start + BATCH_ITEMS]
+
+    @contextlib.contextmanager
+    def counting(self) -> Iterator[None]:
+        """The server counts a batch's items from 0: in errors they are counted from the start of all."""
+        num_before = len(self._raw)
+        try:
+            yield
+        except PolyheadError as error:
+            error.field = re.sub(r"^items\[(\d+)\]", lambda found: f"items[{num_before + int(found[1])}]", error.field)
+            raise
+
+    def take(self, scored: Sequence[ScoredItem]) -> None:
+        """A batch's answers. FailedPrecondition, naming the item, for a score that is missing or not finite."""
+        self._raw += [self._raw_of(item, f"items[{index}]") for index, item in enumerate(scored)]
+
+    def _raw_of(self, item: ScoredItem, field: str) -> float:
+        score = item.scores.get(self.head.ref)
+        if not isinstance(score, PreferenceScore):
+            why = item.error or (score.error if score else "") or "the server sent none"
+            raise FailedPrecondition(f"a reference has no score of {self.head.ref}: {why}", field=field)
+        if not score.present:
+            hint = "the head leaves out completions that did not end by themselves"
+            raise FailedPrecondition(f"a reference has no score of {self.head.ref}\nhint: {hint}", field=field)
+        if not math.isfinite(score.raw):
+            raise FailedPrecondition(f"a reference's score of {self.head.ref} is not finite: {score.raw}", field=field)
+        return score.raw
+
+    @property
+    def bias(self) -> float:
+        """The mean raw score, which centres these references on 0."""
+        return float(np.mean(self._raw, dtype=np.float64))
+
+    def result(self, version: int, generation: Generation | None) -> Calibration:
+        return Calibration(
+            name=self.head.name,
+            version=version,
+            source=self.head.ref,
+            old_bias=self.head.manifest.bias,
+            bias=self.bias,
+            num_items=len(self._raw),
+            std=float(np.std(self._raw, dtype=np.float64)),
+            generation=generation,
+        )

@@ -1,0 +1,49 @@
+"""The demo's load: streams in the background, so that a swap can be seen from within them."""
+
+from __future__ import annotations
+
+import threading
+import time
+
+from polyhead.client import Client, Sample
+
+
+class Load:
+    """Streams that run in the background, each a request of its own."""
+
+    def __init__(self, client: Client, num_streams: int) -> None:
+        self.num_streams = num_streams
+        self._client = client
+        self._samples: list[Sample] = []
+        self._num_running = 0
+        self._lock = threading.Lock()
+        self._started_at = time.monotonic()
+        self._threads = [threading.Thread(target=self._stream, args=(index,)) for index in range(num_streams)]
+        for thread in self._threads:
+            thread.start()
+
+    def wait_until_running(self) -> None:
+        """Until every stream has its first token."""
+        end_at = time.monotonic() + 120.0
+        while self._num_running < self.num_streams and time.monotonic() < end_at:
+            time.sleep(0.05)
+
+    def finish(self) -> list[Sample]:
+        """Wait for all of them."""
+        for thread in self._threads:
+            thread.join()
+        return self._samples
+
+    @property
+    def tokens_per_second(self) -> float:
+        return sum(len(sample.token_ids) for sample in self._samples) / (time.monotonic() - self._started_at)
+
+    def _stream(self, index: int) -> None:
+        stream = self._client.stream(f"Chapter {index + 1}. The story begins", max_new_tokens=120, ignore_eos=True, seed=index)
+        for number, _ in enumerate(stream):
+            if number == 0:
+                with self._lock:
+                    self._num_running += 1
+        if stream.sample is not None:
+            with self._lock:
+                self._samples.append(stream.sample)

@@ -1,0 +1,138 @@
+"""Configuration files: versioned YAML, read once at start and never written. What a file holds is checked by its kind's own book.
+
+A book is one kind's files: rules.py has rule sets and templates, transcripts.py transcript formats.
+"""
+
+from __future__ import annotations
+
+import enum
+import hashlib
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol, TypeVar
+
+import yaml
+
+from polyhead.heads.errors import InvalidArgument, NotFound
+from polyhead.heads.manifest import check_name, parse_reference
+
+MAX_FILE_BYTES = 256 << 10
+MAX_VERSION = 999_999_999  # what a reference can name
+
+T = TypeVar("T")
+
+
+class ConfigurationKind(enum.Enum):
+    """What a file describes, in the order of listings."""
+
+    RULE_SET = "rule_set"
+    RULE_TEMPLATE = "rule_template"
+    RECIPE = "recipe"
+    TRANSCRIPT_FORMAT = "transcript_format"
+
+
+@dataclass(frozen=True, slots=True)
+class Configuration:
+    """One file, as callers see it."""
+
+    kind: ConfigurationKind
+    reference: str  # "example-rules@1"
+    sha256: str  # of the file
+    content: str  # the file, YAML
+    rules: tuple[tuple[str, str], ...] = ()  # a rule set's (id, text), in order
+
+
+class Book(Protocol):
+    """The files of one kind, or of a few that belong together."""
+
+    def configurations(self) -> Iterable[Configuration]: ...
+
+
+@dataclass(frozen=True, slots=True)
+class ConfigurationFile:
+    """A file whose id and version are good, and nothing else is checked."""
+
+    reference: str
+    sha256: str
+    content: str
+    values: Mapping[str, Any]  # all keys but id and version
+
+    def listed(self, kind: ConfigurationKind, rules: tuple[tuple[str, str], ...] = ()) -> Configuration:
+        """As callers see it."""
+        return Configuration(kind, self.reference, self.sha256, self.content, rules)
+
+
+def read_file(path: Path, field: str) -> ConfigurationFile:
+    """Read one file. InvalidArgument says what is wrong, under `field`, by the file's name and never by its path."""
+    try:
+        data = path.read_bytes()
+        if len(data) > MAX_FILE_BYTES:
+            raise InvalidArgument(f"{path.name} has {len(data)} bytes, at most {MAX_FILE_BYTES}", field=field)
+        content = data.decode("utf-8")
+        values = _StrictLoader(content).get_single_data()
+    except OSError as error:
+        raise InvalidArgument(f"cannot read {path.name}: {error.strerror}", field=field) from None
+    except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, a date or a number that Python cannot hold
+        where = f" in line {error.problem_mark.line + 1}" if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else ""
+        what = error.problem if isinstance(error, yaml.MarkedYAMLError) else "not UTF-8 text, or a value that cannot be held"
+        raise InvalidArgument(f"{path.name} is not YAML{where}: {what}", field=field) from None
+    if not isinstance(values, dict) or "id" not in values or "version" not in values:
+        missing = f".{'version' if 'id' in values else 'id'}" if isinstance(values, dict) else ""
+        raise InvalidArgument(f"{path.name} needs id and version", field=f"{field}{missing}")
+    name, version = values.pop("id"), values.pop("version")
+    if not isinstance(name, str):
+        raise InvalidArgument(f"the id of {path.name} must be text: {name!r}", field=f"{field}.id")
+    try:
+        check_name(name, f"{field}.id")
+    except InvalidArgument as error:
+        raise InvalidArgument(f"{path.name}: {error.message}", field=error.field) from None
+    if type(version) is not int or not 1 <= version <= MAX_VERSION:
+        raise InvalidArgument(f"the version of {path.name} must be a whole number from 1 on: {version!r}", field=f"{field}.version")
+    return ConfigurationFile(f"{name}@{version}", hashlib.sha256(data).hexdigest(), content, values)
+
+
+def check_keys(values: object, known: Collection[str], where: str, field: str) -> dict[str, Any]:
+    """A mapping that has no key but those `known`."""
+    if not isinstance(values, dict):
+        raise InvalidArgument(f"{where} must be a mapping with {', '.join(known)}", field=field)
+    if unknown := [key for key in values if key not in known]:
+        raise InvalidArgument(f"unknown key in {where}: {str(unknown[0])[:80]!r}", field=f"{field}.{str(unknown[0])[:80]}")
+    return values
+
+
+def text_of(values: Mapping[str, Any], key: str, where: str, field: str, default: str | None = None) -> str:
+    """A key's text. YAML makes a truth value of a bare Yes and a number of a bare 1: both are refused, not turned into text."""
+    value = values.get(key, default)
+    if not isinstance(value, str):
+        found = "is missing" if value is None else f"must be text, in quotes: {value!r}"
+        raise InvalidArgument(f"{key} of {where} {found}", field=f"{field}.{key}")
+    return value
+
+
+def add_once(known: dict[str, T], reference: str, entry: T, field: str) -> None:
+    """A version is one file: two that call themselves the same would make an answer's reference mean two things."""
+    if reference in known:
+        raise InvalidArgument(f"{reference} stands in two files: a change needs a new version", field=f"{field}.version")
+    known[reference] = entry
+
+
+def find_newest(known: Mapping[str, T], reference: str, what: str, field: str) -> T:
+    """By "name@version", or the newest version by "name". InvalidArgument for what is no reference; NotFound."""
+    name, version = parse_reference(reference, field)
+    versions = [number for other, number in (parse_reference(key, field) for key in known) if other == name and version in (0, number)]
+    if not versions:
+        raise NotFound(f"no such {what}: {reference!r}", field=field)
+    return known[f"{name}@{max(versions)}"]
+
+
+class _StrictLoader(yaml.SafeLoader):
+    """Refuses a mapping that names a key twice; YAML's own loaders take the last one silently."""
+
+    def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Any, Any]:
+        seen: set[str] = set()
+        for key, _ in node.value:
+            if isinstance(key, yaml.ScalarNode) and key.value in seen:
+                raise yaml.constructor.ConstructorError(None, None, f"the key {key.value!r} stands twice", key.start_mark)
+            seen.add(str(key.value))
+        return super().construct_mapping(node, deep)

@@ -1,0 +1,65 @@
+"""Configuration files and the ids of rule questions, from the server's books to protobuf."""
+
+from __future__ import annotations
+
+import itertools
+from collections.abc import Iterable
+
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.manifest import parse_reference
+from polyhead.server.configurations import Book, Configuration, ConfigurationKind
+from polyhead.server.convert_rules import selected_rules
+from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
+from polyhead.v1 import scoring_pb2, types_pb2
+
+MAX_REPLY_BYTES = 3_500_000  # below the 4 MiB cap of one message
+
+_KINDS = {
+    ConfigurationKind.RULE_SET: scoring_pb2.CONFIGURATION_KIND_RULE_SET,
+    ConfigurationKind.RULE_TEMPLATE: scoring_pb2.CONFIGURATION_KIND_RULE_TEMPLATE,
+    ConfigurationKind.RECIPE: scoring_pb2.CONFIGURATION_KIND_RECIPE,
+    ConfigurationKind.TRANSCRIPT_FORMAT: scoring_pb2.CONFIGURATION_KIND_TRANSCRIPT_FORMAT,
+}
+
+
+def listing(message: scoring_pb2.ListConfigurationsRequest, books: Iterable[Book]) -> scoring_pb2.ListConfigurationsResponse:
+    """All files of the kind asked for: by kind, then by name, then by version."""
+    wanted = scoring_pb2.CONFIGURATION_KIND_UNSPECIFIED
+    if message.kind != wanted and message.kind not in _KINDS.values():
+        raise InvalidArgument(f"unknown kind: {int(message.kind)}", field="kind")
+    found = itertools.chain.from_iterable(book.configurations() for book in books)
+    chosen = [each for each in found if message.kind in (wanted, _KINDS[each.kind])]
+    response = scoring_pb2.ListConfigurationsResponse(configurations=map(_configuration, sorted(chosen, key=_place)))
+    if response.ByteSize() > MAX_REPLY_BYTES:
+        raise FailedPrecondition("the files do not fit one message: ask for one kind at a time", field="kind")
+    return response
+
+
+def rule_questions(message: scoring_pb2.TokenizeRulesRequest, book: RuleBook) -> scoring_pb2.TokenizeRulesResponse:
+    """Blocking: it tokenises, on the path that scoring takes."""
+    template = book.find_template(message.template or DEFAULT_TEMPLATE, "template")
+    rule_set, rules = selected_rules(message.rules, book, "rules")
+    if not rules:
+        raise InvalidArgument("no rules: name a rule set, ids of rules, or give rules", field="rules")
+    return scoring_pb2.TokenizeRulesResponse(
+        questions=[scoring_pb2.RuleQuestion(rule_id=rule_id, token_ids=ids) for rule_id, ids in book.questions(template, rules)],
+        violated_token_id=template.violated_token_id,
+        followed_token_id=template.followed_token_id,
+        rule_set=rule_set,
+        template=template.reference,
+    )
+
+
+def _place(each: Configuration) -> tuple[int, str, int]:
+    name, version = parse_reference(each.reference, "reference")
+    return _KINDS[each.kind], name, version
+
+
+def _configuration(each: Configuration) -> scoring_pb2.Configuration:
+    return scoring_pb2.Configuration(
+        kind=_KINDS[each.kind],
+        reference=each.reference,
+        sha256=each.sha256,
+        content=each.content,
+        rules=[types_pb2.Rule(id=rule_id, text=text) for rule_id, text in each.rules],
+    )

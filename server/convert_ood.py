@@ -1,0 +1,78 @@
+"""Out-of-distribution fits and scores, and pooling, between protobuf and dataclasses."""
+
+from __future__ import annotations
+
+import math
+
+from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.manifest import check_name
+from polyhead.heads.records import check_request_id
+from polyhead.server.engine.sequence import Pool, Pooling, Sample
+from polyhead.server.ood import DEFAULT_SHRINKAGE, check_shrinkage
+from polyhead.server.ood_fits import TrunkLayers
+from polyhead.server.ood_store import OodFit
+from polyhead.v1 import trunk_pb2, types_pb2
+
+_POOLINGS = {trunk_pb2.POOLING_MEAN: Pooling.MEAN, trunk_pb2.POOLING_LAST: Pooling.LAST}
+_POOLING_NUMBERS = {pooling: number for number, pooling in _POOLINGS.items()}
+
+
+def pooling(value: trunk_pb2.Pooling, field: str) -> Pooling | None:
+    """None if it is not set."""
+    if value == trunk_pb2.POOLING_UNSPECIFIED:
+        return None
+    if value not in _POOLINGS:
+        raise InvalidArgument(f"unknown pooling: {int(value)}", field=field)
+    return _POOLINGS[value]
+
+
+def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers) -> OodFit:
+    """The record of a fit as far as its header says it, every default filled in."""
+    return OodFit(
+        name=check_name(header.name, "header.name"),
+        version=0,
+        trunk_id=layers.trunk_id,
+        precision=layers.precision,
+        pool=Pool(
+            layers.resolve(header.layer, default=layers.kept[0], field="header.layer"),
+            pooling(header.pooling, "header.pooling") or Pooling.MEAN,
+        ),
+        num_prompts=0,
+        shrinkage=check_shrinkage(header.shrinkage if header.HasField("shrinkage") else DEFAULT_SHRINKAGE, "header.shrinkage"),
+        mean_score=0.0,
+        std_score=0.0,
+        created_at=0.0,
+        request_id=check_request_id(header.request_id),
+    )
+
+
+def fit_message(fit: OodFit) -> trunk_pb2.OodFit:
+    """A fit's record."""
+    return trunk_pb2.OodFit(
+        name=fit.name,
+        version=fit.version,
+        trunk_id=fit.trunk_id,
+        precision=fit.precision,
+        layer=fit.pool.layer,
+        pooling=_POOLING_NUMBERS[fit.pool.pooling],
+        num_prompts=fit.num_prompts,
+        shrinkage=fit.shrinkage,
+        created_at=fit.created_at,
+        mean_score=fit.mean_score,
+        std_score=fit.std_score,
+    )
+
+
+def ood_score(sample: Sample) -> types_pb2.OodScore | None:
+    """None if it was not asked for, or is not finite: `ood_error` then says so."""
+    fit = sample.request.ood
+    if fit is None or sample.ood_score is None or not math.isfinite(sample.ood_score):
+        return None
+    return types_pb2.OodScore(fit=fit.reference, layer=fit.pool.layer, score=sample.ood_score)
+
+
+def ood_error(sample: Sample) -> str:
+    """Why a score that was made is not returned; empty if it is."""
+    if sample.request.ood is None or sample.ood_score is None or math.isfinite(sample.ood_score):
+        return ""
+    return f"the out-of-distribution score of {sample.request.ood.reference} is not finite"

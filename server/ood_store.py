@@ -1,0 +1,215 @@
+"""Out-of-distribution fits on disk, in the folder of the head store: versions that only grow, and survive every swap and restart.
+
+    ood/<name>@<version>.safetensors    the numbers, float64
+    ood/<name>@<version>.json           the record, with the SHA-256 of the numbers; a fit exists once this is there
+
+Knows records and bytes, not which trunk is served. The head store's lock keeps other processes out.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import logging
+import re
+import threading
+from dataclasses import dataclass
+from typing import Any
+
+import safetensors.numpy
+
+from polyhead.heads import osio, records
+from polyhead.heads.errors import AlreadyExists, DataLoss, NotFound, PolyheadError, ResourceExhausted
+from polyhead.heads.layout import OOD
+from polyhead.heads.manifest import NAME_PATTERN, check_name
+from polyhead.heads.osio import StoreFiles
+from polyhead.heads.records import DamagedRecord
+from polyhead.server.engine.sequence import Pool, Pooling
+from polyhead.server.ood import OodModel
+
+MAX_NAMES = 64
+_FILE = re.compile(rf"({NAME_PATTERN.pattern})@([1-9][0-9]{{0,8}})\.(json|safetensors)")
+_KIND = "ood_fit"
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class OodFit:
+    """One version of one fit. Never changes."""
+
+    name: str
+    version: int
+    trunk_id: str
+    precision: str  # of the trunk that it was made with
+    pool: Pool
+    num_prompts: int
+    shrinkage: float
+    mean_score: float  # of the prompts it was made from
+    std_score: float
+    created_at: float  # unix seconds
+    request_id: str = ""
+    sha256: str = ""  # of the numbers' file
+    num_bytes: int = 0
+
+    @property
+    def reference(self) -> str:
+        return f"{self.name}@{self.version}"
+
+
+class OodStore:
+    """Methods block on the disk: call them from a worker thread. Thread-safe. ResourceExhausted, StoreIoError."""
+
+    def __init__(self, files: StoreFiles, keep_versions: int) -> None:
+        """Read every record. One that is damaged is known by its number alone: its fit cannot be used, nor its number given again."""
+        self._files = files
+        self._keep_versions = keep_versions
+        self._lock = threading.Lock()
+        self._fits: dict[tuple[str, int], OodFit | None] = {}
+        self._highest: dict[str, int] = {}
+        self._has_folder = False  # durably
+        with osio.plain_errors("could not read the out-of-distribution fits"):
+            self._load()
+
+    def listing(self) -> list[OodFit]:
+        """By name, oldest version first."""
+        with self._lock:
+            fits = [fit for fit in self._fits.values() if fit is not None]
+        return sorted(fits, key=lambda fit: (fit.name, fit.version))
+
+    def get(self, name: str, version: int, field: str) -> OodFit:
+        """Version 0 is the newest. NotFound; DataLoss if its record is damaged."""
+        with self._lock:
+            versions = [known for other, known in self._fits if other == name]
+            wanted = version or max(versions, default=0)
+            if wanted not in versions:
+                reference = f"{name}@{version}" if version else name
+                raise NotFound(f"no such out-of-distribution fit: {reference}", field=field, metadata={"name": reference})
+            fit = self._fits[name, wanted]
+        if fit is None:
+            raise DataLoss(f"the record of the out-of-distribution fit is damaged: {name}@{wanted}\nhint: fit it again")
+        return fit
+
+    def find_request(self, request_id: str) -> OodFit | None:
+        """The fit that this request made: a retry gets the first answer."""
+        with self._lock:
+            return self._of_request(request_id)
+
+    def add(self, fit: OodFit, model: OodModel) -> OodFit:
+        """Store a fit under the next number of its name; durable when it returns. A known request id gets its first answer."""
+        data = safetensors.numpy.save({field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
+        with self._lock, osio.plain_errors("could not store the out-of-distribution fit"):
+            if first := self._of_request(fit.request_id):
+                return check_same_request(first, fit)
+            self._check_room(fit.name)
+            version = self._highest.get(fit.name, 0) + 1
+            stored = dataclasses.replace(fit, version=version, sha256=hashlib.sha256(data).hexdigest(), num_bytes=len(data))
+            self._highest[fit.name] = version  # spent, whatever happens
+            self._write(stored, data)
+            self._fits[fit.name, version] = stored
+            self._collect(fit.name)
+            return stored
+
+    def load(self, fit: OodFit) -> OodModel:
+        """Its numbers. DataLoss if they are missing or not those that were stored."""
+        with osio.plain_errors("could not read the out-of-distribution fit"):
+            try:
+                data = self._files.read(_path(fit.name, fit.version, "safetensors"), fit.num_bytes)
+            except FileNotFoundError:
+                data = b""
+        if hashlib.sha256(data).hexdigest() != fit.sha256:
+            raise DataLoss(f"the numbers of the out-of-distribution fit are damaged: {fit.reference}\nhint: fit it again")
+        return OodModel(**safetensors.numpy.load(data))
+
+    @property
+    def num_bytes(self) -> int:
+        """What the fits take on disk, without their records."""
+        return sum(fit.num_bytes for fit in self.listing())
+
+    # ---- files
+
+    def _load(self) -> None:
+        if not self._files.exists(OOD):
+            return
+        self._files.fsync_folder(OOD)  # a process that was killed may not have come to it
+        names = self._files.list(OOD)
+        for found in filter(None, map(_FILE.fullmatch, names)):
+            name, version, suffix = found[1], int(found[2]), found[3]
+            if suffix == "json":
+                self._fits[name, version] = self._read(name, version)
+                self._highest[name] = max(self._highest.get(name, 0), version)
+        for found in filter(None, map(_FILE.fullmatch, names)):
+            if (found[1], int(found[2])) not in self._fits:
+                self._files.discard(f"{OOD}/{found[0]}")  # numbers that never got their record
+
+    def _read(self, name: str, version: int) -> OodFit | None:
+        try:
+            fit = _from_plain(records.decode(_KIND, self._files.read(_path(name, version, "json"), records.MAX_RECORD_BYTES)))
+            if (fit.name, fit.version) == (name, version):
+                return fit
+        except (DamagedRecord, PolyheadError, OSError, KeyError, TypeError, ValueError):
+            pass
+        log.warning("the record of an out-of-distribution fit is damaged: %s@%d", name, version)
+        return None
+
+    def _write(self, fit: OodFit, data: bytes) -> None:
+        """The numbers first, durably; then the record, which makes them a fit."""
+        self._make_folder()
+        written = (("safetensors", data), ("json", records.encode(_KIND, _to_plain(fit))))
+        try:
+            for suffix, content in written:
+                self._files.put(_path(fit.name, fit.version, suffix), content, "ood")
+                self._files.fsync_folder(OOD, "ood")
+        except OSError:
+            for suffix, _ in reversed(written):  # it was never acknowledged
+                self._files.discard(_path(fit.name, fit.version, suffix))
+            raise
+
+    def _make_folder(self) -> None:
+        if not self._has_folder:
+            if not self._files.exists(OOD):
+                self._files.mkdir(OOD, "ood")
+            self._files.fsync_folder("", "ood")
+            self._has_folder = True
+
+    def _collect(self, name: str) -> None:
+        """Forget the oldest versions of a name, the record first. What cannot be deleted now is tried again after the next fit."""
+        versions = sorted(version for other, version in self._fits if other == name)
+        for version in versions[: -self._keep_versions]:
+            try:
+                self._files.unlink(_path(name, version, "json"), "ood")
+                self._files.fsync_folder(OOD, "ood")
+            except OSError as error:
+                log.warning("an old out-of-distribution fit was not deleted: %s@%d (%s)", name, version, error.strerror)
+                return
+            del self._fits[name, version]
+            self._files.discard(_path(name, version, "safetensors"))
+
+    def _check_room(self, name: str) -> None:
+        check_name(name, "name")
+        names = {known for known, _ in self._fits}
+        if name not in names and len(names) >= MAX_NAMES:
+            raise ResourceExhausted(f"there are {MAX_NAMES} names of out-of-distribution fits already: use one of them")
+
+    def _of_request(self, request_id: str) -> OodFit | None:
+        return next((fit for fit in self._fits.values() if fit and request_id and fit.request_id == request_id), None)
+
+
+def check_same_request(first: OodFit, wanted: OodFit) -> OodFit:
+    """`first`, if the request that made it asked for the same. AlreadyExists."""
+    if (first.name, first.pool, first.shrinkage) != (wanted.name, wanted.pool, wanted.shrinkage):
+        raise AlreadyExists(f"the request id was used for another fit: it made {first.reference}", field="header.request_id")
+    return first
+
+
+def _path(name: str, version: int, suffix: str) -> str:
+    return f"{OOD}/{name}@{version}.{suffix}"
+
+
+def _to_plain(fit: OodFit) -> dict[str, Any]:
+    plain = {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit) if field.name != "pool"}
+    return {**plain, "layer": fit.pool.layer, "pooling": fit.pool.pooling.value}
+
+
+def _from_plain(plain: dict[str, Any]) -> OodFit:
+    return OodFit(pool=Pool(int(plain.pop("layer")), Pooling(plain.pop("pooling"))), **plain)

@@ -1,0 +1,84 @@
+"""Whether a reply is well formed, and why not: what `valid` means in an answer."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+from polyhead.server.engine.sequence import FinishReason, ReplyForm, Sample
+
+logger = logging.getLogger(__name__)
+
+Decode = Callable[[Sequence[int]], str]
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyCheck:
+    """What is wrong with a reply, by name; nothing if it is valid.
+
+    failed             its numbers were bad, or its text could not be read
+    not_terminated     it did not end by itself
+    wrong_end          it ended, but not with a marker that ends such a reply in its transcript format
+    empty              there is nothing but white space before its end
+    foreign_opening    the opening of a turn stands inside it
+
+    The first two are for every reply, the others for one in a transcript format.
+    """
+
+    valid: bool
+    reasons: tuple[str, ...]
+    num_newlines: int  # without those of the marker that ends it
+
+
+def check_reply(sample: Sample, decode: Decode) -> ReplyCheck:
+    """Look at a finished sample's text, made from its ids."""
+    if sample.finish_reason is FinishReason.FAILED:
+        return _failed()
+    try:
+        text, marker = split_marker(sample.completion, (*sample.form.openings, *_stops(sample)), decode)
+    except Exception:
+        logger.exception("a reply's text could not be made")
+        return _failed()
+    reasons: tuple[str, ...] = () if sample.is_terminated else ("not_terminated",)
+    if sample.form.ends:
+        reasons += _format_reasons(text, marker, sample)
+    return ReplyCheck(not reasons, reasons, text.count("\n"))
+
+
+def _stops(sample: Sample) -> tuple[str, ...]:
+    """The stop string that ended a sample; for a given completion, those that it was drawn with."""
+    if sample.is_given and sample.request.score_sampling is not None:
+        return sample.request.score_sampling.stop
+    return (sample.stop,) if sample.stop else ()
+
+
+def is_ended(token_ids: list[int], form: ReplyForm, decode: Decode) -> bool:
+    """Whether a given reply ends as its transcript format wants it."""
+    return bool(form.ends) and split_marker(token_ids, form.openings, decode)[1] in form.ends
+
+
+def split_marker(token_ids: list[int], markers: Sequence[str], decode: Decode) -> tuple[str, str]:
+    """(text before the marker that the last token completes, that marker); (text, "") if it completes none.
+
+    The last token may hold text beyond the marker, which belongs to neither.
+    """
+    text, before = decode(token_ids), decode(token_ids[:-1]) if markers else ""
+    completed = [(text.rfind(marker), marker) for marker in markers if text.count(marker) > before.count(marker)]
+    if not completed:
+        return text, ""
+    start, marker = min(completed)
+    return text[:start], marker
+
+
+def _format_reasons(text: str, marker: str, sample: Sample) -> tuple[str, ...]:
+    found = {
+        "wrong_end": (sample.is_terminated or marker != "") and marker not in sample.form.ends,
+        "empty": not text.strip(),
+        "foreign_opening": any(opening in text for opening in sample.form.openings),
+    }
+    return tuple(reason for reason, is_so in found.items() if is_so)
+
+
+def _failed() -> ReplyCheck:
+    return ReplyCheck(False, ("failed",), 0)

@@ -1,0 +1,134 @@
+"""FitOod: prompts in, through the engine, moments of their pooled states out, and a fit kept. TrunkServicer hands its stream on to here."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+import time
+from collections.abc import AsyncIterator, Sequence
+
+import numpy as np
+
+from polyhead.heads.errors import DataLoss, InvalidArgument, ResourceExhausted
+from polyhead.server import convert, convert_ood
+from polyhead.server.convert_prompts import prompt_ids
+from polyhead.server.engine.sequence import Ended, Finished, Pool, Request
+from polyhead.server.errors import DeadlineExceeded
+from polyhead.server.ood import Floats, Moments, fit
+from polyhead.server.ood_fits import OodFits
+from polyhead.server.ood_store import OodFit, check_same_request
+from polyhead.server.servicers.call import Frontend
+from polyhead.v1 import trunk_pb2, types_pb2
+
+MAX_MESSAGE_PROMPTS = 256
+MAX_PROMPTS = 100_000  # of one fit
+MAX_FITS_AT_ONCE = 2  # each holds matrices of 8 * d_model^2 bytes
+ENGINE_PROMPTS = 64  # of one engine request: a fit never fills the queue
+RETRY_S = 5.0
+
+
+class OodFitting:
+    """Runs fits; each message's prompts are done before the next one is read, so a fast caller fills no memory."""
+
+    def __init__(self, frontend: Frontend, fits: OodFits, d_model: int, idle_s: float) -> None:
+        self._frontend = frontend
+        self._fits = fits
+        self._d_model = d_model
+        self._idle_s = idle_s  # a stream without a message for so long is given up
+        self._num_running = 0
+
+    async def fit(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> OodFit:
+        """The new fit, durable; or the first answer to its request id."""
+        wanted = convert_ood.wanted_fit(await self._header(messages), self._fits.layers)
+        if first := await self._frontend.workers.run(self._fits.store.find_request, wanted.request_id):
+            return check_same_request(first, wanted)
+        if self._num_running >= MAX_FITS_AT_ONCE:
+            raise ResourceExhausted(f"{self._num_running} fits are under way: try again later", retry_after_s=RETRY_S)
+        self._num_running += 1
+        try:
+            moments = await self._gather(messages, wanted.pool)
+            return await self._frontend.workers.run(self._finish, wanted, moments)
+        finally:
+            self._num_running -= 1
+
+    # ---- the stream
+
+    async def _header(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> trunk_pb2.FitOodHeader:
+        message = await self._next(messages)
+        if message is None or message.WhichOneof("part") != "header":
+            raise InvalidArgument("the first message of a fit must be its header", field="header")
+        return message.header
+
+    async def _prompts(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> AsyncIterator[tuple[int, Sequence[types_pb2.Prompt]]]:
+        """(how many came before, a message's prompts)"""
+        count = 0
+        while (message := await self._next(messages)) is not None:
+            if message.WhichOneof("part") != "prompts":
+                raise InvalidArgument("after the header only prompts may come", field="prompts")
+            prompts = message.prompts.prompts
+            if not 1 <= len(prompts) <= MAX_MESSAGE_PROMPTS:
+                raise InvalidArgument(f"a message has 1 to {MAX_MESSAGE_PROMPTS} prompts: {len(prompts)}", field="prompts")
+            if count + len(prompts) > MAX_PROMPTS:
+                raise InvalidArgument(f"a fit has at most {MAX_PROMPTS} prompts", field="prompts")
+            yield count, prompts
+            count += len(prompts)
+
+    async def _next(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> trunk_pb2.FitOodRequest | None:
+        try:
+            async with asyncio.timeout(self._idle_s):
+                return await anext(messages, None)
+        except TimeoutError:
+            raise DeadlineExceeded(f"nothing arrived for {self._idle_s:g} s: the fit is given up") from None
+
+    # ---- the work
+
+    async def _gather(self, messages: AsyncIterator[trunk_pb2.FitOodRequest], pool: Pool) -> Moments:
+        moments = Moments(self._d_model)
+        async for before, prompts in self._prompts(messages):
+            token_ids = await self._frontend.workers.run(self._token_ids, prompts, before)
+            for start in range(0, len(token_ids), ENGINE_PROMPTS):
+                rows = await self._rows(token_ids[start : start + ENGINE_PROMPTS], pool, before + start)
+                await self._frontend.workers.run(moments.add, rows)
+        return moments
+
+    def _token_ids(self, prompts: Sequence[types_pb2.Prompt], before: int) -> list[tuple[list[int], str]]:
+        """(ids, salt) of each prompt; an error counts prompts from the start of the stream."""
+        door, found = self._frontend.door, []
+        for index, prompt in enumerate(prompts, start=before):
+            ids = prompt_ids(prompt, door, f"prompts[{index}]")
+            if len(ids) > door.max_context:
+                raise InvalidArgument(f"{len(ids)} tokens; the context holds {door.max_context}", field=f"prompts[{index}]")
+            found.append((ids, prompt.cache_salt))
+        return found
+
+    async def _rows(self, token_ids: list[tuple[list[int], str]], pool: Pool, before: int) -> Floats:
+        """(prompts, d_model). A full queue makes a fit wait, not fail: what it did so far would be lost."""
+        while True:
+            try:
+                rows = await self._encode(token_ids, pool)
+                break
+            except ResourceExhausted as error:
+                await asyncio.sleep(error.retry_after_s or RETRY_S)
+        for index, row in enumerate(rows, start=before):
+            if not np.isfinite(row).all():
+                raise DataLoss(f"the trunk's output is not finite for prompts[{index}]")
+        return rows
+
+    async def _encode(self, token_ids: list[tuple[list[int], str]], pool: Pool) -> Floats:
+        request = Request(self._frontend.request_id(""), lambda *_: None, head_kinds={}, pinned={}, pool=pool)
+        request.samples = [convert.given_sample(request, index, ids, [], salt) for index, (ids, salt) in enumerate(token_ids)]
+        rows = np.full((len(token_ids), self._d_model), np.nan)  # a prompt without a result is noticed
+        async with self._frontend.running(request) as stream:
+            async for event in stream.events():
+                if isinstance(event, Finished) and event.sample.pooled is not None:
+                    rows[event.sample.prompt_index] = event.sample.pooled
+                elif isinstance(event, Ended) and event.error is not None:
+                    raise event.error
+        return rows
+
+    def _finish(self, wanted: OodFit, moments: Moments) -> OodFit:
+        model, spread = fit(moments, wanted.shrinkage, "prompts")
+        made = dataclasses.replace(
+            wanted, num_prompts=moments.num_rows, mean_score=spread.mean, std_score=spread.std, created_at=time.time()
+        )
+        return self._fits.store.add(made, model)

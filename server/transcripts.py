@@ -1,0 +1,211 @@
+"""Transcript formats: versioned files that say how a conversation is written as plain text, and what a reply in it must look like.
+
+A turn is its role's opening and its text. A reply ends where another role's opening begins, so a reply's marker is already the start of the
+next turn. Knows text only: convert_prompts.py makes ids of it, replies.py checks what came back.
+"""
+
+from __future__ import annotations
+
+import itertools
+import logging
+from collections.abc import Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Protocol
+
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.manifest import check_name
+from polyhead.server.configurations import (
+    Configuration,
+    ConfigurationFile,
+    ConfigurationKind,
+    add_once,
+    check_keys,
+    find_newest,
+    read_file,
+    text_of,
+)
+
+SHIPPED = Path(__file__).parent / "format_files"
+MAX_ROLES = 16  # an opening may be a stop string: convert_sampling.py has the same limits
+MAX_OPENING_BYTES = 256
+FIELD = "formats"
+
+logger = logging.getLogger(__name__)
+
+
+class Coder(Protocol):
+    """The part of a tokenizer that this file needs."""
+
+    def encode(self, text: str, special_tokens: bool = True) -> list[int]: ...
+    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
+
+
+@dataclass(frozen=True, slots=True)
+class Role:
+    """Who speaks."""
+
+    name: str
+    opening: str  # "\n\nUser:"
+    ends: tuple[str, ...]  # openings of the roles that may follow, which end its reply; empty: written by a program, never generated
+    prompt: str  # stands before the first turn when this role's reply is asked for
+
+
+@dataclass(frozen=True, slots=True)
+class TranscriptFormat:
+    """How turns are written. Its methods raise InvalidArgument naming the message at fault."""
+
+    reference: str  # "sparrow@1"
+    separator: str
+    default_reply_role: str
+    roles: Mapping[str, Role]
+    file: ConfigurationFile
+
+    @property
+    def openings(self) -> tuple[str, ...]:
+        return tuple(role.opening for role in self.roles.values())
+
+    def reply_role(self, name: str, field: str) -> Role:
+        """The role whose reply is asked for; "" means the format's own choice."""
+        role = self.roles.get(name or self.default_reply_role)
+        if role is None:
+            raise InvalidArgument(f"{self.reference} has no role {name[:40]!r}: {', '.join(self.roles)}", field=field)
+        if not role.ends:
+            raise InvalidArgument(f"{role.name!r} of {self.reference} is written by a program and never generated", field=field)
+        return role
+
+    def written(self, messages: Sequence[Mapping[str, str]], reply: Role, field: str) -> str:
+        """The turns, each with its opening, and the opening of the reply."""
+        roles = [self._role_of(message, f"{field}[{index}].role") for index, message in enumerate(messages)]
+        if roles and roles[-1] is reply:
+            raise InvalidArgument(
+                f"the last message is the {reply.name}'s own: use assistant_prefix to open a reply", field=f"{field}[{len(roles) - 1}].role"
+            )
+        texts = [
+            self._turn(message["content"], role.opening, following.opening, f"{field}[{index}].content")
+            for index, (message, (role, following)) in enumerate(zip(messages, itertools.pairwise([*roles, reply]), strict=True))
+        ]
+        return "".join(texts) + reply.opening
+
+    def find_opening(self, text: str, start: int = 0) -> int:
+        """Where the first opening begins, -1 if none does."""
+        return min((place for opening in self.openings if (place := text.find(opening, start)) >= 0), default=-1)
+
+    def check_closed(self, turn: str, start: int, following: str, field: str) -> None:
+        """Whoever reads the transcript finds its turns by their openings: a text that holds one would be read as somebody else's turn."""
+        place = self.find_opening(turn + following, start)
+        if place != len(turn):
+            found = next(opening for opening in self.openings if (turn + following).startswith(opening, place))
+            raise InvalidArgument(
+                f"the text holds {found!r}, which opens a turn in {self.reference}: the transcript would not be what was said", field=field
+            )
+
+    def _role_of(self, message: Mapping[str, str], field: str) -> Role:
+        if message["role"] not in self.roles:
+            raise InvalidArgument(f"{self.reference} has no role {message['role'][:40]!r}: {', '.join(self.roles)}", field=field)
+        return self.roles[message["role"]]
+
+    def _turn(self, content: str, opening: str, following: str, field: str) -> str:
+        gap = self.separator if content and not content[0].isspace() else ""
+        turn = opening + gap + content
+        self.check_closed(turn, 1, following, field)
+        return turn
+
+
+class TranscriptBook:
+    """All formats that the server knows. A shipped one that the tokenizer cannot write is set aside; one that was asked for is an error."""
+
+    def __init__(self, coder: Coder, files: Iterable[Path] = ()) -> None:
+        self.formats: dict[str, TranscriptFormat] = {}
+        self._unfit: dict[str, str] = {}  # shipped formats set aside, and why
+        for path in sorted(SHIPPED.glob("*.yaml")):
+            found = _format(read_file(path, FIELD))
+            add_once(self.formats, found.reference, found, FIELD)
+            try:
+                _check_tokens(found, coder)
+            except InvalidArgument as error:
+                self._unfit[found.reference] = error.message
+                logger.warning("%s is not offered: %s", found.reference, error.message)
+        for path in files:
+            found = _format(read_file(path, FIELD))
+            _check_tokens(found, coder)
+            add_once(self.formats, found.reference, found, FIELD)
+
+    def find(self, reference: str, field: str) -> TranscriptFormat:
+        """By "name@version", or the newest version by "name"."""
+        found = find_newest(self.formats, reference, "transcript format", field)
+        if why := self._unfit.get(found.reference):
+            raise FailedPrecondition(f"{found.reference} does not fit this model's tokenizer: {why}", field=field)
+        return found
+
+    def configurations(self) -> Iterator[Configuration]:
+        """What the server lists of these files."""
+        for each in self.formats.values():
+            if each.reference not in self._unfit:
+                yield each.file.listed(ConfigurationKind.TRANSCRIPT_FORMAT)
+
+
+def _format(file: ConfigurationFile) -> TranscriptFormat:
+    where = file.reference
+    values = check_keys(file.values, ("separator", "default_reply_role", "roles"), where, FIELD)
+    described = values.get("roles")
+    if not isinstance(described, dict) or not 2 <= len(described) <= MAX_ROLES:
+        raise InvalidArgument(f"{where} must have 2 to {MAX_ROLES} roles", field="formats.roles")
+    keys = ("opening", "followed_by", "prompt")
+    entries = {
+        check_name(str(name), "formats.roles"): check_keys(entry, keys, f"{name} of {where}", f"formats.roles.{name}")
+        for name, entry in described.items()
+    }
+    openings = {name: _opening(name, entry, where) for name, entry in entries.items()}
+    _check_apart(openings, where)
+    roles = {name: _role(name, entry, openings, where) for name, entry in entries.items()}
+    default = text_of(values, "default_reply_role", where, FIELD)
+    if default not in roles or not roles[default].ends:
+        raise InvalidArgument(f"no role of {where} that replies: {default[:40]!r}", field="formats.default_reply_role")
+    return TranscriptFormat(where, text_of(values, "separator", where, FIELD, ""), default, roles, file)
+
+
+def _opening(name: str, entry: Mapping[str, Any], where: str) -> str:
+    field = f"formats.roles.{name}"
+    opening = text_of(entry, "opening", f"{name} of {where}", field)
+    if not opening.strip() or len(opening.encode()) > MAX_OPENING_BYTES:
+        raise InvalidArgument(
+            f"the opening of {name} of {where} must have 1 to {MAX_OPENING_BYTES} bytes, not all white space", field=f"{field}.opening"
+        )
+    return opening
+
+
+def _check_apart(openings: Mapping[str, str], where: str) -> None:
+    """No opening may be equal to another, begin it or stand inside it: a text could then be read in two ways."""
+    for name, opening in openings.items():
+        for other, longer in openings.items():
+            if other != name and opening in longer:
+                raise InvalidArgument(
+                    f"the opening of {name} of {where} stands inside that of {other}: {opening!r}", field=f"formats.roles.{name}.opening"
+                )
+
+
+def _role(name: str, entry: Mapping[str, Any], openings: Mapping[str, str], where: str) -> Role:
+    field = f"formats.roles.{name}"
+    followers = entry.get("followed_by", [])
+    if not isinstance(followers, list) or len(set(map(str, followers))) != len(followers):
+        raise InvalidArgument(f"followed_by of {name} of {where} must be a list of roles, each once", field=f"{field}.followed_by")
+    for follower in followers:
+        if follower not in openings:
+            raise InvalidArgument(f"followed_by of {name} of {where} names no role: {str(follower)[:40]!r}", field=f"{field}.followed_by")
+    if "prompt" in entry and not followers:
+        raise InvalidArgument(f"{name} of {where} is never generated, so its prompt would never be used", field=f"{field}.prompt")
+    prompt = text_of(entry, "prompt", f"{name} of {where}", field, "")
+    return Role(name, openings[name], tuple(openings[follower] for follower in followers), prompt)
+
+
+def _check_tokens(found: TranscriptFormat, coder: Coder) -> None:
+    """An opening must come back from its tokens as it went in, alone and behind a text, or nobody could find it in a reply."""
+    for role in found.roles.values():
+        alone = coder.encode(role.opening, special_tokens=False)
+        behind = [*coder.encode("a", special_tokens=False), *alone]
+        if coder.decode(alone) != role.opening or coder.decode(behind) != "a" + role.opening:
+            raise InvalidArgument(
+                f"the opening of {role.name} of {found.reference} is not the same after the tokenizer: {role.opening!r}",
+                field=f"formats.roles.{role.name}.opening",
+            )

@@ -1,0 +1,153 @@
+"""TLS as callers meet it: an authority of one's own, tokens inside, and what each mistake of theirs is told."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from polyhead.client import AsyncClient, Client
+from polyhead.client.cli_app import build_app
+from polyhead.client.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
+from tests.e2e.support import PROMPT, serving
+from tests.openssl import Pair, make_pair, needs_openssl
+
+pytestmark = needs_openssl
+TOKENS = {"worker": "worker-token-of-the-tests", "trainer": "trainer-token-of-the-tests"}
+OURS = "polyhead.test"  # the name in the certificate, beside the address
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    return tmp_path_factory.mktemp("tls")
+
+
+@pytest.fixture(scope="module")
+def authority(folder: Path) -> Pair:
+    return make_pair(folder / "authority", names="DNS:authority.test")
+
+
+@pytest.fixture(scope="module")
+def ours(folder: Path, authority: Pair) -> Pair:
+    return make_pair(folder / "ours", names=f"IP:127.0.0.1,DNS:{OURS}", issuer=authority)
+
+
+@pytest.fixture(scope="module")
+def address(tiny_model: Path, folder: Path, ours: Pair) -> Iterator[str]:
+    """A server beyond loopback: the only way to start one there without --insecure."""
+    certificate, key = map(str, ours)
+    tokens = folder / "tokens.toml"
+    tokens.write_text("".join(f'{role} = "{token}"\n' for role, token in TOKENS.items()))
+    tokens.chmod(0o600)
+    flags = ("--host", "0.0.0.0", "--tls-cert", certificate, "--tls-key", key, "--tokens", str(tokens))
+    with serving(tiny_model, folder / "store", *flags) as server:
+        yield f"127.0.0.1:{server.ready['port']}"
+
+
+@pytest.fixture(scope="module")
+def trusted(authority: Pair) -> bytes:
+    return authority[0].read_bytes()
+
+
+@pytest.fixture(scope="module")
+def strangers(folder: Path) -> Path:
+    return make_pair(folder / "strangers")[0]
+
+
+@pytest.fixture(scope="module")
+def untrusted(strangers: Path) -> bytes:
+    return strangers.read_bytes()
+
+
+def test_every_shape_of_call_goes_over_tls(address: str, trusted: bytes) -> None:
+    """Unary, both ways of streaming, and the role that each token stands for."""
+    with (
+        Client(address, token=TOKENS["worker"], root_certificates=trusted) as worker,
+        Client(address, token=TOKENS["trainer"], root_certificates=trusted) as trainer,
+    ):
+        worker.wait_ready(10)
+        assert len(worker.generate([PROMPT], max_new_tokens=3, ignore_eos=True)[0].token_ids) == 3
+        weights = trainer.pull_head("policy")
+        assert trainer.push_head("policy", weights, kind="policy") == 2
+        with pytest.raises(PermissionDenied):
+            worker.pull_head("policy")
+
+
+async def test_the_asyncio_client_speaks_tls_too(address: str, trusted: bytes, untrusted: bytes) -> None:
+    async with AsyncClient(address, token=TOKENS["worker"], root_certificates=trusted) as client:
+        assert (await client.status()).generation == 1
+    async with AsyncClient(address, token=TOKENS["worker"], root_certificates=untrusted) as client:
+        with pytest.raises(Unavailable, match="hint: the server's certificate is not trusted"):
+            await client.status()
+
+
+def test_a_call_without_a_token_is_refused_inside_the_connection(address: str, trusted: bytes) -> None:
+    for token in (None, "a-token-that-nobody-knows"):
+        with Client(address, token=token, root_certificates=trusted) as client, pytest.raises(Unauthenticated, match="needs a valid token"):
+            client.status()
+
+
+def refusals(address: str, **credentials: Any) -> list[str]:
+    """What a unary and a streaming call end with."""
+    said = []
+    with Client(address, token=TOKENS["worker"], **credentials) as client:
+        runs: list[Callable[[], Any]] = [client.status, lambda: client.generate([PROMPT], max_new_tokens=1)]
+        for run in runs:
+            with pytest.raises(Unavailable) as caught:
+                run()
+            said.append(caught.value.message)
+            assert address in caught.value.message.splitlines()[0]
+    return said
+
+
+def test_another_ca_is_told_that_it_did_not_sign_the_certificate(address: str, untrusted: bytes) -> None:
+    for message in (*refusals(address, root_certificates=untrusted), *refusals(address, tls=True)):
+        assert "CERTIFICATE_VERIFY_FAILED: unable to get local issuer certificate" in message, "the whole reason, not a part of it"
+        assert "hint: the server's certificate is not trusted: give the one that signed it" in message
+
+
+def test_a_certificate_for_another_name_is_told_apart(address: str, trusted: bytes) -> None:
+    for message in refusals(address, root_certificates=trusted, server_name="other.test"):
+        assert message.splitlines()[1] == (
+            "hint: the server's certificate is for another name: connect by that name, or say it with server_name="
+        )
+    with Client(address, token=TOKENS["worker"], root_certificates=trusted, server_name=OURS) as client:
+        assert client.status().generation == 1
+
+
+def test_plaintext_to_a_tls_server_and_back(address: str, trusted: bytes, tiny_model: Path, tmp_path: Path) -> None:
+    """Nothing is sent in clear: the server closes before it has read a token."""
+    for message in refusals(address):
+        assert "hint: does the server want TLS? then give root_certificates=" in message
+    with serving(tiny_model, tmp_path / "store") as server:
+        for message in refusals(server.address, root_certificates=trusted):
+            assert "hint: the server speaks without TLS" in message
+
+
+def test_what_is_no_certificate_is_refused_before_a_call(address: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        Client(address, root_certificates=b"/etc/ssl/ca.pem")
+    assert caught.value.field == "root_certificates"
+
+
+def test_the_command_line_trusts_the_file_that_it_is_given(address: str, authority: Pair, strangers: Path) -> None:
+    def status(certificates: Path) -> Any:
+        arguments = ["status", "--server", address, "--token", TOKENS["worker"], "--tls-ca", str(certificates), "--json"]
+        return CliRunner().invoke(build_app(arguments), arguments)
+
+    assert status(authority[0]).exit_code == 0
+    refused = status(strangers)
+    assert refused.exit_code == 1
+    assert "certificate is not trusted" in refused.stderr
+
+
+def test_a_key_of_another_certificate_ends_the_start_with_its_name(tiny_model: Path, tmp_path: Path, ours: Pair) -> None:
+    _, key = make_pair(tmp_path / "other")
+    flags = ("--tls-cert", str(ours[0]), "--tls-key", str(key))
+    with pytest.raises(Unavailable, match="exit status 2") as caught, serving(tiny_model, tmp_path / "store", *flags):
+        pass
+    assert "error: tls_key does not belong to tls_cert" in caught.value.message
+    assert "address is in use" not in caught.value.message

@@ -1,0 +1,56 @@
+"""Numbers that are not finite never pass for a score, and never become part of a fit."""
+
+from __future__ import annotations
+
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from polyhead.heads.errors import DataLoss
+from polyhead.server import convert_out
+from polyhead.server.engine.sequence import Lease, Pool, Pooling, Request, Sample, SamplingParams, Sequence
+from polyhead.server.replies import ReplyCheck
+from polyhead.server.servicers.ood import OodFitting
+
+POOL = Pool(2, Pooling.MEAN)
+
+
+class Fit:
+    reference = "helpful@2"
+    pool = POOL
+
+    def score(self, row: np.ndarray) -> float:
+        return float(row.sum())
+
+
+def scored(ood_score: float | None, error: str = "") -> Any:
+    request = Request("r", lambda *_: None, head_kinds={}, pinned={}, ood=Fit(), pool=POOL)
+    request.lease = Lease(1, {})
+    sample = Sample(request, 0, 0, 0, [5], Sequence([5]), SamplingParams(), error=error)
+    sample.ood_score = ood_score
+    return convert_out.scored_item(sample, ReplyCheck(True, (), 0), None)
+
+
+@pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])
+def test_a_score_that_is_not_finite_is_an_error_of_its_item(score: float) -> None:
+    item = scored(score)
+    assert not item.HasField("ood")
+    assert item.error == "the out-of-distribution score of helpful@2 is not finite"
+    assert scored(score, error="before").error == "before"
+
+
+def test_a_score_names_fit_and_layer() -> None:
+    item = scored(1.5)
+    assert (item.ood.fit, item.ood.layer, item.ood.score, item.error) == ("helpful@2", 2, 1.5, "")
+    assert not scored(None).HasField("ood")
+
+
+async def test_states_that_are_not_finite_end_a_fit(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def encode(*_: object) -> np.ndarray:
+        return np.array([[1.0, 2.0], [1.0, np.nan]])
+
+    monkeypatch.setattr(OodFitting, "_encode", encode)
+    fitting = OodFitting(cast(Any, None), cast(Any, None), 2, 1.0)
+    with pytest.raises(DataLoss, match=r"not finite for prompts\[65\]"):
+        await fitting._rows([([5], ""), ([6], "")], POOL, before=64)

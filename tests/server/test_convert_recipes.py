@@ -1,0 +1,90 @@
+"""How large an answer may become is counted before any work, with whatever a recipe and distributions add to it."""
+
+from __future__ import annotations
+
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.server import convert
+from polyhead.server.convert_recipes import num_reward_bytes, plan_reward, reward_message
+from polyhead.server.door import Door
+from polyhead.server.engine.live import LiveHead, ServedHead
+from polyhead.server.recipes import RecipeBook
+from polyhead.server.reward_plan import Reward
+from polyhead.v1.generation_pb2 import DELIVERY_GROUPS, DELIVERY_SAMPLES, Arm, GenerateRequest, Selection
+from polyhead.v1.scoring_pb2 import ScoreItem, ScoreRequest
+from polyhead.v1.types_pb2 import Prompt, Sampling, ScoringSpec, TokenIds
+
+KINDS = {"policy": HeadKind.POLICY, "reference": HeadKind.POLICY, "preference": HeadKind.PREFERENCE, "value": HeadKind.VALUE}
+
+
+def resolve(reference: str, field: str) -> ServedHead:
+    kind = KINDS[reference.partition("@")[0]]
+    manifest = HeadManifest(kind, "0" * 64, 2, 4, OutputKind.OWN if kind.has_logits else OutputKind.SCORE)
+    return ServedHead(reference, 1, manifest, cast(LiveHead, None))
+
+
+@pytest.fixture
+def door() -> Door:
+    tokenizer: Any = SimpleNamespace(stream=lambda stop, keep_stop: None, decode=lambda ids: "")
+    return Door(tokenizer, cast(Any, None), cast(Any, None), RecipeBook(), 50_000, 100_000, frozenset(), resolve, cast(Any, None))
+
+
+def generate(num_tokens: int, n: int = 1, **fields: Any) -> GenerateRequest:
+    arm = Arm(n=n, sampling=Sampling(max_new_tokens=num_tokens))
+    return GenerateRequest(**{"prompts": [Prompt(token_ids=TokenIds(ids=[5]))], "arms": [arm], "delivery": DELIVERY_SAMPLES, **fields})
+
+
+def refused(door: Door, request: GenerateRequest) -> str:
+    with pytest.raises(InvalidArgument) as caught:
+        convert.generate_request(request, door, "r")
+    return caught.value.field
+
+
+def test_a_sample_with_too_many_log_probs_is_refused(door: Door) -> None:
+    """20 of them are 160 bytes a token: 3.5 MB at some 19,000 tokens of one policy head."""
+    many = ScoringSpec(heads=["reference"], top_logprobs=20)
+    assert refused(door, generate(30_000, score=many)) == "score.top_logprobs"
+    convert.generate_request(generate(15_000, score=many), door, "r")
+    convert.generate_request(generate(30_000, score=ScoringSpec(heads=["reference"])), door, "r")
+
+
+@pytest.mark.parametrize(
+    "spec",
+    [
+        ScoringSpec(heads=["reference", "policy"], top_logprobs=3),
+        ScoringSpec(heads=["reference", "preference"], entropy=True),
+        ScoringSpec(heads=["reference", "preference"], recipe="kl"),
+    ],
+)
+def test_groups_and_scores_count_what_is_added_at_each_token(door: Door, spec: ScoringSpec) -> None:
+    """Without it the answer fits one message, with it not."""
+    plain = ScoringSpec(heads=spec.heads)
+    fields = {"num_tokens": 3_300, "n": 32, "delivery": DELIVERY_GROUPS}
+    convert.generate_request(generate(**fields, score=plain), door, "r")
+    assert refused(door, generate(**fields, score=spec)) == "delivery"
+    items = [ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[5])), token_ids=TokenIds(ids=[6] * 3_300)) for _ in range(32)]
+    convert.score_request(ScoreRequest(items=items, score=plain), door, "r")
+    with pytest.raises(InvalidArgument) as caught:
+        convert.score_request(ScoreRequest(items=items, score=spec), door, "r")
+    assert caught.value.field == "items"
+
+
+def test_a_selected_group_counts_what_is_returned(door: Door) -> None:
+    score = ScoringSpec(recipe="kl")
+    fields: dict[str, Any] = {"num_tokens": 10_000, "n": 64, "score": score, "delivery": DELIVERY_GROUPS}
+    assert refused(door, generate(**fields)) == "delivery"
+    work = convert.generate_request(generate(**fields, select=Selection(top=1, median=True)), door, "r")
+    assert work.by_group
+    assert refused(door, generate(**fields, select=Selection(top=63))) == "select"
+
+
+def test_a_reward_is_counted_at_least_as_large_as_it_is(door: Door) -> None:
+    plan = plan_reward(ScoringSpec(recipe="kl"), door, is_given=False)
+    assert plan is not None
+    reward = Reward({"preference": 1.0, "kl": 2.0}, 1.0, 2.0, 1.0, *([1.0] * 500 for _ in range(2)))  # type: ignore[list-item]
+    assert 500 * 8 < len(reward_message(plan, reward, 63).SerializeToString()) <= num_reward_bytes(plan, 500)

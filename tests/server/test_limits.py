@@ -1,0 +1,194 @@
+"""Bounds on what one request may ask for: exactly at the bound it is taken, and what is taken fits where the bound says it does.
+
+That one more is refused with the field's name, and before any work, is tests/e2e/test_bad_input.py's affair.
+"""
+
+from __future__ import annotations
+
+import json
+from types import SimpleNamespace
+from typing import Any, cast
+
+import numpy as np
+import pytest
+
+from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.server import convert, convert_out
+from polyhead.server.convert_sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS
+from polyhead.server.door import Door
+from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.scorer import plan_readings
+from polyhead.server.engine.sequence import FinishReason, Output, Request
+from polyhead.server.listen import SERVER_OPTIONS
+from polyhead.server.ood_fits import OodFits, TrunkLayers
+from polyhead.server.recipes import RecipeBook
+from polyhead.server.replies import ReplyCheck
+from polyhead.server.rules import RuleBook
+from polyhead.server.servicers.call import Frontend
+from polyhead.server.servicers.trunk import TrunkFacts, TrunkServicer
+from polyhead.server.transcripts import TranscriptBook
+from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2
+from polyhead.v1.generation_pb2 import Arm, GenerateRequest
+from polyhead.v1.types_pb2 import Prompt, RuleSelection, Sampling, ScoringSpec, TokenIds
+from tests.server.test_rules import Words
+
+VALID = ReplyCheck(True, (), 1 << 20)
+VOCAB = 1 << 28  # ids of four bytes, the longest that any tokenizer has
+CONTEXT = 1024
+LONGEST = VOCAB - 1
+HEADS = {f"{kind.value}{index}".ljust(64, "-") + "@134217728": kind for kind in HeadKind for index in range(16)}  # the longest names
+TEMPLATE, RULE_SET = ("t".ljust(64, "-") + "@134217728", "r".ljust(64, "-") + "@134217728")
+NOTHING: Any = None
+
+
+class Text:
+    """A sample's text of four bytes a token."""
+
+    def __init__(self, num_tokens: int) -> None:
+        self.text = "word" * num_tokens
+
+
+class Tokenizer(Words):
+    def decode(self, ids: list[int]) -> str:
+        return "word" * len(ids)
+
+    def stream(self, stops: tuple[str, ...], keep_stop: bool) -> Text:
+        return Text(0)
+
+
+def resolve(name: str, field: str) -> ServedHead:
+    kind = HEADS.get(name, HeadKind.POLICY)
+    output = OutputKind.OWN if kind.has_logits else OutputKind.SCORE
+    manifest = HeadManifest(kind, "0" * 64, 2, 4, output, bias=0.1, violated_token_id=3, followed_token_id=4, template=TEMPLATE)
+    return ServedHead(name, 1 << 27, manifest, LiveHead("f" * 64, NOTHING, 0))
+
+
+@pytest.fixture(scope="module")
+def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
+    tokenizer, folder = cast(Any, Tokenizer()), tmp_path_factory.mktemp("rules")
+    question = {"template": "{dialogue} so {rule} then", "answers": {"violated": "Yes", "followed": "No"}}
+    rules = [{"id": f"rule{index}".ljust(64, "-"), "text": "be kind"} for index in range(23)]
+    for name, content in ((RULE_SET, {"rules": rules}), (TEMPLATE, question)):
+        (folder / f"{name[:5]}.yaml").write_text(json.dumps({"id": name[:64], "version": 1 << 27, **content}))
+    rules, formats = RuleBook(tokenizer, sorted(folder.iterdir())), cast(TranscriptBook, NOTHING)
+    return Door(tokenizer, rules, formats, RecipeBook(), VOCAB, CONTEXT, frozenset({2}), resolve, NOTHING)
+
+
+def ids(count: int) -> TokenIds:
+    return TokenIds(ids=[LONGEST] * count)
+
+
+def prompt(count: int) -> Prompt:
+    return Prompt(token_ids=ids(count))
+
+
+def finish(request: Request) -> None:
+    """As if the engine had: every head has answered for every position that it reads."""
+    request.take_lease(ActiveSet(1))
+    for sample in request.samples:
+        if not sample.is_given:
+            count = sample.params.max_new_tokens
+            sample.completion = [LONGEST] * count
+            sample.logprobs, sample.sampling_logprobs, sample.text = [-1.5] * count, [-0.5] * count, cast(Any, Text(count))
+            sample.finish_reason, sample.head = FinishReason.STOP_STRING, resolve(sample.head_name, "")
+            sample.stop = sample.params.stop[0] if sample.params.stop else ""
+        sample.done = plan_readings(sample, frozenset())
+        for reading in sample.done:
+            num_rows = 2 if reading.output is Output.ANSWERS else reading.end - reading.first
+            reading.values = [np.full(num_rows, -1.5, np.float32)]
+            reading.sampling_values = [np.full(num_rows, -0.5, np.float32)] if request.score_sampling else []
+
+
+def score_request(num_items: int, num_tokens: int, heads: list[str], rules: RuleSelection | None = None) -> scoring_pb2.ScoreRequest:
+    item = scoring_pb2.ScoreItem(prompt=prompt(1), token_ids=ids(num_tokens - 1))
+    return scoring_pb2.ScoreRequest(items=[item] * num_items, score=ScoringSpec(heads=heads, rules=rules), sampling=Sampling(top_p=0.9))
+
+
+def some(kind: HeadKind, count: int) -> list[str]:
+    return [name for name, its_kind in HEADS.items() if its_kind is kind][:count]
+
+
+ALL = [name for kind in HeadKind for name in some(kind, 4)]
+EVERY_RULE, ONE_RULE = RuleSelection(rule_set=RULE_SET), RuleSelection(rule_set=RULE_SET, rule_ids=["rule0".ljust(64, "-")])
+
+
+@pytest.mark.parametrize(
+    ("num_tokens", "heads", "rules"),
+    [
+        (1000, some(HeadKind.POLICY, 1), None),
+        (1000, some(HeadKind.POLICY, 16), None),
+        (2, some(HeadKind.PREFERENCE, 16), None),
+        (2, some(HeadKind.RULE, 16), ONE_RULE),
+        (2, some(HeadKind.RULE, 16), EVERY_RULE),
+        (2, ALL, EVERY_RULE),
+        (500, ALL, EVERY_RULE),
+    ],
+)
+def test_the_largest_answer_of_score_fits_one_message(door: Door, num_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
+    """Counted before any work by an estimate: it must never be too low, for short items with many rules neither."""
+    probe = convert.score_request(score_request(1, num_tokens, heads, rules), door, "r").request.samples[0]
+    largest = min(convert.MAX_REPLY_BYTES // convert._reply_bytes(probe, None), convert.MAX_PROMPTS)
+    request = convert.score_request(score_request(largest, num_tokens, heads, rules), door, "r" * 128).request
+    finish(request)
+    items = [convert_out.scored_item(sample, VALID, None) for sample in request.samples]
+    answer = scoring_pb2.ScoreResponse(items=items, request_id="r" * 128)
+    assert len(answer.items) == largest > 5
+    assert answer.ByteSize() <= convert.MAX_REPLY_BYTES < dict(SERVER_OPTIONS)["grpc.max_send_message_length"]
+    if largest < convert.MAX_PROMPTS:
+        with pytest.raises(InvalidArgument) as caught:
+            convert.score_request(score_request(largest + 1, num_tokens, heads, rules), door, "r")
+        assert caught.value.field == "items"
+
+
+def group_request(num_samples: int, max_new_tokens: int, heads: list[str], rules: RuleSelection | None) -> GenerateRequest:
+    stops, stop_ids = ["é" * (MAX_STOP_BYTES // 2)] * MAX_STOPS, range(VOCAB - MAX_STOP_IDS, VOCAB)
+    sampling = Sampling(max_new_tokens=max_new_tokens, stop=stops, stop_token_ids=stop_ids)
+    arms = [Arm(n=min(64, num_samples - first), head=some(HeadKind.POLICY, 1)[0], sampling=sampling) for first in range(0, num_samples, 64)]
+    score = ScoringSpec(heads=heads, rules=rules)
+    return GenerateRequest(prompts=[prompt(10)] * 2, arms=arms, score=score, delivery=generation_pb2.DELIVERY_GROUPS)
+
+
+@pytest.mark.parametrize("max_new_tokens", [1, 500])
+@pytest.mark.parametrize(("heads", "rules"), [([], None), (some(HeadKind.VALUE, 2), None), (ALL, EVERY_RULE)])
+def test_the_largest_group_fits_one_message(door: Door, max_new_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
+    """What a sample repeats of its request was not counted: 1024 short ones with 16 stop strings each came to 4 MiB."""
+    probe = convert.generate_request(group_request(1, max_new_tokens, heads, rules), door, "r").request.samples[0]
+    largest = min(convert.MAX_REPLY_BYTES // convert._reply_bytes(probe, None), convert.MAX_ARMS * convert.MAX_SAMPLES_PER_ARM)
+    request = convert.generate_request(group_request(largest, max_new_tokens, heads, rules), door, "r").request
+    finish(request)
+    samples = [convert_out.sample_message(sample, VALID, None) for sample in request.samples if sample.prompt_index == 0]
+    answer = generation_pb2.GenerateResponse(group=generation_pb2.SampleGroup(samples=samples))
+    assert len(samples) == largest > 5
+    assert answer.ByteSize() <= convert.MAX_REPLY_BYTES
+    if largest < convert.MAX_ARMS * convert.MAX_SAMPLES_PER_ARM:
+        with pytest.raises(InvalidArgument) as caught:
+            convert.generate_request(group_request(largest + 1, max_new_tokens, heads, rules), door, "r")
+        assert caught.value.field == "delivery"
+
+
+def test_states_are_returned_for_exactly_so_many_tokens(door: Door) -> None:
+    def request(max_new_tokens: int) -> GenerateRequest:
+        arms = [Arm(n=64, sampling=Sampling(max_new_tokens=254))] * 15 + [Arm(n=64, sampling=Sampling(max_new_tokens=max_new_tokens))]
+        return GenerateRequest(prompts=[prompt(2)], arms=arms, return_states=True)
+
+    assert convert.generate_request(request(254), door, "r").request.num_tokens == convert.MAX_STATES_TOKENS
+    with pytest.raises(InvalidArgument) as caught:
+        convert.generate_request(request(255), door, "r")
+    assert caught.value.field == "return_states"
+    without = request(255)
+    without.return_states = False
+    assert convert.generate_request(without, door, "r").request.num_tokens > convert.MAX_STATES_TOKENS
+
+
+def test_encode_takes_exactly_so_many_tokens(door: Door) -> None:
+    frontend = Frontend(NOTHING, door, "0" * 64, "float32", NOTHING, NOTHING)
+    facts = cast(TrunkFacts, type("Facts", (), {"spec": type("Spec", (), {"vocab_size": VOCAB, "d_model": 8})}))
+    ood = cast(OodFits, SimpleNamespace(layers=TrunkLayers("0" * 64, "float32", 2, 0)))
+    servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING, ood, 60.0)
+    full = [ids(CONTEXT)] * (convert.MAX_STATES_TOKENS // CONTEXT)
+    exact = servicer._encode_work(trunk_pb2.EncodeRequest(sequences=full, request_id="r"))
+    assert exact.num_tokens == convert.MAX_STATES_TOKENS
+    with pytest.raises(InvalidArgument) as caught:
+        servicer._encode_work(trunk_pb2.EncodeRequest(sequences=[*full, ids(1)], request_id="r"))
+    assert caught.value.field == "sequences"

@@ -1,0 +1,77 @@
+"""Certificates and keys that gRPC would start with, or would call an address in use: each is refused with the setting's name."""
+
+from __future__ import annotations
+
+import subprocess
+from pathlib import Path
+
+import grpc.aio
+import pytest
+
+from polyhead.heads.errors import InvalidArgument
+from polyhead.server.config import load_config
+from polyhead.server.listen import bind
+from polyhead.server.tls import read_pair
+from tests.openssl import make_pair, needs_openssl
+
+pytestmark = needs_openssl
+
+
+def refusal(certificate: Path, key: Path) -> tuple[str, str]:
+    with pytest.raises(InvalidArgument) as caught:
+        read_pair(certificate, key)
+    assert "/" not in caught.value.message
+    return caught.value.field, caught.value.message
+
+
+def test_a_good_pair_is_read_as_it_is(tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path / "a")
+    assert read_pair(certificate, key) == (key.read_bytes(), certificate.read_bytes())
+
+
+def test_a_certificate_needs_nobody_who_signed_it(tmp_path: Path) -> None:
+    """Callers bring the authority; the server has its own certificate alone."""
+    read_pair(*make_pair(tmp_path / "a", issuer=make_pair(tmp_path / "authority")))
+
+
+def test_a_chain_is_judged_by_its_first_certificate(tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path / "a")
+    old, _ = make_pair(tmp_path / "old", years=(2020, 2021))
+    chain = tmp_path / "chain.pem"
+    chain.write_bytes(certificate.read_bytes() + old.read_bytes())
+    assert read_pair(chain, key) == (key.read_bytes(), chain.read_bytes())
+
+
+def test_another_certificates_key(tmp_path: Path) -> None:
+    (certificate, _), (_, key) = make_pair(tmp_path / "a"), make_pair(tmp_path / "b")
+    assert refusal(certificate, key) == ("tls_key", "tls_key does not belong to tls_cert")
+
+
+@pytest.mark.parametrize(("years", "said"), [((2020, 2021), "has expired"), ((2048, 2049), "not yet valid")])
+def test_a_certificate_out_of_its_time(tmp_path: Path, years: tuple[int, int], said: str) -> None:
+    field, message = refusal(*make_pair(tmp_path / "a", years=years))
+    assert field == "tls_cert"
+    assert said in message
+
+
+def test_files_that_hold_something_else(tmp_path: Path) -> None:
+    certificate, key = make_pair(tmp_path / "a")
+    text, encrypted = tmp_path / "text", tmp_path / "encrypted"
+    text.write_text("no PEM")
+    subprocess.run(["openssl", "ec", "-in", key, "-aes256", "-passout", "pass:x", "-out", encrypted], check=True, capture_output=True)
+    assert refusal(text, key)[0] == "tls_cert"
+    assert refusal(key, key)[0] == "tls_cert"
+    assert refusal(certificate, text)[0] == refusal(certificate, certificate)[0] == "tls_key"
+    assert refusal(certificate, encrypted) == ("tls_key", "tls_key holds no PEM private key without a passphrase")
+    assert refusal(tmp_path / "nothing", key)[0] == "tls_cert"
+    assert refusal(certificate, tmp_path / "nothing")[0] == "tls_key"
+
+
+async def test_a_server_with_a_bad_pair_does_not_blame_its_address(tmp_path: Path) -> None:
+    """gRPC says no more than that it cannot listen, which was told as an address in use."""
+    (certificate, own_key), (_, key) = make_pair(tmp_path / "a"), make_pair(tmp_path / "b")
+    server = grpc.aio.server()
+    with pytest.raises(InvalidArgument, match="tls_key"):
+        bind(server, load_config({"port": 0, "tls_cert": certificate, "tls_key": key}))
+    assert bind(server, load_config({"port": 0, "tls_cert": certificate, "tls_key": own_key})) > 0
+    await server.stop(0)
