@@ -10,7 +10,7 @@ from typing import cast
 import torch
 from torch import Tensor
 
-PACKED_FOR_ROWS = 32  # a hint: oneDNN chooses the layout for products of this many rows
+PACKED_FOR_ROWS = 512  # a hint: oneDNN chooses the layout for products of this many rows
 
 
 class UnpackedLinear:
