@@ -16,7 +16,7 @@ from google.rpc import code_pb2, error_details_pb2, status_pb2
 from polyhead.heads.errors import PolyheadError
 
 DOMAIN = "polyhead.dev"
-MAX_MESSAGE = 1024  # characters; metadata of a reply stays well under 4 KB (faults.md 4.1)
+MAX_MESSAGE = 1024  # characters; metadata of a reply stays well under 4 KB
 MAX_VALUE = 256
 
 log = logging.getLogger(__name__)

@@ -1,4 +1,4 @@
-"""The README is true: its Python runs against a real server, and the help that it shows is the command line's own.
+"""README and guide are true: their Python runs against a real server, and the help that is shown is the command line's own.
 
     <!-- runs -->                   the next block, ```python, is executed; all such blocks share one namespace, in order
     <!-- help: polyhead serve -->   the next block, ```text, is what `polyhead serve --help` prints at 100 columns
@@ -20,7 +20,7 @@ import pytest
 from tests.conftest import RunningServer
 from tests.guards.tree import ROOT
 
-README = ROOT / "README.md"
+README, GUIDE = ROOT / "README.md", ROOT / "GUIDE.md"
 DEFAULT_ADDRESS = "127.0.0.1:50051"
 RUNS = re.compile(r"^<!-- runs -->\s*\n```python\n(.*?)^```", re.MULTILINE | re.DOTALL)
 HELP = re.compile(r"^(<!-- help: (polyhead[\w -]*?) -->\s*\n```text\n)(.*?)(^```)", re.MULTILINE | re.DOTALL)
@@ -44,14 +44,15 @@ def help_text(command: str) -> str:
 @pytest.mark.usefixtures("smollm")  # puts the first heads back, whatever the README activates
 def test_python_blocks_run(smollm_server: RunningServer, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """In order, in one namespace, as a reader would paste them: assertions in them hold, nothing raises."""
-    blocks = [(match[1], readme()[: match.start(1)].count("\n")) for match in RUNS.finditer(readme())]
-    assert blocks, "README.md has no block marked <!-- runs -->"
+    texts = [(path, path.read_text(encoding="utf-8")) for path in (README, GUIDE)]
+    blocks = [(path, match[1], text[: match.start(1)].count("\n")) for path, text in texts for match in RUNS.finditer(text)]
+    assert {path for path, _, _ in blocks} == {README, GUIDE}, "no block is marked <!-- runs -->"
     monkeypatch.setenv("POLYHEAD_SERVER", smollm_server.address)
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "readme"}
-    for code, line in blocks:
-        source = "\n" * line + code.replace(DEFAULT_ADDRESS, smollm_server.address)  # a traceback names the README's own line
-        exec(compile(source, str(README), "exec"), namespace)
+    for path, code, line in blocks:
+        source = "\n" * line + code.replace(DEFAULT_ADDRESS, smollm_server.address)  # a traceback names the document's own line
+        exec(compile(source, str(path), "exec"), namespace)
 
 
 def test_help_is_the_command_lines() -> None:

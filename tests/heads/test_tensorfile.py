@@ -1,4 +1,4 @@
-"""Head files that are not what they should be (faults.md 6.2), and agreement with the safetensors library on every accept."""
+"""Head files that are not what they should be, and agreement with the safetensors library on every accept."""
 
 from __future__ import annotations
 
