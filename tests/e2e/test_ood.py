@@ -260,7 +260,7 @@ def test_fits_survive_a_restart_and_are_refused_where_they_do_not_fit(tiny_model
         before = score_of(client, PROMPT)
     with serving(tiny_model, tmp_path, "--tap-layer", str(TAP)) as server, Client(server.address) as client:
         assert client.ood_fits()[1] == fit
-        assert score_of(client, PROMPT) == before
+        assert score_of(client, PROMPT) == pytest.approx(before, rel=1e-5)  # the prompt may be computed in other pieces
         assert client.fit_ood("helpful", PROMPTS, request_id="fit-1") == fit
         assert client.fit_ood("helpful", PROMPTS).version == 2
     with serving(tiny_model, tmp_path, "--tap-layer", "0") as server, Client(server.address) as client:
