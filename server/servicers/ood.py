@@ -25,6 +25,7 @@ MAX_PROMPTS = 100_000  # of one fit
 MAX_FITS_AT_ONCE = 2  # each holds matrices of 8 * d_model^2 bytes
 ENGINE_PROMPTS = 64  # of one engine request: a fit never fills the queue
 RETRY_S = 5.0
+CANCEL_S = 0.1  # a stream that is cancelled looks like one that has ended, until its cancellation arrives
 
 
 class OodFitting:
@@ -47,6 +48,7 @@ class OodFitting:
         self._num_running += 1
         try:
             moments = await self._gather(messages, wanted.pool)
+            await asyncio.sleep(CANCEL_S)
             return await self._frontend.workers.run(self._finish, wanted, moments)
         finally:
             self._num_running -= 1
