@@ -22,7 +22,7 @@ GIB = 1 << 30
 ENV_PREFIX = "POLYHEAD_"
 # Variables with our prefix that others read: the command line of clients, and the failpoints of heads/failpoints.py
 OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP"})
-Dtype = Literal["float32", "bfloat16"]
+Dtype = Literal["float32", "bfloat16", "int8"]
 TokenHash = Annotated[str, BeforeValidator(lambda raw: hash_token(raw) if raw else "")]  # the raw token is dropped at once
 
 
@@ -46,7 +46,8 @@ class ServeConfig(BaseSettings):
     trunk_dtype: Dtype = "float32"
     head_dtype: Dtype = "float32"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-    layers: Literal["fast", "plain"] = "fast"  # fast: our own for llama-like families (float32, CPU); plain: transformers'
+    layers: Literal["fast", "plain"] = "fast"  # fast: our own for llama-like families (float32 or int8, CPU); plain: transformers'
+    deterministic: bool = False  # bit for bit the same whatever the neighbours, chunks and cache hits
     threads: int = Field(0, ge=0)  # of the engine's matrix products; 0: as torch finds
 
     host: str = "127.0.0.1"

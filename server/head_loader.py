@@ -47,6 +47,7 @@ class HeadLoader:
         dtype: torch.dtype,
         device: torch.device,
         prepare: Callable[[HeadModule], HeadModule | FastHead],
+        weight_bytes: Callable[[tuple[int, ...]], int] | None = None,
     ) -> None:
         self.spec = spec
         self.dtype = dtype
@@ -55,6 +56,7 @@ class HeadLoader:
         self._trunk_names = frozenset(spec.trunk_names)
         self._tied_embedding = tied_embedding  # the trunk's own: shared, never copied, never trained
         self._prepare = prepare  # makes a module run inside the engine
+        self._weight_bytes = weight_bytes or (lambda shape: prod(shape) * dtype.itemsize)  # of a tensor as it is held
 
     def open(self, data: bytearray) -> HeadFile:
         """Check the header before anything else looks at it. InvalidArgument or FailedPrecondition."""
@@ -75,7 +77,7 @@ class HeadLoader:
 
     def num_bytes(self, output: OutputKind) -> int:
         """What a head with this output takes in memory as it is served; a tied output takes nothing."""
-        return sum(prod(shape) for shape in self.spec.head_schema(output).values()) * self.dtype.itemsize
+        return sum(map(self._weight_bytes, self.spec.head_schema(output).values()))
 
     def num_adapter_bytes(self, file_bytes: int) -> int:
         """Most that an adapter's file takes in memory as it is served: its numbers may have two bytes each in the file."""

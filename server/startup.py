@@ -40,7 +40,7 @@ from polyhead.server.transcripts import TranscriptBook
 from polyhead.server.workers import Workers
 
 Progress = Callable[[str], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}  # what layers compute in
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, read at import: a worker thread would answer the 1 that it set itself
 FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
 
@@ -79,7 +79,7 @@ class Services:
     @property
     def trunk_bytes(self) -> int:
         """Of its weights as served."""
-        return sum(parameter.numel() * parameter.element_size() for parameter in self.trunk.parameters())
+        return self.engine.trunk.num_bytes
 
     @property
     def model_bytes(self) -> int:
@@ -168,6 +168,9 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         cache_bytes=config.cache_bytes,
         max_context=max_context,
         is_fast=config.layers == "fast",
+        is_trunk_int8=config.trunk_dtype == "int8",
+        is_head_int8=config.head_dtype == "int8",
+        is_deterministic=config.deterministic,
         num_threads=config.threads or DEFAULT_THREADS,
         tap_layer=config.tap_layer,
         queue=limits,
@@ -178,7 +181,8 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
 def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine) -> Shelf:
     """The road from stored bytes to weights in memory, under the memory budget."""
     embedding = trunk.embedding if served.spec.tied else None
-    loader = HeadLoader(served.spec, embedding, DTYPES[config.head_dtype], torch.device(config.device), engine.heads.prepare)
+    heads, device = engine.heads, torch.device(config.device)
+    loader = HeadLoader(served.spec, embedding, DTYPES[config.head_dtype], device, heads.prepare, heads.weight_bytes)
     budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
     return Shelf(
         store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)
@@ -245,7 +249,7 @@ def _model_folder(config: ServeConfig, progress: Progress) -> Path:
 
 
 def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
-    if spec.tied and config.head_dtype != config.trunk_dtype:
+    if spec.tied and DTYPES[config.head_dtype] != DTYPES[config.trunk_dtype]:
         raise FailedPrecondition(
             f"heads of this model share the trunk's embedding and its dtype: {config.head_dtype} is not {config.trunk_dtype}\n"
             "hint: give --head-dtype the value of --trunk-dtype"

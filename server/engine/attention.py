@@ -7,7 +7,7 @@ wrong numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 
 import torch
@@ -20,6 +20,7 @@ from polyhead.server.engine.cache import KvCache
 
 NAME = "polyhead"
 _NOTES = "polyhead_notes"
+_SMALLEST_BUCKET = 64  # tokens; then twice as many, and so on
 
 # Passed along by some families' layers and without meaning for the numbers here.
 _HARMLESS = frozenset(
@@ -38,30 +39,48 @@ class Segment:
 
 @dataclass(slots=True)
 class DecodeGroup:
-    """Sequences with one new token each, of similar length: padded to their own longest and not to the batch's."""
+    """Tokens of the step that see similar numbers of keys: padded to their own longest and not to the batch's."""
 
-    rows: Tensor  # (sequences,) rows of the batch
-    slots: Tensor  # (sequences, blocks), padded with slot 0
-    ends: Tensor  # (sequences, 1) tokens that each attends to
+    rows: Tensor  # (tokens,) rows of the batch
+    slots: Tensor  # (tokens, blocks), padded with slot 0; or (1, blocks) for tokens of one sequence
+    ends: Tensor  # (tokens, 1) keys that each attends to
     block_size: int
     dtype: torch.dtype  # of keys and queries
+    is_deterministic: bool = False
     _masks: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, members: list[tuple[int, Segment]], cache: KvCache) -> DecodeGroup:
+    def build(cls, members: list[tuple[int, Segment]], cache: KvCache, num_keys: int = 0) -> DecodeGroup:
+        """One token of each sequence. Keys are padded to the longest, or to `num_keys`."""
         block_size, device, dtype = cache.shape.block_size, cache.shape.device, cache.shape.dtype
         counts = [-(-segment.end // block_size) for _, segment in members]
-        table = [segment.slots[:count] + [0] * (max(counts) - count) for (_, segment), count in zip(members, counts, strict=True)]
+        width = max(*counts, -(-num_keys // block_size))
+        table = [segment.slots[:count] + [0] * (width - count) for (_, segment), count in zip(members, counts, strict=True)]
         return cls(
             rows=torch.tensor([row for row, _ in members], device=device),
             slots=torch.tensor(table, device=device),
             ends=torch.tensor([[segment.end] for _, segment in members], device=device),
             block_size=block_size,
             dtype=dtype,
+            is_deterministic=num_keys > 0,
+        )
+
+    @classmethod
+    def within(cls, row: int, segment: Segment, num_keys: int, cache: KvCache) -> DecodeGroup:
+        """Tokens of one sequence, the first at `row`; their keys are padded to `num_keys`."""
+        block_size, device = cache.shape.block_size, cache.shape.device
+        slots = segment.slots[: -(-segment.end // block_size)]
+        return cls(
+            rows=torch.arange(row, row + segment.end - segment.start, device=device),
+            slots=torch.tensor([slots + [0] * (-(-num_keys // block_size) - len(slots))], device=device),
+            ends=torch.arange(segment.start + 1, segment.end + 1, device=device)[:, None],
+            block_size=block_size,
+            dtype=cache.shape.dtype,
+            is_deterministic=True,
         )
 
     def mask(self, window: int) -> Tensor:
-        """(sequences, 1, 1, keys): 0 for cached tokens that a sequence's new token sees, -inf for others. `window` 0 means all."""
+        """(tokens, 1, 1, keys): 0 for keys that a token sees, -inf for others. `window` 0 means all."""
         if window not in self._masks:
             positions = torch.arange(self.slots.shape[1] * self.block_size, device=self.ends.device)
             mask = positions < self.ends
@@ -103,10 +122,16 @@ class AttentionPlan:
             self.cache.write(layer, self.write_rows, kv[self.new_rows])
 
     @classmethod
-    def build(cls, cache: KvCache, segments: Iterable[Segment], new_from: Iterable[int]) -> AttentionPlan:
-        """Plan a step. `new_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried."""
+    def build(
+        cls, cache: KvCache, segments: Iterable[Segment], new_from: Iterable[int], *, is_deterministic: bool = False
+    ) -> AttentionPlan:
+        """Plan a step. `new_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried.
+
+        `is_deterministic`: each token's arithmetic follows from its position alone, whatever is beside it and however it got here.
+        """
         size = cache.shape.block_size
         write_rows, new_rows, decodes, prefills = [], [], [], []
+        groups: list[DecodeGroup] = []
         row = 0
         for segment, first_new in zip(segments, new_from, strict=True):
             for position in range(max(segment.start, first_new), segment.end):
@@ -114,16 +139,22 @@ class AttentionPlan:
                 new_rows.append(row + position - segment.start)
             if segment.end - segment.start == 1:
                 decodes.append((row, segment))
+            elif is_deterministic:
+                groups.extend(DecodeGroup.within(row + part.start - segment.start, part, keys, cache) for keys, part in _by_bucket(segment))
             else:
                 table = torch.tensor([segment.slots[: -(-segment.end // size)]], device=cache.shape.device)
                 prefills.append((row, segment, table))
             row += segment.end - segment.start
+        if is_deterministic:
+            groups.extend(DecodeGroup.build(members, cache, keys) for keys, members in _in_buckets(decodes))
+        else:
+            groups = [DecodeGroup.build(members, cache) for members in _by_length(decodes, size)]
         device = cache.shape.device
         return cls(
             cache=cache,
             write_rows=torch.tensor(write_rows, dtype=torch.long, device=device),
             new_rows=None if len(new_rows) == row else torch.tensor(new_rows, dtype=torch.long, device=device),
-            decodes=[DecodeGroup.build(members, cache) for members in _by_length(decodes, size)],
+            decodes=groups,
             prefills=prefills,
         )
 
@@ -156,6 +187,28 @@ def _by_length(decodes: list[tuple[int, Segment]], block_size: int) -> list[list
             groups.append([])
         groups[-1].append((row, segment))
     return groups
+
+
+def _bucket(num_keys: int) -> int:
+    """How many keys a token that sees `num_keys` is padded to, when that may follow from its position alone."""
+    return max(_SMALLEST_BUCKET, 1 << (num_keys - 1).bit_length())
+
+
+def _by_bucket(segment: Segment) -> Iterator[tuple[int, Segment]]:
+    """The segment cut where its tokens' bucket changes."""
+    start = segment.start
+    while start < segment.end:
+        bucket = _bucket(start + 1)
+        end = min(bucket, segment.end)
+        yield bucket, Segment(segment.slots, start, end)
+        start = end
+
+
+def _in_buckets(decodes: list[tuple[int, Segment]]) -> list[tuple[int, list[tuple[int, Segment]]]]:
+    buckets: dict[int, list[tuple[int, Segment]]] = {}
+    for row, segment in decodes:
+        buckets.setdefault(_bucket(segment.end), []).append((row, segment))
+    return sorted(buckets.items())
 
 
 def block_attention(
@@ -210,17 +263,35 @@ def attend(step: AttentionPlan, layer: int, queries: Tensor, scale: float, windo
 def _decode(
     cache: KvCache, group: DecodeGroup, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None
 ) -> Tensor:
-    """One new token per sequence: the query heads that share a key head stand as rows of one small matrix."""
-    num_sequences, num_heads, head_dim = queries.shape
-    keys, values = cache.gather(layer, group.slots)
+    """Token by token: the query heads that share a key head stand as rows of one small matrix."""
+    num_tokens, num_heads, head_dim = queries.shape
+    keys, values = (each.expand(num_tokens, -1, -1, -1) for each in cache.gather(layer, group.slots))
     num_kv_heads = keys.shape[1]
-    grouped = queries.view(num_sequences, num_kv_heads, num_heads // num_kv_heads, head_dim)
+    grouped = queries.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
     mask = group.mask(window)
-    if softcap is None:
+    if group.is_deterministic:
+        out = _one_by_one(grouped, keys, values, mask, scale)
+    elif softcap is None:
         out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     else:
         out = _capped(grouped, keys, values, mask, scale, softcap)
-    return out.reshape(num_sequences, num_heads, head_dim)
+    return out.reshape(num_tokens, num_heads, head_dim)
+
+
+def _one_by_one(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """Attention whose sums are the same for a token in any company. (tokens, kv_heads, group, head_dim) in and out.
+
+    The fused kernel is not: its buffers lie differently for each thread, and with them the order of the sums. A batch of small products
+    of one shape is, except that a lone one is split between threads; so it gets company.
+    """
+    if len(queries) == 1:
+        queries, keys, values = (each.expand(2, -1, -1, -1) for each in (queries, keys, values))
+        return _one_by_one(queries, keys, values, mask, scale)[:1]
+    out = torch.empty_like(queries)
+    for head in range(keys.shape[1]):
+        scores = torch.bmm(queries[:, head] * scale, keys[:, head].transpose(1, 2)).add_(mask[:, 0])
+        out[:, head] = torch.bmm(scores.softmax(dim=-1), values[:, head])
+    return out
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:

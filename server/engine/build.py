@@ -16,6 +16,8 @@ from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.fast import fast_trunk
 from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
+from polyhead.server.engine.int8 import INT8, INT8_TILED
+from polyhead.server.engine.linears import FLOAT32, TILED, Kit
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
 from polyhead.server.engine.trunk import TrunkRunner
@@ -31,6 +33,9 @@ class EngineConfig:
     block_size: int = 16  # tokens
     max_context: int = 4096  # tokens of prompt and reply together; the model's own limit if that is lower
     is_fast: bool = True  # our own layers where the family and the device allow it; else transformers' modules
+    is_trunk_int8: bool = False  # how the weights are held; both need our own layers
+    is_head_int8: bool = False
+    is_deterministic: bool = False  # results do not depend on neighbours, chunks or cache hits, bit for bit; needs our own layers
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
     tap_layer: int = -1  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
@@ -59,12 +64,34 @@ def build_engine(
     set_attention(trunk, attention.NAME)
     tap_layer = chosen_tap_layer(spec, config.tap_layer)
     cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
-    layers = fast_trunk(trunk, max_context) if config.is_fast else None
-    trunk_runner = TrunkRunner(layers or trunk, cache, tap_layer)
+    layers = fast_trunk(trunk, max_context, kit_for(config.is_trunk_int8, config)) if config.is_fast else None
+    if layers is None:
+        _check_plain(config)
+    trunk_runner = TrunkRunner(layers or trunk, cache, tap_layer, is_deterministic=config.is_deterministic)
     head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
-    return Engine(trunk_runner, HeadRunner(trunk_runner, head_cache), tree, scheduler, config.queue, config.num_threads)
+    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config))
+    return Engine(trunk_runner, heads, tree, scheduler, config.queue, config.num_threads)
+
+
+def kit_for(is_int8: bool, config: EngineConfig) -> Kit:
+    """How weights are held."""
+    if config.is_deterministic:
+        return INT8_TILED if is_int8 else TILED
+    return INT8 if is_int8 else FLOAT32
+
+
+def _check_plain(config: EngineConfig) -> None:
+    """What transformers' modules cannot do. FailedPrecondition names the setting."""
+    asked = (("trunk_dtype", config.is_trunk_int8), ("head_dtype", config.is_head_int8), ("deterministic", config.is_deterministic))
+    for field_name, is_asked in asked:
+        if is_asked:
+            raise FailedPrecondition(
+                f"{field_name} as asked for needs our own layers, which serve llama, mistral, qwen2 and qwen3 on the CPU\n"
+                "hint: leave out --layers plain; for another family serve in float32 or bfloat16",
+                field=field_name,
+            )
 
 
 def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> int:

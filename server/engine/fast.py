@@ -22,7 +22,7 @@ from polyhead.heads.family import HeadModule, TrunkModule
 from polyhead.heads.manifest import OutputKind
 from polyhead.heads.spec import ModelSpec
 from polyhead.server.engine.attention import AttentionPlan, LayerCall, attend, layer_calls
-from polyhead.server.engine.linears import PackedLinear, UnpackedLinear
+from polyhead.server.engine.linears import Gated, Kit, Linear
 
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 
@@ -41,7 +41,7 @@ class Norm:
 class FastLayer:
     """One layer: attention over the blocks, then the gated feed-forward net."""
 
-    def __init__(self, layer: Any, name: str, call: LayerCall) -> None:
+    def __init__(self, layer: Any, name: str, call: LayerCall, kit: Kit) -> None:
         self.name = name  # in the whole model: "model.layers.27"
         attn, mlp, head_dim = layer.self_attn, layer.mlp, call.head_dim
         self.index = int(attn.layer_idx)
@@ -53,14 +53,15 @@ class FastLayer:
         self.norm, self.mlp_norm = _norm(layer.input_layernorm), _norm(layer.post_attention_layernorm)
         self.query_norm = _paired_norm(attn, "q_norm", head_dim)
         self.key_norm = _paired_norm(attn, "k_norm", head_dim)
-        self.qkv = _packed([attn.q_proj, attn.k_proj, attn.v_proj], [self.num_heads, self.num_kv_heads, 0], head_dim)
-        self.out = _packed([attn.o_proj])
-        self.gate, self.up, self.down = _packed([mlp.gate_proj]), _packed([mlp.up_proj]), _packed([mlp.down_proj])
+        self.qkv = _qkv(kit, attn, self.num_heads, self.num_kv_heads, head_dim)
+        self.out, self.down = _linear(kit, attn.o_proj), _linear(kit, mlp.down_proj)
+        self.by_rows = kit.by_rows
+        self.gated: Gated = kit.gated(*_weights(mlp.gate_proj), *_weights(mlp.up_proj))
 
     @property
     def num_bytes(self) -> int:
         norms = [norm for norm in (self.norm, self.mlp_norm, self.query_norm, self.key_norm) if norm]
-        linears = (self.qkv, self.out, self.gate, self.up, self.down)
+        linears: tuple[Linear | Gated, ...] = (self.qkv, self.out, self.gated, self.down)
         return sum(norm.weight.numel() * 4 for norm in norms) + sum(each.num_bytes for each in linears)
 
     def forward(self, x_TD: Tensor, turns: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
@@ -73,8 +74,7 @@ class FastLayer:
             return x_TD
         attended = attend(plan, self.index, queries, self.scaling, self.window)
         x_TD = self.out.add_to(attended.reshape(len(x_TD), -1), x_TD)
-        normed = self.mlp_norm(x_TD)
-        return self.down.add_to(self.up.times(normed, self.gate.silu(normed)), x_TD)
+        return self.down.add_to(self.gated(self.mlp_norm(x_TD)), x_TD)
 
     def forward_adapted(self, x_TD: Tensor, turns: Tensor, plan: AttentionPlan, parts: Sequence[AdapterRows]) -> Tensor:
         """The same with adapters, each added to its own rows of every product; so nothing is fused behind a product."""
@@ -88,8 +88,8 @@ class FastLayer:
         attended = attend(plan, self.index, self._queries(qkv, turns, plan), self.scaling, self.window).reshape(len(x_TD), -1)
         x_TD = x_TD + self._add(parts, "self_attn.o_proj", attended, self.out(attended))
         normed = self.mlp_norm(x_TD)
-        gate = self._add(parts, "mlp.gate_proj", normed, self.gate(normed))
-        inner = silu(gate) * self._add(parts, "mlp.up_proj", normed, self.up(normed))
+        gate, up = self.gated.parts(normed)
+        inner = silu(self._add(parts, "mlp.gate_proj", normed, gate)) * self._add(parts, "mlp.up_proj", normed, up)
         return x_TD + self._add(parts, "mlp.down_proj", inner, self.down(inner))
 
     def _queries(self, qkv: Tensor, turns: Tensor, plan: AttentionPlan) -> Tensor:
@@ -108,7 +108,7 @@ class FastLayer:
     def _add(self, parts: Sequence[AdapterRows], name: str, inputs: Tensor, outputs: Tensor, num_paired: int = 0) -> Tensor:
         for part in parts:
             if (pair := part.adapter.matrices.get(f"{self.name}.{name}")) is not None:
-                product = pair.product(inputs[part.rows])
+                product = self.by_rows(pair.product, inputs[part.rows])
                 outputs[part.rows] += _paired(product.T, num_paired, self.head_dim).T
         return outputs
 
@@ -116,9 +116,10 @@ class FastLayer:
 class FastTrunk:
     """ids -> boundary states, called as the TrunkModule that it is made from."""
 
-    def __init__(self, trunk: TrunkModule, layers: list[FastLayer], turns: Tensor) -> None:
+    def __init__(self, trunk: TrunkModule, layers: list[FastLayer], turns: Tensor, kit: Kit) -> None:
         self.spec = trunk.spec
         self.embedding = trunk.embedding
+        self.tied_output = kit.unpacked(self.embedding.detach()) if self.spec.tied else None  # a tied head's, and so held once
         self.layers = layers
         self.turns = turns  # (max_context, head_dim / 2), complex; heads share it
         self.tap_layer = 0  # what enters it is kept; 0: nothing
@@ -126,7 +127,8 @@ class FastTrunk:
     @property
     def num_bytes(self) -> int:
         """Of its weights as served."""
-        return self.embedding.numel() * self.embedding.element_size() + sum(layer.num_bytes for layer in self.layers)
+        held = sum(layer.num_bytes for layer in self.layers) + (self.tied_output.num_bytes if self.tied_output else 0)
+        return held + self.embedding.numel() * self.embedding.element_size()
 
     def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, step: AttentionPlan) -> Tensor:
         """(1, T, d_model)."""
@@ -142,12 +144,13 @@ class FastTrunk:
 class FastHead:
     """Boundary states -> logits or scalars, called as the HeadModule that it is made from."""
 
-    def __init__(self, head: HeadModule, layers: list[FastLayer], norm: Norm, turns: Tensor) -> None:
+    def __init__(self, head: HeadModule, layers: list[FastLayer], norm: Norm, trunk: FastTrunk, kit: Kit) -> None:
         self.spec, self.output, self.dtype = head.spec, head.output, head.dtype
         self.layers = layers
         self.norm = norm
-        self._turns = turns
-        self._project = _projection(head)
+        self._turns = trunk.turns
+        self._project, output_bytes = _projection(head, trunk, kit)
+        self.num_bytes = sum(layer.num_bytes for layer in layers) + norm.weight.numel() * 4 + output_bytes  # what nobody shares
 
     def __call__(
         self,
@@ -192,21 +195,22 @@ class FastLoraHead:
         return self._base(*inputs, step=step, parts=self._parts)
 
 
-def fast_trunk(trunk: TrunkModule, max_context: int) -> FastTrunk | None:
+def fast_trunk(trunk: TrunkModule, max_context: int, kit: Kit) -> FastTrunk | None:
     """The same trunk on fast layers, or None. The plain module's layers are emptied."""
     calls = layer_calls(trunk, trunk.spec.d_model)
     if not is_known(trunk.decoder, trunk.spec, calls):
         return None
-    return FastTrunk(trunk, take_layers(trunk.decoder, trunk.spec, calls, 0), rotations(trunk.decoder, max_context))
+    return FastTrunk(trunk, take_layers(trunk.decoder, trunk.spec, calls, 0, kit), rotations(trunk.decoder, max_context), kit)
 
 
-def fast_head(head: HeadModule, turns: Tensor) -> FastHead | None:
-    """The same head on fast layers, or None. The plain module's layers are emptied; `turns` are the trunk's."""
+def fast_head(head: HeadModule, trunk: FastTrunk, kit: Kit) -> FastHead | None:
+    """The same head on fast layers, or None. The plain module's layers are emptied."""
     base = head.decoder if head.score is not None else getattr(head.decoder, head.spec.base)
     calls = layer_calls(head, head.spec.d_model)
     if not is_known(base, head.spec, calls):
         return None
-    return FastHead(head, take_layers(base, head.spec, calls, head.spec.split_layer), _norm(getattr(base, head.spec.norm)), turns)
+    layers = take_layers(base, head.spec, calls, head.spec.split_layer, kit)
+    return FastHead(head, layers, _norm(getattr(base, head.spec.norm)), trunk, kit)
 
 
 def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
@@ -220,11 +224,11 @@ def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
     return acts <= {"SiLU", "SiLUActivation"}
 
 
-def take_layers(base: Any, spec: ModelSpec, calls: list[LayerCall], first: int) -> list[FastLayer]:
+def take_layers(base: Any, spec: ModelSpec, calls: list[LayerCall], first: int, kit: Kit) -> list[FastLayer]:
     """Pack layer by layer, so that never more than one of them is in memory twice."""
     taken = []
     for number, (layer, call) in enumerate(zip(getattr(base, spec.layers), calls, strict=True), start=first):
-        taken.append(FastLayer(layer, f"{spec.base}.{spec.layers}.{number}", call))
+        taken.append(FastLayer(layer, f"{spec.base}.{spec.layers}.{number}", call, kit))
         layer.to_empty(device="meta")
     return taken
 
@@ -249,16 +253,22 @@ def _paired_norm(attn: nn.Module, name: str, head_dim: int) -> Norm | None:
     return Norm(_paired(norm.weight[:, None], 1, head_dim)[:, 0], norm.eps)
 
 
-def _packed(linears: list[nn.Linear], num_paired: list[int] | None = None, head_dim: int = 0) -> PackedLinear:
-    """Several products of one input as one; `num_paired`: heads whose rows are reordered for the rotation."""
-    paired = num_paired or [0] * len(linears)
-    weights = [_paired(each.weight.detach(), num, head_dim) for each, num in zip(linears, paired, strict=True)]
-    biases = [
-        _paired(each.bias.detach()[:, None], num, head_dim)[:, 0] if each.bias is not None else torch.zeros(each.out_features)
-        for each, num in zip(linears, paired, strict=True)
-    ]
-    has_bias = any(each.bias is not None for each in linears)
-    return PackedLinear(torch.cat(weights), torch.cat(biases) if has_bias else None)
+def _weights(module: nn.Linear) -> tuple[Tensor, Tensor | None]:
+    return module.weight.detach(), None if module.bias is None else module.bias.detach().clone()
+
+
+def _linear(kit: Kit, module: nn.Linear) -> Linear:
+    return kit.linear(*_weights(module))
+
+
+def _qkv(kit: Kit, attn: Any, num_heads: int, num_kv_heads: int, head_dim: int) -> Linear:
+    """Query, key and value as one product; the rows of the first two are reordered for the rotation."""
+    parts = [(*_weights(attn.q_proj), num_heads), (*_weights(attn.k_proj), num_kv_heads), (*_weights(attn.v_proj), 0)]
+    weight = torch.cat([_paired(weight, num, head_dim) for weight, _, num in parts])
+    if all(bias is None for _, bias, _ in parts):
+        return kit.linear(weight, None)
+    biases = [(weight.new_zeros(len(weight)) if bias is None else bias, num) for weight, bias, num in parts]
+    return kit.linear(weight, torch.cat([_paired(bias[:, None], num, head_dim)[:, 0] for bias, num in biases]))
 
 
 def _paired(rows: Tensor, num_heads: int, head_dim: int) -> Tensor:
@@ -268,10 +278,13 @@ def _paired(rows: Tensor, num_heads: int, head_dim: int) -> Tensor:
     return rows.reshape(num_heads, 2, head_dim // 2, -1).transpose(1, 2).reshape(rows.shape)
 
 
-def _projection(head: HeadModule) -> Callable[[Tensor], Tensor]:
-    """(rows, d_model) -> (rows, vocab) or (rows,). A tied output reads the trunk's embedding as it lies: packed, it would exist twice."""
+def _projection(head: HeadModule, trunk: FastTrunk, kit: Kit) -> tuple[Callable[[Tensor], Tensor], int]:
+    """(rows, d_model) -> (rows, vocab) or (rows,), and the bytes it takes: a tied output is the trunk's own."""
     if head.score is not None:
         score = head.score.weight.detach().clone()
-        return lambda x_RD: linear(x_RD, score)[:, 0]
-    weight = head.decoder.get_output_embeddings().weight.detach()
-    return UnpackedLinear(weight) if head.output is OutputKind.TIED else PackedLinear(weight)
+        return lambda x_RD: kit.by_rows(lambda rows: linear(rows, score), x_RD)[:, 0], score.numel() * 4
+    if head.output is OutputKind.TIED:
+        assert trunk.tied_output is not None
+        return trunk.tied_output, 0
+    own = kit.linear(head.decoder.get_output_embeddings().weight.detach(), None)
+    return own, own.num_bytes

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterable
 from typing import cast
 
 import torch
@@ -15,6 +17,7 @@ from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.batch import HeadRun
 from polyhead.server.engine.cache import CacheShape, KvCache
 from polyhead.server.engine.fast import FastHead, FastLoraHead, FastTrunk, fast_head
+from polyhead.server.engine.linears import Kit
 from polyhead.server.engine.live import LiveHead
 from polyhead.server.engine.trunk import TrunkRunner
 
@@ -24,15 +27,22 @@ CANARY_TOKENS = 8
 class HeadRunner:
     """Layers [k, L) of any head, over the pool that all heads share."""
 
-    def __init__(self, trunk: TrunkRunner, cache: KvCache) -> None:
+    def __init__(self, trunk: TrunkRunner, cache: KvCache, kit: Kit) -> None:
         self.trunk = trunk
         self.cache = cache
+        self.kit = kit  # of fast layers
 
     def prepare(self, module: HeadModule) -> HeadModule | FastHead:
         """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights."""
         set_attention(module, attention.NAME)
         trunk = self.trunk.module
-        return (fast_head(module, trunk.turns) if isinstance(trunk, FastTrunk) else None) or module
+        return (fast_head(module, trunk, self.kit) if isinstance(trunk, FastTrunk) else None) or module
+
+    def weight_bytes(self, shape: tuple[int, ...]) -> int:
+        """What a tensor of a head file takes as it is held here."""
+        if isinstance(self.trunk.module, FastTrunk):
+            return self.kit.weight_bytes(shape)
+        return math.prod(shape) * self.cache.shape.dtype.itemsize
 
     @torch.inference_mode()
     def forward(self, head: LiveHead, runs: list[HeadRun]) -> Tensor:
@@ -43,7 +53,7 @@ class HeadRunner:
         states = self.trunk.cache.states.index_select(0, self._state_rows(runs))
         positions = [position for run in runs for position in range(run.start, run.end)]
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
-        plan = AttentionPlan.build(self.cache, segments, (run.first_new_key for run in runs))
+        plan = self._plan(segments, (run.first_new_key for run in runs))
         plan.asked = self._asked(runs)
         inputs = states[None].to(self.cache.shape.dtype), torch.tensor([positions], device=self.trunk.device), self._wanted_rows(runs)
         adapted = _adapter_rows(runs)
@@ -58,7 +68,10 @@ class HeadRunner:
             return None
         wanted = [run for run in runs if run.num_rows]
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.first_row, run.end) for run in wanted]
-        return AttentionPlan.build(self.cache, segments, (run.end for run in wanted))
+        return self._plan(segments, (run.end for run in wanted))
+
+    def _plan(self, segments: list[Segment], new_from: Iterable[int]) -> AttentionPlan:
+        return AttentionPlan.build(self.cache, segments, new_from, is_deterministic=self.trunk.is_deterministic)
 
     def _state_rows(self, runs: list[HeadRun]) -> Tensor:
         size = self.cache.shape.block_size

@@ -22,11 +22,14 @@ from polyhead.server.engine.sequence import Pool, Pooling
 class TrunkRunner:
     """The frozen layers [0, k) with their cache."""
 
-    def __init__(self, module: TrunkModule | FastTrunk, cache: TrunkCache, tap_layer: int = 0) -> None:
+    def __init__(
+        self, module: TrunkModule | FastTrunk, cache: TrunkCache, tap_layer: int = 0, *, is_deterministic: bool = False
+    ) -> None:
         assert (cache.taps is not None) == (tap_layer > 0), "a tap layer and room for its states go together"
         self.module = module
         self.cache = cache
         self.tap_layer = tap_layer  # 0: none
+        self.is_deterministic = is_deterministic
         self.device = cache.kv.shape.device
         if isinstance(module, FastTrunk):
             module.tap_layer = tap_layer
@@ -34,13 +37,21 @@ class TrunkRunner:
             layers = cast(nn.ModuleList, getattr(module.decoder, module.spec.layers))
             layers[tap_layer].register_forward_pre_hook(_tap, with_kwargs=True)
 
+    @property
+    def num_bytes(self) -> int:
+        """Of the trunk's weights as they are held."""
+        if isinstance(self.module, FastTrunk):
+            return self.module.num_bytes
+        return sum(parameter.numel() * parameter.element_size() for parameter in self.module.parameters())
+
     @torch.inference_mode()
     def forward(self, runs: list[TrunkRun]) -> None:
         """Compute the runs' tokens, once each, as one flat row of tokens."""
         tokens = [token for run in runs for token in run.sequence.tokens[run.start : run.end]]
         positions = [position for run in runs for position in range(run.start, run.end)]
         segments = [Segment([block.slot for block in run.sequence.blocks], run.start, run.end) for run in runs]
-        plan = AttentionPlan.build(self.cache.kv, segments, (run.start for run in runs))
+        starts = (run.start for run in runs)
+        plan = AttentionPlan.build(self.cache.kv, segments, starts, is_deterministic=self.is_deterministic)
         plan.taps = self.cache.taps
         states_TD = self.module(
             torch.tensor([tokens], device=self.device), torch.tensor([positions], device=self.device), step=plan

@@ -54,8 +54,9 @@ def test_one_long_text_does_not_pad_the_short_ones(bench: Bench, monkeypatch: py
     before = bench.engine.counters.generated_tokens
     bench.engine.step()
     assert bench.engine.counters.generated_tokens - before == 13, "everybody decodes in this step"
+    num_blocks = 16 + 12 * 4 if bench.engine.trunk.is_deterministic else 15 + 12 * 1  # buckets of 256 and of 64 tokens
     for keys in counted:
-        assert keys.by_layer == [(15 + 12 * 1) * BLOCK] * 2
+        assert keys.by_layer == [num_blocks * BLOCK] * 2
 
 
 def test_a_mixed_batch_draws_what_each_draws_alone(bench: Bench) -> None:

@@ -1,0 +1,93 @@
+"""int8 without --deterministic: close to the float32 model, and to itself however a text got here. Bit for bit: test_deterministic.py."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from polyhead.heads.errors import FailedPrecondition
+from polyhead.heads.manifest import OutputKind
+from polyhead.server.engine.fast import FastHead
+from polyhead.server.engine.scheduler import SchedulerLimits
+from polyhead.server.engine.sequence import SamplingParams
+from tests.heads.models import save_tiny
+from tests.server.engine.harness import Bench, scores
+
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=24)
+INT8 = {"is_trunk_int8": True, "is_head_int8": True}
+TOLERANCE = 0.1  # of a log-prob: a rounding of 1e-7 may tip an activation to the next of 127 levels, and that travels on
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize("held", [INT8, {"is_trunk_int8": True}, {"is_head_int8": True}], ids=["both", "trunk", "heads"])
+def test_close_to_the_unsplit_model(family: str, held: dict[str, bool], tmp_path: Path) -> None:
+    """Biases (qwen2), norms of queries and keys (qwen3), windows (mistral), in chunks and decoding."""
+    save_tiny(family, tmp_path)
+    bench = Bench.open(tmp_path, split_layer=2, max_context=128, scheduler=SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1), **held)
+    requests = [bench.sampled(bench.prompt(length, length), params=GREEDY, score=("reference", "value")) for length in (1, 5, 16, 40)]
+    bench.run(*requests)
+    for request in requests:
+        sample = request.samples[0]
+        reference = bench.unsplit_logprobs([*sample.prompt, *sample.completion])[len(sample.prompt) - 1 :]
+        wanted = [reference[index, token].item() for index, token in enumerate(sample.completion)]
+        assert sum(abs(a - b) for a, b in zip(sample.logprobs, wanted, strict=True)) / len(wanted) < 0.2, "of 32 numbers a row, at random"
+        assert scores(sample)["reference"].result.logprobs == pytest.approx(sample.logprobs, abs=TOLERANCE)
+    bench.assert_blocks_returned()
+
+
+def test_neighbours_chunks_and_cache(llama_folder: Path) -> None:
+    lengths = (70, 33, 16, 3, 129)
+    alone = Bench.open(llama_folder, split_layer=2, **INT8)
+    wanted = {}
+    for length in lengths:
+        request = alone.given(alone.prompt(length, length), alone.prompt(20, 1), score=("reference",))
+        alone.run(request)
+        wanted[length] = scores(request.samples[0])["reference"].result.logprobs
+    chunked = Bench.open(llama_folder, split_layer=2, scheduler=SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1), **INT8)
+    for bench in (chunked, alone):
+        requests = [bench.given(bench.prompt(length, length), bench.prompt(20, 1), score=("reference",)) for length in lengths]
+        bench.run(*requests)
+        for length, request in zip(lengths, requests, strict=True):
+            found = scores(request.samples[0])["reference"].result.logprobs
+            assert found == pytest.approx(wanted[length], abs=TOLERANCE)
+            assert float(abs(found - wanted[length]).mean()) < TOLERANCE / 5
+
+
+def test_a_quarter_of_the_bytes_and_counted_as_they_are(llama_folder: Path) -> None:
+    """A head takes what the budget was told before it was built; a tied output is the trunk's, in whatever form that has."""
+    plain, small = Bench.open(llama_folder, split_layer=2), Bench.open(llama_folder, split_layer=2, **INT8)
+    for bench in (plain, small):
+        for live, output in ((bench.policy("c"), OutputKind.TIED), (bench.scalar("d"), OutputKind.SCORE)):
+            assert isinstance(live.module, FastHead)
+            schema = bench.spec.head_schema(output)
+            assert live.module.num_bytes == sum(map(bench.engine.heads.weight_bytes, schema.values()))
+    assert small.policy("e").module.num_bytes < 0.45 * plain.policy("e").module.num_bytes, "32 numbers a row: a scale weighs much"
+    first, second = small.policy("f").module, small.policy("g").module
+    assert isinstance(first, FastHead)
+    assert isinstance(second, FastHead)
+    assert first._project is second._project is small.engine.trunk.module.tied_output  # type: ignore[union-attr]
+
+
+@pytest.mark.parametrize("setting", ["is_trunk_int8", "is_head_int8", "is_deterministic"])
+def test_what_plain_modules_cannot_do_is_refused(setting: str, llama_folder: Path, tmp_path: Path) -> None:
+    save_tiny("gemma2", tmp_path)
+    named = {"is_trunk_int8": "trunk_dtype", "is_head_int8": "head_dtype", "is_deterministic": "deterministic"}[setting]
+    for folder, layers in ((llama_folder, {"is_fast": False}), (tmp_path, {})):
+        with pytest.raises(FailedPrecondition) as caught:
+            Bench.open(folder, split_layer=2, max_context=128, **{setting: True}, **layers)
+        assert caught.value.field == named
+
+
+def test_a_broken_head_fails_its_own_sample_only(llama_folder: Path) -> None:
+    """A row whose scale is not finite must not come out as a number."""
+    bench = Bench.open(llama_folder, split_layer=2, **INT8)
+
+    def poison(tensors: dict[str, torch.Tensor]) -> None:
+        tensors["model.norm.weight"].fill_(float("nan"))
+
+    bench.activate(2, policy=bench.policy("bad", poison), value=bench.scalar("b"))
+    request = bench.sampled(bench.prompt(9), params=GREEDY)
+    bench.run(request)
+    assert request.samples[0].finish_reason.name == "FAILED"
