@@ -12,11 +12,13 @@ from polyhead.heads.spec import ModelSpec
 from polyhead.server.engine import attention
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
+from polyhead.server.engine.dense import dense_kit
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.fast import fast_trunk
 from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
 from polyhead.server.engine.int8 import INT8, INT8_TILED
+from polyhead.server.engine.int8_matrix import int8_matrix_kit
 from polyhead.server.engine.linears import FLOAT32, TILED, Kit
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
@@ -64,19 +66,23 @@ def build_engine(
     set_attention(trunk, attention.NAME)
     tap_layer = chosen_tap_layer(spec, config.tap_layer)
     cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
-    layers = fast_trunk(trunk, max_context, kit_for(config.is_trunk_int8, config)) if config.is_fast else None
+    layers = fast_trunk(trunk, max_context, kit_for(config.is_trunk_int8, config, shape)) if config.is_fast else None
     if layers is None:
         _check_plain(config)
     trunk_runner = TrunkRunner(layers or trunk, cache, tap_layer, is_deterministic=config.is_deterministic)
     head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
-    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config))
+    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config, head_shape))
     return Engine(trunk_runner, heads, tree, scheduler, config.queue, config.num_threads)
 
 
-def kit_for(is_int8: bool, config: EngineConfig) -> Kit:
-    """How weights are held."""
+def kit_for(is_int8: bool, config: EngineConfig, shape: CacheShape) -> Kit:
+    """How weights are held. Packing, fbgemm's int8 and products bit for bit alike are known in float32 on the CPU alone."""
+    if shape.device.type != "cpu" or shape.dtype != torch.float32:
+        if config.is_deterministic:
+            raise FailedPrecondition("bit for bit the same needs float32 or int8 on the CPU", field="deterministic")
+        return int8_matrix_kit(shape.dtype) if is_int8 else dense_kit(shape.dtype)
     if config.is_deterministic:
         return INT8_TILED if is_int8 else TILED
     return INT8 if is_int8 else FLOAT32
@@ -88,7 +94,7 @@ def _check_plain(config: EngineConfig) -> None:
     for field_name, is_asked in asked:
         if is_asked:
             raise FailedPrecondition(
-                f"{field_name} as asked for needs our own layers, which serve llama, mistral, qwen2 and qwen3 on the CPU\n"
+                f"{field_name} as asked for needs our own layers, which serve llama, mistral, qwen2 and qwen3\n"
                 "hint: leave out --layers plain; for another family serve in float32 or bfloat16",
                 field=field_name,
             )
