@@ -17,6 +17,8 @@ from transformers import AttentionInterface
 
 from polyhead.heads.family import HeadModule, TrunkModule, set_attention
 from polyhead.server.engine.cache import KvCache
+from polyhead.server.engine.upload import upload
+from polyhead.server.engine.varlen import RaggedRows
 
 NAME = "polyhead"
 _NOTES = "polyhead_notes"
@@ -102,6 +104,7 @@ class AttentionPlan:
     prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
     asked: AttentionPlan | None = None  # of the rows whose output is asked for, if those are not all: for a head's last layer
     taps: Tensor | None = None  # (cache rows, d_model), set by the trunk: takes the tap layer's states at `write_rows`
+    ragged: RaggedRows | None = None  # all rows in one call: where the cache has a kernel for it, instead of decodes and prefills
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
 
     @property
@@ -129,15 +132,20 @@ class AttentionPlan:
 
         `is_deterministic`: each token's arithmetic follows from its position alone, whatever is beside it and however it got here.
         """
-        size = cache.shape.block_size
-        write_rows, new_rows, decodes, prefills = [], [], [], []
+        size, kernel, segments = cache.shape.block_size, cache.shape.varlen, list(segments)
+        write_rows: list[int] = []
+        new_rows: list[int] = []
+        decodes: list[tuple[int, Segment]] = []
+        prefills = []
         groups: list[DecodeGroup] = []
         row = 0
         for segment, first_new in zip(segments, new_from, strict=True):
             for position in range(max(segment.start, first_new), segment.end):
                 write_rows.append(segment.slots[position // size] * size + position % size)
                 new_rows.append(row + position - segment.start)
-            if segment.end - segment.start == 1:
+            if kernel is not None:
+                pass  # all of them in one call
+            elif segment.end - segment.start == 1:
                 decodes.append((row, segment))
             elif is_deterministic:
                 groups.extend(DecodeGroup.within(row + part.start - segment.start, part, keys, cache) for keys, part in _by_bucket(segment))
@@ -149,13 +157,14 @@ class AttentionPlan:
             groups.extend(DecodeGroup.build(members, cache, keys) for keys, members in _in_buckets(decodes))
         else:
             groups = [DecodeGroup.build(members, cache) for members in _by_length(decodes, size)]
-        device = cache.shape.device
+        written, new = upload((write_rows, [] if len(new_rows) == row else new_rows), cache.shape.device)
         return cls(
             cache=cache,
-            write_rows=torch.tensor(write_rows, dtype=torch.long, device=device),
-            new_rows=None if len(new_rows) == row else torch.tensor(new_rows, dtype=torch.long, device=device),
+            write_rows=written,
+            new_rows=None if len(new_rows) == row else new,
             decodes=groups,
             prefills=prefills,
+            ragged=None if kernel is None else RaggedRows.build(kernel, segments, size, cache.shape.device),
         )
 
     def prefill_mask(self, index: int, window: int) -> Tensor | None:
@@ -241,6 +250,9 @@ def block_attention(
 
 def attend(step: AttentionPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None = None) -> Tensor:
     """Attend over the blocks, whose keys are written. `queries` and the result: (tokens, heads, head_dim)."""
+    if step.ragged is not None:
+        assert softcap is None, "no kernel was chosen for a family with a soft-cap"
+        return step.ragged.attend(step.cache, layer, queries, scale, window)
     if step.is_one_group:
         return _decode(step.cache, step.decodes[0], layer, queries, scale, window, softcap)
     out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
