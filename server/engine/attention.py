@@ -132,40 +132,29 @@ class AttentionPlan:
 
         `is_deterministic`: each token's arithmetic follows from its position alone, whatever is beside it and however it got here.
         """
-        size, kernel, segments = cache.shape.block_size, cache.shape.varlen, list(segments)
-        write_rows: list[int] = []
-        new_rows: list[int] = []
-        decodes: list[tuple[int, Segment]] = []
-        prefills = []
-        groups: list[DecodeGroup] = []
-        row = 0
-        for segment, first_new in zip(segments, new_from, strict=True):
-            for position in range(max(segment.start, first_new), segment.end):
-                write_rows.append(segment.slots[position // size] * size + position % size)
-                new_rows.append(row + position - segment.start)
-            if kernel is not None:
-                pass  # all of them in one call
-            elif segment.end - segment.start == 1:
+        segments, size = list(segments), cache.shape.block_size
+        write_rows, new_rows, num_rows = _new_keys(segments, new_from, size)
+        written, new = upload((write_rows, [] if len(new_rows) == num_rows else new_rows), cache.shape.device)
+        plan = cls(cache, written, None if len(new_rows) == num_rows else new, decodes=[], prefills=[])
+        if cache.shape.varlen is not None:
+            plan.ragged = RaggedRows.build(cache.shape.varlen, segments, size, cache.shape.device)
+            return plan
+        decodes, row = [], 0
+        for segment in segments:
+            if segment.end - segment.start == 1:
                 decodes.append((row, segment))
             elif is_deterministic:
-                groups.extend(DecodeGroup.within(row + part.start - segment.start, part, keys, cache) for keys, part in _by_bucket(segment))
+                for keys, part in _by_bucket(segment):
+                    plan.decodes.append(DecodeGroup.within(row + part.start - segment.start, part, keys, cache))
             else:
                 table = torch.tensor([segment.slots[: -(-segment.end // size)]], device=cache.shape.device)
-                prefills.append((row, segment, table))
+                plan.prefills.append((row, segment, table))
             row += segment.end - segment.start
         if is_deterministic:
-            groups.extend(DecodeGroup.build(members, cache, keys) for keys, members in _in_buckets(decodes))
+            plan.decodes.extend(DecodeGroup.build(members, cache, keys) for keys, members in _in_buckets(decodes))
         else:
-            groups = [DecodeGroup.build(members, cache) for members in _by_length(decodes, size)]
-        written, new = upload((write_rows, [] if len(new_rows) == row else new_rows), cache.shape.device)
-        return cls(
-            cache=cache,
-            write_rows=written,
-            new_rows=None if len(new_rows) == row else new,
-            decodes=groups,
-            prefills=prefills,
-            ragged=None if kernel is None else RaggedRows.build(kernel, segments, size, cache.shape.device),
-        )
+            plan.decodes.extend(DecodeGroup.build(members, cache) for members in _by_length(decodes, size))
+        return plan
 
     def prefill_mask(self, index: int, window: int) -> Tensor | None:
         """(new tokens, keys) of one prefill segment; None where plain causal masking says the same."""
@@ -183,6 +172,17 @@ class AttentionPlan:
                     mask &= keys > queries - window
                 self._masks[key] = mask
         return self._masks[key]
+
+
+def _new_keys(segments: list[Segment], new_from: Iterable[int], size: int) -> tuple[list[int], list[int], int]:
+    """Rows of the cache for the step's new keys, the rows of the batch where they stand, and how many rows the batch has."""
+    write_rows, new_rows, row = [], [], 0
+    for segment, first_new in zip(segments, new_from, strict=True):
+        for position in range(max(segment.start, first_new), segment.end):
+            write_rows.append(segment.slots[position // size] * size + position % size)
+            new_rows.append(row + position - segment.start)
+        row += segment.end - segment.start
+    return write_rows, new_rows, row
 
 
 def _by_length(decodes: list[tuple[int, Segment]], block_size: int) -> list[list[tuple[int, Segment]]]:

@@ -14,7 +14,7 @@ from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
 from polyhead.server.engine.dense import dense_kit
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.fast import fast_trunk
+from polyhead.server.engine.fast import FastTrunk, fast_trunk
 from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
 from polyhead.server.engine.int8 import INT8, INT8_TILED
@@ -23,6 +23,7 @@ from polyhead.server.engine.linears import FLOAT32, TILED, Kit
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
 from polyhead.server.engine.trunk import TrunkRunner
+from polyhead.server.engine.varlen_probe import working_varlen
 
 HEAD_BLOCKS_PER_BLOCK = 3  # head blocks in the pool for each trunk block: the sampling head's, and room for those that score
 
@@ -51,25 +52,33 @@ def build_engine(
 
     Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`.
     """
-    spec = trunk.spec
     shape = cache_shape(trunk, config.block_size)
-    head_shape = replace(shape, dtype=head_dtype or shape.dtype)
-    num_blocks = num_blocks_for(spec, config, shape, head_shape)
-    max_context = min(config.max_context, spec.context_length)
-    floor = -(-max_context // config.block_size) + 1
-    if num_blocks < 2 * floor + 2:
-        raise InvalidArgument(
-            f"the cache holds {num_blocks * config.block_size} tokens, too few for two texts of {max_context}\n"
-            "hint: raise --cache-bytes or lower --max-context",
-            field="cache_bytes",
-        )
+    num_blocks_for(trunk.spec, config, shape, replace(shape, dtype=head_dtype or shape.dtype))  # before the weights are taken
     set_attention(trunk, attention.NAME)
-    tap_layer = chosen_tap_layer(spec, config.tap_layer)
-    cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
+    max_context = min(config.max_context, trunk.spec.context_length)
     layers = fast_trunk(trunk, max_context, kit_for(config.is_trunk_int8, config, shape)) if config.is_fast else None
     if layers is None:
         _check_plain(config)
-    trunk_runner = TrunkRunner(layers or trunk, cache, tap_layer, is_deterministic=config.is_deterministic)
+    return assemble(layers or trunk, shape, config, eos_ids, head_dtype)
+
+
+def assemble(
+    trunk: TrunkModule | FastTrunk,
+    shape: CacheShape,
+    config: EngineConfig,
+    eos_ids: frozenset[int],
+    head_dtype: torch.dtype | None = None,
+) -> Engine:
+    """An engine around the layers that will run. `shape` is the trunk's."""
+    spec = trunk.spec
+    head_shape = replace(shape, dtype=head_dtype or shape.dtype)
+    if head_shape != shape:
+        head_shape = replace(head_shape, varlen=working_varlen(head_shape) if shape.varlen else None)
+    num_blocks = num_blocks_for(spec, config, shape, head_shape)
+    floor = _scoring_floor(spec, config)
+    tap_layer = chosen_tap_layer(spec, config.tap_layer)
+    cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
+    trunk_runner = TrunkRunner(trunk, cache, tap_layer, is_deterministic=config.is_deterministic)
     head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
@@ -101,12 +110,24 @@ def _check_plain(config: EngineConfig) -> None:
 
 
 def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> int:
-    """How many trunk blocks `cache_bytes` pays for, each with its share of head blocks."""
+    """How many trunk blocks `cache_bytes` pays for, each with its share of head blocks. InvalidArgument if that is too few."""
     num_states = 2 if chosen_tap_layer(spec, config.tap_layer) else 1  # kept of each token
     state_bytes = config.block_size * spec.d_model * shape.dtype.itemsize
     block_bytes = shape.kv_bytes(spec.split_layer) + num_states * state_bytes
     head_block_bytes = head_shape.kv_bytes(spec.num_head_layers)
-    return config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
+    num_blocks = config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
+    if num_blocks < 2 * _scoring_floor(spec, config) + 2:
+        raise InvalidArgument(
+            f"the cache holds {num_blocks * config.block_size} tokens, too few for two texts of "
+            f"{min(config.max_context, spec.context_length)}\nhint: raise --cache-bytes or lower --max-context",
+            field="cache_bytes",
+        )
+    return num_blocks
+
+
+def _scoring_floor(spec: ModelSpec, config: EngineConfig) -> int:
+    """Blocks of the longest text, and one."""
+    return -(-min(config.max_context, spec.context_length) // config.block_size) + 1
 
 
 def chosen_tap_layer(spec: ModelSpec, asked: int) -> int:
@@ -136,4 +157,6 @@ def cache_shape(trunk: TrunkModule, block_size: int) -> CacheShape:
     if len(seen) != 1:
         raise FailedPrecondition(f"the layers differ in the number or size of their key heads, which one cache cannot hold: {sorted(seen)}")
     num_kv_heads, head_dim = seen.pop()
-    return CacheShape(num_kv_heads, head_dim, block_size, weight.dtype, weight.device)
+    shape = CacheShape(num_kv_heads, head_dim, block_size, weight.dtype, weight.device)
+    has_softcap = any(call.softcap is not None for call in calls)
+    return shape if has_softcap else replace(shape, varlen=working_varlen(shape))
