@@ -11,6 +11,7 @@ import os
 import re
 import threading
 from collections import Counter
+from collections.abc import Callable
 from types import TracebackType
 
 from polyhead.heads import failpoints, layout, osio
@@ -26,9 +27,12 @@ class Staging:
     `write` the chunks; `verify` compares size and SHA-256; `read` gives the bytes to whoever checks them; `finish` publishes.
     """
 
-    def __init__(self, blobs: BlobFolder, temporary: str, fd: int, declared_bytes: int, declared_sha256: str) -> None:
+    def __init__(
+        self, blobs: BlobFolder, temporary: str, fd: int, declared_bytes: int, declared_sha256: str, on_end: Callable[[], None]
+    ) -> None:
         self.declared_bytes = declared_bytes
-        self.declared_sha256 = declared_sha256
+        self.declared_sha256 = declared_sha256  # empty: nobody knows it yet
+        self._on_end = on_end
         self.num_bytes = 0  # written so far
         self._blobs = blobs
         self._temporary = temporary
@@ -70,7 +74,7 @@ class Staging:
         """The digest, once everything has arrived. InvalidArgument for a wrong size or SHA-256, which aborts the push."""
         self._check_open()
         digest = self._sha256.hexdigest()
-        if self.num_bytes == self.declared_bytes and digest == self.declared_sha256:
+        if self.num_bytes == self.declared_bytes and digest == (self.declared_sha256 or digest):
             return digest
         self.abort()
         if self.num_bytes != self.declared_bytes:
@@ -83,6 +87,11 @@ class Staging:
         with osio.plain_errors("could not read the staged head"):
             data, _ = _read_all(self._fd, self.num_bytes)
         return data
+
+    def pread(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset` on."""
+        self._check_open()
+        _pread(self._fd, view, offset)
 
     def finish(self) -> str:
         """Verify, fsync, rename to the digest, fsync the folder; the digest. The blob then waits for its `add_version`."""
@@ -107,7 +116,37 @@ class Staging:
     def _end(self) -> None:
         os.close(self._fd)
         self._fd = -1
-        self._blobs.end_staging()
+        self._on_end()
+
+
+class OpenBlob:
+    """A stored head file held open: it can be read to its end whatever becomes of the versions that refer to it. A context manager."""
+
+    def __init__(self, fd: int, num_bytes: int, digest: str) -> None:
+        self.num_bytes = num_bytes
+        self.digest = digest
+        self._fd = fd
+
+    def __enter__(self) -> OpenBlob:
+        return self
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
+        self.close()
+
+    def close(self) -> None:
+        """May be called twice."""
+        if self._fd >= 0:
+            os.close(self._fd)
+        self._fd = -1
+
+    def pread(self, view: memoryview, offset: int) -> None:
+        """Fill `view` with the bytes from `offset` on. DataLoss if the file has become shorter."""
+        _pread(self._fd, view, offset)
+
+    def is_intact(self) -> bool:
+        """Whether it still has its SHA-256."""
+        with osio.plain_errors("could not read a stored head"):
+            return _hash_all(self._fd, self.num_bytes) == self.digest
 
 
 class BlobFolder:
@@ -138,23 +177,30 @@ class BlobFolder:
             if self._num_staged >= self._max_staged:
                 raise ResourceExhausted(f"too many pushes at the same time: {self._num_staged}", retry_after_s=1.0)
             self._num_staged += 1
+        return self._stage(declared_bytes, declared_sha256, self._end_staging, "after_begin")
+
+    def begin_rebuilt(self, declared_bytes: int, declared_sha256: str) -> Staging:
+        """The whole file of a push that sent only a part of it, and that counts already."""
+        return self._stage(declared_bytes, declared_sha256, lambda: None, "after_rebuild_begin")
+
+    def _stage(self, declared_bytes: int, declared_sha256: str, on_end: Callable[[], None], point: str) -> Staging:
         temporary = self.files.new_staging_name()
         try:
             with osio.plain_errors("could not begin a push"):
                 fd = self.files.create(temporary)
-                staging = Staging(self, temporary, fd, declared_bytes, declared_sha256)
+                staging = Staging(self, temporary, fd, declared_bytes, declared_sha256, on_end)
         except BaseException:
-            self.end_staging()
+            on_end()
             raise
         try:
             with osio.plain_errors("could not begin a push"):
-                failpoints.hit("after_begin")
+                failpoints.hit(point)
         except BaseException:
             staging.abort()
             raise
         return staging
 
-    def end_staging(self) -> None:
+    def _end_staging(self) -> None:
         with self._lock:
             self._num_staged -= 1
 
@@ -244,6 +290,15 @@ class BlobFolder:
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {digest[:12]}...")
         return data
 
+    def open(self, digest: str) -> OpenBlob:
+        """The blob, held open. DataLoss if it is missing; its content is not looked at."""
+        with osio.plain_errors("could not read a stored head"):
+            try:
+                fd, num_bytes = self.files.open_plain(layout.blob_path(digest))
+            except FileNotFoundError:
+                raise DataLoss(f"the stored head is missing: {digest[:12]}...") from None
+        return OpenBlob(fd, num_bytes, digest)
+
     def check(self, digest: str) -> bool:
         """Whether the blob still has its SHA-256; reads it in slices. False if it is missing."""
         try:
@@ -279,6 +334,16 @@ def _read_all(fd: int, num_bytes: int) -> tuple[bytearray, str]:
     view.release()
     del data[done:]
     return data, sha256.hexdigest()
+
+
+def _pread(fd: int, view: memoryview, offset: int) -> None:
+    done = 0
+    while done < len(view):
+        with osio.plain_errors("could not read a head file"):
+            count = os.preadv(fd, [view[done:]], offset + done)
+        if count == 0:
+            raise DataLoss("a head file has become shorter while it was read")
+        done += count
 
 
 def _hash_all(fd: int, num_bytes: int) -> str:

@@ -198,6 +198,11 @@ class Metrics:
             "polyhead_head_swap_seconds", "An activation, from the call to the flip", buckets=_SLOW, registry=make
         )
         self.swaps = Counter("polyhead_head_swaps", "Activations by head and outcome", ("head", "outcome"), registry=make)
+        self.received = Counter(
+            "polyhead_push_received_bytes", "Bytes of pushed heads: whole files, or deltas against a version", ("form",), registry=make
+        )
+        for form in ("whole", "delta"):
+            self.received.labels(form)
         self.score = Histogram(
             "polyhead_score",
             "Raw scalars of preference and value heads, by the policy version that drew the sample",
@@ -235,6 +240,10 @@ class Metrics:
             self.swaps.labels(self.head_label(name), outcome).inc()
         if outcome == "ok":
             self.swap_seconds.observe(seconds)
+
+    def observe_received(self, form: str, num_bytes: int) -> None:
+        """For a push, once per chunk."""
+        self.received.labels(form).inc(num_bytes)
 
     def observe_sample(self, facts: SampleFacts) -> None:
         """For the servicers, once per finished sample."""

@@ -149,10 +149,14 @@ def save_world_model(folder: Path) -> Path:
 
 @asynccontextmanager
 async def heads_server(
-    world: World, *, authenticator: Authenticator | None = None, push_idle_s: float = 5.0
+    world: World,
+    *,
+    authenticator: Authenticator | None = None,
+    push_idle_s: float = 5.0,
+    on_received: Callable[[str, int], None] = lambda form, num_bytes: None,
 ) -> AsyncIterator[tuple[heads_pb2_grpc.HeadServiceStub, CallInterceptor]]:
     """HeadService over a real connection."""
-    servicer = HeadServicer(world.registry, world.publisher, world.store, world.workers, push_idle_s)
+    servicer = HeadServicer(world.registry, world.publisher, world.store, world.workers, push_idle_s, on_received)
     async with grpc_server(lambda late: heads_pb2_grpc.add_HeadServiceServicer_to_server(servicer, late), authenticator) as (
         channel,
         interceptor,
