@@ -7,6 +7,7 @@ kills the process that mapped it.
 from __future__ import annotations
 
 import hashlib
+import mmap
 import os
 import re
 import threading
@@ -38,6 +39,7 @@ class Staging:
         self._temporary = temporary
         self._fd = fd
         self._sha256 = hashlib.sha256()
+        self._sync: _Beside | None = None
 
     def __enter__(self) -> Staging:
         return self
@@ -81,12 +83,22 @@ class Staging:
             raise InvalidArgument(f"fewer bytes than declared: {self.num_bytes} of {self.declared_bytes}", field="data")
         raise InvalidArgument(f"the data has another SHA-256 than declared: {digest}", field="sha256")
 
-    def read(self) -> bytearray:
-        """The staged bytes in private memory, so that they can be checked before anything is published."""
+    def begin_sync(self) -> None:
+        """Begin to make the bytes durable while they are being checked; `finish` waits for it."""
         self._check_open()
-        with osio.plain_errors("could not read the staged head"):
-            data, _ = _read_all(self._fd, self.num_bytes)
-        return data
+        self._sync = _Beside(lambda: self._blobs.files.fsync(self._fd, self._temporary, "blob"))
+
+    def read(self, between: Callable[[], None] = lambda: None) -> memoryview:
+        """The staged bytes in private memory, so that they can be checked before anything is published. `between` its slices is called.
+
+        They were hashed when they were written, a moment ago by this process: not again here.
+        """
+        self._check_open()
+        view = _private_memory(self.num_bytes)
+        for start in range(0, self.num_bytes, _READ_BYTES):
+            _pread(self._fd, view[start : start + _READ_BYTES], start)
+            between()
+        return view
 
     def pread(self, view: memoryview, offset: int) -> None:
         """Fill `view` with the bytes from `offset` on."""
@@ -98,7 +110,7 @@ class Staging:
         digest = self.verify()
         try:
             with osio.plain_errors("could not store the head"):
-                self._blobs.publish(self._fd, self._temporary, digest)
+                self._blobs.publish(self._fd, self._temporary, digest, self._sync)
         finally:
             self._end()
         return digest
@@ -114,9 +126,37 @@ class Staging:
             raise FailedPrecondition("this push has already ended")
 
     def _end(self) -> None:
+        if self._sync is not None:
+            self._sync.wait()
         os.close(self._fd)
         self._fd = -1
         self._on_end()
+
+
+class _Beside:
+    """One call on a thread of its own."""
+
+    def __init__(self, call: Callable[[], None]) -> None:
+        self._call = call
+        self._error: BaseException | None = None
+        self._thread = threading.Thread(target=self._run, name="polyhead-sync")
+        self._thread.start()
+
+    def _run(self) -> None:
+        try:
+            self._call()
+        except BaseException as error:
+            self._error = error
+
+    def wait(self) -> None:
+        """Until it has ended."""
+        self._thread.join()
+
+    def result(self) -> None:
+        """The same, and its error."""
+        self.wait()
+        if self._error is not None:
+            raise self._error
 
 
 class OpenBlob:
@@ -204,8 +244,10 @@ class BlobFolder:
         with self._lock:
             self._num_staged -= 1
 
-    def publish(self, fd: int, temporary: str, digest: str) -> None:
+    def publish(self, fd: int, temporary: str, digest: str, sync: _Beside | None = None) -> None:
         """Give a verified staged file its name, for good. OSError leaves nothing behind that no version refers to.
+
+        `sync` is its fsync, if that has begun already.
 
         A blob that is there and intact is kept; a damaged one is replaced: pushing the same head again repairs it.
         """
@@ -215,7 +257,10 @@ class BlobFolder:
             if self._is_intact(digest):
                 self.files.discard(temporary)
             else:
-                self.files.fsync(fd, temporary, "blob")
+                if sync is None:
+                    self.files.fsync(fd, temporary, "blob")
+                else:
+                    sync.result()
                 self.files.replace(temporary, layout.blob_path(digest), "blob")
             # also when it was there: the other push may not have come this far
             self.files.fsync_folder(layout.BLOBS, "blob")
@@ -283,7 +328,7 @@ class BlobFolder:
         """Size of a blob. OSError if it is missing."""
         return self.files.size(layout.blob_path(digest))
 
-    def read(self, digest: str) -> bytearray:
+    def read(self, digest: str) -> memoryview:
         """The whole blob in private memory. DataLoss if it is missing or its SHA-256 is another one."""
         data, found = self._with_blob(digest, keep=True)
         if found != digest:
@@ -306,7 +351,7 @@ class BlobFolder:
         except DataLoss:
             return False
 
-    def _with_blob(self, digest: str, *, keep: bool) -> tuple[bytearray, str]:
+    def _with_blob(self, digest: str, *, keep: bool) -> tuple[memoryview, str]:
         path = layout.blob_path(digest)
         with osio.plain_errors("could not read a stored head"):
             try:
@@ -314,15 +359,20 @@ class BlobFolder:
             except FileNotFoundError:
                 raise DataLoss(f"the stored head is missing: {digest[:12]}...") from None
             try:
-                return _read_all(fd, num_bytes) if keep else (bytearray(), _hash_all(fd, num_bytes))
+                return _read_all(fd, num_bytes) if keep else (memoryview(b""), _hash_all(fd, num_bytes))
             finally:
                 os.close(fd)
 
 
-def _read_all(fd: int, num_bytes: int) -> tuple[bytearray, str]:
+def _private_memory(num_bytes: int) -> memoryview:
+    """Writable memory of our own, returned when the last view of it is gone. A bytearray would be cleared first, and every other
+    thread of Python would wait for that."""
+    return memoryview(mmap.mmap(-1, max(num_bytes, 1)))[:num_bytes]
+
+
+def _read_all(fd: int, num_bytes: int) -> tuple[memoryview, str]:
     """The first `num_bytes` bytes and their SHA-256; fewer if the file is shorter."""
-    data = bytearray(num_bytes)
-    view = memoryview(data)
+    view = _private_memory(num_bytes)
     sha256 = hashlib.sha256()
     done = 0
     while done < num_bytes:
@@ -331,9 +381,7 @@ def _read_all(fd: int, num_bytes: int) -> tuple[bytearray, str]:
             break
         sha256.update(view[done : done + count])
         done += count
-    view.release()
-    del data[done:]
-    return data, sha256.hexdigest()
+    return view[:done], sha256.hexdigest()
 
 
 def _pread(fd: int, view: memoryview, offset: int) -> None:

@@ -206,8 +206,8 @@ class HeadStore:
         layout.blob_path(digest)
         self._blobs.give_up(digest)
 
-    def read_blob(self, digest: str) -> bytearray:
-        """The bytes of a head file in private memory, never mapped. DataLoss if it is missing or its SHA-256 is another one."""
+    def read_blob(self, digest: str) -> memoryview:
+        """The bytes of a head file in private memory, never a mapped file. DataLoss if it is missing or its SHA-256 is another one."""
         return self._blobs.read(digest)
 
     # ---- versions

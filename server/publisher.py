@@ -89,12 +89,19 @@ class Publisher:
         shelf: Shelf,
         source_sha256: Callable[[str], str | None],
         active: Callable[[], ActiveSet],
+        breathe: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._trunk = trunk
         self._shelf = shelf
         self._source_sha256 = source_sha256  # a trunk tensor's name in the checkpoint -> its hash, None if unknown
         self._active = active
+        self._breathe = breathe  # called between two pieces of long work
+
+    def take(self, staging: Staging, data: bytearray) -> None:
+        """Store the next bytes of a file that is being received."""
+        staging.write(data)
+        self._breathe()
 
     def check_size(self, num_bytes: int, field: str) -> None:
         """Refuse a file that no head of this model can fill, before a byte of it is stored."""
@@ -150,7 +157,9 @@ class Publisher:
         num_compared = self._compare_trunk(request.trunk_sha256)
         if first := self.answered(request, sha256):
             return Published(first, num_compared)
-        file = self._shelf.loader.open(staging.read())
+        if not request.is_dry_run:
+            staging.begin_sync()
+        file = self._shelf.loader.open(staging.read(self._breathe))
         manifest = self._complete(request, file.names, base)
         digest = self._store.digest_of(sha256, manifest)
         self._warn_of_precision(request.name, manifest)

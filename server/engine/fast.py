@@ -200,13 +200,14 @@ def fast_trunk(trunk: TrunkModule, max_context: int) -> FastTrunk | None:
     return FastTrunk(trunk, take_layers(trunk.decoder, trunk.spec, calls, 0), rotations(trunk.decoder, max_context))
 
 
-def fast_head(head: HeadModule, turns: Tensor) -> FastHead | None:
-    """The same head on fast layers, or None. The plain module's layers are emptied; `turns` are the trunk's."""
+def fast_head(head: HeadModule, turns: Tensor, between: Callable[[], None] = lambda: None) -> FastHead | None:
+    """The same head on fast layers, or None. The plain module's layers are emptied; `turns` are the trunk's; `between` layers is called."""
     base = head.decoder if head.score is not None else getattr(head.decoder, head.spec.base)
     calls = layer_calls(head, head.spec.d_model)
     if not is_known(base, head.spec, calls):
         return None
-    return FastHead(head, take_layers(base, head.spec, calls, head.spec.split_layer), _norm(getattr(base, head.spec.norm)), turns)
+    layers = take_layers(base, head.spec, calls, head.spec.split_layer, between)
+    return FastHead(head, layers, _norm(getattr(base, head.spec.norm)), turns)
 
 
 def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
@@ -220,12 +221,15 @@ def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
     return acts <= {"SiLU", "SiLUActivation"}
 
 
-def take_layers(base: Any, spec: ModelSpec, calls: list[LayerCall], first: int) -> list[FastLayer]:
+def take_layers(
+    base: Any, spec: ModelSpec, calls: list[LayerCall], first: int, between: Callable[[], None] = lambda: None
+) -> list[FastLayer]:
     """Pack layer by layer, so that never more than one of them is in memory twice."""
     taken = []
     for number, (layer, call) in enumerate(zip(getattr(base, spec.layers), calls, strict=True), start=first):
         taken.append(FastLayer(layer, f"{spec.base}.{spec.layers}.{number}", call))
         layer.to_empty(device="meta")
+        between()
     return taken
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import cast
 
 import torch
@@ -28,11 +29,14 @@ class HeadRunner:
         self.trunk = trunk
         self.cache = cache
 
-    def prepare(self, module: HeadModule) -> HeadModule | FastHead:
-        """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights."""
+    def prepare(self, module: HeadModule, between: Callable[[], None] = lambda: None) -> HeadModule | FastHead:
+        """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights.
+
+        `between` is called after each layer that is packed.
+        """
         set_attention(module, attention.NAME)
         trunk = self.trunk.module
-        return (fast_head(module, trunk.turns) if isinstance(trunk, FastTrunk) else None) or module
+        return (fast_head(module, trunk.turns, between) if isinstance(trunk, FastTrunk) else None) or module
 
     @torch.inference_mode()
     def forward(self, head: LiveHead, runs: list[HeadRun]) -> Tensor:

@@ -23,6 +23,7 @@ from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
 
 MAX_CHUNK = 1 << 20
+GATHERED_BYTES = 4 << 20  # received bytes that are written at once
 Context = grpc.aio.ServicerContext[Any, Any]
 R = TypeVar("R")
 OpenT = TypeVar("OpenT", bound=contextlib.AbstractContextManager[Any])
@@ -90,16 +91,20 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             await self._finished(staging.abort)  # nothing after a publish
 
     async def _receive(self, parts: _Parts, staging: Staging, form: str) -> None:
-        """Chunks to disk, gathered to 1 MiB, so that a storm of tiny ones costs no thread switch each."""
-        gathered = bytearray()
-        async for data in parts.chunks(staging.declared_bytes):
-            self._on_received(form, len(data))
-            gathered += data
-            if len(gathered) >= MAX_CHUNK:
-                await self._finished(staging.write, gathered)
-                gathered = bytearray()
+        """Chunks to disk, gathered so that a storm of tiny ones costs no thread switch each; written and hashed while the next arrive."""
+        gathered, writing = bytearray(), asyncio.ensure_future(asyncio.sleep(0))
+        try:
+            async for data in parts.chunks(staging.declared_bytes):
+                self._on_received(form, len(data))
+                gathered += data
+                if len(gathered) >= GATHERED_BYTES:
+                    await writing
+                    writing = asyncio.ensure_future(self._finished(self._publisher.take, staging, gathered))
+                    gathered = bytearray()
+        finally:  # a staging file belongs to one thread at a time, whatever went wrong here
+            await writing
         if gathered:
-            await self._finished(staging.write, gathered)
+            await self._finished(self._publisher.take, staging, gathered)
 
     async def PullHead(  # type: ignore[override]  # noqa: N802
         self, request: pb.PullHeadRequest, context: Context

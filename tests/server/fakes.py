@@ -110,7 +110,7 @@ class World:
         store = HeadStore.open(store_dir, identity)
         engine = FakeEngine()
         served = ServedTrunk(spec, identity, "float32", RULE)
-        loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module: module)
+        loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module, between: module)
         shelf = Shelf(store, served, loader, engine, Residency(budget, max_idle, engine.leased_digests, engine.drop_head))
         registry = Registry(store, served, shelf, engine, keep_versions=keep_versions)
         hashes = {name: checkpoint.sha256(name) for name in spec.trunk_sources}
