@@ -127,6 +127,11 @@ def _engine_metrics(now: Any) -> Iterator[Metric]:
         value=_ratio(now.num_filled_head_blocks, now.num_head_blocks),
     )
     yield GaugeMetricFamily("polyhead_last_swap_pause_seconds", "Pause that the last swap made", value=now.last_swap_pause_s)
+    yield GaugeMetricFamily(
+        "polyhead_longest_step_gap_seconds",
+        "Longest time between the ends of two steps, one right after the other, in the last half to whole minute",
+        value=now.longest_gap_s,
+    )
     for key, value in sorted(now.counters.items()):
         name, text = _COUNTERS.get(key, (f"engine_{key}", "Counted by the engine"))
         yield CounterMetricFamily(f"polyhead_{name}", text, value=value)

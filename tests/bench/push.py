@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import argparse
 import asyncio
-import contextlib
 import itertools
 import json
 import statistics
@@ -64,7 +63,7 @@ async def read_streams(address: str, seconds: float) -> list[float]:
         while time.monotonic() < end_at:
             text = f"Story {index} of {time.monotonic()}: once upon a time there was a fox who lived by the sea and"
             stream = client.stream(text, max_new_tokens=256, ignore_eos=True, temperature=1.0)
-            async with contextlib.aclosing(stream):
+            async with stream:
                 async for _ in stream:
                     arrivals.append(time.monotonic())
                     if arrivals[-1] > end_at:

@@ -8,9 +8,10 @@ from pathlib import Path
 
 import pytest
 
+from polyhead.heads import failpoints
 from polyhead.heads.delta import SLICE_BYTES, hash_tensors
 from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.heads.store import HeadStore
+from polyhead.heads.store import HeadStore, StoreIoError
 from polyhead.heads.tensorfile import TensorData, canonical_bytes
 from tests.heads.store_support import TRUNK, assert_no_leftovers, floats, head_file, manifest, push, push_delta
 
@@ -140,3 +141,49 @@ def test_rebuilding_counts_as_its_own_push(tmp_path: Path) -> None:
         version = push(store, "delta", "", data=head_file(a=1, b=2))
         push_delta(store, "delta", version, {"b": 3})
         push_delta(store, "delta", version, {"b": 4})
+
+
+# ---- made durable while it is checked
+
+
+def test_bytes_are_made_durable_once_and_before_their_name(tmp_path: Path) -> None:
+    record: list[tuple[str, str]] = []
+    data = head_file(a=1)
+    with HeadStore.open(tmp_path / "store", TRUNK, os_record=record) as store:
+        start = len(record)
+        with store.begin_push(len(data), hashlib.sha256(data).hexdigest()) as staging:
+            staging.write(data)
+            staging.begin_sync()
+            assert staging.read() == data
+            digest = staging.finish()
+    calls = [(op, name.partition("/")[0]) for op, name in record[start:] if op in ("fsync", "rename", "fsync_folder")]
+    assert calls == [("fsync", "staging"), ("rename", "blobs"), ("fsync_folder", "blobs")]
+    assert digest == hashlib.sha256(data).hexdigest()
+
+
+def test_a_failure_beside_is_the_failure_of_the_push(tmp_path: Path) -> None:
+    """A file whose fsync failed is given up, and never fsynced again."""
+    record: list[tuple[str, str]] = []
+    data = head_file(a=1)
+    with HeadStore.open(tmp_path / "store", TRUNK, os_record=record) as store:
+        start = len(record)
+        failpoints.arm("before_blob_fsync", "EIO")
+        with store.begin_push(len(data), hashlib.sha256(data).hexdigest()) as staging:
+            staging.write(data)
+            staging.begin_sync()
+            with pytest.raises(StoreIoError):
+                staging.finish()
+        assert not [op for op, _ in record[start:] if op in ("fsync", "rename")]
+        assert not list((tmp_path / "store" / "staging").iterdir())
+        assert push(store, "head", "", data=data) == 1
+
+
+def test_a_push_that_is_given_up_waits_for_its_sync(tmp_path: Path) -> None:
+    record: list[tuple[str, str]] = []
+    with HeadStore.open(tmp_path / "store", TRUNK, os_record=record) as store:
+        start = len(record)
+        with store.begin_push(5, hashlib.sha256(b"hello").hexdigest()) as staging:
+            staging.write(b"hello")
+            staging.begin_sync()
+        assert sorted(op for op, _ in record[start:] if op in ("fsync", "unlink", "rename")) == ["fsync", "unlink"]
+        assert not list((tmp_path / "store" / "staging").iterdir())
