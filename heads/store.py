@@ -21,7 +21,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -188,12 +188,14 @@ class HeadStore:
         """A head file held open: deleting its versions does not take it away. DataLoss if it is missing."""
         return self._blobs.open(digest)
 
-    def rebuild(self, base: OpenBlob, sent: Staging, num_bytes: int = 0, sha256: str = "") -> Staging:
+    def rebuild(
+        self, base: OpenBlob, sent: Staging, num_bytes: int = 0, sha256: str = "", between: Callable[[], None] = lambda: None
+    ) -> Staging:
         """The whole file of a push that sent only what differs from `base`, verified; see `heads/delta.py`. Both stay open.
 
         `num_bytes` and `sha256` are what the pusher says of the whole file; 0 and "" if it does not know.
         """
-        return rebuild(base, sent, self._blobs.begin_rebuilt, num_bytes, sha256)
+        return rebuild(base, sent, self._blobs.begin_rebuilt, num_bytes, sha256, between)
 
     def put_blob(self, data: bytes | bytearray | memoryview) -> str:
         """Store a head file that is already here; its digest. The same road as a push."""

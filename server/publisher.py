@@ -96,12 +96,12 @@ class Publisher:
         self._shelf = shelf
         self._source_sha256 = source_sha256  # a trunk tensor's name in the checkpoint -> its hash, None if unknown
         self._active = active
-        self._breathe = breathe  # called between two pieces of long work
+        self.breathe = breathe  # called between two pieces of long work
 
     def take(self, staging: Staging, data: bytearray) -> None:
         """Store the next bytes of a file that is being received."""
         staging.write(data)
-        self._breathe()
+        self.breathe()
 
     def check_size(self, num_bytes: int, field: str) -> None:
         """Refuse a file that no head of this model can fill, before a byte of it is stored."""
@@ -149,7 +149,8 @@ class Publisher:
             if request.delta is None or base is None:
                 return self._publish_whole(staging, request, None)
             delta = request.delta
-            with self._store.rebuild(base.file, staging, delta.whole_num_bytes, delta.whole_sha256) as whole:
+            declared = (delta.whole_num_bytes, delta.whole_sha256)
+            with self._store.rebuild(base.file, staging, *declared, self.breathe) as whole:
                 return self._publish_whole(whole, request, base.record)
 
     def _publish_whole(self, staging: Staging, request: PushRequest, base: VersionRecord | None) -> Published:
@@ -159,7 +160,7 @@ class Publisher:
             return Published(first, num_compared)
         if not request.is_dry_run:
             staging.begin_sync()
-        file = self._shelf.loader.open(staging.read(self._breathe))
+        file = self._shelf.loader.open(staging.read(self.breathe))
         manifest = self._complete(request, file.names, base)
         digest = self._store.digest_of(sha256, manifest)
         self._warn_of_precision(request.name, manifest)

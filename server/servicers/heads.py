@@ -49,7 +49,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self._workers = workers
         self._push_idle_s = push_idle_s
         self._on_received = on_received  # ("whole" or "delta", bytes of a chunk)
-        self._tensors = TensorHashes(store)
+        self._tensors = TensorHashes(store, publisher.breathe)
 
     # ---- versions
 

@@ -24,14 +24,14 @@ from polyhead.client import AsyncClient, Client
 from polyhead.client.local import local_server
 
 NUM_STREAMS = 8
-NUM_RUNS = 5
-LOAD_S = 24.0
+NUM_RUNS = 3
+LOAD_S = 28.0
 SAME_STEP_S = 0.004  # tokens of one step arrive within this
 
 
 def weights(client: Client, seed: int) -> dict[str, np.ndarray]:
-    """The first policy, every tensor moved a little."""
-    pulled = {name: np.asarray(tensor) for name, tensor in client.pull_head("policy@1").items()}
+    """The first policy (kept as the reference), every tensor moved a little."""
+    pulled = {name: np.asarray(tensor) for name, tensor in client.pull_head("reference@1").items()}
     return {name: tensor * np.float32(1 + 1e-4 * (seed + 1)) for name, tensor in pulled.items()}
 
 
@@ -82,14 +82,14 @@ def steps_of(arrivals: list[float]) -> list[tuple[float, float]]:
 
 def under_load(address: str, client: Client, run: int) -> list[dict[str, float]]:
     """Three pushes beside the streams: step times within each, over the median of those outside all."""
+    heads = [weights(client, 100 + 10 * run + index) for index in range(3)]
     command = [sys.executable, "-m", "tests.bench.push", "--read", address]
     with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as reader:
         time.sleep(6.0)  # it starts, and the prompts are read
         pushes = []
-        for index in range(3):
-            made = weights(client, 100 + 10 * run + index)
+        for tensors in heads:
             time.sleep(2.5)
-            pushes.append(push(client, made))
+            pushes.append(push(client, tensors))
         assert reader.stdout is not None
         steps = steps_of(json.loads(reader.stdout.read()))
     spans = [(each["at"], each["at"] + each["both"]) for each in pushes]
@@ -110,8 +110,7 @@ def measure(addresses: dict[str, str]) -> dict[str, Any]:
             with Client(address, timeout=600.0) as client:
                 client.wait_ready(120.0)
                 found[name]["idle"].append(idle(client, run))
-                if run < NUM_RUNS - 2:
-                    found[name]["load"] += under_load(address, client, run)
+                found[name]["load"] += under_load(address, client, run)
     return {name: _summary(rows) for name, rows in found.items()}
 
 
