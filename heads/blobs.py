@@ -372,7 +372,7 @@ def _private_memory(num_bytes: int) -> memoryview:
     make a read into fresh memory four times as fast.
     """
     memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError):  # a kernel without them
+    with contextlib.suppress(OSError, AttributeError):  # a kernel or a system without them
         memory.madvise(mmap.MADV_HUGEPAGE)
     return memoryview(memory)[:num_bytes]
 
