@@ -104,6 +104,7 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(frontend), target)
     scoring_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(frontend), target)
     trunk_pb2_grpc.add_TrunkServiceServicer_to_server(trunk, target)
-    heads = HeadServicer(registry, services.publisher, services.store, services.workers, services.config.push_idle_s)
+    push_idle_s, on_received = services.config.push_idle_s, services.metrics.observe_received
+    heads = HeadServicer(registry, services.publisher, services.store, services.workers, push_idle_s, on_received)
     heads_pb2_grpc.add_HeadServiceServicer_to_server(heads, target)
     handlers.open()

@@ -21,6 +21,7 @@ from polyhead.heads.errors import Aborted, PolyheadError, ResourceExhausted, Una
 from polyhead.server.engine.admission import check_queue
 from polyhead.server.engine.batch import Batch, HeadRun
 from polyhead.server.engine.blocks import BlockTree
+from polyhead.server.engine.gaps import StepGaps
 from polyhead.server.engine.heads import CANARY_TOKENS, HeadRunner, canary
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.reports import Counters, EngineSnapshot, QueueLimits, SwapReport
@@ -65,6 +66,7 @@ class Engine:
         self.sink: Callable[[StepEvents], None] = deliver_now  # set before start; never blocks
         self.last_step_at = time.monotonic()
         self.last_swap_pause_s = 0.0
+        self.gaps = StepGaps()
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._wake = threading.Condition()
         self._is_stopping = False
@@ -147,6 +149,7 @@ class Engine:
             last_step_at=self.last_step_at,
             num_open=len(self._open),
             is_running=self._thread.is_alive(),
+            longest_gap_s=self.gaps.longest_s(time.monotonic()),
         )
 
     def leased_digests(self) -> dict[str, int]:
@@ -186,6 +189,7 @@ class Engine:
         num_finished = self._finish_scored()
         self._flush()
         self.last_step_at = time.monotonic()
+        self.gaps.note(self.last_step_at, has_worked=not batch.is_empty)
         return not batch.is_empty or num_finished > 0
 
     def _forward(self, batch: Batch) -> None:

@@ -27,7 +27,7 @@ def test_the_same_bits_through_grpc(dtypes: tuple[str, str], tied_model: Path, t
         assert client.trunk().precision == dtypes[0]
         wanted = drawn(client, PROMPTS, ["reference"])
         assert wanted == drawn(client, PROMPTS, ["reference"])
-        for ids, logprobs, scored in wanted:
+        for _, logprobs, scored in wanted:
             assert scored == logprobs
         pairs = [(prompt, ids) for prompt, (ids, _, _) in zip(PROMPTS, wanted, strict=True)]
         for order in (pairs, pairs[::-1], pairs[:1]):
@@ -53,8 +53,8 @@ def test_a_head_is_pushed_and_swapped_in_int8(tiny_model: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("flags", [("--trunk-dtype", "int8"), ("--head-dtype", "int8"), ("--deterministic",)])
 def test_plain_layers_refuse_what_they_cannot_do(flags: tuple[str, ...], tiny_model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "polyhead.client.cli", "serve", str(tiny_model), "--store", str(tmp_path / "s"), "--layers", "plain", *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    command = [sys.executable, "-m", "polyhead.client.cli", "serve", str(tiny_model), "--store", str(tmp_path / "s")]
+    done = subprocess.run([*command, "--layers", "plain", *flags], capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     assert "needs our own layers" in done.stderr
     assert flags[0].strip("-").replace("-", "_") in done.stderr

@@ -118,6 +118,25 @@ def test_repeated_activation_gets_the_first_answer_before_anything_else(ready: W
         ready.registry.activate({"policy": 1}, request_id="a")
 
 
+def test_a_push_pauses_between_its_pieces(ready: World) -> None:
+    """Reading, the check of each tensor, and each layer that is packed: none of it holds the cores for long."""
+    calls: list[str] = []
+    ready.publisher.breathe = lambda: calls.append("read")
+    ready.shelf.loader._breathe = lambda: calls.append("check")
+    ready.push("policy", ready.changed(1))
+    assert calls == ["read"] + ["check"] * len(ready.policy)
+
+
+def test_a_sum_that_overflows_is_looked_at_again(ready: World) -> None:
+    large = {name: tensor.clone() for name, tensor in ready.policy.items()}
+    large["model.norm.weight"] = torch.full((len(large["model.norm.weight"]),), 3e38)
+    with pytest.raises(DataLoss):  # the canary's, not the check of the numbers: each of them is finite
+        ready.push("policy", large)
+    large["model.norm.weight"][3] = float("inf")
+    with pytest.raises(InvalidArgument, match=r"NaN or infinity: 'model\.norm\.weight'"):
+        ready.push("policy", large)
+
+
 def test_stale_generation_is_a_conflict(ready: World) -> None:
     with pytest.raises(Conflict) as caught:
         ready.registry.activate({"policy": 1}, expected_generation=7)
