@@ -26,7 +26,7 @@ class Worker:
     """One engine in a process group of its own, so that whatever it starts ends with it."""
 
     def __init__(self, python: Path, module: str, settings: Mapping[str, Any], environment: Mapping[str, str]) -> None:
-        self._log = tempfile.TemporaryFile()
+        self._log = tempfile.TemporaryFile()  # noqa: SIM115, closed with the worker
         self._buffer = b""
         command = [str(python), str(MAIN), module, json.dumps(settings)]
         self._process = subprocess.Popen(
@@ -100,9 +100,7 @@ def tail_of(text: str, num_lines: int = 1) -> str:
 def run_quietly(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> None:
     """Run a command to its end. WorkerFailed with its last line if it fails."""
     try:
-        done = subprocess.run(
-            command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout_s, check=False
-        )
+        done = subprocess.run(command, env={**os.environ, **environment}, capture_output=True, text=True, timeout=timeout_s, check=False)
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkerFailed(str(error)) from None
     if done.returncode:

@@ -12,6 +12,7 @@ import llama_cpp as llama
 import numpy as np
 
 BATCH_TOKENS = 2048  # of one llama_decode call at most
+FILE_TYPES = {"F32": llama.LLAMA_FTYPE_ALL_F32, "Q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0}
 
 
 class LlamaCpp:
@@ -88,13 +89,13 @@ class LlamaCpp:
 class Quantiser:
     """llama.cpp's own quantiser: writes the model once in each precision that is asked for."""
 
-    about = {"engine": "llama.cpp", "version": llama.__version__}
-    types = {"F32": llama.LLAMA_FTYPE_ALL_F32, "F16": llama.LLAMA_FTYPE_MOSTLY_F16, "Q8_0": llama.LLAMA_FTYPE_MOSTLY_Q8_0}
+    def __init__(self) -> None:
+        self.about = {"engine": "llama.cpp", "version": llama.__version__}
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         out = Path(question["out"])
         parameters = llama.llama_model_quantize_default_params()
-        parameters.ftype, parameters.allow_requantize = self.types[question["precision"]], True
+        parameters.ftype, parameters.allow_requantize = FILE_TYPES[question["precision"]], True
         parameters.nthread = question["num_threads"]
         partial = out.with_name(f"{out.name}.{os.getpid()}")
         status = llama.llama_model_quantize(question["source"].encode(), str(partial).encode(), ctypes.byref(parameters))

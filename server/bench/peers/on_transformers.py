@@ -29,7 +29,6 @@ class Transformers:
         self.score = nn.Linear(self.model.config.hidden_size, 1, bias=False)
         self.about = {"engine": "transformers", "version": transformers.__version__, "precision": "f32"}
 
-    @torch.inference_mode()
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         does: dict[str, Callable[..., Any]] = {"generate": self.generate, "generate_batch": self.generate_batch, "passes": self.passes}
         arguments = {key: value for key, value in question.items() if key != "do"}
@@ -37,6 +36,7 @@ class Transformers:
         completions = does[question.get("do", "generate")](**arguments)
         return {"seconds": time.perf_counter() - started_at, "completions": completions}
 
+    @torch.inference_mode()
     def generate(self, prompts: list[list[int]], num_tokens: int, seed: int | None = None) -> list[list[int]]:
         """A static batch, padded on the left. With a seed it is sampled, the plain distribution."""
         ids, mask = padded(prompts)
@@ -50,12 +50,15 @@ class Transformers:
         return drawn
 
     def generate_batch(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-        """Continuous batching."""
+        """Continuous batching, on a thread of its own: it fails within somebody else's inference mode."""
         config = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=PADDING)
         results = self.model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+        if failed := next((result.error for result in results.values() if result.error), None):
+            raise RuntimeError(failed)
         by_number = sorted(results.values(), key=lambda result: int(result.request_id.rsplit("_", 1)[-1]))
         return [list(result.generated_tokens) for result in by_number]
 
+    @torch.inference_mode()
     def passes(self, texts: list[list[int]], passes: list[dict[str, Any]]) -> list[list[int]]:
         """A whole forward pass over all texts for each entry: what is read of it, and a suffix behind every text."""
         for each in passes:
@@ -68,15 +71,16 @@ class Transformers:
         """Log-probs of each text's last tokens, scalars before them, or the distribution behind it."""
         ids, mask = padded(texts)
         inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0), "use_cache": False}
+        rows: Tensor
         if reads == "scalars":
-            states = self.model.model(ids, **inputs).last_hidden_state[:, -num_last - 1 : -1]
-            return self.score(states).squeeze(-1)  # (texts, num_last)
-        if reads == "answers":
-            return self.model(ids, **inputs, logits_to_keep=1).logits[:, 0].log_softmax(-1)  # (texts, vocab)
-        assert reads == "logprobs", reads
-        logits = self.model(ids, **inputs, logits_to_keep=num_last + 1).logits[:, :-1]
-        picked = logits.gather(2, ids[:, -num_last:, None]).squeeze(-1)
-        return picked - logits.logsumexp(-1)  # (texts, num_last)
+            rows = self.score(self.model.model(ids, **inputs).last_hidden_state[:, -num_last - 1 : -1]).squeeze(-1)  # (texts, num_last)
+        elif reads == "answers":
+            rows = self.model(ids, **inputs, logits_to_keep=1).logits[:, 0].log_softmax(-1)  # (texts, vocab)
+        else:
+            assert reads == "logprobs", reads
+            logits = self.model(ids, **inputs, logits_to_keep=num_last + 1).logits[:, :-1]
+            rows = logits.gather(2, ids[:, -num_last:, None]).squeeze(-1) - logits.logsumexp(-1)  # (texts, num_last)
+        return rows
 
 
 def padded(texts: list[list[int]]) -> tuple[Tensor, Tensor]:
