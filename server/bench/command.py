@@ -69,6 +69,9 @@ def _run(plan: Plan, notebook: Notebook, done: set[str]) -> int:
     except KeyboardInterrupt:
         typer.echo("interrupted: this is what was measured", err=True)
         status = INTERRUPTED
+    except BadPlan as error:
+        typer.echo(f"error: {error}", err=True)
+        status = 2
     finally:
         typer.echo(report.markdown(notebook.rows))
         typer.echo(notebook.json)

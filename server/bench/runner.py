@@ -12,15 +12,25 @@ from typing import Any
 from polyhead.client import PolyheadError
 from polyhead.server.bench import report
 from polyhead.server.bench.decoding import decode, wire
+from polyhead.server.bench.experience import experience
 from polyhead.server.bench.plan import BadPlan, Plan
 from polyhead.server.bench.results import OURS, Check, Row, Series
+from polyhead.server.bench.scoring import four_heads, one_more_head, rules
 from polyhead.server.bench.session import Session
+from polyhead.server.bench.swapping import push, swaps, weights
 from polyhead.server.bench.worker import WorkerFailed
 
 Measure = Callable[[Session], Row | list[Row]]
 RUNS: Mapping[str, Measure] = {
     **{name: partial(decode, measure=name) for name in ("P1", "P2", "P3")},
+    "P4": experience,
+    "P5": four_heads,
+    "P6": rules,
+    "P7": weights,
     "P8": wire,
+    "P9": swaps,
+    "P10": push,
+    "P11": one_more_head,
 }
 
 

@@ -10,10 +10,11 @@ from pathlib import Path
 from typing import Any
 
 from polyhead.client import PolyheadError
+from polyhead.client.errors import Unavailable
 from polyhead.heads import embedded
 from polyhead.server.bench.environments import Cache, own_python
 from polyhead.server.bench.ours import Ours, our_server
-from polyhead.server.bench.plan import Plan, flags_of
+from polyhead.server.bench.plan import BadPlan, Plan, flags_of
 from polyhead.server.bench.results import Series
 from polyhead.server.bench.work import Work
 from polyhead.server.bench.worker import Worker, WorkerFailed
@@ -85,17 +86,20 @@ class Session:
         return self.server(self.plan.servers[0])
 
     def server(self, variant: str) -> Ours:
-        """The server with these flags."""
+        """The server with these flags. BadPlan, with the end of its log, if it does not start."""
         if variant not in self._servers:
             self.progress(f"starting our server {variant}")
-            self._servers[variant] = self._stack.enter_context(our_server(self.plan, variant))
+            try:
+                self._servers[variant] = self._stack.enter_context(our_server(self.plan, variant))
+            except Unavailable as error:
+                raise BadPlan(f"our server does not start: {error.message}") from None
+            self._servers[variant].make_roles_differ()
         return self._servers[variant]
 
     @property
     def work(self) -> Work:
         if self._work is None:
-            client = self.ours.client
-            self._work = Work(client.tokenize, client.trunk().vocab_size)
+            self._work = Work(self.ours.client.tokenize)
         return self._work
 
     @property

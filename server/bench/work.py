@@ -13,8 +13,9 @@ PROSE = Path(__file__).with_name("prose.txt")
 class Work:
     """Prompts as ids. Every call gives new ones; the same calls in the same order give the same ones in every run of the benchmark."""
 
-    def __init__(self, tokenize: Callable[[str], list[int]], vocab_size: int) -> None:
-        self.prose = tokenize(PROSE.read_text(encoding="utf-8"))
+    def __init__(self, tokenize: Callable[[str], list[int]]) -> None:
+        self.text = PROSE.read_text(encoding="utf-8")
+        self.prose = tokenize(self.text)
         words = sorted(set(self.prose))
         self._openings = itertools.cycle(random.Random(1).sample(words, len(words)))
         self._random = random.Random(2)
