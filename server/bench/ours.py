@@ -64,9 +64,10 @@ class Ours:
     def questions(self, work: Work, count: int, length: int) -> dict[str, tuple[str, list[int]]]:
         """Rules by id whose questions are exactly so many tokens: (text, ids that follow a dialogue)."""
         found: dict[str, tuple[str, list[int]]] = {}
-        for start in range(0, len(work.text), MOST_RULE_CHARACTERS // 4):
-            texts = {str(end): work.text[start : start + end] for end in range(4, MOST_RULE_CHARACTERS)}
-            rules = [Rule(key, text) for key, text in texts.items() if text.strip() == text]
+        for start in range(0, len(work.text) - MOST_RULE_CHARACTERS, MOST_RULE_CHARACTERS // 8):
+            text = work.text[start:].lstrip()
+            texts = {str(end): text[:end] for end in range(4, MOST_RULE_CHARACTERS)}
+            rules = [Rule(key, text) for key, text in texts.items() if text.rstrip() == text]
             asked = self.client.tokenize_rules(rules, template=TEMPLATE).token_ids
             fitting = [(texts[key], ids) for key, ids in asked.items() if len(ids) == length]
             if fitting:

@@ -35,7 +35,7 @@ def _numbers(row: Row, series: Series) -> str:
         return f"not measured: {series.error or 'no run came to an end'}"
     low, high = series.spread
     text = f"{number(series.median):>9}  [{number(low)} to {number(high)}, {len(series.values)} runs]"
-    if series is row.ours:
+    if series is row.ours or not row.is_contest:
         return text
     return f"{text}  ours is {row.times_better(series):.2f}x"
 
@@ -44,7 +44,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """One line a goal."""
     lines = ["| # | measure | ours | best other | goal | reached | met |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        other = best(row.others, row.is_rate)
+        other = best(row.others, row.is_rate) if row.is_contest else None
         beside = f"{other.name} {number(other.median)}" if other else "-"
         mine = f"{number(row.ours.median)} {row.unit}" if row.series and row.ours.values else "-"
         for check in row.checks:

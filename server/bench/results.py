@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import statistics
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass
 from typing import Any
 
 OURS = "polyhead"
@@ -52,7 +52,8 @@ class Row:
     is_rate: bool  # more is better, as tokens a second; else less is better, as seconds
     series: tuple[Series, ...] = ()
     checks: tuple[Check, ...] = ()
-    notes: tuple[str, ...] = field(default=())
+    notes: tuple[str, ...] = ()
+    is_contest: bool = True  # the others are rivals; else points of a curve, or variants
 
     @property
     def ours(self) -> Series:
@@ -71,7 +72,7 @@ class Row:
         for entry, series in zip(plain["series"], self.series, strict=True):
             entry["median"] = finite(series.median)
             entry["values"] = [finite(value) for value in series.values]
-            if series is not self.ours:
+            if self.is_contest and series is not self.ours:
                 entry["ours_is_better_by"] = finite(self.times_better(series))
         return plain
 
@@ -80,7 +81,7 @@ class Row:
         """What `as_json` wrote; derived numbers are derived again."""
         series = tuple(Series(each["name"], tuple(each["values"]), each["error"]) for each in plain["series"])
         checks = tuple(Check(**each) for each in plain["checks"])
-        return cls(plain["id"], plain["what"], plain["unit"], plain["is_rate"], series, checks, tuple(plain["notes"]))
+        return cls(plain["id"], plain["what"], plain["unit"], plain["is_rate"], series, checks, tuple(plain["notes"]), plain["is_contest"])
 
 
 def finite(number: float | None) -> float | None:

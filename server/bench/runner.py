@@ -13,10 +13,13 @@ from polyhead.client import PolyheadError
 from polyhead.server.bench import report
 from polyhead.server.bench.decoding import decode, wire
 from polyhead.server.bench.experience import experience
+from polyhead.server.bench.growth import growth
 from polyhead.server.bench.plan import BadPlan, Plan
+from polyhead.server.bench.quality import quality
 from polyhead.server.bench.results import OURS, Check, Row, Series
 from polyhead.server.bench.scoring import four_heads, one_more_head, rules
 from polyhead.server.bench.session import Session
+from polyhead.server.bench.soak import soak
 from polyhead.server.bench.swapping import push, swaps, weights
 from polyhead.server.bench.worker import WorkerFailed
 
@@ -31,6 +34,9 @@ RUNS: Mapping[str, Measure] = {
     "P9": swaps,
     "P10": push,
     "P11": one_more_head,
+    "quality": quality,
+    "growth": growth,
+    "soak": soak,
 }
 
 
