@@ -17,21 +17,18 @@ SCORED_ROLES = ("reference", "value", "preference", "rule")
 def experience(session: Session) -> Row:
     """P4: ours is one Generate call; the others generate, then run a pass for every role and rule."""
     sizes = session.plan.sizes
-    main = session.ours
-    questions = main.questions(session.work, sizes.num_rules, sizes.rule_tokens)
+    questions = session.ours.questions(session.work, sizes.num_rules, sizes.rule_tokens)
     passes = [
         *[{"reads": "logprobs", "num_last": sizes.num_tokens}] * 2,  # policy and reference
         {"reads": "scalars", "num_last": sizes.num_tokens},  # values
         {"reads": "scalars", "num_last": 1},  # preference
         *({"reads": "answers", "num_last": 1, "suffix": ids} for _, ids in questions.values()),
     ]
+    rules = [Rule(key, text) for key, (text, _) in questions.items()]
     seeds = itertools.count(1)
 
     def rollout(ours: Ours) -> float:
-        prompts, rules = (
-            session.work.prompts(sizes.batch_prompts, sizes.prompt_tokens),
-            [Rule(key, text) for key, (text, _) in questions.items()],
-        )
+        prompts = session.work.prompts(sizes.batch_prompts, sizes.prompt_tokens)
         seconds, samples = timed(lambda: roll_out(ours.client, prompts, rules, sizes.num_tokens, next(seeds)))
         for sample in samples:
             assert len(sample.token_ids) == sizes.num_tokens, sample.error
@@ -48,7 +45,7 @@ def experience(session: Session) -> Row:
     variants = [session.server(variant) for variant in session.plan.servers]
     ours = [Contender(each.name, partial(rollout, each)) for each in variants]
     rivals = [Contender(f"{system.name}, then transformers passes", partial(passes_after, system)) for system in rivals_of(session)]
-    series = session.interleave([*ours, *rivals])
+    series = session.interleave([*ours, *rivals], has_warm_up=False)  # a round takes minutes, and the median leaves the first out
     leader = best(series[: len(ours)], False) or series[0]
     rest = [each for each in series if each is not leader]
     what = f"experience batch: {sizes.batch_prompts} prompts x {sizes.num_tokens} sampled tokens, 4 roles and {sizes.num_rules} rules"

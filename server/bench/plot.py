@@ -85,11 +85,11 @@ def _y_scale(most: float) -> Scale:
 
 
 def nice_ticks(most: float) -> list[float]:
-    """From 0 in four to seven even steps of 1, 2 or 5 times a power of ten, the last at or above `most`."""
+    """From 0 in three to seven even steps of 1, 2 or 5 times a power of ten, the last at or above `most`."""
     if most <= 0:
         return [0.0, 1.0]
     power = 10.0 ** math.floor(math.log10(most / 4))
-    step = next(factor * power for factor in (1, 2, 5, 10) if most / (factor * power) <= 6)
+    step = next(factor * power for factor in (1, 2, 5, 10) if most / (factor * power) <= 7)
     return [step * index for index in range(math.ceil(most / step - 1e-9) + 1)]
 
 

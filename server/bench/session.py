@@ -124,9 +124,9 @@ class Session:
                 self._workers.pop(key).close()
             raise
 
-    def interleave(self, contenders: Sequence[Contender]) -> list[Series]:
+    def interleave(self, contenders: Sequence[Contender], has_warm_up: bool = True) -> list[Series]:
         """Each in turn, as often as the plan says, after one round that does not count. One that fails stays failed."""
-        for run in range(-1, self.plan.runs):
+        for run in range(-1 if has_warm_up else 0, self.plan.runs):
             for contender in contenders:
                 if contender.error:
                     continue
