@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from polyhead.server.bench.ours import Ours
+from polyhead.server.bench.plan import Sizes
 from polyhead.server.bench.results import Row, Series, at_least, beats, best, named
 from polyhead.server.bench.session import Contender, Session, System
 from polyhead.server.bench.worker import WorkerFailed
@@ -21,12 +22,12 @@ def decode(session: Session, measure: str) -> Row:
     ours = [our_decoding(session, session.server(variant), streams) for variant in session.plan.servers]
     theirs = [their_decoding(session, system, streams) for system in session.systems]
     series = session.interleave([*ours, *theirs])
-    return decode_row(session, measure, streams, series, len(ours))
+    return decode_row(session.plan.sizes, measure, series, len(ours))
 
 
-def decode_row(session: Session, measure: str, streams: int, series: list[Series], num_ours: int) -> Row:
-    sizes = session.plan.sizes
-    what = f"decode, {streams} streams: {sizes.num_tokens} greedy tokens from {sizes.prompt_tokens}-token prompts"
+def decode_row(sizes: Sizes, measure: str, series: list[Series], num_ours: int) -> Row:
+    """The best variant of ours against the best precision of every peer; our other variants are shown after it."""
+    what = f"decode, {sizes.streams[measure]} streams: {sizes.num_tokens} greedy tokens from {sizes.prompt_tokens}-token prompts"
     ours, rivals = best(series[:num_ours], True) or series[0], series[num_ours:]
     target, goal = GOALS[measure]
     checks = [beats(goal, ours, rivals, True, target)]

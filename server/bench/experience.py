@@ -50,7 +50,9 @@ def experience(session: Session) -> Row:
     rest = [each for each in series if each is not leader]
     what = f"experience batch: {sizes.batch_prompts} prompts x {sizes.num_tokens} sampled tokens, 4 roles and {sizes.num_rules} rules"
     check = beats("at least 4x the best", leader, series[len(ours) :], False, 4.0)
-    return Row("P4", what, "s", False, (leader, *rest), (check,))
+    absent = [system.name for system in (TRANSFORMERS, VLLM) if system not in rivals_of(session)]
+    notes = tuple(f"{name} was not asked for: the goal is against the better of both" for name in absent)
+    return Row("P4", what, "s", False, (leader, *rest), (check,), notes)
 
 
 def rivals_of(session: Session) -> list[System]:

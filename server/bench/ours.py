@@ -34,10 +34,10 @@ T = TypeVar("T")
 class Ours:
     """A running server, its client, and the questions that several measures ask."""
 
-    def __init__(self, server: LocalServer, client: Client, variant: str) -> None:
+    def __init__(self, server: LocalServer, client: Client, name: str) -> None:
         self.server = server
         self.client = client
-        self.name = f"{OURS} {variant}".strip()
+        self.name = name
 
     def decode(self, prompts: list[list[int]], num_tokens: int) -> float:
         """Seconds until every prompt has its greedy tokens."""
@@ -91,7 +91,7 @@ def our_server(plan: Plan, variant: str, *more: str) -> Iterator[Ours]:
         with local_server(arguments) as server, Client(server.address, timeout=TIMEOUT_S) as client:
             try:
                 client.wait_ready(120.0)
-                yield Ours(server, client, variant)
+                yield Ours(server, client, f"{OURS} {client.trunk().precision} {variant}".strip())
             finally:
                 server.process.kill()  # how it ends gracefully is nobody's question here
 

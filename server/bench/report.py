@@ -12,7 +12,7 @@ from importlib.metadata import PackageNotFoundError, version
 from pathlib import Path
 from typing import Any
 
-from polyhead.server.bench.results import Row, Series, best
+from polyhead.server.bench.results import Check, Row, Series, best
 
 CPU_FEATURES = ("avx2", "avx512f", "avx512_vnni", "avx512_bf16", "amx_tile", "amx_int8")
 
@@ -47,7 +47,7 @@ def markdown(rows: Sequence[Row]) -> str:
         other = best(row.others, row.is_rate) if row.is_contest else None
         beside = f"{other.name} {number(other.median)}" if other else "-"
         mine = f"{number(row.ours.median)} {row.unit}" if row.series and row.ours.values else "-"
-        for check in row.checks:
+        for check in row.checks or [Check("-", None, None)] * row.is_contest:
             reached = "-" if check.reached is None else number(check.reached)
             lines.append(f"| {row.id} | {row.what} | {mine} | {beside} | {check.goal} | {reached} | {check.verdict} |")
     return "\n".join(lines)

@@ -1,4 +1,4 @@
-"""P4, P5, P6 and P11: rollouts with their scores, and scoring alone, against whole forward passes."""
+"""P5, P6 and P11: scoring with many heads and rules, against whole forward passes."""
 
 from __future__ import annotations
 
@@ -9,7 +9,6 @@ from polyhead.server.bench.ours import Ours, timed
 from polyhead.server.bench.results import Row, at_least, at_most, beats
 from polyhead.server.bench.session import TRANSFORMERS, Contender, Session
 
-SCORED_ROLES = ("reference", "value", "preference", "rule")
 NUM_HEADS = 4  # P5
 SLACK = 0.03  # P11: beside the head's share of layers
 

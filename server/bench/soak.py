@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 import statistics
 import threading
 import time
@@ -145,7 +146,8 @@ def soak_row(minutes: list[Minute], failures: list[str], num_calls: int, end_use
     third = max(1, len(settled) // 3)
 
     def change(values: list[float]) -> float:
-        return statistics.median(values[-third:]) / statistics.median(values[:third])
+        first = statistics.median(values[:third])
+        return statistics.median(values[-third:]) / first if first else math.nan
 
     growth, pace = change([each.rss_mib for each in settled]), change([each.tokens_per_second for each in settled])
     checks = (
