@@ -17,7 +17,7 @@ from polyhead.server.bench.ours import Ours, our_server
 from polyhead.server.bench.plan import BadPlan, Plan, flags_of
 from polyhead.server.bench.results import Series
 from polyhead.server.bench.work import Work
-from polyhead.server.bench.worker import Worker, WorkerFailed
+from polyhead.server.bench.worker import Worker, WorkerFailed, WorkerRefused
 
 ANSWER_TIMEOUT_S = 900.0
 SETTLE_S = 0.3  # OpenMP threads of the one who was measured before spin for up to 0.2 s
@@ -108,20 +108,19 @@ class Session:
         return [system for system in SYSTEMS if system.peer in self.plan.peers]
 
     def ask(self, system: System, question: dict[str, Any]) -> dict[str, Any]:
-        """A peer's answer. WorkerFailed, at once for one that failed before."""
+        """A peer's answer, or WorkerFailed."""
         return self.ask_worker(system.worker, {**question, **system.extra})
 
     def ask_worker(self, key: str, question: dict[str, Any]) -> dict[str, Any]:
-        """An answer of the worker of this name, started if need be. One that fails is ended, and fails from then on."""
-        if key in self._failures:
-            raise WorkerFailed(self._failures[key])
+        """An answer of the worker of this name, started if need be. One that died or hangs is ended; the next measure starts another."""
+        worker = self._worker(key)
         try:
-            return self._worker(key).ask(question, ANSWER_TIMEOUT_S)
+            return worker.ask(question, ANSWER_TIMEOUT_S)
+        except WorkerRefused:
+            raise
         except WorkerFailed as error:
-            self._failures[key] = str(error)
             self.progress(f"{key} failed: {error}")
-            if key in self._workers:
-                self._workers.pop(key).close()
+            self._workers.pop(key).close()
             raise
 
     def interleave(self, contenders: Sequence[Contender], has_warm_up: bool = True) -> list[Series]:
@@ -148,14 +147,25 @@ class Session:
             self.idle_loads.append(busy / total)
 
     def _worker(self, key: str) -> Worker:
+        """WorkerFailed, at once where it could not be started before."""
+        if key in self._failures:
+            raise WorkerFailed(self._failures[key])
         if key not in self._workers:
-            python, module, settings, variables = self._start_of(key)
             self.progress(f"starting {key}")
-            worker = Worker(python, module, settings, {**self.cache.variables, **variables})
-            self._stack.callback(worker.close)
-            self._workers[key] = worker
-            self.versions[key] = worker.wait_loaded()
+            try:
+                self._workers[key] = self._started(key)
+            except WorkerFailed as error:
+                self._failures[key] = str(error)
+                self.progress(f"{key} cannot be started: {error}")
+                raise
         return self._workers[key]
+
+    def _started(self, key: str) -> Worker:
+        python, module, settings, variables = self._start_of(key)
+        worker = Worker(python, module, settings, {**self.cache.variables, **variables})
+        self._stack.callback(worker.close)
+        self.versions[key] = worker.wait_loaded()
+        return worker
 
     def _start_of(self, key: str) -> tuple[Path, str, dict[str, Any], dict[str, str]]:
         """(interpreter, module, settings, environment) of a worker."""

@@ -22,6 +22,10 @@ class WorkerFailed(Exception):
     """A worker could not start, died, gave an error or took too long. The text says which, in one line."""
 
 
+class WorkerRefused(WorkerFailed):
+    """An answer that is an error: the worker itself is well."""
+
+
 class Worker:
     """One engine in a process group of its own, so that whatever it starts ends with it."""
 
@@ -43,7 +47,7 @@ class Worker:
         return self._answer(LOAD_TIMEOUT_S)
 
     def ask(self, question: Mapping[str, Any], timeout_s: float) -> dict[str, Any]:
-        """One answer. WorkerFailed with the engine's own last words."""
+        """One answer. WorkerRefused with the engine's own error, WorkerFailed with its last words if it is gone or hangs."""
         assert self._process.stdin is not None
         try:
             self._process.stdin.write(json.dumps(question).encode() + b"\n")
@@ -68,7 +72,7 @@ class Worker:
     def _answer(self, timeout_s: float) -> dict[str, Any]:
         answer: dict[str, Any] = json.loads(self._line(timeout_s))
         if "error" in answer:
-            raise WorkerFailed(answer["error"])
+            raise WorkerRefused(answer["error"])
         return answer
 
     def _line(self, timeout_s: float) -> bytes:

@@ -51,7 +51,7 @@ def minutes(rss: list[float], pace: list[float]) -> list[Minute]:
 
 
 def test_a_soak_is_judged_once_it_has_settled() -> None:
-    """What grows in the first three parts does not count; what grows afterwards does, and so does a slower pace: the last two parts over the fourth and fifth."""
+    """The first three parts do not count. Of the rest, the last two are held against the first two, in memory and in pace."""
     flat = soak_row(minutes([500, 800, 900, *[1000] * 7], [100] * 10), [], 50, 0, 10.0)
     assert [check.is_met for check in flat.checks] == [True] * 4
     growing = soak_row(minutes([1000 + 20 * part for part in range(10)], [100 - 3 * part for part in range(10)]), ["lost"], 50, 2, 10.0)

@@ -12,9 +12,11 @@ from typing import Any
 import torch
 import transformers
 from torch import Tensor, nn
-from transformers import AutoModelForCausalLM, GenerationConfig
+from transformers import AutoModelForCausalLM, ContinuousBatchingConfig, GenerationConfig
 
 PADDING = 0  # any id: it is masked
+PAGE_TOKENS = 256  # of continuous batching, by default
+MOST_BATCH_TOKENS = 1024
 BATCH_TEXTS = 32  # of one forward pass
 
 
@@ -50,9 +52,16 @@ class Transformers:
         return drawn
 
     def generate_batch(self, prompts: list[list[int]], num_tokens: int) -> list[list[int]]:
-        """Continuous batching, on a thread of its own: it fails within somebody else's inference mode."""
+        """Continuous batching, on a thread of its own: it fails within somebody else's inference mode.
+
+        The size of its cache is said, or it takes most of the machine's free memory.
+        """
         config = GenerationConfig(max_new_tokens=num_tokens, do_sample=False, eos_token_id=-1, pad_token_id=PADDING)
-        results = self.model.generate_batch(inputs=prompts, generation_config=config, progress_bar=False)
+        pages = -(-(max(map(len, prompts)) + num_tokens) // PAGE_TOKENS) * len(prompts)
+        batching = ContinuousBatchingConfig(num_blocks=pages + 1, max_batch_tokens=MOST_BATCH_TOKENS, allow_block_sharing=False)
+        results = self.model.generate_batch(
+            inputs=prompts, generation_config=config, continuous_batching_config=batching, progress_bar=False
+        )
         if failed := next((result.error for result in results.values() if result.error), None):
             raise RuntimeError(failed)
         by_number = sorted(results.values(), key=lambda result: int(result.request_id.rsplit("_", 1)[-1]))
