@@ -117,6 +117,13 @@ def test_a_part_of_a_head_sends_what_differs_of_it(client: Client, server: FakeS
     assert server.requests["PushHead"][3].sha256 == server.requests["PushHead"][0].sha256
 
 
+def test_a_lora_head_as_base_is_sent_whole(client: Client, server: FakeServer) -> None:
+    client.push("policy", HEAD)
+    server.records[0].manifest.lora.rank = 4
+    report = client.push("policy", {**HEAD, NORM: HEAD[NORM] + 1}, base="policy@1")
+    assert (report.sent, server.requests["PushHead"][1].delta_base) == (sorted(HEAD), "")
+
+
 def test_what_cannot_be_a_delta_is_sent_whole(client: Client, server: FakeServer) -> None:
     client.push("policy", HEAD)
     for weights in ({**HEAD, LAYER: HEAD[LAYER].float()}, {name: tensor + 1 for name, tensor in HEAD.items()}):

@@ -22,7 +22,7 @@ from polyhead.server.publisher import CopyRequest
 from polyhead.v1 import heads_pb2 as pb
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.server.fakes import World, heads_server
-from tests.server.test_heads_service import collect, header, push, refused
+from tests.server.test_heads_service import collect, field_of, header, push, refused
 
 LORA = LoraAdapter(rank=3, alpha=1.5)
 
@@ -67,6 +67,18 @@ def assert_serves_adapter(world: World, reference: str, seed: int = 0) -> None:
 
 
 # ---- pushing
+
+
+async def test_a_lora_head_is_no_base_of_a_delta(ready: World) -> None:
+    version = push_adapter(ready)
+    name = "model.norm.weight"
+    sent = to_file({name: ready.changed(1)[name]})
+    delta = {"delta_base": f"policy@{version}", "delta_num_bytes": len(sent), "delta_sha256": hashlib.sha256(sent).hexdigest()}
+    async with heads_server(ready) as (stub, _):
+        parts = iter([header(sent, num_bytes=0, sha256="", **delta)])
+        error = await refused(stub.PushHead(parts), "FAILED_PRECONDITION")
+    assert field_of(error) == "header.delta_base"
+    assert "the weights under it are policy@1" in str(error.details())
 
 
 def test_a_push_builds_on_the_active_version(ready: World) -> None:
