@@ -87,7 +87,7 @@ class Publisher:
 
     def publish(self, staging: Staging, request: PushRequest) -> Published:
         """Check a staged file and make it a version. Leaves nothing behind if any check fails."""
-        with staging:
+        with staging, self._shelf.residency.pinning() as pin:
             sha256 = staging.verify()
             num_compared = self._compare_trunk(request.trunk_sha256)
             if first := self.answered(request, sha256):
@@ -96,12 +96,11 @@ class Publisher:
             manifest = self._complete(request, file.names)
             digest = self._store.digest_of(sha256, manifest)
             self._warn_of_precision(request.name, manifest)
-            active = {head.live.digest for head in self._active().heads.values()}
-            live = self._shelf.try_out(digest, request.name, manifest, file, keep=active)
+            live = self._shelf.try_out(digest, request.name, manifest, file, pin)
             if request.is_dry_run:
                 return Published(_unstored(request, digest, sha256, manifest, staging.num_bytes), num_compared)
             record = self._store_version(staging, request, manifest)
-        self._shelf.residency.add(ServedHead(record.name, record.version, record.manifest, live))
+            self._shelf.residency.add(ServedHead(record.name, record.version, record.manifest, live))
         return Published(record, num_compared)
 
     def copy(self, request: CopyRequest) -> VersionRecord:
