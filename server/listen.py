@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -86,10 +86,12 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         vocab_size=services.spec.vocab_size,
         max_context=services.max_context,
         eos_ids=services.eos_ids,
-        resolve=lambda reference, field: registry.resolve(reference, registry.active, field),
+        resolve=_not_at_a_request,
         find_ood=services.ood.find,
     )
-    frontend = Frontend(services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics)
+    frontend = Frontend(
+        services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics, registry.resolving
+    )
     facts = TrunkFacts(
         model_name=services.model_name,
         checkpoint=services.checkpoint,
@@ -108,3 +110,7 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
     heads = HeadServicer(registry, services.publisher, services.store, services.workers, push_idle_s, on_received)
     heads_pb2_grpc.add_HeadServiceServicer_to_server(heads, target)
     handlers.open()
+
+
+def _not_at_a_request(reference: str, field: str) -> NoReturn:
+    raise AssertionError("heads are looked up for a request: `Frontend.admitted` makes its door")

@@ -12,6 +12,7 @@ from polyhead.heads.manifest import HeadKind, HeadManifest, ReadPosition, Unfini
 from polyhead.heads.store import HeadStore, OpenBlob, Staging, VersionRecord
 from polyhead.server.engine.live import ActiveSet, ServedHead
 from polyhead.server.manifests import ManifestPatch, ServedTrunk
+from polyhead.server.residency import Pin
 from polyhead.server.shelf import Shelf
 
 log = logging.getLogger(__name__)
@@ -144,16 +145,16 @@ class Publisher:
 
     def publish(self, staging: Staging, request: PushRequest, base: DeltaBase | None = None) -> Published:
         """Check a staged file and make it a version. Leaves nothing behind if any check fails."""
-        with staging:
+        with staging, self._shelf.residency.pinning() as pin:
             staging.verify()
             if request.delta is None or base is None:
-                return self._publish_whole(staging, request, None)
+                return self._publish_whole(staging, request, None, pin)
             delta = request.delta
             declared = (delta.whole_num_bytes, delta.whole_sha256)
             with self._store.rebuild(base.file, staging, *declared, self.breathe) as whole:
-                return self._publish_whole(whole, request, base.record)
+                return self._publish_whole(whole, request, base.record, pin)
 
-    def _publish_whole(self, staging: Staging, request: PushRequest, base: VersionRecord | None) -> Published:
+    def _publish_whole(self, staging: Staging, request: PushRequest, base: VersionRecord | None, pin: Pin) -> Published:
         sha256 = staging.verify()
         num_compared = self._compare_trunk(request.trunk_sha256)
         if first := self.answered(request, sha256):
@@ -164,8 +165,7 @@ class Publisher:
         manifest = self._complete(request, file.names, base)
         digest = self._store.digest_of(sha256, manifest)
         self._warn_of_precision(request.name, manifest)
-        active = {head.live.digest for head in self._active().heads.values()}
-        live = self._shelf.try_out(digest, request.name, manifest, file, keep=active)
+        live = self._shelf.try_out(digest, request.name, manifest, file, pin)
         if request.is_dry_run:
             return Published(_unstored(request, digest, sha256, manifest, staging.num_bytes), num_compared)
         record = self._store_version(staging, request, manifest)

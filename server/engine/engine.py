@@ -153,9 +153,9 @@ class Engine:
         )
 
     def leased_digests(self) -> dict[str, int]:
-        """Digest to the number of running requests on it."""
+        """Digest to the number of open requests on it: what they hold, and the versions that those without a lease will."""
         with self._wake:
-            held = [request.held for request in self._open.values()]
+            held = [request.held | {head.live for head in request.pinned.values()} for request in self._open.values()]
         return dict(collections.Counter(digest for heads in held for digest in {live.digest for live in heads}))
 
     def leased_names(self) -> dict[str, int]:

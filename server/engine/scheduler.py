@@ -221,7 +221,8 @@ class Scheduler:
         """Those who decode first, one position each; then prefill and scoring, as far as boundary states and the chunk go."""
         ready = self._ready_readings({id(run.sequence): run.end for run in batch.trunk_runs})
         ready.sort(key=lambda pair: pair[1] - pair[0].cursor > 1)  # stable
-        budget = self._chunk if batch.trunk_runs else self.limits.chunk_tokens
+        is_decoding = any(run.end - run.start == 1 for run in batch.trunk_runs)
+        budget = self._chunk if is_decoding else self.limits.chunk_tokens
         for reading, end in ready:
             if end - reading.cursor > 1:  # as in the trunk, only these use the chunk up
                 if budget <= 0:

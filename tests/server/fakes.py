@@ -132,6 +132,11 @@ class World:
             request = PushRequest(name=name, manifest=manifest, **fields)  # type: ignore[arg-type]
             return self.publisher.publish(staging, request).record.version
 
+    def resolve(self, reference: str, field: str = "f") -> ServedHead:
+        """For a request that is over at once."""
+        with self.registry.resolving() as resolve:
+            return resolve(reference, field)
+
     @property
     def head_bytes(self) -> int:
         return self.shelf.loader.num_bytes(OutputKind.TIED)

@@ -202,20 +202,20 @@ def test_rollback_of_the_first_generation(ready: World) -> None:
 
 def test_resolve(ready: World) -> None:
     registry, active = ready.registry, ready.registry.active
-    assert registry.resolve("policy", active, "f") is active.heads["policy"]
-    assert registry.resolve("policy@1", active, "f") is active.heads["policy"]
+    assert ready.resolve("policy") is active.heads["policy"]
+    assert ready.resolve("policy@1") is active.heads["policy"]
     version = ready.push("policy", ready.changed(1))
     ready.shelf.residency.forget("policy", version)
     assert registry.find(f"policy@{version}", active, "f") is None
-    loaded = registry.resolve(f"policy@{version}", active, "f")
+    loaded = ready.resolve(f"policy@{version}")
     assert (loaded.version, loaded.live.digest != active.heads["policy"].live.digest) == (version, True)
     assert registry.find(f"policy@{version}", active, "f") is loaded
     for bad in ("nope", "policy@9"):
         with pytest.raises(NotFound) as caught:
-            registry.resolve(bad, active, "arms[0].head")
+            ready.resolve(bad, "arms[0].head")
         assert (caught.value.field, caught.value.metadata["name"]) == ("arms[0].head", bad)
     with pytest.raises(InvalidArgument):
-        registry.resolve("../x", active, "f")
+        ready.resolve("../x")
 
 
 def test_a_load_that_cannot_fit_is_refused_before_it_allocates(world_model: Path, tmp_path: Path) -> None:
@@ -331,7 +331,7 @@ class TestPublish:
 
     def test_bfloat16_files_are_served_in_the_served_dtype(self, ready: World) -> None:
         version = ready.push("policy", {name: tensor.bfloat16() for name, tensor in ready.policy.items()})
-        head = ready.registry.resolve(f"policy@{version}", ready.registry.active, "f")
+        head = ready.resolve(f"policy@{version}")
         assert head.live.module.dtype is torch.float32
 
 

@@ -180,3 +180,10 @@ def test_a_tree_answers_what_each_path_answers_alone(bench: Bench, llama_folder:
             found = next(answer for answer in answers if answer.rule_id == rule)  # type: ignore[union-attr]
             assert found.p_violate == pytest.approx(expected.p_violate, abs=1e-5)
             assert found.answer_mass == pytest.approx(expected.answer_mass, rel=1e-4)
+
+
+def test_a_chunk_made_small_for_decoding_does_not_outlast_it(bench: Bench) -> None:
+    """Heads kept the chunk that decoding had left, and trailed behind the trunk for as many steps."""
+    bench.engine.scheduler._chunk = 32
+    done = work(bench, bench.given(bench.prompt(180), bench.prompt(20), score=("reference",)))
+    assert done.steps == 1
