@@ -30,8 +30,8 @@ test: env lint types  ## lint, types and all tests but the long ones
 test-long: env  ## the long ones
 	$(BIN)/python -m pytest -m long
 
-bench: env  ## decode throughput beside transformers, in one run
-	$(BIN)/python -m tests.bench.decode
+bench: env  ## our goals beside other engines, in one run: make bench ARGS='--only P1,P2 --peers transformers,llamacpp'
+	$(BIN)/polyhead bench $(ARGS)
 
 lint: env  ## ruff and buf
 	$(BIN)/ruff check .

@@ -20,7 +20,8 @@ from numpy.typing import NDArray
 from polyhead.client import convert, requests
 from polyhead.client.aio_connection import AioConnection
 from polyhead.client.calibrating import CalibrationPlan
-from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
+from polyhead.client.delta import Base
+from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable, Unimplemented
 from polyhead.client.fitting import plan_fit
 from polyhead.client.folding import GenerateFold, HeadFile, Rows, best_order, sample_order
 from polyhead.client.options import (
@@ -391,13 +392,23 @@ class AsyncClient:
                 yield convert.generation(message.generation)
 
     async def _prepare(self, plan: PushPlan, trunk: TrunkInfo) -> Upload:
-        kind = plan.kind
+        base = await self._base(plan.base_reference) if plan.base_reference else None
+        kind = plan.kind or (base.head.kind if base else None)
         if kind is None and plan.kind_reference:
             try:
                 kind = (await self.head(plan.kind_reference)).kind
             except NotFound:
                 kind = plan.guess_kind()
-        return await asyncio.to_thread(plan.prepare, trunk, kind)
+        return await asyncio.to_thread(plan.prepare, trunk, kind, base)
+
+    async def _base(self, ref: str) -> Base | None:
+        """What to compare a push with; None if the server does not know it, and will say so, or is too old to compare."""
+        request = heads_pb2.ListHeadTensorsRequest(head=ref)
+        try:
+            response = await self._connection.unary(lambda stubs: stubs.heads.ListHeadTensors, request, self._timeout)
+        except (NotFound, Unimplemented):
+            return None
+        return convert.base(response)
 
     async def _send(self, upload: Upload, timeout: float | None) -> PushReport:
         return upload.report(await self._connection.upload(lambda stubs: stubs.heads.PushHead, upload.messages, timeout))

@@ -9,7 +9,7 @@ from __future__ import annotations
 import hashlib
 import json
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 from polyhead.client.tensors import Source
 
@@ -27,6 +27,7 @@ class CanonicalFile:
     sources: tuple[Source, ...]  # in file order
     num_bytes: int
     sha256: str
+    tensor_sha256: dict[str, bytes] = field(default_factory=dict)  # name -> of its bytes, if it was asked for
 
     def chunks(self) -> Iterator[tuple[int, bytes]]:
         """(offset, bytes) in order, each at most 1 MiB."""
@@ -43,7 +44,7 @@ class CanonicalFile:
             yield source.read()
 
 
-def serialise(tensors: Mapping[str, Source]) -> CanonicalFile:
+def serialise(tensors: Mapping[str, Source], *, hash_each: bool = False) -> CanonicalFile:
     """Lay the file out and hash it: reads every tensor once, one at a time."""
     names = sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype][0], name.encode()))
     header, offset = {}, 0
@@ -54,12 +55,11 @@ def serialise(tensors: Mapping[str, Source]) -> CanonicalFile:
         offset = end
     text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
     text += b" " * (-len(text) % 8)
-    head, sources = len(text).to_bytes(8, "little") + text, tuple(tensors[name] for name in names)
-    return CanonicalFile(head, sources, len(head) + offset, _digest(head, sources))
-
-
-def _digest(header: bytes, sources: tuple[Source, ...]) -> str:
-    digest = hashlib.sha256(header)
-    for source in sources:
-        digest.update(source.read())
-    return digest.hexdigest()
+    head = len(text).to_bytes(8, "little") + text
+    digest, each = hashlib.sha256(head), {}
+    for name in names:
+        data = tensors[name].read()
+        digest.update(data)
+        if hash_each:
+            each[name] = hashlib.sha256(data).digest()
+    return CanonicalFile(head, tuple(tensors[name] for name in names), len(head) + offset, digest.hexdigest(), each)

@@ -1,4 +1,4 @@
-"""The command line, put together. `serve` is imported only when asked for, so that a client-only install works."""
+"""The command line, put together. `serve` and `bench` are imported only when asked for, so that a client-only install works."""
 
 from __future__ import annotations
 
@@ -20,10 +20,11 @@ from polyhead.client.cli_status import health_command, status_command
 __all__ = ["build_app"]
 
 _SERVER_HINT = "pip install 'polyhead[server]'"
+_ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The app for these arguments; they decide whether the server's own `serve` command is imported."""
+    """The app for these arguments; they decide whether the server's own commands, `serve` and `bench`, are imported."""
     app = typer.Typer(
         name="polyhead",
         help="One frozen trunk, many swappable heads: generation and scoring over gRPC.",
@@ -41,19 +42,40 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.add_typer(ood_app, name="ood")
     app.command("split")(split_command)
     app.command("merge")(merge_command)
+    _add_bench(app, arguments)
     return app
 
 
 def _add_serve(app: typer.Typer, arguments: Sequence[str]) -> None:
-    command = next((argument for argument in arguments if not argument.startswith("-")), "")
-    if command not in ("serve", ""):
+    if not _is_asked("serve", arguments):
         return
     try:
         register = importlib.import_module("polyhead.server.main").register
     except ImportError:
-        app.command("serve", context_settings={"ignore_unknown_options": True, "allow_extra_args": True})(_serve_missing)
+        app.command("serve", context_settings=_ANYTHING)(_serve_missing)
     else:
         register(app)
+
+
+def _add_bench(app: typer.Typer, arguments: Sequence[str]) -> None:
+    if not _is_asked("bench", arguments):
+        return
+    try:
+        register = importlib.import_module("polyhead.server.bench.command").register
+    except ImportError:
+        app.command("bench", context_settings=_ANYTHING)(_bench_missing)
+    else:
+        register(app)
+
+
+def _is_asked(command: str, arguments: Sequence[str]) -> bool:
+    """Whether it is the command of these arguments, or none is: then all are listed."""
+    return next((argument for argument in arguments if not argument.startswith("-")), command) == command
+
+
+def _bench_missing() -> None:
+    """Measure the server beside other engines (needs the server extra)."""
+    fail(f"the server is not installed\nhint: {_SERVER_HINT}")
 
 
 def _serve_missing() -> None:

@@ -11,7 +11,7 @@ import typer
 from polyhead.client import cli_store, jsonl
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.records import Generation, HeadVersion
+from polyhead.client.records import Generation, HeadVersion, PushReport
 
 __all__ = ["heads_app"]
 
@@ -44,7 +44,9 @@ def push_command(
     name: Annotated[str, typer.Argument(help="The head's name.")],
     folder: Annotated[Path, typer.Argument(help="A head folder, or one that save_pretrained wrote, a PEFT adapter's, too.")],
     kind: Annotated[str | None, typer.Option(help="policy, preference, rule or value.")] = None,
-    base: Annotated[str, typer.Option(help="The version it was made from, or that an adapter runs on: policy@3.")] = "",
+    base: Annotated[
+        str, typer.Option(help="The version it was made from, policy@3: only tensors that differ are sent. An adapter runs on it.")
+    ] = "",
     bias: Annotated[float | None, typer.Option(help="Preference: subtracted from the raw score.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Keep the version for good; repeatable.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="What its trainer measured: loss=0.31; repeatable.")] = None,
@@ -56,7 +58,7 @@ def push_command(
     options["metrics"] = dict(_measured(each) for each in metric or [])
     report = session.client.push(name, folder, **options)
     lines = [f"{report.head.name}@{report.version}" if report.version else "valid; nothing was stored"]
-    lines.append(f"{len(report.used)} tensors sent, {len(report.converted)} renamed, {len(report.ignored)} left out")
+    lines.append(f"{len(report.sent)} tensors sent, {human_bytes(report.num_bytes_sent)}; {_not_sent(report)}")
     if activate and report.version:
         lines.append(_activated(session.client.activate({name: report.version})))
     session.show(report, "\n".join(lines))
@@ -158,6 +160,12 @@ def history_command(
     """The history of the active set, newest first."""
     generations = cli_store.history(store, limit) if store else session.client.generations(limit)
     session.show(generations, "\n".join(_line(generation) for generation in generations))
+
+
+def _not_sent(report: PushReport) -> str:
+    num_same = len(report.used) + len(report.missing) - len(report.sent)
+    same = f"{num_same} as in the base, " if num_same else ""
+    return f"{same}{len(report.converted)} renamed, {len(report.ignored)} left out"
 
 
 def _activated(generation: Generation) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client import records, results, tensors
+from polyhead.client.delta import Base
 from polyhead.client.options import Rule
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
@@ -154,6 +155,11 @@ def head_version(message: heads_pb2.HeadVersion) -> records.HeadVersion:
         metrics=dict(message.metrics),
         file_sha256=message.file_sha256 or message.digest,
     )
+
+
+def base(message: heads_pb2.ListHeadTensorsResponse) -> Base:
+    tensors = {t.name: records.StoredTensor(t.name, t.dtype, tuple(t.shape), t.sha256) for t in message.tensors}
+    return Base(head_version(message.head), tensors)
 
 
 def activated(message: heads_pb2.ActivateHeadsResponse) -> records.Generation:

@@ -13,7 +13,7 @@ PolyheadError
 ├── Unauthenticated     no token, or an unknown one                                   any call
 ├── PermissionDenied    the token's role may not do this                              any call
 ├── DataLoss            numbers were damaged, stored or on the way                    pull_head, score
-├── Unimplemented       reserved by the contract, not built yet                       delta pushes
+├── Unimplemented       reserved by the contract, or the server is older than it       any call
 ├── Cancelled           the call was cancelled                                        any call
 └── Internal            the server's own mistake; it gives an incident id only        any call
 

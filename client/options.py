@@ -99,7 +99,9 @@ class PushOptions(TypedDict, total=False):
     """What `push` and `push_head` take. Left out: the folder's head.json, the base's or the active version's value."""
 
     kind: KindName | None
-    base: str  # "policy@3": the version it was made from; an adapter runs on it (default: the active version of its own name)
+    # "policy@3": the version it was made from. Only tensors that differ from it are sent, and those that are not given are taken from it.
+    # An adapter runs on it (default: the active version of its own name).
+    base: str
     bias: float | None  # preference: subtracted from the raw score
     read: ReadName | None  # preference: which token is read
     append_token_id: int | None

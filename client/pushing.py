@@ -1,7 +1,7 @@
 """One upload, from what the caller gave to the messages on the wire and the report. Makes no calls: both clients drive it.
 
 plan = plan_push(name, weights, options)      # collects names; reads no weights yet
-upload = plan.prepare(trunk, kind)            # sorts, compares, lays out, hashes; nothing was sent so far
+upload = plan.prepare(trunk, kind, base)      # sorts, compares, lays out, hashes; nothing was sent so far
 response = <PushHead>(upload.messages())      # may be called again for a retry: the same bytes, the same request_id
 report = upload.report(response)
 """
@@ -19,6 +19,7 @@ from typing import Any, cast
 from polyhead.client import convert
 from polyhead.client.adapters import AdapterConfig, sort_adapter
 from polyhead.client.canonical import CanonicalFile, serialise
+from polyhead.client.delta import Base, changed_tensors
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.names import LM_HEAD, SCORE
 from polyhead.client.options import PushOptions
@@ -72,11 +73,17 @@ class PushPlan:
         """
         return "" if self.adapter else str(self.manifest.get("base") or self.name)
 
+    @property
+    def base_reference(self) -> str:
+        """The version to compare with, so that only what differs from it is sent; empty: everything is."""
+        base = str(self.manifest.get("base", ""))
+        return base if "@" in base and self.adapter is None else ""
+
     def guess_kind(self) -> HeadKind:
         """For a name that the server does not know."""
         return guess_kind(self.given)
 
-    def prepare(self, trunk: TrunkInfo, kind: HeadKind | None) -> Upload:
+    def prepare(self, trunk: TrunkInfo, kind: HeadKind | None, base: Base | None = None) -> Upload:
         """Everything that can be refused without sending a byte is refused here; see `sort_weights` and `sort_adapter`."""
         if self.adapter is not None:
             found, lora = sort_adapter(self.given, self.adapter, trunk)
@@ -84,21 +91,25 @@ class PushPlan:
         else:
             assert kind is not None, "only an adapter is pushed without a kind"
             found = sort_weights(self.given, trunk, kind, may_miss=bool(self.manifest.get("base")))
-            manifest = _manifest_message({**self.manifest, "kind": kind.value}, _output_name(found))
-        file = serialise(found.tensors)
+            manifest = _manifest_message({**self.manifest, "kind": kind.value}, None if found.missing else _output_name(found))
+        file = serialise(found.tensors, hash_each=base is not None)
+        sent = changed_tensors(found.tensors, file, base, is_whole=not found.missing)
         header = heads_pb2.PushHeader(
             name=self.name,
             manifest=manifest,
-            num_bytes=file.num_bytes,
-            sha256=file.sha256,
             request_id=self.options.get("request_id") or new_request_id(),
             validate_only=self.options.get("validate_only", False),
             trunk_sha256=found.trunk_sha256,
             labels=list(self.options.get("labels", ())),
-            delta_base=str(self.manifest["base"]) if found.missing else "",
             metrics=_metrics(self.options.get("metrics")),
         )
-        return Upload(header, file, found, self.options.get("progress"))
+        if not found.missing:
+            header.num_bytes, header.sha256 = file.num_bytes, file.sha256
+        if found.missing or len(sent) < len(found.tensors):
+            file = serialise(sent)
+            header.delta_base = str(self.manifest["base"])
+            header.delta_num_bytes, header.delta_sha256 = file.num_bytes, file.sha256
+        return Upload(header, file, found, sorted(sent), self.options.get("progress"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -108,6 +119,7 @@ class Upload:
     header: heads_pb2.PushHeader
     file: CanonicalFile
     found: SortedWeights
+    sent: list[str]
     progress: Callable[[int, int], None] | None
 
     def messages(self) -> Iterator[heads_pb2.PushHeadRequest]:
@@ -127,6 +139,8 @@ class Upload:
             ignored=self.found.ignored,
             missing=self.found.missing,
             num_trunk_tensors_compared=response.num_trunk_tensors_compared,
+            sent=self.sent,
+            num_bytes_sent=self.file.num_bytes,
         )
 
 
@@ -188,13 +202,13 @@ def _metrics(metrics: Mapping[str, float] | None) -> dict[str, float]:
         raise InvalidArgument("metrics must map names to numbers", field="metrics") from None
 
 
-def _output_name(found: SortedWeights) -> str | None:
-    """What the file says about the head's output; None where a base fills it in."""
+def _output_name(found: SortedWeights) -> str:
+    """What a whole file says about the head's output."""
     if SCORE in found.tensors:
         return "score"
     if LM_HEAD in found.tensors:
         return "own"
-    return None if {SCORE, LM_HEAD} & set(found.missing) else "tied"
+    return "tied"
 
 
 def _manifest_message(plain: Mapping[str, Any], output: str | None, lora: LoraAdapter | None = None) -> heads_pb2.HeadManifest:

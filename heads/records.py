@@ -39,6 +39,7 @@ class VersionRecord:
     request_id: str = ""
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     adapter_sha256: str = ""  # of a LoRA head's blob
+    sent_sha256: str = ""  # of the file that was sent, if that was a part and its sender did not know the whole: a retry is known by it
 
     @property
     def blob(self) -> str:
@@ -100,8 +101,9 @@ def encode_version(record: VersionRecord) -> bytes:
         "request_id": record.request_id,
         "metrics": dict(record.metrics),
     }
-    if record.adapter_sha256:
-        plain["adapter_sha256"] = record.adapter_sha256
+    for name in ("adapter_sha256", "sent_sha256"):
+        if value := getattr(record, name):
+            plain[name] = value
     return encode("version", plain)
 
 

@@ -21,13 +21,14 @@ import os
 import re
 import threading
 import time
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from types import MappingProxyType, TracebackType
 from typing import Any
 
 from polyhead.heads import layout, osio, records
-from polyhead.heads.blobs import BlobFolder, Staging
+from polyhead.heads.blobs import BlobFolder, OpenBlob, Staging
 from polyhead.heads.damage import Inspector, StoreDamage
+from polyhead.heads.delta import rebuild
 from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument
 from polyhead.heads.generations import CommitUncertain, GenerationFolder, write_reserve
 from polyhead.heads.identity import identify, read_trunk_id
@@ -41,6 +42,7 @@ __all__ = [
     "CommitUncertain",
     "GenerationRecord",
     "HeadStore",
+    "OpenBlob",
     "Staging",
     "StoreDamage",
     "StoreIoError",
@@ -182,6 +184,19 @@ class HeadStore:
         """Begin to receive a head file. InvalidArgument; ResourceExhausted when too many pushes are under way."""
         return self._blobs.begin(declared_bytes, declared_sha256)
 
+    def open_blob(self, digest: str) -> OpenBlob:
+        """A head file held open: deleting its versions does not take it away. DataLoss if it is missing."""
+        return self._blobs.open(digest)
+
+    def rebuild(
+        self, base: OpenBlob, sent: Staging, num_bytes: int = 0, sha256: str = "", between: Callable[[], None] = lambda: None
+    ) -> Staging:
+        """The whole file of a push that sent only what differs from `base`, verified; see `heads/delta.py`. Both stay open.
+
+        `num_bytes` and `sha256` are what the pusher says of the whole file; 0 and "" if it does not know.
+        """
+        return rebuild(base, sent, self._blobs.begin_rebuilt, num_bytes, sha256, between)
+
     def put_blob(self, data: bytes | bytearray | memoryview) -> str:
         """Store a head file that is already here; its digest. The same road as a push."""
         with self.begin_push(memoryview(data).nbytes, hashlib.sha256(data).hexdigest()) as staging:
@@ -193,8 +208,8 @@ class HeadStore:
         layout.blob_path(digest)
         self._blobs.give_up(digest)
 
-    def read_blob(self, digest: str) -> bytearray:
-        """The bytes of a head file in private memory, never mapped. DataLoss if it is missing or its SHA-256 is another one."""
+    def read_blob(self, digest: str) -> memoryview:
+        """The bytes of a head file in private memory, never a mapped file. DataLoss if it is missing or its SHA-256 is another one."""
         return self._blobs.read(digest)
 
     # ---- versions
@@ -208,6 +223,7 @@ class HeadStore:
         labels: Iterable[str] = (),
         request_id: str = "",
         metrics: Mapping[str, float] | None = None,
+        sent_sha256: str = "",
     ) -> VersionRecord:
         """Give a published blob the next version number of `name`; durable when it returns. `digest` is the blob's.
 
@@ -232,6 +248,7 @@ class HeadStore:
             request_id=records.check_request_id(request_id),
             metrics=records.check_metrics(metrics),
             adapter_sha256=digest if manifest.lora is not None else "",
+            sent_sha256=sent_sha256,
         )
         with self._guard("could not store the head version"):
             wanted = dataclasses.replace(wanted, digest=self._digest_of(digest, manifest))

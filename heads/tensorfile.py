@@ -143,12 +143,16 @@ def canonical_header(tensors: Mapping[str, TensorData]) -> bytes:
     F32, BF16, F16 in this order, by name within each, as the safetensors library writes them: a file that was saved with it and
     without metadata has the same SHA-256. InvalidArgument for what `read_header` would refuse.
     """
+    return header_of({name: (each.dtype, each.shape, memoryview(each.data).nbytes) for name, each in tensors.items()})
+
+
+def header_of(tensors: Mapping[str, tuple[str, tuple[int, ...], int]]) -> bytes:
+    """The same from dtype, shape and number of bytes alone."""
     offset = 0
     header: dict[str, Any] = {}
-    for name in canonical_order(tensors):
-        tensor = tensors[name]
-        num_bytes = memoryview(tensor.data).nbytes
-        header[name] = {"dtype": tensor.dtype, "shape": list(tensor.shape), "data_offsets": [offset, offset + num_bytes]}
+    for name in in_order({name: dtype for name, (dtype, _, _) in tensors.items()}):
+        dtype, shape, num_bytes = tensors[name]
+        header[name] = {"dtype": dtype, "shape": list(shape), "data_offsets": [offset, offset + num_bytes]}
         offset += num_bytes
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-len(text) % 8)
@@ -157,17 +161,17 @@ def canonical_header(tensors: Mapping[str, TensorData]) -> bytes:
     return first_bytes
 
 
-def canonical_order(tensors: Mapping[str, TensorData]) -> list[str]:
+def in_order(dtypes: Mapping[str, str]) -> list[str]:
     """The names in the order in which the canonical file holds them. FailedPrecondition for a dtype that a head cannot have."""
-    for tensor in tensors.values():
-        _check_dtype(tensor.dtype)
-    return sorted(tensors, key=lambda name: (_DTYPE_ORDER.index(tensors[name].dtype), name))
+    for dtype in dtypes.values():
+        _check_dtype(dtype)
+    return sorted(dtypes, key=lambda name: (_DTYPE_ORDER.index(dtypes[name]), name))
 
 
 def canonical_chunks(tensors: Mapping[str, TensorData]) -> Iterator[bytes | memoryview]:
     """The canonical file piece by piece: the header, then each tensor's bytes without a copy."""
     yield canonical_header(tensors)
-    for name in canonical_order(tensors):
+    for name in in_order({name: tensor.dtype for name, tensor in tensors.items()}):
         yield memoryview(tensors[name].data).cast("B")
 
 

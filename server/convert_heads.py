@@ -10,13 +10,14 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from polyhead.heads.errors import InvalidArgument, Unimplemented
+from polyhead.heads.delta import TensorHash
+from polyhead.heads.errors import InvalidArgument
 from polyhead.heads.lora import LoraAdapter
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished, check_name
 from polyhead.heads.records import check_metrics
 from polyhead.heads.store import GenerationRecord
 from polyhead.server.manifests import ManifestPatch
-from polyhead.server.publisher import CopyRequest, PushRequest
+from polyhead.server.publisher import CopyRequest, Delta, PushRequest
 from polyhead.server.registry import VersionView
 from polyhead.v1 import heads_pb2, types_pb2
 
@@ -45,20 +46,20 @@ _UNFINISHED: Mapping[int, Unfinished] = {
     heads_pb2.UNFINISHED_READ_LAST: Unfinished.READ_LAST,
     heads_pb2.UNFINISHED_OMIT: Unfinished.OMIT,
 }
+_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 EnumT = TypeVar("EnumT", bound=enum.Enum)
 
 
 def push_request(header: heads_pb2.PushHeader) -> PushRequest:
     """The header without size and hash, which the store checks. Unset manifest fields become None."""
-    if header.delta_base:
-        raise Unimplemented("pushing only changed tensors is not built yet", field="header.delta_base")
     for name, digest in header.trunk_sha256.items():
         if not _SHA256.fullmatch(digest.lower()):
             raise InvalidArgument(
                 f"not a SHA-256 of 64 hex digits: {digest[:80]!r}", field=f"header.trunk_sha256[{name[:120]}]"
             )
-    if not _SHA256.fullmatch(header.sha256):
-        raise InvalidArgument(f"not a SHA-256 of 64 lower-case hex digits: {header.sha256[:80]!r}", field="header.sha256")
+    delta = _delta(header)
+    if delta is None or header.sha256:
+        _check_sha256(header.sha256, "header.sha256")
     return PushRequest(
         name=check_name(header.name, "header.name"),
         manifest=_patch(header.manifest),
@@ -67,7 +68,25 @@ def push_request(header: heads_pb2.PushHeader) -> PushRequest:
         trunk_sha256=dict(header.trunk_sha256),
         labels=_labels(header.labels, "header.labels"),
         metrics=check_metrics(header.metrics),
+        delta=delta,
     )
+
+
+def _delta(header: heads_pb2.PushHeader) -> Delta | None:
+    if not header.delta_base:
+        for name in ("delta_num_bytes", "delta_sha256"):
+            if getattr(header, name):
+                raise InvalidArgument(f"{name} goes with delta_base", field=f"header.{name}")
+        return None
+    _check_sha256(header.delta_sha256, "header.delta_sha256")
+    if not header.delta_num_bytes:
+        raise InvalidArgument("the file that follows has at least one byte", field="header.delta_num_bytes")
+    return Delta(header.delta_base, header.delta_num_bytes, header.delta_sha256, header.num_bytes, header.sha256)
+
+
+def _check_sha256(text: str, field: str) -> None:
+    if not _SHA256.fullmatch(text):
+        raise InvalidArgument(f"not a SHA-256 of 64 lower-case hex digits: {text[:80]!r}", field=field)
 
 
 def copy_request(message: heads_pb2.CopyHeadRequest) -> CopyRequest:
@@ -112,6 +131,12 @@ def version_message(view: VersionView) -> heads_pb2.HeadVersion:
         labels=record.labels,
         metrics=record.metrics,
         file_sha256=record.blob,
+    )
+
+
+def tensor_message(tensor: TensorHash) -> heads_pb2.StoredTensor:
+    return heads_pb2.StoredTensor(
+        name=tensor.name, dtype=_DTYPES[tensor.dtype], shape=tensor.shape, sha256=tensor.sha256
     )
 
 

@@ -12,6 +12,8 @@ from polyhead.server.rules import RuleBook
 from polyhead.server.text import Tokenizer
 from polyhead.server.transcripts import TranscriptBook
 
+Resolve = Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
+
 
 @dataclass(frozen=True, slots=True)
 class Door:
@@ -24,5 +26,5 @@ class Door:
     vocab_size: int
     max_context: int  # tokens of prompt and reply together
     eos_ids: frozenset[int]
-    resolve: Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
+    resolve: Resolve  # a request's own: the heads that it finds stay in memory until the engine has the request
     find_ood: Callable[[str, str], PromptScorer]  # (reference, field): newest or given version; raises NotFound, FailedPrecondition

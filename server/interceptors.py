@@ -97,10 +97,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
         run = _behaviour(handler)
 
         async def guarded(request: Any, context: Any) -> Any:
-            deadline_at = self._deadline_at(method, context)
-            async with self._tracked(Call(method, request_id, role, deadline_at), context):
+            call = Call(method, request_id, role, self._deadline_at(method, context))
+
+            async def work() -> Any:
                 checked = _checked_stream(request) if handler.request_streaming else _checked(request)
-                return await _until(deadline_at, run(checked, context))
+                return await _until(call.deadline_at, run(checked, context))
+
+            return await self._tracked(call, context, work)
 
         return _same_shape(handler, guarded, _safe(handler.request_deserializer), None)
 
@@ -111,8 +114,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
         remaining = context.time_remaining()
         return time.monotonic() + min(self._max_call_s, self._max_call_s if remaining is None else remaining)
 
-    @contextlib.asynccontextmanager
-    async def _tracked(self, call: Call, context: Any) -> AsyncIterator[None]:
+    async def _tracked(self, call: Call, context: Any, work: Callable[[], Awaitable[Any]]) -> Any:
         """Everything that surrounds a call. CancelledError passes: swallowing it leaks native memory (grpc #43360)."""
         task = asyncio.current_task()
         assert task is not None, "handlers run in a task"
@@ -123,16 +125,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
         id_trailer = (("x-request-id", call.request_id),)
         context.set_trailing_metadata(id_trailer)
         try:
-            yield
-        except asyncio.CancelledError:
-            code = "CANCELLED"
-            raise
-        except grpc.aio.AbortError:
-            code = _code_name(context)
-            raise
-        except Exception as caught:
-            error = to_polyhead_error(caught)
-            code = error.code
+            try:
+                return await work()
+            except asyncio.CancelledError:
+                code = "CANCELLED"
+                raise
+            except grpc.aio.AbortError:
+                code = _code_name(context)
+                raise
+            except Exception as caught:
+                error = to_polyhead_error(caught)
+                code = error.code
+                _forget_frames(caught)
             await context.abort(status_code(error), error.message[:1024], (*trailing_metadata(error), *id_trailer))
         finally:
             del self._tasks[task]
@@ -173,6 +177,14 @@ async def _until(deadline_at: float, work: Awaitable[Any]) -> Any:
         if limit.expired():
             raise DeadlineExceeded("the call's deadline has passed") from None
         raise
+
+
+def _forget_frames(error: BaseException) -> None:
+    """gRPC keeps the last call's abort, and so what led to it: a traceback would keep all that the call worked on, weights among it."""
+    found: BaseException | None = error
+    while found is not None:
+        found.__traceback__ = None
+        found = found.__context__
 
 
 def _safe(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:

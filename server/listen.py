@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from typing import Any
+from typing import Any, NoReturn
 
 import grpc
 import grpc.aio
@@ -86,10 +86,12 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         vocab_size=services.spec.vocab_size,
         max_context=services.max_context,
         eos_ids=services.eos_ids,
-        resolve=lambda reference, field: registry.resolve(reference, registry.active, field),
+        resolve=_not_at_a_request,
         find_ood=services.ood.find,
     )
-    frontend = Frontend(services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics)
+    frontend = Frontend(
+        services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics, registry.resolving
+    )
     facts = TrunkFacts(
         model_name=services.model_name,
         checkpoint=services.checkpoint,
@@ -104,6 +106,11 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
     generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(frontend), target)
     scoring_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(frontend), target)
     trunk_pb2_grpc.add_TrunkServiceServicer_to_server(trunk, target)
-    heads = HeadServicer(registry, services.publisher, services.store, services.workers, services.config.push_idle_s)
+    push_idle_s, on_received = services.config.push_idle_s, services.metrics.observe_received
+    heads = HeadServicer(registry, services.publisher, services.store, services.workers, push_idle_s, on_received)
     heads_pb2_grpc.add_HeadServiceServicer_to_server(heads, target)
     handlers.open()
+
+
+def _not_at_a_request(reference: str, field: str) -> NoReturn:
+    raise AssertionError("heads are looked up for a request: `Frontend.admitted` makes its door")

@@ -127,6 +127,11 @@ def _engine_metrics(now: Any) -> Iterator[Metric]:
         value=_ratio(now.num_filled_head_blocks, now.num_head_blocks),
     )
     yield GaugeMetricFamily("polyhead_last_swap_pause_seconds", "Pause that the last swap made", value=now.last_swap_pause_s)
+    yield GaugeMetricFamily(
+        "polyhead_longest_step_gap_seconds",
+        "Longest time between the ends of two steps, one right after the other, in the last half to whole minute",
+        value=now.longest_gap_s,
+    )
     for key, value in sorted(now.counters.items()):
         name, text = _COUNTERS.get(key, (f"engine_{key}", "Counted by the engine"))
         yield CounterMetricFamily(f"polyhead_{name}", text, value=value)
@@ -198,6 +203,11 @@ class Metrics:
             "polyhead_head_swap_seconds", "An activation, from the call to the flip", buckets=_SLOW, registry=make
         )
         self.swaps = Counter("polyhead_head_swaps", "Activations by head and outcome", ("head", "outcome"), registry=make)
+        self.received = Counter(
+            "polyhead_push_received_bytes", "Bytes of pushed heads: whole files, or deltas against a version", ("form",), registry=make
+        )
+        for form in ("whole", "delta"):
+            self.received.labels(form)
         self.score = Histogram(
             "polyhead_score",
             "Raw scalars of preference and value heads, by the policy version that drew the sample",
@@ -235,6 +245,10 @@ class Metrics:
             self.swaps.labels(self.head_label(name), outcome).inc()
         if outcome == "ok":
             self.swap_seconds.observe(seconds)
+
+    def observe_received(self, form: str, num_bytes: int) -> None:
+        """For a push, once per chunk."""
+        self.received.labels(form).inc(num_bytes)
 
     def observe_sample(self, facts: SampleFacts) -> None:
         """For the servicers, once per finished sample."""

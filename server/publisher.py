@@ -9,12 +9,24 @@ from dataclasses import dataclass, field
 
 from polyhead.heads.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from polyhead.heads.manifest import HeadKind, HeadManifest, ReadPosition, Unfinished, check_name, parse_reference
-from polyhead.heads.store import HeadStore, Staging, VersionRecord
+from polyhead.heads.store import HeadStore, OpenBlob, Staging, VersionRecord
 from polyhead.server.engine.live import ActiveSet, ServedHead
 from polyhead.server.manifests import ManifestPatch, ServedTrunk
+from polyhead.server.residency import Pin
 from polyhead.server.shelf import Shelf
 
 log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class Delta:
+    """A push that sends only what differs from a stored version."""
+
+    base: str  # "policy@3"
+    num_bytes: int  # of the file that is sent
+    sha256: str
+    whole_num_bytes: int = 0  # of the file after the change; 0 and "" if the pusher does not hold all of it
+    whole_sha256: str = ""
 
 
 @dataclass(frozen=True, slots=True)
@@ -28,6 +40,21 @@ class PushRequest:
     trunk_sha256: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
     metrics: Mapping[str, float] = field(default_factory=dict)
+    delta: Delta | None = None  # None: the whole file is sent
+
+
+@dataclass(frozen=True, slots=True)
+class DeltaBase:
+    """What a delta is applied to: its file is held open, so that the version may be deleted meanwhile."""
+
+    record: VersionRecord
+    file: OpenBlob
+
+    def __enter__(self) -> DeltaBase:
+        return self
+
+    def __exit__(self, *exception: object) -> None:
+        self.file.close()
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,44 +90,85 @@ class Publisher:
         shelf: Shelf,
         source_sha256: Callable[[str], str | None],
         active: Callable[[], ActiveSet],
+        breathe: Callable[[], None] = lambda: None,
     ) -> None:
         self._store = store
         self._trunk = trunk
         self._shelf = shelf
         self._source_sha256 = source_sha256  # a trunk tensor's name in the checkpoint -> its hash, None if unknown
         self._active = active
+        self.breathe = breathe  # called between two pieces of long work
 
-    def check_size(self, num_bytes: int) -> None:
+    def take(self, staging: Staging, data: bytearray) -> None:
+        """Store the next bytes of a file that is being received."""
+        staging.write(data)
+        self.breathe()
+
+    def check_size(self, num_bytes: int, field: str) -> None:
         """Refuse a file that no head of this model can fill, before a byte of it is stored."""
         most = self._shelf.loader.max_file_bytes
         if num_bytes > most:
-            raise ResourceExhausted(f"a head of this model has at most {most} bytes: {num_bytes}", field="header.num_bytes")
+            raise ResourceExhausted(f"a head of this model has at most {most} bytes: {num_bytes}", field=field)
 
     def answered(self, request: PushRequest, sha256: str) -> VersionRecord | None:
-        """The version that this push of this file made before. AlreadyExists if the id was used for another one."""
+        """The version that this push of this file made before. AlreadyExists if the id was used for another one.
+
+        `sha256` is the whole file's; empty for a delta whose pusher does not know it.
+        """
         first = self._store.version_of_request(request.request_id) if request.request_id else None
-        if first is not None and (first.name, first.blob, first.manifest.lora) != (request.name, sha256, request.manifest.lora):
+        if first is None:
+            return None
+        known = (first.blob, sha256) if sha256 or request.delta is None else (first.sent_sha256, request.delta.sha256)
+        if (first.name, first.manifest.lora) != (request.name, request.manifest.lora) or known[0] != known[1]:
             raise AlreadyExists(
                 f"the request id was used for another push: it made {first.name}@{first.version}", field="header.request_id"
             )
         return first
 
-    def publish(self, staging: Staging, request: PushRequest) -> Published:
+    def open_base(self, delta: Delta, manifest: ManifestPatch) -> DeltaBase:
+        """What the delta is applied to, held open until the caller closes it. Every refusal that needs no bytes of the delta."""
+        field = "header.delta_base"
+        if manifest.lora is not None:
+            raise InvalidArgument("an adapter is pushed whole: leave delta_base out", field=field)
+        name, version = parse_reference(delta.base, field)
+        if not version:
+            raise InvalidArgument(f"delta_base must name a version: {delta.base!r}", field=field)
+        record = self._version(name, version, field)
+        if record.manifest.lora is not None:
+            hint = f"its file holds an adapter; the weights under it are {record.manifest.base}"
+            raise FailedPrecondition(f"delta_base is a LoRA head: {delta.base}\nhint: {hint}", field=field)
+        if manifest.output not in (None, record.manifest.output):
+            theirs = record.manifest.output.value
+            problem = f"delta_base has another output than the push says: {theirs!r}\nhint: push the whole head"
+            raise FailedPrecondition(problem, field=field)
+        return DeltaBase(record, self._store.open_blob(record.blob))
+
+    def publish(self, staging: Staging, request: PushRequest, base: DeltaBase | None = None) -> Published:
         """Check a staged file and make it a version. Leaves nothing behind if any check fails."""
-        with staging:
-            sha256 = staging.verify()
-            num_compared = self._compare_trunk(request.trunk_sha256)
-            if first := self.answered(request, sha256):
-                return Published(first, num_compared)
-            file = self._shelf.loader.open(staging.read())
-            manifest = self._complete(request, file.names)
-            digest = self._store.digest_of(sha256, manifest)
-            self._warn_of_precision(request.name, manifest)
-            active = {head.live.digest for head in self._active().heads.values()}
-            live = self._shelf.try_out(digest, request.name, manifest, file, keep=active)
-            if request.is_dry_run:
-                return Published(_unstored(request, digest, sha256, manifest, staging.num_bytes), num_compared)
-            record = self._store_version(staging, request, manifest)
+        with staging, self._shelf.residency.pinning() as pin:
+            staging.verify()
+            if request.delta is None or base is None:
+                return self._publish_whole(staging, request, None, pin)
+            delta = request.delta
+            declared = (delta.whole_num_bytes, delta.whole_sha256)
+            with self._store.rebuild(base.file, staging, *declared, self.breathe) as whole:
+                return self._publish_whole(whole, request, base.record, pin)
+
+    def _publish_whole(self, staging: Staging, request: PushRequest, base: VersionRecord | None, pin: Pin) -> Published:
+        sha256 = staging.verify()
+        num_compared = self._compare_trunk(request.trunk_sha256)
+        if first := self.answered(request, sha256):
+            return Published(first, num_compared)
+        if not request.is_dry_run:
+            staging.begin_sync()
+        file = self._shelf.loader.open(staging.read(self.breathe))
+        manifest = self._complete(request, file.names, base)
+        digest = self._store.digest_of(sha256, manifest)
+        self._warn_of_precision(request.name, manifest)
+        live = self._shelf.try_out(digest, request.name, manifest, file, pin)
+        if request.is_dry_run:
+            return Published(_unstored(request, digest, sha256, manifest, staging.num_bytes), num_compared)
+        record = self._store_version(staging, request, manifest)
         self._shelf.residency.add(ServedHead(record.name, record.version, record.manifest, live))
         return Published(record, num_compared)
 
@@ -135,7 +203,12 @@ class Publisher:
             what = "version" if version else "active head"
             raise NotFound(f"no such {what}: {reference}", field="source", metadata={"name": reference}) from None
 
-    def _complete(self, request: PushRequest, names: Collection[str]) -> HeadManifest:
+    def _complete(self, request: PushRequest, names: Collection[str], delta_base: VersionRecord | None) -> HeadManifest:
+        if delta_base is not None:
+            reference = f"{delta_base.name}@{delta_base.version}"
+            if request.manifest.base in (None, reference):  # which may have been deleted meanwhile
+                patch = dataclasses.replace(request.manifest, base=reference)
+                return self._trunk.complete(patch, delta_base.manifest, names)
         if request.manifest.lora is None:
             return self._trunk.complete(request.manifest, self._before(request), names)
         base = self._lora_base(request)
@@ -168,14 +241,12 @@ class Publisher:
         active = self._active().heads.get(request.name)
         return active.manifest if active else None
 
-    def _version(self, name: str, version: int) -> VersionRecord:
+    def _version(self, name: str, version: int, field: str = "header.manifest.base") -> VersionRecord:
         try:
             return self._store.get(name, version)
         except NotFound:
             reference = f"{name}@{version}"
-            raise NotFound(
-                f"no such head version: {reference}", field="header.manifest.base", metadata={"name": reference}
-            ) from None
+            raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
 
     def _compare_trunk(self, hashes: Mapping[str, str]) -> int:
         """Refuse a push whose trainer has changed the trunk. How many tensors were compared."""
@@ -207,6 +278,7 @@ class Publisher:
                 labels=request.labels,
                 request_id=request.request_id,
                 metrics=request.metrics,
+                sent_sha256=request.delta.sha256 if request.delta is not None and not request.delta.whole_sha256 else "",
             )
         except BaseException:
             self._store.discard_blob(digest)

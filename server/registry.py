@@ -6,11 +6,12 @@ the engine's pointer or ends, and the restart decides.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -25,7 +26,7 @@ from polyhead.server.engine_port import EnginePort
 from polyhead.server.first_heads import add_first_versions
 from polyhead.server.manifests import ServedTrunk
 from polyhead.server.memory import return_freed_pages
-from polyhead.server.residency import ResidentHead
+from polyhead.server.residency import Pin, ResidentHead
 from polyhead.server.shelf import Shelf
 from polyhead.server.watch import GenerationFeed
 
@@ -104,18 +105,29 @@ class Registry:
             raise NotFound(f"no active head of this name: {name!r}", field=field, metadata={"name": name})
         return self.residency.served(name, version)
 
-    def resolve(self, reference: str, active: ActiveSet, field: str) -> ServedHead:
-        """As `find`, and a version that is not in memory is loaded. NotFound, or ResourceExhausted if it does not fit."""
+    @contextlib.contextmanager
+    def resolving(self) -> Iterator[Callable[[str, str], ServedHead]]:
+        """Look-ups by (reference, field) for one request: what they find stays in memory until the block ends."""
+        with self.residency.pinning() as pin:
+            yield lambda reference, field: self.resolve(reference, self._active, field, pin)
+
+    def resolve(self, reference: str, active: ActiveSet, field: str, pin: Pin) -> ServedHead:
+        """As `find`, and a version that is not in memory is loaded; it stays while `pin` lasts.
+
+        NotFound, or ResourceExhausted if it does not fit.
+        """
+        name, version = parse_reference(reference, field)
         found = self.find(reference, active, field)
         if found is not None:
-            return found
-        name, version = parse_reference(reference, field)
+            pin.add({found.live.digest})
+            if not version or self.residency.live(found.live.digest) is found.live:  # a version may have been let go just before
+                return found
         try:
             record = self.store.get(name, version)
         except NotFound:
             raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
-        served = self._shelf.load([record], keep=_digests(active))[name]
-        self.residency.trim(keep=_digests(self._active) | {record.digest})
+        served = self._shelf.load([record], pin)[name]
+        self.residency.trim()
         return served
 
     def view(self, record: VersionRecord) -> VersionView:
@@ -168,8 +180,8 @@ class Registry:
         record = self.store.current
         if record is None:
             return False
-        heads = self._shelf.load([self.store.get(name, version) for name, version in record.heads.items()], keep=())
-        self._flip(record, heads)
+        with self.residency.pinning() as pin:
+            self._flip(record, self._shelf.load([self.store.get(*head) for head in record.heads.items()], pin))
         return True
 
     # ---- changes of the active set
@@ -228,7 +240,7 @@ class Registry:
         """Delete what `keep_versions` no longer keeps, and let idle weights go. After each push and activation."""
         for record in self.store.collect(self._keep_versions):
             self.residency.forget(record.name, record.version)
-        self.residency.trim(keep=_digests(self._active))
+        self.residency.trim()
         return_freed_pages()
 
     def _change(
@@ -241,24 +253,23 @@ class Registry:
         note: str,
         changed: Iterable[str],
     ) -> Activation:
-        started_at = time.monotonic()
-        try:
-            self._check_expected(expected_generation)
-            loaded = self._shelf.load(
-                [self._version(name, version) for name, version in heads.items()], keep=_digests(self._active)
-            )
-            record = self.store.commit_generation(
-                heads, request_id=request_id, expected_generation=expected_generation, parent=parent, note=note
-            )
-        except CommitUncertain as error:
-            self._end_process(error)
-            raise
-        except BaseException:
-            self._on_swap(changed, "failed", time.monotonic() - started_at)
-            raise
-        report = self._flip(record, loaded)
-        self._on_swap(changed, "ok", time.monotonic() - started_at)
-        self.residency.trim(keep=_digests(self._active))
+        with self.residency.pinning() as pin:
+            started_at = time.monotonic()
+            try:
+                self._check_expected(expected_generation)
+                loaded = self._shelf.load([self._version(*head) for head in heads.items()], pin)
+                record = self.store.commit_generation(
+                    heads, request_id=request_id, expected_generation=expected_generation, parent=parent, note=note
+                )
+            except CommitUncertain as error:
+                self._end_process(error)
+                raise
+            except BaseException:
+                self._on_swap(changed, "failed", time.monotonic() - started_at)
+                raise
+            report = self._flip(record, loaded)
+            self._on_swap(changed, "ok", time.monotonic() - started_at)
+        self.residency.trim()
         return Activation(record, report)
 
     def _repair(self, to_generation: int | None, request_id: str) -> Activation:
@@ -266,13 +277,14 @@ class Registry:
         if not to_generation:
             raise FailedPrecondition("the active set is damaged: name the generation to go back to", field="to_generation")
         target = self._generation(to_generation, "to_generation")
-        loaded = self._shelf.load([self._version(name, version) for name, version in target.heads.items()], keep=())
-        try:
-            record = self.store.repair_to(to_generation, request_id=request_id)
-        except CommitUncertain as error:
-            self._end_process(error)
-            raise
-        return Activation(record, self._flip(record, loaded))
+        with self.residency.pinning() as pin:
+            loaded = self._shelf.load([self._version(*head) for head in target.heads.items()], pin)
+            try:
+                record = self.store.repair_to(to_generation, request_id=request_id)
+            except CommitUncertain as error:
+                self._end_process(error)
+                raise
+            return Activation(record, self._flip(record, loaded))
 
     def _flip(self, record: GenerationRecord, heads: Mapping[str, ServedHead]) -> SwapReport:
         """Past the commit point: the engine serves the new set, or the process ends."""
@@ -280,9 +292,8 @@ class Registry:
             failpoints.hit("before_flip")
             active = ActiveSet(record.number, dict(heads))
             report = self._engine.activate(active).result(FLIP_TIMEOUT_S)
+            self.residency.serve(_digests(active))
             self._active = active
-            for head in heads.values():  # whatever made room meanwhile, these stay
-                self.residency.add(head)
             self.feed.announce(record.number)
             failpoints.hit("before_ack")
             return report

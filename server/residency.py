@@ -1,7 +1,7 @@
 """Which heads' weights are in memory, under one budget. Knows digests and bytes; not how they get there, nor what is active.
 
 A head that was let go may still be held by a running request: its bytes count until it is really gone. A base stays in memory for
-as long as a LoRA head on it does. Thread-safe.
+as long as a LoRA head on it does; so do heads that are pinned, and those of the active set. Thread-safe.
 """
 
 from __future__ import annotations
@@ -40,6 +40,21 @@ class ResidentName:
     num_bytes: int  # of its files' weights, each once; a file that several names share counts for each
 
 
+class Pin:
+    """Digests of heads that somebody is about to use, and that nothing else holds yet. They need not be in memory, now or ever.
+
+    What is added after the pin's end holds nothing: a worker that a cancelled call has left behind keeps no memory.
+    """
+
+    def __init__(self, lock: threading.RLock) -> None:
+        self._lock = lock
+        self.digests: frozenset[str] = frozenset()  # replaced as a whole, since other threads read it
+
+    def add(self, digests: Iterable[str]) -> None:
+        with self._lock:
+            self.digests |= frozenset(digests)
+
+
 class Residency:
     """Holds LiveHeads by digest and ServedHeads by version."""
 
@@ -57,6 +72,8 @@ class Residency:
         self._ticks = itertools.count()
         self._ghosts: dict[int, tuple[weakref.ref[object], int]] = {}  # id -> (module that was let go, bytes)
         self._num_reserved_bytes = 0  # for weights that are being built
+        self._active: frozenset[str] = frozenset()
+        self._pins: set[Pin] = set()
 
     @property
     def num_bytes(self) -> int:
@@ -78,10 +95,30 @@ class Residency:
         return self._live.get(digest)
 
     @contextlib.contextmanager
-    def room_for(self, num_bytes: int, keep: Collection[str]) -> Iterator[None]:
-        """Reserve memory before anything is allocated; idle heads outside `keep` make way. ResourceExhausted."""
+    def pinning(self) -> Iterator[Pin]:
+        """What is added to the pin stays in memory until the block ends, however it does."""
+        pin = Pin(self._lock)
         with self._lock:
-            self._make_room(num_bytes, keep)
+            self._pins.add(pin)
+        try:
+            yield pin
+        finally:
+            with self._lock:
+                self._pins.discard(pin)
+
+    def serve(self, digests: Iterable[str]) -> None:
+        """The active set's heads stay in memory, in place of those of the one before."""
+        with self._lock:
+            self._active = frozenset(digests)
+
+    @contextlib.contextmanager
+    def room_for(self, num_bytes: int, pin: Pin) -> Iterator[None]:
+        """Reserve memory before anything is allocated, for a caller who needs what `pin` has, too; idle heads make way.
+
+        ResourceExhausted.
+        """
+        with self._lock:
+            self._make_room(num_bytes, pin)
             self._num_reserved_bytes += num_bytes
         try:
             yield
@@ -89,8 +126,8 @@ class Residency:
             with self._lock:
                 self._num_reserved_bytes -= num_bytes
 
-    def add(self, head: ServedHead) -> None:
-        """Keep a head whose weights are loaded."""
+    def add(self, head: ServedHead) -> ServedHead:
+        """Keep a head whose weights are loaded; the head as it is kept, on weights that were there before if there were any."""
         with self._lock:
             live = self._live.setdefault(head.live.digest, head.live)
             if live is not head.live:  # two loaded one file at once: all rows share the first copy, the other goes with its holders
@@ -100,16 +137,17 @@ class Residency:
             self._served[head.name, head.version] = head
             for used in (live, live.weights):
                 self._used_at[used.digest] = next(self._ticks)
+            return head
 
     def watch(self, live: LiveHead) -> None:
         """Count weights that are not kept for as long as somebody else holds them."""
         with self._lock:
             self._ghosts[id(live.module)] = (weakref.ref(live.module), live.num_bytes)
 
-    def trim(self, keep: Collection[str]) -> None:
+    def trim(self) -> None:
         """Let the longest unused versions of each name go, down to the limit per name."""
         with self._lock:
-            idle = self._idle(keep)
+            idle = self._idle()
             for name in {name for name, _ in self._served}:
                 own = {head.live.digest for (other, _), head in self._served.items() if other == name}
                 surplus = [digest for digest in idle if digest in own]
@@ -157,20 +195,24 @@ class Residency:
         found = (self._live.get(digest) for digest in digests)
         return {live.base.digest for live in found if live is not None and live.base is not None}
 
-    def _make_room(self, num_bytes: int, keep: Collection[str]) -> None:
-        idle = self._idle(keep)
-        needed = self.num_bytes + num_bytes - self.budget
-        if needed > sum(self._live[digest].num_bytes for digest in idle):
-            self._refuse(num_bytes, keep)
+    def _make_room(self, num_bytes: int, pin: Pin) -> None:
+        idle = self._idle()
+        if self._num_over(num_bytes) > sum(self._live[digest].num_bytes for digest in idle):
+            self._refuse(num_bytes, pin)
         for digest in idle:
-            if needed <= 0:
+            if self._num_over(num_bytes) <= 0:
                 return
-            needed -= self._live[digest].num_bytes
             self._evict(digest)
+        if self._num_over(num_bytes) > 0:  # somebody still holds what was let go
+            self._refuse(num_bytes, pin)
 
-    def _idle(self, keep: Collection[str]) -> list[str]:
+    def _num_over(self, num_bytes: int) -> int:
+        """Bytes beyond the budget if so many were added."""
+        return self.num_bytes + num_bytes - self.budget
+
+    def _idle(self) -> list[str]:
         """Digests that nothing needs now, the longest unused first, each base behind the adapters on it."""
-        needed = {*keep, *(digest for digest, count in self._leased().items() if count)}
+        needed = self._active.union(*(pin.digests for pin in self._pins), (digest for digest, count in self._leased().items() if count))
         needed |= self._bases(needed)
         return sorted(self._live.keys() - needed, key=self._last_used)
 
@@ -186,10 +228,10 @@ class Residency:
         self.watch(live)
         self._dropped(digest)
 
-    def _refuse(self, num_bytes: int, keep: Collection[str]) -> None:
-        kept = sum(live.num_bytes for digest, live in self._live.items() if digest in keep)
-        is_busy = kept + num_bytes <= self.budget  # it would fit once running requests let their versions go
-        hint = "running requests hold older versions, try again later" if is_busy else "raise --memory-budget"
+    def _refuse(self, num_bytes: int, pin: Pin) -> None:
+        kept = sum(live.num_bytes for digest, live in self._live.items() if digest in self._active | pin.digests)
+        is_busy = kept + num_bytes <= self.budget  # it would fit once others let their versions go
+        hint = "running requests hold other versions, try again later" if is_busy else "raise --memory-budget"
         raise ResourceExhausted(
             f"no memory for another head: {num_bytes} bytes needed, {self.num_bytes} of {self.budget} in use\nhint: {hint}",
             retry_after_s=RETRY_S if is_busy else None,

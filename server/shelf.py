@@ -7,7 +7,6 @@ Knows the store, the loader and the budget; not which set is active.
 from __future__ import annotations
 
 import threading
-from collections.abc import Iterable
 
 from polyhead.heads.manifest import HeadManifest
 from polyhead.heads.store import HeadStore, VersionRecord
@@ -15,7 +14,7 @@ from polyhead.server.engine.live import LiveHead, ServedHead
 from polyhead.server.engine_port import EnginePort
 from polyhead.server.head_loader import HeadFile, HeadLoader
 from polyhead.server.manifests import ServedTrunk
-from polyhead.server.residency import Residency
+from polyhead.server.residency import Pin, Residency
 
 
 class Shelf:
@@ -31,39 +30,42 @@ class Shelf:
         self._engine = engine
         self._loading = threading.Lock()
 
-    def load(self, records: list[VersionRecord], keep: Iterable[str]) -> dict[str, ServedHead]:
-        """Heads by name. `keep` are digests that stay in memory. ResourceExhausted before anything is allocated; DataLoss."""
+    def load(self, records: list[VersionRecord], pin: Pin) -> dict[str, ServedHead]:
+        """Heads by name; they stay in memory while `pin` lasts. ResourceExhausted before anything is allocated; DataLoss."""
+        bases = [base for record in records if (base := self._base(record.manifest)) is not None]
+        wanted = {record.digest: record for record in (*bases, *records)}
+        pin.add(wanted)
         ready = [self.residency.served(record.name, record.version) for record in records]
         if all(ready):  # a rollback does not wait for the canary of somebody's push
             return {head.name: head for head in ready if head is not None}
         with self._loading:
-            bases = [base for record in records if (base := self._base(record.manifest)) is not None]
-            wanted = {record.digest: record for record in (*bases, *records)}
             missing = [record for digest, record in wanted.items() if self.residency.live(digest) is None]
             num_bytes = sum(self._num_bytes(record.manifest, record.num_bytes) for record in missing)
-            with self.residency.room_for(num_bytes, keep={*wanted, *keep}):
+            with self.residency.room_for(num_bytes, pin):
                 built: dict[str, LiveHead] = {}
                 below = [self._serve(base, built) for base in bases]
                 heads = {record.name: self._serve(record, built) for record in records}
-            for head in (*below, *heads.values()):  # all or none: a failure above leaves nothing behind
+            for head in below:  # all or none: a failure above leaves nothing behind
                 self.residency.add(head)
-            return heads
+            return {name: self.residency.add(head) for name, head in heads.items()}
 
-    def try_out(self, digest: str, name: str, manifest: HeadManifest, file: HeadFile, keep: Iterable[str]) -> LiveHead:
+    def try_out(self, digest: str, name: str, manifest: HeadManifest, file: HeadFile, pin: Pin) -> LiveHead:
         """Build a head that is not stored yet and run it once: the weights, if all is well. The caller keeps them or not.
 
-        The base of a LoRA head is loaded as any stored version is.
+        The base of a LoRA head is loaded as any stored version is; what is in memory already stays while `pin` lasts.
         """
         self.loader.check(file, manifest)
-        kept, built = set(keep), dict[str, LiveHead]()
+        pin.add({digest})
+        built: dict[str, LiveHead] = {}
         if (base := self._base(manifest)) is not None:
-            kept.add(base.digest)
-            built[base.digest] = self.load([base], kept)[base.name].live
-        num_bytes = self._num_bytes(manifest, file.header.file_bytes)
-        with self._loading, self.residency.room_for(num_bytes, keep=kept):
-            live = self.residency.live(digest) or self._build(digest, manifest, file, built)
-            self._engine.warm_up(ServedHead(name, 0, manifest, live))
-            self.residency.watch(live)
+            built[base.digest] = self.load([base], pin)[base.name].live
+        with self._loading:
+            live = self.residency.live(digest)
+            num_bytes = 0 if live is not None else self._num_bytes(manifest, file.header.file_bytes)
+            with self.residency.room_for(num_bytes, pin):
+                live = live or self._build(digest, manifest, file, built)
+                self._engine.warm_up(ServedHead(name, 0, manifest, live))
+                self.residency.watch(live)
         return live
 
     def _serve(self, record: VersionRecord, built: dict[str, LiveHead]) -> ServedHead:

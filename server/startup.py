@@ -20,6 +20,7 @@ from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_
 from polyhead.heads.manifest import OutputKind
 from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
+from polyhead.server.breathing import Breather
 from polyhead.server.config import ServeConfig
 from polyhead.server.engine import build
 from polyhead.server.engine.engine import Engine
@@ -125,11 +126,17 @@ def _build(
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)
     served = ServedTrunk(spec, identity, config.trunk_dtype, _rule_defaults(rules))
-    shelf = build_shelf(config, served, trunk, store, engine)
+    breathe = Breather(lambda: engine.is_idle)
+    shelf = build_shelf(config, served, trunk, store, engine, breathe)
     registry = Registry(store, served, shelf, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
     trunk_sources = frozenset(spec.trunk_sources)
     publisher = Publisher(
-        store, served, shelf, lambda name: checkpoint.sha256(name) if name in trunk_sources else None, lambda: registry.active
+        store,
+        served,
+        shelf,
+        lambda name: checkpoint.sha256(name) if name in trunk_sources else None,
+        lambda: registry.active,
+        breathe,
     )
     layers = TrunkLayers(identity, config.trunk_dtype, spec.split_layer, engine.trunk.tap_layer)
     services = Services(
@@ -178,12 +185,12 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
     return build.build_engine(trunk, sizes, eos_ids, computed_in(config.head_dtype, config.device))
 
 
-def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine) -> Shelf:
+def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine, breathe: Breather) -> Shelf:
     """The road from stored bytes to weights in memory, under the memory budget."""
     embedding = trunk.embedding if served.spec.tied else None
     heads, device = engine.heads, torch.device(config.device)
     dtype = computed_in(config.head_dtype, config.device)
-    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes)
+    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, breathe, heads.weight_bytes)
     budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
     return Shelf(
         store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)

@@ -23,6 +23,7 @@ from polyhead.server.engine.varlen import RaggedRows
 NAME = "polyhead"
 _NOTES = "polyhead_notes"
 _SMALLEST_BUCKET = 64  # tokens; then twice as many, and so on
+_FEW_TOKENS = 64  # of a prefill segment: so few take less time than copying their keys for every query head
 
 # Passed along by some families' layers and without meaning for the numbers here.
 _HARMLESS = frozenset(
@@ -106,6 +107,7 @@ class AttentionPlan:
     taps: Tensor | None = None  # (cache rows, d_model), set by the trunk: takes the tap layer's states at `write_rows`
     ragged: RaggedRows | None = None  # all rows in one call: where the cache has a kernel for it, instead of decodes and prefills
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
+    _stacked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
     @property
     def is_one_group(self) -> bool:
@@ -172,6 +174,16 @@ class AttentionPlan:
                     mask &= keys > queries - window
                 self._masks[key] = mask
         return self._masks[key]
+
+    def stacked_mask(self, index: int, window: int, group: int) -> Tensor:
+        """(new tokens * group, keys), 0 or -inf: one prefill segment's, for the queries of `group` heads as rows."""
+        key = (index, window)
+        if key not in self._stacked:
+            seen = self.prefill_mask(index, window)
+            assert seen is not None, "a segment that follows cached tokens is not plainly causal"
+            mask = torch.zeros(seen.shape, dtype=self.cache.shape.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
+            self._stacked[key] = mask.repeat_interleave(group, dim=0)
+        return self._stacked[key]
 
 
 def _new_keys(segments: list[Segment], new_from: Iterable[int], size: int) -> tuple[list[int], list[int], int]:
@@ -261,14 +273,13 @@ def attend(step: AttentionPlan, layer: int, queries: Tensor, scale: float, windo
     for index, (row, segment, slots) in enumerate(step.prefills):
         length = segment.end - segment.start
         cached_keys, cached_values = step.cache.gather(layer, slots)
-        out[row : row + length] = _attend(
-            queries[row : row + length].transpose(0, 1)[None],
-            cached_keys[:, :, : segment.end],
-            cached_values[:, :, : segment.end],
-            step.prefill_mask(index, window),
-            scale,
-            softcap,
-        )[0].transpose(0, 1)
+        part, keys, values = queries[row : row + length], cached_keys[:, :, : segment.end], cached_values[:, :, : segment.end]
+        if segment.start and length <= _FEW_TOKENS and softcap is None:
+            stacked = step.stacked_mask(index, window, queries.shape[1] // keys.shape[1])
+            out[row : row + length] = _attend_stacked(part, keys, values, stacked, scale)
+        else:
+            mask = step.prefill_mask(index, window)
+            out[row : row + length] = _attend(part.transpose(0, 1)[None], keys, values, mask, scale, softcap)[0].transpose(0, 1)
     return out
 
 
@@ -304,6 +315,15 @@ def _one_by_one(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, sca
         scores = torch.bmm(queries[:, head] * scale, keys[:, head].transpose(1, 2)).add_(mask[:, 0])
         out[:, head] = torch.bmm(scores.softmax(dim=-1), values[:, head])
     return out
+
+
+def _attend_stacked(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
+    """The queries of all heads that share a key head are rows of one matrix. (tokens, heads, head_dim) in and out."""
+    num_tokens, num_heads, head_dim = queries.shape
+    num_kv_heads = keys.shape[1]
+    rows = queries.view(num_tokens, num_kv_heads, -1, head_dim).transpose(0, 1).reshape(1, num_kv_heads, -1, head_dim)
+    out = scaled_dot_product_attention(rows, keys, values, attn_mask=mask, scale=scale)
+    return out.view(num_kv_heads, num_tokens, -1, head_dim).transpose(0, 1).reshape(num_tokens, num_heads, head_dim)
 
 
 def _attend(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor | None, scale: float, softcap: float | None) -> Tensor:

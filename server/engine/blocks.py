@@ -79,11 +79,8 @@ class BlockTree:
         unheld = sum(1 for block in held if block.num_users == 0)
         return -(-num_tokens // self.block_size) - len(match.shared) + unheld
 
-    def place(self, sequence: Sequence, match: Match, head_digest: str = "") -> None:
-        """Give a sequence its blocks: share, copy the common start of a partial one, take new ones for the rest.
-
-        `head_digest`: copy that head's keys along with a partial block, too.
-        """
+    def place(self, sequence: Sequence, match: Match) -> None:
+        """Give a sequence its blocks: share, copy the common start of a partial one, take new ones for the rest."""
         for block in match.shared:
             self._hold(block)
             sequence.blocks.append(block)
@@ -94,8 +91,6 @@ class BlockTree:
                 copy = self._append(sequence, sequence.tokens[position : position + match.num_partial])
                 self.cache.copy(match.partial.slot, copy.slot, match.num_partial)
                 copy.num_computed = match.num_partial
-                if head_digest:
-                    self.heads.copy(match.partial, copy, head_digest, match.num_partial)
             finally:
                 self._let_go(match.partial)
             position += match.num_partial

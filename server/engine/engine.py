@@ -21,6 +21,7 @@ from polyhead.heads.errors import Aborted, PolyheadError, ResourceExhausted, Una
 from polyhead.server.engine.admission import check_queue
 from polyhead.server.engine.batch import Batch, HeadRun
 from polyhead.server.engine.blocks import BlockTree
+from polyhead.server.engine.gaps import StepGaps
 from polyhead.server.engine.heads import CANARY_TOKENS, HeadRunner, canary
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.reports import Counters, EngineSnapshot, QueueLimits, SwapReport
@@ -65,6 +66,7 @@ class Engine:
         self.sink: Callable[[StepEvents], None] = deliver_now  # set before start; never blocks
         self.last_step_at = time.monotonic()
         self.last_swap_pause_s = 0.0
+        self.gaps = StepGaps()
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._wake = threading.Condition()
         self._is_stopping = False
@@ -147,12 +149,13 @@ class Engine:
             last_step_at=self.last_step_at,
             num_open=len(self._open),
             is_running=self._thread.is_alive(),
+            longest_gap_s=self.gaps.longest_s(time.monotonic()),
         )
 
     def leased_digests(self) -> dict[str, int]:
-        """Digest to the number of running requests on it."""
+        """Digest to the number of open requests on it: what they hold, and the versions that those without a lease will."""
         with self._wake:
-            held = [request.held for request in self._open.values()]
+            held = [request.held | {head.live for head in request.pinned.values()} for request in self._open.values()]
         return dict(collections.Counter(digest for heads in held for digest in {live.digest for live in heads}))
 
     def leased_names(self) -> dict[str, int]:
@@ -186,6 +189,7 @@ class Engine:
         num_finished = self._finish_scored()
         self._flush()
         self.last_step_at = time.monotonic()
+        self.gaps.note(self.last_step_at, has_worked=not batch.is_empty)
         return not batch.is_empty or num_finished > 0
 
     def _forward(self, batch: Batch) -> None:

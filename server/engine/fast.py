@@ -211,13 +211,13 @@ def fast_trunk(trunk: TrunkModule, max_context: int, kit: Kit) -> FastTrunk | No
     return FastTrunk(trunk, take_layers(trunk.decoder, trunk.spec, calls, 0, kit), rotations(trunk.decoder, max_context), kit)
 
 
-def fast_head(head: HeadModule, trunk: FastTrunk, kit: Kit) -> FastHead | None:
-    """The same head on fast layers, or None. The plain module's layers are emptied."""
+def fast_head(head: HeadModule, trunk: FastTrunk, kit: Kit, between: Callable[[], None] = lambda: None) -> FastHead | None:
+    """The same head on fast layers, or None. The plain module's layers are emptied; `between` layers is called."""
     base = head.decoder if head.score is not None else getattr(head.decoder, head.spec.base)
     calls = layer_calls(head, head.spec.d_model)
     if not is_known(base, head.spec, calls):
         return None
-    layers = take_layers(base, head.spec, calls, head.spec.split_layer, kit)
+    layers = take_layers(base, head.spec, calls, head.spec.split_layer, kit, between)
     return FastHead(head, layers, _norm(getattr(base, head.spec.norm)), trunk, kit)
 
 
@@ -232,12 +232,15 @@ def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
     return acts <= {"SiLU", "SiLUActivation"}
 
 
-def take_layers(base: Any, spec: ModelSpec, calls: list[LayerCall], first: int, kit: Kit) -> list[FastLayer]:
+def take_layers(
+    base: Any, spec: ModelSpec, calls: list[LayerCall], first: int, kit: Kit, between: Callable[[], None] = lambda: None
+) -> list[FastLayer]:
     """Pack layer by layer, so that never more than one of them is in memory twice."""
     taken = []
     for number, (layer, call) in enumerate(zip(getattr(base, spec.layers), calls, strict=True), start=first):
         taken.append(FastLayer(layer, f"{spec.base}.{spec.layers}.{number}", call, kit))
         layer.to_empty(device="meta")
+        between()
     return taken
 
 

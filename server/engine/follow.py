@@ -87,7 +87,7 @@ class Follower:
         num_needed = self.pool.num_needed(blocks, successor.head.live.digest) + num_more
         if num_needed > room or self.pool.is_pending(blocks, successor.head.live.digest):
             return 0
-        self.pool.hold(successor, blocks)
+        self.pool.begin(successor, blocks)
         successor.num_reserved = num_more
         successor.cursor = min(self.pool.num_computed(successor), reading.first)
         return num_needed

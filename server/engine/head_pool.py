@@ -4,10 +4,20 @@ from __future__ import annotations
 
 import heapq
 import itertools
+from dataclasses import dataclass
 
 from polyhead.server.engine.block import Block, HeadBlock, OutOfBlocks
 from polyhead.server.engine.cache import KvCache
 from polyhead.server.engine.sequence import Reading
+
+
+@dataclass(frozen=True, slots=True)
+class Twin:
+    """Another block that begins with the same tokens, with a head's keys for them: two texts that part inside a block."""
+
+    index: int  # of the block whose twin it is, among those of a reading
+    head_block: HeadBlock
+    num_common: int  # tokens
 
 
 class HeadPool:
@@ -38,7 +48,19 @@ class HeadPool:
     def is_pending(self, blocks: list[Block], digest: str) -> bool:
         """Whether another reading is computing keys that a reading over `blocks` would need."""
         held = (block.head_blocks.get(digest) for block in blocks)
-        return any(head_block is not None and head_block.writer is not None for head_block in held)
+        if any(head_block is not None and head_block.writer is not None for head_block in held):
+            return True
+        twin = self._twin(blocks, digest)
+        return twin is not None and twin.head_block.num_computed < twin.num_common
+
+    def begin(self, reading: Reading, blocks: list[Block]) -> None:
+        """Give a reading its first head blocks. Keys that a twin has of the same tokens are copied, as the trunk's were."""
+        self.hold(reading, blocks)
+        twin = self._twin(blocks, reading.head.live.digest)
+        if twin is not None:
+            target = reading.head_blocks[twin.index]
+            self.cache.copy(twin.head_block.slot, target.slot, twin.num_common)
+            target.num_computed = twin.num_common
 
     def hold(self, reading: Reading, blocks: list[Block]) -> None:
         """Give a reading the head blocks of `blocks` that it has not got yet; it computes those that are not complete."""
@@ -81,16 +103,6 @@ class HeadPool:
         reading.head_blocks = []
         reading.num_reserved = 0
 
-    def copy(self, source: Block, target: Block, digest: str, num_tokens: int) -> None:
-        """Copy one head's keys for the first tokens of a block, if they are there and a slot is free."""
-        original = source.head_blocks.get(digest)
-        if original is None or not original.num_computed or not self._free:
-            return
-        copy = self._take(target, digest)
-        copy.num_computed = min(num_tokens, original.num_computed)
-        self.cache.copy(original.slot, copy.slot, copy.num_computed)
-        self._idle_now(copy)
-
     def forget_block(self, block: Block) -> None:
         """A trunk block goes, and with it what heads computed for it."""
         for head_block in list(block.head_blocks.values()):
@@ -109,6 +121,24 @@ class HeadPool:
         slots = [head_block.slot for head_block in head_blocks] + self._free
         assert sorted(slots) == list(range(1, self.num_slots + 1)), "a head slot is lost or held twice"
         assert self.num_idle == sum(1 for head_block in head_blocks if not head_block.num_users), "num_idle is wrong"
+
+    def _twin(self, blocks: list[Block], digest: str) -> Twin | None:
+        """Where the keys of `blocks` end inside a block: the sibling that has, or will have, most of the tokens that come next."""
+        for index, block in enumerate(blocks):
+            own = block.head_blocks.get(digest)
+            num_own = own.num_computed if own is not None else 0
+            if num_own == self.block_size:
+                continue
+            assert block.parent is not None, "a block that a sequence holds is in the tree"
+            best, most = None, num_own
+            for sibling in block.parent.children[block.tokens[0]]:
+                other = sibling.head_blocks.get(digest)
+                if sibling is not block and other is not None:
+                    num_common = sibling.shared_prefix(block.tokens, 0)
+                    num_kept = num_common if other.writer is not None else min(num_common, other.num_computed)
+                    best, most = (other, num_kept) if num_kept > most else (best, most)
+            return Twin(index, best, most) if best is not None else None
+        return None
 
     def _take(self, block: Block, digest: str) -> HeadBlock:
         if not self._free:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from typing import cast
 
 import torch
@@ -32,11 +32,14 @@ class HeadRunner:
         self.cache = cache
         self.kit = kit  # of fast layers
 
-    def prepare(self, module: HeadModule) -> HeadModule | FastHead:
-        """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights."""
+    def prepare(self, module: HeadModule, between: Callable[[], None] = lambda: None) -> HeadModule | FastHead:
+        """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights.
+
+        `between` is called after each layer that is packed.
+        """
         set_attention(module, attention.NAME)
         trunk = self.trunk.module
-        return (fast_head(module, trunk, self.kit) if isinstance(trunk, FastTrunk) else None) or module
+        return (fast_head(module, trunk, self.kit, between) if isinstance(trunk, FastTrunk) else None) or module
 
     def weight_bytes(self, shape: tuple[int, ...]) -> int:
         """What a tensor of a head file takes as it is held here."""

@@ -22,6 +22,8 @@ WEIGHT_LEVELS = 127
 # Of one sign. Without VNNI fbgemm adds two products in 16 bits, which eight-bit activations overflow.
 ACTIVATION_LEVELS = 127 if getattr(torch.cpu, "_is_vnni_supported", lambda: False)() else 63
 
+_product = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32.default
+
 
 class Int8Linear:
     """float32 in and out. Integer sums are exact: a row's result is bit for bit the same in any batch."""
@@ -45,11 +47,10 @@ class Int8Linear:
 
     def scaled(self, x_TI: Tensor) -> tuple[Tensor, Tensor]:
         """The product of rows scaled to [-1, 1], (T, out), and their scales, (T, 1). A row that is not finite gives NaN by its scale."""
-        if not len(x_TI):
+        if not x_TI.shape[0]:
             return x_TI.new_empty(0, self._num_rows), x_TI.new_empty(0, 1)
-        scale = torch.linalg.vector_norm(x_TI, float("inf"), dim=1, keepdim=True).clamp_min_(SMALLEST)
-        call = torch.ops.quantized.linear_with_input_q_dq_qweight_dq_output_fp32
-        return call(x_TI / scale, 1 / ACTIVATION_LEVELS, ACTIVATION_LEVELS + 1, self._packed), scale
+        scale = x_TI.abs().amax(dim=1, keepdim=True).clamp_min_(SMALLEST)
+        return _product(x_TI / scale, 1 / ACTIVATION_LEVELS, ACTIVATION_LEVELS + 1, self._packed), scale
 
 
 class Int8Gated:

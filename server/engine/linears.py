@@ -85,7 +85,7 @@ class UnpackedLinear:
         self._weight = weight_OI
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        if not len(x_TI):
+        if not x_TI.shape[0]:
             return x_TI.new_empty(0, len(self._weight))
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_TI, self._weight, None, "none", [], ""))
 
@@ -106,7 +106,7 @@ class PackedLinear:
         self.num_bytes = weight_OI.numel() * 4 + (0 if bias is None else bias.numel() * 4)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
-        if not len(x_TI):
+        if not x_TI.shape[0]:
             return x_TI.new_empty(0, self._num_rows)
         return cast(Tensor, torch.ops.mkldnn._linear_pointwise(x_TI, self._weight, self._bias, "none", [], ""))
 

@@ -41,6 +41,7 @@ class EngineSnapshot:
     last_step_at: float  # time.monotonic()
     num_open: int  # requests that have not ended
     is_running: bool  # the engine's thread lives
+    longest_gap_s: float = 0.0  # between the ends of two steps of the last minute, one right after the other
 
 
 @dataclass(slots=True)

@@ -87,13 +87,13 @@ class Scheduler:
         self.follower.leave(sample)
 
     def finish_reading(self, reading: Reading) -> None:
-        """A reading has all its rows: give back its blocks, and its sequence's if that existed for its sake alone."""
+        """A reading has all its rows: give back its blocks, and with the last one on a suffix that sequence's, too."""
         self.pool.release(reading)
         sample = reading.sample
         if reading in sample.todo:
             sample.todo.remove(reading)
         sample.done.append(reading)
-        if reading.sequence is not sample.sequence:
+        if reading.sequence is not sample.sequence and not any(other.sequence is reading.sequence for other in sample.todo):
             self.tree.release(reading.sequence)
 
     def remove(self, sample: Sample) -> None:
@@ -132,7 +132,7 @@ class Scheduler:
             self.waiting.remove(sample)
             self.running.append(sample)  # before anything that can fail: what is running is ended by a step that fails
             if self._lease(sample, active):
-                self.tree.place(sample.sequence, match, sample.head.live.digest if sample.head else "")
+                self.tree.place(sample.sequence, match)
                 self._begin(sample, num_blocks, num_head_blocks)
 
     def _lease(self, sample: Sample, active: ActiveSet) -> bool:
@@ -221,7 +221,8 @@ class Scheduler:
         """Those who decode first, one position each; then prefill and scoring, as far as boundary states and the chunk go."""
         ready = self._ready_readings({id(run.sequence): run.end for run in batch.trunk_runs})
         ready.sort(key=lambda pair: pair[1] - pair[0].cursor > 1)  # stable
-        budget = self._chunk if batch.trunk_runs else self.limits.chunk_tokens
+        is_decoding = any(run.end - run.start == 1 for run in batch.trunk_runs)
+        budget = self._chunk if is_decoding else self.limits.chunk_tokens
         for reading, end in ready:
             if end - reading.cursor > 1:  # as in the trunk, only these use the chunk up
                 if budget <= 0:
@@ -262,19 +263,16 @@ class Scheduler:
         room = self._num_unpromised_heads() + self.limits.scoring_floor
         if not is_sampling and self.pool.num_needed(blocks, digest) > room:
             return False
-        self._hold(reading, len(blocks))
+        reading.num_reserved = max(0, reading.num_reserved - len(blocks))
+        self.pool.begin(reading, blocks)
         reading.cursor = min(self.pool.num_computed(reading), reading.first)
         return True
-
-    def _hold(self, reading: Reading, num_blocks: int) -> None:
-        num_more = num_blocks - len(reading.head_blocks)
-        reading.num_reserved = max(0, reading.num_reserved - num_more)
-        self.pool.hold(reading, reading.sequence.blocks[:num_blocks])
 
     def _head_run(self, reading: Reading, end: int) -> HeadRun:
         num_blocks = -(-end // self.pool.block_size)
         if num_blocks > len(reading.head_blocks):
-            self._hold(reading, num_blocks)
+            reading.num_reserved = max(0, reading.num_reserved - num_blocks + len(reading.head_blocks))
+            self.pool.hold(reading, reading.sequence.blocks[:num_blocks])
         return HeadRun(reading, reading.cursor, end, first_new_key=self.pool.num_computed(reading))
 
 

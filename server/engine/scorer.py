@@ -71,10 +71,10 @@ def plan_readings(sample: Sample, eos_ids: frozenset[int]) -> list[Reading]:
     """The readings that a finished sample needs, sequences with suffixes included. Sets how much of the trunk's output is wanted."""
     assert sample.request.lease is not None
     readings = []
+    sample.suffixes = []
     for name in sample.request.score_heads:
         head = sample.request.lease.heads[name]
         readings.extend(_readings_of(sample, name, head, eos_ids))
-    sample.suffixes = [reading.sequence for reading in readings if reading.sequence is not sample.sequence]
     own_ends = [reading.end for reading in readings if reading.sequence is sample.sequence]
     wants_all = sample.suffixes or sample.request.return_states
     num_pooled = len(sample.prompt) if sample.request.pool else 0
@@ -117,9 +117,14 @@ def _rule_reading(sample: Sample, name: str, head: ServedHead, question: RuleQue
 
 
 def _suffixed(sample: Sample, suffix: tuple[int, ...]) -> Sequence:
-    """The dialogue exactly as it stands, then the suffix: the tree finds the dialogue, only the suffix is computed."""
+    """The dialogue exactly as it stands, then the suffix: the tree finds the dialogue, only the suffix is computed, for all heads once."""
     tokens = [*sample.sequence.tokens, *suffix]
-    return Sequence(tokens, sample.sequence.salt, num_wanted=len(tokens))
+    for sequence in sample.suffixes:
+        if sequence.tokens == tokens:
+            return sequence
+    sequence = Sequence(tokens, sample.sequence.salt, num_wanted=len(tokens))
+    sample.suffixes.append(sequence)
+    return sequence
 
 
 def take_rows(reading: Reading, rows: Tensor, first: int) -> None:

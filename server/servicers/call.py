@@ -3,12 +3,16 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import AsyncIterator, Iterable
+import dataclasses
+from collections.abc import AsyncIterator, Callable, Iterable
+from contextlib import AbstractContextManager
 from dataclasses import dataclass
+from typing import TypeVar
 
 from polyhead.heads.errors import Aborted, InvalidArgument
 from polyhead.server import convert_out
-from polyhead.server.door import Door
+from polyhead.server.convert import Work
+from polyhead.server.door import Door, Resolve
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.sequence import Accepted, Event, Finished, Lease, Request, Sample
 from polyhead.server.interceptors import current_call
@@ -17,6 +21,7 @@ from polyhead.server.stream import EventStream
 from polyhead.server.workers import Workers
 from polyhead.v1 import types_pb2
 
+M = TypeVar("M")
 MAX_REQUEST_ID = 128
 
 
@@ -30,6 +35,7 @@ class Frontend:
     precision: str
     workers: Workers
     metrics: Metrics
+    resolving: Callable[[], AbstractContextManager[Resolve]]  # heads that it finds stay in memory until the block ends
 
     def request_id(self, given: str) -> str:
         """The message's own request id, or the call's."""
@@ -38,16 +44,36 @@ class Frontend:
         return given or current_call.get().request_id
 
     @contextlib.asynccontextmanager
+    async def admitted(self, check: Callable[[M, Door, str], Work], message: M, request_id: str) -> AsyncIterator[tuple[Work, EventStream]]:
+        """Check a call on a worker thread, then run it. The heads that it names stay in memory until its request holds them."""
+        with self.resolving() as resolve:
+            work = await self.workers.run(check, message, dataclasses.replace(self.door, resolve=resolve), request_id)
+            stream = self._submit(work.request)
+        try:
+            yield work, stream
+        finally:
+            self._leave(work.request)
+
+    @contextlib.asynccontextmanager
     async def running(self, request: Request) -> AsyncIterator[EventStream]:
         """Submit a request. However the caller leaves this block, the request's work ends with it."""
+        stream = self._submit(request)
+        try:
+            yield stream
+        finally:
+            self._leave(request)
+
+    def _submit(self, request: Request) -> EventStream:
         stream = EventStream(self._observe)
         request.deliver = stream.deliver
         request.deadline_at = current_call.get().deadline_at
         self.engine.submit(request)
-        try:
-            yield stream
-        finally:
-            self.engine.cancel(request, Aborted("the call was cancelled"))
+        return stream
+
+    def _leave(self, request: Request) -> None:
+        self.engine.cancel(request, Aborted("the call was cancelled"))
+        if request.is_ended:  # samples refer to their request: left to the garbage collector, it would keep its heads' weights
+            request.samples.clear()
 
     def _observe(self, event: Event) -> None:
         """What the histograms want to know of a request, when it is leased and when a sample of it is finished."""

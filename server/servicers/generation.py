@@ -30,9 +30,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream the events of one request; leaving for whatever reason ends its work."""
         request_id = self._frontend.request_id(request.request_id)
-        work = await self._frontend.workers.run(convert.generate_request, request, self._frontend.door, request_id)
-        writer = _Writer(self._frontend, work)
-        async with self._frontend.running(work.request) as stream:
+        async with self._frontend.admitted(convert.generate_request, request, request_id) as (work, stream):
+            writer = _Writer(self._frontend, work)
             async for events in stream.batches():
                 await self._frontend.score_prompts(event.sample for event in events if isinstance(event, Finished))
                 for message in writer.messages(events):

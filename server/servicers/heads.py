@@ -15,15 +15,18 @@ from polyhead.heads.errors import DataLoss, InvalidArgument, NotFound, PolyheadE
 from polyhead.heads.store import GenerationRecord, HeadStore, Staging
 from polyhead.server import convert_heads as convert
 from polyhead.server.errors import DeadlineExceeded
-from polyhead.server.publisher import Publisher
+from polyhead.server.publisher import DeltaBase, Published, Publisher, PushRequest
 from polyhead.server.registry import Activation, Registry, VersionView
+from polyhead.server.tensor_hashes import TensorHashes
 from polyhead.server.workers import Workers
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
 
 MAX_CHUNK = 1 << 20
+GATHERED_BYTES = 4 << 20  # received bytes that are written at once
 Context = grpc.aio.ServicerContext[Any, Any]
 R = TypeVar("R")
+OpenT = TypeVar("OpenT", bound=contextlib.AbstractContextManager[Any])
 
 log = logging.getLogger(__name__)
 
@@ -32,13 +35,21 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     """Thin: reads a request, calls registry or publisher on a worker thread, writes the answer."""
 
     def __init__(
-        self, registry: Registry, publisher: Publisher, store: HeadStore, workers: Workers, push_idle_s: float
+        self,
+        registry: Registry,
+        publisher: Publisher,
+        store: HeadStore,
+        workers: Workers,
+        push_idle_s: float,
+        on_received: Callable[[str, int], None] = lambda form, num_bytes: None,
     ) -> None:
         self._registry = registry
         self._publisher = publisher
         self._store = store
         self._workers = workers
         self._push_idle_s = push_idle_s
+        self._on_received = on_received  # ("whole" or "delta", bytes of a chunk)
+        self._tensors = TensorHashes(store, publisher.breathe)
 
     # ---- versions
 
@@ -47,34 +58,53 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         parts = _Parts(request_iterator, self._push_idle_s)
         header = await parts.header()
         request = convert.push_request(header)
-        self._publisher.check_size(header.num_bytes)
+        self._publisher.check_size(header.num_bytes, "header.num_bytes")
+        self._publisher.check_size(header.delta_num_bytes, "header.delta_num_bytes")
         first = await self._workers.run(self._publisher.answered, request, header.sha256)
         if first is not None:
             return pb.PushHeadResponse(
                 head=convert.version_message(self._registry.view(first)), num_trunk_tensors_compared=len(request.trunk_sha256)
             )
-        staging = await self._finished(self._store.begin_push, header.num_bytes, header.sha256)
-        try:
-            await self._receive(parts, staging)
-            published = await self._finished(self._publisher.publish, staging, request)
-        finally:
-            await self._finished(staging.abort)  # nothing after a publish
+        published = await self._push(parts, request, header)
         await self._tidy_up()
         return pb.PushHeadResponse(
             head=convert.version_message(self._registry.view(published.record)),
             num_trunk_tensors_compared=published.num_trunk_tensors_compared,
         )
 
-    async def _receive(self, parts: _Parts, staging: Staging) -> None:
-        """Chunks to disk, gathered to 1 MiB, so that a storm of tiny ones costs no thread switch each."""
-        gathered = bytearray()
-        async for data in parts.chunks(staging.declared_bytes):
-            gathered += data
-            if len(gathered) >= MAX_CHUNK:
-                await self._finished(staging.write, gathered)
-                gathered = bytearray()
+    async def _push(self, parts: _Parts, request: PushRequest, header: pb.PushHeader) -> Published:
+        """Receive what is sent, whole or only what changed, and make it a version."""
+        if request.delta is None:
+            return await self._push_file(parts, request, header.num_bytes, header.sha256)
+        base = await self._opened(self._publisher.open_base, request.delta, request.manifest)
+        with base:
+            return await self._push_file(parts, request, request.delta.num_bytes, request.delta.sha256, base)
+
+    async def _push_file(
+        self, parts: _Parts, request: PushRequest, num_bytes: int, sha256: str, base: DeltaBase | None = None
+    ) -> Published:
+        staging = await self._opened(self._store.begin_push, num_bytes, sha256)
+        try:
+            await self._receive(parts, staging, "whole" if base is None else "delta")
+            return await self._finished(self._publisher.publish, staging, request, base)
+        finally:
+            await self._finished(staging.abort)  # nothing after a publish
+
+    async def _receive(self, parts: _Parts, staging: Staging, form: str) -> None:
+        """Chunks to disk, gathered so that a storm of tiny ones costs no thread switch each; written and hashed while the next arrive."""
+        gathered, writing = bytearray(), asyncio.ensure_future(asyncio.sleep(0))
+        try:
+            async for data in parts.chunks(staging.declared_bytes):
+                self._on_received(form, len(data))
+                gathered += data
+                if len(gathered) >= GATHERED_BYTES:
+                    await writing
+                    writing = asyncio.ensure_future(self._finished(self._publisher.take, staging, gathered))
+                    gathered = bytearray()
+        finally:  # a staging file belongs to one thread at a time, whatever went wrong here
+            await writing
         if gathered:
-            await self._finished(staging.write, gathered)
+            await self._finished(self._publisher.take, staging, gathered)
 
     async def PullHead(  # type: ignore[override]  # noqa: N802
         self, request: pb.PullHeadRequest, context: Context
@@ -95,6 +125,15 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     async def GetHead(self, request: pb.GetHeadRequest, context: Context) -> pb.GetHeadResponse:  # noqa: N802
         view = await self._workers.run(self._registry.get, request.head, "head")
         return pb.GetHeadResponse(head=convert.version_message(view))
+
+    async def ListHeadTensors(  # noqa: N802
+        self, request: pb.ListHeadTensorsRequest, context: Context
+    ) -> pb.ListHeadTensorsResponse:
+        view = await self._workers.run(self._registry.get, request.head, "head")
+        tensors = await self._workers.run(self._tensors.of, view.record.blob)
+        return pb.ListHeadTensorsResponse(
+            head=convert.version_message(view), tensors=[convert.tensor_message(tensor) for tensor in tensors]
+        )
 
     async def ListHeads(self, request: pb.ListHeadsRequest, context: Context) -> pb.ListHeadsResponse:  # noqa: N802
         size = convert.page_size(request.page_size)
@@ -190,6 +229,18 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             return await asyncio.shield(task)
         except asyncio.CancelledError:
             await asyncio.wait([task])
+            raise
+
+    async def _opened(self, function: Callable[..., OpenT], *args: object) -> OpenT:
+        """The same for what has to be closed again: it is, if the caller goes away before it can be handed over."""
+        task = asyncio.ensure_future(self._workers.run(function, *args))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if task.exception() is None:
+                with task.result():
+                    raise
             raise
 
 

@@ -26,9 +26,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
     async def Score(self, request: scoring_pb2.ScoreRequest, context: Context) -> scoring_pb2.ScoreResponse:  # noqa: N802
         """Score every item; an item whose numbers are bad says so and harms no other."""
         request_id = self._frontend.request_id(request.request_id)
-        work = await self._frontend.workers.run(convert.score_request, request, self._frontend.door, request_id)
         done: list[Sample] = []
-        async with self._frontend.running(work.request) as stream:
+        async with self._frontend.admitted(convert.score_request, request, request_id) as (work, stream):
             async for event in stream.events():
                 if isinstance(event, Finished):
                     done.append(event.sample)

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import json
 import threading
 from collections import defaultdict
 from collections.abc import AsyncIterator, Callable, Coroutine
@@ -265,10 +266,12 @@ class FakeServer(
             else:
                 assert message.chunk.offset == len(data)
                 data, largest = data + message.chunk.data, max(largest, len(message.chunk.data))
-        if header is None or len(data) < header.num_bytes:
+        is_delta = header is not None and bool(header.delta_base)
+        if header is None or len(data) < (header.delta_num_bytes if is_delta else header.num_bytes):
             await asyncio.Event().wait()  # the client went away in the middle: wait to be cancelled
         assert largest <= 1 << 20
-        assert (len(data), hashlib.sha256(data).hexdigest()) == (header.num_bytes, header.sha256)
+        declared = (header.delta_num_bytes, header.delta_sha256) if is_delta else (header.num_bytes, header.sha256)
+        assert (len(data), hashlib.sha256(data).hexdigest()) == declared
         version = 0 if header.validate_only else 1 + sum(record.name == header.name for record in self.records)
         record = heads_pb2.HeadVersion(
             name=header.name, version=version, digest=header.sha256, num_bytes=len(data), manifest=header.manifest
@@ -306,6 +309,21 @@ class FakeServer(
             await context.abort(*rich_error(grpc.StatusCode.NOT_FOUND, f"no head of this name: {request.head!r}"))
         manifest = heads_pb2.HeadManifest(kind=types_pb2.HEAD_KIND_POLICY)
         return heads_pb2.GetHeadResponse(head=heads_pb2.HeadVersion(name="policy", version=7, manifest=manifest))
+
+    async def ListHeadTensors(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("ListHeadTensors", request, context)
+        if request.head not in self.files:
+            await context.abort(*rich_error(grpc.StatusCode.NOT_FOUND, f"no such head version: {request.head!r}"))
+        record = next(r for r in self.records if f"{r.name}@{r.version}" == request.head)
+        data = self.files[request.head]
+        start = 8 + int.from_bytes(data[:8], "little")
+        listed = heads_pb2.ListHeadTensorsResponse(head=record)
+        for name, entry in json.loads(data[8:start]).items():
+            first, last = entry["data_offsets"]
+            dtype = {"F32": "float32", "BF16": "bfloat16"}[entry["dtype"]]
+            digest = hashlib.sha256(data[start + first : start + last]).digest()
+            listed.tensors.add(name=name, dtype=dtype, shape=entry["shape"], sha256=digest)
+        return listed
 
     async def ListHeads(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("ListHeads", request, context)

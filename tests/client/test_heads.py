@@ -5,13 +5,14 @@ from __future__ import annotations
 import json
 from pathlib import Path
 
+import grpc
 import numpy as np
 import pytest
 import torch
 
 from polyhead.client import Client, HeadKind, RawTensor, errors
 from polyhead.v1 import heads_pb2, types_pb2
-from tests.client.fake_server import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS, FakeServer
+from tests.client.fake_server import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS, FakeServer, rich_error
 
 LAYER, NORM = HEAD_SHAPES
 HEAD = {LAYER: torch.full((8, D_MODEL), 0.5).bfloat16(), NORM: torch.ones(D_MODEL).bfloat16()}
@@ -85,8 +86,56 @@ def test_base_fills_in_what_is_missing(client: Client, server: FakeServer) -> No
     with pytest.raises(errors.InvalidArgument, match="lack a tensor"):
         client.push("policy", {LAYER: HEAD[LAYER]})
     report = client.push("policy", {LAYER: HEAD[LAYER]}, base="policy@7")
-    assert report.missing == [NORM]
-    assert server.requests["PushHead"][0].delta_base == "policy@7"
+    assert (report.missing, report.sent) == ([NORM], [LAYER])
+    header = server.requests["PushHead"][0]
+    assert (header.delta_base, header.manifest.base) == ("policy@7", "policy@7")
+    assert (header.num_bytes, header.sha256) == (0, ""), "a client that does not hold the whole file cannot say its hash"
+    assert header.manifest.output == heads_pb2.OUTPUT_KIND_UNSPECIFIED
+
+
+def test_only_what_differs_from_the_base_is_sent(client: Client, server: FakeServer) -> None:
+    client.push("policy", HEAD)
+    changed = {**HEAD, NORM: HEAD[NORM] + 1}
+    report = client.push("policy", changed, base="policy@1")
+    assert (report.sent, report.used, report.missing) == ([NORM], sorted(HEAD), [])
+    header = server.requests["PushHead"][1]
+    assert (header.delta_base, header.delta_num_bytes) == ("policy@1", report.num_bytes_sent)
+    assert report.num_bytes_sent == len(server.files["policy@2"]) < len(server.files["policy@1"])
+    whole = client.push("policy", changed)
+    assert (header.sha256, header.num_bytes) == (whole.head.digest, whole.num_bytes_sent)
+    assert (whole.sent, server.requests["PushHead"][2].delta_base) == (sorted(HEAD), "")
+
+
+def test_a_part_of_a_head_sends_what_differs_of_it(client: Client, server: FakeServer) -> None:
+    client.push("policy", HEAD)
+    report = client.push("policy", {LAYER: HEAD[LAYER] * 2, NORM: HEAD[NORM]}, base="policy@1")
+    assert report.sent == [LAYER, NORM], "leaving so little out is not worth a delta"
+    report = client.push("policy", {NORM: HEAD[NORM]}, base="policy@1")
+    assert (report.sent, report.missing) == ([NORM], [LAYER]), "a file holds at least one tensor"
+    same = client.push("policy", HEAD, base="policy@1")
+    assert same.sent == [NORM], "nothing changed: the smallest one goes"
+    assert server.requests["PushHead"][3].sha256 == server.requests["PushHead"][0].sha256
+
+
+def test_a_lora_head_as_base_is_sent_whole(client: Client, server: FakeServer) -> None:
+    client.push("policy", HEAD)
+    server.records[0].manifest.lora.rank = 4
+    report = client.push("policy", {**HEAD, NORM: HEAD[NORM] + 1}, base="policy@1")
+    assert (report.sent, server.requests["PushHead"][1].delta_base) == (sorted(HEAD), "")
+
+
+def test_what_cannot_be_a_delta_is_sent_whole(client: Client, server: FakeServer) -> None:
+    client.push("policy", HEAD)
+    for weights in ({**HEAD, LAYER: HEAD[LAYER].float()}, {name: tensor + 1 for name, tensor in HEAD.items()}):
+        client.push("policy", weights, base="policy@1")
+    client.push("policy", HEAD, base="policy@9")  # unknown: the server says so when it sees the push
+    client.push("policy", HEAD, base="policy")
+    server.failures["ListHeadTensors"] = [rich_error(grpc.StatusCode.UNIMPLEMENTED, "an older server")]
+    client.push("policy", {**HEAD, NORM: HEAD[NORM] + 1}, base="policy@1")
+    pushes = server.requests["PushHead"]
+    assert [(push.delta_base, bool(push.sha256)) for push in pushes] == [("", True)] * len(pushes)
+    assert [push.manifest.base for push in pushes] == ["", "policy@1", "policy@1", "policy@9", "policy", "policy@1"]
+    assert [request.head for request in server.requests["ListHeadTensors"]] == ["policy@1", "policy@1", "policy@9", "policy@1"]
 
 
 def test_error_of_the_callers_own_progress_comes_through(client: Client) -> None:

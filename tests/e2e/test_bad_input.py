@@ -334,7 +334,14 @@ TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
     "group of 4 MB": (crowded(4, 1000, delivery=generation_pb2.DELIVERY_GROUPS), INVALID, "delivery"),
     "4.1 million tokens": (crowded(1, 1000, num_prompts=64), "RESOURCE_EXHAUSTED", ""),
     # reserved
-    "delta": (push(delta_base="policy@1"), "UNIMPLEMENTED", ""),
+    "delta without a hash": (push(delta_base="policy@1"), INVALID, "header.delta_sha256"),
+    "delta without bytes": (push(delta_base="policy@1", delta_sha256="ab" * 32), INVALID, "header.delta_num_bytes"),
+    "delta against no version": (
+        push(delta_base="policy", delta_sha256="ab" * 32, delta_num_bytes=9), INVALID, "header.delta_base"
+    ),
+    "delta without base": (push(sha256="ab" * 32, delta_num_bytes=9), INVALID, "header.delta_num_bytes"),
+    "tensors of an unknown head": (heads("ListHeadTensors", head="policy@9"), NOT_FOUND, ""),
+    **{f"ListHeadTensors {name[:10]!r}": (heads("ListHeadTensors", head=name), INVALID, "head") for name in NAMES},
 }
 
 

@@ -17,11 +17,18 @@ MAY_IMPORT = {
     "polyhead.heads.training": {"polyhead.heads.training", "polyhead.heads", "polyhead.client"},
     "polyhead.client": {"polyhead.client", "polyhead.v1"},
     "polyhead.server": {"polyhead.server", "polyhead.server.engine", "polyhead.heads", "polyhead.v1"},
+    "polyhead.server.bench": {"polyhead.server.bench", "polyhead.client", "polyhead.heads", "polyhead.server"},  # outermost
+    "polyhead.server.bench.peers": {"polyhead.server", "polyhead.server.engine"},  # the engine itself is one of them
     "polyhead.server.engine": {"polyhead.server.engine", "polyhead.heads"},  # protobuf stops at the door
 }
 # module -> what its functions import when a command needs it, never at its top
 LAZY = {
-    "polyhead.client.cli_app": {"polyhead.server.main", "polyhead.heads.split", "polyhead.heads.merge"},  # serve, split, merge
+    "polyhead.client.cli_app": {
+        "polyhead.server.main",  # serve
+        "polyhead.server.bench.command",  # bench
+        "polyhead.heads.split",
+        "polyhead.heads.merge",
+    },
     "polyhead.client.cli_store": {"polyhead.heads.store", "polyhead.heads.errors"},  # repairs the store of a stopped server
 }
 

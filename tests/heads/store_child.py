@@ -1,7 +1,7 @@
 """A store-only process for the crash tests: pushes, activates and deletes in rounds, and prints what it acknowledges.
 
 Usage: python -m tests.heads.store_child FOLDER [ROUNDS]. Each round pushes policy and value, activates both as one set,
-acknowledges, and deletes old versions; among them a LoRA head on the policy just pushed.
+acknowledges, and deletes old versions; among them a LoRA head on the policy just pushed, and the base of a delta.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import sys
 
 from polyhead.heads import failpoints
 from polyhead.heads.store import HeadStore
-from tests.heads.store_support import TRUNK, activate, push
+from tests.heads.store_support import TRUNK, activate, head_file, push, push_delta
 
 
 def main(folder: str, rounds: int) -> None:
@@ -29,6 +29,10 @@ def main(folder: str, rounds: int) -> None:
             store.delete_version("policy", extra)
             adapter = push(store, "policy", f"adapter {number}", base=f"policy@{heads['policy']}")
             store.delete_version("policy", adapter)
+            whole = push(store, "delta", "", data=head_file(a=f"a {number}", b=f"b {number}", c=f"c {number}"))
+            made = push_delta(store, "delta", whole, {"b": f"new b {number}"})
+            store.delete_version("delta", whole)
+            assert store.read_blob(store.get("delta", made).blob) == head_file(a=f"a {number}", b=f"new b {number}", c=f"c {number}")
             store.collect(2)
 
 

@@ -8,10 +8,12 @@ import subprocess
 import sys
 from pathlib import Path
 
+from polyhead.heads import tensorfile
 from polyhead.heads.lora import LoraAdapter
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
 from polyhead.heads.records import GenerationRecord
 from polyhead.heads.store import HeadStore
+from polyhead.heads.tensorfile import TensorData
 
 TRUNK = "ab" * 32
 ROOT = Path(__file__).parents[2]
@@ -34,15 +36,42 @@ def blob(label: object) -> bytes:
     return f"weights {label};".encode() * 300
 
 
-def push(store: HeadStore, name: str, label: object, *, request_id: str = "", base: str = "") -> int:
-    """Push a blob in three chunks, with `base` as a LoRA head on it; the version."""
-    data = blob(label)
+def head_file(**labels: object) -> bytes:
+    """A real head file, one tensor for each label."""
+    return tensorfile.canonical_bytes({tensor: floats(label) for tensor, label in labels.items()})
+
+
+def push(
+    store: HeadStore, name: str, label: object, *, request_id: str = "", base: str = "", data: bytes = b""
+) -> int:
+    """Push a blob (or `data`) in three chunks, with `base` as a LoRA head on it; the version."""
+    data = data or blob(label)
     with store.begin_push(len(data), hashlib.sha256(data).hexdigest()) as staging:
         for start in range(0, len(data), len(data) // 2):
             staging.write(data[start : start + len(data) // 2])
         digest = staging.finish()
     made = manifest(base=base, lora=LoraAdapter(rank=2, alpha=4.0)) if base else manifest()
     return store.add_version(name, digest, made, request_id=request_id).version
+
+
+def floats(label: object) -> TensorData:
+    """A tensor that names itself."""
+    data = hashlib.sha256(str(label).encode()).digest() * 40
+    return TensorData("F32", (len(data) // 4,), data)
+
+
+def push_delta(store: HeadStore, name: str, base: int, changes: dict[str, object]) -> int:
+    """Push only the tensors of these labels against a version of the same name; the version."""
+    data = tensorfile.canonical_bytes({tensor: floats(label) for tensor, label in changes.items()})
+    with (
+        store.open_blob(store.get(name, base).blob) as file,
+        store.begin_push(len(data), hashlib.sha256(data).hexdigest()) as sent,
+    ):
+        sent.write(data)
+        sent.verify()
+        with store.rebuild(file, sent) as whole:
+            digest = whole.finish()
+    return store.add_version(name, digest, manifest()).version
 
 
 def activate(store: HeadStore, heads: dict[str, int], *, request_id: str = "") -> GenerationRecord:

@@ -26,7 +26,9 @@ from tests.heads.store_support import (
     active_labels,
     assert_no_leftovers,
     blob,
+    head_file,
     push,
+    push_delta,
     run_child,
     start_child,
 )
@@ -239,11 +241,37 @@ def push_and_activate(store: HeadStore) -> None:
 
 def push_activate_and_delete(store: HeadStore) -> None:
     push(store, "new", "a name of its own")
+    push(store, "delta", "", data=head_file(a=1, b=2))
+    push_delta(store, "delta", store.versions("delta")[-1].version, {"b": 3})
     push_and_activate(store)
     store.delete_version("new", 1)
 
 
-def try_to(store: HeadStore, act: Callable[[HeadStore], None]) -> PolyheadError | None:
+@pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
+def test_every_call_of_a_delta_fails_once(tmp_path: Path, error: str) -> None:
+    """No version, no leftover, and the next try works; the base is as it was."""
+    call, is_reached = 0, True
+    with HeadStore.open(tmp_path / "store", TRUNK) as store:
+        base = push(store, "delta", "", data=head_file(a=1, b=2))
+        while is_reached:
+            call += 1
+            failpoints.arm(f"call.{call}", error)
+            known, staged = store.versions("delta"), list((tmp_path / "store" / "staging").iterdir())
+            failure = try_to(store, lambda store: push_delta(store, "delta", base, {"b": 3}))
+            is_reached = not failpoints.is_armed()
+            failpoints.disarm()
+            if failure:
+                assert store.versions("delta") == known
+                assert list((tmp_path / "store" / "staging").iterdir()) == staged, f"call {call} left a staged file"
+            made = push_delta(store, "delta", base, {"b": 3})
+            assert store.read_blob(store.get("delta", made).blob) == head_file(a=1, b=3)
+            assert store.read_blob(store.get("delta", base).blob) == head_file(a=1, b=2)
+    assert call > 10
+    HeadStore.open(tmp_path / "store", TRUNK).close()  # takes away what could not be unlinked
+    assert_no_leftovers(tmp_path / "store")
+
+
+def try_to(store: HeadStore, act: Callable[[HeadStore], object]) -> PolyheadError | None:
     """The error; any other than a PolyheadError fails the test."""
     try:
         act(store)

@@ -110,7 +110,7 @@ class World:
         store = HeadStore.open(store_dir, identity)
         engine = FakeEngine()
         served = ServedTrunk(spec, identity, "float32", RULE)
-        loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module: module)
+        loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module, between: module)
         shelf = Shelf(store, served, loader, engine, Residency(budget, max_idle, engine.leased_digests, engine.drop_head))
         registry = Registry(store, served, shelf, engine, keep_versions=keep_versions)
         hashes = {name: checkpoint.sha256(name) for name in spec.trunk_sources}
@@ -132,6 +132,11 @@ class World:
             request = PushRequest(name=name, manifest=manifest, **fields)  # type: ignore[arg-type]
             return self.publisher.publish(staging, request).record.version
 
+    def resolve(self, reference: str, field: str = "f") -> ServedHead:
+        """For a request that is over at once."""
+        with self.registry.resolving() as resolve:
+            return resolve(reference, field)
+
     @property
     def head_bytes(self) -> int:
         return self.shelf.loader.num_bytes(OutputKind.TIED)
@@ -149,10 +154,14 @@ def save_world_model(folder: Path) -> Path:
 
 @asynccontextmanager
 async def heads_server(
-    world: World, *, authenticator: Authenticator | None = None, push_idle_s: float = 5.0
+    world: World,
+    *,
+    authenticator: Authenticator | None = None,
+    push_idle_s: float = 5.0,
+    on_received: Callable[[str, int], None] = lambda form, num_bytes: None,
 ) -> AsyncIterator[tuple[heads_pb2_grpc.HeadServiceStub, CallInterceptor]]:
     """HeadService over a real connection."""
-    servicer = HeadServicer(world.registry, world.publisher, world.store, world.workers, push_idle_s)
+    servicer = HeadServicer(world.registry, world.publisher, world.store, world.workers, push_idle_s, on_received)
     async with grpc_server(lambda late: heads_pb2_grpc.add_HeadServiceServicer_to_server(servicer, late), authenticator) as (
         channel,
         interceptor,

@@ -55,7 +55,7 @@ def test_it_is_frozen() -> None:
 @pytest.mark.parametrize(
     "flags",
     [
-        {"trunk_dtype": "int8"},
+        {"trunk_dtype": "int4"},
         {"device": "tpu"},
         {"port": 70000},
         {"cache_bytes": 0},

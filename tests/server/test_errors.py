@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import asyncio
+import gc
+import weakref
 from collections.abc import AsyncIterator
 from typing import Any
 
@@ -52,7 +54,10 @@ class Broken(heads_pb2_grpc.HeadServiceServicer):
     seconds = 0.0
     seen: Any = None
 
+    weights: Any = None
+
     async def _act(self) -> None:
+        self.weights = weakref.ref(weights := Broken())  # noqa: F841  what a call works on, such as a head that is refused
         self.seen = current_call.get()
         await asyncio.sleep(self.seconds)
         if self.error is not None:
@@ -258,3 +263,25 @@ def test_messages_are_bounded_and_printable() -> None:
     status = to_status(InvalidArgument("\u202e\x00" + "x" * 5000, field="f" * 5000, metadata={"k": "v" * 5000}))
     assert status.message.isprintable()
     assert len(status.SerializeToString()) < 4000
+
+
+async def test_a_failed_call_keeps_nothing_that_it_worked_on() -> None:
+    """gRPC holds on to the last call's abort: its traceback led to the weights of a head that had been refused, for as long as
+    the server was idle.
+    """
+    broken = Broken()
+    broken.error = DataLoss("canary")
+    async with served(broken) as (channel, _, _):
+        stub = heads_pb2_grpc.HeadServiceStub(channel)
+        gc.collect()
+        gc.disable()
+        try:
+            for method, request in (
+                (stub.GetHead, pb.GetHeadRequest()),
+                (stub.PullHead, pb.PullHeadRequest()),
+                (stub.PushHead, iter([])),
+            ):
+                await failure(method(request))
+                assert broken.weights() is None
+        finally:
+            gc.enable()

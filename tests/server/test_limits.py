@@ -182,7 +182,7 @@ def test_states_are_returned_for_exactly_so_many_tokens(door: Door) -> None:
 
 
 def test_encode_takes_exactly_so_many_tokens(door: Door) -> None:
-    frontend = Frontend(NOTHING, door, "0" * 64, "float32", NOTHING, NOTHING)
+    frontend = Frontend(NOTHING, door, "0" * 64, "float32", NOTHING, NOTHING, NOTHING)
     facts = cast(TrunkFacts, type("Facts", (), {"spec": type("Spec", (), {"vocab_size": VOCAB, "d_model": 8})}))
     ood = cast(OodFits, SimpleNamespace(layers=TrunkLayers("0" * 64, "float32", 2, 0)))
     servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING, ood, 60.0)

@@ -22,7 +22,7 @@ from polyhead.server.publisher import CopyRequest
 from polyhead.v1 import heads_pb2 as pb
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.server.fakes import World, heads_server
-from tests.server.test_heads_service import collect, header, push, refused
+from tests.server.test_heads_service import collect, field_of, header, push, refused
 
 LORA = LoraAdapter(rank=3, alpha=1.5)
 
@@ -46,7 +46,7 @@ def push_adapter(world: World, name: str = "policy", seed: int = 0, base: str | 
 
 
 def live_of(world: World, reference: str) -> LiveHead:
-    return world.registry.resolve(reference, world.registry.active, "head").live
+    return world.resolve(reference).live
 
 
 @torch.no_grad()
@@ -67,6 +67,18 @@ def assert_serves_adapter(world: World, reference: str, seed: int = 0) -> None:
 
 
 # ---- pushing
+
+
+async def test_a_lora_head_is_no_base_of_a_delta(ready: World) -> None:
+    version = push_adapter(ready)
+    name = "model.norm.weight"
+    sent = to_file({name: ready.changed(1)[name]})
+    delta = {"delta_base": f"policy@{version}", "delta_num_bytes": len(sent), "delta_sha256": hashlib.sha256(sent).hexdigest()}
+    async with heads_server(ready) as (stub, _):
+        parts = iter([header(sent, num_bytes=0, sha256="", **delta)])
+        error = await refused(stub.PushHead(parts), "FAILED_PRECONDITION")
+    assert field_of(error) == "header.delta_base"
+    assert "the weights under it are policy@1" in str(error.details())
 
 
 def test_a_push_builds_on_the_active_version(ready: World) -> None:
@@ -182,7 +194,7 @@ def test_a_damaged_base_or_adapter_is_never_served(world_model: Path, tmp_path: 
     assert "rollback --to 1" in second.registry.damage
     second.registry.rollback(1)
     with pytest.raises(DataLoss):
-        second.registry.resolve("policy@2", second.registry.active, "head")
+        second.resolve("policy@2")
     with pytest.raises(DataLoss):
         second.registry.activate({"policy": 2})
     second.close()
@@ -251,11 +263,12 @@ def test_a_base_stays_in_memory_with_its_adapter(tight: World) -> None:
     assert live_of(tight, f"base@{base}") is weights
     tight.registry.rollback()
     live_of(tight, f"policy@{version}")  # used after its base
+    digest = weights.digest
+    del weights
     other = tight.push("other", tight.changed(2))
     assert tight.shelf.residency.live(tight.store.get("base", base).digest) is None, "idle base and adapter made way"
     assert f"policy@{version}" not in resident(tight)
-    assert tight.engine.dropped.index(tight.store.get("policy", version).digest) < tight.engine.dropped.index(weights.digest)
-    del weights
+    assert tight.engine.dropped.index(tight.store.get("policy", version).digest) < tight.engine.dropped.index(digest)
     tight.shelf.residency.forget("other", other)
     push_again = push_adapter(tight, seed=1, base=f"base@{base}")
     assert_base_is_resident_once(tight, "base", base)
@@ -289,13 +302,13 @@ def test_trimming_and_forgetting_leave_the_base_of_a_resident_adapter(ready: Wor
     live_of(ready, f"base@{copied.version}")
     residency.forget("base", base)
     ready.registry.delete(f"base@{copied.version}", "head")
-    residency.trim(keep=[head.live.digest for head in ready.registry.active.heads.values()])
+    residency.trim()
     weights = residency.live(ready.store.get("base", base).digest)
     assert weights is live_of(ready, "policy").base
     assert residency.num_bytes == sum(head.num_bytes for head in ready.registry.resident())
     ready.registry.rollback()
-    residency.trim(keep=[head.live.digest for head in ready.registry.active.heads.values()])
-    residency.trim(keep=[head.live.digest for head in ready.registry.active.heads.values()])
+    residency.trim()
+    residency.trim()
     assert "base@1" not in resident(ready)
 
 
@@ -321,7 +334,7 @@ def test_a_base_that_does_not_fit_is_refused_before_it_is_loaded(tight: World) -
     tight.shelf.residency.budget = tight.shelf.residency.num_bytes + tight.head_bytes // 2
     warmed = len(tight.engine.warmed)
     with pytest.raises(ResourceExhausted):
-        tight.registry.resolve(f"policy@{version}", tight.registry.active, "head")
+        tight.resolve(f"policy@{version}")
     with pytest.raises(ResourceExhausted):
         push_adapter(tight, seed=3, base=f"base@{base}")
     assert len(tight.engine.warmed) == warmed

@@ -118,6 +118,25 @@ def test_repeated_activation_gets_the_first_answer_before_anything_else(ready: W
         ready.registry.activate({"policy": 1}, request_id="a")
 
 
+def test_a_push_pauses_between_its_pieces(ready: World) -> None:
+    """Reading, the check of each tensor, and each layer that is packed: none of it holds the cores for long."""
+    calls: list[str] = []
+    ready.publisher.breathe = lambda: calls.append("read")
+    ready.shelf.loader._breathe = lambda: calls.append("check")
+    ready.push("policy", ready.changed(1))
+    assert calls == ["read"] + ["check"] * len(ready.policy)
+
+
+def test_a_sum_that_overflows_is_looked_at_again(ready: World) -> None:
+    large = {name: tensor.clone() for name, tensor in ready.policy.items()}
+    large["model.norm.weight"] = torch.full((len(large["model.norm.weight"]),), 3e38)
+    with pytest.raises(DataLoss):  # the canary's, not the check of the numbers: each of them is finite
+        ready.push("policy", large)
+    large["model.norm.weight"][3] = float("inf")
+    with pytest.raises(InvalidArgument, match=r"NaN or infinity: 'model\.norm\.weight'"):
+        ready.push("policy", large)
+
+
 def test_stale_generation_is_a_conflict(ready: World) -> None:
     with pytest.raises(Conflict) as caught:
         ready.registry.activate({"policy": 1}, expected_generation=7)
@@ -183,20 +202,20 @@ def test_rollback_of_the_first_generation(ready: World) -> None:
 
 def test_resolve(ready: World) -> None:
     registry, active = ready.registry, ready.registry.active
-    assert registry.resolve("policy", active, "f") is active.heads["policy"]
-    assert registry.resolve("policy@1", active, "f") is active.heads["policy"]
+    assert ready.resolve("policy") is active.heads["policy"]
+    assert ready.resolve("policy@1") is active.heads["policy"]
     version = ready.push("policy", ready.changed(1))
     ready.shelf.residency.forget("policy", version)
     assert registry.find(f"policy@{version}", active, "f") is None
-    loaded = registry.resolve(f"policy@{version}", active, "f")
+    loaded = ready.resolve(f"policy@{version}")
     assert (loaded.version, loaded.live.digest != active.heads["policy"].live.digest) == (version, True)
     assert registry.find(f"policy@{version}", active, "f") is loaded
     for bad in ("nope", "policy@9"):
         with pytest.raises(NotFound) as caught:
-            registry.resolve(bad, active, "arms[0].head")
+            ready.resolve(bad, "arms[0].head")
         assert (caught.value.field, caught.value.metadata["name"]) == ("arms[0].head", bad)
     with pytest.raises(InvalidArgument):
-        registry.resolve("../x", active, "f")
+        ready.resolve("../x")
 
 
 def test_a_load_that_cannot_fit_is_refused_before_it_allocates(world_model: Path, tmp_path: Path) -> None:
@@ -312,7 +331,7 @@ class TestPublish:
 
     def test_bfloat16_files_are_served_in_the_served_dtype(self, ready: World) -> None:
         version = ready.push("policy", {name: tensor.bfloat16() for name, tensor in ready.policy.items()})
-        head = ready.registry.resolve(f"policy@{version}", ready.registry.active, "f")
+        head = ready.resolve(f"policy@{version}")
         assert head.live.module.dtype is torch.float32
 
 

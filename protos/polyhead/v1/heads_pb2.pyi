@@ -156,7 +156,7 @@ class Generation(_message.Message):
     def __init__(self, number: _Optional[int] = ..., parent: _Optional[int] = ..., heads: _Optional[_Mapping[str, int]] = ..., created_at: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
 
 class PushHeader(_message.Message):
-    __slots__ = ("name", "manifest", "num_bytes", "sha256", "request_id", "validate_only", "trunk_sha256", "labels", "delta_base", "metrics")
+    __slots__ = ("name", "manifest", "num_bytes", "sha256", "request_id", "validate_only", "trunk_sha256", "labels", "delta_base", "metrics", "delta_num_bytes", "delta_sha256")
     class TrunkSha256Entry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -181,6 +181,8 @@ class PushHeader(_message.Message):
     LABELS_FIELD_NUMBER: _ClassVar[int]
     DELTA_BASE_FIELD_NUMBER: _ClassVar[int]
     METRICS_FIELD_NUMBER: _ClassVar[int]
+    DELTA_NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    DELTA_SHA256_FIELD_NUMBER: _ClassVar[int]
     name: str
     manifest: HeadManifest
     num_bytes: int
@@ -191,7 +193,9 @@ class PushHeader(_message.Message):
     labels: _containers.RepeatedScalarFieldContainer[str]
     delta_base: str
     metrics: _containers.ScalarMap[str, float]
-    def __init__(self, name: _Optional[str] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., trunk_sha256: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Iterable[str]] = ..., delta_base: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ...) -> None: ...
+    delta_num_bytes: int
+    delta_sha256: str
+    def __init__(self, name: _Optional[str] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., num_bytes: _Optional[int] = ..., sha256: _Optional[str] = ..., request_id: _Optional[str] = ..., validate_only: _Optional[bool] = ..., trunk_sha256: _Optional[_Mapping[str, str]] = ..., labels: _Optional[_Iterable[str]] = ..., delta_base: _Optional[str] = ..., metrics: _Optional[_Mapping[str, float]] = ..., delta_num_bytes: _Optional[int] = ..., delta_sha256: _Optional[str] = ...) -> None: ...
 
 class Chunk(_message.Message):
     __slots__ = ("offset", "data")
@@ -317,6 +321,32 @@ class GetHeadResponse(_message.Message):
     HEAD_FIELD_NUMBER: _ClassVar[int]
     head: HeadVersion
     def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ...) -> None: ...
+
+class ListHeadTensorsRequest(_message.Message):
+    __slots__ = ("head",)
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    def __init__(self, head: _Optional[str] = ...) -> None: ...
+
+class StoredTensor(_message.Message):
+    __slots__ = ("name", "dtype", "shape", "sha256")
+    NAME_FIELD_NUMBER: _ClassVar[int]
+    DTYPE_FIELD_NUMBER: _ClassVar[int]
+    SHAPE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    name: str
+    dtype: str
+    shape: _containers.RepeatedScalarFieldContainer[int]
+    sha256: bytes
+    def __init__(self, name: _Optional[str] = ..., dtype: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ..., sha256: _Optional[bytes] = ...) -> None: ...
+
+class ListHeadTensorsResponse(_message.Message):
+    __slots__ = ("head", "tensors")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    TENSORS_FIELD_NUMBER: _ClassVar[int]
+    head: HeadVersion
+    tensors: _containers.RepeatedCompositeFieldContainer[StoredTensor]
+    def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., tensors: _Optional[_Iterable[_Union[StoredTensor, _Mapping]]] = ...) -> None: ...
 
 class ListHeadsRequest(_message.Message):
     __slots__ = ("name", "page_size", "page_token")

@@ -65,6 +65,11 @@ class HeadServiceStub:
                 request_serializer=polyhead_dot_v1_dot_heads__pb2.GetHeadRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_heads__pb2.GetHeadResponse.FromString,
                 _registered_method=True)
+        self.ListHeadTensors = channel.unary_unary(
+                '/polyhead.v1.HeadService/ListHeadTensors',
+                request_serializer=polyhead_dot_v1_dot_heads__pb2.ListHeadTensorsRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_heads__pb2.ListHeadTensorsResponse.FromString,
+                _registered_method=True)
         self.ListHeads = channel.unary_unary(
                 '/polyhead.v1.HeadService/ListHeads',
                 request_serializer=polyhead_dot_v1_dot_heads__pb2.ListHeadsRequest.SerializeToString,
@@ -133,6 +138,13 @@ class HeadServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def ListHeadTensors(self, request, context):
+        """One version's tensors with their hashes: what a trainer compares before it pushes only what changed.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def ListHeads(self, request, context):
         """All versions, a page at a time.
         """
@@ -193,6 +205,11 @@ def add_HeadServiceServicer_to_server(servicer, server):
                     servicer.GetHead,
                     request_deserializer=polyhead_dot_v1_dot_heads__pb2.GetHeadRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_heads__pb2.GetHeadResponse.SerializeToString,
+            ),
+            'ListHeadTensors': grpc.unary_unary_rpc_method_handler(
+                    servicer.ListHeadTensors,
+                    request_deserializer=polyhead_dot_v1_dot_heads__pb2.ListHeadTensorsRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_heads__pb2.ListHeadTensorsResponse.SerializeToString,
             ),
             'ListHeads': grpc.unary_unary_rpc_method_handler(
                     servicer.ListHeads,
@@ -378,6 +395,33 @@ class HeadService:
             '/polyhead.v1.HeadService/GetHead',
             polyhead_dot_v1_dot_heads__pb2.GetHeadRequest.SerializeToString,
             polyhead_dot_v1_dot_heads__pb2.GetHeadResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def ListHeadTensors(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.HeadService/ListHeadTensors',
+            polyhead_dot_v1_dot_heads__pb2.ListHeadTensorsRequest.SerializeToString,
+            polyhead_dot_v1_dot_heads__pb2.ListHeadTensorsResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -45,6 +45,8 @@ class HeadServiceStub:
     """Make a new generation equal to an earlier one."""
     GetHead: _grpc.UnaryUnaryMultiCallable[_heads_pb2.GetHeadRequest, _heads_pb2.GetHeadResponse]
     """One version's record."""
+    ListHeadTensors: _grpc.UnaryUnaryMultiCallable[_heads_pb2.ListHeadTensorsRequest, _heads_pb2.ListHeadTensorsResponse]
+    """One version's tensors with their hashes: what a trainer compares before it pushes only what changed."""
     ListHeads: _grpc.UnaryUnaryMultiCallable[_heads_pb2.ListHeadsRequest, _heads_pb2.ListHeadsResponse]
     """All versions, a page at a time."""
     DeleteHead: _grpc.UnaryUnaryMultiCallable[_heads_pb2.DeleteHeadRequest, _heads_pb2.DeleteHeadResponse]
@@ -71,6 +73,8 @@ class HeadServiceAsyncStub(HeadServiceStub):
     """Make a new generation equal to an earlier one."""
     GetHead: _aio.UnaryUnaryMultiCallable[_heads_pb2.GetHeadRequest, _heads_pb2.GetHeadResponse]  # type: ignore[assignment]
     """One version's record."""
+    ListHeadTensors: _aio.UnaryUnaryMultiCallable[_heads_pb2.ListHeadTensorsRequest, _heads_pb2.ListHeadTensorsResponse]  # type: ignore[assignment]
+    """One version's tensors with their hashes: what a trainer compares before it pushes only what changed."""
     ListHeads: _aio.UnaryUnaryMultiCallable[_heads_pb2.ListHeadsRequest, _heads_pb2.ListHeadsResponse]  # type: ignore[assignment]
     """All versions, a page at a time."""
     DeleteHead: _aio.UnaryUnaryMultiCallable[_heads_pb2.DeleteHeadRequest, _heads_pb2.DeleteHeadResponse]  # type: ignore[assignment]
@@ -130,6 +134,14 @@ class HeadServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_heads_pb2.GetHeadResponse, _abc.Awaitable[_heads_pb2.GetHeadResponse]]:
         """One version's record."""
+
+    @_abc_1.abstractmethod
+    def ListHeadTensors(
+        self,
+        request: _heads_pb2.ListHeadTensorsRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_heads_pb2.ListHeadTensorsResponse, _abc.Awaitable[_heads_pb2.ListHeadTensorsResponse]]:
+        """One version's tensors with their hashes: what a trainer compares before it pushes only what changed."""
 
     @_abc_1.abstractmethod
     def ListHeads(

@@ -99,14 +99,14 @@ def test_it_costs_a_heads_share_of_a_prefill(bench: Bench) -> None:
 
 
 def test_samples_of_one_prompt_read_it_again_once(bench: Bench, llama_folder: Path) -> None:
-    """The prompt's four full blocks once; each sample its own end of the prompt and its own tokens."""
+    """The prompt once, its end inside a block, too; each sample its own tokens."""
     request = follower(bench, 70, n=4)
     bench.start(request, steps=12)
     assert all(sample.phase is Phase.GENERATING for sample in request.samples)
     swap(bench, 2, "2")
     bench.finish(request)
     starts = [sample.spans[1].start for sample in request.samples]
-    assert bench.engine.counters.rebuilt_tokens == sum(70 + start - 1 for start in starts) - 3 * 64
+    assert bench.engine.counters.rebuilt_tokens == sum(70 + start - 1 for start in starts) - 3 * 70
     assert bench.engine.counters.trunk_tokens == 70 + 4 * 29
     for sample in request.samples:
         assert_each_span_is_its_own_versions(sample, llama_folder)

@@ -8,6 +8,7 @@ import torch
 
 from polyhead.heads.errors import Aborted, ResourceExhausted
 from polyhead.heads.manifest import HeadKind, ReadPosition, Unfinished
+from polyhead.server.engine.live import ServedHead
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.sampler import sample_seed
 from polyhead.server.engine.sequence import FinishReason, OnSwap, Priority, SamplingParams
@@ -263,3 +264,18 @@ def test_an_expired_request_costs_no_forward_pass(bench: Bench) -> None:
 def test_seeds_depend_on_place_and_not_on_content() -> None:
     assert sample_seed(7, 0, 0, 0) != sample_seed(7, 1, 0, 0) != sample_seed(7, 0, 1, 0) != sample_seed(7, 0, 0, 1)
     assert sample_seed(7, 3, 1, 2) == sample_seed(7, 3, 1, 2)
+
+
+def test_a_version_that_a_request_names_is_held_from_its_submission_on(bench: Bench) -> None:
+    """Not from its lease on: in the queue it was let go, and its weights were in memory beside those that had taken their place."""
+    other = bench.policy("other")
+    request = bench.sampled(bench.prompt(8), pinned={"policy@9": ServedHead("policy", 9, bench.manifest(HeadKind.POLICY, other), other)})
+    request.head_kinds = {"policy@9": HeadKind.POLICY}
+    request.samples[0].head_name = "policy@9"
+    bench.engine.submit(request)
+    assert request.lease is None
+    assert bench.engine.leased_digests() == {"other": 1}
+    bench.engine._empty_inbox()
+    bench.finish(request)
+    assert bench.engine.leased_digests() == {}
+    bench.assert_blocks_returned()

@@ -1,0 +1,156 @@
+"""P7, P9 and P10: what roles weigh, what streams notice of a swap, and how long new weights take to be served."""
+
+from __future__ import annotations
+
+import itertools
+import time
+from collections.abc import Callable
+from functools import partial
+
+import numpy as np
+
+from polyhead.client.options import OnSwapName
+from polyhead.server.bench.load import Load, Phase
+from polyhead.server.bench.ours import ROLES, Ours, moved, timed
+from polyhead.server.bench.results import Row, Series, at_most
+from polyhead.server.bench.session import Contender, Session
+
+MAX_STREAM_TOKENS = 2000
+PUSHES_UNDER_LOAD = 3
+
+
+def weights(session: Session) -> Row:
+    """P7: as the server counts them. Five heads that differ in every layer are active from the start."""
+    status = session.ours.client.status()
+    digests = {
+        head.digest: head.num_bytes for head in status.resident_heads if head.active and set(head.references) & active_roles(status.active)
+    }
+    assert len(digests) == len(ROLES), "roles share a head"
+    resident = status.trunk_bytes + sum(digests.values())
+    ratio = resident / status.model_bytes
+    note = f"trunk {status.trunk_bytes >> 20} MiB, five heads {sum(digests.values()) >> 20} MiB, one model {status.model_bytes >> 20} MiB"
+    series = (Series(session.ours.name, (ratio,)),)
+    return Row("P7", "weights of five different roles", "models", False, series, (at_most("at most 1.85 models", ratio, 1.85),), (note,))
+
+
+def active_roles(active: dict[str, int]) -> set[str]:
+    """References of the five roles: other measures leave more heads behind."""
+    return {f"{name}@{version}" for name, version in active.items() if name in ROLES}
+
+
+def swaps(session: Session) -> list[Row]:
+    """P9: streams under a row of activations, those that stay on their version and those that follow; then a cached long prompt."""
+    versions = policy_versions(session)
+    rows = [swap_under_load(session, versions, on_swap) for on_swap in ("pin", "follow")]
+    return [*rows, first_token(session, versions)]
+
+
+def policy_versions(session: Session) -> list[int]:
+    """Pushed beforehand, none of them like another."""
+    ours, first = session.ours, session.ours.first_weights("policy")
+    return [ours.client.push_head("policy", moved(first, seed)) for seed in range(300, 300 + session.plan.sizes.num_swap_versions)]
+
+
+def swap_under_load(session: Session, versions: list[int], on_swap: OnSwapName) -> Row:
+    sizes, ours = session.plan.sizes, session.ours
+    turns = itertools.cycle(versions)
+    pauses: list[float] = []
+
+    def act() -> None:
+        for _ in range(sizes.num_swaps):
+            ours.client.activate({"policy": next(turns)})
+            pauses.append(ours.client.status().last_swap_pause_seconds)
+            time.sleep(sizes.swap_gap_s)
+
+    calm, swapping, failures = under_load(session, on_swap, sizes.num_swaps * sizes.swap_gap_s, act)
+    step = calm.median
+    what = f"longest wait for a token, {sizes.swap_streams} streams ({on_swap}), {sizes.num_swaps} activations"
+    checks = (
+        at_most("failed requests: 0", float(len(failures)), 0.0),
+        at_most("the longest wait is at most one step more than a step: 2.0 steps", swapping.longest / step, 2.0),
+        at_most("the engine's own longest pause, in steps: 1.0", max(pauses) / step, 1.0),
+    )
+    row_id = "P9" if on_swap == "pin" else f"P9 {on_swap}"
+    return Row(row_id, what, "steps", False, waits(ours, calm, swapping, "while swapping"), checks, notes_of(calm, failures))
+
+
+def under_load(session: Session, on_swap: OnSwapName, calm_s: float, act: Callable[[], None]) -> tuple[Phase, Phase, list[str]]:
+    """(gaps before, gaps while `act` runs, what failed)"""
+    sizes, ours = session.plan.sizes, session.ours
+    most = min(MAX_STREAM_TOKENS, ours.client.trunk().context_length // 2)
+    with Load(ours.client, session.work, sizes.swap_streams, sizes.prompt_tokens, most, on_swap) as load:
+        calm = load.next_phase()
+        time.sleep(max(calm_s, 1.0))
+        acting = load.next_phase()
+        act()
+        load.next_phase()
+        failures = list(load.failures)
+    return calm, acting, failures
+
+
+def waits(ours: Ours, calm: Phase, acting: Phase, when: str) -> tuple[Series, ...]:
+    """Longest gaps in units of the median one, which is a step."""
+    step = calm.median
+    return Series(f"{ours.name} {when}", (acting.longest / step,)), Series("the same load left alone", (calm.longest / step,))
+
+
+def notes_of(calm: Phase, failures: list[str]) -> tuple[str, ...]:
+    return (f"a step took {calm.median * 1e3:.1f} ms", *failures[:3])
+
+
+def first_token(session: Session, versions: list[int]) -> Row:
+    """Of a long prompt that was served before the swap, against a new one."""
+    client, length = session.ours.client, session.plan.sizes.long_prompt_tokens
+    turns = itertools.cycle(versions)
+
+    def wait_for_first(prompt: list[int]) -> float:
+        return timed(lambda: client.generate([prompt], temperature=0.0, max_new_tokens=1, ignore_eos=True))[0]
+
+    def after_a_swap() -> float:
+        [prompt] = session.work.prompts(1, length)
+        wait_for_first(prompt)
+        client.activate({"policy": next(turns)})
+        return wait_for_first(prompt)
+
+    def cold() -> float:
+        return wait_for_first(session.work.prompts(1, length)[0])
+
+    series = session.interleave([Contender(f"{session.ours.name}, cached and swapped", after_a_swap), Contender("a new prompt", cold)])
+    ratio = series[0].median / series[1].median
+    what = f"time to the first token of a {length}-token prompt"
+    return Row("P9 first token", what, "s", False, tuple(series), (at_most("at most 0.3 of cold", ratio, 0.3),))
+
+
+def push(session: Session) -> list[Row]:
+    """P10: push and activate on an idle server, then beside running streams."""
+    ours = session.ours
+    base = ours.first_weights("policy")
+    seeds = itertools.count(400)
+
+    def update(given: dict[str, np.ndarray]) -> float:
+        return timed(lambda: ours.client.update({"policy": given}))[0]
+
+    [series] = session.interleave([Contender(ours.name, lambda: update(moved(base, next(seeds))))])
+    size = sum(tensor.size for tensor in base.values())
+    what = f"push + activate a head of {size / 1e6:.1f} M parameters, f32, {size * 4 / 1e6:.0f} MB"
+    check = at_most("at most 1 s", series.median if series.values else None, 1.0)
+    note = "elsewhere: 0.18 s by NCCL for 0.6B, 6 to 14 s for 32B"
+    return [Row("P10", what, "s", False, (series,), (check,), (note,)), push_under_load(session, base)]
+
+
+def push_under_load(session: Session, base: dict[str, np.ndarray]) -> Row:
+    ours, sizes = session.ours, session.plan.sizes
+    pushed = [moved(base, seed) for seed in range(500, 500 + PUSHES_UNDER_LOAD)]
+    seconds: list[float] = []
+
+    def act() -> None:
+        seconds.extend(timed(partial(ours.client.update, {"policy": given}))[0] for given in pushed)
+
+    calm, pushing, failures = under_load(session, "pin", sizes.num_swaps * sizes.swap_gap_s / 2, act)
+    checks = (
+        at_most("failed requests: 0", float(len(failures)), 0.0),
+        at_most("the longest wait is at most one step more than a step: 2.0 steps", pushing.longest / calm.median, 2.0),
+    )
+    what = f"longest wait for a token while heads are pushed, {sizes.swap_streams} streams"
+    notes = (*notes_of(calm, failures), f"push + activate took {max(seconds):.2f} s at most, {PUSHES_UNDER_LOAD} times")
+    return Row("P10 load", what, "steps", False, waits(ours, calm, pushing, "while pushing"), checks, notes)

@@ -1,0 +1,42 @@
+"""Work beside the engine pauses for as long as it worked, and only while requests run."""
+
+from __future__ import annotations
+
+from polyhead.server.breathing import MAX_PAUSE_S, Breather
+
+
+class Thread:
+    """A clock of work, and the pauses that were made."""
+
+    def __init__(self) -> None:
+        self.worked, self.is_idle, self.pauses = 5.0, False, list[float]()
+        self.breathe = Breather(lambda: self.is_idle, self.pauses.append, lambda: self.worked)
+        self.breathe()
+
+    def work(self, seconds: float) -> None:
+        self.worked += seconds
+        self.breathe()
+
+
+def test_pauses_are_as_long_as_the_work() -> None:
+    thread = Thread()
+    assert thread.pauses == [], "what the thread did before is nobody's business"
+    thread.work(0.02)
+    thread.work(0.0)
+    thread.work(0.05)
+    assert [round(pause, 6) for pause in thread.pauses] == [0.02, 0.05]
+
+
+def test_one_long_piece_is_not_answered_by_a_long_pause() -> None:
+    thread = Thread()
+    thread.work(7.0)
+    assert thread.pauses == [MAX_PAUSE_S]
+
+
+def test_an_idle_engine_needs_no_cores() -> None:
+    thread = Thread()
+    thread.is_idle = True
+    thread.work(0.05)
+    thread.is_idle = False
+    thread.work(0.01)
+    assert [round(pause, 6) for pause in thread.pauses] == [0.01]
