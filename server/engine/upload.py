@@ -16,4 +16,4 @@ def upload(lists: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]
     if device.type == "cpu":
         return [torch.tensor(numbers, dtype=torch.long) for numbers in lists]
     joined = torch.tensor([number for numbers in lists for number in numbers], dtype=torch.long).pin_memory()
-    return list(joined.to(device, non_blocking=True).split([len(numbers) for numbers in lists]))
+    return list(torch.split(joined.to(device, non_blocking=True), [len(numbers) for numbers in lists]))

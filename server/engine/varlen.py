@@ -11,7 +11,7 @@ import inspect
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, cast
 
 import torch
 from torch import Tensor
@@ -104,9 +104,10 @@ def candidates(device: torch.device, dtype: torch.dtype, head_dim: int) -> Itera
     parameters = inspect.signature(varlen_attn).parameters
     if not all(name in parameters for name in NEEDED):
         return
+    call = cast(Callable[..., Tensor], varlen_attn)  # one tensor, as long as nothing else is asked for
     if "block_table" in parameters and _activate_paging(device):
-        yield Varlen(varlen_attn, is_paged=True)
-    yield Varlen(varlen_attn)
+        yield Varlen(call, is_paged=True)
+    yield Varlen(call)
 
 
 def _activate_paging(device: torch.device) -> bool:

@@ -44,7 +44,9 @@ def _error(shape: CacheShape, kernel: Varlen) -> float:
     size = shape.block_size
     ends = [(0, size + 3), (3 * size + 1, 3 * size + 2), (2 * size, 2 * size + 7), (0, 1)]
     first = [1 + sum(-(-end // size) for _, end in ends[:index]) for index in range(len(ends))]
-    segments = [Segment([slot + each for each in range(-(-end // size))], start, end) for slot, (start, end) in zip(first, ends, strict=True)]
+    segments = [
+        Segment([slot + each for each in range(-(-end // size))], start, end) for slot, (start, end) in zip(first, ends, strict=True)
+    ]
     cache = KvCache(replace(shape, varlen=None), 1, 1 + sum(len(segment.slots) for segment in segments))
     generator = torch.Generator().manual_seed(0)
     cache.layers[0].copy_(torch.randn(cache.layers[0].shape, generator=generator))

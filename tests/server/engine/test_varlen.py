@@ -89,7 +89,9 @@ def test_nothing_asked_for_needs_no_call(kernel: Varlen) -> None:
 
 @pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-def test_the_engine_on_one_call_a_layer(family: str, is_fast: bool, kernel: Varlen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_the_engine_on_one_call_a_layer(
+    family: str, is_fast: bool, kernel: Varlen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Mixed lengths, windows, chunks, scoring from cached states, rules, and a swap that running samples follow."""
     monkeypatch.setattr(build, "working_varlen", lambda shape: kernel)
     save_tiny(family, tmp_path)
