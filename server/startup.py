@@ -178,6 +178,7 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         is_trunk_int8=config.trunk_dtype == "int8",
         is_head_int8=config.head_dtype == "int8",
         is_deterministic=config.deterministic,
+        has_graphs=config.cuda_graphs,
         num_threads=config.threads or DEFAULT_THREADS,
         tap_layer=config.tap_layer,
         queue=limits,

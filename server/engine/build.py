@@ -15,6 +15,7 @@ from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
 from polyhead.server.engine.dense import dense_kit
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.fast import FastTrunk, fast_trunk
+from polyhead.server.engine.graphs import step_graphs
 from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
 from polyhead.server.engine.int8 import INT8, INT8_TILED
@@ -39,6 +40,7 @@ class EngineConfig:
     is_trunk_int8: bool = False  # how the weights are held; both need our own layers
     is_head_int8: bool = False
     is_deterministic: bool = False  # results do not depend on neighbours, chunks or cache hits, bit for bit; needs our own layers
+    has_graphs: bool = True  # CUDA graphs of decode steps, where attention can be recorded (graphs.py)
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
     tap_layer: int = -1  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
@@ -78,11 +80,14 @@ def assemble(
     floor = _scoring_floor(spec, config)
     tap_layer = chosen_tap_layer(spec, config.tap_layer)
     cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
-    trunk_runner = TrunkRunner(trunk, cache, tap_layer, is_deterministic=config.is_deterministic)
     head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
+    max_tokens = min(config.max_context, spec.context_length) + config.block_size
+    can_record = config.has_graphs and isinstance(trunk, FastTrunk)
+    graphs, head_graphs = (step_graphs(each, max_tokens) if can_record else None for each in (cache.kv, head_cache))
+    trunk_runner = TrunkRunner(trunk, cache, tap_layer, is_deterministic=config.is_deterministic, graphs=graphs)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
-    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config, head_shape))
+    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config, head_shape), head_graphs)
     return Engine(trunk_runner, heads, tree, scheduler, config.queue, config.num_threads)
 
 
