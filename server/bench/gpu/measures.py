@@ -65,6 +65,8 @@ def decoding(bed: Bed, streams: int) -> list[Row]:
         {OURS: ours, **{f"transformers {does}": partial(theirs, does) for does in ("generate", "generate_batch")}},
         bed.runs,
     )
+    if series[0].error:
+        raise RuntimeError(series[0].error)
     steps = [rollout.step_seconds(streams) for rollout in rollouts[1:]]
     moved = step_bytes(bed.ours, streams, sizes.prompt_tokens + sizes.num_tokens // 2)
     shares = tuple(moved / seconds / bed.bandwidth for seconds in steps)
