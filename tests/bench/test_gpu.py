@@ -8,10 +8,12 @@ import sys
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from torch import Tensor
 
 from polyhead.server.bench.gpu import command, large, models, run
 from polyhead.server.bench.gpu.driver import Driver, Rollout
@@ -19,8 +21,13 @@ from polyhead.server.bench.gpu.measures import step_bytes
 from polyhead.server.bench.gpu.models import LLAMA_8B, LLAMA_70B, TINY, RandomEngine, RandomWeights, num_served_bytes, random_engine
 from polyhead.server.bench.gpu.work import PLANS, SEED, config_for
 from polyhead.server.bench.report import block
+from polyhead.server.engine import build
+from polyhead.server.engine.batch import HeadRun, TrunkRun
 from polyhead.server.engine.build import kit_for
 from polyhead.server.engine.fast import FastTrunk
+from polyhead.server.engine.graphs import StepGraphs
+from polyhead.server.engine.sequence import Sequence
+from polyhead.server.engine.varlen import Varlen
 
 COMMAND = [sys.executable, "-m", "polyhead.client.cli", "bench-gpu"]
 CPU = torch.device("cpu")
@@ -166,3 +173,49 @@ def test_gaps_are_those_of_full_steps() -> None:
     rollout = Rollout(drawn=[(0.0, 1), (1.0, 2), (3.0, 2), (4.0, 2), (9.0, 1), (10.0, 2)])
     assert rollout.gaps(2) == [2.0, 1.0]
     assert rollout.step_seconds(2) == 1.5
+
+
+def empty_kernel(queries: Tensor, *others: Any, **named: Any) -> Tensor:
+    return torch.empty_like(queries)
+
+
+class Again:
+    """Stands for a CUDA graph."""
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute = compute
+        self.output = compute()
+
+    def replay(self) -> None:
+        self.output.copy_(self._compute())
+
+
+@pytest.mark.parametrize("is_int8", [False, True], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("kernel", [None, Varlen(empty_kernel), Varlen(empty_kernel, is_paged=True)], ids=["own", "gathered", "paged"])
+def test_a_step_reads_nothing_back_from_the_device(kernel: Varlen | None, is_int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without numbers: reading one there, which a GPU would be waited for and no graph can hold, raises. So do most
+    operations on tensors of two devices."""
+    device = torch.device("meta")
+    monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
+    monkeypatch.setattr(RandomWeights, "tensor", lambda made, name, shape: torch.empty(shape, dtype=made.dtype, device=made.device))
+    monkeypatch.setattr(models, "working_varlen", lambda shape: kernel)
+    if kernel is not None and kernel.is_paged:
+        monkeypatch.setattr(build, "step_graphs", lambda cache, max_tokens: StepGraphs(cache, max_tokens, Again))
+    config = replace(config_for(TINY, SIZES, torch.bfloat16), is_trunk_int8=is_int8, is_head_int8=is_int8)
+    ours = random_engine(TINY, RandomWeights(SEED, 0.2, torch.bfloat16, device), config)
+    roles, engine = ours.roles(), ours.engine
+    for spans in ([(0, 5), (0, 20), (3, 4)], [(4, 5), (16, 17), (3, 4)]):
+        texts = [Sequence(list(range(40))) for _ in spans]
+        for number, text in enumerate(texts):
+            text.blocks = [SimpleNamespace(slot=2 * number + each) for each in (1, 2)]  # type: ignore[misc]
+        engine.trunk.forward([TrunkRun(text, start, end) for text, (start, end) in zip(texts, spans, strict=True)])
+        for name in ("policy", "value"):
+            live = roles[name].live
+            head: Any = SimpleNamespace(live=live)
+            pairs = zip(texts, spans, strict=True)
+            readings: Any = [SimpleNamespace(sequence=text, head=head, head_blocks=text.blocks, first=end - 1) for text, (_, end) in pairs]
+            runs = [HeadRun(reading, start, end, start) for reading, (start, end) in zip(readings, spans, strict=True)]
+            rows = engine.heads.forward(live, runs)
+            assert (rows.device, rows.dtype, len(rows)) == (device, torch.float32, 3)
+    graphs = engine.heads.graphs
+    assert (graphs.num_replayed if graphs else 0) == (2 if kernel is not None and kernel.is_paged else 0)
