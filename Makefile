@@ -4,7 +4,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo serve test test-long lint types protos bench clean
+.PHONY: help env demo serve test test-long lint types protos bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,9 @@ test-long: env  ## the long ones
 
 bench: env  ## our goals beside other engines, in one run: make bench ARGS='--only P1,P2 --peers transformers,llamacpp'
 	$(BIN)/polyhead bench $(ARGS)
+
+bench-gpu: env  ## on a CUDA machine: exactness, decoding, a rollout, a swap, a 70B-shaped split: make bench-gpu ARGS='--runs 5'
+	$(BIN)/polyhead bench-gpu $(ARGS)
 
 lint: env  ## ruff and buf
 	$(BIN)/ruff check .

@@ -1,4 +1,5 @@
-"""The command line, put together. `serve` and `bench` are imported only when asked for, so that a client-only install works."""
+"""The command line, put together. `serve`, `bench` and `bench-gpu` are imported only when asked for, so that a client-only install
+works."""
 
 from __future__ import annotations
 
@@ -24,7 +25,7 @@ _ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The app for these arguments; they decide whether the server's own commands, `serve` and `bench`, are imported."""
+    """The app for these arguments; they decide whether the server's own commands are imported."""
     app = typer.Typer(
         name="polyhead",
         help="One frozen trunk, many swappable heads: generation and scoring over gRPC.",
@@ -43,6 +44,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("split")(split_command)
     app.command("merge")(merge_command)
     _add_bench(app, arguments)
+    _add_bench_gpu(app, arguments)
     return app
 
 
@@ -64,6 +66,17 @@ def _add_bench(app: typer.Typer, arguments: Sequence[str]) -> None:
         register = importlib.import_module("polyhead.server.bench.command").register
     except ImportError:
         app.command("bench", context_settings=_ANYTHING)(_bench_missing)
+    else:
+        register(app)
+
+
+def _add_bench_gpu(app: typer.Typer, arguments: Sequence[str]) -> None:
+    if not _is_asked("bench-gpu", arguments):
+        return
+    try:
+        register = importlib.import_module("polyhead.server.bench.gpu.command").register
+    except ImportError:
+        app.command("bench-gpu", context_settings=_ANYTHING)(_bench_missing)
     else:
         register(app)
 

@@ -46,8 +46,9 @@ class ServeConfig(BaseSettings):
     trunk_dtype: Dtype = "float32"
     head_dtype: Dtype = "float32"
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-    layers: Literal["fast", "plain"] = "fast"  # fast: our own for llama-like families (float32 or int8, CPU); plain: transformers'
+    layers: Literal["fast", "plain"] = "fast"  # fast: our own for llama-like families; plain: transformers'
     deterministic: bool = False  # bit for bit the same whatever the neighbours, chunks and cache hits
+    cuda_graphs: bool = True  # decode steps are recorded and launched as one, on a GPU with FlashAttention 3
     threads: int = Field(0, ge=0)  # of the engine's matrix products; 0: as torch finds
 
     host: str = "127.0.0.1"

@@ -41,7 +41,7 @@ from polyhead.server.transcripts import TranscriptBook
 from polyhead.server.workers import Workers
 
 Progress = Callable[[str], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16, "int8": torch.float32}  # what layers compute in
+DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, read at import: a worker thread would answer the 1 that it set itself
 FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
 
@@ -116,7 +116,7 @@ def _build(
     progress: Progress,
 ) -> Services:
     progress(f"loading the trunk: layers 0 to {spec.split_layer - 1} of {spec.num_layers}")
-    trunk = build_trunk(checkpoint, spec, DTYPES[config.trunk_dtype], config.device)
+    trunk = build_trunk(checkpoint, spec, computed_in(config.trunk_dtype, config.device), config.device)
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
     tokenizer = Tokenizer.load(checkpoint.folder)
@@ -178,18 +178,20 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         is_trunk_int8=config.trunk_dtype == "int8",
         is_head_int8=config.head_dtype == "int8",
         is_deterministic=config.deterministic,
+        has_graphs=config.cuda_graphs,
         num_threads=config.threads or DEFAULT_THREADS,
         tap_layer=config.tap_layer,
         queue=limits,
     )
-    return build.build_engine(trunk, sizes, eos_ids, DTYPES[config.head_dtype])
+    return build.build_engine(trunk, sizes, eos_ids, computed_in(config.head_dtype, config.device))
 
 
 def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine, breathe: Breather) -> Shelf:
     """The road from stored bytes to weights in memory, under the memory budget."""
     embedding = trunk.embedding if served.spec.tied else None
     heads, device = engine.heads, torch.device(config.device)
-    loader = HeadLoader(served.spec, embedding, DTYPES[config.head_dtype], device, heads.prepare, breathe, heads.weight_bytes)
+    dtype = computed_in(config.head_dtype, config.device)
+    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, breathe, heads.weight_bytes)
     budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
     return Shelf(
         store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)
@@ -237,6 +239,11 @@ def read_eos_ids(checkpoint: Checkpoint) -> frozenset[int]:
     return frozenset() if found is None else frozenset(found if isinstance(found, list) else [found])
 
 
+def computed_in(name: str, device: str) -> torch.dtype:
+    """What layers compute in, with weights held as `name` says: beside int8, float32 on the CPU and bfloat16 on a GPU."""
+    return DTYPES.get(name, torch.float32 if device == "cpu" else torch.bfloat16)
+
+
 def free_memory(device: str) -> int:
     """Bytes that can be had now: of the GPU, or of the machine within the limit of our control group."""
     if device.startswith("cuda"):
@@ -256,7 +263,7 @@ def _model_folder(config: ServeConfig, progress: Progress) -> Path:
 
 
 def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
-    if spec.tied and DTYPES[config.head_dtype] != DTYPES[config.trunk_dtype]:
+    if spec.tied and computed_in(config.head_dtype, config.device) != computed_in(config.trunk_dtype, config.device):
         raise FailedPrecondition(
             f"heads of this model share the trunk's embedding and its dtype: {config.head_dtype} is not {config.trunk_dtype}\n"
             "hint: give --head-dtype the value of --trunk-dtype"

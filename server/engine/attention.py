@@ -17,6 +17,8 @@ from transformers import AttentionInterface
 
 from polyhead.heads.family import HeadModule, TrunkModule, set_attention
 from polyhead.server.engine.cache import KvCache
+from polyhead.server.engine.upload import upload
+from polyhead.server.engine.varlen import RaggedRows
 
 NAME = "polyhead"
 _NOTES = "polyhead_notes"
@@ -103,6 +105,7 @@ class AttentionPlan:
     prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
     asked: AttentionPlan | None = None  # of the rows whose output is asked for, if those are not all: for a head's last layer
     taps: Tensor | None = None  # (cache rows, d_model), set by the trunk: takes the tap layer's states at `write_rows`
+    ragged: RaggedRows | None = None  # all rows in one call: where the cache has a kernel for it, instead of decodes and prefills
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
     _stacked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
 
@@ -131,34 +134,29 @@ class AttentionPlan:
 
         `is_deterministic`: each token's arithmetic follows from its position alone, whatever is beside it and however it got here.
         """
-        size = cache.shape.block_size
-        write_rows, new_rows, decodes, prefills = [], [], [], []
-        groups: list[DecodeGroup] = []
-        row = 0
-        for segment, first_new in zip(segments, new_from, strict=True):
-            for position in range(max(segment.start, first_new), segment.end):
-                write_rows.append(segment.slots[position // size] * size + position % size)
-                new_rows.append(row + position - segment.start)
+        segments, size = list(segments), cache.shape.block_size
+        write_rows, new_rows, num_rows = _new_keys(segments, new_from, size)
+        written, new = upload((write_rows, [] if len(new_rows) == num_rows else new_rows), cache.shape.device)
+        plan = cls(cache, written, None if len(new_rows) == num_rows else new, decodes=[], prefills=[])
+        if cache.shape.varlen is not None:
+            plan.ragged = RaggedRows.build(cache.shape.varlen, segments, size, cache.shape.device)
+            return plan
+        decodes, row = [], 0
+        for segment in segments:
             if segment.end - segment.start == 1:
                 decodes.append((row, segment))
             elif is_deterministic:
-                groups.extend(DecodeGroup.within(row + part.start - segment.start, part, keys, cache) for keys, part in _by_bucket(segment))
+                for keys, part in _by_bucket(segment):
+                    plan.decodes.append(DecodeGroup.within(row + part.start - segment.start, part, keys, cache))
             else:
                 table = torch.tensor([segment.slots[: -(-segment.end // size)]], device=cache.shape.device)
-                prefills.append((row, segment, table))
+                plan.prefills.append((row, segment, table))
             row += segment.end - segment.start
         if is_deterministic:
-            groups.extend(DecodeGroup.build(members, cache, keys) for keys, members in _in_buckets(decodes))
+            plan.decodes.extend(DecodeGroup.build(members, cache, keys) for keys, members in _in_buckets(decodes))
         else:
-            groups = [DecodeGroup.build(members, cache) for members in _by_length(decodes, size)]
-        device = cache.shape.device
-        return cls(
-            cache=cache,
-            write_rows=torch.tensor(write_rows, dtype=torch.long, device=device),
-            new_rows=None if len(new_rows) == row else torch.tensor(new_rows, dtype=torch.long, device=device),
-            decodes=groups,
-            prefills=prefills,
-        )
+            plan.decodes.extend(DecodeGroup.build(members, cache) for members in _by_length(decodes, size))
+        return plan
 
     def prefill_mask(self, index: int, window: int) -> Tensor | None:
         """(new tokens, keys) of one prefill segment; None where plain causal masking says the same."""
@@ -186,6 +184,17 @@ class AttentionPlan:
             mask = torch.zeros(seen.shape, dtype=self.cache.shape.dtype, device=seen.device).masked_fill_(~seen, float("-inf"))
             self._stacked[key] = mask.repeat_interleave(group, dim=0)
         return self._stacked[key]
+
+
+def _new_keys(segments: list[Segment], new_from: Iterable[int], size: int) -> tuple[list[int], list[int], int]:
+    """Rows of the cache for the step's new keys, the rows of the batch where they stand, and how many rows the batch has."""
+    write_rows, new_rows, row = [], [], 0
+    for segment, first_new in zip(segments, new_from, strict=True):
+        for position in range(max(segment.start, first_new), segment.end):
+            write_rows.append(segment.slots[position // size] * size + position % size)
+            new_rows.append(row + position - segment.start)
+        row += segment.end - segment.start
+    return write_rows, new_rows, row
 
 
 def _by_length(decodes: list[tuple[int, Segment]], block_size: int) -> list[list[tuple[int, Segment]]]:
@@ -253,6 +262,9 @@ def block_attention(
 
 def attend(step: AttentionPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None = None) -> Tensor:
     """Attend over the blocks, whose keys are written. `queries` and the result: (tokens, heads, head_dim)."""
+    if step.ragged is not None:
+        assert softcap is None, "no kernel was chosen for a family with a soft-cap"
+        return step.ragged.attend(step.cache, layer, queries, scale, window)
     if step.is_one_group:
         return _decode(step.cache, step.decodes[0], layer, queries, scale, window, softcap)
     out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)

@@ -12,15 +12,19 @@ from polyhead.heads.spec import ModelSpec
 from polyhead.server.engine import attention
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
+from polyhead.server.engine.dense import dense_kit
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.fast import fast_trunk
+from polyhead.server.engine.fast import FastTrunk, fast_trunk
+from polyhead.server.engine.graphs import step_graphs
 from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
 from polyhead.server.engine.int8 import INT8, INT8_TILED
+from polyhead.server.engine.int8_matrix import int8_matrix_kit
 from polyhead.server.engine.linears import FLOAT32, TILED, Kit
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
 from polyhead.server.engine.trunk import TrunkRunner
+from polyhead.server.engine.varlen_probe import working_varlen
 
 HEAD_BLOCKS_PER_BLOCK = 3  # head blocks in the pool for each trunk block: the sampling head's, and room for those that score
 
@@ -36,6 +40,7 @@ class EngineConfig:
     is_trunk_int8: bool = False  # how the weights are held; both need our own layers
     is_head_int8: bool = False
     is_deterministic: bool = False  # results do not depend on neighbours, chunks or cache hits, bit for bit; needs our own layers
+    has_graphs: bool = True  # CUDA graphs of decode steps, where attention can be recorded (graphs.py)
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
     tap_layer: int = -1  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
@@ -49,34 +54,49 @@ def build_engine(
 
     Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`.
     """
-    spec = trunk.spec
     shape = cache_shape(trunk, config.block_size)
-    head_shape = replace(shape, dtype=head_dtype or shape.dtype)
-    num_blocks = num_blocks_for(spec, config, shape, head_shape)
-    max_context = min(config.max_context, spec.context_length)
-    floor = -(-max_context // config.block_size) + 1
-    if num_blocks < 2 * floor + 2:
-        raise InvalidArgument(
-            f"the cache holds {num_blocks * config.block_size} tokens, too few for two texts of {max_context}\n"
-            "hint: raise --cache-bytes or lower --max-context",
-            field="cache_bytes",
-        )
+    num_blocks_for(trunk.spec, config, shape, replace(shape, dtype=head_dtype or shape.dtype))  # before the weights are taken
     set_attention(trunk, attention.NAME)
-    tap_layer = chosen_tap_layer(spec, config.tap_layer)
-    cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
-    layers = fast_trunk(trunk, max_context, kit_for(config.is_trunk_int8, config)) if config.is_fast else None
+    max_context = min(config.max_context, trunk.spec.context_length)
+    layers = fast_trunk(trunk, max_context, kit_for(config.is_trunk_int8, config, shape)) if config.is_fast else None
     if layers is None:
         _check_plain(config)
-    trunk_runner = TrunkRunner(layers or trunk, cache, tap_layer, is_deterministic=config.is_deterministic)
+    return assemble(layers or trunk, shape, config, eos_ids, head_dtype)
+
+
+def assemble(
+    trunk: TrunkModule | FastTrunk,
+    shape: CacheShape,
+    config: EngineConfig,
+    eos_ids: frozenset[int],
+    head_dtype: torch.dtype | None = None,
+) -> Engine:
+    """An engine around the layers that will run. `shape` is the trunk's."""
+    spec = trunk.spec
+    head_shape = replace(shape, dtype=head_dtype or shape.dtype)
+    if head_shape != shape:
+        head_shape = replace(head_shape, varlen=working_varlen(head_shape) if shape.varlen else None)
+    num_blocks = num_blocks_for(spec, config, shape, head_shape)
+    floor = _scoring_floor(spec, config)
+    tap_layer = chosen_tap_layer(spec, config.tap_layer)
+    cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
     head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
+    max_tokens = min(config.max_context, spec.context_length) + config.block_size
+    can_record = config.has_graphs and isinstance(trunk, FastTrunk)
+    graphs, head_graphs = (step_graphs(each, max_tokens) if can_record else None for each in (cache.kv, head_cache))
+    trunk_runner = TrunkRunner(trunk, cache, tap_layer, is_deterministic=config.is_deterministic, graphs=graphs)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
-    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config))
+    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config, head_shape), head_graphs)
     return Engine(trunk_runner, heads, tree, scheduler, config.queue, config.num_threads)
 
 
-def kit_for(is_int8: bool, config: EngineConfig) -> Kit:
-    """How weights are held."""
+def kit_for(is_int8: bool, config: EngineConfig, shape: CacheShape) -> Kit:
+    """How weights are held. Packing, fbgemm's int8 and products bit for bit alike are known in float32 on the CPU alone."""
+    if shape.device.type != "cpu" or shape.dtype != torch.float32:
+        if config.is_deterministic:
+            raise FailedPrecondition("bit for bit the same needs float32 or int8 on the CPU", field="deterministic")
+        return int8_matrix_kit(shape.dtype) if is_int8 else dense_kit(shape.dtype)
     if config.is_deterministic:
         return INT8_TILED if is_int8 else TILED
     return INT8 if is_int8 else FLOAT32
@@ -88,19 +108,31 @@ def _check_plain(config: EngineConfig) -> None:
     for field_name, is_asked in asked:
         if is_asked:
             raise FailedPrecondition(
-                f"{field_name} as asked for needs our own layers, which serve llama, mistral, qwen2 and qwen3 on the CPU\n"
+                f"{field_name} as asked for needs our own layers, which serve llama, mistral, qwen2 and qwen3\n"
                 "hint: leave out --layers plain; for another family serve in float32 or bfloat16",
                 field=field_name,
             )
 
 
 def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> int:
-    """How many trunk blocks `cache_bytes` pays for, each with its share of head blocks."""
+    """How many trunk blocks `cache_bytes` pays for, each with its share of head blocks. InvalidArgument if that is too few."""
     num_states = 2 if chosen_tap_layer(spec, config.tap_layer) else 1  # kept of each token
     state_bytes = config.block_size * spec.d_model * shape.dtype.itemsize
     block_bytes = shape.kv_bytes(spec.split_layer) + num_states * state_bytes
     head_block_bytes = head_shape.kv_bytes(spec.num_head_layers)
-    return config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
+    num_blocks = config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
+    if num_blocks < 2 * _scoring_floor(spec, config) + 2:
+        raise InvalidArgument(
+            f"the cache holds {num_blocks * config.block_size} tokens, too few for two texts of "
+            f"{min(config.max_context, spec.context_length)}\nhint: raise --cache-bytes or lower --max-context",
+            field="cache_bytes",
+        )
+    return num_blocks
+
+
+def _scoring_floor(spec: ModelSpec, config: EngineConfig) -> int:
+    """Blocks of the longest text, and one."""
+    return -(-min(config.max_context, spec.context_length) // config.block_size) + 1
 
 
 def chosen_tap_layer(spec: ModelSpec, asked: int) -> int:
@@ -130,4 +162,6 @@ def cache_shape(trunk: TrunkModule, block_size: int) -> CacheShape:
     if len(seen) != 1:
         raise FailedPrecondition(f"the layers differ in the number or size of their key heads, which one cache cannot hold: {sorted(seen)}")
     num_kv_heads, head_dim = seen.pop()
-    return CacheShape(num_kv_heads, head_dim, block_size, weight.dtype, weight.device)
+    shape = CacheShape(num_kv_heads, head_dim, block_size, weight.dtype, weight.device)
+    has_softcap = any(call.softcap is not None for call in calls)
+    return shape if has_softcap else replace(shape, varlen=working_varlen(shape))

@@ -9,9 +9,13 @@ from __future__ import annotations
 import math
 import mmap
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
+
+if TYPE_CHECKING:
+    from polyhead.server.engine.varlen import Varlen
 
 
 @dataclass(frozen=True, slots=True)
@@ -23,6 +27,7 @@ class CacheShape:
     block_size: int
     dtype: torch.dtype
     device: torch.device
+    varlen: Varlen | None = None  # attends to these keys in one call a layer; None: as attention.py does
 
     def kv_bytes(self, num_layers: int) -> int:
         """Bytes of one block's keys and values."""

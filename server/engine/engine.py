@@ -165,8 +165,13 @@ class Engine:
         return dict(collections.Counter(name for lease in leases for name in {head.name for head in lease.heads.values()}))
 
     def drop_head(self, digest: str) -> None:
-        """A head is no longer in memory: forget what it computed for cached text."""
-        self._post(lambda: self.tree.forget_digest(digest))
+        """A head is no longer in memory: forget what it computed for cached text, and its recorded steps."""
+
+        def forget() -> None:
+            self.tree.forget_digest(digest)
+            self.heads.forget(digest)
+
+        self._post(forget)
 
     def warm_up(self, head: ServedHead) -> None:
         """Run a head once on a canary text, on the caller's thread beside the engine. Raises DataLoss if its output is not finite."""

@@ -25,6 +25,7 @@ from polyhead.server.engine.attention import AttentionPlan, LayerCall, attend, l
 from polyhead.server.engine.linears import Gated, Kit, Linear
 
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
+DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})
 
 
 @dataclass(frozen=True, slots=True)
@@ -62,7 +63,7 @@ class FastLayer:
     def num_bytes(self) -> int:
         norms = [norm for norm in (self.norm, self.mlp_norm, self.query_norm, self.key_norm) if norm]
         linears: tuple[Linear | Gated, ...] = (self.qkv, self.out, self.gated, self.down)
-        return sum(norm.weight.numel() * 4 for norm in norms) + sum(each.num_bytes for each in linears)
+        return sum(norm.weight.nbytes for norm in norms) + sum(each.num_bytes for each in linears)
 
     def forward(self, x_TD: Tensor, turns: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
         """(T, D) in, (T, D) out; with `rows`, only those rows out. `turns` (T, 1, head_dim / 2), complex: each position's rotation."""
@@ -101,7 +102,7 @@ class FastLayer:
             queries.copy_(self.query_norm(queries))
             keys = turned[:, self.num_heads :]
             keys.copy_(self.key_norm(keys))
-        torch.view_as_complex(turned.view(num_tokens, num_turned, -1, 2)).mul_(turns)
+        _turn(turned.view(num_tokens, num_turned, -1, 2), turns)
         plan.write(self.index, qkv[:, self.num_heads :].view(num_tokens, 2, self.num_kv_heads, self.head_dim))
         return queries
 
@@ -121,7 +122,7 @@ class FastTrunk:
         self.embedding = trunk.embedding
         self.tied_output = kit.unpacked(self.embedding.detach()) if self.spec.tied else None  # a tied head's, and so held once
         self.layers = layers
-        self.turns = turns  # (max_context, head_dim / 2), complex; heads share it
+        self.turns = {torch.float32: turns}  # (max_context, head_dim / 2), complex, by the dtype they are rounded to; heads share them
         self.tap_layer = 0  # what enters it is kept; 0: nothing
 
     @property
@@ -130,10 +131,17 @@ class FastTrunk:
         held = sum(layer.num_bytes for layer in self.layers) + (self.tied_output.num_bytes if self.tied_output else 0)
         return held + self.embedding.numel() * self.embedding.element_size()
 
+    def turns_at(self, dtype: torch.dtype) -> Tensor:
+        """The rotations with sines and cosines rounded to `dtype`, as the families' own modules round them."""
+        if dtype not in self.turns:
+            rounded = torch.view_as_real(self.turns[torch.float32]).to(dtype).float()
+            self.turns[dtype] = torch.view_as_complex(rounded)
+        return self.turns[dtype]
+
     def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, step: AttentionPlan) -> Tensor:
         """(1, T, d_model)."""
         x_TD = embedding(input_ids_1T[0], self.embedding)
-        turns = self.turns.index_select(0, position_ids_1T[0])[:, None]
+        turns = self.turns_at(x_TD.dtype).index_select(0, position_ids_1T[0])[:, None]
         for index, layer in enumerate(self.layers):
             if index and index == self.tap_layer:
                 step.keep_tap(x_TD)
@@ -148,9 +156,9 @@ class FastHead:
         self.spec, self.output, self.dtype = head.spec, head.output, head.dtype
         self.layers = layers
         self.norm = norm
-        self._turns = trunk.turns
+        self._turns = trunk.turns_at(head.dtype)
         self._project, output_bytes = _projection(head, trunk, kit)
-        self.num_bytes = sum(layer.num_bytes for layer in layers) + norm.weight.numel() * 4 + output_bytes  # what nobody shares
+        self.num_bytes = sum(layer.num_bytes for layer in layers) + norm.weight.nbytes + output_bytes  # what nobody shares
 
     def __call__(
         self,
@@ -218,7 +226,7 @@ def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
     layers, weight = getattr(base, spec.layers), next(base.parameters())
     if any(call.softcap is not None or call.head_dim % 2 for call in calls):
         return False
-    if weight.device.type != "cpu" or weight.dtype != torch.float32 or {type(layer).__name__ for layer in layers} - LAYERS:
+    if weight.dtype not in DTYPES or {type(layer).__name__ for layer in layers} - LAYERS:
         return False
     acts = {type(layer.mlp.act_fn).__name__ for layer in layers}
     return acts <= {"SiLU", "SiLUActivation"}
@@ -238,9 +246,18 @@ def take_layers(
 
 def rotations(base: Any, max_context: int) -> Tensor:
     """(max_context, head_dim / 2), complex: cos + i sin of each position and pair, from the family's own rotary embedding."""
-    cos, sin = base.rotary_emb(torch.zeros(1, 1, 1), torch.arange(max_context)[None])
+    device = next(base.rotary_emb.buffers()).device
+    cos, sin = base.rotary_emb(torch.zeros(1, 1, 1, device=device), torch.arange(max_context, device=device)[None])
     half = cos.shape[-1] // 2
     return torch.complex(cos[0, :, :half].contiguous(), sin[0, :, :half].contiguous())
+
+
+def _turn(pairs: Tensor, turns: Tensor) -> None:
+    """Rotate (T, heads, head_dim / 2, 2) in place, in float32 whatever the dtype."""
+    if pairs.dtype == torch.float32:
+        torch.view_as_complex(pairs).mul_(turns)
+    else:
+        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(turns)))
 
 
 def _norm(module: Any) -> Norm:
@@ -285,7 +302,7 @@ def _projection(head: HeadModule, trunk: FastTrunk, kit: Kit) -> tuple[Callable[
     """(rows, d_model) -> (rows, vocab) or (rows,), and the bytes it takes: a tied output is the trunk's own."""
     if head.score is not None:
         score = head.score.weight.detach().clone()
-        return lambda x_RD: kit.by_rows(lambda rows: linear(rows, score), x_RD)[:, 0], score.numel() * 4
+        return lambda x_RD: kit.by_rows(lambda rows: linear(rows, score), x_RD)[:, 0], score.nbytes
     if head.output is OutputKind.TIED:
         assert trunk.tied_output is not None
         return trunk.tied_output, 0

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
+from functools import partial
 from typing import cast
 
 import torch
@@ -17,9 +18,11 @@ from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.batch import HeadRun
 from polyhead.server.engine.cache import CacheShape, KvCache
 from polyhead.server.engine.fast import FastHead, FastLoraHead, FastTrunk, fast_head
+from polyhead.server.engine.graphs import StepGraphs
 from polyhead.server.engine.linears import Kit
 from polyhead.server.engine.live import LiveHead
 from polyhead.server.engine.trunk import TrunkRunner
+from polyhead.server.engine.upload import upload
 
 CANARY_TOKENS = 8
 
@@ -27,10 +30,11 @@ CANARY_TOKENS = 8
 class HeadRunner:
     """Layers [k, L) of any head, over the pool that all heads share."""
 
-    def __init__(self, trunk: TrunkRunner, cache: KvCache, kit: Kit) -> None:
+    def __init__(self, trunk: TrunkRunner, cache: KvCache, kit: Kit, graphs: StepGraphs | None = None) -> None:
         self.trunk = trunk
         self.cache = cache
         self.kit = kit  # of fast layers
+        self.graphs = graphs  # of decode steps
 
     def prepare(self, module: HeadModule, between: Callable[[], None] = lambda: None) -> HeadModule | FastHead:
         """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights.
@@ -53,17 +57,31 @@ class HeadRunner:
 
         The runs are the head's own or those of adapters on it: its layers see all of them once.
         """
-        states = self.trunk.cache.states.index_select(0, self._state_rows(runs))
         positions = [position for run in runs for position in range(run.start, run.end)]
+        state_rows, positions_T, wanted = upload((self._state_rows(runs), positions, _wanted_rows(runs)), self.trunk.device)
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
         plan = self._plan(segments, (run.first_new_key for run in runs))
         plan.asked = self._asked(runs)
-        inputs = states[None].to(self.cache.shape.dtype), torch.tensor([positions], device=self.trunk.device), self._wanted_rows(runs)
         adapted = _adapter_rows(runs)
+        if not adapted and isinstance(head.module, FastHead) and self.graphs is not None and self.graphs.can_run(plan):
+            return self.graphs.run(head.digest, partial(self._every_row, head.module), state_rows, positions_T, plan).float()
+        inputs = self._states(state_rows), positions_T[None], wanted
         if not adapted:
             return cast(Tensor, head.module(*inputs, step=plan)).float()
         assert head.group is not None, "a head got its group before the first adapter on it was served"
         return head.group(adapted, *inputs, step=plan).float()
+
+    def forget(self, digest: str) -> None:
+        """The head's weights are no longer in memory."""
+        if self.graphs is not None:
+            self.graphs.forget(digest)
+
+    def _every_row(self, head: FastHead, state_rows: Tensor, positions_T: Tensor, plan: AttentionPlan) -> Tensor:
+        return head(self._states(state_rows), positions_T[None], torch.arange(len(positions_T), device=positions_T.device), step=plan)
+
+    def _states(self, state_rows: Tensor) -> Tensor:
+        """(1, T, d_model), in the heads' dtype."""
+        return self.trunk.cache.states.index_select(0, state_rows)[None].to(self.cache.shape.dtype)
 
     def _asked(self, runs: list[HeadRun]) -> AttentionPlan | None:
         """The plan of the positions whose output is wanted; None if those are all. Nothing is written by it."""
@@ -76,22 +94,22 @@ class HeadRunner:
     def _plan(self, segments: list[Segment], new_from: Iterable[int]) -> AttentionPlan:
         return AttentionPlan.build(self.cache, segments, new_from, is_deterministic=self.trunk.is_deterministic)
 
-    def _state_rows(self, runs: list[HeadRun]) -> Tensor:
+    def _state_rows(self, runs: list[HeadRun]) -> list[int]:
         size = self.cache.shape.block_size
-        rows = [
+        return [
             run.reading.sequence.blocks[position // size].slot * size + position % size
             for run in runs
             for position in range(run.start, run.end)
         ]
-        return torch.tensor(rows, dtype=torch.long, device=self.trunk.device)
 
-    def _wanted_rows(self, runs: list[HeadRun]) -> Tensor:
-        rows: list[int] = []
-        offset = 0
-        for run in runs:
-            rows.extend(range(offset + run.first_row - run.start, offset + run.end - run.start))
-            offset += run.end - run.start
-        return torch.tensor(rows, dtype=torch.long, device=self.trunk.device)
+
+def _wanted_rows(runs: list[HeadRun]) -> list[int]:
+    rows: list[int] = []
+    offset = 0
+    for run in runs:
+        rows.extend(range(offset + run.first_row - run.start, offset + run.end - run.start))
+        offset += run.end - run.start
+    return rows
 
 
 def _adapter_rows(runs: list[HeadRun]) -> list[AdapterRows]:

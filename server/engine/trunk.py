@@ -16,20 +16,31 @@ from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.batch import TrunkRun
 from polyhead.server.engine.cache import TrunkCache
 from polyhead.server.engine.fast import FastTrunk
+from polyhead.server.engine.graphs import StepGraphs
 from polyhead.server.engine.sequence import Pool, Pooling
+from polyhead.server.engine.upload import upload
+
+OWNER = "trunk"  # of recorded steps
 
 
 class TrunkRunner:
     """The frozen layers [0, k) with their cache."""
 
     def __init__(
-        self, module: TrunkModule | FastTrunk, cache: TrunkCache, tap_layer: int = 0, *, is_deterministic: bool = False
+        self,
+        module: TrunkModule | FastTrunk,
+        cache: TrunkCache,
+        tap_layer: int = 0,
+        *,
+        is_deterministic: bool = False,
+        graphs: StepGraphs | None = None,
     ) -> None:
         assert (cache.taps is not None) == (tap_layer > 0), "a tap layer and room for its states go together"
         self.module = module
         self.cache = cache
         self.tap_layer = tap_layer  # 0: none
         self.is_deterministic = is_deterministic
+        self.graphs = graphs  # of decode steps
         self.device = cache.kv.shape.device
         if isinstance(module, FastTrunk):
             module.tap_layer = tap_layer
@@ -47,16 +58,26 @@ class TrunkRunner:
     @torch.inference_mode()
     def forward(self, runs: list[TrunkRun]) -> None:
         """Compute the runs' tokens, once each, as one flat row of tokens."""
-        tokens = [token for run in runs for token in run.sequence.tokens[run.start : run.end]]
-        positions = [position for run in runs for position in range(run.start, run.end)]
+        tokens, positions = upload(
+            (
+                [token for run in runs for token in run.sequence.tokens[run.start : run.end]],
+                [position for run in runs for position in range(run.start, run.end)],
+            ),
+            self.device,
+        )
         segments = [Segment([block.slot for block in run.sequence.blocks], run.start, run.end) for run in runs]
         starts = (run.start for run in runs)
         plan = AttentionPlan.build(self.cache.kv, segments, starts, is_deterministic=self.is_deterministic)
         plan.taps = self.cache.taps
-        states_TD = self.module(
-            torch.tensor([tokens], device=self.device), torch.tensor([positions], device=self.device), step=plan
-        )[0]
+        if self.graphs is not None and self.graphs.can_run(plan):
+            self.graphs.run(OWNER, self._compute, tokens, positions, plan)
+        else:
+            self._compute(tokens, positions, plan)
+
+    def _compute(self, tokens_T: Tensor, positions_T: Tensor, plan: AttentionPlan) -> Tensor:
+        states_TD: Tensor = self.module(tokens_T[None], positions_T[None], step=plan)[0]
         self.cache.states.index_copy_(0, plan.write_rows, states_TD)
+        return states_TD
 
     def states(self, slots: list[int], start: int, end: int, layer: int = 0) -> Tensor:
         """States of positions [start, end) of the text in `slots`, (end - start, d_model): boundary states, or the tap layer's."""

@@ -18,6 +18,13 @@ MAY_IMPORT = {
     "polyhead.client": {"polyhead.client", "polyhead.v1"},
     "polyhead.server": {"polyhead.server", "polyhead.server.engine", "polyhead.heads", "polyhead.v1"},
     "polyhead.server.bench": {"polyhead.server.bench", "polyhead.client", "polyhead.heads", "polyhead.server"},  # outermost
+    "polyhead.server.bench.gpu": {
+        "polyhead.server.bench.gpu",
+        "polyhead.server.bench",
+        "polyhead.server.bench.peers",
+        "polyhead.heads",
+        "polyhead.server.engine",
+    },  # one process: no client and no server
     "polyhead.server.bench.peers": {"polyhead.server", "polyhead.server.engine"},  # the engine itself is one of them
     "polyhead.server.engine": {"polyhead.server.engine", "polyhead.heads"},  # protobuf stops at the door
 }
@@ -26,6 +33,7 @@ LAZY = {
     "polyhead.client.cli_app": {
         "polyhead.server.main",  # serve
         "polyhead.server.bench.command",  # bench
+        "polyhead.server.bench.gpu.command",  # bench-gpu
         "polyhead.heads.split",
         "polyhead.heads.merge",
     },

@@ -21,15 +21,15 @@ BATCH_TEXTS = 32  # of one forward pass
 
 
 class Transformers:
-    """The unsplit model in float32."""
+    """The unsplit model."""
 
-    def __init__(self, model: str, num_threads: int) -> None:
-        torch.set_num_threads(num_threads)
+    def __init__(self, model: Any) -> None:
         transformers.utils.logging.set_verbosity_error()
-        self.model = AutoModelForCausalLM.from_pretrained(model, dtype=torch.float32).eval()
+        self.model = model.eval()
         self.model.generation_config.eos_token_id = None  # never ends: what ignoring EOS means here
-        self.score = nn.Linear(self.model.config.hidden_size, 1, bias=False)
-        self.about = {"engine": "transformers", "version": transformers.__version__, "precision": "f32"}
+        self.score = nn.Linear(model.config.hidden_size, 1, bias=False).to(model.device, model.dtype)
+        precision = {torch.float32: "f32", torch.bfloat16: "bf16"}[model.dtype]
+        self.about = {"engine": "transformers", "version": transformers.__version__, "precision": precision}
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         does: dict[str, Callable[..., Any]] = {"generate": self.generate, "generate_batch": self.generate_batch, "passes": self.passes}
@@ -41,7 +41,7 @@ class Transformers:
     @torch.inference_mode()
     def generate(self, prompts: list[list[int]], num_tokens: int, seed: int | None = None) -> list[list[int]]:
         """A static batch, padded on the left. With a seed it is sampled, the plain distribution."""
-        ids, mask = padded(prompts)
+        ids, mask = self.padded(prompts)
         options: dict[str, Any] = {"min_new_tokens": num_tokens, "max_new_tokens": num_tokens, "pad_token_id": PADDING}
         if seed is None:
             options["do_sample"] = False
@@ -78,7 +78,7 @@ class Transformers:
 
     def one_pass(self, texts: list[list[int]], reads: str, num_last: int) -> Tensor:
         """Log-probs of each text's last tokens, scalars before them, or the distribution behind it."""
-        ids, mask = padded(texts)
+        ids, mask = self.padded(texts)
         inputs = {"attention_mask": mask, "position_ids": (mask.cumsum(1) - 1).clamp(min=0), "use_cache": False}
         rows: Tensor
         if reads == "scalars":
@@ -91,6 +91,10 @@ class Transformers:
             rows = logits.gather(2, ids[:, -num_last:, None]).squeeze(-1) - logits.logsumexp(-1)  # (texts, num_last)
         return rows
 
+    def padded(self, texts: list[list[int]]) -> tuple[Tensor, Tensor]:
+        ids, mask = padded(texts)
+        return ids.to(self.model.device), mask.to(self.model.device)
+
 
 def padded(texts: list[list[int]]) -> tuple[Tensor, Tensor]:
     """(ids, mask), padded on the left."""
@@ -101,4 +105,5 @@ def padded(texts: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 
 def load(settings: dict[str, Any]) -> Transformers:
-    return Transformers(settings["model"], settings["num_threads"])
+    torch.set_num_threads(settings["num_threads"])
+    return Transformers(AutoModelForCausalLM.from_pretrained(settings["model"], dtype=torch.float32))

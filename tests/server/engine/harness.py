@@ -53,12 +53,14 @@ class Bench:
     report: SwapReport | None = None  # of the last activation
 
     @classmethod
-    def open(cls, folder: Path, split_layer: int, eos_ids: frozenset[int] = frozenset(), **config: Any) -> Bench:
+    def open(
+        cls, folder: Path, split_layer: int, eos_ids: frozenset[int] = frozenset(), dtype: torch.dtype = torch.float32, **config: Any
+    ) -> Bench:
         checkpoint = Checkpoint.open(folder)
         spec = describe(checkpoint, split_layer)
-        trunk = build_trunk(checkpoint, spec, torch.float32)
+        trunk = build_trunk(checkpoint, spec, dtype)
         engine = build_engine(trunk, EngineConfig(**{"cache_bytes": 64 << 20, "max_context": 256, **config}), eos_ids)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=torch.float32).eval()
+        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
         bench = cls(checkpoint, spec, trunk, model, engine)
         bench.activate(1, policy=bench.policy("a"), value=bench.scalar("b"))
         return bench
@@ -81,7 +83,7 @@ class Bench:
         tensors = {name: tensor.clone() for name, tensor in initial_head(self.checkpoint, self.spec, output).items()}
         change(tensors)
         self.tensors[digest] = {name: tensor.clone() for name, tensor in tensors.items()}  # fast layers take the weights over
-        module = build_head(self.spec, tensors, output, self.trunk.embedding, torch.float32)
+        module = build_head(self.spec, tensors, output, self.trunk.embedding, self.trunk.embedding.dtype)
         return LiveHead(digest, self.engine.heads.prepare(module), 0)
 
     def activate(

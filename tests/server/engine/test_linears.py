@@ -7,11 +7,21 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
+from polyhead.server.engine.dense import dense_kit
 from polyhead.server.engine.int8 import ACTIVATION_LEVELS, INT8, INT8_TILED
+from polyhead.server.engine.int8_matrix import int8_matrix_kit
 from polyhead.server.engine.linears import FLOAT32, TILED, Kit
 
-KITS = {"float32": (FLOAT32, 1e-5), "tiled": (TILED, 1e-5), "int8": (INT8, 0.03), "int8 tiled": (INT8_TILED, 0.03)}
-INVARIANT = {"tiled": TILED, "int8": INT8, "int8 tiled": INT8_TILED}
+DENSE, MATRIX = dense_kit(torch.float32), int8_matrix_kit(torch.float32)
+KITS = {
+    "float32": (FLOAT32, 1e-5),
+    "tiled": (TILED, 1e-5),
+    "dense": (DENSE, 1e-5),
+    "int8": (INT8, 0.03),
+    "int8 tiled": (INT8_TILED, 0.03),
+    "int8 matrix": (MATRIX, 0.03),
+}
+INVARIANT = {"tiled": TILED, "int8": INT8, "int8 tiled": INT8_TILED, "int8 matrix": MATRIX}
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -56,35 +66,52 @@ def test_a_row_is_the_same_in_any_company(name: str) -> None:
         assert torch.equal(product(x.flip(0)).flip(0), together)
 
 
-def test_int8_has_a_scale_per_row() -> None:
+def test_any_size_fits_the_integer_kernel() -> None:
+    """Its sizes are multiples of 8; a vocabulary need not be."""
+    weight, x = random(45, 66, seed=1), random(3, 66, seed=2)
+    assert_close(MATRIX.linear(weight, None)(x), linear(x, weight), 0.03)
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+def test_the_dtype_of_rows_comes_out(dtype: torch.dtype) -> None:
+    weight, x = random(48, 64, seed=1).to(dtype), random(5, 64, seed=2).to(dtype)
+    for kit in (dense_kit(dtype), int8_matrix_kit(dtype)):
+        for product in (kit.linear(weight, weight[:, 0].clone()), kit.gated(weight, None, weight, None), kit.unpacked(weight)):
+            assert product(x).dtype == dtype
+
+
+@pytest.mark.parametrize("kit", [INT8, MATRIX], ids=["int8", "int8 matrix"])
+def test_int8_has_a_scale_per_row(kit: Kit) -> None:
     """With one scale for the batch, a row a million times smaller than its neighbour would come out as zero."""
     weight, x = random(32, 64, seed=1), random(2, 64, seed=2)
     x[0] *= 1e6
-    found, wanted = INT8.linear(weight, None)(x), linear(x, weight)
+    found, wanted = kit.linear(weight, None)(x), linear(x, weight)
     for row in range(2):
         assert_close(found[row], wanted[row], 0.03)
-    assert not INT8.linear(weight, None)(torch.zeros(3, 64)).any()
+    assert not kit.linear(weight, None)(torch.zeros(3, 64)).any()
     assert ACTIVATION_LEVELS in (63, 127)
 
 
-def test_int8_does_not_saturate() -> None:
+@pytest.mark.parametrize("kit", [INT8, MATRIX], ids=["int8", "int8 matrix"])
+def test_int8_does_not_saturate(kit: Kit) -> None:
     """The largest sums that fit: every product of one sign."""
     ones = torch.ones(8, 512)
-    assert INT8.linear(ones, None)(ones) == pytest.approx(torch.full((8, 8), 512.0), rel=1e-5)
+    assert kit.linear(ones, None)(ones) == pytest.approx(torch.full((8, 8), 512.0), rel=1e-5)
 
 
+@pytest.mark.parametrize("kit", [INT8, MATRIX], ids=["int8", "int8 matrix"])
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_int8_shows_a_row_that_is_not_finite(bad: float) -> None:
+def test_int8_shows_a_row_that_is_not_finite(bad: float, kit: Kit) -> None:
     x = random(3, 64)
     x[1, 7] = bad
-    found = INT8.linear(random(32, 64, seed=1), None)(x)
+    found = kit.linear(random(32, 64, seed=1), None)(x)
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize(("kit", "share"), [(FLOAT32, 1.0), (INT8, 0.4)])
+@pytest.mark.parametrize(("kit", "share"), [(FLOAT32, 1.0), (DENSE, 1.0), (INT8, 0.4), (MATRIX, 0.4)])
 def test_bytes_are_known_before_the_weights_are_there(kit: Kit, share: float) -> None:
-    shapes = ((48, 64), (32, 64))
+    shapes = ((48, 64), (32, 64), (45, 66))
     held = [kit.linear(random(*shape), None) for shape in shapes]
     for linear_, shape in zip(held, shapes, strict=True):
         assert linear_.num_bytes == kit.weight_bytes(shape)

@@ -1,0 +1,19 @@
+"""Numbers of a step on their way to the device: on a GPU one copy for all of them, which nobody waits for.
+
+A tensor made there from a list costs a copy of its own, and the host stands still until the GPU has done all it was told before.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import torch
+from torch import Tensor
+
+
+def upload(lists: Sequence[Sequence[int]], device: torch.device) -> list[Tensor]:
+    """Each list as int64."""
+    if device.type == "cpu":
+        return [torch.tensor(numbers, dtype=torch.long) for numbers in lists]
+    joined = torch.tensor([number for numbers in lists for number in numbers], dtype=torch.long).pin_memory()
+    return list(torch.split(joined.to(device, non_blocking=True), [len(numbers) for numbers in lists]))

@@ -1,0 +1,65 @@
+"""Which of the kernels that may attend in one call a layer does so rightly here: each is tried on a small cache before it serves.
+
+A driver, a build of torch or a package of FlashAttention that nobody has tried must not give plausible wrong numbers.
+"""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Iterable
+from dataclasses import replace
+
+import torch
+from torch import Tensor
+
+from polyhead.server.engine.attention import AttentionPlan, Segment, attend
+from polyhead.server.engine.cache import CacheShape, KvCache
+from polyhead.server.engine.varlen import Varlen, candidates
+
+TOLERANCE = 0.02  # of the norm; roundings of bfloat16 alone make 0.004
+GROUP = 2  # query heads to a key head
+WINDOW = 20
+
+logger = logging.getLogger(__name__)
+
+
+def working_varlen(shape: CacheShape, kernels: Iterable[Varlen] | None = None) -> Varlen | None:
+    """The first kernel that agrees with attention.py's own way; None if none does, or none is known for this device."""
+    for kernel in candidates(shape.device, shape.dtype, shape.head_dim) if kernels is None else kernels:
+        kind = "paged" if kernel.is_paged else "gathered"
+        try:
+            error = _error(shape, kernel)
+        except (RuntimeError, TypeError, ValueError, NotImplementedError) as problem:
+            logger.warning("attention over %s blocks is not used: %s", kind, str(problem).splitlines()[0])
+            continue
+        if error < TOLERANCE:
+            return kernel
+        logger.warning("attention over %s blocks is not used: off by %.3g of its norm", kind, error)
+    return None
+
+
+@torch.inference_mode()
+def _error(shape: CacheShape, kernel: Varlen) -> float:
+    """The largest difference on decoding, prefilling and continued sequences, with a window and without. NaN counts as infinite."""
+    size = shape.block_size
+    ends = [(0, size + 3), (3 * size + 1, 3 * size + 2), (2 * size, 2 * size + 7), (0, 1)]
+    first = [1 + sum(-(-end // size) for _, end in ends[:index]) for index in range(len(ends))]
+    segments = [
+        Segment([slot + each for each in range(-(-end // size))], start, end) for slot, (start, end) in zip(first, ends, strict=True)
+    ]
+    cache = KvCache(replace(shape, varlen=None), 1, 1 + sum(len(segment.slots) for segment in segments))
+    generator = torch.Generator().manual_seed(0)
+    cache.layers[0].copy_(torch.randn(cache.layers[0].shape, generator=generator))
+    num_rows = sum(end - start for start, end in ends)
+    queries = torch.randn(num_rows, GROUP * shape.num_kv_heads, shape.head_dim, generator=generator).to(shape.device, shape.dtype)
+    cache.layers[0][0].zero_()
+    plain = AttentionPlan.build(cache, segments, (segment.end for segment in segments))
+    cache.shape = replace(shape, varlen=kernel)
+    ragged = AttentionPlan.build(cache, segments, (segment.end for segment in segments))
+    scale = shape.head_dim**-0.5
+    return max(_distance(attend(ragged, 0, queries, scale, window), attend(plain, 0, queries, scale, window)) for window in (0, WINDOW))
+
+
+def _distance(found: Tensor, wanted: Tensor) -> float:
+    distance = float((found - wanted).float().norm() / wanted.float().norm())
+    return float("inf") if distance != distance else distance

@@ -1,0 +1,189 @@
+"""Recorded decode steps against the same steps as they are. The recorder is played by one that computes again, on the CPU."""
+
+from __future__ import annotations
+
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from polyhead.heads.lora import LoraAdapter
+from polyhead.heads.manifest import HeadKind
+from polyhead.server.engine import build
+from polyhead.server.engine.cache import KvCache
+from polyhead.server.engine.graphs import SIZES, Recording, StepGraphs, step_graphs
+from polyhead.server.engine.live import ServedHead
+from polyhead.server.engine.sequence import OnSwap, Request, SamplingParams
+from polyhead.server.engine.varlen import Varlen
+from polyhead.server.head_loader import HeadLoader, to_file
+from tests.heads.adapters import merge_by_hand, random_adapter
+from tests.heads.models import save_tiny
+from tests.server.engine.harness import Bench, assert_agrees, scores
+from tests.server.engine.varlen_reference import varlen_reference
+
+PAGED = Varlen(varlen_reference, is_paged=True)
+DRAWN = SamplingParams(max_new_tokens=12)
+
+
+class Again:
+    """What a graph does, as slowly as it was: the same computation on the same inputs into the same output."""
+
+    def __init__(self, compute: Callable[[], Tensor]) -> None:
+        self._compute = compute
+        self.output = compute().clone()
+
+    def replay(self) -> None:
+        self.output.copy_(self._compute())
+
+
+def opened(
+    folder: Path, monkeypatch: pytest.MonkeyPatch, record: Callable[[Callable[[], Tensor]], Recording] = Again, **config: Any
+) -> Bench:
+    """An engine whose paged attention and graphs are played on the CPU."""
+    monkeypatch.setattr(build, "working_varlen", lambda shape: PAGED)
+    monkeypatch.setattr(build, "step_graphs", lambda cache, max_tokens: StepGraphs(cache, max_tokens, record))
+    return Bench.open(folder, 2, **{"max_context": 128, **config})
+
+
+def graphs_of(bench: Bench) -> tuple[StepGraphs, StepGraphs]:
+    trunk, heads = bench.engine.trunk.graphs, bench.engine.heads.graphs
+    assert trunk is not None
+    assert heads is not None
+    return trunk, heads
+
+
+def rollout(bench: Bench, lengths: tuple[int, ...] = (1, 5, 16, 40, 31)) -> list[Request]:
+    """Five streams, so that three rows are padding; they start at once and end at different steps."""
+    requests = []
+    for number, length in enumerate(lengths):
+        params = SamplingParams(max_new_tokens=12 + number)
+        requests.append(bench.sampled(bench.prompt(length, length), params=params, score=("reference", "value")))
+    bench.run(*requests)
+    return requests
+
+
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_recorded_steps_say_what_the_steps_say(family: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tokens, log-probs and scores of an engine without graphs; and the states, which taps and scores read again, are the same."""
+    save_tiny(family, tmp_path)
+    bench = opened(tmp_path, monkeypatch, tap_layer=1)
+    plain = opened(tmp_path, monkeypatch, tap_layer=1, has_graphs=False)
+    assert plain.engine.trunk.graphs is plain.engine.heads.graphs is None
+    for found, wanted in zip(rollout(bench), rollout(plain), strict=True):
+        ours, theirs = found.samples[0], wanted.samples[0]
+        assert ours.completion == theirs.completion
+        assert ours.logprobs == pytest.approx(theirs.logprobs, abs=1e-5)
+        assert_agrees(ours, bench.unsplit_logprobs([*ours.prompt, *ours.completion]))
+        for name in ("reference", "value"):
+            one, other = scores(ours)[name].result, scores(theirs)[name].result
+            found_values, wanted_values = (each.logprobs if name == "reference" else each.values for each in (one, other))
+            torch.testing.assert_close(torch.as_tensor(found_values), torch.as_tensor(wanted_values), atol=1e-4, rtol=0)
+    trunk, heads = graphs_of(bench)
+    assert trunk.num_recorded == 4, "5 streams as 8, 4 and 3 as 4, 2, 1"
+    assert min(trunk.num_replayed, heads.num_replayed) > 8, "all decode steps but those beside a prefill or another's score"
+    bench.assert_blocks_returned()
+
+
+def test_slot_0_stays_zero_and_padding_disturbs_nobody(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Padding rows write: what the first row writes, and there. Every cached number is that of an engine without graphs."""
+    bench, plain = opened(llama_folder, monkeypatch), opened(llama_folder, monkeypatch, has_graphs=False)
+    for each in (bench, plain):
+        rollout(each, lengths=(7, 9, 20))
+    for found, wanted in ((bench.engine.trunk.cache.kv, plain.engine.trunk.cache.kv), (bench.engine.heads.cache, plain.engine.heads.cache)):
+        for ours, theirs in zip(found.layers, wanted.layers, strict=True):
+            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+            assert not ours[0].any()
+    torch.testing.assert_close(bench.engine.trunk.cache.states, plain.engine.trunk.cache.states, atol=1e-5, rtol=1e-5)
+
+
+def test_what_cannot_be_recorded_runs_as_it_is(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Prefills and scores of given texts: no recording, and right."""
+    bench = opened(llama_folder, monkeypatch)
+    request = bench.given(bench.prompt(20), bench.prompt(9, 1), score=("reference",))
+    bench.run(request)
+    found = torch.as_tensor(scores(request.samples[0])["reference"].result.logprobs)
+    tokens = [*request.samples[0].prompt, *request.samples[0].completion]
+    wanted = bench.unsplit_logprobs(tokens)[19:-1].gather(1, torch.tensor(tokens[20:])[:, None])[:, 0]
+    torch.testing.assert_close(found, wanted, atol=1e-4, rtol=0)
+    assert [graphs.num_recorded for graphs in graphs_of(bench)] == [0, 0]
+
+
+def test_more_rows_than_any_size(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyhead.server.engine.graphs.SIZES", (1, 2))
+    bench = opened(llama_folder, monkeypatch)
+    requests = [bench.sampled(bench.prompt(6, seed), params=DRAWN) for seed in range(4)]
+    bench.run(*requests)
+    for request in requests:
+        assert_agrees(request.samples[0], bench.unsplit_logprobs([*request.samples[0].prompt, *request.samples[0].completion]))
+    assert graphs_of(bench)[0].num_replayed == 0
+
+
+def test_a_swap_records_the_new_head_and_forgets_the_old(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A recording holds its head's weights: it is used for no other, and goes when they are let go."""
+    bench = opened(llama_folder, monkeypatch)
+    request = bench.sampled(bench.prompt(20), params=SamplingParams(max_new_tokens=24), on_swap=OnSwap.FOLLOW)
+    bench.start(request, steps=8)
+
+    def change(tensors: dict[str, Tensor]) -> None:
+        tensors["model.norm.weight"] *= 2.0
+
+    bench.activate(2, policy=bench.policy("new", change), value=bench.scalar("b"))
+    bench.finish(request)
+    sample = request.samples[0]
+    _, heads = graphs_of(bench)
+    assert len(sample.spans) == 2
+    assert set(heads._recordings) == {"a", "new"}
+    again = bench.given(sample.prompt, sample.completion, score=("reference",))
+    bench.run(again)
+    scored = scores(again.samples[0])["reference"].result.logprobs
+    start = sample.spans[1].start
+    assert sample.logprobs[start:] == pytest.approx(list(scored[start:]), abs=1e-4)
+    bench.engine.drop_head("a")
+    bench.engine._empty_inbox()
+    assert set(heads._recordings) == {"new"}
+
+
+def test_adapters_run_as_they_are(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The trunk's steps are recorded, those of a head that an adapter changes are not."""
+    bench = opened(llama_folder, monkeypatch)
+    base = bench.engine.active.heads["policy"].live
+    loader = HeadLoader(bench.spec, bench.trunk.embedding, torch.float32, torch.device("cpu"), bench.engine.heads.prepare)
+    tensors = random_adapter(bench.spec, seed=1, targets=("q_proj", "down_proj"))
+    adapter = loader.build_adapted("adapted", loader.open(bytearray(to_file(tensors))), LoraAdapter(rank=3, alpha=1.5), base)
+    merged = bench.policy("merged", lambda own: own.update(merge_by_hand(own, tensors, 0.5)))
+    drawn = []
+    for live in (adapter, merged):
+        request = bench.sampled(bench.prompt(10), params=DRAWN)
+        request.pinned["policy"] = ServedHead("policy", 9, bench.manifest(HeadKind.POLICY, live), live)
+        bench.run(request)
+        drawn.append(request.samples[0])
+        if live is adapter:
+            trunk, heads = graphs_of(bench)
+            assert trunk.num_replayed > 8
+            assert heads.num_replayed == 0
+    assert drawn[0].completion == drawn[1].completion
+    assert drawn[0].logprobs == pytest.approx(drawn[1].logprobs, abs=1e-4)
+
+
+def test_a_recorder_that_fails_is_given_up(llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
+    """One line for the trunk and one for the heads, then everything runs as it is."""
+
+    def failing(compute: Callable[[], Tensor]) -> Recording:
+        raise RuntimeError("operation not permitted when stream is capturing\nmore")
+
+    bench = opened(llama_folder, monkeypatch, record=failing)
+    with caplog.at_level(logging.WARNING):
+        [request] = rollout(bench, (5,))
+    assert_agrees(request.samples[0], bench.unsplit_logprobs([*request.samples[0].prompt, *request.samples[0].completion]))
+    said = "CUDA graphs are not used: operation not permitted when stream is capturing"
+    assert [record.message for record in caplog.records] == [said, said]
+
+
+def test_only_a_gpu_with_paged_attention_has_graphs(llama_folder: Path) -> None:
+    cache: KvCache = Bench.open(llama_folder, 2).engine.trunk.cache.kv
+    assert step_graphs(cache, 64) is None
+    assert SIZES[-1] == 256

@@ -1,0 +1,152 @@
+"""One attention call a layer for a whole step, as CUDA does it, against the CPU's own way. The kernel is played by plain torch."""
+
+from __future__ import annotations
+
+import logging
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+from torch import Tensor
+
+from polyhead.server.engine import build
+from polyhead.server.engine.attention import AttentionPlan, Segment, attend
+from polyhead.server.engine.cache import CacheShape, KvCache
+from polyhead.server.engine.scheduler import SchedulerLimits
+from polyhead.server.engine.sequence import OnSwap, SamplingParams
+from polyhead.server.engine.varlen import Varlen, candidates
+from polyhead.server.engine.varlen_probe import working_varlen
+from tests.heads.models import save_tiny
+from tests.server.engine.harness import Bench, assert_agrees, scores
+from tests.server.engine.varlen_reference import varlen_reference
+
+BLOCK = 4
+SHAPE = CacheShape(2, 8, BLOCK, torch.float32, torch.device("cpu"))
+KERNELS = {"gathered": Varlen(varlen_reference), "paged": Varlen(varlen_reference, is_paged=True)}
+DRAWN = SamplingParams(max_new_tokens=16)
+
+
+@pytest.fixture(params=sorted(KERNELS))
+def kernel(request: pytest.FixtureRequest) -> Varlen:
+    return KERNELS[request.param]
+
+
+def caches(num_slots: int, kernel: Varlen) -> list[KvCache]:
+    """Two with the same random keys: attention's own way, and the kernel's. What nobody may see is NaN in the second."""
+    plain, ragged = (KvCache(replace(SHAPE, varlen=each), 1, num_slots) for each in (None, kernel))
+    plain.layers[0].copy_(torch.randn(plain.layers[0].shape, generator=torch.Generator().manual_seed(1)))
+    plain.layers[0][0] = 0.0
+    ragged.layers[0].copy_(plain.layers[0])
+    return [plain, ragged]
+
+
+@given(
+    st.lists(st.tuples(st.integers(0, 40), st.integers(1, 14)), min_size=1, max_size=8),
+    st.sampled_from([0, 1, 5]),
+    st.sampled_from([2, 4, 8]),
+    st.sampled_from(sorted(KERNELS)),
+    st.randoms(use_true_random=False),
+)
+def test_any_mix_of_prefill_and_decode(runs: list[tuple[int, int]], window: int, num_heads: int, name: str, order: Any) -> None:
+    """Blocks in any order, ends inside blocks, queries whose keys are cached already, one head's group or none."""
+    counts = [-(-(start + length) // BLOCK) for start, length in runs]
+    slots = list(range(1, 1 + sum(counts)))
+    order.shuffle(slots)
+    segments = []
+    for (start, length), count in zip(runs, counts, strict=True):
+        segments.append(Segment([slots.pop() for _ in range(count)], start, start + length))
+    new_from = [order.randint(segment.start, segment.end) for segment in segments]
+    generator = torch.Generator().manual_seed(2)
+    num_rows = sum(length for _, length in runs)
+    qkv = torch.randn(num_rows, num_heads + 4, 8, generator=generator)
+    found = []
+    for cache in caches(1 + sum(counts), KERNELS[name]):
+        plan = AttentionPlan.build(cache, segments, new_from)
+        plan.write(0, qkv[:, num_heads:].view(num_rows, 2, 2, 8))
+        found.append(attend(plan, 0, qkv[:, :num_heads], 0.3, window))
+    torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
+
+
+def test_what_lies_past_a_sequences_end_is_never_read(kernel: Varlen) -> None:
+    """A block's unwritten rest, and other sequences' blocks: a NaN there stays there."""
+    plain, ragged = caches(6, kernel)
+    segments = [Segment([2, 4], 3, 6), Segment([5], 0, 1)]
+    ragged.layers[0][4, 2:] = ragged.layers[0][5, 1:] = ragged.layers[0][3] = float("nan")
+    queries = torch.randn(4, 4, 8)
+    ends = [segment.end for segment in segments]
+    found, wanted = (attend(AttentionPlan.build(cache, segments, ends), 0, queries, 0.3, 0) for cache in (ragged, plain))
+    torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
+
+
+def test_nothing_asked_for_needs_no_call(kernel: Varlen) -> None:
+    cache = caches(2, kernel)[1]
+    assert attend(AttentionPlan.build(cache, [], []), 0, torch.empty(0, 4, 8), 0.3, 0).shape == (0, 4, 8)
+
+
+@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
+@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+def test_the_engine_on_one_call_a_layer(
+    family: str, is_fast: bool, kernel: Varlen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Mixed lengths, windows, chunks, scoring from cached states, rules, and a swap that running samples follow."""
+    monkeypatch.setattr(build, "working_varlen", lambda shape: kernel)
+    save_tiny(family, tmp_path)
+    bench = Bench.open(tmp_path, 2, max_context=128, scheduler=SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1), is_fast=is_fast)
+    assert bench.engine.trunk.cache.kv.shape.varlen is bench.engine.heads.cache.shape.varlen is kernel
+    rules = {"x": (10, 11, 12), "y": (10, 11, 20, 21)}
+    requests = [
+        bench.sampled(bench.prompt(length, length), params=DRAWN, score=("reference", "value", "rule"), rules=rules)
+        for length in (1, 5, 16, 40)
+    ]
+    following = bench.sampled(bench.prompt(30, 9), params=DRAWN, on_swap=OnSwap.FOLLOW)
+    bench.start(*requests, following, steps=12)
+    bench.activate(2, policy=bench.policy("new"), value=bench.scalar("b"))
+    bench.finish(*requests, following)
+    for request in (*requests, following):
+        sample = request.samples[0]
+        assert_agrees(sample, bench.unsplit_logprobs([*sample.prompt, *sample.completion]))
+    answers = {answer.rule_id: answer for answer in scores(requests[3].samples[0])["rule"].result}
+    sample = requests[3].samples[0]
+    for rule_id, suffix in rules.items():
+        last = bench.unsplit_logprobs([*sample.prompt, *sample.completion, *suffix])[-1].exp()
+        assert answers[rule_id].answer_mass == pytest.approx(float(last[3] + last[4]), abs=1e-5)
+    assert len(following.samples[0].spans) == 2
+    bench.assert_blocks_returned()
+
+
+def test_a_softcap_keeps_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(build, "working_varlen", lambda shape: KERNELS["gathered"])
+    save_tiny("gemma2", tmp_path)
+    bench = Bench.open(tmp_path, 2, max_context=128)
+    assert bench.engine.trunk.cache.kv.shape.varlen is None
+    assert bench.engine.heads.cache.shape.varlen is None
+
+
+def test_a_kernel_is_tried_before_it_serves(kernel: Varlen, caplog: pytest.LogCaptureFixture) -> None:
+    """One that forgets the window, one that fails, one that gives NaN: each is passed by, with a line that says why."""
+
+    def without_window(*inputs: Any, window_size: tuple[int, int], **others: Any) -> Tensor:
+        return varlen_reference(*inputs, window_size=(-1, 0), **others)
+
+    def failing(*inputs: Any, **others: Any) -> Tensor:
+        raise RuntimeError("no kernel image is available\nfor this device")
+
+    def nan(*inputs: Any, **others: Any) -> Tensor:
+        return torch.full_like(inputs[0], float("nan"))
+
+    shape = CacheShape(2, 8, 16, torch.bfloat16, torch.device("cpu"))
+    broken = [Varlen(without_window, kernel.is_paged), Varlen(failing), Varlen(nan)]
+    with caplog.at_level(logging.WARNING):
+        assert working_varlen(shape, [*broken, kernel]) is kernel
+        assert working_varlen(shape, broken) is None
+    assert len(caplog.records) == 6
+    assert "no kernel image" in caplog.text
+
+
+def test_the_cpu_keeps_its_own_way() -> None:
+    assert list(candidates(torch.device("cpu"), torch.bfloat16, 64)) == []
+    assert working_varlen(SHAPE) is None
