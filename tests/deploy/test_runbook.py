@@ -18,6 +18,7 @@ from polyhead.client.cli_app import build_app
 from polyhead.client.local import LocalServer
 from polyhead.server.auth import load_tokens
 from polyhead.server.config import OTHER_VARIABLES, ServeConfig
+from tests.deploy import settings_table
 from tests.deploy.conftest import DEPLOY, Exported, scrape
 from tests.deploy.metrics_table import README, shown, table
 from tests.deploy.test_monitoring import ALERTS
@@ -105,6 +106,10 @@ def test_the_tokens_file_it_shows_is_read(tmp_path: Path) -> None:
 
 def test_the_table_of_metrics_is_what_a_server_exports(exported: Exported) -> None:
     assert shown() == table(exported), "python -m tests.deploy.metrics_table, then commit"
+
+
+def test_the_table_of_settings_is_the_configurations() -> None:
+    assert settings_table.shown() == settings_table.table(), "python -m tests.deploy.settings_table, then commit"
 
 
 @pytest.fixture
