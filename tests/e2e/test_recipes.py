@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from polyhead.client import Arm, AsyncClient, Client, Reward, Sample, ScoredItem
 from polyhead.client.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from polyhead.client.local import LocalServer
 from polyhead.v1 import generation_pb2_grpc
-from tests.e2e.support import WIDTH, assert_blocks_returned, constant_policy, eventually, serving, wait_until_running
+from tests.e2e.support import MODEL_WORK, WIDTH, assert_blocks_returned, constant_policy, eventually, serving, wait_until_running
 from tests.e2e.tiny import EOS, VOCABULARY
 
 RULES = ["no-insults", "stay-on-topic", "no-threats"]
@@ -30,6 +30,7 @@ RECIPES = {
     "fixed": "form: rerank\nparts:\n  preference: {read: preference, head: preference}\n  rules: {read: rules, head: rule}\n"
     "alpha: 0.5\naverage: 0.25\n",
     "finished": "form: sum\nparts:\n  preference: {read: preference, head: strict, coefficient: 1.0}\n",
+    "ghostly": "form: sum\nparts:\n  preference: {read: preference, head: ghost, coefficient: 1.0}\n",
     "k3": "form: sum\nparts:\n  tokens: {read: tokens, coefficient: 0.5}\n"
     "kl: {reference: reference, policy: policy, coefficient: 0.25, estimator: k3}\n",
 }
@@ -430,9 +431,37 @@ def test_a_head_that_does_not_fit_is_refused(client: Client) -> None:
 def test_a_recipe_whose_head_is_gone_or_of_another_kind_says_so(client: Client) -> None:
     active = client.status().active
     client.activate({"harmless": client.copy_head("policy@1", "harmless", kind="policy")})
-    with pytest.raises(FailedPrecondition, match="mixed@1 reads harmless as a preference head; it is a policy head"):
+    with pytest.raises(FailedPrecondition, match="mixed@1 reads harmless as a preference head; it is a policy head") as caught:
         client.generate(["x"], recipe="mixed")
+    assert caught.value.field == "score.recipe"
     client.activate({"harmless": active["harmless"]})
+
+
+def test_a_recipe_whose_head_was_never_there_is_refused_before_work(client: Client) -> None:
+    """In every shape of call; a stored version serves it when it is named, and an active one until it is rolled back."""
+    calls: list[Callable[[], Any]] = [
+        lambda: client.generate(["x"], recipe="ghostly"),
+        lambda: client.generate(["x"], n=4, best=1, recipe="ghostly"),
+        lambda: list(client.stream("x", recipe="ghostly")),
+        lambda: client.score([("x", "y")], recipe="ghostly"),
+    ]
+
+    def assert_refused() -> None:
+        before = [client.status().counters[counter] for counter in MODEL_WORK]
+        for run in calls:
+            with pytest.raises(FailedPrecondition, match=r"ghostly@1 reads a head that is not there: .*'ghost'\nhint: activate") as caught:
+                run()
+            assert caught.value.field == "score.recipe"
+        assert [client.status().counters[counter] for counter in MODEL_WORK] == before
+
+    assert_refused()
+    version = client.copy_head("preference", "ghost")
+    assert_refused()
+    reward = reward_of(client.generate(["x"], score=[f"ghost@{version}"], recipe="ghostly", **DRAW)[0]).reward
+    client.activate({"ghost": version})
+    assert reward_of(client.generate(["x"], recipe="ghostly", **DRAW)[0]).reward == reward
+    client.rollback()
+    assert_refused()
 
 
 def test_the_heads_that_a_recipe_adds_count(client: Client) -> None:
