@@ -19,6 +19,8 @@ heads_app = typer.Typer(help="Versions of heads and the active set.", no_args_is
 
 _Ref = Annotated[str, typer.Argument(help="policy@7; policy alone means the active version.")]
 _Store = Annotated[Path | None, typer.Option(help="Work on the store of a stopped server in this folder.")]
+_KIND_HELP = "policy, preference, rule or value. Default: as the folder says, else as the base or the name's active version."
+_TO_HELP = "The generation to equal. Default: the one before; with --store it must be given, and 0 empties the active set."
 _Note = Annotated[str, typer.Option(help="Why; kept in the history.")]
 _Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless this generation is the active one.")]
 
@@ -43,7 +45,7 @@ def push_command(
     session: Session,
     name: Annotated[str, typer.Argument(help="The head's name.")],
     folder: Annotated[Path, typer.Argument(help="A head folder, or one that save_pretrained wrote, a PEFT adapter's, too.")],
-    kind: Annotated[str | None, typer.Option(help="policy, preference, rule or value.")] = None,
+    kind: Annotated[str | None, typer.Option(help=_KIND_HELP)] = None,
     base: Annotated[
         str, typer.Option(help="The version it was made from, policy@3: only tensors that differ are sent. An adapter runs on it.")
     ] = "",
@@ -80,7 +82,7 @@ def copy_command(
     session: Session,
     source: _Ref,
     target: Annotated[str, typer.Argument(help="Name of the new version.")],
-    kind: Annotated[str | None, typer.Option(help="Another kind with the same output.")] = None,
+    kind: Annotated[str | None, typer.Option(help="Another kind with the same output: policy and rule, or preference and value.")] = None,
     bias: Annotated[float | None, typer.Option(help="Another bias.")] = None,
 ) -> None:
     """A new version without bytes: reference from policy@7, value from preference, a new bias."""
@@ -124,18 +126,20 @@ def activate_command(
 @connected
 def rollback_command(
     session: Session,
-    to: Annotated[int | None, typer.Option(help="The generation to equal; default: the one before.")] = None,
+    to: Annotated[int | None, typer.Option(help=_TO_HELP)] = None,
     expected: _Expected = None,
     store: _Store = None,
 ) -> None:
     """Make a new generation equal to an earlier one."""
+    if store and expected is not None:
+        raise InvalidArgument("--expected goes with a running server, not with --store", field="expected")
     generation = cli_store.rollback(store, to) if store else session.client.rollback(to, expected_generation=expected)
     session.show(generation, _line(generation))
 
 
 @heads_app.command("delete")
 @connected
-def delete_command(session: Session, ref: _Ref, store: _Store = None) -> None:
+def delete_command(session: Session, ref: Annotated[str, typer.Argument(help="policy@7.")], store: _Store = None) -> None:
     """Forget a version that is neither active nor labelled."""
     if store:
         cli_store.delete(store, *_split(ref))
@@ -155,7 +159,7 @@ def watch_command(session: Session, after: Annotated[int, typer.Option(help="Sta
 @heads_app.command("history")
 @connected
 def history_command(
-    session: Session, limit: Annotated[int, typer.Option(help="Most rows.")] = 20, store: _Store = None
+    session: Session, limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 20, store: _Store = None
 ) -> None:
     """The history of the active set, newest first."""
     generations = cli_store.history(store, limit) if store else session.client.generations(limit)
@@ -197,7 +201,7 @@ def _split(ref: str) -> tuple[str, int]:
     name, _, version = ref.partition("@")
     if not version.isascii() or not version.isdigit():
         raise InvalidArgument(
-            f"activate needs a version: {ref!r}\nhint: write {name}@7; see polyhead heads list {name}", field="refs"
+            f"a version is needed: {ref!r}\nhint: write {name}@7; see polyhead heads list {name}", field="refs"
         )
     return name, int(version)
 

@@ -7,6 +7,7 @@ import functools
 import inspect
 import json
 import math
+import os
 import sys
 from collections.abc import Callable
 from pathlib import Path
@@ -16,12 +17,14 @@ import numpy as np
 import typer
 from rich.console import Console
 from rich.table import Table
+from rich.text import Text
 
 from polyhead.client.client import Client
 from polyhead.client.errors import InvalidArgument, PolyheadError
 
 __all__ = ["Session", "connected", "fail", "human_bytes", "readable_errors", "table"]
 
+_PIPE_COLUMNS = 1000  # where nobody looks, names are not cut off
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "server": (
         Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the server.")],
@@ -46,12 +49,15 @@ class Session:
     client: Client
     as_json: bool
 
-    def show(self, answer: Any, text: Any) -> None:
-        """`answer` as JSON with --json, otherwise `text` (a str, or anything that rich prints)."""
+    def show(self, answer: Any, *texts: Any) -> None:
+        """`answer` as JSON with --json, otherwise `texts` (anything that rich prints). Only tables are fitted to a terminal."""
         if self.as_json:
             typer.echo(json.dumps(answer, default=_plain))
-        else:
-            Console(soft_wrap=isinstance(text, str), markup=False, highlight=False, emoji=False).print(text)
+            return
+        width = None if sys.stdout.isatty() or "COLUMNS" in os.environ else _PIPE_COLUMNS
+        console = Console(width=width, markup=False, highlight=False, emoji=False)
+        for text in texts:
+            console.print(text, soft_wrap=isinstance(text, (str, Text)))  # a command to copy stays on one line
 
 
 def connected(command: Callable[..., None]) -> Callable[..., None]:

@@ -35,8 +35,8 @@ def status_command(session: Session) -> None:
     generations = session.client.generations(_NUM_GENERATIONS)
     answer = {"status": status, "model": trunk.model, "trunk_id": trunk.trunk_id, "generations": generations}
     parts: list[Table | Text] = [_overview(status, trunk), Text(), _names(status), Text(), _heads(status), Text(), _history(generations)]
-    damage = [Text(f"DAMAGED: {status.damage}", style="bold red"), Text()] if status.damage else []
-    session.show(answer, Group(*damage, *parts))
+    damage = [Text(f"DAMAGED: {status.damage}\n", style="bold red")] if status.damage else []
+    session.show(answer, *damage, Group(*parts))
 
 
 def _overview(status: Status, trunk: TrunkInfo) -> Table:

@@ -43,11 +43,13 @@ def plan_fit(
     name: str, prompts: Sequence[Prompt], layer: int, pooling: str | None, shrinkage: float | None, request_id: str
 ) -> FitUpload:
     """Raises TypeError or InvalidArgument, naming the argument."""
+    listed = [prompt_message(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompt_list(prompts))]
     header = trunk_pb2.FitOodHeader(
         name=name,
         layer=layer_number(layer),
         pooling=cast(Any, enum_number(trunk_pb2.Pooling, pooling, "pooling")),
         shrinkage=shrinkage,
         request_id=request_id or new_request_id(),
+        num_prompts=len(listed),
     )
-    return FitUpload(header, [prompt_message(prompt, f"prompts[{i}]") for i, prompt in enumerate(prompt_list(prompts))])
+    return FitUpload(header, listed)

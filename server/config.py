@@ -35,53 +35,59 @@ RuleFiles = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
 
 
 class ServeConfig(BaseSettings):
-    """Frozen; an unknown key is an error. Sizes are in bytes, times in seconds."""
+    """Frozen; an unknown key is an error. Sizes are in bytes, times in seconds. The descriptions are the table in deploy/README.md."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", protected_namespaces=())
 
-    model: str = ""  # a folder, a hub name, or empty: the embedded SmolLM2
-    split_layer: int = Field(0, ge=0)  # 0: round(0.8 * number of layers)
-    tap_layer: int = Field(-1, ge=-1)  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
-    store: Path | None = None  # None: a folder named after the model under the user's state folder
-    trunk_dtype: Dtype = "float32"
-    head_dtype: Dtype = "float32"
-    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$")
-    layers: Literal["fast", "plain"] = "fast"  # fast: our own for llama-like families; plain: transformers'
-    deterministic: bool = False  # bit for bit the same whatever the neighbours, chunks and cache hits
-    cuda_graphs: bool = True  # decode steps are recorded and launched as one, on a GPU with FlashAttention 3
-    threads: int = Field(0, ge=0)  # of the engine's matrix products; 0: as torch finds
+    model: str = Field("", description="Model folder or hub name; empty: the embedded SmolLM2-135M")
+    split_layer: int = Field(0, ge=0, description="Layers in the trunk; 0: round(0.8 * number of layers)")
+    tap_layer: int = Field(
+        -1, ge=-1, description="Layer inside the trunk whose states are kept, too, for OOD scores; 0: none, -1: the model's middle"
+    )
+    store: Path | None = Field(None, description="Folder of the heads; empty: named after the model, under the user's state folder")
+    trunk_dtype: Dtype = Field("float32", description="Precision of the trunk: float32, bfloat16 or int8")
+    head_dtype: Dtype = Field("float32", description="Precision of the heads: float32, bfloat16 or int8")
+    device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")
+    layers: Literal["fast", "plain"] = Field(
+        "fast", description="fast: our own for llama-like families; plain: transformers'"
+    )
+    deterministic: bool = Field(False, description="Bit for bit the same whatever the neighbours, chunks and cache hits")
+    cuda_graphs: bool = Field(True, description="Record decode steps and launch each as one, on a GPU with FlashAttention 3")
+    threads: int = Field(0, ge=0, description="Threads of the engine's matrix products; 0: as torch finds")
 
-    host: str = "127.0.0.1"
-    port: int = Field(50051, ge=0, le=65535)  # 0: any free one
-    metrics_host: str = "127.0.0.1"  # plain HTTP without a token: open it to the scraper's network only
-    metrics_port: int = Field(9464, ge=-1, le=65535)  # 0: any free one, -1: none
-    tls_cert: Path | None = None
-    tls_key: Path | None = None
-    tokens: Path | None = None  # TOML file of tokens by role
-    token_worker: TokenHash = ""
-    token_trainer: TokenHash = ""
-    token_admin: TokenHash = ""
-    insecure: bool = False  # listen beyond loopback without TLS or tokens
-    reflection: bool = False
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback TLS and tokens are wanted")
+    port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0: any free one")
+    metrics_host: str = Field(
+        "127.0.0.1", description="Address of the metrics, plain HTTP without a token: open it to the scraper's network only"
+    )
+    metrics_port: int = Field(9464, ge=-1, le=65535, description="Port of the metrics; 0: any free one, -1: none")
+    tls_cert: Path | None = Field(None, description="PEM certificate chain; comes with tls_key")
+    tls_key: Path | None = Field(None, description="PEM key, readable by its owner only")
+    tokens: Path | None = Field(None, description="TOML file of bearer tokens by role")
+    token_worker: TokenHash = Field("", description="A worker's token, beside those of the file")
+    token_trainer: TokenHash = Field("", description="A trainer's token, beside those of the file")
+    token_admin: TokenHash = Field("", description="An admin's token, beside those of the file")
+    insecure: bool = Field(False, description="Listen beyond loopback without TLS or tokens")
+    reflection: bool = Field(False, description="Offer gRPC reflection")
 
-    cache_bytes: int = Field(2 * GIB, gt=0)  # trunk keys, values and boundary states
-    memory_budget: int = Field(0, ge=0)  # heads' weights; 0: three quarters of what is free when the trunk is loaded
-    max_context: int = Field(0, ge=0)  # 0: the model's own
-    max_queue_requests: int = Field(1024, gt=0)
-    max_queue_tokens: int = Field(4_000_000, gt=0)
-    interactive_share: float = Field(0.25, ge=0, lt=1)  # of queue and pools, kept for PRIORITY_INTERACTIVE
-    default_deadline_s: float = Field(3600.0, gt=0)  # also the longest
-    push_idle_s: float = Field(60.0, gt=0)  # a push without a chunk for so long is given up
-    keep_versions: int = Field(10, ge=1)  # of each head name
-    max_idle_per_name: int = Field(2, ge=0)  # versions of one head name kept in memory that no set and no request uses
-    drain_delay_s: float = Field(0.0, ge=0)  # a load balancer's notice
-    drain_grace: float = Field(45.0, ge=0)  # seconds that running calls get at the end
+    cache_bytes: int = Field(2 * GIB, gt=0, description="Bytes for the trunk's keys, values and boundary states")
+    memory_budget: int = Field(0, ge=0, description="Bytes for heads' weights; 0: three quarters of what is free when the trunk is loaded")
+    max_context: int = Field(0, ge=0, description="Most tokens of prompt and reply together; 0: the model's own")
+    max_queue_requests: int = Field(1024, gt=0, description="Requests that are open at once, waiting or running")
+    max_queue_tokens: int = Field(4_000_000, gt=0, description="Tokens that all open requests can come to")
+    interactive_share: float = Field(0.25, ge=0, lt=1, description="Share of queue and pools kept for PRIORITY_INTERACTIVE")
+    default_deadline_s: float = Field(3600.0, gt=0, description="Seconds for a call that gives no deadline; also the longest")
+    push_idle_s: float = Field(60.0, gt=0, description="Seconds after which a push or a fit that sends nothing is given up")
+    keep_versions: int = Field(10, ge=1, description="Versions kept of each head name, and of each OOD fit")
+    max_idle_per_name: int = Field(2, ge=0, description="Versions of one head name kept in memory that no set and no request uses")
+    drain_delay_s: float = Field(0.0, ge=0, description="Seconds that a drain takes at least, before the grace: a load balancer's notice")
+    drain_grace: float = Field(45.0, ge=0, description="Seconds that running calls get at the end")
 
-    rules: RuleFiles = ()  # more rule sets and templates
-    formats: RuleFiles = ()  # more transcript formats
-    recipes: RuleFiles = ()  # more reward recipes
-    log_format: Literal["text", "json"] = "text"
-    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = "INFO"
+    rules: RuleFiles = Field((), description="More files of rule sets and rule templates")
+    formats: RuleFiles = Field((), description="More files of transcript formats")
+    recipes: RuleFiles = Field((), description="More files of reward recipes")
+    log_format: Literal["text", "json"] = Field("text", description="text or json")
+    log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -8,11 +8,12 @@ from polyhead.heads.errors import InvalidArgument
 from polyhead.heads.manifest import check_name
 from polyhead.heads.records import check_request_id
 from polyhead.server.engine.sequence import Pool, Pooling, Sample
-from polyhead.server.ood import DEFAULT_SHRINKAGE, check_shrinkage
+from polyhead.server.ood import DEFAULT_SHRINKAGE, check_count, check_shrinkage
 from polyhead.server.ood_fits import TrunkLayers
 from polyhead.server.ood_store import OodFit
 from polyhead.v1 import trunk_pb2, types_pb2
 
+MAX_PROMPTS = 100_000  # of one fit
 _POOLINGS = {trunk_pb2.POOLING_MEAN: Pooling.MEAN, trunk_pb2.POOLING_LAST: Pooling.LAST}
 _POOLING_NUMBERS = {pooling: number for number, pooling in _POOLINGS.items()}
 
@@ -26,8 +27,9 @@ def pooling(value: trunk_pb2.Pooling, field: str) -> Pooling | None:
     return _POOLINGS[value]
 
 
-def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers) -> OodFit:
+def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int) -> OodFit:
     """The record of a fit as far as its header says it, every default filled in."""
+    shrinkage = check_shrinkage(header.shrinkage if header.HasField("shrinkage") else DEFAULT_SHRINKAGE, "header.shrinkage")
     return OodFit(
         name=check_name(header.name, "header.name"),
         version=0,
@@ -37,13 +39,24 @@ def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers) -> OodFit:
             layers.resolve(header.layer, default=layers.kept[0], field="header.layer"),
             pooling(header.pooling, "header.pooling") or Pooling.MEAN,
         ),
-        num_prompts=0,
-        shrinkage=check_shrinkage(header.shrinkage if header.HasField("shrinkage") else DEFAULT_SHRINKAGE, "header.shrinkage"),
+        num_prompts=_declared_prompts(header.num_prompts, d_model, shrinkage),
+        shrinkage=shrinkage,
         mean_score=0.0,
         std_score=0.0,
         created_at=0.0,
         request_id=check_request_id(header.request_id),
     )
+
+
+def _declared_prompts(count: int, d_model: int, shrinkage: float) -> int:
+    """Required: without it a caller that went away looks like one that is done."""
+    field = "header.num_prompts"
+    if not count:
+        raise InvalidArgument("the number of prompts must be declared", field=field)
+    if count > MAX_PROMPTS:
+        raise InvalidArgument(f"a fit has at most {MAX_PROMPTS} prompts: {count}", field=field)
+    check_count(count, d_model, shrinkage, field)
+    return count
 
 
 def fit_message(fit: OodFit) -> trunk_pb2.OodFit:

@@ -133,10 +133,14 @@ def _check_kind(recipe: Recipe, reference: str, kind: HeadKind, given: list[str]
     except NotFound as error:
         if not is_ours:
             raise
-        raise FailedPrecondition(f"{recipe.reference} reads a head that is not there: {error.message}") from None
+        what = f"{recipe.reference} reads a head that is not there: {error.message}"
+        hint = "activate one, or name a stored version of it in score.heads"
+        raise FailedPrecondition(f"{what}\nhint: {hint}", field="score.recipe") from None
     if head.manifest.kind is not kind:
         what = f"{recipe.reference} reads {reference} as a {kind.value} head; it is a {head.manifest.kind.value} head"
-        raise FailedPrecondition(what) if is_ours else InvalidArgument(what, field=f"score.heads[{given.index(reference)}]")
+        if is_ours:
+            raise FailedPrecondition(what, field="score.recipe")
+        raise InvalidArgument(what, field=f"score.heads[{given.index(reference)}]")
 
 
 def _constants(recipe: Recipe, given: Mapping[str, float]) -> dict[str, float]:

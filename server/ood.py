@@ -97,13 +97,18 @@ def check_shrinkage(shrinkage: float, field: str) -> float:
     return shrinkage
 
 
-def fit(moments: Moments, shrinkage: float, field: str) -> tuple[OodModel, Spread]:
-    """The model of these rows. InvalidArgument, naming `field`, if they are too few or do not span the space."""
-    count, size = moments.num_rows, len(moments.mean)
+def check_count(count: int, size: int, shrinkage: float, field: str) -> None:
+    """InvalidArgument if so few rows of `size` numbers cannot make a fit."""
     least = MIN_ROWS if shrinkage else max(MIN_ROWS, size + 1)
     if count < least:
         hint = "" if shrinkage or count < MIN_ROWS else "\nhint: with shrinkage above 0 fewer will do"
         raise InvalidArgument(f"a fit needs at least {least} prompts: {count}{hint}", field=field)
+
+
+def fit(moments: Moments, shrinkage: float, field: str) -> tuple[OodModel, Spread]:
+    """The model of these rows. InvalidArgument, naming `field`, if they are too few or do not span the space."""
+    size = len(moments.mean)
+    check_count(moments.num_rows, size, shrinkage, field)
     covariance = moments.covariance
     if covariance.trace() <= LEAST_SPREAD**2 * (moments.mean @ moments.mean):
         raise InvalidArgument("the prompts are all alike: nothing varies between their states", field=field)

@@ -197,7 +197,8 @@ class OodStore:
 
 def check_same_request(first: OodFit, wanted: OodFit) -> OodFit:
     """`first`, if the request that made it asked for the same. AlreadyExists."""
-    if (first.name, first.pool, first.shrinkage) != (wanted.name, wanted.pool, wanted.shrinkage):
+    asked, asks = ((fit.name, fit.pool, fit.shrinkage, fit.num_prompts) for fit in (first, wanted))
+    if asked != asks:
         raise AlreadyExists(f"the request id was used for another fit: it made {first.reference}", field="header.request_id")
     return first
 

@@ -21,11 +21,9 @@ from polyhead.server.servicers.call import Frontend
 from polyhead.v1 import trunk_pb2, types_pb2
 
 MAX_MESSAGE_PROMPTS = 256
-MAX_PROMPTS = 100_000  # of one fit
 MAX_FITS_AT_ONCE = 2  # each holds matrices of 8 * d_model^2 bytes
 ENGINE_PROMPTS = 64  # of one engine request: a fit never fills the queue
 RETRY_S = 5.0
-CANCEL_S = 0.1  # a stream that is cancelled looks like one that has ended, until its cancellation arrives
 
 
 class OodFitting:
@@ -40,15 +38,14 @@ class OodFitting:
 
     async def fit(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> OodFit:
         """The new fit, durable; or the first answer to its request id."""
-        wanted = convert_ood.wanted_fit(await self._header(messages), self._fits.layers)
+        wanted = convert_ood.wanted_fit(await self._header(messages), self._fits.layers, self._d_model)
         if first := await self._frontend.workers.run(self._fits.store.find_request, wanted.request_id):
             return check_same_request(first, wanted)
         if self._num_running >= MAX_FITS_AT_ONCE:
             raise ResourceExhausted(f"{self._num_running} fits are under way: try again later", retry_after_s=RETRY_S)
         self._num_running += 1
         try:
-            moments = await self._gather(messages, wanted.pool)
-            await asyncio.sleep(CANCEL_S)
+            moments = await self._gather(messages, wanted)
             return await self._frontend.workers.run(self._finish, wanted, moments)
         finally:
             self._num_running -= 1
@@ -61,8 +58,10 @@ class OodFitting:
             raise InvalidArgument("the first message of a fit must be its header", field="header")
         return message.header
 
-    async def _prompts(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> AsyncIterator[tuple[int, Sequence[types_pb2.Prompt]]]:
-        """(how many came before, a message's prompts)"""
+    async def _prompts(
+        self, messages: AsyncIterator[trunk_pb2.FitOodRequest], declared: int
+    ) -> AsyncIterator[tuple[int, Sequence[types_pb2.Prompt]]]:
+        """(how many came before, a message's prompts). Fewer than declared: the caller went away, its stream ends like any other."""
         count = 0
         while (message := await self._next(messages)) is not None:
             if message.WhichOneof("part") != "prompts":
@@ -70,10 +69,12 @@ class OodFitting:
             prompts = message.prompts.prompts
             if not 1 <= len(prompts) <= MAX_MESSAGE_PROMPTS:
                 raise InvalidArgument(f"a message has 1 to {MAX_MESSAGE_PROMPTS} prompts: {len(prompts)}", field="prompts")
-            if count + len(prompts) > MAX_PROMPTS:
-                raise InvalidArgument(f"a fit has at most {MAX_PROMPTS} prompts", field="prompts")
+            if count + len(prompts) > declared:
+                raise InvalidArgument(f"more prompts came than were declared: {declared}", field="header.num_prompts")
             yield count, prompts
             count += len(prompts)
+        if count < declared:
+            raise InvalidArgument(f"{declared} prompts were declared, the stream ended after {count}", field="header.num_prompts")
 
     async def _next(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> trunk_pb2.FitOodRequest | None:
         try:
@@ -84,12 +85,12 @@ class OodFitting:
 
     # ---- the work
 
-    async def _gather(self, messages: AsyncIterator[trunk_pb2.FitOodRequest], pool: Pool) -> Moments:
+    async def _gather(self, messages: AsyncIterator[trunk_pb2.FitOodRequest], wanted: OodFit) -> Moments:
         moments = Moments(self._d_model)
-        async for before, prompts in self._prompts(messages):
+        async for before, prompts in self._prompts(messages, wanted.num_prompts):
             token_ids = await self._frontend.workers.run(self._token_ids, prompts, before)
             for start in range(0, len(token_ids), ENGINE_PROMPTS):
-                rows = await self._rows(token_ids[start : start + ENGINE_PROMPTS], pool, before + start)
+                rows = await self._rows(token_ids[start : start + ENGINE_PROMPTS], wanted.pool, before + start)
                 await self._frontend.workers.run(moments.add, rows)
         return moments
 
@@ -130,7 +131,5 @@ class OodFitting:
 
     def _finish(self, wanted: OodFit, moments: Moments) -> OodFit:
         model, spread = fit(moments, wanted.shrinkage, "prompts")
-        made = dataclasses.replace(
-            wanted, num_prompts=moments.num_rows, mean_score=spread.mean, std_score=spread.std, created_at=time.time()
-        )
+        made = dataclasses.replace(wanted, mean_score=spread.mean, std_score=spread.std, created_at=time.time())
         return self._fits.store.add(made, model)

@@ -5,16 +5,20 @@ from __future__ import annotations
 import json
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from io import StringIO
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import numpy as np
 import pytest
 import safetensors.numpy
+import typer
+from rich.text import Text
 from typer.testing import CliRunner
 
 from polyhead.client import cli, cli_app
+from polyhead.client.cli_session import Session, table
 from tests.client.fake_server import HEAD_SHAPES, FakeServer, rich_error
 from tests.client.test_transport import FULL
 
@@ -66,9 +70,45 @@ def test_unreachable_server_is_one_line_and_a_hint() -> None:
 def test_server_errors_are_one_line(server: FakeServer) -> None:
     server.failures["Generate"] = [rich_error(FULL, "the queue is full: 9 waiting\\nhint: come back later")]
     assert_one_error(on(server, "generate", "x"), "the queue is full: 9 waiting\nhint: come back later")
-    assert_one_error(on(server, "heads", "activate", "policy"), "activate needs a version", "policy@7")
+    assert_one_error(on(server, "heads", "activate", "policy"), "a version is needed", "policy@7")
     assert_one_error(on(server, "heads", "push", "policy", "/nowhere"), "no such folder")
     assert_one_error(on(server, "status", "--tls-ca", "/nowhere"), "cannot read --tls-ca")
+
+
+def test_nothing_is_cut_off_for_a_pipe_and_commands_are_not_broken(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Tables were fitted to 80 columns where no terminal was, and a repair command was broken into two lines, which no shell takes."""
+    monkeypatch.delenv("COLUMNS", raising=False)
+    name = "preference-of-a-name-that-is-quite-long-but-not-more-than-allowed"
+    shown = f"{name}@1 policy sft long-label-one long-label-two"
+    console = StringIO()
+    monkeypatch.setattr("sys.stdout", console)
+    rows = table("", *["column"] * 5)
+    rows.add_row(*shown.split())
+    Session(cast(Any, None), as_json=False).show(None, Text(f"run: {'x ' * 100}--store DIR"), rows)
+    lines = console.getvalue().splitlines()
+    assert lines[0].endswith("x --store DIR")
+    assert lines[-1].split() == shown.split()
+
+
+def test_what_a_stopped_servers_store_cannot_do_is_said(server: FakeServer, tmp_path: Path) -> None:
+    assert_one_error(on(server, "heads", "rollback", "--to", "1", "--expected", "3", "--store", str(tmp_path)), "--expected goes with")
+    assert_one_error(on(server, "heads", "rollback", "--store", str(tmp_path)), "say which generation with --to")
+
+
+def test_every_option_of_every_command_says_what_it_is() -> None:
+    def commands(command: Any, *names: str) -> Iterator[tuple[tuple[str, ...], Any]]:
+        for name, each in getattr(command, "commands", {"": command}).items():
+            if hasattr(each, "commands"):
+                yield from commands(each, *names, name)
+            else:
+                yield (*names, name), each
+
+    found = dict(commands(typer.main.get_command(cli_app.build_app(()))))
+    assert {names[1] for names in found if names[0] == "heads"} >= {"list", "push", "rollback", "history"}
+    for names, command in found.items():
+        assert command.help, names
+        for parameter in command.params:
+            assert parameter.help, (names, parameter.name)
 
 
 def test_generate_streams_or_lists_or_prints_json(server: FakeServer) -> None:

@@ -24,6 +24,7 @@ def test_a_fit_is_sent_in_messages_that_the_server_takes(client: Client, server:
     assert (fit.ref, fit.pooling, fit.num_prompts, fit.mean_score) == ("helpful@2", "last", 603, 1.0)
     header, *parts = server.requests["FitOod"][0]
     assert (header.header.name, header.header.layer, header.header.request_id) == ("helpful", 3, "r")
+    assert header.header.num_prompts == 603
     assert (header.header.pooling, header.header.HasField("shrinkage")) == (trunk_pb2.POOLING_LAST, True)
     assert [len(part.prompts.prompts) for part in parts] == [256, 256, 91]
     assert [prompt.WhichOneof("source") for prompt in parts[0].prompts.prompts[:3]] == ["text", "token_ids", "chat"]

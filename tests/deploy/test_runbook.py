@@ -18,6 +18,7 @@ from polyhead.client.cli_app import build_app
 from polyhead.client.local import LocalServer
 from polyhead.server.auth import load_tokens
 from polyhead.server.config import OTHER_VARIABLES, ServeConfig
+from tests.deploy import settings_table
 from tests.deploy.conftest import DEPLOY, Exported, scrape
 from tests.deploy.metrics_table import README, shown, table
 from tests.deploy.test_monitoring import ALERTS
@@ -107,6 +108,10 @@ def test_the_table_of_metrics_is_what_a_server_exports(exported: Exported) -> No
     assert shown() == table(exported), "python -m tests.deploy.metrics_table, then commit"
 
 
+def test_the_table_of_settings_is_the_configurations() -> None:
+    assert settings_table.shown() == settings_table.table(), "python -m tests.deploy.settings_table, then commit"
+
+
 @pytest.fixture
 def damaged(tmp_path: Path) -> Iterator[LocalServer]:
     """A server that was started on a store whose active policy lost a byte while nobody looked."""
@@ -131,6 +136,29 @@ def run(server: LocalServer, *words: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
 
 
+def form(text: str) -> str:
+    return re.sub(r"\d+", "N", text.strip())
+
+
+def test_generations_are_printed_as_written(damaged: LocalServer) -> None:
+    """The history's line, and a rollback's with its parent: at 3, made of 1, back to 2 is a generation 4 from 1."""
+    history, back = re.findall(r"# (generation \d+ from \d+  .*)$", TEXT, re.MULTILINE)
+    assert run(damaged, "heads", "rollback", "--to", "1").returncode == 0
+    with Client(damaged.address, timeout=60) as client:
+        client.activate(push_pair(client, 2))
+    lines = run(damaged, "heads", "history").stdout.splitlines()
+    assert form(lines[0]) == form(history)
+    assert lines[0].startswith("generation 4 from 3  ")
+    shown_start, shown_end = (form(part) for part in back.removesuffix(": equal to the one before").split("  ...  "))
+    printed = run(damaged, "heads", "rollback").stdout
+    assert form(printed).startswith(f"{shown_start}  ")
+    assert form(printed).endswith(shown_end)
+    numbers = [int(number) for number in re.findall(r"\d+", back)]
+    assert numbers == [15, 12, 13]  # from the parent of the generation that it equals
+    assert printed.startswith("generation 5 from ")
+    assert printed.rstrip().endswith("(rollback to generation 3)")
+
+
 def test_a_damaged_active_set_is_seen_and_repaired_as_written(damaged: LocalServer) -> None:
     """What PolyheadActiveSetDamaged says: the metric, the command in the status, the same command online, and it serves again."""
     page = scrape(damaged)
@@ -139,7 +167,7 @@ def test_a_damaged_active_set_is_seen_and_repaired_as_written(damaged: LocalServ
     assert run(damaged, "health", "--timeout", "1").returncode == 1
     assert run(damaged, "health", "liveness").returncode == 0  # alive: whoever restarts what is not live leaves it alone
     status = run(damaged, "status").stdout
-    proposed = re.search(r"polyhead heads rollback --to (\d+) --store", status)
+    proposed = re.search(r"^repair: stop the server, then run: polyhead heads rollback --to (\d+) --store /.*/store$", status, re.MULTILINE)
     assert proposed, status
     assert "StoreDamage(" not in status  # it showed the object's own form
     repaired = run(damaged, "heads", "rollback", "--to", proposed[1])

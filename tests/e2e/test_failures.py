@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ import numpy as np
 import pytest
 
 from polyhead.client import Arm, Client
-from polyhead.client.results import Sample
+from polyhead.client.results import Reward, Sample
 from tests.e2e.support import PROMPT, WIDTH, assert_blocks_returned, fresh_salt, serving
 
 NUM_DRAWN = 8  # tokens of an undisturbed sample
@@ -49,6 +50,11 @@ def trapped_head(plain: Weights, trap: np.ndarray, others: np.ndarray) -> Weight
     return tensors
 
 
+def scores_of(seed: int) -> Weights:
+    """The output of a preference head that tells texts apart."""
+    return {"score.weight": np.random.default_rng(seed).normal(size=(1, WIDTH)).astype(np.float32)}
+
+
 def _normed(states: np.ndarray) -> np.ndarray:
     """RMS norm, as the head's: every state has the length of sqrt(WIDTH)."""
     return states / np.sqrt(np.mean(states.astype(np.float64) ** 2, axis=-1, keepdims=True) + 1e-3)
@@ -65,6 +71,8 @@ def rollout(client: Client, head: str, victim_tokens: int = NUM_DRAWN, **options
 def undisturbed(client: Client) -> list[Sample]:
     """What `plain` draws. Beside it there is now `trapped`, whose numbers break behind the victim's first tokens."""
     plain = plain_head(client)
+    preference = {name: np.array(value) for name, value in client.pull_head("preference@1").items()} | scores_of(1)
+    client.activate({"preference": client.push_head("preference", preference, kind="preference")})
     client.activate({"plain": client.push_head("plain", plain, kind="policy")})
     samples = rollout(client, "plain")
     victim, others = client.encode([PROMPT + samples[-1].token_ids])[0], client.encode([PROMPT + each.token_ids for each in samples[:-1]])
@@ -130,3 +138,54 @@ def test_a_sample_scored_by_a_head_that_fails_is_whole_all_the_same(client: Clie
     assert [sample.finish_reason for sample in samples] == ["length"] * 8
     assert [bool(sample.scores["trapped"].error) for sample in samples] == [False] * 7 + [True]
     assert all(len(sample.scores["value"].values) == NUM_DRAWN and not sample.scores["value"].error for sample in samples)
+
+
+# best of n with failed samples among them
+
+
+def rewards_of(samples: list[Sample]) -> list[Reward]:
+    assert all(sample.reward is not None for sample in samples)
+    return [sample.reward for sample in samples if sample.reward is not None]
+
+
+@pytest.mark.parametrize(("recipe", "rules"), [("preference", []), ("kl", []), ("sparrow", ["no-insults"]), ("rerank", ["no-insults"])])
+def test_a_failed_sample_ranks_last_and_is_no_median(client: Client, undisturbed: list[Sample], recipe: str, rules: list[str]) -> None:
+    """Its neighbours' rewards are those of a group without it, the average of rerank, too."""
+    options: dict[str, Any] = {"recipe": recipe, "rules": rules}
+    *others, last = rollout(client, "trapped", best=8, **options)
+    assert (last.finish_reason, last.text != "", rewards_of([last])[0].rank) == ("failed", True, 7)
+    assert rewards_of([last])[0].error == last.error
+    assert math.isnan(rewards_of([last])[0].reward)
+    assert [math.isnan(place.reward) for place in others[0].ranking] == [False] * 7 + [True]
+    assert [reward.error for reward in rewards_of(others)] == [""] * 7
+    sampling = {"ignore_eos": True, "seed": 5, "max_new_tokens": NUM_DRAWN}
+    alone = client.generate([PROMPT], arms=[Arm("trapped", 7, sampling)], best=7, cache_salt=fresh_salt(), **options)
+    assert [sample.token_ids for sample in alone] == [sample.token_ids for sample in others]
+    assert [reward.reward for reward in rewards_of(alone)] == pytest.approx([reward.reward for reward in rewards_of(others)], rel=1e-4)
+    best, median = rollout(client, "trapped", best=1, median=True, **options)
+    assert [best.token_ids, median.token_ids] == [others[0].token_ids, others[3].token_ids]
+
+
+@pytest.mark.parametrize("recipe", ["preference", "rerank"])
+def test_a_group_of_failed_samples_has_a_first_and_no_median(client: Client, undisturbed: list[Sample], recipe: str) -> None:
+    seeds = [undisturbed[-1].sample_seed] * 3
+    rules = ["no-insults"] if recipe == "rerank" else []
+    options: dict[str, Any] = {"head": "trapped", "n": 3, "sample_seeds": seeds, "max_new_tokens": NUM_DRAWN, "ignore_eos": True}
+    [first] = client.generate([PROMPT], recipe=recipe, rules=rules, best=1, median=True, **options)
+    assert (first.finish_reason, first.sample_index) == ("failed", 0)
+    assert "not finite" in rewards_of([first])[0].error
+    assert [(place.sample_index, math.isnan(place.reward)) for place in first.ranking] == [(0, True), (1, True), (2, True)]
+
+
+def test_a_preference_head_that_fails_on_one_sample_ranks_it_last(client: Client, undisturbed: list[Sample]) -> None:
+    """Its sample is whole and ends where the trap lies; a rerank averages over the others."""
+    trapped = {name: np.array(value) for name, value in client.pull_head("trapped").items() if name != "lm_head.weight"}
+    reference = f"preference@{client.push_head('preference', trapped | scores_of(2), kind='preference')}"
+    options: dict[str, Any] = {"victim_tokens": FAILS_AT, "score": [reference], "rules": ["no-insults"], "recipe": "rerank"}
+    *others, last = rollout(client, "plain", best=8, **options)
+    assert [sample.finish_reason for sample in [*others, last]] == ["length"] * 8
+    assert (last.arm_index, rewards_of([last])[0].rank) == (1, 7)
+    assert rewards_of([last])[0].error == last.scores[reference].error == f"{reference} gave a number that is not finite"
+    values = [sample.scores[reference].value for sample in others]
+    assert [reward.parts["average"] for reward in rewards_of(others)] == pytest.approx([np.mean(values)] * 7)
+    assert len(rollout(client, "plain", best=1, median=True, **options)) == 2

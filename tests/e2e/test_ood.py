@@ -183,8 +183,9 @@ def test_a_repeated_request_gets_the_first_answer(client: Client) -> None:
     before = client.status().counters["requests"]
     assert client.fit_ood("again", PROMPTS, request_id="fit-1") == first
     assert client.status().counters["requests"] == before
-    with pytest.raises(AlreadyExists, match="again@1"):
-        client.fit_ood("other", PROMPTS, request_id="fit-1")
+    for name, prompts in (("other", PROMPTS), ("again", PROMPTS[:50])):
+        with pytest.raises(AlreadyExists, match="again@1"):
+            client.fit_ood(name, prompts, request_id="fit-1")
 
 
 def test_equal_prompts_make_an_equal_fit(client: Client) -> None:
@@ -232,7 +233,7 @@ def test_fits_are_bounded_and_one_that_is_left_keeps_nothing(tiny_model: Path, t
             forever = threading.Event()
 
             def slow() -> Iterator[FitOodRequest]:
-                yield header()
+                yield header(num_prompts=2 * len(PROMPTS))
                 yield some(*[ids(*prompt) for prompt in PROMPTS])
                 forever.wait(30)
 
@@ -285,7 +286,7 @@ def ids(*token_ids: int) -> Prompt:
 
 
 def header(**fields: Any) -> FitOodRequest:
-    return FitOodRequest(header=FitOodHeader(**{"name": "bad", **fields}))
+    return FitOodRequest(header=FitOodHeader(**{"name": "bad", "num_prompts": len(PROMPTS), **fields}))
 
 
 def some(*prompts: Prompt) -> FitOodRequest:
@@ -306,7 +307,12 @@ BEFORE_WORK: dict[str, tuple[list[FitOodRequest], str]] = {
     "shrinkage -1": ([header(shrinkage=-1)], "header.shrinkage"),
     "shrinkage 2": ([header(shrinkage=2)], "header.shrinkage"),
     "request id": ([header(request_id="x" * 201)], "request_id"),
-    "no prompts at all": ([header()], "prompts"),
+    "a number that is not declared": ([header(num_prompts=0), some(*[ids(5)] * 16)], "header.num_prompts"),
+    "15 declared": ([header(num_prompts=15), some(*[ids(5)] * 15)], "header.num_prompts"),
+    "as many as dimensions, no shrinkage": ([header(num_prompts=WIDTH, shrinkage=0)], "header.num_prompts"),
+    "100001 declared": ([header(num_prompts=100_001)], "header.num_prompts"),
+    "no prompts at all": ([header()], "header.num_prompts"),
+    "more than declared": ([header(num_prompts=16), some(*[ids(5)] * 17)], "header.num_prompts"),
     "a message without prompts": ([header(), some()], "prompts"),
     "257 prompts in a message": ([header(), some(*[ids(5)] * 257)], "prompts"),
     "unset prompt": ([header(), some(ids(5), Prompt())], "prompts[1]"),
@@ -333,11 +339,16 @@ def test_bad_fits_are_refused_before_any_model_work(server: LocalServer, client:
 
 def test_too_few_or_too_similar_prompts_are_refused(server: LocalServer, client: Client) -> None:
     few = [ids(*prompt) for prompt in PROMPTS]
-    assert "at least 16 prompts: 15" in assert_refused(server, [header(), some(*few[:15])], "prompts")
-    said = assert_refused(server, [header(shrinkage=0), some(*few[:32])], "prompts")
-    assert said.startswith(f"a fit needs at least {WIDTH + 1} prompts: 32")
-    assert "all alike" in assert_refused(server, [header(), some(*[few[0]] * 40)], "prompts")
+    field = "header.num_prompts"
+    assert "at least 16 prompts: 15" in assert_refused(server, [header(num_prompts=15), some(*few[:15])], field)
+    said = assert_refused(server, [header(num_prompts=WIDTH, shrinkage=0), some(*few[:WIDTH])], field)
+    assert said.startswith(f"a fit needs at least {WIDTH + 1} prompts: {WIDTH}")
+    assert "all alike" in assert_refused(server, [header(num_prompts=40), some(*[few[0]] * 40)], "prompts")
     assert "bad" not in {fit.name for fit in client.ood_fits()}
+    said = assert_refused(server, [header(), some(*few[:60]), some(*few[60:99])], field)
+    assert said == "100 prompts were declared, the stream ended after 99"
+    said = assert_refused(server, [header(num_prompts=40), some(*few[:40]), some(few[0])], field)
+    assert said == "more prompts came than were declared: 40"
     second = assert_refused(server, [header(), some(*few[:20]), some(few[0], Prompt())], "prompts[21]")
     assert "not set" in second
 

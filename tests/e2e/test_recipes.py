@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from polyhead.client import Arm, AsyncClient, Client, Reward, Sample, ScoredItem
 from polyhead.client.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from polyhead.client.local import LocalServer
 from polyhead.v1 import generation_pb2_grpc
-from tests.e2e.support import WIDTH, assert_blocks_returned, constant_policy, serving, wait_until_running
+from tests.e2e.support import MODEL_WORK, WIDTH, assert_blocks_returned, constant_policy, eventually, serving, wait_until_running
 from tests.e2e.tiny import EOS, VOCABULARY
 
 RULES = ["no-insults", "stay-on-topic", "no-threats"]
@@ -30,6 +30,7 @@ RECIPES = {
     "fixed": "form: rerank\nparts:\n  preference: {read: preference, head: preference}\n  rules: {read: rules, head: rule}\n"
     "alpha: 0.5\naverage: 0.25\n",
     "finished": "form: sum\nparts:\n  preference: {read: preference, head: strict, coefficient: 1.0}\n",
+    "ghostly": "form: sum\nparts:\n  preference: {read: preference, head: ghost, coefficient: 1.0}\n",
     "k3": "form: sum\nparts:\n  tokens: {read: tokens, coefficient: 0.5}\n"
     "kl: {reference: reference, policy: policy, coefficient: 0.25, estimator: k3}\n",
 }
@@ -311,6 +312,60 @@ def test_samples_ended_by_a_swap_have_no_reward(client: Client) -> None:
     assert len(partial[0].ranking) == 3
 
 
+def test_the_best_of_samples_that_follow_swaps_have_rewards_of_what_drew_them(client: Client) -> None:
+    """The KL of a token is that of the version that drew it; preference and reference stay those that the request began with."""
+    first = client.status().active["policy"]
+    options: dict[str, Any] = {"n": 8, "max_new_tokens": 700, "ignore_eos": True, "recipe": "kl", "score": ["policy"], "seed": 3}
+    with ThreadPoolExecutor(2) as threads:
+        running = threads.submit(client.generate, ["x", "y"], best=2, median=True, on_swap="follow", **options)
+        wait_until_running(client)
+        for change in ({"policy": 1}, {"policy": first, "preference": 1, "reference": 1}, {"policy": 1, "preference": 2}):
+            drawn = client.status().counters["generated_tokens"]
+            eventually(lambda drawn=drawn: client.status().counters["generated_tokens"] >= drawn + 400)  # type: ignore[misc]
+            client.activate(change)
+        chosen = running.result(60)
+    client.activate({"policy": first, "preference": 2})
+    assert [sample.prompt_index for sample in chosen] == [0, 0, 0, 1, 1, 1]
+    assert {span.version for sample in chosen for span in sample.spans} == {1, first}
+    for sample in chosen:
+        reward, reference = reward_of(sample), sample.scores["reference"]
+        assert sample.finish_reason == "length"
+        assert len(sample.spans) > 1
+        assert np.allclose(reward.kl, sample.logprobs - reference.logprobs, atol=1e-5)
+        assert reward.reward == pytest.approx(sample.scores["preference"].value, abs=1e-5)
+        assert sample.scores["preference"].version == 2
+        assert sample.scores["policy"].version == first
+        assert len(sample.ranking) == 8
+        cold = client.score([sample], heads=["policy@1", f"policy@{first}"], cache_salt="cold")[0]
+        for span in sample.spans:
+            said = cold.scores[f"policy@{span.version}"].logprobs
+            assert np.abs(sample.logprobs - said)[span.start : span.end].max() < 1e-4
+    assert [reward_of(sample).rank for sample in chosen] == [0, 1, 3] * 2
+
+
+def test_a_reader_that_sleeps_holds_nobody_up_and_gets_all(server: LocalServer, client: Client) -> None:
+    """Megabytes of groups and states wait beside the engine, which works for others; one that leaves takes nothing along."""
+    options: dict[str, Any] = {"n": 32, "best": 16, "recipe": "kl", "entropy": True, "top_logprobs": 20, "return_states": True}
+    request = requests.generate([f"prompt {index}" for index in range(8)], max_new_tokens=40, ignore_eos=True, **options)
+    with grpc.insecure_channel(server.address) as channel:
+        stub = generation_pb2_grpc.GenerationServiceStub(channel)
+        slow, leaving = stub.Generate(request, timeout=120), stub.Generate(request, timeout=120)
+        assert next(slow).HasField("accepted")
+        assert next(leaving).HasField("accepted")
+        assert len(client.generate(["others"], max_new_tokens=5, ignore_eos=True)[0].token_ids) == 5
+        eventually(lambda: client.status().num_running == 0, within_s=60, what="an engine that has done what nobody reads yet")
+        assert_blocks_returned(client)
+        leaving.cancel()
+        groups, states, num_bytes = 0, 0, 0
+        for event in slow:
+            groups += event.HasField("group")
+            states += event.HasField("states")
+            num_bytes += event.ByteSize()
+        assert (groups, states) == (8, 128)
+        assert num_bytes > 1 << 19
+    assert len(client.generate(["others"], max_new_tokens=5, ignore_eos=True)[0].token_ids) == 5
+
+
 # Score
 
 
@@ -376,9 +431,37 @@ def test_a_head_that_does_not_fit_is_refused(client: Client) -> None:
 def test_a_recipe_whose_head_is_gone_or_of_another_kind_says_so(client: Client) -> None:
     active = client.status().active
     client.activate({"harmless": client.copy_head("policy@1", "harmless", kind="policy")})
-    with pytest.raises(FailedPrecondition, match="mixed@1 reads harmless as a preference head; it is a policy head"):
+    with pytest.raises(FailedPrecondition, match="mixed@1 reads harmless as a preference head; it is a policy head") as caught:
         client.generate(["x"], recipe="mixed")
+    assert caught.value.field == "score.recipe"
     client.activate({"harmless": active["harmless"]})
+
+
+def test_a_recipe_whose_head_was_never_there_is_refused_before_work(client: Client) -> None:
+    """In every shape of call; a stored version serves it when it is named, and an active one until it is rolled back."""
+    calls: list[Callable[[], Any]] = [
+        lambda: client.generate(["x"], recipe="ghostly"),
+        lambda: client.generate(["x"], n=4, best=1, recipe="ghostly"),
+        lambda: list(client.stream("x", recipe="ghostly")),
+        lambda: client.score([("x", "y")], recipe="ghostly"),
+    ]
+
+    def assert_refused() -> None:
+        before = [client.status().counters[counter] for counter in MODEL_WORK]
+        for run in calls:
+            with pytest.raises(FailedPrecondition, match=r"ghostly@1 reads a head that is not there: .*'ghost'\nhint: activate") as caught:
+                run()
+            assert caught.value.field == "score.recipe"
+        assert [client.status().counters[counter] for counter in MODEL_WORK] == before
+
+    assert_refused()
+    version = client.copy_head("preference", "ghost")
+    assert_refused()
+    reward = reward_of(client.generate(["x"], score=[f"ghost@{version}"], recipe="ghostly", **DRAW)[0]).reward
+    client.activate({"ghost": version})
+    assert reward_of(client.generate(["x"], recipe="ghostly", **DRAW)[0]).reward == reward
+    client.rollback()
+    assert_refused()
 
 
 def test_the_heads_that_a_recipe_adds_count(client: Client) -> None:

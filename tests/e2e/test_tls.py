@@ -2,21 +2,25 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+import grpc
 import pytest
 from typer.testing import CliRunner
 
 from polyhead.client import AsyncClient, Client
 from polyhead.client.cli_app import build_app
 from polyhead.client.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
-from tests.e2e.support import PROMPT, serving
+from polyhead.server.auth import ALLOWED, Role
+from tests.e2e.support import MODEL_WORK, PROMPT, call, error_of, serving
 from tests.openssl import Pair, make_pair, needs_openssl
 
 pytestmark = needs_openssl
-TOKENS = {"worker": "worker-token-of-the-tests", "trainer": "trainer-token-of-the-tests"}
+TOKENS = {"worker": "worker-token-of-the-tests", "trainer": "trainer-token-of-the-tests", "admin": "admins-token-of-the-tests"}
+METHODS = "/polyhead.v1."
 OURS = "polyhead.test"  # the name in the certificate, beside the address
 
 
@@ -151,3 +155,60 @@ def test_a_key_of_another_certificate_ends_the_start_with_its_name(tiny_model: P
         pass
     assert "error: tls_key does not belong to tls_cert" in caught.value.message
     assert "address is in use" not in caught.value.message
+
+
+def test_each_role_may_call_what_it_is_for(address: str, trusted: bytes) -> None:
+    """Every method that the client has, over TLS, by the lowest role that may; each lower role is refused before any work."""
+    with contextlib.ExitStack() as stack:
+        worker, trainer, admin, nobody = (
+            stack.enter_context(Client(address, token=token, root_certificates=trusted)) for token in (*TOKENS.values(), None)
+        )
+        weights = trainer.pull_head("policy")
+        spare = trainer.copy_head("value@1", "spare")
+        calls: list[tuple[int, Callable[[Client], Any]]] = [
+            (0, lambda c: c.encode([PROMPT], pooling="mean")),
+            (0, lambda c: c.tokenize_rules(["no-insults"])),
+            (0, lambda c: c.configurations()),
+            (0, lambda c: c.ood_fits()),
+            (0, lambda c: c.tokenize("x")),
+            (0, lambda c: c.detokenize([70])),
+            (0, lambda c: c.trunk()),
+            (0, lambda c: c.heads()),
+            (0, lambda c: c.head("policy")),
+            (0, lambda c: c.generations()),
+            (0, lambda c: next(iter(c.watch()))),
+            (0, lambda c: c.score([(PROMPT, [80])], recipe="sparrow", rules=["no-insults"])),
+            (0, lambda c: c.generate([PROMPT], n=4, best=1, recipe="preference", max_new_tokens=2)),
+            (0, lambda c: list(c.stream(PROMPT, max_new_tokens=2))),
+            (1, lambda c: c.fit_ood("normal", [[1, 70 + index, 71 + index % 3] for index in range(40)])),
+            (1, lambda c: c.pull_head("policy")),
+            (1, lambda c: c.push("policy", weights, base="policy@1", validate_only=True)),
+            (1, lambda c: c.copy_head("value@1", "spare")),
+            (1, lambda c: c.activate({"spare": spare})),
+            (1, lambda c: c.rollback()),
+            (2, lambda c: c.delete_head(f"spare@{spare + 1}")),
+        ]
+        for lowest, method in calls:
+            before = trainer.status()
+            with pytest.raises(Unauthenticated):
+                method(nobody)
+            for caller in (worker, trainer, admin)[:lowest]:
+                with pytest.raises(PermissionDenied, match="the role may not call this method"):
+                    method(caller)
+            after = trainer.status()
+            assert [after.counters[name] for name in MODEL_WORK] == [before.counters[name] for name in MODEL_WORK]
+            assert after.generation == before.generation
+            method((worker, trainer, admin)[lowest])
+
+
+@pytest.mark.parametrize("role", [None, Role.WORKER, Role.TRAINER])
+def test_every_method_of_the_contract_refuses_lower_roles_on_the_wire(address: str, trusted: bytes, role: Role | None) -> None:
+    """With a message that no method would take: who may not call is told that, and nothing of the message."""
+    refused = [method for method, allowed in ALLOWED.items() if method.startswith(METHODS) and role not in allowed]
+    assert len(refused) == {None: 23, Role.WORKER: 9, Role.TRAINER: 1}[role]
+    metadata = [("authorization", f"Bearer {TOKENS[role.value]}")] if role else None
+    wanted = grpc.StatusCode.PERMISSION_DENIED if role else grpc.StatusCode.UNAUTHENTICATED
+    with grpc.secure_channel(address, grpc.ssl_channel_credentials(trusted)) as channel:
+        for method in refused:
+            error = error_of(lambda method=method: call(channel, method.removeprefix(METHODS), b"\xff", metadata=metadata))
+            assert error.code() is wanted, method

@@ -25,7 +25,7 @@ pytestmark = pytest.mark.smollm
 NAMES = ("policy", "reference", "rule", "preference", "value")
 EMBEDDING = "model.embed_tokens.weight"
 MEASURED = 0.15  # how far a resident set may be from the bytes it should hold
-LIMIT = 1.85  # five roles, in whole models: trunk 0.84, five heads of 0.16 and their caches' share
+LIMIT = 1.85  # goal P7, resident weights of five different roles in whole models: here 0.84 of a trunk and five heads of 0.16
 
 # What a process holds that serves nothing: the interpreter, torch, transformers, grpc, a tokenizer. Then the same with one whole model, in
 # memory of its own (from_pretrained leaves the file mapped, and a mapped page counts or not as the kernel likes).

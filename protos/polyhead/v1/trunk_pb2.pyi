@@ -238,18 +238,20 @@ class FitOodRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[FitOodHeader, _Mapping]] = ..., prompts: _Optional[_Union[FitOodPrompts, _Mapping]] = ...) -> None: ...
 
 class FitOodHeader(_message.Message):
-    __slots__ = ("name", "layer", "pooling", "shrinkage", "request_id")
+    __slots__ = ("name", "layer", "pooling", "shrinkage", "request_id", "num_prompts")
     NAME_FIELD_NUMBER: _ClassVar[int]
     LAYER_FIELD_NUMBER: _ClassVar[int]
     POOLING_FIELD_NUMBER: _ClassVar[int]
     SHRINKAGE_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    NUM_PROMPTS_FIELD_NUMBER: _ClassVar[int]
     name: str
     layer: int
     pooling: Pooling
     shrinkage: float
     request_id: str
-    def __init__(self, name: _Optional[str] = ..., layer: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., shrinkage: _Optional[float] = ..., request_id: _Optional[str] = ...) -> None: ...
+    num_prompts: int
+    def __init__(self, name: _Optional[str] = ..., layer: _Optional[int] = ..., pooling: _Optional[_Union[Pooling, str]] = ..., shrinkage: _Optional[float] = ..., request_id: _Optional[str] = ..., num_prompts: _Optional[int] = ...) -> None: ...
 
 class FitOodPrompts(_message.Message):
     __slots__ = ("prompts",)
