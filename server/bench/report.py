@@ -44,7 +44,7 @@ def markdown(rows: Sequence[Row]) -> str:
     """One line a goal."""
     lines = ["| # | measure | ours | best other | goal | reached | met |", "|---|---|---|---|---|---|---|"]
     for row in rows:
-        other = best(row.others, row.is_rate) if row.is_contest else None
+        other = best(row.rivals, row.is_rate) if row.is_contest else None
         beside = f"{other.name} {number(other.median)}" if other else "-"
         mine = f"{number(row.ours.median)} {row.unit}" if row.series and row.ours.values else "-"
         for check in row.checks or [Check("-", None, None)] * row.is_contest:

@@ -63,6 +63,11 @@ class Row:
     def others(self) -> tuple[Series, ...]:
         return self.series[1:]
 
+    @property
+    def rivals(self) -> tuple[Series, ...]:
+        """The others without our own variants."""
+        return tuple(each for each in self.others if not each.name.startswith(OURS))
+
     def times_better(self, other: Series) -> float:
         """How many times better ours is: above 1 we win, whichever way the unit counts."""
         return times_better(self.ours, other, self.is_rate)

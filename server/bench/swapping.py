@@ -15,7 +15,7 @@ from polyhead.server.bench.ours import ROLES, Ours, moved, timed
 from polyhead.server.bench.results import Row, Series, at_most
 from polyhead.server.bench.session import Contender, Session
 
-MAX_STREAM_TOKENS = 2000
+MAX_STREAM_TOKENS = 1000  # of 16 streams: all of them together must fit the cache at once
 PUSHES_UNDER_LOAD = 3
 
 

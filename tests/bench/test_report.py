@@ -44,6 +44,14 @@ def test_the_table_has_a_line_for_each_goal() -> None:
     assert lines[2].startswith("| P1 | decode, 32 streams | 255.0 tokens/s | vLLM f32 102.0 | at least 2.5x vLLM-CPU | 2.50 | met |")
 
 
+def test_a_variant_of_ours_is_no_peer() -> None:
+    slower = Series("polyhead int8 --deterministic", (200.0,))
+    row = Row("P1", "decode", "tokens/s", True, (ROW.series[0], slower, ROW.series[1]), ROW.checks)
+    assert "vLLM f32 102.0" in report.markdown([row])
+    alone = report.markdown([Row("P1", "decode", "tokens/s", True, row.series[:2], ROW.checks)])
+    assert all("| 255.0 tokens/s | - |" in line for line in alone.splitlines()[2:])
+
+
 def test_the_machine_is_described() -> None:
     machine = report.machine(2, [0.5, 0.1, 0.2])
     assert machine["threads"] == 2
