@@ -116,16 +116,20 @@ def by_streams(session: Session) -> list[Curve]:
 
 
 def by_rules(session: Session) -> list[Curve]:
-    """After one dialogue that was seen before."""
+    """After a dialogue that was seen before, with another rule; never the same dialogue twice, or rules would be found in the cache."""
     sizes, client = session.plan.sizes, session.ours.client
-    questions = session.ours.questions(session.work, max(sizes.growth_rules), sizes.dialogue_rule_tokens)
-    asked = [Rule(key, text) for key, (text, _) in questions.items()]
-    [dialogue] = session.work.prompts(1, sizes.dialogue_tokens)
+    questions = session.ours.questions(session.work, max(sizes.growth_rules) + 1, sizes.dialogue_rule_tokens)
+    *asked, other = [Rule(key, text) for key, (text, _) in questions.items()]
+    dialogue: list[int] = []
 
-    def ask(count: int) -> None:
-        client.score([(dialogue[:-1], dialogue[-1:])], heads=["rule"], rules=asked[:count], terminated=True)
+    def ask(rules: Sequence[Rule]) -> None:
+        client.score([(dialogue[:-1], dialogue[-1:])], heads=["rule"], rules=rules, terminated=True)
 
-    seconds, memory = timed_and_watched(session, sizes.growth_rules, ask)
+    def see(_: int) -> None:
+        [dialogue[:]] = session.work.prompts(1, sizes.dialogue_tokens)
+        ask([other])
+
+    seconds, memory = timed_and_watched(session, sizes.growth_rules, lambda count: ask(asked[:count]), see)
     title = f"Rules of {sizes.dialogue_rule_tokens} tokens, dialogue of {sizes.dialogue_tokens} cached"
     return [Curve(title, "rules", "s", seconds), Curve("Cache", "rules", "MiB", memory)]
 
@@ -133,14 +137,18 @@ def by_rules(session: Session) -> list[Curve]:
 Values = dict[int, list[float]]
 
 
-def timed_and_watched(session: Session, points: Sequence[int], work: Callable[[int], object]) -> tuple[Values, Values]:
-    """(seconds, most MiB of cache in use) of each run at each point, after one run that does not count."""
+def timed_and_watched(
+    session: Session, points: Sequence[int], work: Callable[[int], object], prepare: Callable[[int], object] = lambda point: None
+) -> tuple[Values, Values]:
+    """(seconds, most MiB of cache in use) of each run at each point, after one run that does not count. `prepare` is not timed."""
     seconds: Values = {point: [] for point in points}
     memory: Values = {point: [] for point in points}
     block_mib = mib_of_a_block(session)
+    prepare(points[0])
     work(points[0])
     for _ in range(min(MOST_RUNS, session.plan.runs)):
         for point in points:
+            prepare(point)
             with Peak(session.ours.client) as peak:
                 seconds[point].append(timed(partial(work, point))[0])
             memory[point].append(peak.num_blocks * block_mib)
