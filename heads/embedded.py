@@ -36,7 +36,7 @@ def prepare(progress: Callable[[str], None] | None = None) -> Path:
     It lies under $XDG_CACHE_HOME/polyhead (~/.cache/polyhead). Where a package is missing, the error gives the pip command.
     """
     gguf, digest = _find_gguf()
-    folder = _cache_folder() / f"{NAME}-{hashlib.sha256(f'{digest}:{_LAYOUT}'.encode()).hexdigest()[:12]}"
+    folder = cache_folder() / f"{NAME}-{hashlib.sha256(f'{digest}:{_LAYOUT}'.encode()).hexdigest()[:12]}"
     if _is_complete(folder):
         return folder
     tell = progress or (lambda text: None)
@@ -80,7 +80,8 @@ def _missing(what: str) -> FailedPrecondition:
     )
 
 
-def _cache_folder() -> Path:
+def cache_folder() -> Path:
+    """What can be made again: $XDG_CACHE_HOME/polyhead (~/.cache/polyhead)."""
     return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyhead"
 
 

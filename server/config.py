@@ -51,7 +51,9 @@ class ServeConfig(BaseSettings):
     layers: Literal["fast", "plain"] = Field(
         "fast", description="fast: our own for llama-like families; plain: transformers'"
     )
-    deterministic: bool = Field(False, description="Bit for bit the same whatever the neighbours, chunks and cache hits")
+    deterministic: bool = Field(
+        False, description="Refuse to start where the same bits cannot be promised, whatever the neighbours, chunks and cache hits"
+    )
     cuda_graphs: bool = Field(True, description="Record decode steps and launch each as one, on a GPU with FlashAttention 3")
     threads: int = Field(0, ge=0, description="Threads of the engine's matrix products; 0: as torch finds")
 

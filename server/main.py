@@ -34,7 +34,7 @@ def serve(
     trunk_dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8.")] = None,
     head_dtype: Annotated[str | None, typer.Option(help="float32, bfloat16 or int8.")] = None,
     device: Annotated[str | None, typer.Option(help="cpu, cuda or cuda:N.")] = None,
-    deterministic: Annotated[bool | None, typer.Option("--deterministic", help="The same bits whatever runs beside.")] = None,
+    deterministic: Annotated[bool | None, typer.Option("--deterministic", help="Promise the same bits, or do not start.")] = None,
     layers: Annotated[str | None, typer.Option(help="fast (default) or plain: transformers' own modules.")] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of the engine's matrix products.")] = None,
     host: Annotated[str | None, typer.Option(help="Address to listen on. Default: 127.0.0.1.")] = None,

@@ -15,7 +15,7 @@ NUM_THREADS = 8  # more than the pushes that may run at once, so that a rollback
 
 
 class Workers:
-    """A pool. `torch.set_num_threads` is per thread, but threads made later start with the last value that any thread set."""
+    """A pool."""
 
     def __init__(self) -> None:
         self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="polyhead-worker", initializer=_use_one_torch_thread)
@@ -33,6 +33,6 @@ class Workers:
 
 
 def _use_one_torch_thread() -> None:
-    import torch
+    from polyhead.server.engine.threads import use_torch_threads
 
-    torch.set_num_threads(1)
+    use_torch_threads(1)

@@ -7,8 +7,9 @@ wrong numbers.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor, nn
@@ -20,9 +21,11 @@ from polyhead.server.engine.cache import KvCache
 from polyhead.server.engine.upload import upload
 from polyhead.server.engine.varlen import RaggedRows
 
+if TYPE_CHECKING:
+    from polyhead.server.engine.compiled.stack import Tables
+
 NAME = "polyhead"
 _NOTES = "polyhead_notes"
-_SMALLEST_BUCKET = 64  # tokens; then twice as many, and so on
 _FEW_TOKENS = 64  # of a prefill segment: so few take less time than copying their keys for every query head
 
 # Passed along by some families' layers and without meaning for the numbers here.
@@ -45,19 +48,18 @@ class DecodeGroup:
     """Tokens of the step that see similar numbers of keys: padded to their own longest and not to the batch's."""
 
     rows: Tensor  # (tokens,) rows of the batch
-    slots: Tensor  # (tokens, blocks), padded with slot 0; or (1, blocks) for tokens of one sequence
+    slots: Tensor  # (tokens, blocks), padded with slot 0
     ends: Tensor  # (tokens, 1) keys that each attends to
     block_size: int
     dtype: torch.dtype  # of keys and queries
-    is_deterministic: bool = False
     _masks: dict[int, Tensor] = field(default_factory=dict)
 
     @classmethod
-    def build(cls, members: list[tuple[int, Segment]], cache: KvCache, num_keys: int = 0) -> DecodeGroup:
-        """One token of each sequence. Keys are padded to the longest, or to `num_keys`."""
+    def build(cls, members: list[tuple[int, Segment]], cache: KvCache) -> DecodeGroup:
+        """One token of each sequence. Keys are padded to the longest."""
         block_size, device, dtype = cache.shape.block_size, cache.shape.device, cache.shape.dtype
         counts = [-(-segment.end // block_size) for _, segment in members]
-        width = max(*counts, -(-num_keys // block_size))
+        width = max(counts)
         table = [segment.slots[:count] + [0] * (width - count) for (_, segment), count in zip(members, counts, strict=True)]
         return cls(
             rows=torch.tensor([row for row, _ in members], device=device),
@@ -65,21 +67,6 @@ class DecodeGroup:
             ends=torch.tensor([[segment.end] for _, segment in members], device=device),
             block_size=block_size,
             dtype=dtype,
-            is_deterministic=num_keys > 0,
-        )
-
-    @classmethod
-    def within(cls, row: int, segment: Segment, num_keys: int, cache: KvCache) -> DecodeGroup:
-        """Tokens of one sequence, the first at `row`; their keys are padded to `num_keys`."""
-        block_size, device = cache.shape.block_size, cache.shape.device
-        slots = segment.slots[: -(-segment.end // block_size)]
-        return cls(
-            rows=torch.arange(row, row + segment.end - segment.start, device=device),
-            slots=torch.tensor([slots + [0] * (-(-num_keys // block_size) - len(slots))], device=device),
-            ends=torch.arange(segment.start + 1, segment.end + 1, device=device)[:, None],
-            block_size=block_size,
-            dtype=cache.shape.dtype,
-            is_deterministic=True,
         )
 
     def mask(self, window: int) -> Tensor:
@@ -101,10 +88,12 @@ class AttentionPlan:
     cache: KvCache
     write_rows: Tensor  # (new keys,) rows of the cache where they go
     new_rows: Tensor | None  # (new keys,) rows of the batch where they stand; None: in all of them
-    decodes: list[DecodeGroup]
-    prefills: list[tuple[int, Segment, Tensor]]  # first row of the batch, the segment, its slots (1, blocks)
+    segments: list[Segment] = field(default_factory=list)
+    decodes: list[DecodeGroup] = field(default_factory=list)
+    prefills: list[tuple[int, Segment, Tensor]] = field(default_factory=list)  # first row of the batch, the segment, its slots (1, blocks)
     asked: AttentionPlan | None = None  # of the rows whose output is asked for, if those are not all: for a head's last layer
     taps: Tensor | None = None  # (cache rows, d_model), set by the trunk: takes the tap layer's states at `write_rows`
+    tables: Tables | None = None  # the segments as compiled layers read them, made by the first that does
     ragged: RaggedRows | None = None  # all rows in one call: where the cache has a kernel for it, instead of decodes and prefills
     _masks: dict[tuple[int, int], Tensor | None] = field(default_factory=dict)
     _stacked: dict[tuple[int, int], Tensor] = field(default_factory=dict)
@@ -127,17 +116,14 @@ class AttentionPlan:
             self.cache.write(layer, self.write_rows, kv[self.new_rows])
 
     @classmethod
-    def build(
-        cls, cache: KvCache, segments: Iterable[Segment], new_from: Iterable[int], *, is_deterministic: bool = False
-    ) -> AttentionPlan:
-        """Plan a step. `new_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried.
-
-        `is_deterministic`: each token's arithmetic follows from its position alone, whatever is beside it and however it got here.
-        """
+    def build(cls, cache: KvCache, segments: Iterable[Segment], new_from: Iterable[int]) -> AttentionPlan:
+        """Plan a step. `new_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried."""
         segments, size = list(segments), cache.shape.block_size
         write_rows, new_rows, num_rows = _new_keys(segments, new_from, size)
         written, new = upload((write_rows, [] if len(new_rows) == num_rows else new_rows), cache.shape.device)
-        plan = cls(cache, written, None if len(new_rows) == num_rows else new, decodes=[], prefills=[])
+        plan = cls(cache, written, None if len(new_rows) == num_rows else new, segments=segments)
+        if cache.shape.is_compiled:
+            return plan
         if cache.shape.varlen is not None:
             plan.ragged = RaggedRows.build(cache.shape.varlen, segments, size, cache.shape.device)
             return plan
@@ -145,17 +131,11 @@ class AttentionPlan:
         for segment in segments:
             if segment.end - segment.start == 1:
                 decodes.append((row, segment))
-            elif is_deterministic:
-                for keys, part in _by_bucket(segment):
-                    plan.decodes.append(DecodeGroup.within(row + part.start - segment.start, part, keys, cache))
             else:
                 table = torch.tensor([segment.slots[: -(-segment.end // size)]], device=cache.shape.device)
                 plan.prefills.append((row, segment, table))
             row += segment.end - segment.start
-        if is_deterministic:
-            plan.decodes.extend(DecodeGroup.build(members, cache, keys) for keys, members in _in_buckets(decodes))
-        else:
-            plan.decodes.extend(DecodeGroup.build(members, cache) for members in _by_length(decodes, size))
+        plan.decodes.extend(DecodeGroup.build(members, cache) for members in _by_length(decodes, size))
         return plan
 
     def prefill_mask(self, index: int, window: int) -> Tensor | None:
@@ -210,28 +190,6 @@ def _by_length(decodes: list[tuple[int, Segment]], block_size: int) -> list[list
     return groups
 
 
-def _bucket(num_keys: int) -> int:
-    """How many keys a token that sees `num_keys` is padded to, when that may follow from its position alone."""
-    return max(_SMALLEST_BUCKET, 1 << (num_keys - 1).bit_length())
-
-
-def _by_bucket(segment: Segment) -> Iterator[tuple[int, Segment]]:
-    """The segment cut where its tokens' bucket changes."""
-    start = segment.start
-    while start < segment.end:
-        bucket = _bucket(start + 1)
-        end = min(bucket, segment.end)
-        yield bucket, Segment(segment.slots, start, end)
-        start = end
-
-
-def _in_buckets(decodes: list[tuple[int, Segment]]) -> list[tuple[int, list[tuple[int, Segment]]]]:
-    buckets: dict[int, list[tuple[int, Segment]]] = {}
-    for row, segment in decodes:
-        buckets.setdefault(_bucket(segment.end), []).append((row, segment))
-    return sorted(buckets.items())
-
-
 def block_attention(
     module: nn.Module,
     query: Tensor,  # (1, heads, tokens, head_dim)
@@ -262,6 +220,7 @@ def block_attention(
 
 def attend(step: AttentionPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None = None) -> Tensor:
     """Attend over the blocks, whose keys are written. `queries` and the result: (tokens, heads, head_dim)."""
+    assert not step.cache.shape.is_compiled, "this plan is for compiled layers"
     if step.ragged is not None:
         assert softcap is None, "no kernel was chosen for a family with a soft-cap"
         return step.ragged.attend(step.cache, layer, queries, scale, window)
@@ -292,29 +251,11 @@ def _decode(
     num_kv_heads = keys.shape[1]
     grouped = queries.view(num_tokens, num_kv_heads, num_heads // num_kv_heads, head_dim)
     mask = group.mask(window)
-    if group.is_deterministic:
-        out = _one_by_one(grouped, keys, values, mask, scale)
-    elif softcap is None:
+    if softcap is None:
         out = scaled_dot_product_attention(grouped, keys, values, attn_mask=mask, scale=scale)
     else:
         out = _capped(grouped, keys, values, mask, scale, softcap)
     return out.reshape(num_tokens, num_heads, head_dim)
-
-
-def _one_by_one(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:
-    """Attention whose sums are the same for a token in any company. (tokens, kv_heads, group, head_dim) in and out.
-
-    The fused kernel is not: its buffers lie differently for each thread, and with them the order of the sums. A batch of small products
-    of one shape is, except that a lone one is split between threads; so it gets company.
-    """
-    if len(queries) == 1:
-        queries, keys, values = (each.expand(2, -1, -1, -1) for each in (queries, keys, values))
-        return _one_by_one(queries, keys, values, mask, scale)[:1]
-    out = torch.empty_like(queries)
-    for head in range(keys.shape[1]):
-        scores = torch.bmm(queries[:, head] * scale, keys[:, head].transpose(1, 2)).add_(mask[:, 0])
-        out[:, head] = torch.bmm(scores.softmax(dim=-1), values[:, head])
-    return out
 
 
 def _attend_stacked(queries: Tensor, keys: Tensor, values: Tensor, mask: Tensor, scale: float) -> Tensor:

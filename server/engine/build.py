@@ -12,15 +12,16 @@ from polyhead.heads.spec import ModelSpec
 from polyhead.server.engine import attention
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
-from polyhead.server.engine.dense import dense_kit
+from polyhead.server.engine.compiled.region import region
+from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledKit
+from polyhead.server.engine.dense import dense_linears
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.fast import FastTrunk, fast_trunk
 from polyhead.server.engine.graphs import step_graphs
 from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
-from polyhead.server.engine.int8 import INT8, INT8_TILED
-from polyhead.server.engine.int8_matrix import int8_matrix_kit
-from polyhead.server.engine.linears import FLOAT32, TILED, Kit
+from polyhead.server.engine.int8_matrix import int8_matrix_linears
+from polyhead.server.engine.kits import Kit, TorchKit
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
 from polyhead.server.engine.trunk import TrunkRunner
@@ -76,6 +77,8 @@ def assemble(
     head_shape = replace(shape, dtype=head_dtype or shape.dtype)
     if head_shape != shape:
         head_shape = replace(head_shape, varlen=working_varlen(head_shape) if shape.varlen else None)
+    if isinstance(trunk, FastTrunk):
+        shape, head_shape = (replace(each, is_compiled=can_compile(each)) for each in (shape, head_shape))
     num_blocks = num_blocks_for(spec, config, shape, head_shape)
     floor = _scoring_floor(spec, config)
     tap_layer = chosen_tap_layer(spec, config.tap_layer)
@@ -84,7 +87,7 @@ def assemble(
     max_tokens = min(config.max_context, spec.context_length) + config.block_size
     can_record = config.has_graphs and isinstance(trunk, FastTrunk)
     graphs, head_graphs = (step_graphs(each, max_tokens) if can_record else None for each in (cache.kv, head_cache))
-    trunk_runner = TrunkRunner(trunk, cache, tap_layer, is_deterministic=config.is_deterministic, graphs=graphs)
+    trunk_runner = TrunkRunner(trunk, cache, tap_layer, graphs=graphs)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
     heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config, head_shape), head_graphs)
@@ -92,14 +95,19 @@ def assemble(
 
 
 def kit_for(is_int8: bool, config: EngineConfig, shape: CacheShape) -> Kit:
-    """How weights are held. Packing, fbgemm's int8 and products bit for bit alike are known in float32 on the CPU alone."""
-    if shape.device.type != "cpu" or shape.dtype != torch.float32:
-        if config.is_deterministic:
-            raise FailedPrecondition("bit for bit the same needs float32 or int8 on the CPU", field="deterministic")
-        return int8_matrix_kit(shape.dtype) if is_int8 else dense_kit(shape.dtype)
+    """How weights are held and run: compiled in float32 on the CPU, by torch's calls elsewhere."""
+    if can_compile(shape):
+        region()  # compiled now, and not in the first request
+        return CompiledKit(is_int8)
     if config.is_deterministic:
-        return INT8_TILED if is_int8 else TILED
-    return INT8 if is_int8 else FLOAT32
+        raise FailedPrecondition("bit for bit the same needs float32 or int8 on the CPU", field="deterministic")
+    return TorchKit((int8_matrix_linears if is_int8 else dense_linears)(shape.dtype))
+
+
+def can_compile(shape: CacheShape) -> bool:
+    """Whether compiled layers can work on such a cache."""
+    is_float = shape.device.type == "cpu" and shape.dtype == torch.float32 and shape.varlen is None
+    return is_float and shape.head_dim <= LARGEST_HEAD and shape.block_size <= LARGEST_BLOCK
 
 
 def _check_plain(config: EngineConfig) -> None:

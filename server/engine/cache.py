@@ -1,7 +1,8 @@
 """The tensors behind the blocks: keys and values per layer and slot, boundary states, taps. Knows slots and rows, not tokens or requests.
 
-One slot holds one block; slot 0 holds none: it stays zero and pads tables. A slot is cleared when it is taken, because attention multiplies
-masked values by 0 and a NaN left behind would survive that. Memory is committed when it is first written, not when the cache is made.
+One slot holds one block; slot 0 holds none: it stays zero and pads tables. Where torch attends, a slot is cleared when it is taken: masked
+values are multiplied by 0 there, and a NaN left behind would survive that. Memory is committed when it is first written, not when the
+cache is made.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ import mmap
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
+import numpy as np
 import torch
 from torch import Tensor
 
@@ -28,6 +30,7 @@ class CacheShape:
     dtype: torch.dtype
     device: torch.device
     varlen: Varlen | None = None  # attends to these keys in one call a layer; None: as attention.py does
+    is_compiled: bool = False  # compiled layers read and write them; they ask a plan for its segments alone
 
     def kv_bytes(self, num_layers: int) -> int:
         """Bytes of one block's keys and values."""
@@ -44,6 +47,7 @@ class KvCache:
         self.layers = [_lazy_zeros(size, shape) for _ in range(num_layers)]
         self._rows = [layer.view(num_slots * shape.block_size, 2, shape.num_kv_heads, shape.head_dim) for layer in self.layers]
         self._slots = [layer.view(num_slots, -1) for layer in self.layers]
+        self.addresses = np.array([layer.data_ptr() for layer in self.layers], dtype=np.int64)  # for compiled layers
 
     def write(self, layer: int, rows: Tensor, kv: Tensor) -> None:
         """Store keys and values, (tokens, 2, kv_heads, head_dim), at `rows` = slot * block_size + offset."""
@@ -58,7 +62,9 @@ class KvCache:
         return kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
 
     def clear(self, slot: int) -> None:
-        """Forget what a slot held."""
+        """Forget what a slot held. Compiled layers never read a key that was not written."""
+        if self.shape.is_compiled:
+            return
         for layer in self._slots:
             layer[slot].zero_()
 

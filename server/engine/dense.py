@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from polyhead.server.engine.linears import Kit, at_once
+from polyhead.server.engine.linears import Linears
 
 
 class DenseLinear:
@@ -73,9 +73,9 @@ def joined_bias(gate_OI: Tensor, gate_bias: Tensor | None, up_OI: Tensor, up_bia
     return torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for bias, weight in given])
 
 
-def dense_kit(dtype: torch.dtype) -> Kit:
+def dense_linears(dtype: torch.dtype) -> Linears:
     """Weights of this dtype, as they are."""
-    return Kit(DenseLinear, DenseGated, SharedLinear, partial(dense_bytes, dtype.itemsize), at_once)
+    return Linears(DenseLinear, DenseGated, SharedLinear, partial(dense_bytes, dtype.itemsize))
 
 
 def dense_bytes(item_bytes: int, shape: tuple[int, ...]) -> int:

@@ -41,6 +41,7 @@ from polyhead.server.engine.sequence import (
     Request,
     Sample,
 )
+from polyhead.server.engine.threads import use_torch_threads
 from polyhead.server.engine.tokens import add_token, finish_reason, tail
 from polyhead.server.engine.trunk import TrunkRunner
 
@@ -237,7 +238,8 @@ class Engine:
                 self.scheduler.finish_reading(reading)
                 self.counters.scored_readings += 1
         if to_draw:
-            self._draw([sample for sample, _ in to_draw], rows[[row for _, row in to_draw]])
+            drawn_from = rows if len(to_draw) == len(rows) else rows[[row for _, row in to_draw]]
+            self._draw([sample for sample, _ in to_draw], drawn_from)
 
     def _draw(self, samples: list[Sample], logits: Tensor) -> None:
         rows = [DrawRow(sample.params, sample.seed, len(sample.completion), sample.sequence.tokens) for sample in samples]
@@ -370,7 +372,7 @@ class Engine:
 
     def _run(self) -> None:
         if self.num_threads:
-            torch.set_num_threads(self.num_threads)
+            use_torch_threads(self.num_threads)
         while not self._is_stopping:
             self._empty_inbox()
             if not self._step_safely():

@@ -85,7 +85,7 @@ class StepGraphs:
     def _is_recorded(self, recordings: dict[int, Recording], size: int, compute: Compute, plan: AttentionPlan) -> bool:
         """Record this size; False if that fails, after which everything runs as it is."""
         still = AttentionPlan(
-            self._cache, self._numbers[2, :size], None, decodes=[], prefills=[], taps=plan.taps, ragged=self._rows(size)
+            self._cache, self._numbers[2, :size], None, taps=plan.taps, ragged=self._rows(size)
         )
         try:
             recordings[size] = self._record(lambda: compute(self._numbers[0, :size], self._numbers[1, :size], still))

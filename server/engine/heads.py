@@ -19,7 +19,7 @@ from polyhead.server.engine.batch import HeadRun
 from polyhead.server.engine.cache import CacheShape, KvCache
 from polyhead.server.engine.fast import FastHead, FastLoraHead, FastTrunk, fast_head
 from polyhead.server.engine.graphs import StepGraphs
-from polyhead.server.engine.linears import Kit
+from polyhead.server.engine.kits import Kit
 from polyhead.server.engine.live import LiveHead
 from polyhead.server.engine.trunk import TrunkRunner
 from polyhead.server.engine.upload import upload
@@ -92,7 +92,7 @@ class HeadRunner:
         return self._plan(segments, (run.end for run in wanted))
 
     def _plan(self, segments: list[Segment], new_from: Iterable[int]) -> AttentionPlan:
-        return AttentionPlan.build(self.cache, segments, new_from, is_deterministic=self.trunk.is_deterministic)
+        return AttentionPlan.build(self.cache, segments, new_from)
 
     def _state_rows(self, runs: list[HeadRun]) -> list[int]:
         size = self.cache.shape.block_size

@@ -1,4 +1,4 @@
-"""int8 on CUDA: the arithmetic of int8.py by torch's own integer matrix product, which tensor cores compute.
+"""int8 on CUDA: by torch's own integer matrix product, which tensor cores compute.
 
 Each weight has a scale per output and each row of activations its own, so that no row minds its neighbours, and integer sums are exact.
 Rows are padded to what the kernel takes. It reads a byte a weight; weights dequantised first would be read, written and read again.
@@ -14,7 +14,7 @@ from torch import Tensor
 from torch.nn.functional import pad, silu
 
 from polyhead.server.engine.dense import joined_bias
-from polyhead.server.engine.linears import Kit, at_once
+from polyhead.server.engine.linears import Linears
 
 SMALLEST = 1e-30  # a row of zeros is divided by this
 LEVELS = 127
@@ -79,9 +79,9 @@ def _quantized(rows: Tensor) -> tuple[Tensor, Tensor]:
     return (rows / scale).round_().nan_to_num_(0.0, LEVELS, -LEVELS).to(torch.int8), scale
 
 
-def int8_matrix_kit(dtype: torch.dtype) -> Kit:
+def int8_matrix_linears(dtype: torch.dtype) -> Linears:
     """`dtype` is what norms, biases and a value head's one row stay in."""
-    return Kit(Int8MatrixLinear, Int8MatrixGated, Int8MatrixLinear, partial(int8_matrix_bytes, dtype.itemsize), at_once)
+    return Linears(Int8MatrixLinear, Int8MatrixGated, Int8MatrixLinear, partial(int8_matrix_bytes, dtype.itemsize))
 
 
 def int8_matrix_bytes(item_bytes: int, shape: tuple[int, ...]) -> int:

@@ -32,14 +32,12 @@ class TrunkRunner:
         cache: TrunkCache,
         tap_layer: int = 0,
         *,
-        is_deterministic: bool = False,
         graphs: StepGraphs | None = None,
     ) -> None:
         assert (cache.taps is not None) == (tap_layer > 0), "a tap layer and room for its states go together"
         self.module = module
         self.cache = cache
         self.tap_layer = tap_layer  # 0: none
-        self.is_deterministic = is_deterministic
         self.graphs = graphs  # of decode steps
         self.device = cache.kv.shape.device
         if isinstance(module, FastTrunk):
@@ -67,7 +65,7 @@ class TrunkRunner:
         )
         segments = [Segment([block.slot for block in run.sequence.blocks], run.start, run.end) for run in runs]
         starts = (run.start for run in runs)
-        plan = AttentionPlan.build(self.cache.kv, segments, starts, is_deterministic=self.is_deterministic)
+        plan = AttentionPlan.build(self.cache.kv, segments, starts)
         plan.taps = self.cache.taps
         if self.graphs is not None and self.graphs.can_run(plan):
             self.graphs.run(OWNER, self._compute, tokens, positions, plan)

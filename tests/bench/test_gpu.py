@@ -57,7 +57,7 @@ def test_the_whole_command_on_a_tiny_shape(tmp_path: Path) -> None:
 
 def spoil_trunk(ours: RandomEngine) -> None:
     assert isinstance(ours.engine.trunk.module, FastTrunk)
-    ours.engine.trunk.module.layers[0].norm.weight.mul_(1.5)
+    ours.engine.trunk.module.stack.layers[0].norm.weight.mul_(1.5)  # type: ignore[attr-defined]
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])

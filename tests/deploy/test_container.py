@@ -120,7 +120,7 @@ def test_models_and_heads_are_kept_in_the_volumes(stages: list[list[tuple[str, s
     variables, volumes = environment(stages[1]), json.loads(of(stages[1], "VOLUME")[0])
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
         monkeypatch.setenv(name, variables[name])
-    places = [ServeConfig().store_dir, embedded._cache_folder(), Path(variables["HF_HOME"])]
+    places = [ServeConfig().store_dir, embedded.cache_folder(), Path(variables["HF_HOME"])]
     assert [next(volume for volume in volumes if place.is_relative_to(volume)) for place in places] == [volumes[0], volumes[1], volumes[1]]
 
 

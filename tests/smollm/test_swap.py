@@ -71,6 +71,7 @@ def five(smollm: Client, smollm_server: RunningServer, prose: list[int]) -> Five
     smollm.generate([cached], max_new_tokens=1)
     embedding = embedding_sha256(smollm)
     first = {name: smollm.pull_head(f"{name}@1") for name in ("policy", "value")}
+    smollm.push_head("policy", first["policy"])  # known bytes: nothing new in memory, and what earlier work freed is given back
     before, rss_before = smollm.status(), smollm_server.rss
     versions = {}
     for seed, name in enumerate(NAMES):

@@ -23,9 +23,10 @@ from polyhead.server.engine.attention import LayerCall
 from polyhead.server.engine.build import EngineConfig, assemble, kit_for
 from polyhead.server.engine.cache import CacheShape
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.fast import FastHead, FastTrunk, Norm, rotations, take_layers
-from polyhead.server.engine.linears import Kit
+from polyhead.server.engine.fast import FastHead, FastTrunk
+from polyhead.server.engine.kits import Kit
 from polyhead.server.engine.live import LiveHead, ServedHead
+from polyhead.server.engine.llama import rotations, take_layers
 from polyhead.server.engine.varlen_probe import working_varlen
 
 SPREAD = 0.02  # standard deviation of a matrix's numbers: what such models start their training with
@@ -161,7 +162,7 @@ def random_trunk(shape: Shape, spec: ModelSpec, context: int, weights: RandomWei
     decoder.norm = nn.Identity()
     weights.fill(decoder.embed_tokens, f"{spec.base}.{spec.embedding}.")
     decoder.rotary_emb.to(weights.device)
-    layers = take_layers(decoder, spec, _calls(shape, shape.split_layer), 0, kit, _filler(decoder.layers, spec, 0, weights))
+    layers = take_layers(decoder, spec, _calls(shape, shape.split_layer), 0, kit.layer, _filler(decoder.layers, spec, 0, weights))
     return FastTrunk(TrunkModule(decoder, spec), layers, rotations(decoder, context), kit)
 
 
@@ -170,7 +171,7 @@ def random_head(ours: RandomEngine, output: OutputKind, weights: RandomWeights) 
     assert isinstance(trunk, FastTrunk)
     model = cast(Any, build_skeleton(ours.shape.config(spec.num_head_layers, spec.context_length)))
     base = model.model
-    norm = Norm(weights.tensor(f"{spec.base}.{spec.norm}.weight", (spec.d_model,)), float(base.norm.variance_epsilon))
+    norm = weights.tensor(f"{spec.base}.{spec.norm}.weight", (spec.d_model,)), float(base.norm.variance_epsilon)
     score = None
     if output is OutputKind.SCORE:
         score = nn.Linear(spec.d_model, 1, bias=False, device="meta")
@@ -178,8 +179,8 @@ def random_head(ours: RandomEngine, output: OutputKind, weights: RandomWeights) 
     else:
         weights.fill(model.lm_head, "lm_head.")
     filler = _filler(base.layers, spec, spec.split_layer, weights)
-    layers = take_layers(base, spec, _calls(ours.shape, spec.num_head_layers), spec.split_layer, ours.kit, filler)
-    base.norm.weight = nn.Parameter(norm.weight, requires_grad=False)
+    layers = take_layers(base, spec, _calls(ours.shape, spec.num_head_layers), spec.split_layer, ours.kit.layer, filler)
+    base.norm.weight = nn.Parameter(norm[0], requires_grad=False)
     return FastHead(HeadModule(model if score is None else base, score, spec, output), layers, norm, trunk, ours.kit)
 
 

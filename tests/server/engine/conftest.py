@@ -17,7 +17,6 @@ def llama_folder(tmp_path_factory: pytest.TempPathFactory) -> Path:
     return folder
 
 
-@pytest.fixture(params=["fast", "plain", "deterministic"])
+@pytest.fixture(params=["fast", "plain"])
 def bench(request: pytest.FixtureRequest, llama_folder: Path) -> Bench:
-    ways = {"fast": {}, "plain": {"is_fast": False}, "deterministic": {"is_deterministic": True}}
-    return Bench.open(llama_folder, split_layer=2, **ways[request.param])
+    return Bench.open(llama_folder, split_layer=2, is_fast=request.param == "fast")

@@ -1,4 +1,4 @@
-"""--deterministic: bit for bit the same, whatever the neighbours, the chunks and the cache. In int8 as in float32."""
+"""Compiled layers: bit for bit the same, whatever the neighbours, the chunks and the cache. In int8 as in float32."""
 
 from __future__ import annotations
 
@@ -11,11 +11,13 @@ from polyhead.server.engine.scheduler import SchedulerLimits
 from polyhead.server.engine.sequence import Request, SamplingParams
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
+from tests.server.engine.test_adapters import Adapted
 
 INT8 = {"is_trunk_int8": True, "is_head_int8": True}
 LENGTHS = (70, 33, 16, 130, 3, 129, 17, 1, 40, 64, 65)
 DRAWN = SamplingParams(temperature=1.0, max_new_tokens=20)
 RULES = {"polite": (7, 8, 9), "short": (7, 8, 11, 12)}
+
 
 def outcome(request: Request) -> list[Any]:
     """Everything that came out of one sample, to the last bit."""
@@ -36,7 +38,7 @@ def open_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     changes = {"num_key_value_heads": 1} if request.param == "one key head" else {}
     save_tiny("llama", tmp_path, tie_word_embeddings=True, max_position_embeddings=512, **changes)
     held = {"int8": INT8, "int8 trunk": {"is_trunk_int8": True}, "int8 heads": {"is_head_int8": True}}.get(request.param, {})
-    return lambda **config: Bench.open(tmp_path, split_layer=2, is_deterministic=True, **held, **config)
+    return lambda **config: Bench.open(tmp_path, split_layer=2, **held, **config)
 
 
 def test_alone_together_shuffled_chunked_and_cached(open_bench: Any) -> None:
@@ -70,3 +72,19 @@ def test_what_was_drawn_is_what_score_reads(open_bench: Any) -> None:
     scored = cold.given(sample.prompt, sample.completion, score=("reference",))
     cold.run(scored)
     assert scores(scored.samples[0])["reference"].result.logprobs.tolist() == sample.logprobs
+
+
+def test_beside_adapters(llama_folder: Path) -> None:
+    """A base's samples, and each adapter's, beside the others on that base and alone: another way through the layers, the same bits."""
+    bench = Bench.open(llama_folder, split_layer=2)
+    base = bench.engine.active.heads["policy"].live
+    adapted = Adapted(bench, base, (1, 2))
+    lives = (base, *adapted.adapters.values())
+    drawn = []
+    for is_together in (False, True):
+        requests = [adapted.request(live, 30) for live in lives]
+        for group in [requests] if is_together else [[request] for request in requests]:
+            bench.run(*group)
+        drawn.append([(request.samples[0].completion, request.samples[0].logprobs) for request in requests])
+    assert drawn[0] == drawn[1]
+    assert len({str(each) for each in drawn[0]}) == len(lives)

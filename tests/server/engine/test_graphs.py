@@ -95,9 +95,9 @@ def test_slot_0_stays_zero_and_padding_disturbs_nobody(llama_folder: Path, monke
         rollout(each, lengths=(7, 9, 20))
     for found, wanted in ((bench.engine.trunk.cache.kv, plain.engine.trunk.cache.kv), (bench.engine.heads.cache, plain.engine.heads.cache)):
         for ours, theirs in zip(found.layers, wanted.layers, strict=True):
-            torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=1e-5)
+            torch.testing.assert_close(ours, theirs, atol=1e-4, rtol=1e-4)
             assert not ours[0].any()
-    torch.testing.assert_close(bench.engine.trunk.cache.states, plain.engine.trunk.cache.states, atol=1e-5, rtol=1e-5)
+    torch.testing.assert_close(bench.engine.trunk.cache.states, plain.engine.trunk.cache.states, atol=1e-4, rtol=1e-4)
 
 
 def test_what_cannot_be_recorded_runs_as_it_is(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -7,10 +7,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 import pytest
+import torch
 
 from polyhead.heads.manifest import Unfinished
 from polyhead.server.engine.scheduler import SchedulerLimits
 from polyhead.server.engine.sequence import Event, Request, SamplingParams
+from polyhead.server.engine.threads import use_torch_threads
 from tests.server.engine.harness import Bench, Ended
 
 NUM_REQUESTS = 12
@@ -74,3 +76,31 @@ def test_a_step_says_whether_there_was_anything_to_do(one_at_a_time: Bench) -> N
     engine.submit(unscorable(one_at_a_time)[0])
     engine._empty_inbox()
     assert [engine.step() for _ in range(2)] == [True, False]
+
+
+def test_the_engine_keeps_its_threads(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """torch hands a thread the number that another one set last, when it first asks: two became one after the first push."""
+    bench = Bench.open(llama_folder, 2, num_threads=2)
+    seen: list[int] = []
+    step = bench.engine.step
+
+    def counted() -> bool:
+        if not bench.engine.is_idle:  # a look before the other thread's would be the first, and hide it
+            seen.append(torch.get_num_threads())
+        return step()
+
+    monkeypatch.setattr(bench.engine, "step", counted)
+    started = threading.Event()
+    bench.engine._inbox.append(started.set)
+    bench.engine.start()
+    assert started.wait(10.0)
+    worker = threading.Thread(target=use_torch_threads, args=(1,))
+    worker.start()
+    worker.join()
+    ended = threading.Event()
+    request = bench.sampled(bench.prompt(5), params=SamplingParams(temperature=0.0, max_new_tokens=4))
+    request.deliver = lambda _, events: ended.set() if any(isinstance(event, Ended) for event in events) else None
+    bench.engine.submit(request)
+    assert ended.wait(30.0)
+    bench.engine.stop()
+    assert set(seen) == {2}

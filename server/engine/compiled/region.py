@@ -1,0 +1,100 @@
+"""Calls the compiled function on torch's own threads, so that no second pool of them stands beside the first."""
+
+from __future__ import annotations
+
+import ctypes
+import hashlib
+import logging
+import threading
+import time
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import llvmlite.binding as llvm
+import numba
+import numpy as np
+import torch
+
+from polyhead.heads.embedded import cache_folder
+from polyhead.server.engine.compiled import machine
+
+WORTH_SAYING_S = 2.0
+
+logger = logging.getLogger(__name__)
+
+_ALIGNMENT = 64  # bytes of a cache line
+
+Job = Any  # a numpy record of jobs.JOB
+
+
+class Region:
+    """A team of threads that all run one job."""
+
+    def __init__(self, fork: Any, entry: Any) -> None:
+        self._fork = fork
+        self._function = entry  # whose machine code goes with it
+        self._entry = entry.address
+
+    def run(self, job: Job) -> None:
+        """Returns when all threads have, or at once if there are no rows. Python goes on meanwhile in other threads."""
+        if not job["num_rows"][0]:
+            return
+        self._fork(self._entry, job.ctypes.data, torch.get_num_threads(), 0)
+
+
+@cache
+def region() -> Region:
+    """The one of this process. Compiles when first asked for, unless this machine's disk has it from an earlier time."""
+    started_at = time.monotonic()
+    library = _openmp()
+    for name in ("GOMP_barrier", "omp_get_thread_num", "omp_get_num_threads"):
+        llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
+    from polyhead.server.engine.compiled.entry import compiled_entry
+
+    folder = cache_folder() / "compiled"
+    numba.config.CACHE_DIR = str(folder)  # not beside the sources, its own choice: there a server often may not write
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        entry = compiled_entry(_fingerprint(), is_kept=True)  # type: ignore[no-untyped-call]
+    except Exception as error:  # no room, no right, or a file that somebody damaged: whatever unpickling it says
+        logger.warning("compiled layers are made anew at every start, %s cannot be used: %s", folder, error)
+        entry = compiled_entry(_fingerprint(), is_kept=False)  # type: ignore[no-untyped-call]
+    if (taken_s := time.monotonic() - started_at) > WORTH_SAYING_S:
+        logger.info("compiled the layers for this machine in %.0f s", taken_s)
+    fork = library.GOMP_parallel
+    fork.argtypes, fork.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    return Region(fork, entry)
+
+
+def _openmp() -> ctypes.CDLL:
+    """The OpenMP library that torch runs on: its own copy, or the system's."""
+    beside = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
+    return ctypes.CDLL(str(beside[0]) if beside else "libgomp.so.1")
+
+
+def _fingerprint() -> int:
+    """Of the sources and of what this processor can do: Numba looks at the file alone in which the function stands."""
+    digest = hashlib.sha256(repr((machine.LANES, machine.HAS_VNNI, machine.HAS_AVX512, machine.HAS_AVX2)).encode())
+    for file in sorted(Path(__file__).parent.glob("*.py")):
+        digest.update(file.read_bytes())
+    return int.from_bytes(digest.digest()[:4], "little") | 1
+
+
+class Scratch(threading.local):
+    """Memory for what a job computes on its way, one piece for each Python thread, as large as the largest job so far."""
+
+    def __init__(self) -> None:
+        self._held = torch.empty(0, dtype=torch.uint8)
+
+    def addresses(self, sizes: list[int]) -> list[int]:
+        """Room for so many bytes each. Good until this thread's next call."""
+        padded = [-(-size // _ALIGNMENT) * _ALIGNMENT for size in sizes]
+        needed = sum(padded) + _ALIGNMENT
+        if len(self._held) < needed:
+            self._held = torch.empty(needed, dtype=torch.uint8)
+        first = -(-self._held.data_ptr() // _ALIGNMENT) * _ALIGNMENT
+        return [first + int(offset) for offset in np.cumsum([0, *padded[:-1]])]
+
+
+scratch = Scratch()

@@ -1,0 +1,112 @@
+"""Ways to hold and run the layers of a trunk or a head: what fast.py asks of them, and torch's. compiled/stack.py has the other."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, Protocol
+
+from torch import Tensor
+from torch.nn.functional import linear
+
+from polyhead.heads.adapted import AdapterRows
+from polyhead.server.engine.attention import AttentionPlan
+from polyhead.server.engine.linears import Linears
+from polyhead.server.engine.llama import LayerParts
+from polyhead.server.engine.torch_stack import Norm, TorchLayer, TorchStack
+
+
+class Rows(Protocol):
+    """(T, in) -> (T, out): a norm, or a product with a weight."""
+
+    def __call__(self, x_TI: Tensor, /) -> Tensor: ...
+
+
+class HeldRows(Rows, Protocol):
+    """The same, and what its weight takes."""
+
+    @property
+    def num_bytes(self) -> int:
+        """Of the weight as it is held; 0 if it is somebody else's."""
+        ...
+
+
+class Stack(Protocol):
+    """Layers that follow each other."""
+
+    @property
+    def num_layers(self) -> int: ...
+
+    @property
+    def num_bytes(self) -> int:
+        """Of their weights as they are held."""
+        ...
+
+    def forward(
+        self,
+        x_TD: Tensor,
+        positions_T: Tensor,
+        plan: AttentionPlan,
+        *,
+        layers: slice = slice(None),
+        rows: Tensor | None = None,
+        parts: Sequence[AdapterRows] = (),
+    ) -> Tensor:
+        """(T, d_model) through these layers; x may be overwritten. With `rows`, which `plan.asked` is of, only those come out."""
+        ...
+
+
+class Kit(Protocol):
+    """One way to hold and run weights."""
+
+    def layer(self, parts: LayerParts) -> Any:
+        """One layer, packed: for `stack`."""
+        ...
+
+    def stack(self, layers: Sequence[Any], turns: Tensor) -> Stack:
+        """`turns` (max_context, head_dim / 2), complex: each position's rotation."""
+        ...
+
+    def norm(self, weight: Tensor, eps: float) -> Rows: ...
+
+    def linear(self, weight_OI: Tensor) -> HeldRows: ...
+
+    def tied(self, weight_OI: Tensor) -> HeldRows:
+        """Of the embedding, which stays as it is."""
+        ...
+
+    def score(self, weight_OI: Tensor) -> Rows:
+        """Of a value head's one row."""
+        ...
+
+    def weight_bytes(self, shape: tuple[int, ...]) -> int:
+        """Of one tensor of a head file, as it is held."""
+        ...
+
+
+@dataclass(frozen=True, slots=True)
+class TorchKit:
+    """torch's own calls, on any device."""
+
+    linears: Linears
+
+    def layer(self, parts: LayerParts) -> TorchLayer:
+        return TorchLayer(parts, self.linears)
+
+    def stack(self, layers: Sequence[TorchLayer], turns: Tensor) -> TorchStack:
+        return TorchStack(layers, turns)
+
+    def norm(self, weight: Tensor, eps: float) -> Norm:
+        return Norm(weight, eps)
+
+    def linear(self, weight_OI: Tensor) -> HeldRows:
+        return self.linears.linear(weight_OI, None)
+
+    def tied(self, weight_OI: Tensor) -> HeldRows:
+        return self.linears.shared(weight_OI)
+
+    def score(self, weight_OI: Tensor) -> Rows:
+        return lambda x_TI: linear(x_TI, weight_OI)
+
+    def weight_bytes(self, shape: tuple[int, ...]) -> int:
+        return self.linears.weight_bytes(shape)

@@ -1,0 +1,250 @@
+"""Compiled layers part by part, against torch's own arithmetic; every row the same bit for bit in any company.
+
+On processors with fewer instructions than this one, other ones are chosen: each choice is tried in a process of its own.
+"""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+from collections.abc import Iterator
+from itertools import pairwise
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor
+from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+
+from polyhead.server.engine.attention import AttentionPlan, Segment
+from polyhead.server.engine.cache import CacheShape, KvCache
+from polyhead.server.engine.compiled.calls import CompiledLinear, CompiledNorm, SharedLinear, gate, product
+from polyhead.server.engine.compiled.jobs import ATTEND, LAYER, PANELS
+from polyhead.server.engine.compiled.machine import LANES, PANEL
+from polyhead.server.engine.compiled.matrices import Matrix, split_halves
+from polyhead.server.engine.compiled.region import region
+from polyhead.server.engine.compiled.stack import CompiledKit, CompiledStack
+
+SHARES = {False: 5e-6, True: 0.03}  # of a product's size, by whether it is in int8
+SIZES = ((48, 64), (45, 66), (576, 1536))
+
+
+@pytest.fixture(autouse=True, params=[1, 3])
+def threads(request: pytest.FixtureRequest) -> Iterator[None]:
+    before = torch.get_num_threads()
+    torch.set_num_threads(request.param)
+    yield
+    torch.set_num_threads(before)
+
+
+def random(*shape: int, seed: int = 0) -> Tensor:
+    return torch.randn(shape, generator=torch.Generator().manual_seed(seed))
+
+
+def assert_close(found: Tensor, wanted: Tensor, share: float) -> None:
+    assert found.shape == wanted.shape
+    if wanted.numel():
+        assert float((found - wanted).norm() / wanted.norm()) < share
+
+
+@pytest.mark.parametrize("num_rows", [0, 1, 5, 16, 33])
+@pytest.mark.parametrize("is_int8", [False, True], ids=["float32", "int8"])
+def test_products(is_int8: bool, num_rows: int) -> None:
+    for num_out, num_in in SIZES:
+        weight, bias, x = random(num_out, num_in, seed=1), random(num_out, seed=2), random(num_rows, num_in, seed=3)
+        for given in (None, bias):
+            assert_close(CompiledLinear(weight, given, is_int8=is_int8)(x), linear(x, weight, given), SHARES[is_int8])
+        if not is_int8:
+            assert_close(SharedLinear(weight)(x), linear(x, weight), SHARES[False])
+            assert_close(SharedLinear(weight[:1])(x), linear(x, weight[:1]), SHARES[False])
+
+
+@pytest.mark.parametrize("is_int8", [False, True], ids=["float32", "int8"])
+@pytest.mark.parametrize("width", [48, 45, 8])
+def test_gate_and_up_apart(width: int, is_int8: bool) -> None:
+    """As adapters need them: panel by panel, then as two."""
+    gates, ups, bias, x = random(width, 64, seed=1), random(width, 64, seed=2), random(width, seed=3), random(7, 64, seed=4)
+    matrix = Matrix.gated(gates, bias, ups, None, is_int8=is_int8)
+    halves = split_halves(product(matrix, x, PANELS, matrix.num_panels * PANEL))
+    assert_close(halves[0][:, :width], linear(x, gates, bias), SHARES[is_int8])
+    assert_close(halves[1][:, :width], linear(x, ups), SHARES[is_int8])
+
+
+def test_silu_over_all_of_float32() -> None:
+    numbers = torch.cat([torch.linspace(-110, 110, 4001), torch.tensor([0.0, -0.0, 1e-30, -1e-30, 1e30, -1e30, float("inf")])])
+    numbers = torch.nn.functional.pad(numbers, (0, -len(numbers) % LANES))[None].contiguous()
+    assert torch.allclose(gate(numbers.clone(), torch.ones_like(numbers)).double(), silu(numbers.double()), rtol=3e-7, atol=1e-35)
+    numbers[0, 3] = float("nan")
+    assert gate(numbers, torch.ones_like(numbers))[0, 3].isnan()
+
+
+def test_norm() -> None:
+    for width in (64, 576, 37):
+        x, weight = random(9, width, seed=1) * torch.logspace(-3, 3, 9)[:, None], random(width, seed=2)
+        assert torch.allclose(CompiledNorm(weight, 1e-5)(x), rms_norm(x, (width,), weight, 1e-5), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("is_int8", [False, True], ids=["float32", "int8"])
+def test_a_row_is_the_same_in_any_company(is_int8: bool) -> None:
+    """SmolLM2's sizes; rows far larger and far smaller than each other."""
+    x, weight = random(70, 576) * torch.logspace(-3, 3, 70)[:, None], random(1536, 576, seed=1)
+    for part in (CompiledLinear(weight, is_int8=is_int8), SharedLinear(weight), CompiledNorm(weight[0].clone(), 1e-5)):
+        together = part(x)
+        for first, last in ((0, 1), (69, 70), (3, 5), (10, 17), (20, 36), (1, 68)):
+            assert torch.equal(part(x[first:last].clone()), together[first:last])
+        assert torch.equal(part(x.flip(0)).flip(0), together)
+
+
+def test_int8_has_a_scale_per_row() -> None:
+    """With one scale for the batch, a row a million times smaller than its neighbour would come out as zero."""
+    weight, x = random(32, 64, seed=1), random(2, 64, seed=2)
+    x[0] *= 1e6
+    held = CompiledLinear(weight, is_int8=True)
+    for row in range(2):
+        assert_close(held(x)[row], linear(x, weight)[row], 0.03)
+    assert not held(torch.zeros(3, 64)).any()
+
+
+@pytest.mark.parametrize("sign", [1, -1])
+def test_int8_does_not_saturate(sign: int) -> None:
+    """The largest sums that fit: every product of one sign."""
+    ones = torch.ones(8, 512)
+    assert CompiledLinear(sign * ones, is_int8=True)(ones) == pytest.approx(torch.full((8, 8), sign * 512.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_int8_shows_a_row_that_is_not_finite(bad: float) -> None:
+    x = random(3, 64)
+    x[1, 7] = bad
+    found = CompiledLinear(random(32, 64, seed=1), is_int8=True)(x)
+    assert not found[1].isfinite().any()
+    assert found[[0, 2]].isfinite().all()
+
+
+@pytest.mark.parametrize("is_int8", [False, True], ids=["float32", "int8"])
+def test_bytes_are_known_before_the_weights_are_there(is_int8: bool) -> None:
+    kit = CompiledKit(is_int8)
+    for shape in ((48, 64), (32, 64), (45, 66)):
+        assert kit.linear(random(*shape)).num_bytes == kit.weight_bytes(shape)
+    assert kit.weight_bytes((576, 576)) == (576 * 576 + 4 * 576 if is_int8 else 4 * 576 * 576)
+    assert kit.weight_bytes((64,)) == 4 * 64, "norms stay float32"
+    assert kit.tied(random(64, 32)).num_bytes == (64 * 32 + 4 * 64 if is_int8 else 0), "float32 reads the embedding as it lies"
+
+
+class OneLayer:
+    """Attention of one layer over a cache whose unwritten keys are NaN."""
+
+    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int = 0) -> None:
+        shape = CacheShape(num_kv_heads, head_dim, block_size, torch.float32, torch.device("cpu"), is_compiled=True)
+        self.cache = KvCache(shape, 1, 200)
+        self.cache.layers[0].fill_(float("nan"))
+        self.window, self.scale = window, head_dim**-0.5
+        record = np.zeros(1, LAYER)
+        record["window"], record["scale"] = window, self.scale
+        self.stack = CompiledStack([], torch.ones(1, 1, dtype=torch.complex64))
+        self.stack._records = record
+        self.stack._turns = torch.stack((torch.ones(2048, head_dim), torch.zeros(2048, head_dim)), dim=1)  # nothing turns
+        self.stack.layers = [  # type: ignore[assignment]
+            SimpleNamespace(
+                num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, inner_width=1, qkv=SimpleNamespace(num_in=1)
+            )
+        ]
+
+    def __call__(self, segments: list[Segment], qkv: Tensor, new_from: list[int] | None = None) -> Tensor:
+        """(T, heads, head_dim) of rows (T, heads + 2 kv_heads, head_dim)."""
+        layer = self.stack.layers[0]
+        plan = AttentionPlan.build(self.cache, segments, new_from or [segment.start for segment in segments])
+        positions = torch.tensor([position for each in segments for position in range(each.start, each.end)])
+        out, qkv = torch.empty(len(qkv), layer.num_heads, layer.head_dim), qkv.clone()
+        job = self.stack._attention_job(ATTEND, 0, 1, len(qkv), positions, plan)
+        job["qkv"], job["attended"] = qkv.data_ptr(), out.data_ptr()
+        region().run(job)
+        return out
+
+    def wanted(self, qkv: Tensor) -> Tensor:
+        """Of one text from its beginning."""
+        layer = self.stack.layers[0]
+        queries, keys, values = qkv.transpose(0, 1).split([layer.num_heads, layer.num_kv_heads, layer.num_kv_heads])
+        group = layer.num_heads // layer.num_kv_heads
+        places = torch.arange(len(qkv))
+        mask = places[None] <= places[:, None]
+        if self.window:
+            mask &= places[None] > places[:, None] - self.window
+        keys, values = (each.repeat_interleave(group, dim=0) for each in (keys, values))
+        return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self.scale).transpose(0, 1)
+
+
+SHAPES = [(9, 3, 64, 16), (4, 4, 8, 16), (24, 1, 20, 5), (6, 2, 128, 16), (2, 1, 256, 64)]
+
+
+@pytest.mark.parametrize("window", [0, 7, 150])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim", "block_size"), SHAPES)
+def test_attention(num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int) -> None:
+    """In one go, token by token and in pieces, beside another text: the same bits, and torch's numbers."""
+    num_tokens = 300
+    qkv = random(num_tokens, num_heads + 2 * num_kv_heads, head_dim, seed=1)
+    other = random(40, num_heads + 2 * num_kv_heads, head_dim, seed=2)
+    blocks = list(range(1, 1 + -(-num_tokens // block_size)))
+    others = list(range(100, 100 + -(-40 // block_size)))
+    layer = OneLayer(num_heads, num_kv_heads, head_dim, block_size, window)
+    whole = layer([Segment(blocks, 0, num_tokens)], qkv)
+    assert torch.allclose(whole, layer.wanted(qkv), atol=2e-6)
+
+    for cuts in ([0, 1, 2, 130, 133, 299, 300], [0, 250, *range(251, 301)]):
+        layer = OneLayer(num_heads, num_kv_heads, head_dim, block_size, window)
+        for start, end in pairwise(cuts):
+            found = layer([Segment(others, 0, 40), Segment(blocks, start, end)], torch.cat([other, qkv[start:end]]))
+            assert torch.equal(found[40:], whole[start:end])
+
+
+def test_a_nan_stays_in_its_own_text() -> None:
+    qkv = random(20, 15, 64, seed=1)
+    bad = qkv.clone()
+    bad[3] = float("nan")
+    layer = OneLayer(9, 3, 64, 16)
+    both = layer([Segment([1, 2], 0, 20), Segment([3, 4], 0, 20)], torch.cat([bad, qkv]))
+    assert torch.allclose(both[20:], layer.wanted(qkv), atol=2e-6)
+    assert both[3:20].isnan().all()
+
+
+OTHER_PROCESSORS: dict[str, dict[str, bool]] = {
+    "avx512 without vnni": {"avx512vnni": False},
+    "avx2": {"avx512vnni": False, "avx512bw": False},
+    "neither": {"avx512vnni": False, "avx512bw": False, "avx2": False},
+}
+
+
+@pytest.mark.parametrize("threads", [1], indirect=True)
+@pytest.mark.parametrize("name", OTHER_PROCESSORS)
+def test_other_processors(name: str) -> None:
+    """The same tests in a process that believes to run on less. What this processor lacks itself cannot be switched on."""
+    run_here(
+        "import llvmlite.binding as llvm\n"
+        "there = llvm.get_host_cpu_features()\n"
+        f"there.update({OTHER_PROCESSORS[name]!r})\n"
+        "llvm.get_host_cpu_features = lambda: there\n"
+    )
+
+
+@pytest.mark.parametrize("threads", [1], indirect=True)
+def test_a_team_smaller_than_asked_for() -> None:
+    """OpenMP may give fewer threads; their share of the work is not left undone."""
+    run_here("", OMP_THREAD_LIMIT="1")
+
+
+def run_here(before: str, **environment: str) -> None:
+    """This file's other tests, in a process of their own."""
+    run = f"import sys, pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {__file__!r}, '-k', 'not other and not team']))\n"
+    root = Path(__file__).resolve().parents[3]
+    done = subprocess.run(
+        [sys.executable, "-W", "ignore", "-c", before + run],
+        cwd=root,
+        env=os.environ | environment,
+        capture_output=True,
+        text=True,
+        check=False,
+    )
+    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
