@@ -40,7 +40,7 @@ class EngineConfig:
     is_fast: bool = True  # our own layers where the family and the device allow it; else transformers' modules
     is_trunk_int8: bool = False  # how the weights are held; both need our own layers
     is_head_int8: bool = False
-    is_deterministic: bool = False  # results do not depend on neighbours, chunks or cache hits, bit for bit; needs our own layers
+    is_deterministic: bool = False  # refuse what cannot keep results the same bit for bit: all but compiled layers
     has_graphs: bool = True  # CUDA graphs of decode steps, where attention can be recorded (graphs.py)
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
     tap_layer: int = -1  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle

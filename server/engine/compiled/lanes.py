@@ -12,12 +12,11 @@ import operator
 import numpy as np
 from llvmlite import ir
 from numba import njit, types
-from numba.core import cgutils
 from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import intrinsic, models, register_model
 
-from polyhead.server.engine.compiled.machine import LANES
+from polyhead.server.engine.compiled.machine import LANES, broadcast, call
 
 _F32, _I32 = ir.FloatType(), ir.IntType(32)
 _VECTOR, _BITS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
@@ -60,12 +59,6 @@ def _address(builder, address):
     return builder.inttoptr(address, _VECTOR.as_pointer())
 
 
-def _splat(builder, scalar):
-    empty = ir.Constant(_VECTOR, ir.Undefined)
-    first = builder.insert_element(empty, scalar, ir.Constant(_I32, 0))
-    return builder.shuffle_vector(first, empty, ir.Constant(_BITS, [0] * LANES))
-
-
 @intrinsic
 def load(_, address):
     """The vector at an address, float32."""
@@ -74,15 +67,8 @@ def load(_, address):
 
 def _mask(builder, count):
     """The lanes before `count`."""
-    empty = ir.Constant(_BITS, ir.Undefined)
-    first = builder.insert_element(empty, builder.trunc(count, _I32), ir.Constant(_I32, 0))
-    counts = builder.shuffle_vector(first, empty, ir.Constant(_BITS, [0] * LANES))
+    counts = broadcast(builder, builder.trunc(count, _I32))
     return builder.icmp_signed("<", ir.Constant(_BITS, list(range(LANES))), counts)
-
-
-def _masked(builder, name, result, *arguments):
-    function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [each.type for each in arguments]), name)
-    return builder.call(function, arguments)
 
 
 @intrinsic
@@ -91,7 +77,7 @@ def load_first(_, address, count):
 
     def generate(context, builder, signature, args):
         name, zeros = f"llvm.masked.load.v{LANES}f32.p0", ir.Constant(_VECTOR, [0.0] * LANES)
-        return _masked(builder, name, _VECTOR, _address(builder, args[0]), _mask(builder, args[1]), zeros)
+        return call(builder, name, _VECTOR, _address(builder, args[0]), _mask(builder, args[1]), zeros)
 
     return LANES_TYPE(types.int64, types.int64), generate
 
@@ -102,7 +88,7 @@ def store_first(_, address, vector, count):
 
     def generate(context, builder, signature, args):
         name = f"llvm.masked.store.v{LANES}f32.p0"
-        _masked(builder, name, ir.VoidType(), args[1], _address(builder, args[0]), _mask(builder, args[2]))
+        call(builder, name, ir.VoidType(), args[1], _address(builder, args[0]), _mask(builder, args[2]))
         return context.get_dummy_value()
 
     return types.void(types.int64, LANES_TYPE, types.int64), generate
@@ -116,7 +102,7 @@ def store_bytes_first(_, address, vector, count):
         small = ir.VectorType(ir.IntType(8), LANES)
         numbers = builder.trunc(builder.fptosi(args[1], _BITS), small)
         place = builder.inttoptr(args[0], small.as_pointer())
-        _masked(builder, f"llvm.masked.store.v{LANES}i8.p0", ir.VoidType(), numbers, place, _mask(builder, args[2]))
+        call(builder, f"llvm.masked.store.v{LANES}i8.p0", ir.VoidType(), numbers, place, _mask(builder, args[2]))
         return context.get_dummy_value()
 
     return types.void(types.int64, LANES_TYPE, types.int64), generate
@@ -128,7 +114,7 @@ def _unary(name):
     @intrinsic
     def operation(_, vector):
         def generate(context, builder, signature, args):
-            return _masked(builder, f"llvm.{name}.v{LANES}f32", _VECTOR, args[0])
+            return call(builder, f"llvm.{name}.v{LANES}f32", _VECTOR, args[0])
 
         return LANES_TYPE(LANES_TYPE), generate
 
@@ -173,9 +159,7 @@ def load_ints_less(_, address, offset):
 
     def generate(context, builder, signature, args):
         numbers = builder.load(builder.inttoptr(args[0], _BITS.as_pointer()), align=4)
-        empty = ir.Constant(_BITS, ir.Undefined)
-        first = builder.insert_element(empty, args[1], ir.Constant(_I32, 0))
-        return builder.sitofp(builder.sub(numbers, builder.shuffle_vector(first, empty, ir.Constant(_BITS, [0] * LANES))), _VECTOR)
+        return builder.sitofp(builder.sub(numbers, broadcast(builder, args[1])), _VECTOR)
 
     return LANES_TYPE(types.int64, types.int32), generate
 
@@ -194,7 +178,7 @@ def store(_, address, vector):
 @intrinsic
 def splat(_, number):
     """The same number in every lane."""
-    return LANES_TYPE(types.float32), lambda context, builder, signature, args: _splat(builder, args[0])
+    return LANES_TYPE(types.float32), lambda context, builder, signature, args: broadcast(builder, args[0])
 
 
 @intrinsic
@@ -223,10 +207,7 @@ def _fused(_, a, b, c):
     """a * b + c, rounded once."""
 
     def generate(context, builder, signature, args):
-        function = cgutils.get_or_insert_function(
-            builder.module, ir.FunctionType(_VECTOR, [_VECTOR] * 3), f"llvm.fma.v{LANES}f32"
-        )
-        return builder.call(function, args)
+        return call(builder, f"llvm.fma.v{LANES}f32", _VECTOR, *args)
 
     return LANES_TYPE(*[LANES_TYPE] * 3), generate
 

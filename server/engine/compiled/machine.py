@@ -1,4 +1,4 @@
-"""What LLVM is asked for by name: tiles of vector products, numbers at an address, exp, and the threads of a region.
+"""What LLVM is asked for by name: tiles of vector products, numbers at an address, and the threads of a region.
 
 LANES numbers stand side by side in a vector; a panel of packed weights is two vectors wide.
 """
@@ -35,12 +35,14 @@ def _vector(kind: ir.Type, lanes: int = LANES) -> ir.VectorType:
     return ir.VectorType(kind, lanes)
 
 
-def _call(builder: Any, name: str, result: ir.Type, *arguments: Any) -> Any:
+def call(builder: Any, name: str, result: ir.Type, *arguments: Any) -> Any:
+    """One of LLVM's own functions."""
     function = cgutils.get_or_insert_function(builder.module, ir.FunctionType(result, [each.type for each in arguments]), name)
     return builder.call(function, arguments)
 
 
-def _broadcast(builder: Any, scalar: Any) -> Any:
+def broadcast(builder: Any, scalar: Any) -> Any:
+    """The same number in every lane."""
     empty = ir.Constant(_vector(scalar.type), ir.Undefined)
     first = builder.insert_element(empty, scalar, ir.Constant(_I32, 0))
     return builder.shuffle_vector(first, empty, ir.Constant(_vector(_I32), [0] * LANES))
@@ -52,7 +54,7 @@ def _load(builder: Any, kind: ir.Type, address: Any, align: int) -> Any:
 
 def _multiply_add(builder: Any, total: Any, weights: Any, row: Any) -> Any:
     """total + weights * row, rounded once."""
-    return _call(builder, f"llvm.fma.v{LANES}f32", total.type, weights, row, total)
+    return call(builder, f"llvm.fma.v{LANES}f32", total.type, weights, row, total)
 
 
 def _dot4_add(builder: Any, total: Any, weights: Any, row: Any) -> Any:
@@ -60,12 +62,12 @@ def _dot4_add(builder: Any, total: Any, weights: Any, row: Any) -> Any:
     bytes_ = _vector(_I8, 4 * LANES)
     weights, row = builder.bitcast(weights, bytes_), builder.bitcast(row, bytes_)
     if HAS_VNNI:
-        return _call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, weights, row)
+        return call(builder, "llvm.x86.avx512.vpdpbusd.512", total.type, total, weights, row)
     if HAS_AVX2:
         halves, ones = _vector(_I16, 2 * LANES), ir.Constant(_vector(_I16, 2 * LANES), [1] * (2 * LANES))
         names = ("avx512.pmaddubs.w.512", "avx512.pmaddw.d.512") if HAS_AVX512 else ("avx2.pmadd.ub.sw", "avx2.pmadd.wd")
-        pairs = _call(builder, f"llvm.x86.{names[0]}", halves, weights, row)
-        return builder.add(total, _call(builder, f"llvm.x86.{names[1]}", total.type, pairs, ones))
+        pairs = call(builder, f"llvm.x86.{names[0]}", halves, weights, row)
+        return builder.add(total, call(builder, f"llvm.x86.{names[1]}", total.type, pairs, ones))
     wide = _vector(_I32, 4 * LANES)
     products = builder.mul(builder.zext(weights, wide), builder.sext(row, wide))
     for part in range(4):
@@ -100,7 +102,7 @@ def _tile(num_rows: int, num_vectors: int, *, is_int8: bool = False, adds: bool 
                 numbers_at = builder.add(a, builder.mul(loop.index, step_stride))
                 for row in range(num_rows):
                     number_at = builder.add(numbers_at, builder.mul(row_stride, _I64(row)))
-                    number = _broadcast(builder, _load(builder, item, number_at, 1 if is_int8 else 4))
+                    number = broadcast(builder, _load(builder, item, number_at, 1 if is_int8 else 4))
                     for column in range(num_vectors):
                         total = add(builder, builder.load(sums[row, column]), weights[column], number)
                         builder.store(total, sums[row, column])

@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from polyhead.heads.embedded import cache_folder
+from polyhead.heads.errors import FailedPrecondition
 from polyhead.server.engine.compiled import machine
 
 WORTH_SAYING_S = 2.0
@@ -69,8 +70,12 @@ def region() -> Region:
 
 def _openmp() -> ctypes.CDLL:
     """The OpenMP library that torch runs on: its own copy, or the system's."""
-    beside = sorted((Path(torch.__file__).parent / "lib").glob("libgomp*.so*"))
-    return ctypes.CDLL(str(beside[0]) if beside else "libgomp.so.1")
+    home = Path(torch.__file__).parent
+    beside = sorted([*(home / "lib").glob("libgomp*.so*"), *home.with_name("torch.libs").glob("libgomp*.so*")])
+    try:
+        return ctypes.CDLL(str(beside[0]) if beside else "libgomp.so.1")
+    except OSError as error:
+        raise FailedPrecondition(f"our own layers need GNU OpenMP: {error}\nhint: --layers plain does without", field="layers") from None
 
 
 def _fingerprint() -> int:

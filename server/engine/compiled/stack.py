@@ -27,7 +27,7 @@ class CompiledLayer:
     """One layer's weights, packed."""
 
     def __init__(self, parts: LayerParts, *, is_int8: bool) -> None:
-        self.name, self.index, self.head_dim = parts.name, parts.index, parts.head_dim
+        self.name, self.head_dim = parts.name, parts.head_dim
         self.num_heads, self.num_kv_heads, self.inner_width = parts.num_heads, parts.num_kv_heads, len(parts.gate[0])
         self.norm, self.mlp_norm = CompiledNorm(*parts.norm), CompiledNorm(*parts.mlp_norm)
         self.qkv, self.out = Matrix(*parts.qkv, is_int8=is_int8), Matrix(*parts.out, is_int8=is_int8)
