@@ -19,6 +19,8 @@ from torch import Tensor
 if TYPE_CHECKING:
     from polyhead.server.engine.varlen import Varlen
 
+OVERREAD_BYTES = 64  # past the end: compiled layers read whole vectors
+
 
 @dataclass(frozen=True, slots=True)
 class CacheShape:
@@ -38,7 +40,7 @@ class CacheShape:
 
 
 class KvCache:
-    """Keys and values of `num_layers` layers for `num_slots` blocks."""
+    """Keys and values of `num_layers` layers for `num_slots` blocks. Compiled layers have an order of their own within a block."""
 
     def __init__(self, shape: CacheShape, num_layers: int, num_slots: int) -> None:
         self.shape = shape
@@ -69,7 +71,9 @@ class KvCache:
             layer[slot].zero_()
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first tokens of one slot to another."""
+        """Copy the first tokens of one slot to another, or more."""
+        if self.shape.is_compiled:
+            num_tokens = self.shape.block_size
         for layer in self.layers:
             layer[target, :num_tokens] = layer[source, :num_tokens]
 
@@ -102,5 +106,7 @@ def _lazy_zeros(size: tuple[int, ...], shape: CacheShape) -> Tensor:
     """
     if shape.device.type != "cpu":
         return torch.zeros(size, dtype=shape.dtype, device=shape.device)
-    pages = mmap.mmap(-1, math.prod(size) * shape.dtype.itemsize, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=shape.dtype).view(size)
+    count = math.prod(size)
+    num_bytes = count * shape.dtype.itemsize + OVERREAD_BYTES
+    pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
+    return torch.frombuffer(pages, dtype=shape.dtype, count=count).view(size)

@@ -1,7 +1,9 @@
 """Queries over the blocks of a cache, as they lie. Softmax in one pass over the keys (Milakov and Gimelshein, 2018; Dao et al., 2022).
 
-The lanes of a vector hold queries: all heads that share a key head, of one token or of several that follow each other. So a decoded token
-and a prefilled one go the same way, and each lane's arithmetic follows from its own position.
+Queries that share a key head, of one token or of several that follow each other, go together. Many of them stand side by side in the lanes
+of a vector, and keys come one after the other; of a few, as in decoding, LANES keys stand side by side. Both ways do the same arithmetic in
+the same order, so a decoded token and a prefilled one have the same bits: each product's sum runs over one query's numbers or one text's
+tokens in order, and a sum of weights is LANES sums, by a key's place in its block, folded at the end.
 """
 
 # mypy: ignore-errors
@@ -12,92 +14,152 @@ import numpy as np
 from numba import carray, njit
 
 from polyhead.server.engine.compiled.jobs import SEGMENT
-from polyhead.server.engine.compiled.lanes import constant, differs, exp, load, splat, store, where_less
-from polyhead.server.engine.compiled.machine import LANES, floats, longs, memory, thin_rows, thin_rows_more
+from polyhead.server.engine.compiled.lanes import (
+    constant,
+    differs,
+    exp,
+    largest_of,
+    load,
+    numbered,
+    splat,
+    store,
+    store_first,
+    total,
+    where_less,
+)
+from polyhead.server.engine.compiled.machine import (
+    LANES,
+    VECTOR_BYTES,
+    few_rows,
+    few_rows_more,
+    floats,
+    longs,
+    memory,
+    thin_rows,
+    thin_rows_more,
+)
+from polyhead.server.engine.compiled.rows import keys_at, values_at
 
 UNSEEN = 1 << 23  # a window that no text fills
 CHUNK_KEYS = 128  # whose largest score is found before their sums are added; counted from position 0
+FEW = LANES // 2  # queries; more take fewer instructions side by side
 
 
 @njit
 def attend(job, layer, num_segments, segments, slots, scratch, thread):
-    """All queries of the segments; the threads take key heads and groups of lanes in turn."""
+    """All queries of the segments; the threads take key heads and groups of queries in turn."""
     group = job.num_heads // job.num_kv_heads
     turn = 0
     for each in carray(memory(segments), (num_segments,), SEGMENT):
-        num_lanes = each.num_rows * group
-        for first in range(0, num_lanes, LANES):
+        num_queries = each.num_rows * group
+        for first in range(0, num_queries, LANES):
             for head in range(job.num_kv_heads):
                 if turn % job.num_threads == thread:
-                    _attend_lanes(job, layer, each, slots + each.slots * 8, head, first, min(LANES, num_lanes - first), scratch)
+                    some = min(LANES, num_queries - first)
+                    if some <= FEW:
+                        _attend_few(job, layer, each, slots + each.slots * 8, head, first, some, scratch)
+                    else:
+                        _attend_lanes(job, layer, each, slots + each.slots * 8, head, first, some, scratch)
                 turn += 1
 
 
 @njit
-def _attend_lanes(job, layer, segment, slots, kv_head, first, num_lanes, scratch):
-    """Lane i is query first + i of the segment: of its token (first + i) // group, of that head among those that share `kv_head`."""
-    head_dim, size = job.head_dim, job.block_size
-    group = job.num_heads // job.num_kv_heads
-    queries = scratch
-    totals = queries + head_dim * LANES * 4
-    scores = totals + head_dim * LANES * 4
-    _load_queries(job, layer, segment, kv_head, first, num_lanes, queries)
-    for i in range(head_dim):
-        store(totals + i * LANES * 4, constant(0.0))
-    _store_ends(segment, group, first, num_lanes, scores)  # whose room is free until there are scores
-    ends, window = load(scores), splat(np.float32(layer.window if layer.window else UNSEEN))
-    first_end, last_key = segment.start + first // group + 1, segment.start + (first + num_lanes - 1) // group + 1
-    largest, weights = constant(-np.inf), constant(0.0)
-    token_stride = 2 * job.num_kv_heads * head_dim * 4
-    base = longs(job.cache)[layer.index] + kv_head * head_dim * 4
+def _chunks(job, layer, segment, first, some):
+    """(chunk of the first key that these queries see, one past that of the last, blocks of a chunk, one past the last key)"""
+    group, size = job.num_heads // job.num_kv_heads, job.block_size
     chunk_blocks = max(1, CHUNK_KEYS // size)
+    first_end, last_key = segment.start + first // group + 1, segment.start + (first + some - 1) // group + 1
     first_key = max(0, first_end - layer.window) if layer.window else 0
-    for chunk in range(first_key // (chunk_blocks * size), (last_key + chunk_blocks * size - 1) // (chunk_blocks * size)):
+    return first_key // (chunk_blocks * size), -(-last_key // (chunk_blocks * size)), chunk_blocks, last_key
+
+
+@njit
+def _query_at(job, segment, kv_head, query):
+    """(row, head) of one of the queries that share a key head."""
+    group = job.num_heads // job.num_kv_heads
+    return segment.row + query // group, kv_head * group + query % group
+
+
+# ---- queries side by side
+
+
+@njit
+def _attend_lanes(job, layer, segment, slots, kv_head, first, num_lanes, scratch):
+    """Lane i is query first + i of the segment: of its token (first + i) // group."""
+    head_dim, size = job.head_dim, job.block_size
+    queries = scratch
+    totals = queries + head_dim * VECTOR_BYTES
+    sums = totals + head_dim * VECTOR_BYTES
+    scores = sums + LANES * VECTOR_BYTES
+    _load_queries(job, layer, segment, kv_head, first, num_lanes, queries)
+    for i in range(head_dim + LANES):
+        store(totals + i * VECTOR_BYTES, constant(0.0))
+    _store_ends(segment, job.num_heads // job.num_kv_heads, first, num_lanes, scores)  # whose room is free until there are scores
+    ends, window = load(scores), splat(np.float32(layer.window if layer.window else UNSEEN))
+    first_chunk, last_chunk, chunk_blocks, last_key = _chunks(job, layer, segment, first, num_lanes)
+    largest = constant(-np.inf)
+    for chunk in range(first_chunk, last_chunk):
         first_block = chunk * chunk_blocks
         last_block = min(first_block + chunk_blocks, (last_key + size - 1) // size)
         for block in range(first_block, last_block):
-            keys = base + longs(slots)[block] * size * token_stride
-            target = scores + (block - first_block) * size * LANES * 4
-            _tiles(min(size, last_key - block * size), keys, token_stride, 4, queries, head_dim, target)
+            keys, target = keys_at(job, layer, longs(slots)[block], kv_head), scores + (block - first_block) * size * VECTOR_BYTES
+            _tiles(min(size, last_key - block * size), keys, 4, size * 4, queries, head_dim, target)
         num_keys = min(last_block * size, last_key) - first_block * size
-        largest, weights = _softmax(scores, first_block * size, num_keys, ends, window, largest, weights, totals, head_dim)
+        largest = _softmax_lanes(scores, first_block * size, num_keys, ends, window, largest, sums, totals, head_dim, size)
         for block in range(first_block, last_block):
-            values = base + longs(slots)[block] * size * token_stride + token_stride // 2
-            source = scores + (block - first_block) * size * LANES * 4
-            _more_tiles(head_dim, values, 4, token_stride, source, min(size, last_key - block * size), totals)
+            values, source = values_at(job, layer, longs(slots)[block], kv_head), scores + (block - first_block) * size * VECTOR_BYTES
+            _more_tiles(head_dim, values, 4, head_dim * 4, source, min(size, last_key - block * size), totals)
+    weights = _fold(sums)
     for i in range(head_dim):
-        store(totals + i * LANES * 4, load(totals + i * LANES * 4) / weights)
+        store(totals + i * VECTOR_BYTES, load(totals + i * VECTOR_BYTES) / weights)
     for lane in range(num_lanes):
-        row, head = segment.row + (first + lane) // group, kv_head * group + (first + lane) % group
+        row, head = _query_at(job, segment, kv_head, first + lane)
         target = floats(job.attended + (row * job.num_heads + head) * head_dim * 4)
         for i in range(head_dim):
             target[i] = floats(totals)[i * LANES + lane]
 
 
 @njit
-def _softmax(scores, first_key, num_keys, ends, window, largest, weights, totals, head_dim):
+def _softmax_lanes(scores, first_key, num_keys, ends, window, largest, sums, totals, head_dim, size):
     """Scores become weights, relative to the largest so far; what was summed relative to an earlier one is scaled down.
 
-    Returns each lane's largest score and the sum of its weights.
+    Returns each lane's largest score.
     """
     before = largest
     for key in range(num_keys):
         position = splat(np.float32(first_key + key))
-        score = where_less(position, ends, load(scores + key * LANES * 4), constant(-np.inf))
+        score = where_less(position, ends, load(scores + key * VECTOR_BYTES), constant(-np.inf))
         score = where_less(position + window, ends, constant(-np.inf), score)
-        store(scores + key * LANES * 4, score)
+        store(scores + key * VECTOR_BYTES, score)
         largest = where_less(largest, score, score, largest)
     finite = where_less(constant(-np.inf), largest, largest, constant(0.0))
     if differs(before, largest):
         share = exp(before - finite)
-        weights = weights * share
-        for i in range(head_dim):
-            store(totals + i * LANES * 4, load(totals + i * LANES * 4) * share)
+        _scale(totals, head_dim, share)
+        _scale(sums, LANES, share)
     for key in range(num_keys):
-        weight = exp(load(scores + key * LANES * 4) - finite)
-        store(scores + key * LANES * 4, weight)
-        weights = weights + weight
-    return largest, weights
+        weight = exp(load(scores + key * VECTOR_BYTES) - finite)
+        store(scores + key * VECTOR_BYTES, weight)
+        at = sums + key % size % LANES * VECTOR_BYTES
+        store(at, load(at) + weight)
+    return largest
+
+
+@njit
+def _scale(vectors, count, share):
+    for i in range(count):
+        store(vectors + i * VECTOR_BYTES, load(vectors + i * VECTOR_BYTES) * share)
+
+
+@njit
+def _fold(sums):
+    """LANES vectors to one, half by half: as `total` folds the lanes of one."""
+    width = LANES
+    while width > 1:
+        width //= 2
+        for i in range(width):
+            store(sums + i * VECTOR_BYTES, load(sums + i * VECTOR_BYTES) + load(sums + (i + width) * VECTOR_BYTES))
+    return load(sums)
 
 
 @njit
@@ -111,15 +173,14 @@ def _store_ends(segment, group, first, num_lanes, ends):
 def _load_queries(job, layer, segment, kv_head, first, num_lanes, queries):
     """Scaled queries across the lanes; zeros in lanes past the last."""
     head_dim = job.head_dim
-    group = job.num_heads // job.num_kv_heads
     width = (job.num_heads + 2 * job.num_kv_heads) * head_dim
     target, scale = floats(queries), np.float32(layer.scale)
     if num_lanes < LANES:
         for i in range(head_dim):
-            store(queries + i * LANES * 4, constant(0.0))
+            store(queries + i * VECTOR_BYTES, constant(0.0))
     for lane in range(num_lanes):
-        token, head = (first + lane) // group, kv_head * group + (first + lane) % group
-        source = floats(job.qkv + ((segment.row + token) * width + head * head_dim) * 4)
+        row, head = _query_at(job, segment, kv_head, first + lane)
+        source = floats(job.qkv + (row * width + head * head_dim) * 4)
         for i in range(head_dim):
             target[i * LANES + lane] = source[i] * scale
 
@@ -128,11 +189,131 @@ def _load_queries(job, layer, segment, kv_head, first, num_lanes, queries):
 def _tiles(num_rows, a, row_stride, step_stride, panel, num_steps, out):
     done = 0
     while done < num_rows:
-        done += thin_rows(num_rows - done, a + done * row_stride, row_stride, step_stride, panel, num_steps, out + done * LANES * 4)
+        at, target = a + done * row_stride, out + done * VECTOR_BYTES
+        done += thin_rows(num_rows - done, at, row_stride, step_stride, panel, 0, num_steps, target)
 
 
 @njit
 def _more_tiles(num_rows, a, row_stride, step_stride, panel, num_steps, out):
     done = 0
     while done < num_rows:
-        done += thin_rows_more(num_rows - done, a + done * row_stride, row_stride, step_stride, panel, num_steps, out + done * LANES * 4)
+        at, target = a + done * row_stride, out + done * VECTOR_BYTES
+        done += thin_rows_more(num_rows - done, at, row_stride, step_stride, panel, 0, num_steps, target)
+
+
+# ---- keys side by side
+
+
+@njit
+def _attend_few(job, layer, segment, slots, kv_head, first, num_queries, scratch):
+    """A vector of scores has LANES keys of one block. What lies past a block's keys is read, too, and masked."""
+    head_dim, size = job.head_dim, job.block_size
+    group = job.num_heads // job.num_kv_heads
+    stride = num_queries * VECTOR_BYTES  # from one vector of each query to the next
+    num_parts = -(-head_dim // LANES)
+    queries = scratch
+    totals = queries + num_queries * head_dim * 4
+    sums = totals + num_parts * stride
+    largest = sums + stride
+    scores = largest + stride
+    for query in range(num_queries):
+        row, head = _query_at(job, segment, kv_head, first + query)
+        source = floats(job.qkv + (row * (job.num_heads + 2 * job.num_kv_heads) + head) * head_dim * 4)
+        for i in range(head_dim):
+            floats(queries)[query * head_dim + i] = source[i] * np.float32(layer.scale)
+        floats(largest)[query] = np.float32(-np.inf)
+    for i in range((num_parts + 1) * num_queries):
+        store(totals + i * VECTOR_BYTES, constant(0.0))
+    first_chunk, last_chunk, chunk_blocks, last_key = _chunks(job, layer, segment, first, num_queries)
+    for chunk in range(first_chunk, last_chunk):
+        first_block = chunk * chunk_blocks
+        last_block = min(first_block + chunk_blocks, (last_key + size - 1) // size)
+        at = scores
+        for block in range(first_block, last_block):
+            keys = keys_at(job, layer, longs(slots)[block], kv_head)
+            for key in range(0, min(size, last_key - block * size), LANES):
+                _few_tiles(num_queries, queries, head_dim * 4, keys + key * 4, size * 4, head_dim, at)
+                at += stride
+        for query in range(num_queries):
+            end = segment.start + (first + query) // group + 1
+            mine = query * VECTOR_BYTES
+            _softmax_few(
+                scores + mine,
+                first_block,
+                last_block,
+                size,
+                last_key,
+                end,
+                layer.window,
+                largest + query * 4,
+                sums + mine,
+                totals + mine,
+                num_parts,
+                stride,
+            )
+        at = scores
+        for block in range(first_block, last_block):
+            values = values_at(job, layer, longs(slots)[block], kv_head)
+            for key in range(0, min(size, last_key - block * size), LANES):
+                num_keys = min(LANES, size - key, last_key - block * size - key)
+                for part in range(num_parts):
+                    from_values = values + (key * head_dim + part * LANES) * 4
+                    _few_more_tiles(num_queries, at, VECTOR_BYTES, from_values, head_dim * 4, num_keys, totals + part * stride)
+                at += stride
+    for query in range(num_queries):
+        row, head = _query_at(job, segment, kv_head, first + query)
+        target = job.attended + (row * job.num_heads + head) * head_dim * 4
+        weights = splat(total(load(sums + query * VECTOR_BYTES)))
+        for part in range(num_parts):
+            answer = load(totals + part * stride + query * VECTOR_BYTES) / weights
+            store_first(target + part * VECTOR_BYTES, answer, head_dim - part * LANES)
+
+
+@njit
+def _softmax_few(scores, first_block, last_block, size, last_key, end, window, largest, sums, totals, num_parts, stride):
+    """`_softmax_lanes` for one query's vectors of keys, each `stride` from the next."""
+    top, places = constant(-np.inf), numbered()
+    first_seen = splat(np.float32(end - window if window else -1))
+    at = scores
+    for block in range(first_block, last_block):
+        num_keys = min(size, last_key - block * size)
+        for key in range(0, num_keys, LANES):
+            position = places + splat(np.float32(block * size + key))
+            score = where_less(position, splat(np.float32(end)), load(at), constant(-np.inf))
+            score = where_less(position, first_seen, constant(-np.inf), score)
+            score = where_less(places, splat(np.float32(num_keys - key)), score, constant(-np.inf))
+            store(at, score)
+            top = where_less(top, score, score, top)
+            at += stride
+    before = floats(largest)[0]
+    now = largest_of(top)
+    now = now if now > before else before
+    finite = now if now > np.float32(-np.inf) else np.float32(0)
+    if now != before:
+        share = exp(splat(before - finite))
+        for part in range(num_parts):
+            store(totals + part * stride, load(totals + part * stride) * share)
+        store(sums, load(sums) * share)
+        floats(largest)[0] = now
+    weights = load(sums)
+    for scored in range(scores, at, stride):
+        weight = exp(load(scored) - splat(finite))
+        store(scored, weight)
+        weights = weights + weight
+    store(sums, weights)
+
+
+@njit
+def _few_tiles(num_rows, a, row_stride, panel, panel_stride, num_steps, out):
+    done = 0
+    while done < num_rows:
+        at, target = a + done * row_stride, out + done * VECTOR_BYTES
+        done += few_rows(num_rows - done, at, row_stride, 4, panel, panel_stride, num_steps, target)
+
+
+@njit
+def _few_more_tiles(num_rows, a, row_stride, panel, panel_stride, num_steps, out):
+    done = 0
+    while done < num_rows:
+        at, target = a + done * row_stride, out + done * VECTOR_BYTES
+        done += few_rows_more(num_rows - done, at, row_stride, 4, panel, panel_stride, num_steps, target)

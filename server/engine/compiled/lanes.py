@@ -223,6 +223,13 @@ def _power_of_two(_, shifted):
     return LANES_TYPE(LANES_TYPE), generate
 
 
+@intrinsic
+def numbered(_):
+    """0 in the first lane, 1 in the next, and so on."""
+    numbers = ir.Constant(_VECTOR, [float(lane) for lane in range(LANES)])
+    return LANES_TYPE(), lambda context, builder, signature, args: numbers
+
+
 @njit
 def constant(number):
     return splat(types.float32(number))

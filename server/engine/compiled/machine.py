@@ -76,29 +76,27 @@ def _dot4_add(builder: Any, total: Any, weights: Any, row: Any) -> Any:
     return total
 
 
-def _tile(num_rows: int, num_vectors: int, *, is_int8: bool = False, adds: bool = False) -> Callable[..., None]:
+def _tile(num_rows: int, num_vectors: int, *, is_int8: bool = False, adds: bool = False, strided: bool = False) -> Callable[..., None]:
     """A loop over one tile: its sums stay in registers.
 
-    out[r, :] = sum over steps of panel[step, :] * a[r, step]; with `adds`, added to what `out` holds. Addresses and strides in bytes.
+    out[r, :] = sum over steps of panel[step, :] * a[r, step]; with `adds`, added to what `out` holds. Addresses and strides in bytes. The
+    panel's steps follow each other, or, if it is `strided`, as its stride says.
     """
     item, add = (_I32, _dot4_add) if is_int8 else (_F32, _multiply_add)
     vector = _vector(item)
     cells = [(row, column) for row in range(num_rows) for column in range(num_vectors)]
 
     @intrinsic  # type: ignore[untyped-decorator]
-    def tile(_: Any, a: Any, row_stride: Any, step_stride: Any, panel: Any, num_steps: Any, out: Any) -> Any:
+    def tile(_: Any, a: Any, row_stride: Any, step_stride: Any, panel: Any, panel_stride: Any, num_steps: Any, out: Any) -> Any:
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
-            a, row_stride, step_stride, panel, num_steps, out = arguments
+            a, row_stride, step_stride, panel, panel_stride, num_steps, out = arguments
+            panel_stride = panel_stride if strided else _I64(num_vectors * VECTOR_BYTES)
             places = {(row, column): builder.add(out, _I64((row * num_vectors + column) * VECTOR_BYTES)) for row, column in cells}
             zero = ir.Constant(vector, [0] * LANES)
-            sums = {
-                cell: cgutils.alloca_once_value(builder, _load(builder, vector, places[cell], 4) if adds else zero) for cell in cells
-            }
+            sums = {cell: cgutils.alloca_once_value(builder, _load(builder, vector, places[cell], 4) if adds else zero) for cell in cells}
             with cgutils.for_range(builder, num_steps) as loop:
-                weights_at = builder.add(panel, builder.mul(loop.index, _I64(num_vectors * VECTOR_BYTES)))
-                weights = [
-                    _load(builder, vector, builder.add(weights_at, _I64(column * VECTOR_BYTES)), 4) for column in range(num_vectors)
-                ]
+                weights_at = builder.add(panel, builder.mul(loop.index, panel_stride))
+                weights = [_load(builder, vector, builder.add(weights_at, _I64(column * VECTOR_BYTES)), 4) for column in range(num_vectors)]
                 numbers_at = builder.add(a, builder.mul(loop.index, step_stride))
                 for row in range(num_rows):
                     number_at = builder.add(numbers_at, builder.mul(row_stride, _I64(row)))
@@ -110,7 +108,7 @@ def _tile(num_rows: int, num_vectors: int, *, is_int8: bool = False, adds: bool 
                 builder.store(builder.load(sums[cell]), builder.inttoptr(place, vector.as_pointer()), align=4)
             return context.get_dummy_value()
 
-        return types.void(*[types.int64] * 6), generate
+        return types.void(*[types.int64] * 7), generate
 
     return tile  # type: ignore[no-any-return]
 
@@ -150,36 +148,38 @@ thread_number = types.ExternalFunction("omp_get_thread_num", types.int32())
 team_size = types.ExternalFunction("omp_get_num_threads", types.int32())
 
 
-_WIDE_SIZES, _THIN_SIZES = (12, 8, 4, 2, 1), (16, 8, 4, 2, 1)  # rows of a tile
+_WIDE_SIZES, _THIN_SIZES, _FEW_SIZES = (12, 8, 4, 2, 1), (16, 8, 4, 2, 1), (8, 4, 3, 2, 1)  # rows of a tile
 
 
 def _rows_of_tiles(sizes: tuple[int, ...], most_rows: int, num_vectors: int, **kind: bool) -> Callable[..., int]:
     """As many rows as one tile takes of those that are left; returns how many. A row's sums are the same in every size of tile."""
-    largest, eight, four, two, one = (_tile(size, num_vectors, **kind) for size in sizes)
-    num_largest = sizes[0]
+    first, second, third, fourth, one = (_tile(size, num_vectors, **kind) for size in sizes)
+    num_first, num_second, num_third, num_fourth, _ = sizes
 
     @njit(inline="never")  # type: ignore[untyped-decorator]
-    def some_rows(num_left: int, a: int, row_stride: int, step_stride: int, panel: int, num_steps: int, out: int) -> int:
-        if most_rows >= num_largest and num_left >= num_largest:
-            largest(a, row_stride, step_stride, panel, num_steps, out)
-            return num_largest
-        if most_rows >= 8 and num_left >= 8:
-            eight(a, row_stride, step_stride, panel, num_steps, out)
-            return 8
-        if num_left >= 4:
-            four(a, row_stride, step_stride, panel, num_steps, out)
-            return 4
-        if num_left >= 2:
-            two(a, row_stride, step_stride, panel, num_steps, out)
-            return 2
-        one(a, row_stride, step_stride, panel, num_steps, out)
+    def some_rows(num_left: int, a: int, row_stride: int, step_stride: int, panel: int, panel_stride: int, num_steps: int, out: int) -> int:
+        if most_rows >= num_first and num_left >= num_first:
+            first(a, row_stride, step_stride, panel, panel_stride, num_steps, out)
+            return num_first
+        if most_rows >= num_second and num_left >= num_second:
+            second(a, row_stride, step_stride, panel, panel_stride, num_steps, out)
+            return num_second
+        if num_left >= num_third:
+            third(a, row_stride, step_stride, panel, panel_stride, num_steps, out)
+            return num_third
+        if num_left >= num_fourth:
+            fourth(a, row_stride, step_stride, panel, panel_stride, num_steps, out)
+            return num_fourth
+        one(a, row_stride, step_stride, panel, panel_stride, num_steps, out)
         return 1
 
     return some_rows  # type: ignore[no-any-return]
 
 
-# Each: (rows left, a, row stride, step stride, panel, steps, out) -> rows done. One step of int8 is four numbers.
+# Each: (rows left, a, row stride, step stride, panel, its stride, steps, out) -> rows done. One step of int8 is four numbers.
 wide_rows = _rows_of_tiles(_WIDE_SIZES, TILE_ROWS, 2)  # PANEL outputs of float32
 wide_int8_rows = _rows_of_tiles(_WIDE_SIZES, TILE_ROWS, 2, is_int8=True)  # PANEL outputs of int8, int32 sums
 thin_rows = _rows_of_tiles(_THIN_SIZES, THIN_ROWS, 1)  # LANES outputs of float32
 thin_rows_more = _rows_of_tiles(_THIN_SIZES, THIN_ROWS, 1, adds=True)  # the same, added to what is there
+few_rows = _rows_of_tiles(_FEW_SIZES, 8, 1, strided=True)  # the same as these, of a panel whose steps lie apart
+few_rows_more = _rows_of_tiles(_FEW_SIZES, 8, 1, strided=True, adds=True)

@@ -65,7 +65,7 @@ def _int8_panel(job, matrix, panel, num_rows, rows, out, mode, scratch):
     row_scales, row_sums = floats(job.row_scales), ints(job.row_sums)
     done = 0
     while done < num_rows:
-        some = wide_int8_rows(num_rows - done, rows + done * num_steps * 4, num_steps * 4, 4, weight, num_steps, scratch)
+        some = wide_int8_rows(num_rows - done, rows + done * num_steps * 4, num_steps * 4, 4, weight, 0, num_steps, scratch)
         for row in range(some):
             offset, row_scale = np.int32(row_sums[done + row] * np.int32(WEIGHT_OFFSET)), splat(row_scales[done + row])
             at = scratch + row * PANEL * 4
@@ -81,7 +81,7 @@ def _panel(matrix, panel, num_rows, rows, out, mode, scratch):
     weight = matrix.weight + panel * stride * PANEL
     done = 0
     while done < num_rows:
-        some = wide_rows(num_rows - done, rows + done * stride, stride, 4, weight, matrix.num_in, scratch)
+        some = wide_rows(num_rows - done, rows + done * stride, stride, 4, weight, 0, matrix.num_in, scratch)
         _finish(matrix, panel, done, some, out, mode, scratch)
         done += some
 
@@ -128,7 +128,7 @@ def shared_product(job, matrix, thread, scratch):
         some = 0
         for panel in range(num_panels):
             packed = job.rows + panel * num_in * LANES * 4
-            some = thin_rows(last - first, matrix.weight + first * num_in * 4, num_in * 4, 4, packed, num_in, scratch)
+            some = thin_rows(last - first, matrix.weight + first * num_in * 4, num_in * 4, 4, packed, 0, num_in, scratch)
             for lane in range(min(LANES, num_rows - panel * LANES)):
                 target = floats(job.out + ((panel * LANES + lane) * num_out + first) * 4)
                 for i in range(some):

@@ -1,4 +1,4 @@
-"""Row by row: norm, quantisation, rotation, and the gate of the feed-forward net."""
+"""Row by row: norm, quantisation, rotation, a token's place in the cache, and the gate of the feed-forward net."""
 
 # mypy: ignore-errors
 
@@ -83,7 +83,6 @@ def place_keys(job, layer, thread):
     """Rotate this thread's share of queries and keys, and write keys and values where the cache has room for them."""
     num_turned, head_dim = job.num_heads + job.num_kv_heads, job.head_dim
     width = (num_turned + job.num_kv_heads) * head_dim
-    kv_width = 2 * job.num_kv_heads * head_dim
     positions = longs(job.positions)
     for row in range(job.num_rows * thread // job.num_threads, job.num_rows * (thread + 1) // job.num_threads):
         at = job.qkv + row * width * 4
@@ -92,14 +91,31 @@ def place_keys(job, layer, thread):
                 weight = layer.query_norm if head < job.num_heads else layer.key_norm
                 norm(at + head * head_dim * 4, weight, at + head * head_dim * 4, head_dim, layer.eps)
         turn(at, job.turns + positions[row] * 2 * head_dim * 4, num_turned, head_dim)
-    base = longs(job.cache)[layer.index]
-    write_rows = longs(job.write_rows)
+    size, write_rows = job.block_size, longs(job.write_rows)
     for new in range(job.num_new):
         row = longs(job.new_rows)[new] if job.new_rows else new
         if job.num_rows * thread // job.num_threads <= row < job.num_rows * (thread + 1) // job.num_threads:
-            source, target = job.qkv + (row * width + job.num_heads * head_dim) * 4, base + write_rows[new] * kv_width * 4
-            for i in range(0, kv_width, LANES):
-                store_first(target + i * 4, load_first(source + i * 4, kv_width - i), kv_width - i)
+            slot, token = write_rows[new] // size, write_rows[new] % size
+            for head in range(job.num_kv_heads):
+                key = job.qkv + (row * width + (job.num_heads + head) * head_dim) * 4
+                value = key + job.num_kv_heads * head_dim * 4
+                keys, values = keys_at(job, layer, slot, head), values_at(job, layer, slot, head)
+                for i in range(head_dim):
+                    floats(keys)[i * size + token] = floats(key)[i]
+                for i in range(0, head_dim, LANES):
+                    store_first(values + (token * head_dim + i) * 4, load_first(value + i * 4, head_dim - i), head_dim - i)
+
+
+@njit
+def keys_at(job, layer, slot, kv_head):
+    """(head_dim, block_size): side by side what stands at the same place of a block's keys, as attention.py takes them."""
+    return longs(job.cache)[layer.index] + (slot * 2 * job.num_kv_heads + kv_head) * job.block_size * job.head_dim * 4
+
+
+@njit
+def values_at(job, layer, slot, kv_head):
+    """(block_size, head_dim). After a block's keys, of all heads, come its values."""
+    return keys_at(job, layer, slot, job.num_kv_heads + kv_head)
 
 
 @njit
