@@ -58,11 +58,11 @@ class Load:
         for thread in self._threads:
             thread.join(60.0)
 
-    def next_phase(self) -> Phase:
-        """End the phase that was, begin another, and return the new one."""
+    def enter(self, phase: Phase) -> Phase:
+        """Gaps that end from now on belong to this phase. Returns it."""
         with self._lock:
-            self._phase = Phase()
-            return self._phase
+            self._phase = phase
+        return phase
 
     def _run(self, prompt: list[int]) -> None:
         is_first = True

@@ -6,10 +6,12 @@ import numpy as np
 import pytest
 
 from polyhead.server.bench.decoding import checked_seconds, decode_row
+from polyhead.server.bench.load import Phase
 from polyhead.server.bench.plan import Sizes
 from polyhead.server.bench.quality import Reading, quality_rows
 from polyhead.server.bench.results import Row, Series
 from polyhead.server.bench.soak import Minute, soak_row
+from polyhead.server.bench.swapping import Waits
 from polyhead.server.bench.worker import WorkerFailed
 
 
@@ -68,3 +70,10 @@ def test_quality_is_against_float32() -> None:
     assert choices.notes == ("int8: log-probs differ by 0.35 on average, 0.69 at most",)
     assert replies.ours.values == (2.0, 4.0)
     assert replies.notes == ("int8: 1 of 2 replies equal, 87.5% of all tokens at their place",)
+
+
+def test_waits_are_measured_against_the_calm_around_them() -> None:
+    found = Waits()
+    found.note(Phase([1.0, 1.0, 1.5]), Phase([1.0, 3.0]), Phase([1.0]))
+    found.note(Phase([2.0, 2.0]), Phase([5.0]), Phase([2.0, 2.2]))  # streams have grown, and steps with them
+    assert (found.longest, found.longest_calm, found.step_s) == (3.0, 1.5, 1.0)

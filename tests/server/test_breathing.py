@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
-from polyhead.server.breathing import MAX_PAUSE_S, Breather
+import os
+
+import pytest
+
+from polyhead.server.breathing import MAX_PAUSE_S, MAX_SPINS, Breather, sleep_soon
 
 
 class Thread:
@@ -40,3 +44,12 @@ def test_an_idle_engine_needs_no_cores() -> None:
     thread.is_idle = False
     thread.work(0.01)
     assert [round(pause, 6) for pause in thread.pauses] == [0.01]
+
+
+def test_threads_that_wait_sleep_soon_unless_the_operator_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
+    sleep_soon()
+    assert os.environ["GOMP_SPINCOUNT"] == MAX_SPINS
+    monkeypatch.setenv("GOMP_SPINCOUNT", "7")
+    sleep_soon()
+    assert os.environ["GOMP_SPINCOUNT"] == "7"

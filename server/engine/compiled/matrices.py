@@ -14,6 +14,7 @@ from polyhead.server.engine.compiled.machine import LANES, PANEL, WEIGHT_OFFSET
 
 WEIGHT_LEVELS = 127  # of one sign
 SMALLEST = 1e-30  # a row of zeros is divided by this
+PACKED_AT_ONCE = 4  # panels: what is made on the way stays in the processor's cache
 
 
 class Matrix:
@@ -24,16 +25,17 @@ class Matrix:
     def __init__(self, weight_OI: Tensor, bias: Tensor | None = None, *, is_int8: bool, num_out: int = 0) -> None:
         """`num_out`: outputs that count, if rows were added on the way (`gated`)."""
         self.num_out, self.num_in = num_out or weight_OI.shape[0], weight_OI.shape[1]
-        self._scales = None
-        weight = pad(weight_OI.float(), (0, 0, 0, -len(weight_OI) % PANEL))
-        if is_int8:
-            scales = weight.abs().amax(dim=1).clamp_min_(SMALLEST) / WEIGHT_LEVELS
-            levels = torch.round(weight / scales[:, None]).to(torch.int16)
-            padded = pad(levels, (0, -self.num_in % 4)).add_(WEIGHT_OFFSET).to(torch.uint8)
-            self._weight = padded.view(-1, PANEL, padded.shape[1] // 4, 4).transpose(1, 2).contiguous()
-            self._scales = scales
-        else:
-            self._weight = weight.view(-1, PANEL, self.num_in).transpose(1, 2).contiguous()
+        num_panels = -(-len(weight_OI) // PANEL)
+        self._scales = torch.empty(num_panels, PANEL) if is_int8 else None
+        num_steps, dtype = (-(-self.num_in // 4), torch.int32) if is_int8 else (self.num_in, torch.float32)
+        self._weight = torch.empty(num_panels, num_steps, PANEL, dtype=dtype)
+        for first in range(0, num_panels, PACKED_AT_ONCE):
+            some = slice(first, min(first + PACKED_AT_ONCE, num_panels))
+            rows = weight_OI[some.start * PANEL : some.stop * PANEL].float()
+            rows = pad(rows, (0, 0, 0, -len(rows) % PANEL))
+            if self._scales is not None:
+                rows, self._scales[some] = _steps_of_four(rows)
+            self._weight[some] = rows.view(-1, PANEL, num_steps).transpose(1, 2)
         self._bias = None if bias is None else pad(bias.float(), (0, -len(bias) % PANEL))
         self.record = matrix_record(self._weight, self._scales, self._bias, self.num_in, self.num_out)
         self.num_bytes = packed_bytes((self.num_out, self.num_in), is_int8=is_int8) + (0 if bias is None else 4 * self.num_out)
@@ -51,6 +53,13 @@ class Matrix:
             columns = (zeros if each is None else each for each in (gate_bias, up_bias))
             bias = _interleaved(*(each[:, None] for each in columns))[:, 0]
         return cls(_interleaved(gate_OI, up_OI), bias, is_int8=is_int8, num_out=2 * len(gate_OI))
+
+
+def _steps_of_four(rows: Tensor) -> tuple[Tensor, Tensor]:
+    """Whole panels of rows as unsigned bytes, four to a number, zeros after the last; and a scale for each row."""
+    scales = rows.abs().amax(dim=1).clamp_min_(SMALLEST).div_(WEIGHT_LEVELS)
+    levels = pad((rows / scales[:, None]).round_().to(torch.int8), (0, -rows.shape[1] % 4))
+    return levels.view(torch.uint8).add_(WEIGHT_OFFSET).view(torch.int32), scales.view(-1, PANEL)  # a byte's sum wraps around
 
 
 def matrix_record(weight: Tensor, scales: Tensor | None, bias: Tensor | None, num_in: int, num_out: int) -> np.ndarray:
