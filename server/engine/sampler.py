@@ -10,8 +10,12 @@ from dataclasses import dataclass
 
 import torch
 from torch import Tensor
+from torch.nn.functional import pad
 
 from polyhead.server.engine.sequence import SamplingParams
+
+EXCLUDED = float("-inf")
+GROUP = 256  # tokens
 
 _MASK64 = (1 << 64) - 1
 
@@ -70,17 +74,12 @@ def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
 
 def shape_logprobs(logits: Tensor, raw: Tensor, params: list[SamplingParams], seen: list[list[int]]) -> Tensor:
     """Log-probs of the distribution that each row's parameters define, (rows, vocab). Greedy rows put all on the likeliest token."""
-    shaped = raw
-    for index, (param, tokens) in enumerate(zip(params, seen, strict=True)):
-        if param == _PLAIN or _is_plain(param):
-            continue
-        if shaped is raw:
-            shaped = raw.clone()
-        shaped[index] = _shape_row(logits[index], param, tokens)
-    return shaped
-
-
-_PLAIN = SamplingParams()
+    shaped = [index for index, param in enumerate(params) if not _is_plain(param)]
+    if not shaped:
+        return raw
+    at = torch.tensor(shaped, device=logits.device)
+    rows = _shape_rows(logits[at], [params[index] for index in shaped], [seen[index] for index in shaped])
+    return rows if len(shaped) == len(params) else raw.index_copy(0, at, rows)
 
 
 def _is_plain(params: SamplingParams) -> bool:
@@ -91,15 +90,24 @@ def _is_plainly_greedy(params: SamplingParams) -> bool:
     return params.temperature == 0.0 and params.repetition_penalty == 1.0
 
 
-def _shape_row(logits: Tensor, params: SamplingParams, seen: list[int]) -> Tensor:
-    if params.repetition_penalty != 1.0:
-        logits = _penalise(logits, params.repetition_penalty, seen)
-    if params.temperature == 0.0:
-        greedy = torch.full_like(logits, float("-inf"))
-        greedy[logits.argmax()] = 0.0
-        return greedy
-    logits = (logits - logits.max()) / params.temperature  # a tiny temperature overflows to -inf, never to inf
-    return _truncate(logits, params).log_softmax(dim=-1) if params.truncates else logits.log_softmax(dim=-1)
+def _shape_rows(logits: Tensor, params: list[SamplingParams], seen: list[list[int]]) -> Tensor:
+    """Logits, which are overwritten, to log-probs."""
+    for row, (param, tokens) in enumerate(zip(params, seen, strict=True)):
+        if param.repetition_penalty != 1.0:
+            logits[row] = _penalise(logits[row], param.repetition_penalty, tokens)
+    likeliest = logits.argmax(dim=-1)
+    temperatures = torch.tensor([param.temperature or 1.0 for param in params], device=logits.device)[:, None]
+    logits -= logits.gather(1, likeliest[:, None])
+    logits /= temperatures  # a tiny temperature overflows to -inf, never to inf
+    for row, param in enumerate(params):
+        if param.truncates and param.temperature:
+            _truncate(logits[row], param)
+    shaped = logits.log_softmax(dim=-1)
+    for row, param in enumerate(params):
+        if not param.temperature:
+            shaped[row] = EXCLUDED
+            shaped[row, likeliest[row]] = 0.0
+    return shaped
 
 
 def _penalise(logits: Tensor, penalty: float, seen: list[int]) -> Tensor:
@@ -109,38 +117,45 @@ def _penalise(logits: Tensor, penalty: float, seen: list[int]) -> Tensor:
     return logits.index_copy(0, ids, torch.where(chosen < 0, chosen * penalty, chosen / penalty))
 
 
-def _truncate(logits: Tensor, params: SamplingParams) -> Tensor:
-    """Set the logits of excluded tokens to -inf. Ties at a threshold are kept for top_k; the likeliest token always stays."""
-    excluded = float("-inf")
+def _truncate(logits: Tensor, params: SamplingParams) -> None:
+    """Exclude tokens, in place. Ties at a threshold are kept for top_k; the likeliest token always stays."""
     if 0 < params.top_k < logits.shape[-1]:
-        logits = logits.masked_fill(logits < logits.topk(params.top_k).values[-1], excluded)
+        logits.masked_fill_(logits < logits.topk(params.top_k).values[-1], EXCLUDED)
     if params.top_p < 1.0:
         keep = _nucleus(logits.softmax(dim=-1), params.top_p)
-        logits = torch.full_like(logits, excluded).index_copy(0, keep, logits[keep])
+        kept = logits[keep]
+        logits.fill_(EXCLUDED).index_copy_(0, keep, kept)
     if params.min_p > 0.0:
         probs = logits.softmax(dim=-1)
-        logits = logits.masked_fill(probs < params.min_p * probs.max(), excluded)
-    return logits
+        logits.masked_fill_(probs < params.min_p * probs.max(), EXCLUDED)
 
 
 def _nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Ids of the fewest likeliest tokens that reach top_p. A thousand nearly always do; sorting all costs seven times as much."""
-    for width in (min(1024, len(probs)), len(probs)):
-        ordered, order = probs.topk(width)
-        before = ordered.cumsum(dim=-1) - ordered
-        if before[-1] >= top_p:
-            break
-    keep = before < top_p
+    """Ids of the fewest likeliest tokens that reach top_p.
+
+    Those below (1 - top_p) / vocab have less than 1 - top_p together, and so none of them is needed: hardly any are left to sort.
+    """
+    needed = (probs >= (1.0 - top_p) / len(probs)).nonzero()[:, 0]
+    ordered, order = probs[needed].sort(descending=True, stable=True)
+    keep = ordered.cumsum(dim=-1) - ordered < top_p
     keep[0] = True
-    return order[keep]
+    return needed[order[keep]]
 
 
 def _pick(logprobs: Tensor, rows: list[DrawRow]) -> Tensor:
-    """Invert the cumulative distribution at each row's own uniform number. Greedy rows hold one token, which is what comes out."""
+    """Invert the cumulative distribution at each row's own uniform number. Greedy rows hold one token, which is what comes out.
+
+    Sums of GROUP tokens find the group, and a second look the token in it; one that cannot come is never found.
+    """
     if all(row.params.temperature == 0.0 for row in rows):
         return logprobs.argmax(dim=-1)
-    cumulative = logprobs.exp().double().cumsum(dim=-1)
+    weights = pad(logprobs.exp(), (0, -logprobs.shape[-1] % GROUP)).view(len(rows), -1, GROUP)
+    sums = weights.sum(dim=-1).double()
+    cumulative = sums.cumsum(dim=-1)
     numbers = torch.tensor([uniform(row.seed, row.position) for row in rows], dtype=torch.float64, device=logprobs.device)
-    targets = numbers * cumulative[:, -1]
-    picked = torch.searchsorted(cumulative, targets[:, None], right=True)[:, 0]
-    return picked.clamp_(max=logprobs.shape[-1] - 1)
+    targets = numbers[:, None] * cumulative[:, -1:]
+    group = torch.searchsorted(cumulative, targets, right=True).clamp_(max=sums.shape[1] - 1)
+    within = weights[torch.arange(len(rows), device=weights.device), group[:, 0]].double().cumsum(dim=-1)
+    last = torch.nextafter(within[:, -1:], torch.zeros_like(targets))  # rounding must not lead out of the group
+    left = (targets - (cumulative - sums).gather(1, group)).clamp_(min=0.0).minimum(last)
+    return (group * GROUP + torch.searchsorted(within, left, right=True))[:, 0]

@@ -15,6 +15,7 @@ from transformers import (
     TopPLogitsWarper,
 )
 
+from polyhead.server.engine import sampler
 from polyhead.server.engine.sampler import DrawRow, draw, shape_logprobs, uniform
 from polyhead.server.engine.sequence import SamplingParams
 
@@ -124,3 +125,17 @@ def test_top_p_keeps_enough_of_a_flat_distribution() -> None:
     logits = torch.zeros(1, 5000)
     kept = shape_logprobs(logits, logits.log_softmax(-1), [SamplingParams(top_p=0.5)], [[]]).exp()[0]
     assert int((kept > 0).sum()) == pytest.approx(2500, abs=2)
+
+
+@pytest.mark.parametrize("vocab", [5, 256, 1000])
+def test_a_token_that_cannot_come_is_never_drawn(vocab: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """At both ends of the unit interval, too, where rounding could lead past the last token that can."""
+    for possible in ([0], [vocab - 1], [vocab // 2], [1, vocab - 2]):
+        logits = torch.full((3, vocab), -1e30)
+        logits[:, possible] = torch.linspace(0, 3, len(possible))
+        for number in (0.0, 1e-300, 0.5, 1.0 - 2.0**-53):
+            monkeypatch.setattr(sampler, "uniform", lambda seed, position, number=number: number)
+            drawn = draw(logits, [DrawRow(SamplingParams(), seed, 0, []) for seed in range(3)])
+            assert set(drawn.token_ids) <= set(possible)
+            if number in (0.0, 1.0 - 2.0**-53):
+                assert drawn.token_ids == [possible[0 if number == 0.0 else -1]] * 3
