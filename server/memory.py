@@ -34,8 +34,13 @@ def return_freed_pages() -> None:
 
 
 def return_garbage() -> None:
-    """Once, at the end of loading: what is left in cycles, too. Stops all threads for a tenth of a second."""
+    """Once, at the end of loading: what is left in cycles, too. Stops all threads for a tenth of a second.
+
+    What is there by now stays, hundreds of thousands of objects of torch, transformers and Numba: Python never looks at them again. It
+    would every now and then, best while a head is built, and stop all threads for a quarter of a second.
+    """
     gc.collect()
+    gc.freeze()
     return_freed_pages()
 
 

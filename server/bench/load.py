@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import statistics
 import threading
 import time
@@ -46,6 +47,8 @@ class Load:
         self._threads = [threading.Thread(target=self._run, args=(prompt,), daemon=True) for prompt in prompts]
 
     def __enter__(self) -> Load:
+        gc.collect()
+        gc.freeze()  # this process' own pauses are not the server's
         for thread in self._threads:
             thread.start()
         end_at = time.monotonic() + START_TIMEOUT_S

@@ -43,6 +43,8 @@ from polyhead.server.engine.compiled.rows import keys_at, values_at
 UNSEEN = 1 << 23  # a window that no text fills
 CHUNK_KEYS = 128  # whose largest score is found before their sums are added; counted from position 0
 FEW = LANES // 2  # queries; more take fewer instructions side by side
+MOST_VECTORS = CHUNK_KEYS  # of a chunk's scores, if a block has a single token
+PLACE_BYTES = 3 * 8
 
 
 @njit
@@ -206,101 +208,101 @@ def _more_tiles(num_rows, a, row_stride, step_stride, panel, num_steps, out):
 
 @njit
 def _attend_few(job, layer, segment, slots, kv_head, first, num_queries, scratch):
-    """A vector of scores has LANES keys of one block. What lies past a block's keys is read, too, and masked."""
-    head_dim, size = job.head_dim, job.block_size
-    group = job.num_heads // job.num_kv_heads
-    stride = num_queries * VECTOR_BYTES  # from one vector of each query to the next
+    """Vectors of a few queries stand one after the other, `stride` from one such row of vectors to the next.
+
+    So do scores, LANES keys to a vector, and a query's state: its largest score so far, its sums of weights, and its totals in parts.
+    """
+    head_dim = job.head_dim
+    group, width = job.num_heads // job.num_kv_heads, (job.num_heads + 2 * job.num_kv_heads) * head_dim
+    stride = num_queries * VECTOR_BYTES
     num_parts = -(-head_dim // LANES)
     queries = scratch
-    totals = queries + num_queries * head_dim * 4
-    sums = totals + num_parts * stride
-    largest = sums + stride
-    scores = largest + stride
+    states = queries + num_queries * head_dim * 4
+    totals = states + 2 * stride
+    places = totals + num_parts * stride
+    scores = places + PLACE_BYTES * MOST_VECTORS
     for query in range(num_queries):
         row, head = _query_at(job, segment, kv_head, first + query)
-        source = floats(job.qkv + (row * (job.num_heads + 2 * job.num_kv_heads) + head) * head_dim * 4)
+        source = floats(job.qkv + (row * width + head * head_dim) * 4)
         for i in range(head_dim):
             floats(queries)[query * head_dim + i] = source[i] * np.float32(layer.scale)
-        floats(largest)[query] = np.float32(-np.inf)
-    for i in range((num_parts + 1) * num_queries):
-        store(totals + i * VECTOR_BYTES, constant(0.0))
+        store(states + query * VECTOR_BYTES, constant(-np.inf))
+        for part in range(1, 2 + num_parts):
+            store(states + part * stride + query * VECTOR_BYTES, constant(0.0))
     first_chunk, last_chunk, chunk_blocks, last_key = _chunks(job, layer, segment, first, num_queries)
     for chunk in range(first_chunk, last_chunk):
         first_block = chunk * chunk_blocks
-        last_block = min(first_block + chunk_blocks, (last_key + size - 1) // size)
-        at = scores
-        for block in range(first_block, last_block):
-            keys = keys_at(job, layer, longs(slots)[block], kv_head)
-            for key in range(0, min(size, last_key - block * size), LANES):
-                _few_tiles(num_queries, queries, head_dim * 4, keys + key * 4, size * 4, head_dim, at)
-                at += stride
+        num_vectors = _score_few(job, layer, slots, kv_head, first_block, chunk_blocks, last_key, queries, num_queries, scores, places)
         for query in range(num_queries):
-            end = segment.start + (first + query) // group + 1
-            mine = query * VECTOR_BYTES
-            _softmax_few(
-                scores + mine,
-                first_block,
-                last_block,
-                size,
-                last_key,
-                end,
-                layer.window,
-                largest + query * 4,
-                sums + mine,
-                totals + mine,
-                num_parts,
-                stride,
-            )
-        at = scores
-        for block in range(first_block, last_block):
-            values = values_at(job, layer, longs(slots)[block], kv_head)
-            for key in range(0, min(size, last_key - block * size), LANES):
-                num_keys = min(LANES, size - key, last_key - block * size - key)
-                for part in range(num_parts):
-                    from_values = values + (key * head_dim + part * LANES) * 4
-                    _few_more_tiles(num_queries, at, VECTOR_BYTES, from_values, head_dim * 4, num_keys, totals + part * stride)
-                at += stride
+            end, mine = segment.start + (first + query) // group + 1, query * VECTOR_BYTES
+            first_seen = end - layer.window if layer.window else 0
+            _softmax_few(scores + mine, places, num_vectors, stride, first_seen, end, states + mine, num_parts)
+        for vector in range(num_vectors):
+            values, _, num_keys = _place(places, vector)
+            for part in range(num_parts):
+                at, target = scores + vector * stride, totals + part * stride
+                _few_more_tiles(num_queries, at, VECTOR_BYTES, values + part * VECTOR_BYTES, head_dim * 4, num_keys, target)
     for query in range(num_queries):
         row, head = _query_at(job, segment, kv_head, first + query)
-        target = job.attended + (row * job.num_heads + head) * head_dim * 4
-        weights = splat(total(load(sums + query * VECTOR_BYTES)))
+        target, mine = job.attended + (row * job.num_heads + head) * head_dim * 4, query * VECTOR_BYTES
+        weights = splat(total(load(states + stride + mine)))
         for part in range(num_parts):
-            answer = load(totals + part * stride + query * VECTOR_BYTES) / weights
-            store_first(target + part * VECTOR_BYTES, answer, head_dim - part * LANES)
+            store_first(target + part * VECTOR_BYTES, load(totals + part * stride + mine) / weights, head_dim - part * LANES)
 
 
 @njit
-def _softmax_few(scores, first_block, last_block, size, last_key, end, window, largest, sums, totals, num_parts, stride):
-    """`_softmax_lanes` for one query's vectors of keys, each `stride` from the next."""
-    top, places = constant(-np.inf), numbered()
-    first_seen = splat(np.float32(end - window if window else -1))
-    at = scores
-    for block in range(first_block, last_block):
-        num_keys = min(size, last_key - block * size)
-        for key in range(0, num_keys, LANES):
-            position = places + splat(np.float32(block * size + key))
-            score = where_less(position, splat(np.float32(end)), load(at), constant(-np.inf))
-            score = where_less(position, first_seen, constant(-np.inf), score)
-            score = where_less(places, splat(np.float32(num_keys - key)), score, constant(-np.inf))
-            store(at, score)
-            top = where_less(top, score, score, top)
-            at += stride
-    before = floats(largest)[0]
-    now = largest_of(top)
+def _score_few(job, layer, slots, kv_head, first_block, num_blocks, last_key, queries, num_queries, scores, places):
+    """Scores of these blocks' keys as far as `last_key`, and each vector's place. Returns how many vectors.
+
+    What stands behind a block's keys is read with the last of them; `_softmax_few` masks it.
+    """
+    head_dim, size = job.head_dim, job.block_size
+    num_vectors = 0
+    for block in range(first_block, min(first_block + num_blocks, (last_key + size - 1) // size)):
+        slot = longs(slots)[block]
+        keys, values = keys_at(job, layer, slot, kv_head), values_at(job, layer, slot, kv_head)
+        left = min(size, last_key - block * size)
+        for key in range(0, left, LANES):
+            target = scores + num_vectors * num_queries * VECTOR_BYTES
+            _few_tiles(num_queries, queries, head_dim * 4, keys + key * 4, size * 4, head_dim, target)
+            place = longs(places + num_vectors * PLACE_BYTES)
+            place[0], place[1], place[2] = values + key * head_dim * 4, block * size + key, min(LANES, left - key)
+            num_vectors += 1
+    return num_vectors
+
+
+@njit
+def _place(places, vector):
+    """(address of the values, position of the first key, keys) of a vector of scores"""
+    place = longs(places + vector * PLACE_BYTES)
+    return place[0], place[1], place[2]
+
+
+@njit
+def _softmax_few(scores, places, num_vectors, stride, first_seen, end, state, num_parts):
+    """`_softmax_lanes` of one query, which sees the keys from `first_seen` to before `end`."""
+    lanes, top = numbered(), constant(-np.inf)
+    for vector in range(num_vectors):
+        _, first, num_keys = _place(places, vector)
+        position, at = lanes + splat(np.float32(first)), scores + vector * stride
+        score = where_less(position, splat(np.float32(min(end, first + num_keys))), load(at), constant(-np.inf))
+        score = where_less(position, splat(np.float32(first_seen)), constant(-np.inf), score)
+        store(at, score)
+        top = where_less(top, score, score, top)
+    before, now = floats(state)[0], largest_of(top)
     now = now if now > before else before
-    finite = now if now > np.float32(-np.inf) else np.float32(0)
+    finite = splat(now if now > np.float32(-np.inf) else np.float32(0))
     if now != before:
-        share = exp(splat(before - finite))
-        for part in range(num_parts):
-            store(totals + part * stride, load(totals + part * stride) * share)
-        store(sums, load(sums) * share)
-        floats(largest)[0] = now
-    weights = load(sums)
-    for scored in range(scores, at, stride):
-        weight = exp(load(scored) - splat(finite))
-        store(scored, weight)
+        share = exp(load(state) - finite)
+        for part in range(1, 2 + num_parts):
+            store(state + part * stride, load(state + part * stride) * share)
+        store(state, splat(now))
+    weights = load(state + stride)
+    for vector in range(num_vectors):
+        weight = exp(load(scores + vector * stride) - finite)
+        store(scores + vector * stride, weight)
         weights = weights + weight
-    store(sums, weights)
+    store(state + stride, weights)
 
 
 @njit
