@@ -13,6 +13,7 @@ from polyhead.client.options import OnSwapName
 from polyhead.server.bench.work import Work
 
 START_TIMEOUT_S = 300.0
+GAP_TIMEOUT_S = 60.0
 
 
 @dataclass(slots=True)
@@ -66,6 +67,14 @@ class Load:
         with self._lock:
             self._phase = phase
         return phase
+
+    def wait_for_gap(self, phase: Phase) -> None:
+        """Until it has one. PolyheadError if none comes."""
+        end_at = time.monotonic() + GAP_TIMEOUT_S
+        while not phase.gaps:
+            if time.monotonic() > end_at or self.failures:
+                raise PolyheadError("; ".join(["no stream got a token", *self.failures[:3]]))
+            time.sleep(0.005)
 
     def _run(self, prompt: list[int]) -> None:
         is_first = True

@@ -106,12 +106,14 @@ def under_load(
         def calm() -> Phase:
             phase = load.enter(Phase())
             time.sleep(calm_s)
+            load.wait_for_gap(phase)
             return phase
 
         before = calm()
         for waits, act in [*zip(found, acts, strict=True)] * num_times:
             acting = load.enter(Phase())
             act()
+            load.wait_for_gap(acting)
             after = calm()
             waits.note(before, acting, after)
             before = after
