@@ -22,7 +22,7 @@ GIB = 1 << 30
 ENV_PREFIX = "POLYHEAD_"
 # Variables with our prefix that others read: the command line of clients, and the failpoints of heads/failpoints.py
 OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP"})
-Dtype = Literal["float32", "bfloat16", "int8"]
+Dtype = Literal["float32", "bfloat16", "int8", "fp8"]
 TokenHash = Annotated[str, BeforeValidator(lambda raw: hash_token(raw) if raw else "")]  # the raw token is dropped at once
 
 
@@ -45,8 +45,8 @@ class ServeConfig(BaseSettings):
         -1, ge=-1, description="Layer inside the trunk whose states are kept, too, for OOD scores; 0: none, -1: the model's middle"
     )
     store: Path | None = Field(None, description="Folder of the heads; empty: named after the model, under the user's state folder")
-    trunk_dtype: Dtype = Field("float32", description="Precision of the trunk: float32, bfloat16 or int8")
-    head_dtype: Dtype = Field("float32", description="Precision of the heads: float32, bfloat16 or int8")
+    trunk_dtype: Dtype = Field("float32", description="Precision of the trunk: float32, bfloat16, int8, or fp8 on a GPU")
+    head_dtype: Dtype = Field("float32", description="Precision of the heads: float32, bfloat16, int8, or fp8 on a GPU")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")
     layers: Literal["fast", "plain"] = Field(
         "fast", description="fast: our own for llama-like families; plain: transformers'"

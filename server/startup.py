@@ -23,7 +23,9 @@ from polyhead.heads.store import HeadStore
 from polyhead.server.breathing import Breather
 from polyhead.server.config import ServeConfig
 from polyhead.server.engine import build
+from polyhead.server.engine.eight_bit import has_fp8
 from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.linears import Quantization
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.head_loader import HeadLoader
 from polyhead.server.manifests import RuleDefaults, ServedTrunk
@@ -42,6 +44,7 @@ from polyhead.server.workers import Workers
 
 Progress = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
+QUANTIZATIONS: dict[str, Quantization] = {"int8": "int8", "fp8": "fp8"}
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, read at import: a worker thread would answer the 1 that it set itself
 FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
 
@@ -90,6 +93,7 @@ class Services:
 
 def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, progress: Progress) -> Services:
     """Everything but the active set, which `bring_up_heads` loads once the engine runs. PolyheadError says what cannot be."""
+    _check_device(config.device)
     folder = _model_folder(config, progress)
     progress("reading the model's description")
     checkpoint = Checkpoint.open(folder)
@@ -175,8 +179,8 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         cache_bytes=config.cache_bytes,
         max_context=max_context,
         is_fast=config.layers == "fast",
-        is_trunk_int8=config.trunk_dtype == "int8",
-        is_head_int8=config.head_dtype == "int8",
+        trunk_quantization=QUANTIZATIONS.get(config.trunk_dtype, "none"),
+        head_quantization=QUANTIZATIONS.get(config.head_dtype, "none"),
         is_deterministic=config.deterministic,
         has_graphs=config.cuda_graphs,
         num_threads=config.threads or DEFAULT_THREADS,
@@ -240,7 +244,7 @@ def read_eos_ids(checkpoint: Checkpoint) -> frozenset[int]:
 
 
 def computed_in(name: str, device: str) -> torch.dtype:
-    """What layers compute in, with weights held as `name` says: beside int8, float32 on the CPU and bfloat16 on a GPU."""
+    """What layers compute in, with weights held as `name` says: beside 8 bits, float32 on the CPU and bfloat16 on a GPU."""
     return DTYPES.get(name, torch.float32 if device == "cpu" else torch.bfloat16)
 
 
@@ -262,7 +266,20 @@ def _model_folder(config: ServeConfig, progress: Progress) -> Path:
     return resolve_folder(config.model) if config.model else embedded.prepare(progress)
 
 
+def _check_device(name: str) -> None:
+    device = torch.device(name)
+    if device.type != "cuda":
+        return
+    if not torch.cuda.is_available():
+        raise FailedPrecondition(f"there is no CUDA here that torch {torch.__version__} can use\nhint: --device cpu", field="device")
+    if (device.index or 0) >= torch.cuda.device_count():
+        raise FailedPrecondition(f"there is no {name}: this machine shows {torch.cuda.device_count()} GPUs", field="device")
+
+
 def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
+    for field, name in (("trunk_dtype", config.trunk_dtype), ("head_dtype", config.head_dtype)):
+        if name == "fp8" and not has_fp8(torch.device(config.device)):
+            raise FailedPrecondition(f"{field} fp8 needs a GPU of compute capability 8.9 or later\nhint: int8 serves here", field=field)
     if spec.tied and computed_in(config.head_dtype, config.device) != computed_in(config.trunk_dtype, config.device):
         raise FailedPrecondition(
             f"heads of this model share the trunk's embedding and its dtype: {config.head_dtype} is not {config.trunk_dtype}\n"

@@ -15,13 +15,14 @@ from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledKit
 from polyhead.server.engine.dense import dense_linears
+from polyhead.server.engine.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.fast import FastTrunk, fast_trunk
 from polyhead.server.engine.graphs import step_graphs
 from polyhead.server.engine.head_pool import HeadPool
 from polyhead.server.engine.heads import HeadRunner
-from polyhead.server.engine.int8_matrix import int8_matrix_linears
 from polyhead.server.engine.kits import Kit, TorchKit
+from polyhead.server.engine.linears import Quantization
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
 from polyhead.server.engine.trunk import TrunkRunner
@@ -38,8 +39,8 @@ class EngineConfig:
     block_size: int = 16  # tokens
     max_context: int = 4096  # tokens of prompt and reply together; the model's own limit if that is lower
     is_fast: bool = True  # our own layers where the family and the device allow it; else transformers' modules
-    is_trunk_int8: bool = False  # how the weights are held; both need our own layers
-    is_head_int8: bool = False
+    trunk_quantization: Quantization = "none"  # both need our own layers, and fp8 torch's products
+    head_quantization: Quantization = "none"
     is_deterministic: bool = False  # refuse what cannot keep results the same bit for bit: all but compiled layers
     has_graphs: bool = True  # CUDA graphs of decode steps, where attention can be recorded (graphs.py)
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
@@ -59,7 +60,7 @@ def build_engine(
     num_blocks_for(trunk.spec, config, shape, replace(shape, dtype=head_dtype or shape.dtype))  # before the weights are taken
     set_attention(trunk, attention.NAME)
     max_context = min(config.max_context, trunk.spec.context_length)
-    layers = fast_trunk(trunk, max_context, kit_for(config.is_trunk_int8, config, shape)) if config.is_fast else None
+    layers = fast_trunk(trunk, max_context, kit_for(config.trunk_quantization, config, shape)) if config.is_fast else None
     if layers is None:
         _check_plain(config)
     return assemble(layers or trunk, shape, config, eos_ids, head_dtype)
@@ -90,18 +91,21 @@ def assemble(
     trunk_runner = TrunkRunner(trunk, cache, tap_layer, graphs=graphs)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
-    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.is_head_int8, config, head_shape), head_graphs)
+    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.head_quantization, config, head_shape), head_graphs)
     return Engine(trunk_runner, heads, tree, scheduler, config.queue, config.num_threads)
 
 
-def kit_for(is_int8: bool, config: EngineConfig, shape: CacheShape) -> Kit:
+def kit_for(quantization: Quantization, config: EngineConfig, shape: CacheShape) -> Kit:
     """How weights are held and run: compiled in float32 on the CPU, by torch's calls elsewhere."""
     if can_compile(shape):
+        if quantization == "fp8":
+            raise FailedPrecondition("fp8 is for GPUs; on the CPU int8 serves")
         region()  # compiled now, and not in the first request
-        return CompiledKit(is_int8)
+        return CompiledKit(quantization == "int8")
     if config.is_deterministic:
         raise FailedPrecondition("bit for bit the same needs float32 or int8 on the CPU", field="deterministic")
-    return TorchKit((int8_matrix_linears if is_int8 else dense_linears)(shape.dtype))
+    form = FORMATS.get(quantization)
+    return TorchKit(eight_bit_linears(form, shape.dtype) if form else dense_linears(shape.dtype))
 
 
 def can_compile(shape: CacheShape) -> bool:
@@ -112,8 +116,12 @@ def can_compile(shape: CacheShape) -> bool:
 
 def _check_plain(config: EngineConfig) -> None:
     """What transformers' modules cannot do. FailedPrecondition names the setting."""
-    asked = (("trunk_dtype", config.is_trunk_int8), ("head_dtype", config.is_head_int8), ("deterministic", config.is_deterministic))
-    for field_name, is_asked in asked:
+    asked = {
+        "trunk_dtype": config.trunk_quantization != "none",
+        "head_dtype": config.head_quantization != "none",
+        "deterministic": config.is_deterministic,
+    }
+    for field_name, is_asked in asked.items():
         if is_asked:
             raise FailedPrecondition(
                 f"{field_name} as asked for needs our own layers, which serve llama, mistral, qwen2 and qwen3\n"

@@ -1,12 +1,14 @@
-"""What our own layers ask of frozen weights that torch multiplies: dense.py holds them as they are, int8_matrix.py in int8."""
+"""What our own layers ask of frozen weights that torch multiplies: dense.py holds them as they are, eight_bit.py in int8 or fp8."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
-from typing import Protocol
+from typing import Literal, Protocol
 
 from torch import Tensor
+
+Quantization = Literal["none", "int8", "fp8"]  # how weights are held
 
 
 class Linear(Protocol):

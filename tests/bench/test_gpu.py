@@ -9,7 +9,7 @@ from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import Any, get_args
 
 import pytest
 import torch
@@ -26,12 +26,14 @@ from polyhead.server.engine.batch import HeadRun, TrunkRun
 from polyhead.server.engine.build import kit_for
 from polyhead.server.engine.fast import FastTrunk
 from polyhead.server.engine.graphs import StepGraphs
+from polyhead.server.engine.linears import Quantization
 from polyhead.server.engine.sequence import Sequence
 from polyhead.server.engine.varlen import Varlen
 
 COMMAND = [sys.executable, "-m", "polyhead.client.cli", "bench-gpu"]
 CPU = torch.device("cpu")
 SIZES = PLANS["tiny"]
+QUANTIZATIONS = get_args(Quantization)
 
 
 def test_the_whole_command_on_a_tiny_shape(tmp_path: Path) -> None:
@@ -44,7 +46,13 @@ def test_the_whole_command_on_a_tiny_shape(tmp_path: Path) -> None:
     assert json.loads(file.read_text(encoding="utf-8")) == result
     assert result.keys() == {"shape", "device", "runs", "versions", "rows"}
     rows = {row["id"]: row for row in result["rows"]}
-    assert list(rows) == ["G1 float32", "G1 bfloat16", "G2 1", "G3 1", "G2 3", "G3 3", "G4", "G5", "G6"]
+    assert list(rows) == [
+        *("G1 float32", "G1 int8", "G1 fp8", "G1 bfloat16"),
+        *(f"{measure} {streams}" for streams in (1, 3) for measure in ("G2", "G3")),
+        *("G4", "G5"),
+        *(f"{measure} {held} {streams}" for held in ("int8", "fp8") for streams in (1, 3) for measure in ("G2", "G3")),
+        "G6",
+    ]
     for name, row in rows.items():
         assert row["series"], name
         assert all(series["values"] for series in row["series"]), row
@@ -72,6 +80,7 @@ def test_a_broken_weight_is_noticed(dtype: torch.dtype, monkeypatch: pytest.Monk
 
     monkeypatch.setattr(run, "random_engine", spoiled)
     monkeypatch.setattr(run, "large_split", lambda sizes, device: skipped("G6"))
+    monkeypatch.setattr(run, "eight_bit_decoding", lambda *arguments: [])
     for name in ("decoding", "experience", "swaps"):
         monkeypatch.setattr(run, name, lambda *arguments: [] if len(arguments) == 2 else skipped("G"))
     shown: list[str] = []
@@ -123,16 +132,16 @@ def test_a_large_split_needs_room(monkeypatch: pytest.MonkeyPatch) -> None:
     assert "are needed" in block(row)
     sizes = PLANS["8b"]
     few = replace(sizes, streams=(sizes.large_streams,), batch_prompts=8, prompt_tokens=32, num_tokens=32)
-    config = replace(config_for(LLAMA_70B, few, torch.bfloat16), is_trunk_int8=True, is_head_int8=True)
+    config = replace(config_for(LLAMA_70B, few, torch.bfloat16), trunk_quantization="int8", head_quantization="int8")
     needed = large.large_bytes(LLAMA_70B, config, torch.bfloat16, CPU)
     assert 118 << 30 < needed < (139 << 30) * (1 - large.SPARE)
 
 
-@pytest.mark.parametrize("is_int8", [True, False])
-def test_what_is_predicted_is_what_is_served(is_int8: bool) -> None:
-    config = replace(config_for(TINY, SIZES, torch.bfloat16), is_trunk_int8=is_int8, is_head_int8=is_int8)
+@pytest.mark.parametrize("held", QUANTIZATIONS)
+def test_what_is_predicted_is_what_is_served(held: Quantization) -> None:
+    config = replace(config_for(TINY, SIZES, torch.bfloat16), trunk_quantization=held, head_quantization=held)
     ours = random_engine(TINY, RandomWeights(SEED, 0.2, torch.bfloat16, CPU), config)
-    kit = kit_for(is_int8, config, ours.engine.trunk.cache.kv.shape)
+    kit = kit_for(held, config, ours.engine.trunk.cache.kv.shape)
     served = ours.engine.trunk.num_bytes + sum(head.live.num_bytes for head in ours.roles().values())
     assert num_served_bytes(ours.spec, kit, torch.bfloat16, 3, 2) == served
 
@@ -150,7 +159,7 @@ def test_no_float_copy_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
         return take(base, spec, calls, first, kit, count)
 
     monkeypatch.setattr(models, "take_layers", counted)
-    config = replace(config_for(TINY, SIZES, torch.bfloat16), is_trunk_int8=True, is_head_int8=True)
+    config = replace(config_for(TINY, SIZES, torch.bfloat16), trunk_quantization="int8", head_quantization="int8")
     ours = random_engine(TINY, RandomWeights(SEED, 0.2, torch.bfloat16, CPU), config)
     ours.roles()
     assert filled[: TINY.split_layer] == [1, 1, 1, 0]
@@ -190,9 +199,9 @@ class Again:
         self.output.copy_(self._compute())
 
 
-@pytest.mark.parametrize("is_int8", [False, True], ids=["bfloat16", "int8"])
+@pytest.mark.parametrize("held", QUANTIZATIONS)
 @pytest.mark.parametrize("kernel", [None, Varlen(empty_kernel), Varlen(empty_kernel, is_paged=True)], ids=["own", "gathered", "paged"])
-def test_a_step_reads_nothing_back_from_the_device(kernel: Varlen | None, is_int8: bool, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_step_reads_nothing_back_from_the_device(kernel: Varlen | None, held: Quantization, monkeypatch: pytest.MonkeyPatch) -> None:
     """On a device without numbers: reading one there, which a GPU would be waited for and no graph can hold, raises. So do most
     operations on tensors of two devices."""
     device = torch.device("meta")
@@ -201,7 +210,7 @@ def test_a_step_reads_nothing_back_from_the_device(kernel: Varlen | None, is_int
     monkeypatch.setattr(models, "working_varlen", lambda shape: kernel)
     if kernel is not None and kernel.is_paged:
         monkeypatch.setattr(build, "step_graphs", lambda cache, max_tokens: StepGraphs(cache, max_tokens, Again))
-    config = replace(config_for(TINY, SIZES, torch.bfloat16), is_trunk_int8=is_int8, is_head_int8=is_int8)
+    config = replace(config_for(TINY, SIZES, torch.bfloat16), trunk_quantization=held, head_quantization=held)
     ours = random_engine(TINY, RandomWeights(SEED, 0.2, torch.bfloat16, device), config)
     roles, engine = ours.roles(), ours.engine
     for spans in ([(0, 5), (0, 20), (3, 4)], [(4, 5), (16, 17), (3, 4)]):

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+import torch
 
 from polyhead.client import Client
 from tests.e2e.support import PROMPT, constant_policy, fresh_salt, serving
@@ -53,8 +54,29 @@ def test_a_head_is_pushed_and_swapped_in_int8(tiny_model: Path, tmp_path: Path) 
 
 @pytest.mark.parametrize("flags", [("--trunk-dtype", "int8"), ("--head-dtype", "int8"), ("--deterministic",)])
 def test_plain_layers_refuse_what_they_cannot_do(flags: tuple[str, ...], tiny_model: Path, tmp_path: Path) -> None:
-    command = [sys.executable, "-m", "polyhead.client.cli", "serve", str(tiny_model), "--store", str(tmp_path / "s")]
-    done = subprocess.run([*command, "--layers", "plain", *flags], capture_output=True, text=True, timeout=120, check=False)
-    assert done.returncode == 2
+    done = refused(tiny_model, tmp_path, "--layers", "plain", *flags)
     assert "needs our own layers" in done.stderr
     assert flags[0].strip("-").replace("-", "_") in done.stderr
+
+
+@pytest.mark.skipif(torch.cuda.is_available(), reason="there is CUDA here")
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        (("--device", "cuda"), "there is no CUDA here"),
+        (("--trunk-dtype", "fp8", "--head-dtype", "fp8"), "trunk_dtype fp8 needs a GPU"),
+        (("--head-dtype", "fp8"), "head_dtype fp8 needs a GPU"),
+    ],
+)
+def test_what_needs_a_gpu_is_refused_without_one(flags: tuple[str, ...], said: str, tiny_model: Path, tmp_path: Path) -> None:
+    done = refused(tiny_model, tmp_path, *flags)
+    assert f"error: {said}" in done.stderr
+    assert "Traceback" not in done.stderr
+
+
+def refused(model: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
+    """A start that must not come about."""
+    command = [sys.executable, "-m", "polyhead.client.cli", "serve", str(model), "--store", str(folder / "s"), *flags]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    assert done.returncode == 2
+    return done

@@ -19,7 +19,7 @@ from polyhead.server.bench.results import OURS, Row, Series, at_least, at_most
 from polyhead.server.engine.sequence import Sample
 
 LENGTHS = (1, 5, 16, 17, 40)  # of prompts
-MEAN_ERRORS = {torch.float32: 1e-4, torch.bfloat16: 0.05}  # of a log-prob, allowed whatever transformers' own rounding is
+MEAN_ERRORS = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.2, "fp8": 1.0}  # of a log-prob, allowed whatever transformers' own rounding is
 TIMES_ROUNDING = 3.0
 
 
@@ -31,24 +31,23 @@ class Judged:
     regrets: Tensor  # how much likelier the likeliest token was; 0 for a greedy choice
 
 
-def exactness(driver: Driver, model: Any, shape: Shape, num_tokens: int) -> Row:
-    """One row; each check is a property that must hold."""
+def exactness(driver: Driver, model: Any, shape: Shape, num_tokens: int, precision: str) -> Row:
+    """One row; each check is a property that must hold. `precision` of our weights: a key of MEAN_ERRORS."""
     generator = torch.Generator().manual_seed(7)
     prompts = [torch.randint(5, shape.vocab_size, (length,), generator=generator).tolist() for length in LENGTHS]
     samples = driver.generate(prompts, num_tokens, score=("reference",)).samples
     ours = torch.tensor([logprob for sample in samples for logprob in sample.logprobs])
     theirs, eager = judged(model, samples, "sdpa"), judged(model, samples, "eager")
     rounding = float((theirs.logprobs - eager.logprobs).abs().mean())
-    allowed = max(MEAN_ERRORS[model.dtype], TIMES_ROUNDING * rounding)
+    allowed = max(MEAN_ERRORS[precision], TIMES_ROUNDING * rounding)
     error = float((ours - theirs.logprobs).abs().mean())
     checks = [
         at_most(f"mean error of a log-prob: at most {allowed:.2g}", error, allowed),
         at_most(f"mean distance of our greedy tokens to the likeliest: at most {allowed:.2g}", float(theirs.regrets.mean()), allowed),
     ]
     same = share_of_equal(model, samples)
-    if model.dtype == torch.float32:
+    if precision == "float32":
         checks.append(at_least("greedy tokens equal to generate's: all", same, 1.0))
-    precision = {torch.float32: "float32", torch.bfloat16: "bfloat16"}[model.dtype]
     notes = (
         f"transformers' own rounding, sdpa against eager: {rounding:.2g}",
         f"greedy tokens equal to generate's: {same:.1%}",

@@ -26,7 +26,7 @@ def large_split(sizes: Sizes, device: torch.device) -> Row:
     what = f"{shape.name}, {shape.split_layer}/{shape.num_layers - shape.split_layer} split, five different roles in int8: memory"
     streams, num_tokens = sizes.large_streams, sizes.large_tokens
     few = replace(sizes, streams=(streams,), batch_prompts=streams, prompt_tokens=num_tokens, num_tokens=num_tokens)
-    config = replace(config_for(shape, few, dtype), is_trunk_int8=True, is_head_int8=True)
+    config = replace(config_for(shape, few, dtype), trunk_quantization="int8", head_quantization="int8")
     needed, free = large_bytes(shape, config, dtype, device), free_bytes(device)
     if needed > free:
         why = f"{needed / GIB:.1f} GiB are needed, {free / GIB:.1f} GiB are free"
@@ -64,7 +64,7 @@ def large_bytes(shape: Shape, config: EngineConfig, dtype: torch.dtype, device: 
     """Weights, caches, and what the largest matrix of a layer takes while it is quantised."""
     spec = shape.spec(config.max_context)
     cache = CacheShape(shape.num_kv_heads, shape.head_dim, config.block_size, dtype, device)
-    kit = kit_for(True, config, cache)
+    kit = kit_for(config.head_quantization, config, cache)
     largest = 2 * shape.d_inner * shape.d_model * QUANTIZING_BYTES
     return num_served_bytes(spec, kit, dtype, num_logit_heads=3, num_score_heads=2) + config.cache_bytes + largest
 

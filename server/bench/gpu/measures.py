@@ -33,7 +33,8 @@ class Bed:
     sizes: Sizes
     ours: RandomEngine
     driver: Driver
-    theirs: Transformers
+    theirs: Transformers | None  # on the same weights, in bfloat16
+    precision: str  # of our weights
     bandwidth: float  # bytes a second, read and written
     runs: int
 
@@ -47,7 +48,7 @@ _seeds = itertools.count(1)
 
 def decoding(bed: Bed, streams: int) -> list[Row]:
     """Tokens a second beside transformers' two ways, prefill included; and a decode step against what memory allows."""
-    sizes = bed.sizes
+    sizes, transformers = bed.sizes, bed.theirs
     rollouts: list[Rollout] = []
     num_tokens = streams * sizes.num_tokens
 
@@ -57,24 +58,24 @@ def decoding(bed: Bed, streams: int) -> list[Row]:
         return num_tokens / rollouts[-1].seconds
 
     def theirs(does: str) -> float:
-        answer = bed.theirs.answer({"do": does, "prompts": bed.prompts(streams), "num_tokens": sizes.num_tokens})
+        assert transformers is not None
+        answer = transformers.answer({"do": does, "prompts": bed.prompts(streams), "num_tokens": sizes.num_tokens})
         assert all(len(each) == sizes.num_tokens for each in answer["completions"])
         return num_tokens / float(answer["seconds"])
 
-    series = interleaved(
-        {OURS: ours, **{f"transformers {does}": partial(theirs, does) for does in ("generate", "generate_batch")}},
-        bed.runs,
-    )
+    their_ways = ("generate", "generate_batch") if transformers else ()
+    series = interleaved({OURS: ours, **{f"transformers {does}": partial(theirs, does) for does in their_ways}}, bed.runs)
     if series[0].error:
         raise RuntimeError(series[0].error)
     steps = [rollout.step_seconds(streams) for rollout in rollouts[1:]]
     moved = step_bytes(bed.ours, streams, sizes.prompt_tokens + sizes.num_tokens // 2)
     shares = tuple(moved / seconds / bed.bandwidth for seconds in steps)
     note = f"{moved / GIB:.3f} GiB a step; step {statistics.median(steps) * 1e3:.3f} ms; measured bandwidth {bed.bandwidth / 1e9:.1f} GB/s"
-    what = f"{streams} streams, {sizes.prompt_tokens} + {sizes.num_tokens} tokens, {sizes.shape.name} bfloat16"
+    what = f"{streams} streams, {sizes.prompt_tokens} + {sizes.num_tokens} tokens, {sizes.shape.name} {bed.precision}"
+    of = f"{streams}" if transformers else f"{bed.precision} {streams}"
     return [
-        Row(f"G2 {streams}", f"decoding, {what}", "tokens/s", True, series, notes=(graphs_note(bed.ours),)),
-        Row(f"G3 {streams}", f"share of the memory roofline, {what}", "", True, (Series(OURS, shares),), notes=(note,), is_contest=False),
+        Row(f"G2 {of}", f"decoding, {what}", "tokens/s", True, series, notes=(graphs_note(bed.ours),), is_contest=bool(their_ways)),
+        Row(f"G3 {of}", f"share of the memory roofline, {what}", "", True, (Series(OURS, shares),), notes=(note,), is_contest=False),
     ]
 
 
@@ -94,7 +95,8 @@ def graphs_note(ours: RandomEngine) -> str:
 
 def experience(bed: Bed) -> Row:
     """One call of ours; theirs generates, then makes a pass for every role and rule."""
-    sizes = bed.sizes
+    sizes, transformers = bed.sizes, bed.theirs
+    assert transformers is not None
     suffixes = random_prompts(sizes.shape.vocab_size, sizes.num_rules, sizes.rule_tokens, SEED)
     rules = {f"r{index}": suffix for index, suffix in enumerate(suffixes)}
     passes: list[dict[str, Any]] = [
@@ -110,12 +112,12 @@ def experience(bed: Bed) -> Row:
 
     def theirs() -> float:
         prompts = bed.prompts(sizes.batch_prompts)
-        drawn = bed.theirs.answer({"prompts": prompts, "num_tokens": sizes.num_tokens, "seed": next(_seeds)})
+        drawn = transformers.answer({"prompts": prompts, "num_tokens": sizes.num_tokens, "seed": next(_seeds)})
         texts = [[*prompt, *completion] for prompt, completion in zip(prompts, drawn["completions"], strict=True)]
         started_at = time.perf_counter()
         for each in passes:
-            bed.theirs.passes(texts, [each])
-        synchronize(bed.theirs.model.device)
+            transformers.passes(texts, [each])
+        synchronize(transformers.model.device)
         return float(drawn["seconds"]) + time.perf_counter() - started_at
 
     series = interleaved({OURS: ours, "transformers generate, then passes": theirs}, bed.runs)

@@ -151,9 +151,9 @@ def random_engine(shape: Shape, weights: RandomWeights, config: EngineConfig) ->
     spec = shape.spec(context)
     cache = CacheShape(shape.num_kv_heads, shape.head_dim, config.block_size, weights.dtype, weights.device)
     cache = replace(cache, varlen=working_varlen(cache))
-    trunk = random_trunk(shape, spec, context, weights, kit_for(config.is_trunk_int8, config, cache))
+    trunk = random_trunk(shape, spec, context, weights, kit_for(config.trunk_quantization, config, cache))
     engine = assemble(trunk, cache, config, frozenset())
-    return RandomEngine(shape, spec, engine, kit_for(config.is_head_int8, config, cache), weights)
+    return RandomEngine(shape, spec, engine, kit_for(config.head_quantization, config, cache), weights)
 
 
 def random_trunk(shape: Shape, spec: ModelSpec, context: int, weights: RandomWeights, kit: Kit) -> FastTrunk:

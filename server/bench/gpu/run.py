@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 from pathlib import Path
 
@@ -14,12 +15,16 @@ from polyhead.server.bench.gpu.driver import Driver
 from polyhead.server.bench.gpu.exact import exactness
 from polyhead.server.bench.gpu.large import large_split
 from polyhead.server.bench.gpu.measures import FAILURES, Bed, bandwidth_of, decoding, described, experience, swaps
-from polyhead.server.bench.gpu.models import TINY, RandomWeights, Shape, random_engine, unsplit_model
+from polyhead.server.bench.gpu.models import ROLES, TINY, RandomWeights, Shape, random_engine, unsplit_model
 from polyhead.server.bench.gpu.work import SEED, Sizes, config_for
 from polyhead.server.bench.peers.on_transformers import Transformers
 from polyhead.server.bench.results import OURS, Check, Row, Series
+from polyhead.server.engine.build import EngineConfig
+from polyhead.server.engine.eight_bit import has_fp8
+from polyhead.server.engine.linears import Quantization
 
 Tell = Callable[[str], None]
+EIGHT_BIT: tuple[Quantization, ...] = ("int8", "fp8")
 
 
 def run(sizes: Sizes, device_name: str, runs: int, file: Path | None, tell: Tell, show: Tell) -> int:
@@ -35,9 +40,20 @@ def run(sizes: Sizes, device_name: str, runs: int, file: Path | None, tell: Tell
             file.write_text(report.as_json(head, rows) + "\n", encoding="utf-8")
 
     tell("exactness in float32")
-    add(*guarded("G1 float32", lambda: [exact_row(TINY, device, sizes)]))
+    add(*guarded("G1 float32", partial(exact_row, TINY, device, sizes, torch.float32)))
+    held = [each for each in EIGHT_BIT if each != "fp8" or device.type == "cpu" or has_fp8(device)]
+    for quantization in held:
+        tell(f"exactness in {quantization}")
+        add(*guarded(f"G1 {quantization}", partial(exact_row, TINY, device, sizes, torch.bfloat16, quantization)))
     tell(f"making a model of the shape {sizes.shape.name}, twice")
     add(*guarded("G1 bfloat16", lambda: on_one_model(sizes, device, runs, tell, add)))
+    for quantization in EIGHT_BIT:
+        release(device)
+        if quantization in held:
+            tell(f"making a model of the shape {sizes.shape.name} in {quantization}")
+            add(*guarded(f"G2 {quantization}", partial(eight_bit_decoding, sizes, device, runs, quantization)))
+        else:
+            add(Row(f"G2 {quantization}", "decoding", "", True, notes=("not measured: this GPU does not know fp8",), is_contest=False))
     release(device)
     tell(f"making a split of the shape {sizes.large.name} in 8 bit")
     add(*guarded("G6", lambda: [large_split(sizes, device)]))
@@ -56,13 +72,13 @@ def guarded(row_id: str, measure: Callable[[], list[Row]]) -> list[Row]:
         return [Row(row_id, "could not be measured", "", True, (Series(OURS, (), why),), (Check("measured", None, None),))]
 
 
-def exact_row(shape: Shape, device: torch.device, sizes: Sizes) -> Row:
-    """In float32, where rounding hides nothing."""
-    dtype = torch.float32
+def exact_row(shape: Shape, device: torch.device, sizes: Sizes, dtype: torch.dtype, quantization: Quantization = "none") -> list[Row]:
+    """On a small model; in float32 rounding hides nothing."""
     weights = RandomWeights(SEED, shape.spread, dtype, device)
-    ours = random_engine(shape, weights, config_for(shape, sizes, dtype))
+    ours = random_engine(shape, weights, held_in(quantization, config_for(shape, sizes, dtype)))
+    precision = str(dtype).removeprefix("torch.") if quantization == "none" else quantization
     with Driver(ours.engine, ours.roles()) as driver:
-        return exactness(driver, unsplit_model(shape, ours.spec.context_length, weights), shape, sizes.num_tokens)
+        return [exactness(driver, unsplit_model(shape, ours.spec.context_length, weights), shape, sizes.num_tokens, precision)]
 
 
 def on_one_model(sizes: Sizes, device: torch.device, runs: int, tell: Tell, add: Callable[..., None]) -> list[Row]:
@@ -72,8 +88,8 @@ def on_one_model(sizes: Sizes, device: torch.device, runs: int, tell: Tell, add:
     ours = random_engine(shape, weights, config_for(shape, sizes, dtype))
     model = unsplit_model(shape, ours.spec.context_length, weights)
     with Driver(ours.engine, ours.roles()) as driver:
-        add(exactness(driver, model, shape, sizes.num_tokens))
-        bed = Bed(sizes, ours, driver, Transformers(model), bandwidth_of(device, sizes.copy_bytes), runs)
+        add(exactness(driver, model, shape, sizes.num_tokens, "bfloat16"))
+        bed = Bed(sizes, ours, driver, Transformers(model), "bfloat16", bandwidth_of(device, sizes.copy_bytes), runs)
         for streams in sizes.streams:
             tell(f"decoding, {streams} streams")
             add(*guarded(f"G2 {streams}", partial(decoding, bed, streams)))
@@ -81,6 +97,21 @@ def on_one_model(sizes: Sizes, device: torch.device, runs: int, tell: Tell, add:
         add(*guarded("G4", lambda: [experience(bed)]))
         tell("swaps")
         return guarded("G5", lambda: [swaps(bed)])
+
+
+def eight_bit_decoding(sizes: Sizes, device: torch.device, runs: int, quantization: Quantization) -> list[Row]:
+    """What weights in 8 bits make of it, beside nobody: transformers holds none of these."""
+    shape, dtype = sizes.shape, torch.bfloat16
+    config = held_in(quantization, config_for(shape, sizes, dtype))
+    ours = random_engine(shape, RandomWeights(SEED, shape.spread, dtype, device), config)
+    policy = {"policy": ours.head("policy", ROLES["policy"], 1, SEED)}
+    with Driver(ours.engine, policy) as driver:
+        bed = Bed(sizes, ours, driver, None, quantization, bandwidth_of(device, sizes.copy_bytes), runs)
+        return [row for streams in sizes.streams for row in decoding(bed, streams)]
+
+
+def held_in(quantization: Quantization, config: EngineConfig) -> EngineConfig:
+    return replace(config, trunk_quantization=quantization, head_quantization=quantization)
 
 
 def release(device: torch.device) -> None:

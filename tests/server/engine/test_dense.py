@@ -164,16 +164,17 @@ def test_a_head_file_is_not_kept_beside_its_weights() -> None:
     assert linear(torch.ones(1, 8)).any()
 
 
-def test_int8_beside_bfloat16_is_close(llama_folder: Path) -> None:
+@pytest.mark.parametrize(("held", "error"), [("int8", 0.2), ("fp8", 0.8)])
+def test_eight_bits_beside_bfloat16_are_close(held: str, error: float, llama_folder: Path) -> None:
     """The form that CUDA serves, on the CPU."""
-    bench = Bench.open(llama_folder, 2, dtype=torch.bfloat16, is_trunk_int8=True, is_head_int8=True)
+    bench = Bench.open(llama_folder, 2, dtype=torch.bfloat16, trunk_quantization=held, head_quantization=held)
     request = bench.sampled(bench.prompt(30), params=DRAWN, score=("reference", "value"))
     bench.run(request)
     sample = request.samples[0]
     reference = bench.unsplit_logprobs([*sample.prompt, *sample.completion])[len(sample.prompt) - 1 :]
     wanted = [reference[index, token].item() for index, token in enumerate(sample.completion)]
-    assert sum(abs(a - b) for a, b in zip(sample.logprobs, wanted, strict=True)) / len(wanted) < 0.2, "of 32 numbers a row, at random"
-    assert scores(sample)["reference"].result.logprobs == pytest.approx(sample.logprobs, abs=0.1)
+    assert sum(abs(a - b) for a, b in zip(sample.logprobs, wanted, strict=True)) / len(wanted) < error, "of 32 numbers a row, at random"
+    assert scores(sample)["reference"].result.logprobs == pytest.approx(sample.logprobs, abs=error / 2)
 
 
 def test_bit_for_bit_is_refused(llama_folder: Path) -> None:

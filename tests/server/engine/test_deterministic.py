@@ -13,7 +13,7 @@ from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
 from tests.server.engine.test_adapters import Adapted
 
-INT8 = {"is_trunk_int8": True, "is_head_int8": True}
+INT8 = {"trunk_quantization": "int8", "head_quantization": "int8"}
 LENGTHS = (70, 33, 16, 130, 3, 129, 17, 1, 40, 64, 65)
 DRAWN = SamplingParams(temperature=1.0, max_new_tokens=20)
 RULES = {"polite": (7, 8, 9), "short": (7, 8, 11, 12)}
@@ -37,7 +37,7 @@ def requests(bench: Bench, lengths: tuple[int, ...]) -> list[Request]:
 def open_bench(request: pytest.FixtureRequest, tmp_path: Path) -> Any:
     changes = {"num_key_value_heads": 1} if request.param == "one key head" else {}
     save_tiny("llama", tmp_path, tie_word_embeddings=True, max_position_embeddings=512, **changes)
-    held = {"int8": INT8, "int8 trunk": {"is_trunk_int8": True}, "int8 heads": {"is_head_int8": True}}.get(request.param, {})
+    held = {"int8": INT8, "int8 trunk": {"trunk_quantization": "int8"}, "int8 heads": {"head_quantization": "int8"}}.get(request.param, {})
     return lambda **config: Bench.open(tmp_path, split_layer=2, **held, **config)
 
 

@@ -16,12 +16,12 @@ from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
 
 GREEDY = SamplingParams(temperature=0.0, max_new_tokens=24)
-INT8 = {"is_trunk_int8": True, "is_head_int8": True}
+INT8 = {"trunk_quantization": "int8", "head_quantization": "int8"}
 TOLERANCE = 0.1  # of a log-prob: a rounding of 1e-7 may tip an activation to the next of 127 levels, and that travels on
 
 
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("held", [INT8, {"is_trunk_int8": True}, {"is_head_int8": True}], ids=["both", "trunk", "heads"])
+@pytest.mark.parametrize("held", [INT8, {"trunk_quantization": "int8"}, {"head_quantization": "int8"}], ids=["both", "trunk", "heads"])
 def test_close_to_the_unsplit_model(family: str, held: dict[str, bool], tmp_path: Path) -> None:
     """Biases (qwen2), norms of queries and keys (qwen3), windows (mistral), in chunks and decoding."""
     save_tiny(family, tmp_path)
@@ -70,13 +70,17 @@ def test_a_quarter_of_the_bytes_and_counted_as_they_are(llama_folder: Path) -> N
     assert first._project is second._project is small.engine.trunk.module.tied_output  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("setting", ["is_trunk_int8", "is_head_int8", "is_deterministic"])
+@pytest.mark.parametrize("setting", ["trunk_quantization", "head_quantization", "is_deterministic"])
 def test_what_plain_modules_cannot_do_is_refused(setting: str, llama_folder: Path, tmp_path: Path) -> None:
     save_tiny("gemma2", tmp_path)
-    named = {"is_trunk_int8": "trunk_dtype", "is_head_int8": "head_dtype", "is_deterministic": "deterministic"}[setting]
+    named, asked = {
+        "trunk_quantization": ("trunk_dtype", "int8"),
+        "head_quantization": ("head_dtype", "int8"),
+        "is_deterministic": ("deterministic", True),
+    }[setting]
     for folder, layers in ((llama_folder, {"is_fast": False}), (tmp_path, {})):
         with pytest.raises(FailedPrecondition) as caught:
-            Bench.open(folder, split_layer=2, max_context=128, **{setting: True}, **layers)
+            Bench.open(folder, split_layer=2, max_context=128, **{setting: asked}, **layers)
         assert caught.value.field == named
 
 

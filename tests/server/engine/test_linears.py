@@ -1,4 +1,4 @@
-"""Weights that torch multiplies, as they are and in int8, against the plain product. Compiled products: test_compiled.py."""
+"""Weights that torch multiplies, as they are, in int8 and in fp8, against the plain product. Compiled products: test_compiled.py."""
 
 from __future__ import annotations
 
@@ -8,10 +8,13 @@ from torch import Tensor
 from torch.nn.functional import linear, silu
 
 from polyhead.server.engine.dense import dense_linears
-from polyhead.server.engine.int8_matrix import int8_matrix_linears
+from polyhead.server.engine.eight_bit import FP8, INT8, eight_bit_linears
 
-DENSE, MATRIX = dense_linears(torch.float32), int8_matrix_linears(torch.float32)
-WAYS = {"dense": (DENSE, 1e-5), "int8 matrix": (MATRIX, 0.03)}
+EIGHT_BIT = {"int8": eight_bit_linears(INT8, torch.float32), "fp8": eight_bit_linears(FP8, torch.float32)}
+ERRORS = {"dense": 1e-5, "int8": 0.03, "fp8": 0.05}  # of the norm; fp8 has three bits behind its first
+WAYS = {"dense": dense_linears(torch.float32), **EIGHT_BIT}
+
+in_eight_bit = pytest.mark.parametrize("name", EIGHT_BIT)
 
 
 def random(*shape: int, seed: int = 0) -> Tensor:
@@ -28,7 +31,7 @@ def assert_close(found: Tensor, wanted: Tensor, share: float) -> None:
 @pytest.mark.parametrize("has_bias", [False, True])
 @pytest.mark.parametrize("name", WAYS)
 def test_products(name: str, has_bias: bool, num_rows: int) -> None:
-    linears, share = WAYS[name]
+    linears, share = WAYS[name], ERRORS[name]
     weight, up, x = random(48, 64, seed=1), random(48, 64, seed=2), random(num_rows, 64, seed=3)
     bias = random(48, seed=4) if has_bias else None
     packed, gated = linears.linear(weight, bias), linears.gated(weight, bias, up, None)
@@ -42,52 +45,55 @@ def test_products(name: str, has_bias: bool, num_rows: int) -> None:
 
 
 def test_an_int8_row_is_the_same_in_any_company() -> None:
-    """SmolLM2's sizes; rows far larger and far smaller than each other."""
+    """Integer sums are exact. SmolLM2's sizes; rows far larger and far smaller than each other."""
     x = random(70, 576) * torch.logspace(-3, 3, 70)[:, None]
-    weight = random(1536, 576, seed=1)
-    for product in (MATRIX.linear(weight, None), MATRIX.gated(weight, None, random(1536, 576, seed=2), None), MATRIX.shared(weight)):
+    linears, weight = EIGHT_BIT["int8"], random(1536, 576, seed=1)
+    for product in (linears.linear(weight, None), linears.gated(weight, None, random(1536, 576, seed=2), None), linears.shared(weight)):
         together = product(x)
         for first, last in ((0, 1), (69, 70), (3, 5), (10, 17), (20, 36), (1, 68)):
             assert torch.equal(product(x[first:last].clone()), together[first:last])
         assert torch.equal(product(x.flip(0)).flip(0), together)
 
 
-def test_any_size_fits_the_integer_kernel() -> None:
-    """Its sizes are multiples of 8; a vocabulary need not be."""
+@in_eight_bit
+def test_any_size_fits_the_kernel(name: str) -> None:
+    """Its sizes are multiples of 8 or 16; a vocabulary need not be."""
     weight, x = random(45, 66, seed=1), random(3, 66, seed=2)
-    assert_close(MATRIX.linear(weight, None)(x), linear(x, weight), 0.03)
+    assert_close(EIGHT_BIT[name].linear(weight, None)(x), linear(x, weight), ERRORS[name])
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
 def test_the_dtype_of_rows_comes_out(dtype: torch.dtype) -> None:
     weight, x = random(48, 64, seed=1).to(dtype), random(5, 64, seed=2).to(dtype)
-    for linears in (dense_linears(dtype), int8_matrix_linears(dtype)):
+    for linears in (dense_linears(dtype), eight_bit_linears(INT8, dtype), eight_bit_linears(FP8, dtype)):
         for product in (linears.linear(weight, weight[:, 0].clone()), linears.gated(weight, None, weight, None), linears.shared(weight)):
             assert product(x).dtype == dtype
 
 
-def test_int8_has_a_scale_per_row() -> None:
+@in_eight_bit
+def test_each_row_has_its_scale(name: str) -> None:
     """With one scale for the batch, a row a million times smaller than its neighbour would come out as zero."""
     weight, x = random(32, 64, seed=1), random(2, 64, seed=2)
     x[0] *= 1e6
-    found, wanted = MATRIX.linear(weight, None)(x), linear(x, weight)
-    for row in range(2):
-        assert_close(found[row], wanted[row], 0.03)
-    assert not MATRIX.linear(weight, None)(torch.zeros(3, 64)).any()
+    product, wanted = EIGHT_BIT[name].linear(weight, None), linear(x, weight)
+    for row, found in enumerate(product(x)):
+        assert_close(found, wanted[row], ERRORS[name])
+    assert not product(torch.zeros(3, 64)).any()
 
 
+@in_eight_bit
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
-def test_int8_shows_a_row_that_is_not_finite(bad: float) -> None:
+def test_a_row_that_is_not_finite_shows(bad: float, name: str) -> None:
     x = random(3, 64)
     x[1, 7] = bad
-    found = MATRIX.linear(random(32, 64, seed=1), None)(x)
+    found = EIGHT_BIT[name].linear(random(32, 64, seed=1), None)(x)
     assert not found[1].isfinite().any()
     assert found[[0, 2]].isfinite().all()
 
 
-@pytest.mark.parametrize(("name", "share"), [("dense", 1.0), ("int8 matrix", 0.4)])
+@pytest.mark.parametrize(("name", "share"), [("dense", 1.0), ("int8", 0.4), ("fp8", 0.5)])
 def test_bytes_are_known_before_the_weights_are_there(name: str, share: float) -> None:
-    linears = WAYS[name][0]
+    linears = WAYS[name]
     for shape in ((48, 64), (32, 64), (45, 66)):
         assert linears.linear(random(*shape), None).num_bytes == linears.weight_bytes(shape) <= share * 4 * shape[0] * shape[1]
     assert linears.weight_bytes((64,)) == 4 * 64, "norms stay float32"
