@@ -18,6 +18,7 @@ from torch import Tensor
 from torch.nn.functional import pad, silu
 
 from polyhead.server.engine.dense import joined_bias
+from polyhead.server.engine.hadamard import spread
 from polyhead.server.engine.linears import Linears, Quantization
 
 SMALLEST = 1e-30  # a row of zeros is divided by this
@@ -33,10 +34,12 @@ class Format:
     multiple: int  # of inputs and outputs
     row_multiple: int
     fewest_rows: int
+    is_spread: bool  # hadamard.py
     product: Callable[[Tensor, Tensor], Tensor]  # (T, in) and (in, out), without scales
 
     def quantized(self, rows: Tensor) -> tuple[Tensor, Tensor]:
         """The numbers, and each row's scale, (rows, 1) in float32. A row that is not finite has a scale that is not."""
+        rows = spread(rows) if self.is_spread else rows
         scale = rows.abs().amax(dim=1, keepdim=True).float().clamp_min_(SMALLEST).div_(self.largest)
         scaled = rows / scale
         if not self.dtype.is_floating_point:
@@ -55,8 +58,8 @@ def _one(device: torch.device) -> Tensor:
     return torch.ones((), device=device)
 
 
-INT8 = Format(torch.int8, 127, 8, 8, 32, torch._int_mm)  # cuBLASLt takes more than 16 rows
-FP8 = Format(torch.float8_e4m3fn, 448, 16, 1, 1, _fp8_product)
+INT8 = Format(torch.int8, 127, 8, 8, 32, is_spread=True, product=torch._int_mm)  # cuBLASLt takes more than 16 rows
+FP8 = Format(torch.float8_e4m3fn, 448, 16, 1, 1, is_spread=False, product=_fp8_product)
 FORMATS: dict[Quantization, Format] = {"int8": INT8, "fp8": FP8}
 
 

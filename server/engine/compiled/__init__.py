@@ -3,7 +3,7 @@
     machine.py     what LLVM is asked for by name: tiles of products, numbers at an address, threads
     lanes.py       a vector as a type of its own, and exp
     jobs.py        the records through which Python tells the compiled code what to do
-    rows.py        row by row: norm, quantisation, rotation
+    rows.py        row by row: norm, spreading, quantisation, rotation
     products.py    rows times packed weights
     attention.py   queries over the blocks of a cache
     entry.py       the one function that is called: a whole stack of layers, or one part of it

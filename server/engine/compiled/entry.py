@@ -22,12 +22,13 @@ from polyhead.server.engine.compiled.jobs import (
     PRODUCT,
     QKV,
     SHARED_PRODUCT,
+    SPREAD,
     STORE,
     UP,
 )
 from polyhead.server.engine.compiled.machine import barrier, memory, team_size, thread_number
 from polyhead.server.engine.compiled.products import SCRATCH_BYTES, product, shared_product
-from polyhead.server.engine.compiled.rows import gate, keep_asked, norm, place_keys
+from polyhead.server.engine.compiled.rows import gate, keep_asked, norm, place_keys, spread
 
 
 @njit
@@ -70,6 +71,12 @@ def norm_rows(job, thread):
         norm(job.x + row * job.width * 4, job.norm, job.out + row * job.width * 4, job.width, job.eps)
 
 
+@njit
+def spread_rows(job, thread):
+    for row in range(job.num_rows * thread // job.num_threads, job.num_rows * (thread + 1) // job.num_threads):
+        spread(job.x + row * job.width * 4, job.out + row * job.width * 4, job.width)
+
+
 def compiled_entry(fingerprint, is_kept):
     """Compiled, or, if it `is_kept`, read back from the disk where it was made from these sources (`fingerprint`, not 0)."""
 
@@ -88,6 +95,8 @@ def compiled_entry(fingerprint, is_kept):
             shared_product(job, carray(memory(job.matrices), (1,), MATRIX)[0], thread, scratch)
         elif job.kind == NORM:
             norm_rows(job, thread)
+        elif job.kind == SPREAD:
+            spread_rows(job, thread)
         elif job.kind == ATTEND:
             attend_once(job, scratch, thread)
         elif job.kind == GATE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a job asks for.
-LAYERS, PRODUCT, SHARED_PRODUCT, NORM, ATTEND, GATE = range(6)
+LAYERS, PRODUCT, SHARED_PRODUCT, NORM, SPREAD, ATTEND, GATE = range(7)
 
 # What becomes of a product's rows: written; added to what stands there; silu(first half of a panel) * second half; written panel by panel.
 STORE, ADD, GATED, PANELS = range(4)

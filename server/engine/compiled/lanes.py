@@ -131,6 +131,22 @@ def swapped_pairs(_, vector):
     return LANES_TYPE(LANES_TYPE), lambda context, builder, signature, args: builder.shuffle_vector(args[0], args[0], places)
 
 
+@intrinsic
+def signed_sums(_, vector):
+    """The vector times the Hadamard matrix of LANES: in each lane the sum of all, with other signs."""
+
+    def generate(context, builder, signature, args):
+        vector, distance = args[0], 1
+        while distance < LANES:
+            places = ir.Constant(_BITS, [lane ^ distance for lane in range(LANES)])
+            signs = ir.Constant(_VECTOR, [-1.0 if lane & distance else 1.0 for lane in range(LANES)])
+            vector = builder.fadd(builder.shuffle_vector(vector, vector, places), builder.fmul(vector, signs))
+            distance *= 2
+        return vector
+
+    return LANES_TYPE(LANES_TYPE), generate
+
+
 def _folded(fold):
     """All lanes to one number, half by half."""
 

@@ -9,8 +9,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from polyhead.server.engine.compiled.jobs import MATRIX
+from polyhead.server.engine.compiled.jobs import JOB, MATRIX, SPREAD
 from polyhead.server.engine.compiled.machine import LANES, PANEL, WEIGHT_OFFSET
+from polyhead.server.engine.compiled.region import region
 
 WEIGHT_LEVELS = 127  # of one sign
 SMALLEST = 1e-30  # a row of zeros is divided by this
@@ -56,10 +57,21 @@ class Matrix:
 
 
 def _steps_of_four(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole panels of rows as unsigned bytes, four to a number, zeros after the last; and a scale for each row."""
+    """Whole panels of rows, spread, as unsigned bytes, four to a number, zeros after the last; and a scale for each row."""
+    rows = spread(rows)
     scales = rows.abs().amax(dim=1).clamp_min_(SMALLEST).div_(WEIGHT_LEVELS)
     levels = pad((rows / scales[:, None]).round_().to(torch.int8), (0, -rows.shape[1] % 4))
     return levels.view(torch.uint8).add_(WEIGHT_OFFSET).view(torch.int32), scales.view(-1, PANEL)  # a byte's sum wraps around
+
+
+def spread(rows: Tensor) -> Tensor:
+    """As the rows that they are multiplied with (hadamard.py)."""
+    rows = rows.contiguous()
+    out = torch.empty_like(rows)
+    job = np.zeros(1, JOB)
+    job["kind"], job["num_rows"], job["width"], job["x"], job["out"] = SPREAD, *rows.shape, rows.data_ptr(), out.data_ptr()
+    region().run(job)
+    return out
 
 
 def matrix_record(weight: Tensor, scales: Tensor | None, bias: Tensor | None, num_in: int, num_out: int) -> np.ndarray:

@@ -20,7 +20,7 @@ from polyhead.server.engine.compiled.machine import (
     wide_int8_rows,
     wide_rows,
 )
-from polyhead.server.engine.compiled.rows import norm, quantise
+from polyhead.server.engine.compiled.rows import norm, quantise, spread
 
 SCRATCH_BYTES = 1 << 17  # of each thread: tiles, and attention's sums
 
@@ -43,7 +43,7 @@ def product(job, matrix, num_rows, x, norm_weight, out, mode, eps, scratch, thre
 
 @njit
 def _prepare(job, matrix, num_rows, x, norm_weight, eps, thread):
-    """This thread's rows, normed and, for int8, quantised."""
+    """This thread's rows, normed and, for int8, spread and quantised."""
     width = matrix.num_in
     padded = (width + 3) // 4 * 4
     for row in range(num_rows * thread // job.num_threads, num_rows * (thread + 1) // job.num_threads):
@@ -53,7 +53,9 @@ def _prepare(job, matrix, num_rows, x, norm_weight, eps, thread):
             norm(source, norm_weight, target, width, eps)
             source = target
         if matrix.scales:
-            quantise(source, job.rows + row * padded, width, padded, job.row_scales, job.row_sums, row)
+            target = job.rows + num_rows * padded + row * width * 4
+            spread(source, target, width)
+            quantise(target, job.rows + row * padded, width, padded, job.row_scales, job.row_sums, row)
 
 
 @njit

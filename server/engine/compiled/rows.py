@@ -1,4 +1,4 @@
-"""Row by row: norm, quantisation, rotation, a token's place in the cache, and the gate of the feed-forward net."""
+"""Row by row: norm, spreading, quantisation, rotation, a token's place in the cache, and the gate of the feed-forward net."""
 
 # mypy: ignore-errors
 
@@ -14,6 +14,7 @@ from polyhead.server.engine.compiled.lanes import (
     load,
     load_first,
     rounded,
+    signed_sums,
     silu,
     splat,
     store,
@@ -24,6 +25,7 @@ from polyhead.server.engine.compiled.lanes import (
     where_less,
 )
 from polyhead.server.engine.compiled.machine import ACTIVATION_LEVELS, LANES, bytes_at, floats, ints, longs
+from polyhead.server.engine.hadamard import BLOCK
 
 SMALLEST = 1e-30  # a row of zeros is divided by this
 LEVELS = np.float32(ACTIVATION_LEVELS)
@@ -39,6 +41,25 @@ def norm(x, weight, out, width, eps):
     scale = splat(np.float32(1) / np.sqrt(total(squares) / np.float32(width) + np.float32(eps)))
     for i in range(0, width, LANES):
         store_first(out + i * 4, load_first(x + i * 4, width - i) * scale * load_first(weight + i * 4, width - i), width - i)
+
+
+@njit
+def spread(source, target, width):
+    """Each whole block of a row times a Hadamard matrix, as hadamard.py says; what is left over stays. `target` may be the source."""
+    whole = width // BLOCK * BLOCK * 4
+    for block in range(0, whole, BLOCK * 4):
+        for at in range(block, block + BLOCK * 4, LANES * 4):
+            store(target + at, signed_sums(load(source + at)) * constant(BLOCK**-0.5))
+        distance = LANES * 4
+        while distance < BLOCK * 4:
+            for pair in range(block, block + BLOCK * 4, 2 * distance):
+                for at in range(target + pair, target + pair + distance, LANES * 4):
+                    first, second = load(at), load(at + distance)
+                    store(at, first + second)
+                    store(at + distance, first - second)
+            distance *= 2
+    for at in range(whole, width * 4, LANES * 4):
+        store_first(target + at, load_first(source + at, width - at // 4), width - at // 4)
 
 
 @njit

@@ -21,12 +21,14 @@ from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, 
 
 from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.cache import CacheShape, KvCache
+from polyhead.server.engine.compiled import matrices
 from polyhead.server.engine.compiled.calls import CompiledLinear, CompiledNorm, SharedLinear, gate, product
 from polyhead.server.engine.compiled.jobs import ATTEND, LAYER, PANELS
 from polyhead.server.engine.compiled.machine import LANES, PANEL
 from polyhead.server.engine.compiled.matrices import Matrix, split_halves
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.stack import CompiledKit, CompiledStack
+from polyhead.server.engine.hadamard import spread
 
 SHARES = {False: 5e-6, True: 0.03}  # of a product's size, by whether it is in int8
 SIZES = ((48, 64), (45, 66), (576, 1536))
@@ -110,9 +112,26 @@ def test_int8_has_a_scale_per_row() -> None:
 
 @pytest.mark.parametrize("sign", [1, -1])
 def test_int8_does_not_saturate(sign: int) -> None:
-    """The largest sums that fit: every product of one sign."""
-    ones = torch.ones(8, 512)
+    """The largest sums that fit: every product of one sign, once rows are spread."""
+    ones = spread(torch.ones(8, 512))
     assert CompiledLinear(sign * ones, is_int8=True)(ones) == pytest.approx(torch.full((8, 8), sign * 512.0), rel=1e-5)
+
+
+@pytest.mark.parametrize("width", [8, 64, 70, 576, 1536])
+def test_rows_are_spread(width: int) -> None:
+    """As torch does it, which is its own inverse."""
+    x = random(9, width)
+    assert torch.allclose(matrices.spread(x), spread(x), atol=1e-5)
+    assert torch.allclose(spread(spread(x)), x, atol=1e-5)
+    assert torch.equal(x, random(9, width)), "what was given stays as it was"
+
+
+def test_large_numbers_leave_int8_its_levels() -> None:
+    """A hundred times the others, as activations have them: with one scale a row, the others would have a level or two."""
+    x, weight = random(16, 576, seed=1), random(96, 576, seed=2)
+    x[:, ::97] *= 100
+    weight[:, ::97] = 0
+    assert_close(CompiledLinear(weight, is_int8=True)(x), linear(x, weight), 0.2)
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])

@@ -82,6 +82,15 @@ def test_each_row_has_its_scale(name: str) -> None:
 
 
 @in_eight_bit
+def test_large_numbers_leave_the_others_their_levels(name: str) -> None:
+    """A hundred times the others, as activations have them: with one scale a row, int8 would have a level or two for the others."""
+    x, weight = random(16, 576, seed=1), random(96, 576, seed=2)
+    x[:, ::97] *= 100
+    weight[:, ::97] = 0
+    assert_close(EIGHT_BIT[name].linear(weight, None)(x), linear(x, weight), 0.2)
+
+
+@in_eight_bit
 @pytest.mark.parametrize("bad", [float("nan"), float("inf")])
 def test_a_row_that_is_not_finite_shows(bad: float, name: str) -> None:
     x = random(3, 64)
