@@ -1,4 +1,4 @@
-"""P1 to P3 and P8: decode throughput beside the peers, and beside our own engine without the wire."""
+"""P1 to P3 and P8: decode throughput beside the peers, beside our own engine without the wire, and with --deterministic."""
 
 from __future__ import annotations
 
@@ -68,6 +68,14 @@ def checked_seconds(answer: dict[str, object], streams: int, num_tokens: int) ->
     if lengths != [num_tokens] * streams:
         raise WorkerFailed(f"{num_tokens} tokens were asked of each of {streams} streams, and these came: {lengths}")
     return seconds
+
+
+def deterministic(session: Session) -> Row:
+    """What the promise of the same bits costs: the main server beside one that gives it."""
+    streams, flags = session.plan.sizes.streams["P1"], session.plan.servers[0]
+    promised = session.server(f"{flags} --deterministic".strip())
+    series = session.interleave([our_decoding(session, ours, streams) for ours in (promised, session.ours)])
+    return Row("deterministic", f"decode, {streams} streams, with --deterministic and without", "tokens/s", True, tuple(series))
 
 
 def wire(session: Session) -> Row:

@@ -11,7 +11,7 @@ from typing import Any
 
 from polyhead.client import PolyheadError
 from polyhead.server.bench import report
-from polyhead.server.bench.decoding import decode, wire
+from polyhead.server.bench.decoding import decode, deterministic, wire
 from polyhead.server.bench.experience import experience
 from polyhead.server.bench.growth import growth
 from polyhead.server.bench.plan import BadPlan, Plan
@@ -34,6 +34,7 @@ RUNS: Mapping[str, Measure] = {
     "P9": swaps,
     "P10": push,
     "P11": one_more_head,
+    "deterministic": deterministic,
     "quality": quality,
     "growth": growth,
     "soak": soak,

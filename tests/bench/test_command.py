@@ -47,12 +47,13 @@ def test_a_quick_run_measures_every_goal(tiny_model: Path, tmp_path: Path) -> No
     assert last_line(resumed)["rows"] == result["rows"]
 
 
-def test_quality_and_growth(tiny_model: Path, tmp_path: Path) -> None:
+def test_quality_growth_and_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
     """float32 against itself agrees in everything; every curve becomes a picture."""
     plots = tmp_path / "plots"
     arguments = ["--quick", "--peers", "none", "--model", str(tiny_model), "--server-args", TINY_SERVER]
-    result = last_line(run(*arguments, "--only", "quality", "--growth", "--plots", str(plots)))
+    result = last_line(run(*arguments, "--only", "deterministic,quality", "--growth", "--plots", str(plots)))
     rows = {row["id"]: row for row in result["rows"]}
+    assert [series["name"].endswith("--deterministic") for series in rows["deterministic"]["series"]] == [True, False]
     served, exact = (each["median"] for each in rows["quality perplexity"]["series"])
     assert served == pytest.approx(exact, rel=1e-4)
     assert rows["quality choices"]["series"][0]["median"] == pytest.approx(1.0, abs=0.02)
