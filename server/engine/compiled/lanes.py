@@ -17,8 +17,9 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import intrinsic, models, register_model
 
 from polyhead.server.engine.compiled.machine import LANES, broadcast, call
+from polyhead.server.engine.hadamard import BLOCK
 
-_F32, _I32 = ir.FloatType(), ir.IntType(32)
+_F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _BITS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
 
 
@@ -132,19 +133,39 @@ def swapped_pairs(_, vector):
 
 
 @intrinsic
-def signed_sums(_, vector):
-    """The vector times the Hadamard matrix of LANES: in each lane the sum of all, with other signs."""
+def spread_block(_, source, target):
+    """BLOCK numbers from one address to another, times the Hadamard matrix of that size: first among the vectors, then in each of them."""
 
     def generate(context, builder, signature, args):
-        vector, distance = args[0], 1
-        while distance < LANES:
-            places = ir.Constant(_BITS, [lane ^ distance for lane in range(LANES)])
-            signs = ir.Constant(_VECTOR, [-1.0 if lane & distance else 1.0 for lane in range(LANES)])
-            vector = builder.fadd(builder.shuffle_vector(vector, vector, places), builder.fmul(vector, signs))
-            distance *= 2
-        return vector
+        def places(start):
+            return [_address(builder, builder.add(start, ir.Constant(_I64, at * 4))) for at in range(0, BLOCK, LANES)]
 
-    return LANES_TYPE(LANES_TYPE), generate
+        vectors = [builder.load(place, align=4) for place in places(args[0])]
+        distance = 1
+        while distance < len(vectors):
+            pairs = [(at, at + distance) for at in range(len(vectors)) if not at & distance]
+            for at, other in pairs:
+                first, second = vectors[at], vectors[other]
+                vectors[at], vectors[other] = builder.fadd(first, second), builder.fsub(first, second)
+            distance *= 2
+        scale = ir.Constant(_VECTOR, [BLOCK**-0.5] * LANES)
+        for vector, place in zip(vectors, places(args[1]), strict=True):
+            builder.store(builder.fmul(_lanes_spread(builder, vector), scale), place, align=4)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.int64), generate
+
+
+def _lanes_spread(builder, vector):
+    """A vector times the Hadamard matrix of LANES."""
+    distance = 1
+    while distance < LANES:
+        other = builder.shuffle_vector(vector, vector, ir.Constant(_BITS, [lane ^ distance for lane in range(LANES)]))
+        signs = ir.Constant(_VECTOR, [-1.0 if lane & distance else 1.0 for lane in range(LANES)])
+        signed = builder.fmul(vector, signs, flags=("contract",))
+        vector = builder.fadd(other, signed, flags=("contract",))
+        distance *= 2
+    return vector
 
 
 def _folded(fold):

@@ -76,11 +76,19 @@ def _dot4_add(builder: Any, total: Any, weights: Any, row: Any) -> Any:
     return total
 
 
-def _tile(num_rows: int, num_vectors: int, *, is_int8: bool = False, adds: bool = False, strided: bool = False) -> Callable[..., None]:
+def _prefetch(builder: Any, address: Any) -> None:
+    """Into the second cache."""
+    call(builder, "llvm.prefetch.p0", ir.VoidType(), builder.inttoptr(address, _I8.as_pointer()), _I32(0), _I32(2), _I32(1))
+
+
+def _tile(
+    num_rows: int, num_vectors: int, *, is_int8: bool = False, adds: bool = False, strided: bool = False, fetches: bool = False
+) -> Callable[..., None]:
     """A loop over one tile: its sums stay in registers.
 
     out[r, :] = sum over steps of panel[step, :] * a[r, step]; with `adds`, added to what `out` holds. Addresses and strides in bytes. The
-    panel's steps follow each other, or, if it is `strided`, as its stride says.
+    panel's steps follow each other, or, if it is `strided`, as its stride says. With `fetches` the next panel, which begins where this one
+    ends, comes from memory meanwhile.
     """
     item, add = (_I32, _dot4_add) if is_int8 else (_F32, _multiply_add)
     vector = _vector(item)
@@ -91,12 +99,15 @@ def _tile(num_rows: int, num_vectors: int, *, is_int8: bool = False, adds: bool 
         def generate(context: Any, builder: Any, _: Any, arguments: Any) -> Any:
             a, row_stride, step_stride, panel, panel_stride, num_steps, out = arguments
             panel_stride = panel_stride if strided else _I64(num_vectors * VECTOR_BYTES)
+            panel_bytes = builder.mul(num_steps, panel_stride)
             places = {(row, column): builder.add(out, _I64((row * num_vectors + column) * VECTOR_BYTES)) for row, column in cells}
             zero = ir.Constant(vector, [0] * LANES)
             sums = {cell: cgutils.alloca_once_value(builder, _load(builder, vector, places[cell], 4) if adds else zero) for cell in cells}
             with cgutils.for_range(builder, num_steps) as loop:
                 weights_at = builder.add(panel, builder.mul(loop.index, panel_stride))
                 weights = [_load(builder, vector, builder.add(weights_at, _I64(column * VECTOR_BYTES)), 4) for column in range(num_vectors)]
+                for column in range(num_vectors if fetches else 0):
+                    _prefetch(builder, builder.add(builder.add(weights_at, panel_bytes), _I64(column * VECTOR_BYTES)))
                 numbers_at = builder.add(a, builder.mul(loop.index, step_stride))
                 for row in range(num_rows):
                     number_at = builder.add(numbers_at, builder.mul(row_stride, _I64(row)))
@@ -177,8 +188,8 @@ def _rows_of_tiles(sizes: tuple[int, ...], most_rows: int, num_vectors: int, **k
 
 
 # Each: (rows left, a, row stride, step stride, panel, its stride, steps, out) -> rows done. One step of int8 is four numbers.
-wide_rows = _rows_of_tiles(_WIDE_SIZES, TILE_ROWS, 2)  # PANEL outputs of float32
-wide_int8_rows = _rows_of_tiles(_WIDE_SIZES, TILE_ROWS, 2, is_int8=True)  # PANEL outputs of int8, int32 sums
+wide_rows = _rows_of_tiles(_WIDE_SIZES, TILE_ROWS, 2, fetches=True)  # PANEL outputs of float32
+wide_int8_rows = _rows_of_tiles(_WIDE_SIZES, TILE_ROWS, 2, is_int8=True, fetches=True)  # PANEL outputs of int8, int32 sums
 thin_rows = _rows_of_tiles(_THIN_SIZES, THIN_ROWS, 1)  # LANES outputs of float32
 thin_rows_more = _rows_of_tiles(_THIN_SIZES, THIN_ROWS, 1, adds=True)  # the same, added to what is there
 few_rows = _rows_of_tiles(_FEW_SIZES, 8, 1, strided=True)  # the same as these, of a panel whose steps lie apart

@@ -14,9 +14,9 @@ from polyhead.server.engine.compiled.lanes import (
     load,
     load_first,
     rounded,
-    signed_sums,
     silu,
     splat,
+    spread_block,
     store,
     store_bytes_first,
     store_first,
@@ -47,17 +47,8 @@ def norm(x, weight, out, width, eps):
 def spread(source, target, width):
     """Each whole block of a row times a Hadamard matrix, as hadamard.py says; what is left over stays. `target` may be the source."""
     whole = width // BLOCK * BLOCK * 4
-    for block in range(0, whole, BLOCK * 4):
-        for at in range(block, block + BLOCK * 4, LANES * 4):
-            store(target + at, signed_sums(load(source + at)) * constant(BLOCK**-0.5))
-        distance = LANES * 4
-        while distance < BLOCK * 4:
-            for pair in range(block, block + BLOCK * 4, 2 * distance):
-                for at in range(target + pair, target + pair + distance, LANES * 4):
-                    first, second = load(at), load(at + distance)
-                    store(at, first + second)
-                    store(at + distance, first - second)
-            distance *= 2
+    for at in range(0, whole, BLOCK * 4):
+        spread_block(source + at, target + at)
     for at in range(whole, width * 4, LANES * 4):
         store_first(target + at, load_first(source + at, width - at // 4), width - at // 4)
 
