@@ -15,9 +15,11 @@ MAX_PAUSE_S = 0.1  # after one piece that took long
 MAX_SPINS = "3000"  # a tenth of a millisecond
 
 
-def sleep_soon() -> None:
-    """Call before torch is imported. The engine's threads wait for the slowest of them about 150 times a step: by GNU OpenMP's own choice
-    they spin for milliseconds, and so keep the core from whom the slowest, or a push, waits for. What the environment says stays.
+def bound_spinning() -> None:
+    """Call before torch is imported: threads that wait go to sleep soon. What the environment says stays.
+
+    About 150 times a step the engine's threads wait for the slowest of them. By GNU OpenMP's own choice they spin for milliseconds
+    meanwhile, on a core that the slowest thread, or a push, may need.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", MAX_SPINS)
 

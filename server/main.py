@@ -12,7 +12,7 @@ import typer
 
 from polyhead.heads.errors import PolyheadError
 from polyhead.server import logs
-from polyhead.server.breathing import sleep_soon
+from polyhead.server.breathing import bound_spinning
 from polyhead.server.config import ServeConfig, load_config
 from polyhead.server.memory import bound_malloc
 
@@ -75,7 +75,7 @@ def serve(
 def start(config: ServeConfig, *, json_ready: bool = False) -> None:
     """Serve until a signal. PolyheadError if it cannot start."""
     bound_malloc()
-    sleep_soon()
+    bound_spinning()
     if not config.model or Path(config.model).expanduser().is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: a local folder needs no network
     from polyhead.server import card, lifecycle

@@ -36,8 +36,8 @@ def return_freed_pages() -> None:
 def return_garbage() -> None:
     """Once, at the end of loading: what is left in cycles, too. Stops all threads for a tenth of a second.
 
-    What is there by now stays, hundreds of thousands of objects of torch, transformers and Numba: Python never looks at them again. It
-    would every now and then, best while a head is built, and stop all threads for a quarter of a second.
+    Hundreds of thousands of objects of torch, transformers and Numba stay for good, and Python's collector is told to leave them alone.
+    It would go through all of them now and then, most likely while a head is built, and stop all threads for a quarter of a second.
     """
     gc.collect()
     gc.freeze()

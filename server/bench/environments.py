@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 import sys
 import venv
 from collections.abc import Callable
@@ -93,7 +92,7 @@ class Cache:
 
 def default_folder() -> Path:
     """In the user's cache folder."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyhead" / "bench"
+    return embedded.cache_folder() / "bench"
 
 
 def own_python() -> Path:

@@ -36,7 +36,6 @@ class Load:
 
     def __init__(self, client: Client, work: Work, num_streams: int, prompt_tokens: int, max_new_tokens: int, on_swap: OnSwapName) -> None:
         self.failures: list[str] = []
-        self.num_done = 0
         self._client = client
         self._on_swap = on_swap
         self._max_new_tokens = max_new_tokens
@@ -102,6 +101,5 @@ class Load:
                 last_at = now
                 if self._is_over.is_set():
                     return
-        self.num_done += 1
         if stream.sample is not None and stream.sample.finish_reason is not FinishReason.LENGTH:
             self.failures.append(f"a stream ended with {stream.sample.finish_reason}: {stream.sample.error}")

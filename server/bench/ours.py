@@ -52,7 +52,7 @@ class Ours:
         self.activate_different({name: name for name in ROLES})
 
     def activate_different(self, sources: Mapping[str, str], first_seed: int = 100) -> None:
-        """New heads by name, each a little off a first one (name -> its name), active as one change."""
+        """Heads with weights of their own, active as one change. `sources`: name -> the one whose first version it is made from."""
         kinds = {head.name: head.kind for head in self.client.heads() if head.version == 1}
         versions = {}
         for seed, (name, source) in enumerate(sources.items(), first_seed):

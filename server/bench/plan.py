@@ -32,10 +32,10 @@ class Sizes:
     swap_streams: int = 16  # P9
     num_swaps: int = 20
     num_swap_versions: int = 3
-    swap_gap_s: float = 0.5
+    swap_gap_s: float = 0.5  # of calm around each swap and push
     long_prompt_tokens: int = 1000
     text_tokens: int = 128  # P11: of each scored text
-    agreement_prompts: int = 20
+    agreement_prompts: int = 20  # quality: whose replies are compared
     growth_heads: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     growth_context: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
     growth_streams: tuple[int, ...] = (1, 2, 4, 8, 16, 32, 64, 128)

@@ -51,7 +51,7 @@ class Notebook:
         self.head: dict[str, Any] = {}
 
     def resume(self) -> set[str]:
-        """Read the file of an earlier run; the measures that it has. BadPlan if it is none."""
+        """Read the file of an earlier run, with what it says about machine and engines; the measures that it has. BadPlan if it is none."""
         if self.file is None or not self.file.is_file():
             return set()
         try:
@@ -59,11 +59,14 @@ class Notebook:
             self.rows = [Row.from_json(row) for row in plain["rows"]]
         except (ValueError, KeyError, TypeError) as error:
             raise BadPlan(f"{self.file} is no result of `polyhead bench --json`: {error}") from None
+        self.head = {key: value for key, value in plain.items() if key != "rows"}
         return {row.id.split(" ")[0] for row in self.rows}
 
     def add(self, rows: Sequence[Row], head: dict[str, Any]) -> None:
+        """Rows of one measure. `head` is this run's; engines that only an earlier one loaded keep their versions."""
         self.rows += rows
-        self.head = {"command": self.command, **head}
+        versions = {**self.head.get("versions", {}), **head["versions"]}
+        self.head = {"command": self.command, **head, "versions": versions}
         if self.file is not None:
             partial_file = self.file.with_name(f"{self.file.name}.partial")
             partial_file.write_text(self.json + "\n", encoding="utf-8")

@@ -31,7 +31,7 @@ PACE_LIMIT = 0.9
 
 
 @dataclass(frozen=True, slots=True)
-class Minute:
+class Part:
     """What was seen at the end of one part of the run."""
 
     rss_mib: float
@@ -115,7 +115,7 @@ def soak(session: Session) -> Row:
     """On a server of its own, whose cache is small enough to be filled at once: an empty one takes memory as it fills."""
     plan = session.plan
     num_parts = max(PARTS, round(plan.soak_minutes))
-    minutes: list[Minute] = []
+    parts: list[Part] = []
     with our_server(
         plan, plan.servers[0], "--cache-bytes", str(QUICK_CACHE_BYTES if plan.is_quick else CACHE_BYTES), "--max-context", str(CONTEXT)
     ) as ours:
@@ -123,10 +123,10 @@ def soak(session: Session) -> Row:
         fill_cache(session, ours)
         with Soak(session, ours) as load:
             for number in range(1, num_parts + 1):
-                minutes.append(watch(ours, plan.soak_minutes * 60 / num_parts))
-                session.progress(f"{number / num_parts * plan.soak_minutes:.1f} min: {minutes[-1].line}, {len(load.failures)} failed")
+                parts.append(watch(ours, plan.soak_minutes * 60 / num_parts))
+                session.progress(f"{number / num_parts * plan.soak_minutes:.1f} min: {parts[-1].line}, {len(load.failures)} failed")
         end_used = wait_idle(ours)
-    return soak_row(minutes, load.failures, load.num_calls, end_used, plan.soak_minutes)
+    return soak_row(parts, load.failures, load.num_calls, end_used, plan.soak_minutes)
 
 
 def fill_cache(session: Session, ours: Ours) -> None:
@@ -140,9 +140,9 @@ def fill_cache(session: Session, ours: Ours) -> None:
         status = client.status()
 
 
-def soak_row(minutes: list[Minute], failures: list[str], num_calls: int, end_used: int, length: float) -> Row:
+def soak_row(parts: list[Part], failures: list[str], num_calls: int, end_used: int, length: float) -> Row:
     """The last third against what came first, once all that is kept is in memory."""
-    settled = minutes[SETTLING:]
+    settled = parts[SETTLING:]
     third = max(1, len(settled) // 3)
 
     def change(values: list[float]) -> float:
@@ -156,18 +156,18 @@ def soak_row(minutes: list[Minute], failures: list[str], num_calls: int, end_use
         at_most("failed calls: 0", float(len(failures)), 0.0),
         at_most("blocks in use when all is over: 0", float(end_used), 0.0),
     )
-    series = (Series("resident set of our server", tuple(each.rss_mib for each in minutes)),)
-    notes = (f"{num_calls} calls", *(each.line for each in minutes), *failures[:3])
+    series = (Series("resident set of our server", tuple(each.rss_mib for each in parts)),)
+    notes = (f"{num_calls} calls", *(each.line for each in parts), *failures[:3])
     return Row("soak", f"{length:g} minutes of mixed load", "MiB", False, series, checks, notes)
 
 
-def watch(ours: Ours, seconds: float) -> Minute:
+def watch(ours: Ours, seconds: float) -> Part:
     client = ours.client
     before, started_at = client.status().counters["generated_tokens"], time.monotonic()
     time.sleep(seconds)
     after = client.status()
     drawn = after.counters["generated_tokens"] - before
-    return Minute(rss_bytes(ours.server.process.pid) / MIB, after.num_used_blocks, drawn / (time.monotonic() - started_at))
+    return Part(rss_bytes(ours.server.process.pid) / MIB, after.num_used_blocks, drawn / (time.monotonic() - started_at))
 
 
 def wait_idle(ours: Ours) -> int:

@@ -181,8 +181,10 @@ def push_under_load(session: Session, base: dict[str, np.ndarray]) -> Row:
     def be_busy() -> None:
         """For as long, a process that computes: what the client of a push does to streams with which it shares the cores."""
         with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
-            time.sleep(seconds[-1])
-            other.kill()
+            try:
+                time.sleep(seconds[-1])
+            finally:
+                other.kill()  # also when the run is interrupted: it would never end
 
     (pushing, busy), failures = under_load(session, "pin", [update, be_busy], PUSHES_UNDER_LOAD, sizes.swap_gap_s)
     checks = (

@@ -16,11 +16,9 @@ class Work:
     def __init__(self, tokenize: Callable[[str], list[int]]) -> None:
         self.text = PROSE.read_text(encoding="utf-8")
         self.prose = tokenize(self.text)
-        words = sorted(set(self.prose))
-        self._openings = itertools.cycle(random.Random(1).sample(words, len(words)))
+        self._words = sorted(set(self.prose))
         self._random = random.Random(2)
         self._count = itertools.count()
-        self._words = words
 
     def prompts(self, count: int, length: int) -> list[list[int]]:
         """`count` lists of `length` ids: two ids that number the prompt, then prose."""

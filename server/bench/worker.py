@@ -16,6 +16,7 @@ from typing import Any
 
 MAIN = Path(__file__).parent / "peers" / "main.py"
 LOAD_TIMEOUT_S = 600.0
+MOST_SAID = 400  # characters of somebody else's last line
 
 
 class WorkerFailed(Exception):
@@ -58,6 +59,8 @@ class Worker:
 
     def close(self) -> None:
         """End it and all that it started. Idempotent."""
+        if self._log.closed:
+            return  # the process group's number may be somebody else's by now
         for pipe in (self._process.stdin, self._process.stdout):
             if pipe is not None:
                 with contextlib.suppress(OSError):
@@ -91,14 +94,14 @@ class Worker:
 
     def _last_words(self, what: str) -> str:
         self._log.seek(0)
-        lines = [line.strip() for line in self._log.read().decode(errors="replace").splitlines() if line.strip()]
-        return f"{what}: {lines[-1][:300]}" if lines else what
+        line = last_line(self._log.read().decode(errors="replace"))
+        return f"{what}: {line}" if line else what
 
 
-def tail_of(text: str, num_lines: int = 1) -> str:
-    """The last lines that say something, as one."""
+def last_line(text: str) -> str:
+    """The last one that says something, "" if none does."""
     lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return " / ".join(lines[-num_lines:])[:400]
+    return lines[-1][:MOST_SAID] if lines else ""
 
 
 def run_quietly(command: Sequence[str], environment: Mapping[str, str], timeout_s: float) -> None:
@@ -108,4 +111,4 @@ def run_quietly(command: Sequence[str], environment: Mapping[str, str], timeout_
     except (OSError, subprocess.TimeoutExpired) as error:
         raise WorkerFailed(str(error)) from None
     if done.returncode:
-        raise WorkerFailed(f"{Path(command[0]).name} ended with status {done.returncode}: {tail_of(done.stderr or done.stdout)}")
+        raise WorkerFailed(f"{Path(command[0]).name} ended with status {done.returncode}: {last_line(done.stderr or done.stdout)}")

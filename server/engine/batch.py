@@ -49,10 +49,6 @@ class Batch:
         return sum(run.end - run.start for run in self.trunk_runs)
 
     @property
-    def num_head_tokens(self) -> int:
-        return sum(run.end - run.start for run in self.head_runs)
-
-    @property
     def is_empty(self) -> bool:
         return not self.trunk_runs and not self.head_runs
 

@@ -175,7 +175,7 @@ class Engine:
         self._post(forget)
 
     def warm_up(self, head: ServedHead) -> None:
-        """Run a head once on a canary text, on the caller's thread beside the engine. Raises DataLoss if its output is not finite."""
+        """Run a head once on random states, on the caller's thread beside the engine. Raises DataLoss if its output is not finite."""
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(CANARY_TOKENS, self.trunk.cache.states.shape[1], generator=generator)
         shape = self.heads.cache.shape

@@ -30,7 +30,7 @@ class Follower:
         self.pool = pool
 
     def turn(self, request: Request, active: ActiveSet) -> bool:
-        """Head for what is active now. Returns whether the request has samples that follow, now or when they start."""
+        """Aim at what is active now. Returns whether the request has samples that follow, now or when they start."""
         samples = [sample for sample in request.samples if _is_following(sample) and sample.phase in (Phase.WAITING, Phase.GENERATING)]
         found = _found(active, request, {sample.head_name for sample in samples})
         if not found:
@@ -126,7 +126,7 @@ def _draw_with(sample: Sample, head: ServedHead) -> None:
 
 
 def _heads_in_use(request: Request) -> set[LiveHead]:
-    """What scoring and pinned arms keep, what samples head for or will start on, and what they are drawn with until then."""
+    """What scoring and pinned arms keep, what samples turn to or will start on, and what they are drawn with until then."""
     assert request.lease is not None
     assert request.sampling_lease is not None
     kept = {head.live for name, head in request.lease.heads.items() if name in request.score_heads or name in request.pinned}

@@ -128,7 +128,7 @@ def _adapter_rows(runs: list[HeadRun]) -> list[AdapterRows]:
 
 @torch.inference_mode()
 def canary(module: HeadModule | FastHead | FastLoraHead, states: Tensor, shape: CacheShape, num_layers: int) -> None:
-    """Run a head once on real boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
+    """Run a head once on these boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
     num_tokens = states.shape[0]
     num_slots = -(-num_tokens // shape.block_size)
     cache = KvCache(shape, num_layers, num_slots + 1)
@@ -136,4 +136,4 @@ def canary(module: HeadModule | FastHead | FastLoraHead, states: Tensor, shape: 
     positions = torch.arange(num_tokens, device=states.device)
     output = module(states[None].to(shape.dtype), positions[None], positions, step=plan)
     if not torch.isfinite(output).all():
-        raise DataLoss("the head's output on a canary text is not finite", field="weights")
+        raise DataLoss("the head's output in the canary pass is not finite", field="weights")

@@ -176,7 +176,7 @@ def results(sample: Sample) -> list[HeadResult]:
     found = []
     for name in sample.request.score_heads:
         head = sample.request.lease.heads[name]
-        readings = [reading for reading in sample.done if reading.head_name == name and reading is not sample.reading]
+        readings = [reading for reading in sample.done if reading.head_name == name]
         errors = [reading.error for reading in readings if reading.error]
         found.append(HeadResult(name, head, None, errors[0]) if errors else HeadResult(name, head, _result(sample, head, readings)))
     return found

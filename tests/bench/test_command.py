@@ -15,6 +15,8 @@ import psutil
 import pytest
 
 from polyhead.server.bench.plan import MEASURES, BadPlan, Plan, chosen, flags_of
+from polyhead.server.bench.results import Row
+from polyhead.server.bench.runner import Notebook
 
 COMMAND = [sys.executable, "-m", "polyhead.client.cli", "bench"]
 TINY_SERVER = "--split-layer 2 --cache-bytes 32000000"
@@ -44,7 +46,7 @@ def test_a_quick_run_measures_every_goal(tiny_model: Path, tmp_path: Path) -> No
     assert "torch" in result["versions"]
     resumed = run(*arguments, "--resume")
     assert "measuring" not in resumed.stderr
-    assert last_line(resumed)["rows"] == result["rows"]
+    assert last_line(resumed) == result
 
 
 def test_quality_growth_and_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
@@ -130,6 +132,20 @@ def test_what_cannot_be_done_is_said(arguments: list[str], said: str) -> None:
     done = run(*arguments)
     assert done.returncode == 2
     assert said in done.stderr
+
+
+def test_a_resumed_run_remembers_whom_it_was_measured_beside(tmp_path: Path) -> None:
+    """A run that went on without vLLM wrote vLLM's numbers under the versions of its own engines alone."""
+    file = tmp_path / "bench.json"
+    Notebook(file, ["--peers", "vllm"]).add([Row("P1", "decode", "tokens/s", True)], {"versions": {"torch": "1", "vllm": "2"}})
+    later = Notebook(file, ["--resume"])
+    assert later.resume() == {"P1"}
+    assert json.loads(later.json)["versions"] == {"torch": "1", "vllm": "2"}
+    later.add([Row("P2", "decode", "tokens/s", True)], {"versions": {"torch": "3"}, "runs": 5})
+    written = json.loads(file.read_text(encoding="utf-8"))
+    assert written["versions"] == {"torch": "3", "vllm": "2"}
+    assert [row["id"] for row in written["rows"]] == ["P1", "P2"]
+    assert (written["command"], written["runs"]) == (["--resume"], 5)
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:

@@ -8,9 +8,9 @@ import pytest
 from polyhead.server.bench.decoding import checked_seconds, decode_row
 from polyhead.server.bench.load import Phase
 from polyhead.server.bench.plan import Sizes
-from polyhead.server.bench.quality import Reading, quality_rows
+from polyhead.server.bench.quality import Answers, quality_rows
 from polyhead.server.bench.results import Row, Series
-from polyhead.server.bench.soak import Minute, soak_row
+from polyhead.server.bench.soak import Part, soak_row
 from polyhead.server.bench.swapping import Waits
 from polyhead.server.bench.worker import WorkerFailed
 
@@ -48,22 +48,22 @@ def test_a_short_answer_is_no_fast_answer() -> None:
             checked_seconds({"seconds": 1.0, "completions": completions}, 2, 2)
 
 
-def minutes(rss: list[float], pace: list[float]) -> list[Minute]:
-    return [Minute(mib, 3, rate) for mib, rate in zip(rss, pace, strict=True)]
+def parts(rss: list[float], pace: list[float]) -> list[Part]:
+    return [Part(mib, 3, rate) for mib, rate in zip(rss, pace, strict=True)]
 
 
 def test_a_soak_is_judged_once_it_has_settled() -> None:
     """The first three parts do not count. Of the rest, the last two are held against the first two, in memory and in pace."""
-    flat = soak_row(minutes([500, 800, 900, *[1000] * 7], [100] * 10), [], 50, 0, 10.0)
+    flat = soak_row(parts([500, 800, 900, *[1000] * 7], [100] * 10), [], 50, 0, 10.0)
     assert [check.is_met for check in flat.checks] == [True] * 4
-    growing = soak_row(minutes([1000 + 20 * part for part in range(10)], [100 - 3 * part for part in range(10)]), ["lost"], 50, 2, 10.0)
+    growing = soak_row(parts([1000 + 20 * part for part in range(10)], [100 - 3 * part for part in range(10)]), ["lost"], 50, 2, 10.0)
     assert [check.is_met for check in growing.checks] == [False] * 4
     assert reached(growing) == [pytest.approx(1170 / 1070), pytest.approx(74.5 / 89.5), 1.0, 2.0]
 
 
 def test_quality_is_against_float32() -> None:
-    exact = Reading(np.log(np.array([0.5, 0.25], np.float32)), np.array([7, 8]), [[1, 2, 3, 4], [5, 6, 7, 8]])
-    other = Reading(np.log(np.array([0.5, 0.125], np.float32)), np.array([7, 9]), [[1, 2, 9, 4], [5, 6, 7, 8]])
+    exact = Answers(np.log(np.array([0.5, 0.25], np.float32)), np.array([7, 8]), [[1, 2, 3, 4], [5, 6, 7, 8]])
+    other = Answers(np.log(np.array([0.5, 0.125], np.float32)), np.array([7, 9]), [[1, 2, 9, 4], [5, 6, 7, 8]])
     perplexity, choices, replies = quality_rows({"int8": other}, exact, 2, 4)
     assert [series.median for series in perplexity.series] == [pytest.approx(4.0), pytest.approx(8**0.5)]
     assert choices.ours.values == (0.5,)

@@ -1,7 +1,8 @@
-"""Numbers and versions that README.md states are those of the code."""
+"""Numbers and versions that README.md states are those of the code, and maps of packages name every file."""
 
 from __future__ import annotations
 
+import ast
 import importlib
 import re
 import tomllib
@@ -57,3 +58,15 @@ def test_the_install_table_is_the_projects() -> None:
 def test_references_are_in_the_first_paragraph() -> None:
     first = README.split("\n\n")[1]
     assert {"2209.14375", "2203.02155", "2204.05862"} == set(re.findall(r"arxiv\.org/abs/([\d.]+)", first))
+
+
+def test_the_maps_of_packages_are_whole() -> None:
+    """A package whose docstring says what each file is for forgets none, and names none that is gone."""
+    for package in ("server/engine", "server/engine/compiled", "server/bench"):
+        folder = ROOT / package
+        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
+        files = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
+        assert docstring
+        named = set(re.findall(r"\b\w+\.py\b", docstring))
+        assert files <= named, package
+        assert all(any(ROOT.glob(f"server/**/{name}")) for name in named), package

@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from polyhead.server.breathing import MAX_PAUSE_S, MAX_SPINS, Breather, sleep_soon
+from polyhead.server.breathing import MAX_PAUSE_S, MAX_SPINS, Breather, bound_spinning
 
 
 class Thread:
@@ -48,8 +48,8 @@ def test_an_idle_engine_needs_no_cores() -> None:
 
 def test_threads_that_wait_sleep_soon_unless_the_operator_says_otherwise(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.delenv("GOMP_SPINCOUNT", raising=False)
-    sleep_soon()
+    bound_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == MAX_SPINS
     monkeypatch.setenv("GOMP_SPINCOUNT", "7")
-    sleep_soon()
+    bound_spinning()
     assert os.environ["GOMP_SPINCOUNT"] == "7"

@@ -12,6 +12,7 @@ from polyhead.server.engine.compiled.jobs import (
     ATTEND,
     DOWN,
     GATE,
+    GATE_UP,
     GATED,
     JOB,
     LAYER,
@@ -24,7 +25,6 @@ from polyhead.server.engine.compiled.jobs import (
     SHARED_PRODUCT,
     SPREAD,
     STORE,
-    UP,
 )
 from polyhead.server.engine.compiled.machine import barrier, memory, team_size, thread_number
 from polyhead.server.engine.compiled.products import SCRATCH_BYTES, product, shared_product
@@ -52,7 +52,7 @@ def run_layers(job, scratch, thread):
         attend(job, layer, num_segments, segments, slots, scratch, thread)
         barrier()
         product(job, matrices[first + OUT], num_rows, job.attended, 0, job.x, ADD, 0.0, scratch, thread)
-        product(job, matrices[first + UP], num_rows, job.x, layer.mlp_norm, job.inner, GATED, layer.eps, scratch, thread)
+        product(job, matrices[first + GATE_UP], num_rows, job.x, layer.mlp_norm, job.inner, GATED, layer.eps, scratch, thread)
         product(job, matrices[first + DOWN], num_rows, job.inner, 0, job.x, ADD, 0.0, scratch, thread)
 
 
@@ -78,7 +78,10 @@ def spread_rows(job, thread):
 
 
 def compiled_entry(fingerprint, is_kept):
-    """Compiled, or, if it `is_kept`, read back from the disk where it was made from these sources (`fingerprint`, not 0)."""
+    """Compiled, or, if it `is_kept`, read back from the disk where it was made from these sources.
+
+    Numba keys what it keeps by the values that the function closes over: `fingerprint`, which is never 0, is used for that alone.
+    """
 
     @cfunc(types.void(types.voidptr), cache=is_kept)
     def entry(address):

@@ -20,7 +20,7 @@ MATRIX = np.dtype(
     ]
 )
 
-QKV, OUT, UP, DOWN = range(4)  # a layer's matrices, in this order
+QKV, OUT, GATE_UP, DOWN = range(4)  # a layer's matrices, in this order
 
 LAYER = np.dtype(
     [
