@@ -62,7 +62,7 @@ def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
         logits = torch.where(is_finite[:, None], logits, torch.zeros_like(logits))
         raw = logits.log_softmax(dim=-1)
     if all(_is_plainly_greedy(row.params) for row in rows):
-        token_ids = logits.argmax(dim=-1)
+        token_ids = _likeliest(logits)
         sampling_logprobs = [0.0] * len(rows)
     else:
         drawn_from = shape_logprobs(logits, raw, [row.params for row in rows], [row.seen for row in rows])
@@ -95,7 +95,7 @@ def _shape_rows(logits: Tensor, params: list[SamplingParams], seen: list[list[in
     for row, (param, tokens) in enumerate(zip(params, seen, strict=True)):
         if param.repetition_penalty != 1.0:
             logits[row] = _penalise(logits[row], param.repetition_penalty, tokens)
-    likeliest = logits.argmax(dim=-1)
+    likeliest = _likeliest(logits)
     temperatures = torch.tensor([param.temperature or 1.0 for param in params], device=logits.device)[:, None]
     logits -= logits.gather(1, likeliest[:, None])
     logits /= temperatures  # a tiny temperature overflows to -inf, never to inf
@@ -148,8 +148,8 @@ def _pick(logprobs: Tensor, rows: list[DrawRow]) -> Tensor:
     Sums of GROUP tokens find the group, and a second look the token in it; one that cannot come is never found.
     """
     if all(row.params.temperature == 0.0 for row in rows):
-        return logprobs.argmax(dim=-1)
-    weights = pad(logprobs.exp(), (0, -logprobs.shape[-1] % GROUP)).view(len(rows), -1, GROUP)
+        return _likeliest(logprobs)
+    weights = _in_groups(logprobs.exp(), 0.0)
     sums = weights.sum(dim=-1).double()
     cumulative = sums.cumsum(dim=-1)
     numbers = torch.tensor([uniform(row.seed, row.position) for row in rows], dtype=torch.float64, device=logprobs.device)
@@ -159,3 +159,17 @@ def _pick(logprobs: Tensor, rows: list[DrawRow]) -> Tensor:
     last = torch.nextafter(within[:, -1:], torch.zeros_like(targets))  # rounding must not lead out of the group
     left = (targets - (cumulative - sums).gather(1, group)).clamp_(min=0.0).minimum(last)
     return (group * GROUP + torch.searchsorted(within, left, right=True))[:, 0]
+
+
+def _likeliest(logits: Tensor) -> Tensor:
+    """(rows,), the first one if several are. First the group, then the token in it: torch takes six times as long over a whole row."""
+    groups = _in_groups(logits, EXCLUDED)
+    group = groups.amax(dim=-1).argmax(dim=-1)
+    return group * GROUP + groups[torch.arange(len(groups), device=groups.device), group].argmax(dim=-1)
+
+
+def _in_groups(rows: Tensor, filler: float) -> Tensor:
+    """(rows, groups, GROUP)."""
+    num_missing = -rows.shape[-1] % GROUP
+    rows = pad(rows, (0, num_missing), value=filler) if num_missing else rows
+    return rows.reshape(len(rows), -1, GROUP)

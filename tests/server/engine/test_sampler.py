@@ -89,6 +89,15 @@ def test_greedy_takes_the_likeliest_and_says_so() -> None:
     assert drawn.logprobs[0] == pytest.approx(logits[0].log_softmax(-1).max().item())
 
 
+@pytest.mark.parametrize("vocab", [1, 32, 256, 300, 1024])
+def test_greedy_takes_the_first_of_the_likeliest(vocab: int) -> None:
+    """Wherever in its group it stands."""
+    logits = torch.randn(200, vocab, generator=torch.Generator().manual_seed(1)).round(decimals=1)
+    rows = [DrawRow(SamplingParams(temperature=0.0), 0, 0, [])] * len(logits)
+    firsts = [int((row == row.max()).nonzero()[0]) for row in logits]
+    assert draw(logits, rows).token_ids == firsts
+
+
 def test_a_row_that_is_not_finite_harms_no_other() -> None:
     """torch.multinomial raises for the whole batch on one NaN."""
     logits = random_logits(4)
