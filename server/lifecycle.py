@@ -124,6 +124,8 @@ async def _load(running: Running, stop: StopSignal, progress: Progress) -> Servi
 def _bring_up(running: Running, progress: Progress) -> Services:
     """On a worker thread. A damaged active set does not end the server: it stays NOT_SERVING and says how to repair it."""
     services = build_services(running.config, running.metrics, running.workers, progress)
+    for found in services.store.other_damage:
+        log.warning("damaged, but not active: %s; repair: stop the server, then run: %s", found.what, found.repair)
     services.engine.sink = lambda outbox: None
     services.engine.start()
     try:

@@ -165,6 +165,18 @@ def test_a_damaged_active_set_is_not_served(model: Path, tmp_path: Path, servers
     assert (code, "polyhead heads rollback --to" in stderr) == (0, True)
 
 
+def test_a_damaged_version_that_is_not_active_is_said_and_the_rest_is_served(model: Path, tmp_path: Path, servers: list[Server]) -> None:
+    servers.append(first := Server(model, tmp_path / "store"))
+    with first.channel as channel:
+        heads_pb2_grpc.HeadServiceStub(channel).CopyHead(heads_pb2.CopyHeadRequest(source="policy", target="policy"))
+    assert first.end()[0] == 0
+    (tmp_path / "store" / "versions" / "policy" / "2.json").write_bytes(b"torn")
+    servers.append(second := Server(model, tmp_path / "store"))
+    assert second.ready["event"] == "ready"
+    code, stderr = second.end()
+    assert (code, "polyhead heads delete policy@2" in stderr) == (0, True)
+
+
 def test_a_kill_after_the_commit_point_leaves_the_new_set(model: Path, tmp_path: Path, servers: list[Server]) -> None:
     servers.append(first := Server(model, tmp_path / "store", env={"POLYHEAD_FP": "before_ack:kill@2"}))
     with first.channel as channel:
