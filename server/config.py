@@ -73,6 +73,9 @@ class ServeConfig(BaseSettings):
     reflection: bool = Field(False, description="Offer gRPC reflection")
 
     cache_bytes: int = Field(2 * GIB, gt=0, description="Bytes for the trunk's keys, values and boundary states")
+    commit_caches: bool = Field(
+        True, description="Take the caches' memory soon after the start, not when it is first used, which slows steps"
+    )
     memory_budget: int = Field(0, ge=0, description="Bytes for heads' weights; 0: three quarters of what is free when the trunk is loaded")
     max_context: int = Field(0, ge=0, description="Most tokens of prompt and reply together; 0: the model's own")
     max_queue_requests: int = Field(1024, gt=0, description="Requests that are open at once, waiting or running")

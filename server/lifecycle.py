@@ -8,6 +8,7 @@ import logging
 import os
 import signal
 import sys
+import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
 
@@ -15,6 +16,7 @@ import grpc.aio
 
 from polyhead.heads.errors import DataLoss, FailedPrecondition
 from polyhead.server import card
+from polyhead.server.breathing import Breather
 from polyhead.server.config import ServeConfig
 from polyhead.server.handlers import LateHandlers
 from polyhead.server.health import Health, watch_engine
@@ -69,7 +71,7 @@ async def run(config: ServeConfig, progress: Progress, announce: Callable[[Servi
     running = await _listen(config)
     try:
         services = await _load(running, stop, progress)
-        async with _caretakers(running, services):
+        async with _caretakers(running, services, stop):
             announce(services, running.addresses)
             await stop.asked.wait()
             log.info("draining: %d calls in flight", running.interceptor.num_in_flight)
@@ -141,8 +143,9 @@ def _bring_up(running: Running, progress: Progress) -> Services:
 
 
 @contextlib.asynccontextmanager
-async def _caretakers(running: Running, services: Services) -> AsyncIterator[None]:
-    """Tasks beside the calls: health follows the engine and the active set, events go from the engine to the event loop."""
+async def _caretakers(running: Running, services: Services, stop: StopSignal) -> AsyncIterator[None]:
+    """Tasks beside the calls: health follows the engine and the active set, events go from the engine to the event loop, and the caches'
+    memory is taken."""
     from polyhead.server.stream import hand_over
 
     loop = asyncio.get_running_loop()
@@ -152,6 +155,7 @@ async def _caretakers(running: Running, services: Services) -> AsyncIterator[Non
     tasks = [
         asyncio.create_task(watch_engine(running.health, services.engine.snapshot)),
         asyncio.create_task(_follow_heads(running.health, services.registry)),
+        asyncio.create_task(_commit_caches(running, services, stop)),
     ]
     try:
         yield
@@ -159,6 +163,22 @@ async def _caretakers(running: Running, services: Services) -> AsyncIterator[Non
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
+
+
+async def _commit_caches(running: Running, services: Services, stop: StopSignal) -> None:
+    if not running.config.commit_caches or running.config.device != "cpu":
+        return
+    breathe = Breather(lambda: services.engine.is_idle)
+
+    def goes_on() -> bool:
+        breathe()
+        return not stop.asked.is_set()
+
+    started_at = time.monotonic()
+    if await running.workers.run(services.engine.commit_caches, goes_on):
+        log.info("the memory of the caches is taken, after %.1f s", time.monotonic() - started_at)
+    elif not stop.asked.is_set():
+        log.info("the kernel does not give the caches their memory ahead: pages are taken as they are touched")
 
 
 async def _follow_heads(health: Health, registry: Registry) -> None:

@@ -20,6 +20,8 @@ from polyhead.client.local import LocalServer, local_server
 settings.register_profile("deterministic", derandomize=True, database=None, deadline=None)
 settings.load_profile("deterministic")
 
+os.environ["POLYHEAD_COMMIT_CACHES"] = "false"  # a resident set is what was used, and many servers share one machine
+
 NUM_THREADS = 2  # of the embedded model's server, and of the reference that runs while it waits
 _AUDIT = """
 import sys

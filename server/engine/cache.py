@@ -2,7 +2,7 @@
 
 One slot holds one block; slot 0 holds none: it stays zero and pads tables. Where torch attends, a slot is cleared when it is taken: masked
 values are multiplied by 0 there, and a NaN left behind would survive that. Memory is committed when it is first written, not when the
-cache is made.
+cache is made, or ahead of that by commit.py.
 """
 
 from __future__ import annotations
@@ -85,6 +85,11 @@ class TrunkCache:
         self.kv = KvCache(shape, num_layers, num_slots)
         self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape)
         self.taps = _lazy_zeros((num_slots * shape.block_size, d_model), shape) if has_taps else None
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        """All that it holds, by slots."""
+        return [*self.kv.layers, self.states, *([] if self.taps is None else [self.taps])]
 
     def clear(self, slot: int) -> None:
         """Forget what a slot held; its states and taps are always written before they are read."""

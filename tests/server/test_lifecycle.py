@@ -123,6 +123,15 @@ def test_start_serve_drain_restart(model: Path, tmp_path: Path, servers: list[Se
     assert second.end(signal.SIGINT)[0] == 0
 
 
+@pytest.mark.parametrize("is_asked", [True, False])
+def test_the_memory_of_the_caches_is_taken_when_asked(model: Path, tmp_path: Path, servers: list[Server], is_asked: bool) -> None:
+    servers.append(server := Server(model, tmp_path / "store", env={"POLYHEAD_COMMIT_CACHES": str(is_asked)}))
+    with server.channel as channel:
+        assert all(list(generate(channel, 20)) for _ in range(5))  # a thousand pages take less
+    code, stderr = server.end()
+    assert (code, "the memory of the caches is taken" in stderr) == (0, is_asked), stderr
+
+
 def test_a_second_server_learns_what_is_taken(model: Path, tmp_path: Path, servers: list[Server]) -> None:
     servers.append(first := Server(model, tmp_path / "store"))
     servers.append(same_store := Server(model, tmp_path / "store"))
