@@ -23,6 +23,7 @@ What is kept between steps:
     blocks.py       the tree of blocks: which slot holds which tokens
     head_pool.py    slots for heads' own keys and values
     cache.py        the tensors behind both
+    commit.py       takes their memory from the kernel before they are written
 
 How layers run:
     attention.py    over blocks, for transformers' own modules and for torch_stack.py

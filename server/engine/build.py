@@ -13,6 +13,7 @@ from polyhead.server.engine import attention
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
 from polyhead.server.engine.compiled.region import region
+from polyhead.server.engine.compiled.sampler import draw as compiled_draw
 from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledKit
 from polyhead.server.engine.dense import dense_linears
 from polyhead.server.engine.eight_bit import FORMATS, eight_bit_linears
@@ -24,6 +25,7 @@ from polyhead.server.engine.heads import HeadRunner
 from polyhead.server.engine.kits import Kit, TorchKit
 from polyhead.server.engine.linears import Quantization
 from polyhead.server.engine.reports import QueueLimits
+from polyhead.server.engine.sampler import Draw, draw
 from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
 from polyhead.server.engine.trunk import TrunkRunner
 from polyhead.server.engine.varlen_probe import working_varlen
@@ -92,12 +94,12 @@ def assemble(
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
     heads = HeadRunner(trunk_runner, head_cache, kit_for(config.head_quantization, config, head_shape), head_graphs)
-    return Engine(trunk_runner, heads, tree, scheduler, config.queue, config.num_threads)
+    return Engine(trunk_runner, heads, tree, scheduler, draw_for(config, head_shape), config.queue, config.num_threads)
 
 
 def kit_for(quantization: Quantization, config: EngineConfig, shape: CacheShape) -> Kit:
     """How weights are held and run: compiled in float32 on the CPU, by torch's calls elsewhere."""
-    if can_compile(shape):
+    if config.is_fast and can_compile(shape):
         if quantization == "fp8":
             raise FailedPrecondition("fp8 is for GPUs; on the CPU int8 serves")
         region()  # compiled now, and not in the first request
@@ -106,6 +108,11 @@ def kit_for(quantization: Quantization, config: EngineConfig, shape: CacheShape)
         raise FailedPrecondition("bit for bit the same needs float32 or int8 on the CPU", field="deterministic")
     form = FORMATS.get(quantization)
     return TorchKit(eight_bit_linears(form, shape.dtype) if form else dense_linears(shape.dtype))
+
+
+def draw_for(config: EngineConfig, shape: CacheShape) -> Draw:
+    """How heads' logits are read: as `kit_for` has their weights."""
+    return compiled_draw if config.is_fast and can_compile(shape) else draw
 
 
 def can_compile(shape: CacheShape) -> bool:

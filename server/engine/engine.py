@@ -21,11 +21,12 @@ from polyhead.heads.errors import Aborted, PolyheadError, ResourceExhausted, Una
 from polyhead.server.engine.admission import check_queue
 from polyhead.server.engine.batch import Batch, HeadRun
 from polyhead.server.engine.blocks import BlockTree
+from polyhead.server.engine.commit import commit
 from polyhead.server.engine.gaps import StepGaps
 from polyhead.server.engine.heads import CANARY_TOKENS, HeadRunner, canary
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.reports import Counters, EngineSnapshot, QueueLimits, SwapReport
-from polyhead.server.engine.sampler import DrawRow, draw
+from polyhead.server.engine.sampler import Draw, DrawRow
 from polyhead.server.engine.scheduler import Scheduler
 from polyhead.server.engine.scorer import take_rows
 from polyhead.server.engine.sequence import (
@@ -54,12 +55,20 @@ class Engine:
     """One trunk, any number of heads, one thread."""
 
     def __init__(
-        self, trunk: TrunkRunner, heads: HeadRunner, tree: BlockTree, scheduler: Scheduler, queue: QueueLimits, num_threads: int = 0
+        self,
+        trunk: TrunkRunner,
+        heads: HeadRunner,
+        tree: BlockTree,
+        scheduler: Scheduler,
+        draw: Draw,
+        queue: QueueLimits,
+        num_threads: int = 0,
     ) -> None:
         self.trunk = trunk
         self.heads = heads
         self.tree = tree
         self.scheduler = scheduler
+        self.draw = draw  # reads heads' logits
         self.queue = queue
         self.num_threads = num_threads  # of torch, within the engine's thread; 0: torch's own choice
         self.counters = Counters()
@@ -134,6 +143,10 @@ class Engine:
 
         self._post(flip)
         return future
+
+    def commit_caches(self, goes_on: Callable[[], bool]) -> bool:
+        """Take the memory that the caches were promised, beside steps and before they need it (commit.py). Returns whether all is taken."""
+        return commit([*self.trunk.cache.tensors, *self.heads.cache.layers], goes_on)
 
     def snapshot(self) -> EngineSnapshot:
         """Plain numbers, read without stopping the engine."""
@@ -232,7 +245,7 @@ class Engine:
             if run.num_rows and reading.output is Output.NEXT_TOKEN:
                 to_draw.append((reading.sample, offset))
             elif run.num_rows:
-                take_rows(reading, rows[offset : offset + run.num_rows], run.first_row)
+                take_rows(reading, rows[offset : offset + run.num_rows], run.first_row, self.draw)
             offset += run.num_rows
             if reading.output is not Output.NEXT_TOKEN and (reading.is_done or reading.error):
                 self.scheduler.finish_reading(reading)
@@ -243,10 +256,11 @@ class Engine:
 
     def _draw(self, samples: list[Sample], logits: Tensor) -> None:
         rows = [DrawRow(sample.params, sample.seed, len(sample.completion), sample.sequence.tokens) for sample in samples]
-        drawn = draw(logits, rows)
-        for index, sample in enumerate(samples):
-            if drawn.is_finite[index]:
-                self._append(sample, drawn.token_ids[index], drawn.logprobs[index], drawn.sampling_logprobs[index])
+        drawn = self.draw(logits, rows)
+        lists = (each.tolist() for each in (drawn.token_ids, drawn.logprobs, drawn.sampling_logprobs))
+        for sample, is_finite, token_id, logprob, sampling_logprob in zip(samples, drawn.is_finite, *lists, strict=True):
+            if is_finite:
+                self._append(sample, token_id, logprob, sampling_logprob)
             else:
                 self._fail(sample, f"{sample.head.reference if sample.head else ''} gave logits that are not finite")
 

@@ -48,11 +48,8 @@ class FastTrunk:
 
     def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, step: AttentionPlan) -> Tensor:
         """(1, T, d_model)."""
-        x_TD, positions = embedding(input_ids_1T[0], self.embedding), position_ids_1T[0]
-        if self.tap_layer:
-            x_TD = self.stack.forward(x_TD, positions, step, layers=slice(self.tap_layer))
-            step.keep_tap(x_TD)
-        return self.stack.forward(x_TD, positions, step, layers=slice(self.tap_layer, None))[None]
+        x_TD = embedding(input_ids_1T[0], self.embedding)
+        return self.stack.forward(x_TD, position_ids_1T[0], step, tap=self.tap_layer)[None]
 
 
 class FastHead:

@@ -48,11 +48,14 @@ class Stack(Protocol):
         positions_T: Tensor,
         plan: AttentionPlan,
         *,
-        layers: slice = slice(None),
+        tap: int = 0,
         rows: Tensor | None = None,
         parts: Sequence[AdapterRows] = (),
     ) -> Tensor:
-        """(T, d_model) through these layers; x may be overwritten. With `rows`, which `plan.asked` is of, only those come out."""
+        """(T, d_model) through these layers; x may be overwritten.
+
+        The plan keeps what enters layer `tap`, if that is not 0. With `rows`, which `plan.asked` is of, only those come out.
+        """
         ...
 
 

@@ -1,13 +1,19 @@
-"""Draws next tokens for many rows at once. A row's draw depends on its logits, its seed and its position alone, never on its neighbours.
+"""Draws next tokens for many rows at once, and looks up what given ones would have had. One arithmetic for sampling and scoring.
 
-Filters in the order of transformers' `generate`: repetition penalty, temperature, top_k, top_p, min_p.
+A row's draw depends on its logits, its seed and its position alone, never on its neighbours. Here by torch's calls, on any device;
+compiled/sampler.py does the same on the CPU in one call. Filters in the order of transformers' `generate`: repetition penalty,
+temperature, top_k, top_p, min_p.
 """
 
 from __future__ import annotations
 
 import hashlib
+import math
+from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Protocol
 
+import numpy as np
 import torch
 from torch import Tensor
 from torch.nn.functional import pad
@@ -25,19 +31,31 @@ class DrawRow:
     """What one row's draw depends on, besides its logits."""
 
     params: SamplingParams
-    seed: int  # the sample's own
-    position: int  # index of the token within the sample
-    seen: list[int]  # prompt and sample so far, for the repetition penalty
+    seed: int = 0  # the sample's own
+    position: int = 0  # index of the token within the sample
+    seen: Sequence[int] = ()  # prompt and sample so far, for the repetition penalty
+    token_id: int = -1  # a token that was drawn before, and is only looked up; -1: none
 
 
 @dataclass(frozen=True, slots=True)
 class Draws:
-    """A token for each row; all lists are (rows,)."""
+    """A token for each row; all are (rows,). Where log-probs are NaN, the row's logits were not finite and its token means nothing."""
 
-    token_ids: list[int]
-    logprobs: list[float]  # raw distribution at temperature 1
-    sampling_logprobs: list[float]  # the distribution drawn from
-    is_finite: list[bool]  # False: the row's logits were not finite and its token means nothing
+    token_ids: np.ndarray  # int64
+    logprobs: np.ndarray  # float32, raw: of the distribution at temperature 1, (logit - largest) - log_sum
+    sampling_logprobs: np.ndarray  # float32: of the distribution drawn from
+    largest: np.ndarray  # float32, the largest logit
+    log_sums: np.ndarray  # float32, of exp(logit - largest)
+
+    @property
+    def is_finite(self) -> list[bool]:
+        return (~np.isnan(self.log_sums)).tolist()  # type: ignore[no-any-return]
+
+
+class Draw(Protocol):
+    """(rows, vocab) float32 logits to a token for each."""
+
+    def __call__(self, logits: Tensor, rows: list[DrawRow], /) -> Draws: ...
 
 
 def sample_seed(seed: int, prompt_index: int, arm_index: int, sample_index: int) -> int:
@@ -55,34 +73,39 @@ def uniform(seed: int, position: int) -> float:
 
 
 def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
-    """Draw one token for each row of (rows, vocab) float32 logits."""
-    raw = logits.log_softmax(dim=-1)
-    is_finite = ~raw[:, 0].isnan()  # one NaN or +inf among a row's logits makes all of its log-probs NaN
-    if not bool(is_finite.all()):
-        logits = torch.where(is_finite[:, None], logits, torch.zeros_like(logits))
-        raw = logits.log_softmax(dim=-1)
+    """A token for each row of (rows, vocab) float32 logits, drawn or looked up."""
+    largest = logits.amax(dim=-1, keepdim=True)
+    log_sums = (logits - largest).exp_().sum(dim=-1, keepdim=True).log_()
+    is_finite = ~log_sums.isnan()  # one NaN or +inf among a row's logits, and all of its log-probs are
+    usable = logits if bool(is_finite.all()) else logits.where(is_finite, 0.0)
+    raw = (usable - largest).sub_(log_sums)
+    given = torch.tensor([row.token_id for row in rows], device=logits.device)
     if all(_is_plainly_greedy(row.params) for row in rows):
-        token_ids = _likeliest(logits)
-        sampling_logprobs = [0.0] * len(rows)
+        likeliest = _likeliest(usable)
+        token_ids = likeliest.where(given < 0, given)
+        sampling_logprobs = torch.zeros_like(largest[:, 0]).masked_fill_(token_ids != likeliest, EXCLUDED)
     else:
-        drawn_from = shape_logprobs(logits, raw, [row.params for row in rows], [row.seen for row in rows])
-        token_ids = _pick(drawn_from, rows)
-        sampling_logprobs = drawn_from.gather(1, token_ids[:, None])[:, 0].tolist()
-    logprobs = raw.gather(1, token_ids[:, None])[:, 0].tolist()
-    return Draws(token_ids.tolist(), logprobs, sampling_logprobs, is_finite.tolist())
+        drawn_from = _shape_logprobs(usable, raw if usable is logits else raw.where(is_finite, 0.0), rows)
+        token_ids = _pick(drawn_from, rows).where(given < 0, given)
+        sampling_logprobs = drawn_from.gather(1, token_ids[:, None])[:, 0]
+    sampling_logprobs = sampling_logprobs.where(is_finite[:, 0], math.nan)
+    logprobs = raw.gather(1, token_ids[:, None])[:, 0]
+    tensors = (token_ids, logprobs, sampling_logprobs, largest[:, 0], log_sums[:, 0])
+    return Draws(*(tensor.numpy(force=True) for tensor in tensors))
 
 
-def shape_logprobs(logits: Tensor, raw: Tensor, params: list[SamplingParams], seen: list[list[int]]) -> Tensor:
+def _shape_logprobs(logits: Tensor, raw: Tensor, rows: list[DrawRow]) -> Tensor:
     """Log-probs of the distribution that each row's parameters define, (rows, vocab). Greedy rows put all on the likeliest token."""
-    shaped = [index for index, param in enumerate(params) if not _is_plain(param)]
+    shaped = [index for index, row in enumerate(rows) if not is_plain(row.params)]
     if not shaped:
         return raw
     at = torch.tensor(shaped, device=logits.device)
-    rows = _shape_rows(logits[at], [params[index] for index in shaped], [seen[index] for index in shaped])
-    return rows if len(shaped) == len(params) else raw.index_copy(0, at, rows)
+    logprobs = _shape_rows(logits[at], [rows[index] for index in shaped])
+    return logprobs if len(shaped) == len(rows) else raw.index_copy(0, at, logprobs)
 
 
-def _is_plain(params: SamplingParams) -> bool:
+def is_plain(params: SamplingParams) -> bool:
+    """Whether these draw from the raw distribution."""
     return params.temperature == 1.0 and params.repetition_penalty == 1.0 and not params.truncates
 
 
@@ -90,11 +113,12 @@ def _is_plainly_greedy(params: SamplingParams) -> bool:
     return params.temperature == 0.0 and params.repetition_penalty == 1.0
 
 
-def _shape_rows(logits: Tensor, params: list[SamplingParams], seen: list[list[int]]) -> Tensor:
+def _shape_rows(logits: Tensor, rows: list[DrawRow]) -> Tensor:
     """Logits, which are overwritten, to log-probs."""
-    for row, (param, tokens) in enumerate(zip(params, seen, strict=True)):
+    params = [row.params for row in rows]
+    for row, param in enumerate(params):
         if param.repetition_penalty != 1.0:
-            logits[row] = _penalise(logits[row], param.repetition_penalty, tokens)
+            logits[row] = penalise(logits[row], param.repetition_penalty, rows[row].seen)
     likeliest = _likeliest(logits)
     temperatures = torch.tensor([param.temperature or 1.0 for param in params], device=logits.device)[:, None]
     logits -= logits.gather(1, likeliest[:, None])
@@ -110,7 +134,7 @@ def _shape_rows(logits: Tensor, params: list[SamplingParams], seen: list[list[in
     return shaped
 
 
-def _penalise(logits: Tensor, penalty: float, seen: list[int]) -> Tensor:
+def penalise(logits: Tensor, penalty: float, seen: Sequence[int]) -> Tensor:
     """CTRL's repetition penalty (Keskar et al., 2019), as transformers applies it."""
     ids = torch.tensor(sorted(set(seen)), dtype=torch.long, device=logits.device)
     chosen = logits[ids]

@@ -13,9 +13,10 @@ from torch import Tensor
 
 from polyhead.heads.manifest import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.live import ServedHead
-from polyhead.server.engine.sampler import shape_logprobs
-from polyhead.server.engine.sequence import Output, Reading, RuleQuestion, Sample, Sequence
+from polyhead.server.engine.sampler import Draw, DrawRow
+from polyhead.server.engine.sequence import Output, Reading, RuleQuestion, Sample, SamplingParams, Sequence
 
+RAW = SamplingParams()  # temperature 1, nothing left out
 SLICE_ROWS = 64  # rows of (rows, vocab) log-probs at once: a long completion must not hold its own (c, vocab) a second time
 
 
@@ -127,42 +128,44 @@ def _suffixed(sample: Sample, suffix: tuple[int, ...]) -> Sequence:
     return sequence
 
 
-def take_rows(reading: Reading, rows: Tensor, first: int) -> None:
-    """Record a head's output rows for positions from `first` on: (rows, vocab) logits or (rows,) scalars."""
+def take_rows(reading: Reading, rows: Tensor, first: int, draw: Draw) -> None:
+    """Record a head's output rows for positions from `first` on: (rows, vocab) logits or (rows,) scalars. `draw` looks tokens up."""
     if reading.output is Output.LOGPROBS:
-        _take_logprobs(reading, rows, first)
+        _take_logprobs(reading, rows, first, draw)
     elif reading.output is Output.SCALARS:
         reading.values.append(rows.numpy(force=True).astype(np.float32, copy=True))
     elif reading.output is Output.ANSWERS:
         manifest = reading.head.manifest
-        answers = rows[-1].log_softmax(dim=-1)[[manifest.violated_token_id, manifest.followed_token_id]]
-        reading.values.append(answers.numpy(force=True))
+        asked = [DrawRow(RAW, token_id=token_id) for token_id in (manifest.violated_token_id, manifest.followed_token_id)]
+        reading.values.append(draw(rows[-1:].expand(2, -1), asked).logprobs)
     if not np.isfinite(reading.values[-1]).all():
         reading.error = f"{reading.head.reference} gave a number that is not finite"
 
 
-def _take_logprobs(reading: Reading, logits: Tensor, first: int) -> None:
+def _take_logprobs(reading: Reading, logits: Tensor, first: int, draw: Draw) -> None:
     """Rows are independent of each other, so slices change no number."""
-    slices = [_logprobs_of(reading, part, first + SLICE_ROWS * index) for index, part in enumerate(torch.split(logits, SLICE_ROWS))]
+    parts = enumerate(torch.split(logits, SLICE_ROWS))
+    slices = [_logprobs_of(reading, part, first + SLICE_ROWS * index, draw) for index, part in parts]
     reading.values.append(np.concatenate(slices))
 
 
-def _logprobs_of(reading: Reading, logits: Tensor, first: int) -> np.ndarray:
+def _logprobs_of(reading: Reading, logits: Tensor, first: int, draw: Draw) -> np.ndarray:
     """Raw log-probs of the tokens that follow each row; the rest of what is asked for goes to the reading itself."""
     tokens, request = reading.sequence.tokens, reading.sample.request
-    following = torch.tensor(tokens[first + 1 : first + 1 + len(logits)], device=logits.device)[:, None]
-    raw = logits.log_softmax(dim=-1)  # the sampler's own arithmetic: logsumexp rounds differently, by 1e-5
-    params = request.score_sampling
-    if params is not None:
-        seen = [tokens[: first + 1 + index] if params.repetition_penalty != 1.0 else [] for index in range(len(logits))]
-        shaped = shape_logprobs(logits, raw, [params] * len(logits), seen)
-        reading.sampling_values.append(shaped.gather(1, following)[:, 0].numpy(force=True))
-    if request.with_entropy:
-        reading.entropies.append(_entropy(raw).numpy(force=True))
-    if request.num_top:
+    params = request.score_sampling or RAW
+    is_penalised = params.repetition_penalty != 1.0
+    following = range(first + 1, first + 1 + len(logits))
+    looked_up = draw(logits, [DrawRow(params, seen=tokens[:at] if is_penalised else (), token_id=tokens[at]) for at in following])
+    if request.score_sampling is not None:
+        reading.sampling_values.append(looked_up.sampling_logprobs)
+    if request.with_entropy or request.num_top:
+        largest, log_sums = (torch.from_numpy(each)[:, None].to(logits.device) for each in (looked_up.largest, looked_up.log_sums))
+        raw = (logits - largest).sub_(log_sums)
+        if request.with_entropy:
+            reading.entropies.append(_entropy(raw).numpy(force=True))
         top = raw.topk(request.num_top, dim=-1)
         reading.top.append((top.indices.numpy(force=True), top.values.numpy(force=True)))
-    return raw.gather(1, following)[:, 0].numpy(force=True)
+    return looked_up.logprobs
 
 
 def _entropy(raw: Tensor) -> Tensor:

@@ -113,13 +113,15 @@ class TorchStack:
         positions_T: Tensor,
         plan: AttentionPlan,
         *,
-        layers: slice = slice(None),
+        tap: int = 0,
         rows: Tensor | None = None,
         parts: Sequence[AdapterRows] = (),
     ) -> Tensor:
-        """(T, d_model) through these layers. With `rows`, which `plan.asked` is of, only those come out."""
+        """(T, d_model) through these layers; the rest as in kits.py."""
         turns = self._turns.index_select(0, positions_T)[:, None]
-        for layer in self.layers[layers]:
+        for number, layer in enumerate(self.layers):
+            if tap and number == tap:
+                plan.keep_tap(x_TD)
             if parts:
                 x_TD = layer.forward_adapted(x_TD, turns, plan, parts)
             else:

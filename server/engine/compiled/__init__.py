@@ -6,11 +6,13 @@
     rows.py        row by row: norm, spreading, quantisation, rotation
     products.py    rows times packed weights
     attention.py   queries over the blocks of a cache
+    logits.py      what rows of logits say of tokens, and which one a number draws
     entry.py       the one function that is called: a whole stack of layers, or one part of it
     matrices.py    packs weights
     region.py      calls it, on torch's own threads
     calls.py       one part at a time
     stack.py       the layers of a trunk or a head, called as fast.py calls them
+    sampler.py     rows of logits, called as the engine calls any sampler
 
 Every sum runs over one row alone and always in the same order. So a token's numbers are the same bit for bit beside any neighbours, in any
 chunk, after a cache hit or without one.

@@ -17,6 +17,7 @@ from polyhead.server.engine.compiled.jobs import (
     JOB,
     LAYER,
     LAYERS,
+    LOGITS,
     MATRIX,
     NORM,
     OUT,
@@ -26,9 +27,10 @@ from polyhead.server.engine.compiled.jobs import (
     SPREAD,
     STORE,
 )
+from polyhead.server.engine.compiled.logits import read_rows
 from polyhead.server.engine.compiled.machine import barrier, memory, team_size, thread_number
 from polyhead.server.engine.compiled.products import SCRATCH_BYTES, product, shared_product
-from polyhead.server.engine.compiled.rows import gate, keep_asked, norm, place_keys, spread
+from polyhead.server.engine.compiled.rows import gate, keep_asked, keep_tap, norm, place_keys, spread
 
 
 @njit
@@ -40,6 +42,8 @@ def run_layers(job, scratch, thread):
     num_segments, segments, slots = job.num_segments, job.segments, job.slots
     for number in range(job.num_layers):
         layer, first = layers[number], 4 * number
+        if job.tap_layer and number == job.tap_layer:
+            keep_tap(job, thread)
         product(job, matrices[first + QKV], num_rows, job.x, layer.norm, job.qkv, STORE, layer.eps, scratch, thread)
         place_keys(job, layer, thread)
         barrier()
@@ -104,5 +108,7 @@ def compiled_entry(fingerprint, is_kept):
             attend_once(job, scratch, thread)
         elif job.kind == GATE:
             gate(job, thread)
+        elif job.kind == LOGITS:
+            read_rows(job, thread)
 
     return entry

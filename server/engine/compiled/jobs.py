@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a job asks for.
-LAYERS, PRODUCT, SHARED_PRODUCT, NORM, SPREAD, ATTEND, GATE = range(7)
+LAYERS, PRODUCT, SHARED_PRODUCT, NORM, SPREAD, ATTEND, GATE, LOGITS = range(8)
 
 # What becomes of a product's rows: written; added to what stands there; silu(first half of a panel) * second half; written panel by panel.
 STORE, ADD, GATED, PANELS = range(4)
@@ -38,6 +38,25 @@ LAYER = np.dtype(
 # A run of one sequence's tokens: its first row of the batch, how many, the first one's position, and where its row of slots begins.
 SEGMENT = np.dtype([("row", np.int64), ("num_rows", np.int64), ("start", np.int64), ("slots", np.int64)])
 
+# A row of logits, what is asked of it, and the answers.
+LOGITS_ROW = np.dtype(
+    [
+        ("logits", np.int64),  # address, float32 (vocab,)
+        ("shaped", np.int64),  # address of what temperature and filters are for: the same, or penalised
+        ("is_plain", np.int64),  # whether these leave it as it is
+        ("temperature", np.float64),  # 0: greedy
+        ("top_k", np.int64),  # 0: all
+        ("top_p", np.float64),
+        ("min_p", np.float64),
+        ("number", np.float64),  # in [0, 1)
+        ("token_id", np.int64),  # the one that is asked about; below 0: as the number draws it
+        ("logprob", np.float32),  # raw, of the token
+        ("sampling_logprob", np.float32),  # shaped
+        ("largest", np.float32),  # raw logit
+        ("log_sum", np.float32),  # of exp(logit - largest); NaN if a logit is NaN or +inf, and then there is no token
+    ]
+)
+
 JOB = np.dtype(
     [
         ("kind", np.int64),
@@ -48,8 +67,8 @@ JOB = np.dtype(
         ("row_sums", np.int64),  # int32 (T,)
         # rows in and out
         ("num_rows", np.int64),
-        ("x", np.int64),  # float32 (T, d_model): the residual stream, in place; or a product's input
-        ("out", np.int64),  # a product's output
+        ("x", np.int64),  # float32 (T, d_model): the residual stream, in place; or a product's input; or LOGITS_ROW records
+        ("out", np.int64),  # a product's output; or each thread's room for a row of logits
         ("mode", np.int64),  # STORE, ADD, GATED or PANELS
         ("norm", np.int64),  # of a product's input; or 0
         ("eps", np.float64),
@@ -65,6 +84,9 @@ JOB = np.dtype(
         ("qkv", np.int64),  # float32 (T, (heads + 2 kv_heads) * head_dim)
         ("attended", np.int64),  # float32 (T, heads * head_dim)
         ("inner", np.int64),  # float32 (T, inner_width)
+        ("tap_layer", np.int64),  # what enters it is kept; 0: nothing
+        ("taps", np.int64),  # address of all that is kept, float32 (cache rows, d_model)
+        ("tap_rows", np.int64),  # int64 (T,): where in it
         # attention
         ("turns", np.int64),  # float32 (positions, 2, head_dim): what a number of a pair is multiplied by, and its other one
         ("positions", np.int64),  # int64 (T,)

@@ -28,7 +28,8 @@ THIN_ROWS = 16 if HAS_AVX512 else 8  # of a one-vector tile
 ACTIVATION_LEVELS = 127 if HAS_VNNI or not HAS_AVX2 else 63
 WEIGHT_OFFSET = 128  # weights are held as weight + 128, unsigned, as those instructions want one of their factors
 
-_I8, _I16, _I32, _I64, _F32 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64), ir.FloatType()
+_I8, _I16, _I32, _I64 = ir.IntType(8), ir.IntType(16), ir.IntType(32), ir.IntType(64)
+_F32, _F64 = ir.FloatType(), ir.DoubleType()
 
 
 def _vector(kind: ir.Type, lanes: int = LANES) -> ir.VectorType:
@@ -128,6 +129,12 @@ def _tile(
 def floats(_: Any, address: Any) -> Any:
     """float32 numbers at an address."""
     return types.CPointer(types.float32)(types.int64), lambda _context, builder, _sig, args: builder.inttoptr(args[0], _F32.as_pointer())
+
+
+@intrinsic  # type: ignore[untyped-decorator]
+def doubles(_: Any, address: Any) -> Any:
+    """float64 numbers at an address."""
+    return types.CPointer(types.float64)(types.int64), lambda _context, builder, _sig, args: builder.inttoptr(args[0], _F64.as_pointer())
 
 
 @intrinsic  # type: ignore[untyped-decorator]

@@ -140,6 +140,16 @@ def gate(job, thread):
 
 
 @njit
+def keep_tap(job, thread):
+    """Copy this thread's share of the residual stream to where it is kept."""
+    rows = longs(job.tap_rows)
+    for row in range(job.num_rows * thread // job.num_threads, job.num_rows * (thread + 1) // job.num_threads):
+        source, target = job.x + row * job.width * 4, job.taps + rows[row] * job.width * 4
+        for i in range(0, job.width, LANES):
+            store_first(target + i * 4, load_first(source + i * 4, job.width - i), job.width - i)
+
+
+@njit
 def keep_asked(job):
     """Move the rows that are asked for to the front: of the residual stream and of the queries. One thread; rows are ascending."""
     width = (job.num_heads + 2 * job.num_kv_heads) * job.head_dim

@@ -83,24 +83,25 @@ class CompiledStack:
         positions_T: Tensor,
         plan: AttentionPlan,
         *,
-        layers: slice = slice(None),
+        tap: int = 0,
         rows: Tensor | None = None,
         parts: Sequence[AdapterRows] = (),
     ) -> Tensor:
-        """(T, d_model) through these layers; x may be overwritten. With `rows`, which `plan.asked` is of, only those come out."""
+        """(T, d_model) through these layers; the rest as in kits.py."""
+        assert not (parts and tap), "adapters are heads', and taps the trunk's"
         if parts:
-            for number in range(self.num_layers)[layers]:
+            for number in range(self.num_layers):
                 x_TD = self._forward_adapted(number, x_TD, positions_T, plan, parts)
             return x_TD if rows is None else x_TD[rows]
-        first, last, _ = layers.indices(self.num_layers)
-        if first == last:
+        if not self.layers:
             return x_TD if rows is None else x_TD[rows]
         x_TD = x_TD.contiguous()
-        layer = self.layers[first]
-        job = self._attention_job(LAYERS, first, last, len(x_TD), positions_T, plan)
+        job = self._attention_job(LAYERS, 0, self.num_layers, len(x_TD), positions_T, plan)
         job["x"], job["width"] = x_TD.data_ptr(), x_TD.shape[1]
         assert self._matrices is not None
-        job["matrices"], job["inner_width"] = self._matrices.ctypes.data + 4 * first * self._matrices.itemsize, layer.inner_width
+        job["matrices"], job["inner_width"] = self._matrices.ctypes.data, self.layers[0].inner_width
+        if tap and plan.taps is not None:
+            job["tap_layer"], job["taps"], job["tap_rows"] = tap, plan.taps.data_ptr(), plan.write_rows.data_ptr()
         num_asked = len(x_TD)
         if rows is not None:
             assert plan.asked is not None

@@ -255,8 +255,9 @@ def test_a_team_smaller_than_asked_for() -> None:
 
 
 def run_here(before: str, **environment: str) -> None:
-    """This file's other tests, in a process of their own."""
-    run = f"import sys, pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', {__file__!r}, '-k', 'not other and not team']))\n"
+    """This file's other tests and those of the sampler, in a process of their own."""
+    files = [__file__, str(Path(__file__).with_name("test_sampler.py"))]
+    run = f"import sys, pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{files!r}, '-k', 'not test_other and not team']))\n"
     root = Path(__file__).resolve().parents[3]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", before + run],

@@ -51,7 +51,7 @@ def test_slices_change_no_number_and_bound_what_is_held_at_once(bench: Bench, mo
     """A long completion's (tokens, vocab) log-probs stood in memory a second and a third time."""
     held: list[int] = []
     plain = scorer._logprobs_of
-    monkeypatch.setattr(scorer, "_logprobs_of", lambda reading, logits, first: (held.append(len(logits)), plain(reading, logits, first))[1])
+    monkeypatch.setattr(scorer, "_logprobs_of", lambda reading, logits, *rest: (held.append(len(logits)), plain(reading, logits, *rest))[1])
     found = []
     for num_rows in (64, 7, 10_000):
         monkeypatch.setattr(scorer, "SLICE_ROWS", num_rows)
