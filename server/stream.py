@@ -19,16 +19,31 @@ class EventStream:
         self._observe = observe  # sees each event once, read or not
         self._events: list[Event] = []
         self._ready = asyncio.Event()
+        self._has_ended = False
+        self._is_closed = False
 
     def deliver(self, request: Request, events: list[Event]) -> None:
         """Called on the event loop, once a step."""
         self._events.extend(events)
+        self._has_ended = isinstance(events[-1], Ended)
         self._ready.set()
         try:
             for event in events:
                 self._observe(event)
         except Exception:
             logger.exception("events could not be observed; their reader has them all the same")
+        if self._is_closed:
+            self._drop(request)
+
+    def close(self, request: Request) -> None:
+        """The reader has gone. When the engine is done with the request, too, nothing of it stays."""
+        self._is_closed = True
+        self._drop(request)
+
+    def _drop(self, request: Request) -> None:
+        self._events = []
+        if self._has_ended:
+            request.let_go()
 
     async def batches(self) -> AsyncIterator[list[Event]]:
         """Everything that has come since the last read, until the request has ended. A slow reader gets longer lists."""

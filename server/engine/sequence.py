@@ -397,6 +397,15 @@ class Request:
             live.num_leases -= 1
         self.held = frozenset(heads)
 
+    def let_go(self) -> None:
+        """Untie what refers to each other, once neither the engine nor a reader wants it: left to the garbage collector, heads' weights
+        would stay in memory until it comes by.
+        """
+        for sample in self.samples:
+            sample.reading = sample.successor = None
+            sample.todo, sample.done = [], []
+        self.samples = []
+
     def _resolve(self, name: str, kind: HeadKind, active: ActiveSet) -> ServedHead:
         head = self.pinned.get(name) or active.heads.get(name)
         if head is None or head.manifest.kind is not kind:

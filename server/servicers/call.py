@@ -52,7 +52,7 @@ class Frontend:
         try:
             yield work, stream
         finally:
-            self._leave(work.request)
+            self._leave(work.request, stream)
 
     @contextlib.asynccontextmanager
     async def running(self, request: Request) -> AsyncIterator[EventStream]:
@@ -61,7 +61,7 @@ class Frontend:
         try:
             yield stream
         finally:
-            self._leave(request)
+            self._leave(request, stream)
 
     def _submit(self, request: Request) -> EventStream:
         stream = EventStream(self._observe)
@@ -70,10 +70,9 @@ class Frontend:
         self.engine.submit(request)
         return stream
 
-    def _leave(self, request: Request) -> None:
+    def _leave(self, request: Request, stream: EventStream) -> None:
         self.engine.cancel(request, Aborted("the call was cancelled"))
-        if request.is_ended:  # samples refer to their request: left to the garbage collector, it would keep its heads' weights
-            request.samples.clear()
+        stream.close(request)
 
     def _observe(self, event: Event) -> None:
         """What the histograms want to know of a request, when it is leased and when a sample of it is finished."""

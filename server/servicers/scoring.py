@@ -33,9 +33,9 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
                     done.append(event.sample)
                 elif isinstance(event, Ended) and event.error is not None:
                     raise event.error
-        await self._frontend.score_prompts(done)
-        done.sort(key=lambda sample: sample.prompt_index)
-        return await self._frontend.workers.run(self._response, work, done)
+            await self._frontend.score_prompts(done)
+            done.sort(key=lambda sample: sample.prompt_index)
+            return await self._frontend.workers.run(self._response, work, done)
 
     def _response(self, work: convert.Work, done: list[Sample]) -> scoring_pb2.ScoreResponse:
         checks = [check_reply(sample, self._frontend.door.tokenizer.decode) for sample in done]

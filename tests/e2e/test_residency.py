@@ -2,14 +2,16 @@
 
 from __future__ import annotations
 
+import os
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from pathlib import Path
+from unittest import mock
 
 import pytest
 
 from polyhead.client import Arm, Client
-from polyhead.client.errors import ResourceExhausted
+from polyhead.client.errors import InvalidArgument, ResourceExhausted
 from polyhead.client.local import LocalServer
 from polyhead.client.records import ResidentName
 from tests.e2e.support import (
@@ -18,6 +20,7 @@ from tests.e2e.support import (
     assert_blocks_returned,
     constant_policy,
     constant_value,
+    eventually,
     fresh_salt,
     serving,
     wait_until_running,
@@ -124,3 +127,63 @@ def test_the_budget_is_kept(client: Client) -> None:
         client.activate({f"copy-{version}": client.copy_head(f"many@{version}", f"copy-{version}") for version in versions})
     assert client.status().head_bytes <= BUDGET
     assert client.generate([PROMPT], max_new_tokens=2, ignore_eos=True)[0].head_version == 1
+
+
+@pytest.fixture(scope="module")
+def uncollected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    """Of a server whose garbage collector is off: what refers to itself in a circle stays."""
+    folder = tmp_path_factory.mktemp("uncollected")
+    (folder / "sitecustomize.py").write_text("import gc\ngc.disable()\n")
+    environment = mock.patch.dict(os.environ, PYTHONPATH=str(folder))
+    with environment, serving(tiny_model, folder / "store") as server, Client(server.address, timeout=60) as opened:
+        opened.push_head("many", constant_policy(opened, FIRST_TOKEN), kind="policy")
+        yield opened
+
+
+def generate_to_the_end(client: Client, head: str) -> None:
+    client.generate([PROMPT] * 2, head=head, n=2, max_new_tokens=5, score=["policy", "value", head])
+
+
+def stream_and_leave(client: Client, head: str) -> None:
+    with client.stream(PROMPT, head=head, max_new_tokens=900, ignore_eos=True) as pieces:
+        next(iter(pieces))
+
+
+def cancel_before_the_first_token(client: Client, head: str) -> None:
+    with client.stream(PROMPT, head=head, max_new_tokens=900, ignore_eos=True):
+        pass
+
+
+def score(client: Client, head: str) -> None:
+    client.score([(PROMPT, COMPLETION), (PROMPT, COMPLETION[:2])], heads=[head, "policy"], cache_salt=fresh_salt())
+
+
+def follow(client: Client, head: str) -> None:
+    """An activation in the middle; the version that goes is the one that drew first."""
+    client.activate({"many": int(head.partition("@")[2])})
+    with client.stream(PROMPT, head="many", max_new_tokens=300, ignore_eos=True, on_swap="follow") as pieces:
+        drawn = iter(pieces)
+        next(drawn)
+        client.activate({"many": 1})
+        for _ in drawn:
+            pass
+    client.activate({"value": 1})  # a rollback needs the version no more
+
+
+def out_of_room(client: Client, head: str) -> None:
+    with pytest.raises(InvalidArgument):
+        client.generate([PROMPT], head=head, max_new_tokens=10**6)
+
+
+@pytest.mark.parametrize("use", [generate_to_the_end, stream_and_leave, cancel_before_the_first_token, score, follow, out_of_room])
+def test_weights_go_as_soon_as_nothing_uses_them(uncollected: Client, use: Callable[[Client, str], None]) -> None:
+    """Not when the garbage collector comes by, which on a busy server may be never."""
+    client = uncollected
+    before = None
+    for number in (1, 2, 3):
+        version = client.push_head("many", constant_policy(client, FIRST_TOKEN + number), kind="policy")
+        use(client, f"many@{version}")
+        assert_blocks_returned(client)
+        client.delete_head(f"many@{version}")
+        before = before or client.status().head_bytes
+    eventually(lambda: client.status().head_bytes <= before, 5.0, f"{before} bytes of heads: {client.status().head_bytes}")
