@@ -23,6 +23,7 @@ from polyhead.server.bench.soak import soak
 from polyhead.server.bench.swapping import push, swaps, weights
 from polyhead.server.bench.worker import WorkerFailed
 
+FAILED = "could not be measured"
 Measure = Callable[[Session], Row | list[Row]]
 RUNS: Mapping[str, Measure] = {
     **{name: partial(decode, measure=name) for name in ("P1", "P2", "P3")},
@@ -51,15 +52,19 @@ class Notebook:
         self.head: dict[str, Any] = {}
 
     def resume(self) -> set[str]:
-        """Read the file of an earlier run, with what it says about machine and engines; the measures that it has. BadPlan if it is none."""
+        """Read the file of an earlier run, with what it says about machine and engines; the measures that it has. BadPlan if it is none.
+
+        Those that failed are forgotten, and measured again.
+        """
         if self.file is None or not self.file.is_file():
             return set()
         try:
             plain = json.loads(self.file.read_text(encoding="utf-8"))
-            self.rows = [Row.from_json(row) for row in plain["rows"]]
+            rows = [Row.from_json(row) for row in plain["rows"]]
         except (ValueError, KeyError, TypeError) as error:
             raise BadPlan(f"{self.file} is no result of `polyhead bench --json`: {error}") from None
         self.head = {key: value for key, value in plain.items() if key != "rows"}
+        self.rows = [row for row in rows if row.what != FAILED]
         return {row.id.split(" ")[0] for row in self.rows}
 
     def add(self, rows: Sequence[Row], head: dict[str, Any]) -> None:
@@ -103,5 +108,5 @@ def measured(session: Session, name: str) -> list[Row]:
         rows = RUNS[name](session)
     except (WorkerFailed, PolyheadError) as error:
         why = str(error).splitlines()[0]
-        return [Row(name, "could not be measured", "", True, (Series(OURS, (), why),), (Check("measured", None, None),))]
+        return [Row(name, FAILED, "", True, (Series(OURS, (), why),), (Check("measured", None, None),))]
     return rows if isinstance(rows, list) else [rows]

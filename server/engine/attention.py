@@ -1,6 +1,6 @@
 """Attention over blocks: the one place where transformers' layers meet our caches.
 
-Registered with transformers' AttentionInterface under NAME. The plan of a step arrives as the keyword argument `step`, through the
+Registered with transformers' AttentionInterface under NAME. The plan of a step arrives as the keyword argument `plan`, through the
 model call and never through a global. A semantic argument that this function does not know raises: ignoring one gives plausible
 wrong numbers.
 """
@@ -197,7 +197,7 @@ def block_attention(
     value: Tensor,
     attention_mask: Tensor | None,
     *,
-    step: AttentionPlan,
+    plan: AttentionPlan,
     scaling: float | None = None,
     dropout: float = 0.0,
     sliding_window: int | None = None,
@@ -214,30 +214,30 @@ def block_attention(
     layer = int(module.layer_idx)  # type: ignore[arg-type]
     scale = scaling if scaling is not None else query.shape[-1] ** -0.5
     queries, keys, values = query[0].transpose(0, 1), key[0].transpose(0, 1), value[0].transpose(0, 1)  # (tokens, heads, head_dim)
-    step.write(layer, torch.stack((keys, values), dim=1))
-    return attend(step, layer, queries, scale, sliding_window or 0, softcap)[None], None
+    plan.write(layer, torch.stack((keys, values), dim=1))
+    return attend(plan, layer, queries, scale, sliding_window or 0, softcap)[None], None
 
 
-def attend(step: AttentionPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None = None) -> Tensor:
+def attend(plan: AttentionPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None = None) -> Tensor:
     """Attend over the blocks, whose keys are written. `queries` and the result: (tokens, heads, head_dim)."""
-    assert not step.cache.shape.is_compiled, "this plan is for compiled layers"
-    if step.ragged is not None:
+    assert not plan.cache.shape.is_compiled, "this plan is for compiled layers"
+    if plan.ragged is not None:
         assert softcap is None, "no kernel was chosen for a family with a soft-cap"
-        return step.ragged.attend(step.cache, layer, queries, scale, window)
-    if step.is_one_group:
-        return _decode(step.cache, step.decodes[0], layer, queries, scale, window, softcap)
+        return plan.ragged.attend(plan.cache, layer, queries, scale, window)
+    if plan.is_one_group:
+        return _decode(plan.cache, plan.decodes[0], layer, queries, scale, window, softcap)
     out = torch.empty(queries.shape, dtype=queries.dtype, device=queries.device)
-    for group in step.decodes:
-        out[group.rows] = _decode(step.cache, group, layer, queries[group.rows], scale, window, softcap)
-    for index, (row, segment, slots) in enumerate(step.prefills):
+    for group in plan.decodes:
+        out[group.rows] = _decode(plan.cache, group, layer, queries[group.rows], scale, window, softcap)
+    for index, (row, segment, slots) in enumerate(plan.prefills):
         length = segment.end - segment.start
-        cached_keys, cached_values = step.cache.gather(layer, slots)
+        cached_keys, cached_values = plan.cache.gather(layer, slots)
         part, keys, values = queries[row : row + length], cached_keys[:, :, : segment.end], cached_values[:, :, : segment.end]
         if segment.start and length <= _FEW_TOKENS and softcap is None:
-            stacked = step.stacked_mask(index, window, queries.shape[1] // keys.shape[1])
+            stacked = plan.stacked_mask(index, window, queries.shape[1] // keys.shape[1])
             out[row : row + length] = _attend_stacked(part, keys, values, stacked, scale)
         else:
-            mask = step.prefill_mask(index, window)
+            mask = plan.prefill_mask(index, window)
             out[row : row + length] = _attend(part.transpose(0, 1)[None], keys, values, mask, scale, softcap)[0].transpose(0, 1)
     return out
 

@@ -24,13 +24,13 @@ from polyhead.server.engine.llama import NormWeight, is_known, norm_weight, rota
 class FastTrunk:
     """ids -> boundary states, called as the TrunkModule that it is made from."""
 
-    def __init__(self, trunk: TrunkModule, layers: list[Any], turns: Tensor, kit: Kit) -> None:
-        """`layers` as the kit packed them; `turns` (max_context, head_dim / 2), complex: each position's rotation."""
+    def __init__(self, trunk: TrunkModule, layers: list[Any], rotations: Tensor, kit: Kit) -> None:
+        """`layers` as the kit packed them; `rotations` (max_context, head_dim / 2), complex: each position's rotation."""
         self.spec = trunk.spec
         self.embedding = trunk.embedding
         self.tied_output = kit.tied(self.embedding.detach()) if self.spec.tied else None  # a tied head's, and so held once
-        self.turns = {torch.float32: turns}  # by the dtype they are rounded to; heads share them
-        self.stack = kit.stack(layers, self.turns_at(self.embedding.dtype))
+        self.rotations = {torch.float32: rotations}  # by the dtype they are rounded to; heads share them
+        self.stack = kit.stack(layers, self.rotations_at(self.embedding.dtype))
         self.tap_layer = 0  # what enters it is kept; 0: nothing
 
     @property
@@ -39,17 +39,17 @@ class FastTrunk:
         held = self.stack.num_bytes + (self.tied_output.num_bytes if self.tied_output else 0)
         return held + self.embedding.numel() * self.embedding.element_size()
 
-    def turns_at(self, dtype: torch.dtype) -> Tensor:
+    def rotations_at(self, dtype: torch.dtype) -> Tensor:
         """The rotations with sines and cosines rounded to `dtype`, as the families' own modules round them."""
-        if dtype not in self.turns:
-            rounded = torch.view_as_real(self.turns[torch.float32]).to(dtype).float()
-            self.turns[dtype] = torch.view_as_complex(rounded)
-        return self.turns[dtype]
+        if dtype not in self.rotations:
+            rounded = torch.view_as_real(self.rotations[torch.float32]).to(dtype).float()
+            self.rotations[dtype] = torch.view_as_complex(rounded)
+        return self.rotations[dtype]
 
-    def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, step: AttentionPlan) -> Tensor:
+    def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, plan: AttentionPlan) -> Tensor:
         """(1, T, d_model)."""
         x_TD = embedding(input_ids_1T[0], self.embedding)
-        return self.stack.forward(x_TD, position_ids_1T[0], step, tap=self.tap_layer)[None]
+        return self.stack.forward(x_TD, position_ids_1T[0], plan, tap=self.tap_layer)[None]
 
 
 class FastHead:
@@ -57,7 +57,7 @@ class FastHead:
 
     def __init__(self, head: HeadModule, layers: list[Any], norm: NormWeight, trunk: FastTrunk, kit: Kit) -> None:
         self.spec, self.output, self.dtype = head.spec, head.output, head.dtype
-        self.stack = kit.stack(layers, trunk.turns_at(head.dtype))
+        self.stack = kit.stack(layers, trunk.rotations_at(head.dtype))
         self.norm = kit.norm(*norm)
         self._project, output_bytes = _projection(head, trunk, kit)
         self.num_bytes = self.stack.num_bytes + norm[0].nbytes + output_bytes  # what nobody shares
@@ -68,12 +68,12 @@ class FastHead:
         position_ids_1T: Tensor,
         rows: Tensor,
         *,
-        step: AttentionPlan,
+        plan: AttentionPlan,
         parts: Sequence[AdapterRows] = (),
     ) -> Tensor:
         """(rows, vocab) logits or (rows,) scalars; `states` may be overwritten. `parts`: rows of T that adapters own."""
-        asked = rows if parts or step.asked is not None else None
-        return self._project(self.norm(self.stack.forward(states_1TD[0], position_ids_1T[0], step, rows=asked, parts=parts)))
+        asked = rows if parts or plan.asked is not None else None
+        return self._project(self.norm(self.stack.forward(states_1TD[0], position_ids_1T[0], plan, rows=asked, parts=parts)))
 
 
 class FastHeadGroup:
@@ -82,8 +82,8 @@ class FastHeadGroup:
     def __init__(self, base: FastHead) -> None:
         self._base = base
 
-    def __call__(self, parts: Sequence[AdapterRows], *inputs: Tensor, step: AttentionPlan) -> Tensor:
-        return self._base(*inputs, step=step, parts=parts)
+    def __call__(self, parts: Sequence[AdapterRows], *inputs: Tensor, plan: AttentionPlan) -> Tensor:
+        return self._base(*inputs, plan=plan, parts=parts)
 
 
 class FastLoraHead:
@@ -94,8 +94,8 @@ class FastLoraHead:
         self._base = base
         self._parts = [AdapterRows(slice(None), adapter)]
 
-    def __call__(self, *inputs: Tensor, step: AttentionPlan) -> Tensor:
-        return self._base(*inputs, step=step, parts=self._parts)
+    def __call__(self, *inputs: Tensor, plan: AttentionPlan) -> Tensor:
+        return self._base(*inputs, plan=plan, parts=self._parts)
 
 
 def fast_trunk(trunk: TrunkModule, max_context: int, kit: Kit) -> FastTrunk | None:

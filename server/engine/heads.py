@@ -67,9 +67,9 @@ class HeadRunner:
             return self.graphs.run(head.digest, partial(self._every_row, head.module), state_rows, positions_T, plan).float()
         inputs = self._states(state_rows), positions_T[None], wanted
         if not adapted:
-            return cast(Tensor, head.module(*inputs, step=plan)).float()
+            return cast(Tensor, head.module(*inputs, plan=plan)).float()
         assert head.group is not None, "a head got its group before the first adapter on it was served"
-        return head.group(adapted, *inputs, step=plan).float()
+        return head.group(adapted, *inputs, plan=plan).float()
 
     def forget(self, digest: str) -> None:
         """The head's weights are no longer in memory."""
@@ -77,7 +77,7 @@ class HeadRunner:
             self.graphs.forget(digest)
 
     def _every_row(self, head: FastHead, state_rows: Tensor, positions_T: Tensor, plan: AttentionPlan) -> Tensor:
-        return head(self._states(state_rows), positions_T[None], torch.arange(len(positions_T), device=positions_T.device), step=plan)
+        return head(self._states(state_rows), positions_T[None], torch.arange(len(positions_T), device=positions_T.device), plan=plan)
 
     def _states(self, state_rows: Tensor) -> Tensor:
         """(1, T, d_model), in the heads' dtype."""
@@ -134,6 +134,6 @@ def canary(module: HeadModule | FastHead | FastLoraHead, states: Tensor, shape: 
     cache = KvCache(shape, num_layers, num_slots + 1)
     plan = AttentionPlan.build(cache, [Segment(list(range(1, num_slots + 1)), 0, num_tokens)], [0])
     positions = torch.arange(num_tokens, device=states.device)
-    output = module(states[None].to(shape.dtype), positions[None], positions, step=plan)
+    output = module(states[None].to(shape.dtype), positions[None], positions, plan=plan)
     if not torch.isfinite(output).all():
         raise DataLoss("the head's output in the canary pass is not finite", field="weights")

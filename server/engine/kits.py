@@ -66,8 +66,8 @@ class Kit(Protocol):
         """One layer, packed: for `stack`."""
         ...
 
-    def stack(self, layers: Sequence[Any], turns: Tensor) -> Stack:
-        """`turns` (max_context, head_dim / 2), complex: each position's rotation."""
+    def stack(self, layers: Sequence[Any], rotations: Tensor) -> Stack:
+        """`rotations` (max_context, head_dim / 2), complex: each position's rotation."""
         ...
 
     def norm(self, weight: Tensor, eps: float) -> Rows: ...
@@ -96,8 +96,8 @@ class TorchKit:
     def layer(self, parts: LayerParts) -> TorchLayer:
         return TorchLayer(parts, self.linears)
 
-    def stack(self, layers: Sequence[TorchLayer], turns: Tensor) -> TorchStack:
-        return TorchStack(layers, turns)
+    def stack(self, layers: Sequence[TorchLayer], rotations: Tensor) -> TorchStack:
+        return TorchStack(layers, rotations)
 
     def norm(self, weight: Tensor, eps: float) -> Norm:
         return Norm(weight, eps)

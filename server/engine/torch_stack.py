@@ -49,9 +49,9 @@ class TorchLayer:
         linears: tuple[Linear | Gated, ...] = (self.qkv, self.out, self.gated, self.down)
         return sum(norm.weight.nbytes for norm in norms) + sum(each.num_bytes for each in linears)
 
-    def forward(self, x_TD: Tensor, turns: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
-        """(T, D) in, (T, D) out; with `rows`, only those rows out. `turns` (T, 1, head_dim / 2), complex: each position's rotation."""
-        queries = self._queries(self.qkv(self.norm(x_TD)), turns, plan)
+    def forward(self, x_TD: Tensor, rotations: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
+        """(T, D) in, (T, D) out; with `rows`, only those rows out. `rotations` (T, 1, head_dim / 2), complex: each position's rotation."""
+        queries = self._queries(self.qkv(self.norm(x_TD)), rotations, plan)
         if rows is not None:
             assert plan.asked is not None
             x_TD, queries, plan = x_TD[rows], queries[rows], plan.asked
@@ -61,7 +61,7 @@ class TorchLayer:
         x_TD = self.out.add_to(attended.reshape(len(x_TD), -1), x_TD)
         return self.down.add_to(self.gated(self.mlp_norm(x_TD)), x_TD)
 
-    def forward_adapted(self, x_TD: Tensor, turns: Tensor, plan: AttentionPlan, parts: Sequence[AdapterRows]) -> Tensor:
+    def forward_adapted(self, x_TD: Tensor, rotations: Tensor, plan: AttentionPlan, parts: Sequence[AdapterRows]) -> Tensor:
         """The same with adapters, each added to its own rows of every product; so nothing is fused behind a product."""
         normed = self.norm(x_TD)
         qkv = self.qkv(normed)
@@ -70,14 +70,14 @@ class TorchLayer:
         self._add(parts, "self_attn.q_proj", normed, qkv[:, :keys], self.num_heads)
         self._add(parts, "self_attn.k_proj", normed, qkv[:, keys:values], self.num_kv_heads)
         self._add(parts, "self_attn.v_proj", normed, qkv[:, values:])
-        attended = attend(plan, self.index, self._queries(qkv, turns, plan), self.scaling, self.window).reshape(len(x_TD), -1)
+        attended = attend(plan, self.index, self._queries(qkv, rotations, plan), self.scaling, self.window).reshape(len(x_TD), -1)
         x_TD = x_TD + self._add(parts, "self_attn.o_proj", attended, self.out(attended))
         normed = self.mlp_norm(x_TD)
         gate, up = self.gated.parts(normed)
         inner = silu(self._add(parts, "mlp.gate_proj", normed, gate)) * self._add(parts, "mlp.up_proj", normed, up)
         return x_TD + self._add(parts, "mlp.down_proj", inner, self.down(inner))
 
-    def _queries(self, qkv: Tensor, turns: Tensor, plan: AttentionPlan) -> Tensor:
+    def _queries(self, qkv: Tensor, rotations: Tensor, plan: AttentionPlan) -> Tensor:
         """Rotate queries and keys where they stand, write keys and values, and return the queries, (T, heads, head_dim)."""
         num_tokens, num_turned = len(qkv), self.num_heads + self.num_kv_heads
         qkv = qkv.view(num_tokens, num_turned + self.num_kv_heads, self.head_dim)
@@ -86,7 +86,7 @@ class TorchLayer:
             queries.copy_(self.query_norm(queries))
             keys = turned[:, self.num_heads :]
             keys.copy_(self.key_norm(keys))
-        _turn(turned.view(num_tokens, num_turned, -1, 2), turns)
+        _turn(turned.view(num_tokens, num_turned, -1, 2), rotations)
         plan.write(self.index, qkv[:, self.num_heads :].view(num_tokens, 2, self.num_kv_heads, self.head_dim))
         return queries
 
@@ -101,11 +101,11 @@ class TorchLayer:
 class TorchStack:
     """Layers that follow each other."""
 
-    def __init__(self, layers: Sequence[TorchLayer], turns: Tensor) -> None:
+    def __init__(self, layers: Sequence[TorchLayer], rotations: Tensor) -> None:
         self.layers = list(layers)
         self.num_layers = len(self.layers)
         self.num_bytes = sum(layer.num_bytes for layer in layers)
-        self._turns = turns
+        self._rotations = rotations
 
     def forward(
         self,
@@ -118,23 +118,23 @@ class TorchStack:
         parts: Sequence[AdapterRows] = (),
     ) -> Tensor:
         """(T, d_model) through these layers; the rest as in kits.py."""
-        turns = self._turns.index_select(0, positions_T)[:, None]
+        rotations = self._rotations.index_select(0, positions_T)[:, None]
         for number, layer in enumerate(self.layers):
             if tap and number == tap:
                 plan.keep_tap(x_TD)
             if parts:
-                x_TD = layer.forward_adapted(x_TD, turns, plan, parts)
+                x_TD = layer.forward_adapted(x_TD, rotations, plan, parts)
             else:
-                x_TD = layer.forward(x_TD, turns, plan, rows if layer is self.layers[-1] else None)
+                x_TD = layer.forward(x_TD, rotations, plan, rows if layer is self.layers[-1] else None)
         return x_TD[rows] if parts and rows is not None else x_TD
 
 
-def _turn(pairs: Tensor, turns: Tensor) -> None:
+def _turn(pairs: Tensor, rotations: Tensor) -> None:
     """Rotate (T, heads, head_dim / 2, 2) in place, in float32 whatever the dtype."""
     if pairs.dtype == torch.float32:
-        torch.view_as_complex(pairs).mul_(turns)
+        torch.view_as_complex(pairs).mul_(rotations)
     else:
-        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(turns)))
+        pairs.copy_(torch.view_as_real(torch.view_as_complex(pairs.float()).mul_(rotations)))
 
 
 def _optional_norm(norm: NormWeight | None) -> Norm | None:

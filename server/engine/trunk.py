@@ -73,7 +73,7 @@ class TrunkRunner:
             self._compute(tokens, positions, plan)
 
     def _compute(self, tokens_T: Tensor, positions_T: Tensor, plan: AttentionPlan) -> Tensor:
-        states_TD: Tensor = self.module(tokens_T[None], positions_T[None], step=plan)[0]
+        states_TD: Tensor = self.module(tokens_T[None], positions_T[None], plan=plan)[0]
         self.cache.states.index_copy_(0, plan.write_rows, states_TD)
         return states_TD
 
@@ -101,6 +101,6 @@ class TrunkRunner:
 
 def _tap(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Keep what enters the layer. The step's plan says where; a pass without one (the checks at load) keeps nothing."""
-    plan = kwargs.get("step")
+    plan = kwargs.get("plan")
     if isinstance(plan, AttentionPlan):
         plan.keep_tap((args[0] if args else kwargs["hidden_states"])[0])

@@ -9,14 +9,17 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 import psutil
 import pytest
 
+from polyhead.client import PolyheadError
+from polyhead.server.bench import runner
 from polyhead.server.bench.plan import MEASURES, BadPlan, Plan, chosen, flags_of
 from polyhead.server.bench.results import Row
 from polyhead.server.bench.runner import Notebook
+from polyhead.server.bench.session import Session
 
 COMMAND = [sys.executable, "-m", "polyhead.client.cli", "bench"]
 TINY_SERVER = "--split-layer 2 --cache-bytes 32000000"
@@ -146,6 +149,18 @@ def test_a_resumed_run_remembers_whom_it_was_measured_beside(tmp_path: Path) -> 
     assert written["versions"] == {"torch": "3", "vllm": "2"}
     assert [row["id"] for row in written["rows"]] == ["P1", "P2"]
     assert (written["command"], written["runs"]) == (["--resume"], 5)
+
+
+def test_a_resumed_run_tries_again_what_failed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(_: object) -> Row:
+        raise PolyheadError("no server")
+
+    monkeypatch.setitem(cast(dict[str, Any], runner.RUNS), "P2", fail)
+    notebook = Notebook(tmp_path / "bench.json", [])
+    notebook.add([Row("P1", "decode", "tokens/s", True), *runner.measured(cast(Session, None), "P2")], {"versions": {}})
+    later = Notebook(notebook.file, ["--resume"])
+    assert later.resume() == {"P1"}
+    assert [row.id for row in later.rows] == ["P1"]
 
 
 def test_a_file_that_is_no_result_is_refused(tmp_path: Path) -> None:

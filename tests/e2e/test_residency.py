@@ -11,7 +11,7 @@ from unittest import mock
 import pytest
 
 from polyhead.client import Arm, Client
-from polyhead.client.errors import InvalidArgument, ResourceExhausted
+from polyhead.client.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from polyhead.client.local import LocalServer
 from polyhead.client.records import ResidentName
 from tests.e2e.support import (
@@ -170,12 +170,38 @@ def follow(client: Client, head: str) -> None:
     client.activate({"value": 1})  # a rollback needs the version no more
 
 
-def out_of_room(client: Client, head: str) -> None:
+def abort_by_an_activation(client: Client, head: str) -> None:
+    with client.stream(PROMPT, head=head, max_new_tokens=900, ignore_eos=True, on_swap="abort") as pieces:
+        next(drawn := iter(pieces))
+        client.activate({"value": 1})
+        for _ in drawn:
+            pass
+    assert pieces.sample.finish_reason == "aborted"
+
+
+def miss_the_deadline(client: Client, head: str) -> None:
+    with pytest.raises(DeadlineExceeded):
+        client.generate([PROMPT], head=head, max_new_tokens=900, ignore_eos=True, timeout=0.1)
+
+
+def ask_too_much(client: Client, head: str) -> None:
     with pytest.raises(InvalidArgument):
         client.generate([PROMPT], head=head, max_new_tokens=10**6)
 
 
-@pytest.mark.parametrize("use", [generate_to_the_end, stream_and_leave, cancel_before_the_first_token, score, follow, out_of_room])
+USES = [
+    generate_to_the_end,
+    stream_and_leave,
+    cancel_before_the_first_token,
+    score,
+    follow,
+    abort_by_an_activation,
+    miss_the_deadline,
+    ask_too_much,
+]
+
+
+@pytest.mark.parametrize("use", USES)
 def test_weights_go_as_soon_as_nothing_uses_them(uncollected: Client, use: Callable[[Client, str], None]) -> None:
     """Not when the garbage collector comes by, which on a busy server may be never."""
     client = uncollected

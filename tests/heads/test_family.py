@@ -152,7 +152,7 @@ class Plan:
 def _recording_attention(
     module: Any, query: torch.Tensor, key: torch.Tensor, value: torch.Tensor, attention_mask: Any, **arguments: Any
 ) -> tuple[torch.Tensor, None]:
-    plan = arguments["step"]
+    plan = arguments["plan"]
     assert attention_mask is None
     assert module.is_causal
     assert arguments["position_ids"].shape == (1, query.shape[2])
@@ -179,15 +179,15 @@ WINDOWS: dict[str, list[int | None]] = {  # of all four layers
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_arguments_reach_the_attention_function(name: str, tmp_path: Path) -> None:
-    """`step`, window, soft-cap and scaling arrive at each layer, with its own number in the part and its original window."""
+    """`plan`, window, soft-cap and scaling arrive at each layer, with its own number in the part and its original window."""
     split = split_tiny(name, tmp_path, 1)
     family.set_attention(split.trunk, "test_recording")
     lower, upper = Plan(), Plan()
     with torch.no_grad():
-        states = split.trunk(random_ids(LENGTH), positions(), step=lower)
+        states = split.trunk(random_ids(LENGTH), positions(), plan=lower)
         assert upper.layers == []
         family.set_attention(split.head, "test_recording")
-        split.head(states, positions(), rows=torch.tensor([3]), step=upper)
+        split.head(states, positions(), rows=torch.tensor([3]), plan=upper)
     assert (lower.layers, upper.layers) == ([0], [0, 1, 2])
     assert lower.windows + upper.windows == WINDOWS.get(name, [None] * 4)
     assert set(lower.softcaps + upper.softcaps) == {0.5 if name == "gemma2" else None}

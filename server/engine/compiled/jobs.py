@@ -88,7 +88,7 @@ JOB = np.dtype(
         ("taps", np.int64),  # address of all that is kept, float32 (cache rows, d_model)
         ("tap_rows", np.int64),  # int64 (T,): where in it
         # attention
-        ("turns", np.int64),  # float32 (positions, 2, head_dim): what a number of a pair is multiplied by, and its other one
+        ("rotations", np.int64),  # float32 (positions, 2, head_dim): what a number of a pair is multiplied by, and its other one
         ("positions", np.int64),  # int64 (T,)
         ("cache", np.int64),  # address of each cache layer's address
         ("block_size", np.int64),

@@ -80,13 +80,13 @@ def quantise(x, out, width, padded_width, scales, sums, row):
 
 
 @njit
-def turn(row, turns, num_heads, head_dim):
+def turn(row, rotations, num_heads, head_dim):
     """Rotate the pairs of each head in place: x * (cos, cos) + (other of the pair) * (-sin, sin)."""
     for head in range(num_heads):
         for i in range(0, head_dim, LANES):
             at, left = row + (head * head_dim + i) * 4, head_dim - i
             numbers = load_first(at, left)
-            cosines, sines = load_first(turns + i * 4, left), load_first(turns + (head_dim + i) * 4, left)
+            cosines, sines = load_first(rotations + i * 4, left), load_first(rotations + (head_dim + i) * 4, left)
             store_first(at, numbers * cosines + swapped_pairs(numbers) * sines, left)
 
 
@@ -102,7 +102,7 @@ def place_keys(job, layer, thread):
             for head in range(num_turned):
                 weight = layer.query_norm if head < job.num_heads else layer.key_norm
                 norm(at + head * head_dim * 4, weight, at + head * head_dim * 4, head_dim, layer.eps)
-        turn(at, job.turns + positions[row] * 2 * head_dim * 4, num_turned, head_dim)
+        turn(at, job.rotations + positions[row] * 2 * head_dim * 4, num_turned, head_dim)
     size, write_rows = job.block_size, longs(job.write_rows)
     for new in range(job.num_new):
         row = longs(job.new_rows)[new] if job.new_rows else new

@@ -69,9 +69,9 @@ class Tables:
 class CompiledStack:
     """Layers that follow each other."""
 
-    def __init__(self, layers: Sequence[CompiledLayer], turns: Tensor) -> None:
+    def __init__(self, layers: Sequence[CompiledLayer], rotations: Tensor) -> None:
         self.layers = list(layers)
-        self._turns = _factors(turns)
+        self._rotations = _factors(rotations)
         self._records = np.concatenate([layer.record for layer in layers]) if layers else np.zeros(0, LAYER)
         self._matrices = np.concatenate([layer.matrices for layer in layers]) if layers else None
         self.num_layers = len(layers)
@@ -129,7 +129,7 @@ class CompiledStack:
         job["kind"], job["num_rows"], job["num_asked"] = kind, num_rows, -1
         job["layers"], job["num_layers"] = self._records.ctypes.data + first * self._records.itemsize, last - first
         job["num_heads"], job["num_kv_heads"], job["head_dim"] = layer.num_heads, layer.num_kv_heads, layer.head_dim
-        job["turns"], job["positions"] = self._turns.data_ptr(), positions.data_ptr()
+        job["rotations"], job["positions"] = self._rotations.data_ptr(), positions.data_ptr()
         job["cache"], job["block_size"] = plan.cache.addresses.ctypes.data, plan.cache.shape.block_size
         job["num_new"], job["write_rows"] = len(plan.write_rows), plan.write_rows.data_ptr()
         job["new_rows"] = 0 if plan.new_rows is None else plan.new_rows.data_ptr()
@@ -165,12 +165,12 @@ class CompiledStack:
 _known_factors: MutableMapping[Tensor, Tensor] = WeakTensorKeyDictionary()
 
 
-def _factors(turns: Tensor) -> Tensor:
+def _factors(rotations: Tensor) -> Tensor:
     """(positions, 2, head_dim): what each number of a pair is multiplied by, and what its other one. Made once for all heads."""
-    if turns not in _known_factors:
-        cosines, sines = turns.real.repeat_interleave(2, dim=1), torch.stack((-turns.imag, turns.imag), dim=2).flatten(1)
-        _known_factors[turns] = torch.stack((cosines, sines), dim=1).contiguous()
-    return _known_factors[turns]
+    if rotations not in _known_factors:
+        cosines, sines = rotations.real.repeat_interleave(2, dim=1), torch.stack((-rotations.imag, rotations.imag), dim=2).flatten(1)
+        _known_factors[rotations] = torch.stack((cosines, sines), dim=1).contiguous()
+    return _known_factors[rotations]
 
 
 def _low_rank(pair: LowRank, rows: Tensor) -> Tensor:
@@ -196,8 +196,8 @@ class CompiledKit:
     def layer(self, parts: LayerParts) -> CompiledLayer:
         return CompiledLayer(parts, is_int8=self.is_int8)
 
-    def stack(self, layers: Sequence[CompiledLayer], turns: Tensor) -> CompiledStack:
-        return CompiledStack(layers, turns)
+    def stack(self, layers: Sequence[CompiledLayer], rotations: Tensor) -> CompiledStack:
+        return CompiledStack(layers, rotations)
 
     def norm(self, weight: Tensor, eps: float) -> CompiledNorm:
         return CompiledNorm(weight, eps)

@@ -91,7 +91,7 @@ def test_any_mix_of_lengths_is_padded_to_twice_at_most_and_answered_row_by_row(
         plan = AttentionPlan.build(cache, [segments[row] for row in rows], [segments[row].start for row in rows])
         layer = SimpleNamespace(layer_idx=0)
         inputs = (each[:, :, rows] for each in (query, key, value))
-        return block_attention(layer, *inputs, None, step=plan, sliding_window=window, softcap=softcap)[0][0], plan  # type: ignore[arg-type]
+        return block_attention(layer, *inputs, None, plan=plan, sliding_window=window, softcap=softcap)[0][0], plan  # type: ignore[arg-type]
 
     together, plan = attend(list(range(len(ends))))
     assert sorted(row for group in plan.decodes for row in group.rows.tolist()) == list(range(len(ends)))

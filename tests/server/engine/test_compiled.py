@@ -165,7 +165,7 @@ class OneLayer:
         record["window"], record["scale"] = window, self.scale
         self.stack = CompiledStack([], torch.ones(1, 1, dtype=torch.complex64))
         self.stack._records = record
-        self.stack._turns = torch.stack((torch.ones(2048, head_dim), torch.zeros(2048, head_dim)), dim=1)  # nothing turns
+        self.stack._rotations = torch.stack((torch.ones(2048, head_dim), torch.zeros(2048, head_dim)), dim=1)  # nothing turns
         self.stack.layers = [  # type: ignore[assignment]
             SimpleNamespace(
                 num_heads=num_heads, num_kv_heads=num_kv_heads, head_dim=head_dim, inner_width=1, qkv=SimpleNamespace(num_in=1)

@@ -71,8 +71,8 @@ def test_rotations_are_those_of_the_family(dtype: torch.dtype, llama_folder: Pat
     rotary = bench.model.model.rotary_emb  # type: ignore[union-attr]
     cos, sin = rotary(torch.zeros(1, 1, 1, dtype=dtype), torch.arange(256)[None])  # type: ignore[operator]
     half = cos.shape[-1] // 2
-    assert torch.equal(trunk.turns_at(dtype).real, cos[0, :, :half].float())
-    assert torch.equal(trunk.turns_at(dtype).imag, sin[0, :, :half].float())
+    assert torch.equal(trunk.rotations_at(dtype).real, cos[0, :, :half].float())
+    assert torch.equal(trunk.rotations_at(dtype).imag, sin[0, :, :half].float())
 
 
 def test_neighbours_chunks_and_cache(llama_folder: Path) -> None:
