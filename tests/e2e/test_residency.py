@@ -86,7 +86,7 @@ def test_three_snapshots_of_a_policy_generate_as_arms_of_one_request(client: Cli
 
 def test_status_shows_each_names_versions_and_requests_while_they_run(server: LocalServer, client: Client) -> None:
     arms = [Arm(f"policy@{version}", 1) for version in (1, 2, 3)]
-    with client.samples([PROMPT], arms=arms, max_new_tokens=900, ignore_eos=True, score=["preference-test"]) as samples:
+    with client.samples([PROMPT], arms=arms, max_new_tokens=3000, ignore_eos=True, score=["preference-test"]) as samples:
         reader = threading.Thread(target=lambda: [None for _ in samples])
         reader.start()
         wait_until_running(client)
@@ -145,12 +145,12 @@ def generate_to_the_end(client: Client, head: str) -> None:
 
 
 def stream_and_leave(client: Client, head: str) -> None:
-    with client.stream(PROMPT, head=head, max_new_tokens=900, ignore_eos=True) as pieces:
+    with client.stream(PROMPT, head=head, max_new_tokens=3000, ignore_eos=True) as pieces:
         next(iter(pieces))
 
 
 def cancel_before_the_first_token(client: Client, head: str) -> None:
-    with client.stream(PROMPT, head=head, max_new_tokens=900, ignore_eos=True):
+    with client.stream(PROMPT, head=head, max_new_tokens=3000, ignore_eos=True):
         pass
 
 
@@ -171,7 +171,7 @@ def follow(client: Client, head: str) -> None:
 
 
 def abort_by_an_activation(client: Client, head: str) -> None:
-    with client.stream(PROMPT, head=head, max_new_tokens=900, ignore_eos=True, on_swap="abort") as pieces:
+    with client.stream(PROMPT, head=head, max_new_tokens=3000, ignore_eos=True, on_swap="abort") as pieces:
         next(drawn := iter(pieces))
         client.activate({"value": 1})
         for _ in drawn:
@@ -181,7 +181,7 @@ def abort_by_an_activation(client: Client, head: str) -> None:
 
 def miss_the_deadline(client: Client, head: str) -> None:
     with pytest.raises(DeadlineExceeded):
-        client.generate([PROMPT], head=head, max_new_tokens=900, ignore_eos=True, timeout=0.1)
+        client.generate([PROMPT], head=head, max_new_tokens=3000, ignore_eos=True, timeout=0.1)
 
 
 def ask_too_much(client: Client, head: str) -> None:

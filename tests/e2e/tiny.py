@@ -9,7 +9,7 @@ from transformers import PreTrainedTokenizerFast
 
 from tests.heads.models import save_tiny
 
-CONTEXT = 1024
+CONTEXT = 4096
 BOS, EOS = 1, 2
 _SPECIAL = ["<pad>", "<s>", "</s>", "<|user|>", "<|assistant|>", "<|system|>"]
 _MERGES = [("Ġ", "Y"), ("ĠY", "e"), ("ĠYe", "s"), ("Ġ", "N"), ("ĠN", "o")]  # " Yes" and " No" are what a rule head answers
