@@ -22,6 +22,7 @@ class LlamaCpp:
         llama.llama_backend_init()
         parameters = llama.llama_model_default_params()
         parameters.n_gpu_layers = 0
+        parameters.use_extra_bufts = "amx_int8" not in Path("/proc/cpuinfo").read_text()  # 0.3.36 dies of Q8_0 in AMX's layout
         self.model = llama.llama_model_load_from_file(file.encode(), parameters)
         if not self.model:
             raise RuntimeError(f"llama.cpp cannot load {Path(file).name}")

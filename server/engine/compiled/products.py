@@ -7,9 +7,11 @@ from __future__ import annotations
 import numpy as np
 from numba import njit
 
+from polyhead.server.engine.compiled.amx import amx_rows, begin_tiles, end_tiles
 from polyhead.server.engine.compiled.jobs import ADD, GATED, PANELS
 from polyhead.server.engine.compiled.lanes import load, load_first, load_ints_less, silu, splat, store, store_first
 from polyhead.server.engine.compiled.machine import (
+    HAS_AMX,
     LANES,
     PANEL,
     WEIGHT_OFFSET,
@@ -22,6 +24,7 @@ from polyhead.server.engine.compiled.machine import (
 )
 from polyhead.server.engine.compiled.rows import norm, quantise, spread
 
+_int8_rows = amx_rows if HAS_AMX else wide_int8_rows
 SCRATCH_BYTES = 1 << 17  # of each thread: tiles, and attention's sums
 
 
@@ -33,11 +36,15 @@ def product(job, matrix, num_rows, x, norm_weight, out, mode, eps, scratch, thre
         barrier()
         x = job.rows
     num_panels = (matrix.num_out + PANEL - 1) // PANEL
+    if HAS_AMX and matrix.scales:
+        begin_tiles()
     for panel in range(num_panels * thread // job.num_threads, num_panels * (thread + 1) // job.num_threads):
         if matrix.scales:
             _int8_panel(job, matrix, panel, num_rows, x, out, mode, scratch)
         else:
             _panel(matrix, panel, num_rows, x, out, mode, scratch)
+    if HAS_AMX and matrix.scales:
+        end_tiles()
     barrier()
 
 
@@ -67,7 +74,7 @@ def _int8_panel(job, matrix, panel, num_rows, rows, out, mode, scratch):
     row_scales, row_sums = floats(job.row_scales), ints(job.row_sums)
     done = 0
     while done < num_rows:
-        some = wide_int8_rows(num_rows - done, rows + done * num_steps * 4, num_steps * 4, 4, weight, 0, num_steps, scratch)
+        some = _int8_rows(num_rows - done, rows + done * num_steps * 4, num_steps * 4, 4, weight, 0, num_steps, scratch)
         for row in range(some):
             offset, row_scale = np.int32(row_sums[done + row] * np.int32(WEIGHT_OFFSET)), splat(row_scales[done + row])
             at = scratch + row * PANEL * 4
