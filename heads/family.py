@@ -6,6 +6,7 @@ Knows nothing of caches, batches, versions, or files other than a Checkpoint's; 
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from typing import Any, cast
 
@@ -84,6 +85,17 @@ def build_trunk(checkpoint: Checkpoint, spec: ModelSpec, dtype: torch.dtype, dev
     return TrunkModule(decoder.to(device), spec).eval()
 
 
+def head_skeleton(spec: ModelSpec) -> PreTrainedModel:
+    """The family's ForCausalLM with a head's layers only, without weights. All layers are made first: some families count them."""
+    model = build_skeleton(spec.config)
+    base = getattr(model, spec.base)
+    _keep_layers(base, spec, spec.split_layer, spec.num_layers)
+    setattr(base, spec.embedding, _NoEmbedding())
+    if hasattr(base, "embedding_multiplier"):
+        base.embedding_multiplier = 1.0  # granite applies it to inputs_embeds as well; the trunk already did
+    return model
+
+
 def build_head(
     spec: ModelSpec,
     tensors: Mapping[str, torch.Tensor],
@@ -91,18 +103,16 @@ def build_head(
     tied_embedding: nn.Parameter | None,
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
+    skeleton: PreTrainedModel | None = None,
 ) -> HeadModule:
     """A head of exactly these tensors (global names). Tensors that already have the dtype and device are used, not copied.
 
-    `tied_embedding` is the trunk's `embedding` itself and is needed with OutputKind.TIED; it is shared and stays frozen.
+    `tied_embedding` is the trunk's `embedding` itself and is needed with OutputKind.TIED; it is shared and stays frozen. `skeleton`, which
+    `head_skeleton` made, spares whoever builds many heads the time to make one; it is copied.
     """
     check_schema(spec, tensors, output)
-    model = build_skeleton(spec.config)
+    model = head_skeleton(spec) if skeleton is None else copy.deepcopy(skeleton)
     base = getattr(model, spec.base)
-    _keep_layers(base, spec, spec.split_layer, spec.num_layers)
-    setattr(base, spec.embedding, _NoEmbedding())
-    if hasattr(base, "embedding_multiplier"):
-        base.embedding_multiplier = 1.0  # granite applies it to inputs_embeds as well; the trunk already did
     local = {spec.to_local(name): tensors[name].detach().to(device=device, dtype=dtype) for name in spec.head_schema(output)}
     if output is OutputKind.SCORE:
         score = _bare_linear(local.pop(SCORE_NAME))

@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from math import prod
 from typing import Any
 
 import torch
 from torch import Tensor, nn
+from transformers import PreTrainedModel
 
 from polyhead.heads import tensorfile
 from polyhead.heads.adapted import Adapter, HeadGroup, build_lora_head
 from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.family import HeadModule, build_head
+from polyhead.heads.family import HeadModule, build_head, head_skeleton
 from polyhead.heads.lora import LoraAdapter, check_adapter
 from polyhead.heads.manifest import HeadManifest, OutputKind
 from polyhead.heads.spec import ModelSpec
@@ -94,8 +96,13 @@ class HeadLoader:
 
     def build(self, digest: str, file: HeadFile, output: OutputKind) -> LiveHead:
         """The file's weights as a module. Tensors that have the served dtype already are used where they are."""
-        module = build_head(self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device)
+        module = build_head(self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device, self._skeleton)
+        self._breathe()
         return LiveHead(digest=digest, module=self._prepare(module, self._breathe), num_bytes=self.num_bytes(output))
+
+    @cached_property
+    def _skeleton(self) -> PreTrainedModel:
+        return head_skeleton(self.spec)
 
     def build_adapted(self, digest: str, file: HeadFile, lora: LoraAdapter, base: LiveHead) -> LiveHead:
         """The file's adapter beside the weights of `base`, which are shared and not copied."""

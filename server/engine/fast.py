@@ -16,7 +16,7 @@ from torch.nn.functional import embedding
 from polyhead.heads.adapted import Adapter, AdapterRows
 from polyhead.heads.family import HeadModule, TrunkModule
 from polyhead.heads.manifest import OutputKind
-from polyhead.server.engine.attention import AttentionPlan, layer_calls
+from polyhead.server.engine.attention import AttentionPlan, LayerCall, layer_calls
 from polyhead.server.engine.kits import Kit, Rows
 from polyhead.server.engine.llama import NormWeight, is_known, norm_weight, rotations, take_layers
 
@@ -107,10 +107,14 @@ def fast_trunk(trunk: TrunkModule, max_context: int, kit: Kit) -> FastTrunk | No
     return FastTrunk(trunk, layers, rotations(trunk.decoder, max_context), kit)
 
 
-def fast_head(head: HeadModule, trunk: FastTrunk, kit: Kit, between: Callable[[], None] = lambda: None) -> FastHead | None:
-    """The same head on fast layers, or None. The plain module's layers are emptied; `between` layers is called."""
+def fast_head(
+    head: HeadModule, trunk: FastTrunk, kit: Kit, calls: list[LayerCall], between: Callable[[], None] = lambda: None
+) -> FastHead | None:
+    """The same head on fast layers, or None. The plain module's layers are emptied; `between` layers is called.
+
+    `calls` of any head of this trunk: what differs between them is weights.
+    """
     base = head.decoder if head.score is not None else getattr(head.decoder, head.spec.base)
-    calls = layer_calls(head, head.spec.d_model)
     if not is_known(base, head.spec, calls):
         return None
     layers = take_layers(base, head.spec, calls, head.spec.split_layer, kit.layer, between)

@@ -14,7 +14,7 @@ from polyhead.heads.adapted import AdapterRows
 from polyhead.heads.errors import DataLoss
 from polyhead.heads.family import HeadModule, set_attention
 from polyhead.server.engine import attention
-from polyhead.server.engine.attention import AttentionPlan, Segment
+from polyhead.server.engine.attention import AttentionPlan, LayerCall, Segment
 from polyhead.server.engine.batch import HeadRun
 from polyhead.server.engine.cache import CacheShape, KvCache
 from polyhead.server.engine.fast import FastHead, FastLoraHead, FastTrunk, fast_head
@@ -35,6 +35,7 @@ class HeadRunner:
         self.cache = cache
         self.kit = kit  # of fast layers
         self.graphs = graphs  # of decode steps
+        self._calls: list[LayerCall] = []  # of a head's layers, seen in the first one
 
     def prepare(self, module: HeadModule, between: Callable[[], None] = lambda: None) -> HeadModule | FastHead:
         """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights.
@@ -43,7 +44,10 @@ class HeadRunner:
         """
         set_attention(module, attention.NAME)
         trunk = self.trunk.module
-        return (fast_head(module, trunk, self.kit, between) if isinstance(trunk, FastTrunk) else None) or module
+        if not isinstance(trunk, FastTrunk):
+            return module
+        self._calls = self._calls or attention.layer_calls(module, module.spec.d_model)
+        return fast_head(module, trunk, self.kit, self._calls, between) or module
 
     def weight_bytes(self, shape: tuple[int, ...]) -> int:
         """What a tensor of a head file takes as it is held here."""

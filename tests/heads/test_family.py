@@ -264,6 +264,20 @@ def test_own_output_for_a_tied_model(tmp_path: Path) -> None:
     assert_composes(Split(split.whole, split.checkpoint, split.spec, split.trunk, head))
 
 
+@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3_moe", "granite"])
+def test_heads_of_one_skeleton_share_nothing(name: str, tmp_path: Path) -> None:
+    """Two heads from one skeleton, the first one damaged: the second composes bit for bit, and the skeleton has no weights still."""
+    split = split_tiny(name, tmp_path)
+    output, embedding = (OutputKind.TIED, split.trunk.embedding) if split.spec.tied else (OutputKind.OWN, None)
+    tensors, skeleton = family.initial_head(split.checkpoint, split.spec, output), family.head_skeleton(split.spec)
+    first = family.build_head(split.spec, tensors, output, embedding, F32, skeleton=skeleton)
+    first.decoder.config.num_hidden_layers = 1
+    first.to_empty(device="meta")
+    head = family.build_head(split.spec, tensors, output, embedding, F32, skeleton=skeleton)
+    assert_composes(Split(split.whole, split.checkpoint, split.spec, split.trunk, head))
+    assert all(parameter.is_meta for parameter in skeleton.parameters())
+
+
 def test_an_untied_model_has_no_tied_heads(tmp_path: Path) -> None:
     split = split_tiny("llama", tmp_path)
     with pytest.raises(FailedPrecondition, match="output is not its embedding"):

@@ -5,10 +5,12 @@
     jobs.py        the records through which Python tells the compiled code what to do
     rows.py        row by row: norm, spreading, quantisation, rotation
     products.py    rows times packed weights
+    amx.py         the same in int8 on processors that multiply matrices
     attention.py   queries over the blocks of a cache
     logits.py      what rows of logits say of tokens, and which one a number draws
     entry.py       the one function that is called: a whole stack of layers, or one part of it
-    matrices.py    packs weights
+    packing.py     a weight to panels
+    matrices.py    holds packed weights
     region.py      calls it, on torch's own threads
     calls.py       one part at a time
     stack.py       the layers of a trunk or a head, called as fast.py calls them

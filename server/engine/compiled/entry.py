@@ -21,16 +21,17 @@ from polyhead.server.engine.compiled.jobs import (
     MATRIX,
     NORM,
     OUT,
+    PACK,
     PRODUCT,
     QKV,
     SHARED_PRODUCT,
-    SPREAD,
     STORE,
 )
 from polyhead.server.engine.compiled.logits import read_rows
 from polyhead.server.engine.compiled.machine import barrier, memory, team_size, thread_number
+from polyhead.server.engine.compiled.packing import pack
 from polyhead.server.engine.compiled.products import SCRATCH_BYTES, product, shared_product
-from polyhead.server.engine.compiled.rows import gate, keep_asked, keep_tap, norm, place_keys, spread
+from polyhead.server.engine.compiled.rows import gate, keep_asked, keep_tap, norm, place_keys
 
 
 @njit
@@ -75,12 +76,6 @@ def norm_rows(job, thread):
         norm(job.x + row * job.width * 4, job.norm, job.out + row * job.width * 4, job.width, job.eps)
 
 
-@njit
-def spread_rows(job, thread):
-    for row in range(job.num_rows * thread // job.num_threads, job.num_rows * (thread + 1) // job.num_threads):
-        spread(job.x + row * job.width * 4, job.out + row * job.width * 4, job.width)
-
-
 def compiled_entry(fingerprint, is_kept):
     """Compiled, or, if it `is_kept`, read back from the disk where it was made from these sources.
 
@@ -102,13 +97,13 @@ def compiled_entry(fingerprint, is_kept):
             shared_product(job, carray(memory(job.matrices), (1,), MATRIX)[0], thread, scratch)
         elif job.kind == NORM:
             norm_rows(job, thread)
-        elif job.kind == SPREAD:
-            spread_rows(job, thread)
         elif job.kind == ATTEND:
             attend_once(job, scratch, thread)
         elif job.kind == GATE:
             gate(job, thread)
         elif job.kind == LOGITS:
             read_rows(job, thread)
+        elif job.kind == PACK:
+            pack(job, thread)
 
     return entry

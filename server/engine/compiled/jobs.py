@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 
 # What a job asks for.
-LAYERS, PRODUCT, SHARED_PRODUCT, NORM, SPREAD, ATTEND, GATE, LOGITS = range(8)
+LAYERS, PRODUCT, SHARED_PRODUCT, NORM, ATTEND, GATE, LOGITS, PACK = range(8)
 
 # What becomes of a product's rows: written; added to what stands there; silu(first half of a panel) * second half; written panel by panel.
 STORE, ADD, GATED, PANELS = range(4)
@@ -63,13 +63,14 @@ JOB = np.dtype(
         ("num_threads", np.int64),  # of the region: its threads write it
         ("scratch", np.int64),  # address: of SCRATCH_BYTES for each thread
         ("rows", np.int64),  # address: prepared rows of a product, as wide as the widest
-        ("row_scales", np.int64),  # float32 (T,)
+        ("row_scales", np.int64),  # float32 (T,); or (panels * PANEL,) of a weight in int8
         ("row_sums", np.int64),  # int32 (T,)
         # rows in and out
         ("num_rows", np.int64),
-        ("x", np.int64),  # float32 (T, d_model): the residual stream, in place; or a product's input; or LOGITS_ROW records
-        ("out", np.int64),  # a product's output; or each thread's room for a row of logits
+        ("x", np.int64),  # float32 (T, d_model): the residual stream, in place; or a product's input; a weight; or LOGITS_ROW records
+        ("out", np.int64),  # a product's output; a weight's panels; or each thread's room for a row of logits
         ("mode", np.int64),  # STORE, ADD, GATED or PANELS
+        ("stripe", np.int64),  # rows of a weight that stand side by side in a panel
         ("norm", np.int64),  # of a product's input; or 0
         ("eps", np.float64),
         ("width", np.int64),  # numbers in a row of x

@@ -1,4 +1,4 @@
-"""Packs weights for products.py: PANEL outputs side by side, input after input. The packed weight replaces the original."""
+"""Weights as products.py reads them: PANEL outputs side by side, input after input. The packed weight replaces the original."""
 
 from __future__ import annotations
 
@@ -9,13 +9,13 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad
 
-from polyhead.server.engine.compiled.jobs import JOB, MATRIX, SPREAD
-from polyhead.server.engine.compiled.machine import LANES, PANEL, WEIGHT_OFFSET
-from polyhead.server.engine.compiled.region import region
+from polyhead.server.engine.compiled.jobs import JOB, MATRIX, PACK
+from polyhead.server.engine.compiled.machine import LANES, PANEL
+from polyhead.server.engine.compiled.packing import room_bytes
+from polyhead.server.engine.compiled.region import region, scratch
+from polyhead.server.engine.llama import Weight
 
-WEIGHT_LEVELS = 127  # of one sign
-SMALLEST = 1e-30  # a row of zeros is divided by this
-PACKED_AT_ONCE = 4  # panels: what is made on the way stays in the processor's cache
+PACKED_AT_ONCE = 32  # panels: of a weight in 16 bits never more than these are in float32
 
 
 class Matrix:
@@ -23,55 +23,45 @@ class Matrix:
 
     __slots__ = ("_bias", "_scales", "_weight", "num_bytes", "num_in", "num_out", "record")
 
-    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None, *, is_int8: bool, num_out: int = 0) -> None:
-        """`num_out`: outputs that count, if rows were added on the way (`gated`)."""
-        self.num_out, self.num_in = num_out or weight_OI.shape[0], weight_OI.shape[1]
-        num_panels = -(-len(weight_OI) // PANEL)
+    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None, *, is_int8: bool, beside: Weight | None = None) -> None:
+        """`beside`: a second weight of the same shape. The first half of each panel is then the first one's: gate and up in one product."""
+        parts = [(weight_OI, bias)] if beside is None else [(weight_OI, bias), beside]
+        stripe = PANEL // len(parts)
+        self.num_out, self.num_in = len(weight_OI) * len(parts), weight_OI.shape[1]
+        num_panels = -(-len(weight_OI) // stripe)
         self._scales = torch.empty(num_panels, PANEL) if is_int8 else None
         num_steps, dtype = (-(-self.num_in // 4), torch.int32) if is_int8 else (self.num_in, torch.float32)
         self._weight = torch.empty(num_panels, num_steps, PANEL, dtype=dtype)
-        for first in range(0, num_panels, PACKED_AT_ONCE):
-            some = slice(first, min(first + PACKED_AT_ONCE, num_panels))
-            rows = weight_OI[some.start * PANEL : some.stop * PANEL].float()
-            rows = pad(rows, (0, 0, 0, -len(rows) % PANEL))
-            if self._scales is not None:
-                rows, self._scales[some] = _steps_of_four(rows)
-            self._weight[some] = rows.view(-1, PANEL, num_steps).transpose(1, 2)
-        self._bias = None if bias is None else pad(bias.float(), (0, -len(bias) % PANEL))
+        for number, (part, _) in enumerate(parts):
+            for first in range(0, num_panels, PACKED_AT_ONCE):
+                rows = part[first * stripe : (first + PACKED_AT_ONCE) * stripe].float()
+                scales = None if self._scales is None else self._scales[first:, number * stripe :]
+                _pack(rows, self._weight[first:, :, number * stripe :], scales, stripe)
+        self._bias = _side_by_side([each for _, each in parts], len(weight_OI), stripe)
         self.record = matrix_record(self._weight, self._scales, self._bias, self.num_in, self.num_out)
-        self.num_bytes = packed_bytes((self.num_out, self.num_in), is_int8=is_int8) + (0 if bias is None else 4 * self.num_out)
+        self.num_bytes = packed_bytes((self.num_out, self.num_in), is_int8=is_int8) + (0 if self._bias is None else 4 * self.num_out)
 
     @property
     def num_panels(self) -> int:
         return -(-self.num_out // PANEL)
 
-    @classmethod
-    def gated(cls, gate_OI: Tensor, gate_bias: Tensor | None, up_OI: Tensor, up_bias: Tensor | None, *, is_int8: bool) -> Matrix:
-        """Gate and up in one: the first half of each panel is the gate's."""
-        bias = None
-        if gate_bias is not None or up_bias is not None:
-            zeros = gate_OI.new_zeros(len(gate_OI))
-            columns = (zeros if each is None else each for each in (gate_bias, up_bias))
-            bias = _interleaved(*(each[:, None] for each in columns))[:, 0]
-        return cls(_interleaved(gate_OI, up_OI), bias, is_int8=is_int8, num_out=2 * len(gate_OI))
 
-
-def _steps_of_four(rows: Tensor) -> tuple[Tensor, Tensor]:
-    """Whole panels of rows, spread, as unsigned bytes, four to a number, zeros after the last; and a scale for each row."""
-    rows = spread(rows)
-    scales = rows.abs().amax(dim=1).clamp_min_(SMALLEST).div_(WEIGHT_LEVELS)
-    levels = pad((rows / scales[:, None]).round_().to(torch.int8), (0, -rows.shape[1] % 4))
-    return levels.view(torch.uint8).add_(WEIGHT_OFFSET).view(torch.int32), scales.view(-1, PANEL)  # a byte's sum wraps around
-
-
-def spread(rows: Tensor) -> Tensor:
-    """As the rows that they are multiplied with (hadamard.py)."""
+def _pack(rows: Tensor, panels: Tensor, scales: Tensor | None, stripe: int) -> None:
+    """Rows of a weight, `stripe` of them to a panel, and in int8 their scales (packing.py)."""
     rows = rows.contiguous()
-    out = torch.empty_like(rows)
     job = np.zeros(1, JOB)
-    job["kind"], job["num_rows"], job["width"], job["x"], job["out"] = SPREAD, *rows.shape, rows.data_ptr(), out.data_ptr()
+    job["kind"], job["num_rows"], job["width"], job["x"], job["out"] = PACK, *rows.shape, rows.data_ptr(), panels.data_ptr()
+    job["stripe"], job["row_scales"] = stripe, 0 if scales is None else scales.data_ptr()
+    (job["rows"],) = scratch.addresses([torch.get_num_threads() * int(room_bytes(rows.shape[1]))])
     region().run(job)
-    return out
+
+
+def _side_by_side(biases: list[Tensor | None], length: int, stripe: int) -> Tensor | None:
+    """(panels * PANEL,): biases of the weights in a panel, zeros where there are none."""
+    if all(bias is None for bias in biases):
+        return None
+    columns = [torch.zeros(length) if bias is None else bias.float() for bias in biases]
+    return torch.stack([pad(column, (0, -length % stripe)).view(-1, stripe) for column in columns], dim=1).flatten()
 
 
 def matrix_record(weight: Tensor, scales: Tensor | None, bias: Tensor | None, num_in: int, num_out: int) -> np.ndarray:
@@ -85,12 +75,6 @@ def split_halves(panels_TO: Tensor) -> tuple[Tensor, Tensor]:
     halves = panels_TO.view(len(panels_TO), -1, 2, LANES)
     gate, up = (halves[:, :, half].reshape(len(panels_TO), -1) for half in (0, 1))
     return gate, up
-
-
-def _interleaved(first: Tensor, second: Tensor) -> Tensor:
-    """LANES rows of each in turn, each padded with zeros to whole vectors."""
-    halves = [pad(each, (0, 0, 0, -len(each) % LANES)).view(-1, LANES, each.shape[1]) for each in (first, second)]
-    return torch.stack(halves, dim=1).view(-1, first.shape[1])
 
 
 def packed_bytes(shape: tuple[int, ...], *, is_int8: bool) -> int:

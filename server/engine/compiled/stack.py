@@ -31,7 +31,7 @@ class CompiledLayer:
         self.num_heads, self.num_kv_heads, self.inner_width = parts.num_heads, parts.num_kv_heads, len(parts.gate[0])
         self.norm, self.mlp_norm = CompiledNorm(*parts.norm), CompiledNorm(*parts.mlp_norm)
         self.qkv, self.out = Matrix(*parts.qkv, is_int8=is_int8), Matrix(*parts.out, is_int8=is_int8)
-        self.gated, self.down = Matrix.gated(*parts.gate, *parts.up, is_int8=is_int8), Matrix(*parts.down, is_int8=is_int8)
+        self.gated, self.down = Matrix(*parts.gate, is_int8=is_int8, beside=parts.up), Matrix(*parts.down, is_int8=is_int8)
         self._head_norms = [norm[0] if norm is not None else None for norm in (parts.query_norm, parts.key_norm)]
         norms = (self.norm.weight, self.mlp_norm.weight, *self._head_norms)
         self.record = np.zeros(1, LAYER)

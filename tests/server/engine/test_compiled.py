@@ -17,11 +17,10 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.nn.functional import linear, rms_norm, scaled_dot_product_attention, silu
+from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
 
 from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.cache import CacheShape, KvCache
-from polyhead.server.engine.compiled import matrices
 from polyhead.server.engine.compiled.calls import CompiledLinear, CompiledNorm, SharedLinear, gate, product
 from polyhead.server.engine.compiled.jobs import ATTEND, LAYER, PANELS
 from polyhead.server.engine.compiled.machine import LANES, PANEL
@@ -69,7 +68,7 @@ def test_products(is_int8: bool, num_rows: int) -> None:
 def test_gate_and_up_apart(width: int, is_int8: bool) -> None:
     """As adapters need them: panel by panel, then as two."""
     gates, ups, bias, x = random(width, 64, seed=1), random(width, 64, seed=2), random(width, seed=3), random(7, 64, seed=4)
-    matrix = Matrix.gated(gates, bias, ups, None, is_int8=is_int8)
+    matrix = Matrix(gates, bias, is_int8=is_int8, beside=(ups, None))
     halves = split_halves(product(matrix, x, PANELS, matrix.num_panels * PANEL))
     assert_close(halves[0][:, :width], linear(x, gates, bias), SHARES[is_int8])
     assert_close(halves[1][:, :width], linear(x, ups), SHARES[is_int8])
@@ -117,13 +116,32 @@ def test_int8_does_not_saturate(sign: int) -> None:
     assert CompiledLinear(sign * ones, is_int8=True)(ones) == pytest.approx(torch.full((8, 8), sign * 512.0), rel=1e-5)
 
 
-@pytest.mark.parametrize("width", [8, 64, 70, 576, 1536])
-def test_rows_are_spread(width: int) -> None:
-    """As torch does it, which is its own inverse."""
-    x = random(9, width)
-    assert torch.allclose(matrices.spread(x), spread(x), atol=1e-5)
-    assert torch.allclose(spread(spread(x)), x, atol=1e-5)
-    assert torch.equal(x, random(9, width)), "what was given stays as it was"
+def packed(weight: Tensor, *, is_int8: bool) -> tuple[Tensor, Tensor | None]:
+    """(panels, steps, PANEL) and, in int8, (panels, PANEL) scales, by torch."""
+    rows = pad(weight.float(), (0, 0, 0, -len(weight) % PANEL))
+    if not is_int8:
+        return rows.view(-1, PANEL, rows.shape[1]).transpose(1, 2), None
+    rows = spread(rows)
+    scales = rows.abs().amax(dim=1).clamp_min(1e-30) / 127
+    levels = pad((rows / scales[:, None]).round().to(torch.int8), (0, -rows.shape[1] % 4))
+    steps = (levels.view(torch.uint8) + 128).view(torch.int32)
+    return steps.view(-1, PANEL, steps.shape[1]).transpose(1, 2), scales.view(-1, PANEL)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+@pytest.mark.parametrize(("num_out", "num_in"), [(8, 8), (45, 66), (48, 64), (1600, 576), (40, 1537)])
+def test_weights_are_packed(num_out: int, num_in: int, dtype: torch.dtype) -> None:
+    """As torch does it: rows spread, whose last block may be half a one; rows and steps that fill up a panel are zeros."""
+    weight = random(num_out, num_in).to(dtype)
+    held = Matrix(weight, is_int8=False)
+    assert torch.equal(held._weight, packed(weight, is_int8=False)[0])
+    held, (steps, scales) = Matrix(weight, is_int8=True), packed(weight, is_int8=True)
+    assert held._scales is not None
+    assert scales is not None
+    assert torch.allclose(held._scales, scales, rtol=1e-5)
+    found, wanted = (each.contiguous().view(torch.uint8).int() for each in (held._weight, steps))
+    assert int((found - wanted).abs().max()) <= 1, "sums of a block are added in another order"
+    assert float((found != wanted).float().mean()) < 1e-3
 
 
 def test_large_numbers_leave_int8_its_levels() -> None:
@@ -230,6 +248,7 @@ def test_a_nan_stays_in_its_own_text() -> None:
 
 
 OTHER_PROCESSORS: dict[str, dict[str, bool]] = {
+    "avx512 without amx": {"amx-int8": False},
     "avx512 without vnni": {"avx512vnni": False},
     "avx2": {"avx512vnni": False, "avx512bw": False},
     "neither": {"avx512vnni": False, "avx512bw": False, "avx2": False},
