@@ -1,4 +1,4 @@
-"""Leaves the cores to the engine: what is built beside it works half of the time while requests run, and all of it while none does.
+"""Leaves the cores to the engine: while requests run, what is built beside it works half of the time, and what is received comes slowly.
 
 A pass of the engine waits for the slowest of its threads, so that a third busy thread on two cores makes every step twice as long.
 Knows neither what is built nor what runs.
@@ -12,6 +12,7 @@ import time
 from collections.abc import Callable
 
 MAX_PAUSE_S = 0.1  # after one piece that took long
+RECEIVED_BYTES_PER_S = 32 << 20  # at most: of a push's time, the wire and its other end take more than the thread that writes it down
 MAX_SPINS = "3000"  # a tenth of a millisecond
 
 
@@ -22,6 +23,11 @@ def bound_spinning() -> None:
     meanwhile, on a core that the slowest thread, or a push, may need.
     """
     os.environ.setdefault("GOMP_SPINCOUNT", MAX_SPINS)
+
+
+def has_spare_core(num_threads: int) -> bool:
+    """Whether this process may use more cores than the engine's so many threads."""
+    return len(os.sched_getaffinity(0)) > num_threads
 
 
 class Breather:
@@ -40,8 +46,13 @@ class Breather:
 
     def __call__(self) -> None:
         """Pause for as long as this thread has worked since the last call, unless the engine has nothing to do."""
+        self.received(0)
+
+    def received(self, num_bytes: int) -> None:
+        """The same after so many bytes have come, and at least for as long as they may take."""
         now = self._worked()
         seconds = now - getattr(self._last, "worked", now)
         self._last.worked = now
+        seconds = max(seconds, num_bytes / RECEIVED_BYTES_PER_S)
         if seconds > 0 and not self._is_idle():
             self._sleep(min(seconds, MAX_PAUSE_S))

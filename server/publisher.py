@@ -10,6 +10,7 @@ from dataclasses import dataclass, field
 from polyhead.heads.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from polyhead.heads.manifest import HeadKind, HeadManifest, ReadPosition, Unfinished, check_name, parse_reference
 from polyhead.heads.store import HeadStore, OpenBlob, Staging, VersionRecord
+from polyhead.server.breathing import Breather
 from polyhead.server.engine.live import ActiveSet, ServedHead
 from polyhead.server.manifests import ManifestPatch, ServedTrunk
 from polyhead.server.residency import Pin
@@ -90,7 +91,7 @@ class Publisher:
         shelf: Shelf,
         source_sha256: Callable[[str], str | None],
         active: Callable[[], ActiveSet],
-        breathe: Callable[[], None] = lambda: None,
+        breathe: Breather,
     ) -> None:
         self._store = store
         self._trunk = trunk
@@ -102,7 +103,7 @@ class Publisher:
     def take(self, staging: Staging, data: bytearray) -> None:
         """Store the next bytes of a file that is being received."""
         staging.write(data)
-        self.breathe()
+        self.breathe.received(len(data))
 
     def check_size(self, num_bytes: int, field: str) -> None:
         """Refuse a file that no head of this model can fill, before a byte of it is stored."""

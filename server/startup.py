@@ -20,7 +20,7 @@ from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_
 from polyhead.heads.manifest import OutputKind
 from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
-from polyhead.server.breathing import Breather
+from polyhead.server.breathing import Breather, has_spare_core
 from polyhead.server.config import ServeConfig
 from polyhead.server.engine import build
 from polyhead.server.engine.eight_bit import has_fp8
@@ -130,7 +130,8 @@ def _build(
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)
     served = ServedTrunk(spec, identity, config.trunk_dtype, _rule_defaults(rules))
-    breathe = Breather(lambda: engine.is_idle)
+    is_unhurried = has_spare_core(engine.num_threads or torch.get_num_threads() if config.device == "cpu" else 1)
+    breathe = Breather(lambda: is_unhurried or engine.is_idle)
     shelf = build_shelf(config, served, trunk, store, engine, breathe)
     registry = Registry(store, served, shelf, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
     trunk_sources = frozenset(spec.trunk_sources)

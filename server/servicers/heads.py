@@ -23,7 +23,7 @@ from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
 
 MAX_CHUNK = 1 << 20
-GATHERED_BYTES = 4 << 20  # received bytes that are written at once
+GATHERED_BYTES = 1 << 20  # received bytes that are written at once
 Context = grpc.aio.ServicerContext[Any, Any]
 R = TypeVar("R")
 OpenT = TypeVar("OpenT", bound=contextlib.AbstractContextManager[Any])

@@ -23,6 +23,7 @@ from polyhead.heads.manifest import HeadKind, OutputKind
 from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
 from polyhead.server.auth import Authenticator
+from polyhead.server.breathing import Breather
 from polyhead.server.engine.live import ActiveSet, ServedHead
 from polyhead.server.engine.reports import EngineSnapshot, SwapReport
 from polyhead.server.handlers import LateHandlers
@@ -114,7 +115,7 @@ class World:
         shelf = Shelf(store, served, loader, engine, Residency(budget, max_idle, engine.leased_digests, engine.drop_head))
         registry = Registry(store, served, shelf, engine, keep_versions=keep_versions)
         hashes = {name: checkpoint.sha256(name) for name in spec.trunk_sources}
-        publisher = Publisher(store, served, shelf, hashes.get, lambda: registry.active)
+        publisher = Publisher(store, served, shelf, hashes.get, lambda: registry.active, Breather(lambda: True))
         policy = initial_head(checkpoint, spec, OutputKind.TIED)
         return cls(spec, identity, trunk, checkpoint, store, engine, shelf, registry, publisher, policy, Workers())
 

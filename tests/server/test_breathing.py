@@ -1,4 +1,4 @@
-"""Work beside the engine pauses for as long as it worked, and only while requests run."""
+"""Work beside the engine pauses for as long as it worked, what is received comes slowly, and both only while requests run."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import os
 
 import pytest
 
-from polyhead.server.breathing import MAX_PAUSE_S, MAX_SPINS, Breather, bound_spinning
+from polyhead.server.breathing import MAX_PAUSE_S, MAX_SPINS, RECEIVED_BYTES_PER_S, Breather, bound_spinning, has_spare_core
 
 
 class Thread:
@@ -35,6 +35,23 @@ def test_one_long_piece_is_not_answered_by_a_long_pause() -> None:
     thread = Thread()
     thread.work(7.0)
     assert thread.pauses == [MAX_PAUSE_S]
+
+
+def test_a_push_is_received_slowly() -> None:
+    """The thread that writes a chunk down has worked for little of what it cost to receive it."""
+    thread = Thread()
+    thread.worked += 0.001
+    thread.breathe.received(RECEIVED_BYTES_PER_S // 50)
+    thread.worked += 0.05
+    thread.breathe.received(RECEIVED_BYTES_PER_S // 50)
+    thread.is_idle = True
+    thread.breathe.received(RECEIVED_BYTES_PER_S // 50)
+    assert [round(pause, 6) for pause in thread.pauses] == [0.02, 0.05]
+
+
+def test_a_core_is_spare_if_the_engine_does_not_take_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
+    assert [has_spare_core(num_threads) for num_threads in (1, 2, 3)] == [True, False, False]
 
 
 def test_an_idle_engine_needs_no_cores() -> None:
