@@ -1,0 +1,34 @@
+"""Heads of one trunk differ in weights only: what else it takes to build one is made once, and the work comes in pieces."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from polyhead.heads import family
+from polyhead.heads.manifest import OutputKind
+from polyhead.server import head_loader
+from polyhead.server.engine import attention
+from polyhead.server.engine.fast import FastHead
+from polyhead.server.head_loader import HeadLoader, to_file
+from tests.server.engine.harness import Bench
+
+
+def test_the_next_head_costs_its_weights_only(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A skeleton took 50 ms with Python's lock held, and a pass through it 30: a third of a head, beside running streams."""
+    made: list[str] = []
+
+    def counted(what: str, function: object) -> object:
+        return lambda *given: (made.append(what), function(*given))[1]  # type: ignore[operator]
+
+    monkeypatch.setattr(head_loader, "head_skeleton", counted("skeleton", family.head_skeleton))
+    monkeypatch.setattr(attention, "layer_calls", counted("calls", attention.layer_calls))
+    prepare, embedding = bench.engine.heads.prepare, bench.trunk.embedding
+    output = OutputKind.TIED if bench.spec.tied else OutputKind.OWN
+    breaths: list[int] = []
+    loader = HeadLoader(bench.spec, embedding, embedding.dtype, torch.device("cpu"), prepare, lambda: breaths.append(len(made)))
+    data = to_file(family.initial_head(bench.checkpoint, bench.spec, output))
+    lives = [loader.build(digest, loader.open(bytearray(data)), output) for digest in ("x", "y")]
+    assert made == ["skeleton"], "the bench's first head has shown the calls of its layers"
+    num_packed = bench.spec.num_head_layers if isinstance(lives[0].module, FastHead) else 0
+    assert len(breaths) == 2 * (1 + num_packed), "a breath after the modules, and after each layer"
