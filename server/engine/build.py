@@ -12,9 +12,10 @@ from polyhead.heads.spec import ModelSpec
 from polyhead.server.engine import attention
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
+from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
-from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledKit
+from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, LARGEST_WIDENED, CompiledKit
 from polyhead.server.engine.dense import dense_linears
 from polyhead.server.engine.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.engine import Engine
@@ -59,7 +60,8 @@ def build_engine(
     Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`.
     """
     shape = cache_shape(trunk, config.block_size)
-    num_blocks_for(trunk.spec, config, shape, replace(shape, dtype=head_dtype or shape.dtype))  # before the weights are taken
+    shapes = _kept(config, shape, replace(shape, dtype=head_dtype or shape.dtype))
+    num_blocks_for(trunk.spec, config, *shapes)  # before the weights are taken
     set_attention(trunk, attention.NAME)
     max_context = min(config.max_context, trunk.spec.context_length)
     layers = fast_trunk(trunk, max_context, kit_for(config.trunk_quantization, config, shape)) if config.is_fast else None
@@ -81,7 +83,7 @@ def assemble(
     if head_shape != shape:
         head_shape = replace(head_shape, varlen=working_varlen(head_shape) if shape.varlen else None)
     if isinstance(trunk, FastTrunk):
-        shape, head_shape = (replace(each, is_compiled=can_compile(each)) for each in (shape, head_shape))
+        shape, head_shape = (replace(each, is_compiled=can_compile(each)) for each in _kept(config, shape, head_shape))
     num_blocks = num_blocks_for(spec, config, shape, head_shape)
     floor = _scoring_floor(spec, config)
     tap_layer = chosen_tap_layer(spec, config.tap_layer)
@@ -151,6 +153,16 @@ def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, hea
             field="cache_bytes",
         )
     return num_blocks
+
+
+def _kept(config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> tuple[CacheShape, CacheShape]:
+    """The shapes with what keys and values are kept in: by int8 layers in float16, whose rounding is far below their own."""
+
+    def kept(each: CacheShape, quantization: Quantization) -> CacheShape:
+        has_room = HAS_HALVES and can_compile(each) and each.block_size * each.head_dim <= LARGEST_WIDENED
+        return replace(each, kv_dtype=torch.float16) if quantization == "int8" and has_room else each
+
+    return kept(shape, config.trunk_quantization), kept(head_shape, config.head_quantization)
 
 
 def _scoring_floor(spec: ModelSpec, config: EngineConfig) -> int:

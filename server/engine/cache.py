@@ -33,10 +33,16 @@ class CacheShape:
     device: torch.device
     varlen: Varlen | None = None  # attends to these keys in one call a layer; None: as attention.py does
     is_compiled: bool = False  # compiled layers read and write them; they ask a plan for its segments alone
+    kv_dtype: torch.dtype | None = None  # of keys and values as they are kept; None: `dtype`
+
+    @property
+    def kept_dtype(self) -> torch.dtype:
+        """Of keys and values in the cache. Whoever computes with them does so in `dtype`."""
+        return self.kv_dtype or self.dtype
 
     def kv_bytes(self, num_layers: int) -> int:
         """Bytes of one block's keys and values."""
-        return num_layers * self.block_size * 2 * self.num_kv_heads * self.head_dim * self.dtype.itemsize
+        return num_layers * self.block_size * 2 * self.num_kv_heads * self.head_dim * self.kept_dtype.itemsize
 
 
 class KvCache:
@@ -46,7 +52,7 @@ class KvCache:
         self.shape = shape
         self.num_slots = num_slots
         size = (num_slots, shape.block_size, 2, shape.num_kv_heads, shape.head_dim)
-        self.layers = [_lazy_zeros(size, shape) for _ in range(num_layers)]
+        self.layers = [_lazy_zeros(size, shape.kept_dtype, shape.device) for _ in range(num_layers)]
         self._rows = [layer.view(num_slots * shape.block_size, 2, shape.num_kv_heads, shape.head_dim) for layer in self.layers]
         self._slots = [layer.view(num_slots, -1) for layer in self.layers]
         self.addresses = np.array([layer.data_ptr() for layer in self.layers], dtype=np.int64)  # for compiled layers
@@ -83,8 +89,8 @@ class TrunkCache:
 
     def __init__(self, shape: CacheShape, num_layers: int, d_model: int, num_slots: int, *, has_taps: bool = False) -> None:
         self.kv = KvCache(shape, num_layers, num_slots)
-        self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape)
-        self.taps = _lazy_zeros((num_slots * shape.block_size, d_model), shape) if has_taps else None
+        self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, shape.device)
+        self.taps = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, shape.device) if has_taps else None
 
     @property
     def tensors(self) -> list[Tensor]:
@@ -104,14 +110,14 @@ class TrunkCache:
                 rows[target * size : target * size + num_tokens] = rows[source * size : source * size + num_tokens]
 
 
-def _lazy_zeros(size: tuple[int, ...], shape: CacheShape) -> Tensor:
+def _lazy_zeros(size: tuple[int, ...], dtype: torch.dtype, device: torch.device) -> Tensor:
     """Zeros whose pages the kernel hands out when they are first touched.
 
     A mapping of their own: `torch.zeros` touches all pages, and so does calloc (`np.zeros`) when it finds room in what malloc has kept.
     """
-    if shape.device.type != "cpu":
-        return torch.zeros(size, dtype=shape.dtype, device=shape.device)
+    if device.type != "cpu":
+        return torch.zeros(size, dtype=dtype, device=device)
     count = math.prod(size)
-    num_bytes = count * shape.dtype.itemsize + OVERREAD_BYTES
+    num_bytes = count * dtype.itemsize + OVERREAD_BYTES
     pages = mmap.mmap(-1, num_bytes, flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    return torch.frombuffer(pages, dtype=shape.dtype, count=count).view(size)
+    return torch.frombuffer(pages, dtype=dtype, count=count).view(size)

@@ -20,6 +20,7 @@ from polyhead.server.engine.compiled.lanes import (
     exp,
     largest_of,
     load,
+    load_halves,
     numbered,
     splat,
     store,
@@ -45,6 +46,7 @@ CHUNK_KEYS = 128  # whose largest score is found before their sums are added; co
 FEW = LANES // 2  # queries; more take fewer instructions side by side
 MOST_VECTORS = CHUNK_KEYS  # of a chunk's scores, if a block has a single token
 PLACE_BYTES = 3 * 8
+WIDENED_AT = 1 << 17  # in a thread's scratch: numbers of a block in float32
 
 
 @njit
@@ -82,6 +84,17 @@ def _query_at(job, segment, kv_head, query):
     return segment.row + query // group, kv_head * group + query % group
 
 
+@njit
+def _wide(job, address, count, scratch):
+    """Where so many numbers of a block are in float32: where they lie, or in a room that the next call takes."""
+    if job.number_bytes == 4:
+        return address
+    room = scratch + WIDENED_AT
+    for i in range(0, count, LANES):
+        store(room + i * 4, load_halves(address + i * 2))
+    return room
+
+
 # ---- queries side by side
 
 
@@ -105,12 +118,14 @@ def _attend_lanes(job, layer, segment, slots, kv_head, first, num_lanes, scratch
         last_block = min(first_block + chunk_blocks, (last_key + size - 1) // size)
         for block in range(first_block, last_block):
             keys, target = keys_at(job, layer, longs(slots)[block], kv_head), scores + (block - first_block) * size * VECTOR_BYTES
+            keys = _wide(job, keys, size * head_dim, scratch)
             _tiles(min(size, last_key - block * size), keys, 4, size * 4, queries, head_dim, target)
         num_keys = min(last_block * size, last_key) - first_block * size
         largest = _softmax_lanes(scores, first_block * size, num_keys, ends, window, largest, sums, totals, head_dim, size)
         for block in range(first_block, last_block):
             values, source = values_at(job, layer, longs(slots)[block], kv_head), scores + (block - first_block) * size * VECTOR_BYTES
-            _more_tiles(head_dim, values, 4, head_dim * 4, source, min(size, last_key - block * size), totals)
+            num_keys = min(size, last_key - block * size)
+            _more_tiles(head_dim, _wide(job, values, num_keys * head_dim, scratch), 4, head_dim * 4, source, num_keys, totals)
     weights = _fold(sums)
     for i in range(head_dim):
         store(totals + i * VECTOR_BYTES, load(totals + i * VECTOR_BYTES) / weights)
@@ -232,13 +247,16 @@ def _attend_few(job, layer, segment, slots, kv_head, first, num_queries, scratch
     first_chunk, last_chunk, chunk_blocks, last_key = _chunks(job, layer, segment, first, num_queries)
     for chunk in range(first_chunk, last_chunk):
         first_block = chunk * chunk_blocks
-        num_vectors = _score_few(job, layer, slots, kv_head, first_block, chunk_blocks, last_key, queries, num_queries, scores, places)
+        num_vectors = _score_few(
+            job, layer, slots, kv_head, first_block, chunk_blocks, last_key, queries, num_queries, scores, places, scratch
+        )
         for query in range(num_queries):
             end, mine = segment.start + (first + query) // group + 1, query * VECTOR_BYTES
             first_seen = end - layer.window if layer.window else 0
             _softmax_few(scores + mine, places, num_vectors, stride, first_seen, end, states + mine, num_parts)
         for vector in range(num_vectors):
             values, _, num_keys = _place(places, vector)
+            values = _wide(job, values, num_keys * head_dim, scratch)
             for part in range(num_parts):
                 at, target = scores + vector * stride, totals + part * stride
                 _few_more_tiles(num_queries, at, VECTOR_BYTES, values + part * VECTOR_BYTES, head_dim * 4, num_keys, target)
@@ -251,7 +269,7 @@ def _attend_few(job, layer, segment, slots, kv_head, first, num_queries, scratch
 
 
 @njit
-def _score_few(job, layer, slots, kv_head, first_block, num_blocks, last_key, queries, num_queries, scores, places):
+def _score_few(job, layer, slots, kv_head, first_block, num_blocks, last_key, queries, num_queries, scores, places, scratch):
     """Scores of these blocks' keys as far as `last_key`, and each vector's place. Returns how many vectors.
 
     What stands behind a block's keys is read with the last of them; `_softmax_few` masks it.
@@ -262,11 +280,12 @@ def _score_few(job, layer, slots, kv_head, first_block, num_blocks, last_key, qu
         slot = longs(slots)[block]
         keys, values = keys_at(job, layer, slot, kv_head), values_at(job, layer, slot, kv_head)
         left = min(size, last_key - block * size)
+        keys = _wide(job, keys, size * head_dim, scratch)
         for key in range(0, left, LANES):
             target = scores + num_vectors * num_queries * VECTOR_BYTES
             _few_tiles(num_queries, queries, head_dim * 4, keys + key * 4, size * 4, head_dim, target)
             place = longs(places + num_vectors * PLACE_BYTES)
-            place[0], place[1], place[2] = values + key * head_dim * 4, block * size + key, min(LANES, left - key)
+            place[0], place[1], place[2] = values + key * head_dim * job.number_bytes, block * size + key, min(LANES, left - key)
             num_vectors += 1
     return num_vectors
 

@@ -93,6 +93,7 @@ JOB = np.dtype(
         ("positions", np.int64),  # int64 (T,)
         ("cache", np.int64),  # address of each cache layer's address
         ("block_size", np.int64),
+        ("number_bytes", np.int64),  # of a key's or a value's number in the cache: 4, or 2 of float16
         ("num_new", np.int64),
         ("write_rows", np.int64),  # int64 (new,): rows of the cache
         ("new_rows", np.int64),  # int64 (new,): rows of the batch; 0: all, in order

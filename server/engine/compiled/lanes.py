@@ -21,6 +21,7 @@ from polyhead.server.engine.hadamard import BLOCK
 
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _BITS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)
+_HALVES = ir.VectorType(ir.HalfType(), LANES)
 
 
 class LanesType(types.Type):
@@ -107,6 +108,42 @@ def store_bytes_first(_, address, vector, count):
         return context.get_dummy_value()
 
     return types.void(types.int64, LANES_TYPE, types.int64), generate
+
+
+@intrinsic
+def load_halves(_, address):
+    """The float16 vector at an address."""
+
+    def generate(context, builder, signature, args):
+        halves = builder.load(builder.inttoptr(args[0], _HALVES.as_pointer()), align=2)
+        return builder.fpext(halves, _VECTOR)
+
+    return LANES_TYPE(types.int64), generate
+
+
+@intrinsic
+def store_halves_first(_, address, vector, count):
+    """To an address in float16, as far as `count` numbers go."""
+
+    def generate(context, builder, signature, args):
+        small = ir.VectorType(ir.IntType(16), LANES)
+        numbers = builder.bitcast(builder.fptrunc(args[1], _HALVES), small)
+        place = builder.inttoptr(args[0], small.as_pointer())
+        call(builder, f"llvm.masked.store.v{LANES}i16.p0", ir.VoidType(), numbers, place, _mask(builder, args[2]))
+        return context.get_dummy_value()
+
+    return types.void(types.int64, LANES_TYPE, types.int64), generate
+
+
+@intrinsic
+def store_half(_, address, number):
+    """One number to an address in float16."""
+
+    def generate(context, builder, signature, args):
+        builder.store(builder.fptrunc(args[1], ir.HalfType()), builder.inttoptr(args[0], ir.HalfType().as_pointer()), align=2)
+        return context.get_dummy_value()
+
+    return types.void(types.int64, types.float32), generate
 
 
 def _unary(name):

@@ -20,6 +20,8 @@ from polyhead.server.engine.compiled.lanes import (
     store,
     store_bytes_first,
     store_first,
+    store_half,
+    store_halves_first,
     swapped_pairs,
     total,
     where_less,
@@ -112,6 +114,12 @@ def place_keys(job, layer, thread):
                 key = job.qkv + (row * width + (job.num_heads + head) * head_dim) * 4
                 value = key + job.num_kv_heads * head_dim * 4
                 keys, values = keys_at(job, layer, slot, head), values_at(job, layer, slot, head)
+                if job.number_bytes == 2:
+                    for i in range(head_dim):
+                        store_half(keys + (i * size + token) * 2, floats(key)[i])
+                    for i in range(0, head_dim, LANES):
+                        store_halves_first(values + (token * head_dim + i) * 2, load_first(value + i * 4, head_dim - i), head_dim - i)
+                    continue
                 for i in range(head_dim):
                     floats(keys)[i * size + token] = floats(key)[i]
                 for i in range(0, head_dim, LANES):
@@ -121,7 +129,7 @@ def place_keys(job, layer, thread):
 @njit
 def keys_at(job, layer, slot, kv_head):
     """(head_dim, block_size): side by side what stands at the same place of a block's keys, as attention.py takes them."""
-    return longs(job.cache)[layer.index] + (slot * 2 * job.num_kv_heads + kv_head) * job.block_size * job.head_dim * 4
+    return longs(job.cache)[layer.index] + (slot * 2 * job.num_kv_heads + kv_head) * job.block_size * job.head_dim * job.number_bytes
 
 
 @njit

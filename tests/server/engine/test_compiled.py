@@ -23,7 +23,7 @@ from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.cache import CacheShape, KvCache
 from polyhead.server.engine.compiled.calls import CompiledLinear, CompiledNorm, SharedLinear, gate, product
 from polyhead.server.engine.compiled.jobs import ATTEND, LAYER, PANELS
-from polyhead.server.engine.compiled.machine import LANES, PANEL
+from polyhead.server.engine.compiled.machine import HAS_HALVES, LANES, PANEL
 from polyhead.server.engine.compiled.matrices import Matrix, split_halves
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.stack import CompiledKit, CompiledStack
@@ -174,8 +174,10 @@ def test_bytes_are_known_before_the_weights_are_there(is_int8: bool) -> None:
 class OneLayer:
     """Attention of one layer over a cache whose unwritten keys are NaN."""
 
-    def __init__(self, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int = 0) -> None:
-        shape = CacheShape(num_kv_heads, head_dim, block_size, torch.float32, torch.device("cpu"), is_compiled=True)
+    def __init__(
+        self, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int = 0, kv_dtype: torch.dtype | None = None
+    ) -> None:
+        shape = CacheShape(num_kv_heads, head_dim, block_size, torch.float32, torch.device("cpu"), is_compiled=True, kv_dtype=kv_dtype)
         self.cache = KvCache(shape, 1, 200)
         self.cache.layers[0].fill_(float("nan"))
         self.window, self.scale = window, head_dim**-0.5
@@ -210,28 +212,30 @@ class OneLayer:
         mask = places[None] <= places[:, None]
         if self.window:
             mask &= places[None] > places[:, None] - self.window
-        keys, values = (each.repeat_interleave(group, dim=0) for each in (keys, values))
+        kept = self.cache.shape.kept_dtype
+        keys, values = (each.to(kept).float().repeat_interleave(group, dim=0) for each in (keys, values))
         return scaled_dot_product_attention(queries, keys, values, attn_mask=mask, scale=self.scale).transpose(0, 1)
 
 
 SHAPES = [(9, 3, 64, 16), (4, 4, 8, 16), (24, 1, 20, 5), (6, 2, 128, 16), (2, 1, 256, 64)]
 
 
+@pytest.mark.parametrize("kv_dtype", [torch.float32, torch.float16] if HAS_HALVES else [torch.float32])
 @pytest.mark.parametrize("window", [0, 7, 150])
 @pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim", "block_size"), SHAPES)
-def test_attention(num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int) -> None:
+def test_attention(num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int, kv_dtype: torch.dtype) -> None:
     """In one go, token by token and in pieces, beside another text: the same bits, and torch's numbers."""
     num_tokens = 300
     qkv = random(num_tokens, num_heads + 2 * num_kv_heads, head_dim, seed=1)
     other = random(40, num_heads + 2 * num_kv_heads, head_dim, seed=2)
     blocks = list(range(1, 1 + -(-num_tokens // block_size)))
     others = list(range(100, 100 + -(-40 // block_size)))
-    layer = OneLayer(num_heads, num_kv_heads, head_dim, block_size, window)
+    layer = OneLayer(num_heads, num_kv_heads, head_dim, block_size, window, kv_dtype)
     whole = layer([Segment(blocks, 0, num_tokens)], qkv)
     assert torch.allclose(whole, layer.wanted(qkv), atol=2e-6)
 
     for cuts in ([0, 1, 2, 130, 133, 299, 300], [0, 250, *range(251, 301)]):
-        layer = OneLayer(num_heads, num_kv_heads, head_dim, block_size, window)
+        layer = OneLayer(num_heads, num_kv_heads, head_dim, block_size, window, kv_dtype)
         for start, end in pairwise(cuts):
             found = layer([Segment(others, 0, 40), Segment(blocks, start, end)], torch.cat([other, qkv[start:end]]))
             assert torch.equal(found[40:], whole[start:end])

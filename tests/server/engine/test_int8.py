@@ -9,6 +9,7 @@ import torch
 
 from polyhead.heads.errors import FailedPrecondition
 from polyhead.heads.manifest import OutputKind
+from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.fast import FastHead
 from polyhead.server.engine.scheduler import SchedulerLimits
 from polyhead.server.engine.sequence import SamplingParams
@@ -95,3 +96,16 @@ def test_a_broken_head_fails_its_own_sample_only(llama_folder: Path) -> None:
     request = bench.sampled(bench.prompt(9), params=GREEDY)
     bench.run(request)
     assert request.samples[0].finish_reason.name == "FAILED"
+
+
+@pytest.mark.skipif(not HAS_HALVES, reason="this processor does not convert float16")
+def test_int8_keeps_keys_and_values_in_half_the_bytes(llama_folder: Path) -> None:
+    """So the same budget holds more text. Boundary states, which heads' keys are rebuilt from, stay as they are."""
+    engines = [Bench.open(llama_folder, split_layer=2, **held).engine for held in (INT8, {})]
+    (int8, plain), (int8_heads, plain_heads) = ([engine.trunk.cache.kv for engine in engines], [engine.heads.cache for engine in engines])
+    assert (int8.shape.kept_dtype, int8_heads.shape.kept_dtype) == (torch.float16, torch.float16)
+    assert {layer.dtype for layer in int8.layers} == {torch.float16}
+    assert 2 * int8.shape.kv_bytes(1) == plain.shape.kv_bytes(1)
+    assert int8.num_slots > 1.4 * plain.num_slots
+    assert int8_heads.num_slots > 1.4 * plain_heads.num_slots
+    assert {engine.trunk.cache.states.dtype for engine in engines} == {torch.float32}
