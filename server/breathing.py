@@ -6,13 +6,16 @@ Knows neither what is built nor what runs.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import threading
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 MAX_PAUSE_S = 0.1  # after one piece that took long
 RECEIVED_BYTES_PER_S = 32 << 20  # at most: of a push's time, the wire and its other end take more than the thread that writes it down
+CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: microseconds of all cores together, and of how many
 MAX_SPINS = "3000"  # a tenth of a millisecond
 
 
@@ -26,8 +29,12 @@ def bound_spinning() -> None:
 
 
 def has_spare_core(num_threads: int) -> bool:
-    """Whether this process may use more cores than the engine's so many threads."""
-    return len(os.sched_getaffinity(0)) > num_threads
+    """Whether this process may use more cores than the engine's so many threads: by its affinity, and by its container's quota."""
+    num_cores = float(len(os.sched_getaffinity(0)))
+    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
+        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
+        num_cores = min(num_cores, float(quota) / float(period))
+    return num_cores >= num_threads + 1
 
 
 class Breather:

@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import os
+from pathlib import Path
 
 import pytest
 
+from polyhead.server import breathing
 from polyhead.server.breathing import MAX_PAUSE_S, MAX_SPINS, RECEIVED_BYTES_PER_S, Breather, bound_spinning, has_spare_core
 
 
@@ -49,9 +51,16 @@ def test_a_push_is_received_slowly() -> None:
     assert [round(pause, 6) for pause in thread.pauses] == [0.02, 0.05]
 
 
-def test_a_core_is_spare_if_the_engine_does_not_take_them_all(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5})
-    assert [has_spare_core(num_threads) for num_threads in (1, 2, 3)] == [True, False, False]
+@pytest.mark.parametrize(("quota", "num_cores"), [(None, 4), ("max 100000", 4), ("250000 100000", 2), ("900000 100000", 4)])
+def test_a_core_is_spare_if_the_engine_does_not_take_them_all(
+    quota: str | None, num_cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    """A container's quota may be less than the cores that it sees."""
+    if quota is not None:
+        (tmp_path / "cpu.max").write_text(quota)
+    monkeypatch.setattr(breathing, "CPU_QUOTA", tmp_path / "cpu.max")
+    monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 8, 9})
+    assert [has_spare_core(num_threads) for num_threads in (1, 2, 3, 4, 5)] == [num_threads < num_cores for num_threads in (1, 2, 3, 4, 5)]
 
 
 def test_an_idle_engine_needs_no_cores() -> None:
