@@ -1,7 +1,6 @@
 """Tiles of int8 products on processors that multiply whole matrices (Intel's AMX): sixteen rows by sixteen outputs in one instruction.
 
-Sums of whole numbers are exact, so they are those of the other tiles. A few rows wait for the weights' memory
-either way and stay with those.
+Sums of whole numbers are exact, so they are those of the other tiles. A few rows wait for their weights either way and stay with those.
 """
 
 from __future__ import annotations
