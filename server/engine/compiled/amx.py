@@ -13,7 +13,7 @@ from numba import njit, types
 from numba.core import cgutils
 from numba.extending import intrinsic
 
-from polyhead.server.engine.compiled.machine import VECTOR_BYTES, call, prefetch, wide_int8_rows
+from polyhead.server.engine.compiled.machine import HAS_AMX, VECTOR_BYTES, call, prefetch, wide_int8_rows
 
 FEWEST_ROWS = 9  # below these the other tiles are as fast
 _SIDE = 16  # rows of a tile, 32-bit numbers in each
@@ -31,9 +31,11 @@ def _pointer(builder: Any, address: Any) -> Any:
 
 @intrinsic  # type: ignore[untyped-decorator]
 def begin_tiles(_: Any) -> Any:
-    """This thread's tile registers have sixteen rows of 64 bytes each from now on."""
+    """This thread's tile registers have sixteen rows of 64 bytes each from now on. Nothing where there are none."""
 
     def generate(context: Any, builder: Any, *_: Any) -> Any:
+        if not HAS_AMX:  # LLVM ends the process over an instruction that the processor lacks, reached or not
+            return context.get_dummy_value()
         widths, heights = b"".join(_ROW_BYTES.to_bytes(2, "little") for _ in range(8)), bytes([_SIDE] * 8)
         palette = bytes([1]) + bytes(15) + widths + bytes(16) + heights + bytes(8)
         place = cgutils.global_constant(builder.module, "polyhead_tiles", cgutils.make_bytearray(palette))
@@ -48,7 +50,8 @@ def end_tiles(_: Any) -> Any:
     """The registers are free: a switch to another thread need not save them."""
 
     def generate(context: Any, builder: Any, *_: Any) -> Any:
-        call(builder, "llvm.x86.tilerelease", _VOID)
+        if HAS_AMX:
+            call(builder, "llvm.x86.tilerelease", _VOID)
         return context.get_dummy_value()
 
     return types.void(), generate

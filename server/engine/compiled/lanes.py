@@ -16,7 +16,7 @@ from numba.core.imputils import lower_builtin
 from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import intrinsic, models, register_model
 
-from polyhead.server.engine.compiled.machine import LANES, broadcast, call
+from polyhead.server.engine.compiled.machine import HAS_HALVES, LANES, broadcast, call
 from polyhead.server.engine.hadamard import BLOCK
 
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
@@ -115,6 +115,8 @@ def load_halves(_, address):
     """The float16 vector at an address."""
 
     def generate(context, builder, signature, args):
+        if not HAS_HALVES:  # nobody keeps any, and LLVM would look for a function that converts them
+            return ir.Constant(_VECTOR, [0.0] * LANES)
         halves = builder.load(builder.inttoptr(args[0], _HALVES.as_pointer()), align=2)
         return builder.fpext(halves, _VECTOR)
 
@@ -126,6 +128,8 @@ def store_halves_first(_, address, vector, count):
     """To an address in float16, as far as `count` numbers go."""
 
     def generate(context, builder, signature, args):
+        if not HAS_HALVES:
+            return context.get_dummy_value()
         small = ir.VectorType(ir.IntType(16), LANES)
         numbers = builder.bitcast(builder.fptrunc(args[1], _HALVES), small)
         place = builder.inttoptr(args[0], small.as_pointer())
@@ -140,7 +144,8 @@ def store_half(_, address, number):
     """One number to an address in float16."""
 
     def generate(context, builder, signature, args):
-        builder.store(builder.fptrunc(args[1], ir.HalfType()), builder.inttoptr(args[0], ir.HalfType().as_pointer()), align=2)
+        if HAS_HALVES:
+            builder.store(builder.fptrunc(args[1], ir.HalfType()), builder.inttoptr(args[0], ir.HalfType().as_pointer()), align=2)
         return context.get_dummy_value()
 
     return types.void(types.int64, types.float32), generate

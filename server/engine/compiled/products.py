@@ -36,14 +36,14 @@ def product(job, matrix, num_rows, x, norm_weight, out, mode, eps, scratch, thre
         barrier()
         x = job.rows
     num_panels = (matrix.num_out + PANEL - 1) // PANEL
-    if HAS_AMX and matrix.scales:
+    if matrix.scales:
         begin_tiles()
     for panel in range(num_panels * thread // job.num_threads, num_panels * (thread + 1) // job.num_threads):
         if matrix.scales:
             _int8_panel(job, matrix, panel, num_rows, x, out, mode, scratch)
         else:
             _panel(matrix, panel, num_rows, x, out, mode, scratch)
-    if HAS_AMX and matrix.scales:
+    if matrix.scales:
         end_tiles()
     barrier()
 

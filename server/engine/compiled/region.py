@@ -80,7 +80,8 @@ def _openmp() -> ctypes.CDLL:
 
 def _fingerprint() -> int:
     """Of the sources and of what this processor can do: Numba looks at the file alone in which the function stands."""
-    digest = hashlib.sha256(repr((machine.LANES, machine.HAS_VNNI, machine.HAS_AVX512, machine.HAS_AVX2, machine.HAS_AMX)).encode())
+    has = (machine.HAS_VNNI, machine.HAS_AVX512, machine.HAS_AVX2, machine.HAS_AMX, machine.HAS_HALVES)
+    digest = hashlib.sha256(repr((machine.LANES, *has)).encode())
     for file in sorted(Path(__file__).parent.glob("*.py")):
         digest.update(file.read_bytes())
     return int.from_bytes(digest.digest()[:4], "little") | 1
