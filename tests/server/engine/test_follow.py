@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyhead.heads.errors import Aborted
 from polyhead.heads.manifest import HeadKind
-from polyhead.server.engine.fast import FastHead
+from polyhead.server.engine.fast import FastHead, FastTrunk
 from polyhead.server.engine.live import ActiveSet, LiveHead
 from polyhead.server.engine.scheduler import SchedulerLimits
 from polyhead.server.engine.sequence import FinishReason, OnSwap, Phase, Request, Sample, SamplingParams
@@ -320,7 +320,7 @@ def test_an_end_in_the_middle_gives_everything_back(slow: Bench, monkeypatch: py
 
 
 def test_pinned_neighbours_are_not_disturbed(bench: Bench) -> None:
-    """Plain layers round by the number of rows, on some processors by more than 1e-5 after thirty tokens."""
+    """Bit for bit on compiled layers. Plain ones round by the number of rows: by 1.1e-5 after thirty tokens, on one processor."""
     alone = bench.sampled(bench.prompt(20), params=THIRTY)
     bench.run(alone)
     pinned, followed = bench.sampled(bench.prompt(20), params=THIRTY), follower(bench, seed=3)
@@ -328,7 +328,8 @@ def test_pinned_neighbours_are_not_disturbed(bench: Bench) -> None:
     swap(bench, 2, "2")
     bench.finish(pinned, followed)
     assert pinned.samples[0].completion == alone.samples[0].completion
-    assert pinned.samples[0].logprobs == pytest.approx(alone.samples[0].logprobs, abs=1e-4)
+    tolerance = 0.0 if isinstance(bench.engine.trunk.module, FastTrunk) else 3e-5
+    assert pinned.samples[0].logprobs == pytest.approx(alone.samples[0].logprobs, rel=0.0, abs=tolerance)
     assert spans_of(pinned.samples[0]) == [(0, 1, "a")]
     assert len(followed.samples[0].spans) == 2
 
