@@ -78,7 +78,7 @@ class Ours:
 
     def first_weights(self, kind: str) -> dict[str, np.ndarray]:
         """Of the head of this name that a new store begins with."""
-        return {name: np.array(tensor, dtype=np.float32) for name, tensor in self.client.pull_head(f"{kind}@1").items()}
+        return first_weights(self.client, kind)
 
 
 @contextlib.contextmanager
@@ -94,6 +94,11 @@ def our_server(plan: Plan, variant: str, *more: str) -> Iterator[Ours]:
                 yield Ours(server, client, f"{OURS} {client.trunk().precision} {variant}".strip())
             finally:
                 server.process.kill()  # how it ends gracefully is nobody's question here
+
+
+def first_weights(client: Client, name: str) -> dict[str, np.ndarray]:
+    """Of the head that a new store begins with."""
+    return {key: np.array(tensor, dtype=np.float32) for key, tensor in client.pull_head(f"{name}@1").items()}
 
 
 def moved(weights: Weights, seed: int, distance: float = 1e-3) -> dict[str, np.ndarray]:

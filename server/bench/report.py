@@ -60,7 +60,7 @@ def number(value: float) -> str:
     return f"{value:.1f}" if abs(value) >= 100 else f"{value:.2f}" if abs(value) >= 1 else f"{value:.3g}"
 
 
-def machine(num_threads: int, idle_loads: Sequence[float]) -> dict[str, Any]:
+def machine(num_threads: int, idle_loads: Sequence[float], stolen: float) -> dict[str, Any]:
     """What the numbers were measured on, and how quiet it was."""
     flags = _cpu_field("flags").split()
     return {
@@ -73,6 +73,7 @@ def machine(num_threads: int, idle_loads: Sequence[float]) -> dict[str, Any]:
         "python": platform.python_version(),
         "load_average": [round(load, 2) for load in os.getloadavg()],
         "busy_while_idle": round(statistics.median(idle_loads), 3) if idle_loads else None,
+        "stolen": round(stolen, 3),
     }
 
 

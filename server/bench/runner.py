@@ -92,7 +92,7 @@ def run(plan: Plan, notebook: Notebook, done: set[str], tell: Callable[[str], No
             tell(f"measuring {name}")
             rows = measured(session, name)
             head = {
-                "machine": report.machine(plan.num_threads, session.idle_loads),
+                "machine": report.machine(plan.num_threads, session.idle_loads, session.stolen),
                 "versions": report.versions(session.versions),
                 "runs": plan.runs,
                 "quick": plan.is_quick,

@@ -9,6 +9,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
+import numpy as np
+
 from polyhead.client import PolyheadError
 from polyhead.client.errors import Unavailable
 from polyhead.heads import embedded
@@ -68,6 +70,7 @@ class Session:
         self.cache = Cache(plan.environments, plan.num_threads, progress)
         self.versions: dict[str, dict[str, Any]] = {}  # what each worker says about itself
         self.idle_loads: list[float] = []  # share of the machine that was busy while none of us worked
+        self._started_at = _ticks()
         self._servers: dict[str, Ours] = {}
         self._workers: dict[str, Worker] = {}
         self._failures: dict[str, str] = {}
@@ -95,6 +98,12 @@ class Session:
                 raise BadPlan(f"our server does not start: {error.message}") from None
             self._servers[variant].make_roles_differ()
         return self._servers[variant]
+
+    @property
+    def stolen(self) -> float:
+        """Share of the machine's busy time since the start that other machines on the same host had."""
+        busy, _, stolen = _ticks() - self._started_at
+        return float(stolen / busy) if busy else 0.0
 
     @property
     def work(self) -> Work:
@@ -140,11 +149,11 @@ class Session:
         return [contender.series for contender in contenders]
 
     def _settle(self) -> None:
-        before = _busy_and_total()
+        before = _ticks()
         time.sleep(0.0 if self.plan.is_quick else SETTLE_S)
-        busy, total = (now - then for now, then in zip(_busy_and_total(), before, strict=True))
+        busy, total, _ = _ticks() - before
         if total:
-            self.idle_loads.append(busy / total)
+            self.idle_loads.append(float(busy / total))
 
     def _worker(self, key: str) -> Worker:
         """WorkerFailed, at once where it could not be started before."""
@@ -173,6 +182,8 @@ class Session:
         threads: dict[str, Any] = {"num_threads": self.plan.num_threads}
         if peer == "engine":
             return own_python(), "on_engine", {"flags": flags_of(self.plan.server_flags(self.plan.servers[0]))}, {}
+        if peer == "trainer":
+            return own_python(), "on_trainer", {"address": self.ours.server.address}, {}
         if peer == "transformers":
             return own_python(), "on_transformers", {"model": self._model_folder(), **threads}, {}
         if peer == "vllm":
@@ -187,10 +198,10 @@ class Session:
         return self.plan.model or str(embedded.prepare(self.progress))
 
 
-def _busy_and_total() -> tuple[float, float]:
-    """Ticks of all cores since the machine started; zeros where the system does not say."""
+def _ticks() -> np.ndarray:
+    """(3,): all cores' ticks since the machine started: busy, all, and of the busy ones stolen; zeros where the system does not say."""
     try:
         numbers = [float(each) for each in Path("/proc/stat").read_text().split("\n", 1)[0].split()[1:9]]
     except (OSError, ValueError):
-        return 0.0, 0.0
-    return sum(numbers) - numbers[3] - numbers[4], sum(numbers)
+        return np.zeros(3)
+    return np.array([sum(numbers) - numbers[3] - numbers[4], sum(numbers), numbers[7]])

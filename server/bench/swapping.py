@@ -8,7 +8,6 @@ import sys
 import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from functools import partial
 
 import numpy as np
 
@@ -167,16 +166,17 @@ def push(session: Session) -> list[Row]:
     what = f"push + activate a head of {size / 1e6:.1f} M parameters, f32, {size * 4 / 1e6:.0f} MB"
     check = at_most("at most 1 s", series.median if series.values else None, 1.0)
     note = "elsewhere: 0.18 s by NCCL for 0.6B, 6 to 14 s for 32B"
-    return [Row("P10", what, "s", False, (series,), (check,), (note,)), push_under_load(session, base)]
+    return [Row("P10", what, "s", False, (series,), (check,), (note,)), push_under_load(session)]
 
 
-def push_under_load(session: Session, base: dict[str, np.ndarray]) -> Row:
-    ours, sizes = session.ours, session.plan.sizes
-    pushed = iter([moved(base, seed) for seed in range(500, 500 + PUSHES_UNDER_LOAD)])
+def push_under_load(session: Session) -> Row:
+    """Pushed by a process of its own: one that also reads the streams would wait for itself."""
+    sizes = session.plan.sizes
     seconds: list[float] = []
+    session.ask_worker("trainer", {"prepare": PUSHES_UNDER_LOAD})
 
     def update() -> None:
-        seconds.append(timed(partial(ours.client.update, {"policy": next(pushed)}))[0])
+        seconds.append(session.ask_worker("trainer", {})["seconds"])
 
     def be_busy() -> None:
         """For as long, a process that computes: what the client of a push does to streams with which it shares the cores."""
@@ -193,5 +193,6 @@ def push_under_load(session: Session, base: dict[str, np.ndarray]) -> Row:
     )
     what = f"longest wait for a token while heads are pushed, {sizes.swap_streams} streams"
     notes = (*notes_of(pushing, failures), f"push + activate took {max(seconds):.2f} s at most, {PUSHES_UNDER_LOAD} times")
-    series = waits(ours, {"while pushing": pushing.longest, "beside a busy process": busy.longest, "left alone": pushing.longest_calm})
+    longest = {"while pushing": pushing.longest, "beside a busy process": busy.longest, "left alone": pushing.longest_calm}
+    series = waits(session.ours, longest)
     return Row("P10 load", what, "steps", False, series, checks, notes)

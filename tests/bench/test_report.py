@@ -53,9 +53,9 @@ def test_a_variant_of_ours_is_no_peer() -> None:
 
 
 def test_the_machine_is_described() -> None:
-    machine = report.machine(2, [0.5, 0.1, 0.2])
+    machine = report.machine(2, [0.5, 0.1, 0.2], 0.0512)
     assert machine["threads"] == 2
-    assert machine["busy_while_idle"] == 0.2
+    assert (machine["busy_while_idle"], machine["stolen"]) == (0.2, 0.051)
     assert "torch" in report.versions({})
     assert report.versions({"vllm": {"version": "0.32.0"}})["vllm"] == "0.32.0"
     assert "\n" not in report.as_json({"machine": machine}, [ROW])

@@ -60,11 +60,29 @@ def attend(job, layer, num_segments, segments, slots, scratch, thread):
             for head in range(job.num_kv_heads):
                 if turn % job.num_threads == thread:
                     some = min(LANES, num_queries - first)
-                    if some <= FEW:
-                        _attend_few(job, layer, each, slots + each.slots * 8, head, first, some, scratch)
-                    else:
-                        _attend_lanes(job, layer, each, slots + each.slots * 8, head, first, some, scratch)
+                    is_finite = _attend(job, layer, each, slots + each.slots * 8, head, first, some, scratch)
+                    if not is_finite and each.num_rows > 1:
+                        _attend_by_token(job, layer, each, slots + each.slots * 8, head, first, some, scratch)
                 turn += 1
+
+
+@njit
+def _attend(job, layer, segment, slots, kv_head, first, num_queries, scratch):
+    """Returns whether every number is finite."""
+    if num_queries <= FEW:
+        return _attend_few(job, layer, segment, slots, kv_head, first, num_queries, scratch)
+    return _attend_lanes(job, layer, segment, slots, kv_head, first, num_queries, scratch)
+
+
+@njit
+def _attend_by_token(job, layer, segment, slots, kv_head, first, num_queries, scratch):
+    """Queries that stand side by side read the values of later tokens, too, and weigh them with 0. One that is not finite stays what it is,
+    and may not reach an earlier token: what is kept of that one serves texts that go on in another way."""
+    group, done = job.num_heads // job.num_kv_heads, 0
+    while done < num_queries:
+        some = min(group - (first + done) % group, num_queries - done)
+        _attend(job, layer, segment, slots, kv_head, first + done, some, scratch)
+        done += some
 
 
 @njit
@@ -100,7 +118,7 @@ def _wide(job, address, count, scratch):
 
 @njit
 def _attend_lanes(job, layer, segment, slots, kv_head, first, num_lanes, scratch):
-    """Lane i is query first + i of the segment: of its token (first + i) // group."""
+    """Lane i is query first + i of the segment: of its token (first + i) // group. Returns whether every number is finite."""
     head_dim, size = job.head_dim, job.block_size
     queries = scratch
     totals = queries + head_dim * VECTOR_BYTES
@@ -126,14 +144,17 @@ def _attend_lanes(job, layer, segment, slots, kv_head, first, num_lanes, scratch
             values, source = values_at(job, layer, longs(slots)[block], kv_head), scores + (block - first_block) * size * VECTOR_BYTES
             num_keys = min(size, last_key - block * size)
             _more_tiles(head_dim, _wide(job, values, num_keys * head_dim, scratch), 4, head_dim * 4, source, num_keys, totals)
-    weights = _fold(sums)
+    weights, zeros = _fold(sums), constant(0.0)
     for i in range(head_dim):
-        store(totals + i * VECTOR_BYTES, load(totals + i * VECTOR_BYTES) / weights)
+        result = load(totals + i * VECTOR_BYTES) / weights
+        store(totals + i * VECTOR_BYTES, result)
+        zeros = zeros + result * constant(0.0)
     for lane in range(num_lanes):
         row, head = _query_at(job, segment, kv_head, first + lane)
         target = floats(job.attended + (row * job.num_heads + head) * head_dim * 4)
         for i in range(head_dim):
             target[i] = floats(totals)[i * LANES + lane]
+    return not differs(zeros, zeros)  # unless one of them is NaN
 
 
 @njit
@@ -226,6 +247,7 @@ def _attend_few(job, layer, segment, slots, kv_head, first, num_queries, scratch
     """Vectors of a few queries stand one after the other, `stride` from one such row of vectors to the next.
 
     So do scores, LANES keys to a vector, and a query's state: its largest score so far, its sums of weights, and its totals in parts.
+    Returns whether every number is finite; what stands behind a head's last number may say no.
     """
     head_dim = job.head_dim
     group, width = job.num_heads // job.num_kv_heads, (job.num_heads + 2 * job.num_kv_heads) * head_dim
@@ -260,12 +282,16 @@ def _attend_few(job, layer, segment, slots, kv_head, first, num_queries, scratch
             for part in range(num_parts):
                 at, target = scores + vector * stride, totals + part * stride
                 _few_more_tiles(num_queries, at, VECTOR_BYTES, values + part * VECTOR_BYTES, head_dim * 4, num_keys, target)
+    zeros = constant(0.0)
     for query in range(num_queries):
         row, head = _query_at(job, segment, kv_head, first + query)
         target, mine = job.attended + (row * job.num_heads + head) * head_dim * 4, query * VECTOR_BYTES
         weights = splat(total(load(states + stride + mine)))
         for part in range(num_parts):
-            store_first(target + part * VECTOR_BYTES, load(totals + part * stride + mine) / weights, head_dim - part * LANES)
+            result = load(totals + part * stride + mine) / weights
+            store_first(target + part * VECTOR_BYTES, result, head_dim - part * LANES)
+            zeros = zeros + result * constant(0.0)
+    return not differs(zeros, zeros)
 
 
 @njit

@@ -251,6 +251,23 @@ def test_a_nan_stays_in_its_own_text() -> None:
     assert both[3:20].isnan().all()
 
 
+@pytest.mark.parametrize("bad", [float("nan"), float("inf")])
+@pytest.mark.parametrize(("num_heads", "num_kv_heads", "head_dim", "block_size"), SHAPES)
+def test_a_number_that_is_not_finite_reaches_no_earlier_token(
+    num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, bad: float
+) -> None:
+    """Whatever the token's place among those that are computed with it: another text may share what comes before it."""
+    qkv = random(40, num_heads + 2 * num_kv_heads, head_dim, seed=1)
+    blocks = list(range(1, 1 + -(-40 // block_size)))
+    whole = OneLayer(num_heads, num_kv_heads, head_dim, block_size)([Segment(blocks, 0, 40)], qkv)
+    for place in (1, 3, 17, 39):
+        spoilt = qkv.clone()
+        spoilt[place, num_heads:] = bad
+        found = OneLayer(num_heads, num_kv_heads, head_dim, block_size)([Segment(blocks, 0, 40)], spoilt)
+        assert torch.equal(found[:place], whole[:place])
+        assert not found[place:].isfinite().any()
+
+
 NO_AMX = {"amx-int8": False, "amx-tile": False, "amx-bf16": False}  # LLVM knows tiles by any of them
 OTHER_PROCESSORS: dict[str, dict[str, bool]] = {
     "avx512 without amx": NO_AMX,

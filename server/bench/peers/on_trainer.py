@@ -1,0 +1,33 @@
+"""A trainer beside the server: pushes heads through the public client, in a process that reads no streams."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from polyhead.client import Client
+from polyhead.server.bench.ours import TIMEOUT_S, Weights, first_weights, moved, timed
+
+HEAD = "policy"
+FIRST_SEED = 500
+
+
+class Trainer:
+    """Makes its weights beforehand, so that a push is a push alone."""
+
+    def __init__(self, address: str) -> None:
+        self.about = {"engine": "a trainer", "version": ""}
+        self._client = Client(address, timeout=TIMEOUT_S)
+        self._prepared: list[Weights] = []
+
+    def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        if "prepare" in question:
+            base = first_weights(self._client, HEAD)
+            self._prepared = [moved(base, FIRST_SEED + index) for index in range(question["prepare"])]
+            return {}
+        weights = self._prepared.pop()
+        seconds, _ = timed(lambda: self._client.update({HEAD: weights}))
+        return {"seconds": seconds}
+
+
+def load(settings: dict[str, Any]) -> Trainer:
+    return Trainer(settings["address"])
