@@ -1,4 +1,5 @@
-"""Leaves the cores to the engine: while requests run, what is built beside it works half of the time, and what is received comes slowly.
+"""Leaves the cores to the engine: while requests run, what is built beside it works half of the time, and what is received comes slowly
+unless a core is spare.
 
 A pass of the engine waits for the slowest of its threads, so that a third busy thread on two cores makes every step twice as long.
 Knows neither what is built nor what runs.
@@ -10,12 +11,12 @@ import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 MAX_PAUSE_S = 0.1  # after one piece that took long
 RECEIVED_BYTES_PER_S = 32 << 20  # at most: of a push's time, the wire and its other end take more than the thread that writes it down
-CPU_QUOTA = Path("/sys/fs/cgroup/cpu.max")  # of version 2: microseconds of all cores together, and of how many
+OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # of version 2
 MAX_SPINS = "3000"  # a tenth of a millisecond
 
 
@@ -29,12 +30,19 @@ def bound_spinning() -> None:
 
 
 def has_spare_core(num_threads: int) -> bool:
-    """Whether this process may use more cores than the engine's so many threads: by its affinity, and by its container's quota."""
+    """Whether this process may use more cores than the engine's so many threads: by its affinity, and by its cgroups' quotas."""
     num_cores = float(len(os.sched_getaffinity(0)))
-    with contextlib.suppress(OSError, ValueError):  # no such file, or "max"
-        quota, period = CPU_QUOTA.read_text(encoding="ascii").split()
-        num_cores = min(num_cores, float(quota) / float(period))
-    return num_cores >= num_threads + 1
+    return min([num_cores, *_quotas()]) >= num_threads + 1
+
+
+def _quotas() -> Iterator[float]:
+    """Cores' worth of time that each cgroup around this process may use, where one is limited: a container's, a unit's of systemd."""
+    with contextlib.suppress(OSError):
+        own = OWN_CGROUP.read_text(encoding="ascii").rpartition("::/")[2].strip()
+        for folder in (CGROUPS / own, *(CGROUPS / own).parents):
+            with contextlib.suppress(OSError, ValueError):  # none, or "max"
+                quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
+                yield float(quota) / float(period)
 
 
 class Breather:
@@ -43,23 +51,27 @@ class Breather:
     def __init__(
         self,
         is_idle: Callable[[], bool],
+        has_spare_core: bool = False,
         sleep: Callable[[float], None] = time.sleep,
         worked: Callable[[], float] = time.thread_time,
     ) -> None:
         self._is_idle = is_idle
+        self._has_spare_core = has_spare_core  # no reason to build without pauses: Python's lock is not spare
         self._sleep = sleep
         self._worked = worked  # seconds that this thread has computed, since whenever
         self._last = threading.local()
 
     def __call__(self) -> None:
         """Pause for as long as this thread has worked since the last call, unless the engine has nothing to do."""
-        self.received(0)
+        self._pause(0.0)
 
-    def received(self, num_bytes: int) -> None:
-        """The same after so many bytes have come, and at least for as long as they may take."""
+    def slow_down(self, num_bytes: int) -> None:
+        """The same after so many bytes were received. Unless a core is spare, pause at least for as long as they may take."""
+        self._pause(0.0 if self._has_spare_core else num_bytes / RECEIVED_BYTES_PER_S)
+
+    def _pause(self, at_least_s: float) -> None:
         now = self._worked()
-        seconds = now - getattr(self._last, "worked", now)
+        seconds = max(now - getattr(self._last, "worked", now), at_least_s)
         self._last.worked = now
-        seconds = max(seconds, num_bytes / RECEIVED_BYTES_PER_S)
         if seconds > 0 and not self._is_idle():
             self._sleep(min(seconds, MAX_PAUSE_S))

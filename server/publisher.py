@@ -98,12 +98,12 @@ class Publisher:
         self._shelf = shelf
         self._source_sha256 = source_sha256  # a trunk tensor's name in the checkpoint -> its hash, None if unknown
         self._active = active
-        self.breathe = breathe  # called between two pieces of long work
+        self.breathe = breathe  # between two pieces of long work, and of a file that comes
 
     def take(self, staging: Staging, data: bytearray) -> None:
         """Store the next bytes of a file that is being received."""
         staging.write(data)
-        self.breathe.received(len(data))
+        self.breathe.slow_down(len(data))
 
     def check_size(self, num_bytes: int, field: str) -> None:
         """Refuse a file that no head of this model can fill, before a byte of it is stored."""

@@ -12,10 +12,11 @@ from polyhead.heads.spec import ModelSpec
 from polyhead.server.engine import attention
 from polyhead.server.engine.blocks import BlockTree
 from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
+from polyhead.server.engine.compiled.attention import LARGEST_WIDENED
 from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
-from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, LARGEST_WIDENED, CompiledKit
+from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledKit
 from polyhead.server.engine.dense import dense_linears
 from polyhead.server.engine.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.engine import Engine
@@ -156,7 +157,10 @@ def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, hea
 
 
 def _kept(config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> tuple[CacheShape, CacheShape]:
-    """The shapes with what keys and values are kept in: by int8 layers in float16, whose rounding is far below their own."""
+    """The shapes with what keys and values are kept in: by int8 layers in float16, whose rounding is far below their own.
+
+    A number beyond 65504 becomes infinite there, and fails its sample.
+    """
 
     def kept(each: CacheShape, quantization: Quantization) -> CacheShape:
         has_room = HAS_HALVES and can_compile(each) and each.block_size * each.head_dim <= LARGEST_WIDENED

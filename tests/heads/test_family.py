@@ -264,7 +264,7 @@ def test_own_output_for_a_tied_model(tmp_path: Path) -> None:
     assert_composes(Split(split.whole, split.checkpoint, split.spec, split.trunk, head))
 
 
-@pytest.mark.parametrize("name", ["llama", "gemma2", "qwen3_moe", "granite"])
+@pytest.mark.parametrize("name", FAMILIES)
 def test_heads_of_one_skeleton_share_nothing(name: str, tmp_path: Path) -> None:
     """Two heads from one skeleton, the first one damaged: the second composes bit for bit, and the skeleton has no weights still."""
     split = split_tiny(name, tmp_path)

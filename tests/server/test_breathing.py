@@ -9,14 +9,15 @@ import pytest
 
 from polyhead.server import breathing
 from polyhead.server.breathing import MAX_PAUSE_S, MAX_SPINS, RECEIVED_BYTES_PER_S, Breather, bound_spinning, has_spare_core
+from polyhead.server.servicers.heads import GATHERED_BYTES
 
 
 class Thread:
     """A clock of work, and the pauses that were made."""
 
-    def __init__(self) -> None:
+    def __init__(self, has_spare_core: bool = False) -> None:
         self.worked, self.is_idle, self.pauses = 5.0, False, list[float]()
-        self.breathe = Breather(lambda: self.is_idle, self.pauses.append, lambda: self.worked)
+        self.breathe = Breather(lambda: self.is_idle, has_spare_core, self.pauses.append, lambda: self.worked)
         self.breathe()
 
     def work(self, seconds: float) -> None:
@@ -43,22 +44,47 @@ def test_a_push_is_received_slowly() -> None:
     """The thread that writes a chunk down has worked for little of what it cost to receive it."""
     thread = Thread()
     thread.worked += 0.001
-    thread.breathe.received(RECEIVED_BYTES_PER_S // 50)
+    thread.breathe.slow_down(RECEIVED_BYTES_PER_S // 50)
     thread.worked += 0.05
-    thread.breathe.received(RECEIVED_BYTES_PER_S // 50)
+    thread.breathe.slow_down(RECEIVED_BYTES_PER_S // 50)
     thread.is_idle = True
-    thread.breathe.received(RECEIVED_BYTES_PER_S // 50)
+    thread.breathe.slow_down(RECEIVED_BYTES_PER_S // 50)
     assert [round(pause, 6) for pause in thread.pauses] == [0.02, 0.05]
 
 
-@pytest.mark.parametrize(("quota", "num_cores"), [(None, 4), ("max 100000", 4), ("250000 100000", 2), ("900000 100000", 4)])
+def test_a_spare_core_receives_as_fast_as_it_comes_and_builds_no_faster() -> None:
+    thread = Thread(has_spare_core=True)
+    thread.worked += 0.001
+    thread.breathe.slow_down(RECEIVED_BYTES_PER_S // 50)
+    thread.work(0.02)
+    assert [round(pause, 6) for pause in thread.pauses] == [0.001, 0.02]
+
+
+def test_what_comes_at_once_keeps_the_rate() -> None:
+    """A pause has an end, so a piece may not be larger than what it may hold up."""
+    assert GATHERED_BYTES <= MAX_PAUSE_S * RECEIVED_BYTES_PER_S
+
+
+@pytest.mark.parametrize(
+    ("own", "quotas", "num_cores"),
+    [
+        ("0::/", {}, 4),
+        ("0::/", {"": "max 100000"}, 4),
+        ("0::/", {"": "250000 100000"}, 2),
+        ("0::/", {"": "900000 100000"}, 4),
+        ("1:cpu:/else\n0::/system.slice/a.service\n", {"system.slice": "300000 100000", "system.slice/a.service": "max 100000"}, 3),
+    ],
+)
 def test_a_core_is_spare_if_the_engine_does_not_take_them_all(
-    quota: str | None, num_cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+    own: str, quotas: dict[str, str], num_cores: int, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
 ) -> None:
-    """A container's quota may be less than the cores that it sees."""
-    if quota is not None:
-        (tmp_path / "cpu.max").write_text(quota)
-    monkeypatch.setattr(breathing, "CPU_QUOTA", tmp_path / "cpu.max")
+    """A quota may be less than the cores that the process sees: a container's, or that of any cgroup above its own."""
+    (tmp_path / "own").write_text(own)
+    for folder, quota in quotas.items():
+        (tmp_path / "fs" / folder).mkdir(parents=True, exist_ok=True)
+        (tmp_path / "fs" / folder / "cpu.max").write_text(quota)
+    monkeypatch.setattr(breathing, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(breathing, "CGROUPS", tmp_path / "fs")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 8, 9})
     assert [has_spare_core(num_threads) for num_threads in (1, 2, 3, 4, 5)] == [num_threads < num_cores for num_threads in (1, 2, 3, 4, 5)]
 

@@ -15,6 +15,7 @@ import pytest
 import torch
 from google.rpc import error_details_pb2, status_pb2
 
+from polyhead.server.breathing import RECEIVED_BYTES_PER_S, Breather
 from polyhead.server.head_loader import to_file
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc, types_pb2
@@ -87,6 +88,14 @@ async def test_push_pull_round_trip(world: World, stub: Stub, size: int) -> None
     first, *rest = await collect(stub.PullHead(pb.PullHeadRequest(head="policy@2")))
     assert first.head == done.head
     assert b"".join(part.chunk.data for part in rest) == data
+
+
+async def test_a_push_beside_requests_is_received_slowly(world: World, stub: Stub) -> None:
+    pauses: list[float] = []
+    world.publisher.breathe = Breather(lambda: False, sleep=pauses.append)
+    data = to_file(world.changed(1))
+    await stub.PushHead(push(data, 1000))
+    assert sum(pauses) >= len(data) / RECEIVED_BYTES_PER_S
 
 
 @pytest.mark.parametrize(

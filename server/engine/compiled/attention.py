@@ -13,7 +13,7 @@ from __future__ import annotations
 import numpy as np
 from numba import carray, njit
 
-from polyhead.server.engine.compiled.jobs import SEGMENT
+from polyhead.server.engine.compiled.jobs import SCRATCH_BYTES, SEGMENT
 from polyhead.server.engine.compiled.lanes import (
     constant,
     differs,
@@ -46,7 +46,8 @@ CHUNK_KEYS = 128  # whose largest score is found before their sums are added; co
 FEW = LANES // 2  # queries; more take fewer instructions side by side
 MOST_VECTORS = CHUNK_KEYS  # of a chunk's scores, if a block has a single token
 PLACE_BYTES = 3 * 8
-WIDENED_AT = 1 << 17  # in a thread's scratch: numbers of a block in float32
+WIDENED_AT = SCRATCH_BYTES // 2  # in a thread's scratch: numbers of a block in float32
+LARGEST_WIDENED = (SCRATCH_BYTES - WIDENED_AT) // 4  # so many numbers of a block
 
 
 @njit

@@ -6,10 +6,9 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyhead.server.engine.compiled.jobs import GATE, JOB, NORM, PRODUCT, SHARED_PRODUCT, STORE
+from polyhead.server.engine.compiled.jobs import GATE, JOB, NORM, PRODUCT, SCRATCH_BYTES, SHARED_PRODUCT, STORE
 from polyhead.server.engine.compiled.machine import LANES
 from polyhead.server.engine.compiled.matrices import Matrix, matrix_record
-from polyhead.server.engine.compiled.products import SCRATCH_BYTES
 from polyhead.server.engine.compiled.region import Job, region, scratch
 
 

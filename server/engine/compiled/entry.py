@@ -24,13 +24,14 @@ from polyhead.server.engine.compiled.jobs import (
     PACK,
     PRODUCT,
     QKV,
+    SCRATCH_BYTES,
     SHARED_PRODUCT,
     STORE,
 )
 from polyhead.server.engine.compiled.logits import read_rows
 from polyhead.server.engine.compiled.machine import barrier, memory, team_size, thread_number
 from polyhead.server.engine.compiled.packing import pack
-from polyhead.server.engine.compiled.products import SCRATCH_BYTES, product, shared_product
+from polyhead.server.engine.compiled.products import product, shared_product
 from polyhead.server.engine.compiled.rows import gate, keep_asked, keep_tap, norm, place_keys
 
 

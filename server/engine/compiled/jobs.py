@@ -10,9 +10,11 @@ LAYERS, PRODUCT, SHARED_PRODUCT, NORM, ATTEND, GATE, LOGITS, PACK = range(8)
 # What becomes of a product's rows: written; added to what stands there; silu(first half of a panel) * second half; written panel by panel.
 STORE, ADD, GATED, PANELS = range(4)
 
+SCRATCH_BYTES = 1 << 18  # of each thread: tiles, and attention's sums
+
 MATRIX = np.dtype(
     [
-        ("weight", np.int64),  # address, packed (matrices.py)
+        ("weight", np.int64),  # address, packed (packing.py)
         ("scales", np.int64),  # address, float32 (panels * PANEL,): of int8; else 0
         ("bias", np.int64),  # address, float32 (panels * PANEL,); or 0
         ("num_in", np.int64),
@@ -62,7 +64,7 @@ JOB = np.dtype(
         ("kind", np.int64),
         ("num_threads", np.int64),  # of the region: its threads write it
         ("scratch", np.int64),  # address: of SCRATCH_BYTES for each thread
-        ("rows", np.int64),  # address: prepared rows of a product, as wide as the widest
+        ("rows", np.int64),  # address: prepared rows of a product, as wide as the widest; or each thread's room for packing
         ("row_scales", np.int64),  # float32 (T,); or (panels * PANEL,) of a weight in int8
         ("row_sums", np.int64),  # int32 (T,)
         # rows in and out

@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import carray, njit
+from numba.extending import register_jitable
 
 from polyhead.server.engine.compiled.jobs import LOGITS_ROW
 from polyhead.server.engine.compiled.lanes import (
@@ -42,7 +43,7 @@ def read_rows(job, thread):
         _read(rows[number], job.width, room)
 
 
-@njit
+@register_jitable
 def room_bytes(width):
     """Of each thread, for vocabularies of `width`: a row's sums and the counts of its buckets, or keys of its tokens."""
     return 8 * (width + width // GROUP + 1 + 2 * NUM_BUCKETS + LANES) + 4 * GROUP

@@ -18,8 +18,9 @@ from numba.extending import intrinsic
 _FEATURES = {name for name, is_there in llvm.get_host_cpu_features().items() if is_there}
 
 
-def _may_use_tiles() -> bool:
-    """Asks Linux for it, on x86-64, since a thread's registers grow by 8 KiB: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA)."""
+def _ask_for_tiles() -> bool:
+    """Of Linux, on x86-64, since a thread's registers grow by 8 KiB: arch_prctl(ARCH_REQ_XCOMP_PERM, XFEATURE_XTILEDATA). Returns whether
+    it gave them."""
     return bool(ctypes.CDLL(None).syscall(158, 0x1023, 18) == 0)
 
 
@@ -27,7 +28,7 @@ HAS_VNNI = "avx512vnni" in _FEATURES
 HAS_AVX512 = "avx512bw" in _FEATURES
 HAS_AVX2 = "avx2" in _FEATURES
 HAS_HALVES = "f16c" in _FEATURES  # float16 numbers are read and written; all computing is done in float32
-HAS_AMX = HAS_VNNI and "amx-int8" in _FEATURES and _may_use_tiles()
+HAS_AMX = HAS_VNNI and "amx-int8" in _FEATURES and _ask_for_tiles()
 
 LANES = 16 if HAS_AVX512 else 8  # 32-bit numbers in a vector
 VECTOR_BYTES = 4 * LANES

@@ -11,7 +11,7 @@ from torch.nn.functional import pad
 
 from polyhead.server.engine.compiled.jobs import JOB, MATRIX, PACK
 from polyhead.server.engine.compiled.machine import LANES, PANEL
-from polyhead.server.engine.compiled.packing import room_bytes
+from polyhead.server.engine.compiled.packing import packing_bytes
 from polyhead.server.engine.compiled.region import region, scratch
 from polyhead.server.engine.llama import Weight
 
@@ -52,7 +52,7 @@ def _pack(rows: Tensor, panels: Tensor, scales: Tensor | None, stripe: int) -> N
     job = np.zeros(1, JOB)
     job["kind"], job["num_rows"], job["width"], job["x"], job["out"] = PACK, *rows.shape, rows.data_ptr(), panels.data_ptr()
     job["stripe"], job["row_scales"] = stripe, 0 if scales is None else scales.data_ptr()
-    (job["rows"],) = scratch.addresses([torch.get_num_threads() * int(room_bytes(rows.shape[1]))])
+    (job["rows"],) = scratch.addresses([torch.get_num_threads() * packing_bytes(rows.shape[1])])
     region().run(job)
 
 

@@ -6,6 +6,7 @@ from __future__ import annotations
 
 import numpy as np
 from numba import njit
+from numba.extending import register_jitable
 
 from polyhead.server.engine.compiled.lanes import (
     absolute,
@@ -15,6 +16,7 @@ from polyhead.server.engine.compiled.lanes import (
     rounded,
     splat,
     store_bytes_first,
+    total,
     where_less,
 )
 from polyhead.server.engine.compiled.machine import LANES, PANEL, WEIGHT_OFFSET, bytes_at, floats, ints
@@ -31,7 +33,7 @@ def pack(job, thread):
     """
     num_steps = (job.width + 3) // 4 if job.row_scales else job.width
     num_panels = (job.num_rows + job.stripe - 1) // job.stripe
-    room = job.rows + thread * room_bytes(job.width)
+    room = job.rows + thread * packing_bytes(job.width)
     target = ints(job.out)
     for panel in range(num_panels * thread // job.num_threads, num_panels * (thread + 1) // job.num_threads):
         for lane in range(job.stripe):
@@ -45,26 +47,29 @@ def pack(job, thread):
                 target[place + step * PANEL] = ints(source)[step] if source else np.int32(0)
 
 
-@njit
-def room_bytes(width):
+@register_jitable
+def packing_bytes(width):
     """Of each thread: a row as bytes, then spread."""
     return (width + 3) // 4 * 4 + width * 4
 
 
 @njit
 def _quantise(source, out, width):
-    """One row, or zeros if there is none, to whole steps of unsigned bytes. Returns its scale."""
+    """One row, or zeros if there is none, to whole steps of unsigned bytes. Returns its scale, NaN if a number is not finite."""
     padded = (width + 3) // 4 * 4
     row = out + padded
-    largest = constant(SMALLEST)
+    largest, trouble = constant(SMALLEST), constant(0.0)
     if source:
         spread(source, row, width)
         for i in range(0, width, LANES):
-            sizes = absolute(load_first(row + i * 4, width - i))
+            numbers = load_first(row + i * 4, width - i)
+            sizes = absolute(numbers)
             largest = where_less(largest, sizes, sizes, largest)
-    scale = largest_of(largest) / WEIGHT_LEVELS
+            trouble = trouble + numbers * constant(0.0)
+    scale = largest_of(largest) / WEIGHT_LEVELS + total(trouble)
+    has_levels = source != 0 and scale == scale
     for i in range(0, width, LANES):
-        levels = rounded(load_first(row + i * 4, width - i) / splat(scale)) if source else constant(0.0)
+        levels = rounded(load_first(row + i * 4, width - i) / splat(scale)) if has_levels else constant(0.0)
         store_bytes_first(out + i, levels + constant(WEIGHT_OFFSET), width - i)
     for i in range(width, padded):
         bytes_at(out)[i] = np.int8(-WEIGHT_OFFSET)

@@ -25,7 +25,6 @@ from polyhead.server.engine.compiled.machine import (
 from polyhead.server.engine.compiled.rows import norm, quantise, spread
 
 _int8_rows = amx_rows if HAS_AMX else wide_int8_rows
-SCRATCH_BYTES = 1 << 18  # of each thread: tiles, and attention's sums
 
 
 @njit

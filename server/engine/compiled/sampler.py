@@ -33,6 +33,6 @@ def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
         table["shaped"][index] = shaped.data_ptr()
     job = np.zeros(1, JOB)
     job["kind"], job["num_rows"], job["width"], job["x"] = LOGITS, len(rows), width, table.ctypes.data
-    (job["out"],) = scratch.addresses([torch.get_num_threads() * int(room_bytes(width))])
+    (job["out"],) = scratch.addresses([torch.get_num_threads() * room_bytes(width)])
     region().run(job)
     return Draws(*(table[name] for name in ("token_id", "logprob", "sampling_logprob", "largest", "log_sum")))

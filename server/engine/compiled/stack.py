@@ -13,15 +13,14 @@ from torch.utils.weak import WeakTensorKeyDictionary
 from polyhead.heads.adapted import AdapterRows, LowRank
 from polyhead.server.engine.attention import AttentionPlan, Segment
 from polyhead.server.engine.compiled.calls import CompiledLinear, CompiledNorm, SharedLinear, gate, prepared_bytes, product
-from polyhead.server.engine.compiled.jobs import ATTEND, JOB, LAYER, LAYERS, PANELS, SEGMENT
+from polyhead.server.engine.compiled.jobs import ATTEND, JOB, LAYER, LAYERS, PANELS, SCRATCH_BYTES, SEGMENT
 from polyhead.server.engine.compiled.machine import PANEL
 from polyhead.server.engine.compiled.matrices import Matrix, packed_bytes, split_halves
-from polyhead.server.engine.compiled.products import SCRATCH_BYTES
 from polyhead.server.engine.compiled.region import Job, region, scratch
 from polyhead.server.engine.llama import LayerParts, paired
 
 LARGEST_HEAD, LARGEST_BLOCK = 512, 512  # numbers and tokens: what a thread's scratch has room for
-LARGEST_WIDENED = 1 << 14  # numbers of a block's keys that are kept in float16: the same
+NUMBER_BYTES = {torch.float32: 4, torch.float16: 2}  # of keys and values as they are kept
 
 
 class CompiledLayer:
@@ -132,7 +131,7 @@ class CompiledStack:
         job["num_heads"], job["num_kv_heads"], job["head_dim"] = layer.num_heads, layer.num_kv_heads, layer.head_dim
         job["rotations"], job["positions"] = self._rotations.data_ptr(), positions.data_ptr()
         job["cache"], job["block_size"] = plan.cache.addresses.ctypes.data, plan.cache.shape.block_size
-        job["number_bytes"] = plan.cache.shape.kept_dtype.itemsize
+        job["number_bytes"] = NUMBER_BYTES[plan.cache.shape.kept_dtype]
         job["num_new"], job["write_rows"] = len(plan.write_rows), plan.write_rows.data_ptr()
         job["new_rows"] = 0 if plan.new_rows is None else plan.new_rows.data_ptr()
         job["num_segments"], job["segments"] = len(tables.segments), tables.segments.ctypes.data

@@ -89,12 +89,13 @@ def test_norm() -> None:
 
 
 @pytest.mark.parametrize("is_int8", [False, True], ids=["float32", "int8"])
-def test_a_row_is_the_same_in_any_company(is_int8: bool) -> None:
-    """SmolLM2's sizes; rows far larger and far smaller than each other."""
-    x, weight = random(70, 576) * torch.logspace(-3, 3, 70)[:, None], random(1536, 576, seed=1)
+@pytest.mark.parametrize("width", [576, 592])
+def test_a_row_is_the_same_in_any_company(is_int8: bool, width: int) -> None:
+    """SmolLM2's sizes, and one whose steps fill no tile of AMX; rows far larger and far smaller than each other."""
+    x, weight = random(70, width) * torch.logspace(-3, 3, 70)[:, None], random(1536, width, seed=1)
     for part in (CompiledLinear(weight, is_int8=is_int8), SharedLinear(weight), CompiledNorm(weight[0].clone(), 1e-5)):
         together = part(x)
-        for first, last in ((0, 1), (69, 70), (3, 5), (10, 17), (20, 36), (1, 68)):
+        for first, last in ((0, 1), (69, 70), (3, 5), (10, 17), (4, 13), (50, 65), (20, 36), (7, 24), (39, 70), (1, 68)):
             assert torch.equal(part(x[first:last].clone()), together[first:last])
         assert torch.equal(part(x.flip(0)).flip(0), together)
 
@@ -150,6 +151,16 @@ def test_large_numbers_leave_int8_its_levels() -> None:
     x[:, ::97] *= 100
     weight[:, ::97] = 0
     assert_close(CompiledLinear(weight, is_int8=True)(x), linear(x, weight), 0.2)
+
+
+@pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
+def test_int8_shows_a_weight_that_is_not_finite(bad: float) -> None:
+    """In its own output alone."""
+    weight = random(32, 64, seed=1)
+    weight[5, 7] = bad
+    found = CompiledLinear(weight, is_int8=True)(random(3, 64))
+    assert found[:, 5].isnan().all()
+    assert found[:, [*range(5), *range(6, 32)]].isfinite().all()
 
 
 @pytest.mark.parametrize("bad", [float("nan"), float("inf"), -float("inf")])
