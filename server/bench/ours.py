@@ -78,7 +78,7 @@ class Ours:
 
     def first_weights(self, kind: str) -> dict[str, np.ndarray]:
         """Of the head of this name that a new store begins with."""
-        return first_weights(self.client, kind)
+        return weights_of(self.client, f"{kind}@1")
 
 
 @contextlib.contextmanager
@@ -96,9 +96,9 @@ def our_server(plan: Plan, variant: str, *more: str) -> Iterator[Ours]:
                 server.process.kill()  # how it ends gracefully is nobody's question here
 
 
-def first_weights(client: Client, name: str) -> dict[str, np.ndarray]:
-    """Of the head that a new store begins with."""
-    return {key: np.array(tensor, dtype=np.float32) for key, tensor in client.pull_head(f"{name}@1").items()}
+def weights_of(client: Client, reference: str) -> dict[str, np.ndarray]:
+    """Of "policy@1", or of the version of "policy" that is active."""
+    return {name: np.array(tensor, dtype=np.float32) for name, tensor in client.pull_head(reference).items()}
 
 
 def moved(weights: Weights, seed: int, distance: float = 1e-3) -> dict[str, np.ndarray]:

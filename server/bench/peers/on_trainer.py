@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from polyhead.client import Client
-from polyhead.server.bench.ours import TIMEOUT_S, Weights, first_weights, moved, timed
+from polyhead.server.bench.ours import TIMEOUT_S, Weights, moved, timed, weights_of
 
 HEAD = "policy"
 FIRST_SEED = 500
@@ -21,7 +21,7 @@ class Trainer:
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
         if "prepare" in question:
-            base = first_weights(self._client, HEAD)
+            base = weights_of(self._client, HEAD)
             self._prepared = [moved(base, FIRST_SEED + index) for index in range(question["prepare"])]
             return {}
         weights = self._prepared.pop()
