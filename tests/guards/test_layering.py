@@ -25,12 +25,8 @@ MAY_IMPORT = {
         "polyhead.heads",
         "polyhead.server.engine",
     },  # one process: no client and no server
-    "polyhead.server.bench.peers": {
-        "polyhead.server",
-        "polyhead.server.engine",  # the engine itself is one of them
-        "polyhead.server.bench",
-        "polyhead.client",  # and a trainer, which uses our server
-    },
+    "polyhead.server.bench.peers": {"polyhead.server", "polyhead.server.engine"},  # the engine itself is one of them
+    "polyhead.server.bench.peers.on_trainer": {"polyhead.server.bench", "polyhead.client"},  # a user of our server
     "polyhead.server.engine": {"polyhead.server.engine", "polyhead.heads"},  # protobuf stops at the door
 }
 # module -> what its functions import when a command needs it, never at its top
