@@ -3,6 +3,7 @@
     command.py       flags in, tables out
     plan.py          what was asked of a run, and how large the work is
     runner.py        one measure after the other, into a file
+    interrupt.py     how Ctrl-C ends it
     session.py       what a run holds open: our servers, the peers' workers
     ours.py          our server, through the public client
     worker.py        a peer's process; peers/ has one module an engine, environments.py installs them

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import signal
 import sys
 from pathlib import Path
 from typing import Annotated
@@ -11,6 +10,7 @@ import typer
 
 from polyhead.server.bench import report
 from polyhead.server.bench.environments import default_folder
+from polyhead.server.bench.interrupt import Interrupted, run_interruptibly
 from polyhead.server.bench.plan import EXTRAS, MEASURES, PEERS, BadPlan, Plan, chosen
 from polyhead.server.bench.runner import Notebook, run
 
@@ -62,11 +62,14 @@ def bench(
 
 def _run(plan: Plan, notebook: Notebook, done: set[str]) -> int:
     """Exit status. Interrupted or not, what was measured is printed."""
-    signal.signal(signal.SIGTERM, signal.default_int_handler)  # ends as Ctrl-C does, so that no process is left behind
     status = 0
+
+    def tell(text: str) -> None:
+        typer.echo(f"… {text}", err=True)
+
     try:
-        run(plan, notebook, done, lambda text: typer.echo(f"… {text}", err=True), typer.echo)
-    except KeyboardInterrupt:
+        run_interruptibly(lambda interrupt: run(plan, notebook, done, interrupt, tell, typer.echo))
+    except Interrupted:
         typer.echo("interrupted: this is what was measured", err=True)
         status = INTERRUPTED
     except BadPlan as error:

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+import itertools
 import statistics
 import threading
 import time
@@ -9,7 +11,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 
-from polyhead.client import Client, Rule
+from polyhead.client import Client, PolyheadError, Rule
 from polyhead.server.bench.ours import timed
 from polyhead.server.bench.plan import flags_of
 from polyhead.server.bench.plot import Line, Panel, svg
@@ -86,13 +88,21 @@ def by_context(session: Session) -> list[Curve]:
     longest = client.trunk().context_length - DECODED
     lengths = [length for length in sizes.growth_context if length <= longest]
 
-    def draw(count: int, length: int) -> None:
-        client.generate(session.work.prompts(1, length), temperature=0.0, max_new_tokens=count, ignore_eos=True)
+    first: Values = {length: [] for length in lengths}
+    next_ms: Values = {length: [] for length in lengths}
 
-    first, _ = timed_and_watched(session, lengths, partial(draw, 1))
-    whole, memory = timed_and_watched(session, lengths, partial(draw, 1 + DECODED))
-    first_median = {length: statistics.median(values) for length, values in first.items()}
-    next_ms = {length: [(each - first_median[length]) / DECODED * 1e3 for each in values] for length, values in whole.items()}
+    def draw(length: int) -> None:
+        [prompt] = session.work.prompts(1, length)
+        came_at = [time.perf_counter()]
+        with client.stream(prompt, temperature=0.0, max_new_tokens=1 + DECODED, ignore_eos=True) as stream:
+            came_at += [time.perf_counter() for _ in stream]
+        first_s, *gaps = [later - earlier for earlier, later in itertools.pairwise(came_at)]
+        first[length].append(first_s)
+        next_ms[length].append(statistics.median(gaps) * 1e3)
+
+    _, memory = timed_and_watched(session, lengths, draw)
+    for values in (first, next_ms):
+        del values[lengths[0]][0]  # the run that does not count
     return [
         Curve("First token of a new prompt", "tokens of context", "s", first),
         Curve("Each next token", "tokens of context", "ms", next_ms),
@@ -180,6 +190,7 @@ class Peak:
         self._thread.join()
 
     def _watch(self) -> None:
-        while not self._is_over.is_set():
-            self.num_blocks = max(self.num_blocks, self._client.status().num_used_blocks)
-            time.sleep(POLL_S)
+        with contextlib.suppress(PolyheadError):  # the call that it watches fails as well, and says so
+            while not self._is_over.is_set():
+                self.num_blocks = max(self.num_blocks, self._client.status().num_used_blocks)
+                time.sleep(POLL_S)

@@ -14,6 +14,7 @@ from polyhead.server.bench import report
 from polyhead.server.bench.decoding import decode, deterministic, wire
 from polyhead.server.bench.experience import experience
 from polyhead.server.bench.growth import growth
+from polyhead.server.bench.interrupt import Interrupt
 from polyhead.server.bench.plan import BadPlan, Plan
 from polyhead.server.bench.quality import quality
 from polyhead.server.bench.results import OURS, Check, Row, Series
@@ -82,15 +83,18 @@ class Notebook:
         return report.as_json(self.head or {"command": self.command}, self.rows)
 
 
-def run(plan: Plan, notebook: Notebook, done: set[str], tell: Callable[[str], None], show: Callable[[str], None]) -> None:
+def run(
+    plan: Plan, notebook: Notebook, done: set[str], interrupt: Interrupt, tell: Callable[[str], None], show: Callable[[str], None]
+) -> None:
     """`show` gets every row as it comes, `tell` what is going on meanwhile."""
-    with Session(plan, tell) as session:
+    with Session(plan, interrupt, tell) as session:
         for name in plan.measures:
             if name in done:
                 tell(f"{name}: done before")
                 continue
             tell(f"measuring {name}")
             rows = measured(session, name)
+            interrupt.check()  # or what was broken off were a row that says "could not be measured"
             head = {
                 "machine": report.machine(plan.num_threads, session.idle_loads, session.stolen),
                 "versions": report.versions(session.versions),

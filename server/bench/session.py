@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import time
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
@@ -15,6 +14,7 @@ from polyhead.client import PolyheadError
 from polyhead.client.errors import Unavailable
 from polyhead.heads import embedded
 from polyhead.server.bench.environments import Cache, own_python
+from polyhead.server.bench.interrupt import Interrupt
 from polyhead.server.bench.ours import Ours, our_server
 from polyhead.server.bench.plan import BadPlan, Plan, flags_of
 from polyhead.server.bench.results import Series
@@ -64,8 +64,9 @@ class Contender:
 class Session:
     """Use as a context manager: leaving it ends every process that it started."""
 
-    def __init__(self, plan: Plan, progress: Callable[[str], None]) -> None:
+    def __init__(self, plan: Plan, interrupt: Interrupt, progress: Callable[[str], None]) -> None:
         self.plan = plan
+        self.interrupt = interrupt
         self.progress = progress
         self.cache = Cache(plan.environments, plan.num_threads, progress)
         self.versions: dict[str, dict[str, Any]] = {}  # what each worker says about itself
@@ -90,6 +91,7 @@ class Session:
 
     def server(self, variant: str) -> Ours:
         """The server with these flags. BadPlan, with the end of its log, if it does not start."""
+        self.interrupt.check()
         if variant not in self._servers:
             self.progress(f"starting our server {variant}")
             try:
@@ -150,13 +152,14 @@ class Session:
 
     def _settle(self) -> None:
         before = _ticks()
-        time.sleep(0.0 if self.plan.is_quick else SETTLE_S)
+        self.interrupt.sleep(0.0 if self.plan.is_quick else SETTLE_S)
         busy, total, _ = _ticks() - before
         if total:
             self.idle_loads.append(float(busy / total))
 
     def _worker(self, key: str) -> Worker:
         """WorkerFailed, at once where it could not be started before."""
+        self.interrupt.check()
         if key in self._failures:
             raise WorkerFailed(self._failures[key])
         if key not in self._workers:

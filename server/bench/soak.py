@@ -9,7 +9,8 @@ import threading
 import time
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
+
+import psutil
 
 from polyhead.client import PolyheadError, Rule
 from polyhead.server.bench.experience import roll_out
@@ -123,7 +124,7 @@ def soak(session: Session) -> Row:
         fill_cache(session, ours)
         with Soak(session, ours) as load:
             for number in range(1, num_parts + 1):
-                parts.append(watch(ours, plan.soak_minutes * 60 / num_parts))
+                parts.append(watch(session, ours, plan.soak_minutes * 60 / num_parts))
                 session.progress(f"{number / num_parts * plan.soak_minutes:.1f} min: {parts[-1].line}, {len(load.failures)} failed")
         end_used = wait_idle(ours)
     return soak_row(parts, load.failures, load.num_calls, end_used, plan.soak_minutes)
@@ -161,13 +162,14 @@ def soak_row(parts: list[Part], failures: list[str], num_calls: int, end_used: i
     return Row("soak", f"{length:g} minutes of mixed load", "MiB", False, series, checks, notes)
 
 
-def watch(ours: Ours, seconds: float) -> Part:
+def watch(session: Session, ours: Ours, seconds: float) -> Part:
     client = ours.client
     before, started_at = client.status().counters["generated_tokens"], time.monotonic()
-    time.sleep(seconds)
+    session.interrupt.sleep(seconds)
     after = client.status()
     drawn = after.counters["generated_tokens"] - before
-    return Part(rss_bytes(ours.server.process.pid) / MIB, after.num_used_blocks, drawn / (time.monotonic() - started_at))
+    resident = psutil.Process(ours.server.process.pid).memory_info().rss
+    return Part(resident / MIB, after.num_used_blocks, drawn / (time.monotonic() - started_at))
 
 
 def wait_idle(ours: Ours) -> int:
@@ -176,11 +178,3 @@ def wait_idle(ours: Ours) -> int:
     while (status := ours.client.status()).num_running and time.monotonic() < end_at:
         time.sleep(0.1)
     return status.num_used_blocks
-
-
-def rss_bytes(pid: int) -> int:
-    """The resident set of a process, as Linux tells it."""
-    for line in Path(f"/proc/{pid}/status").read_text(encoding="utf-8").splitlines():
-        if line.startswith("VmRSS:"):
-            return int(line.split()[1]) * 1024
-    return 0

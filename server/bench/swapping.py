@@ -5,7 +5,6 @@ from __future__ import annotations
 import itertools
 import subprocess
 import sys
-import time
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
@@ -62,7 +61,7 @@ def swap_under_load(session: Session, versions: list[int], on_swap: OnSwapName) 
     def swap() -> None:
         ours.client.activate({"policy": next(turns)})
         pauses.append(ours.client.status().last_swap_pause_seconds)
-        time.sleep(AFTER_SWAP_S)
+        session.interrupt.sleep(AFTER_SWAP_S)
 
     [swapping], failures = under_load(session, on_swap, [swap], sizes.num_swaps, sizes.swap_gap_s)
     what = f"longest wait for a token, {sizes.swap_streams} streams ({on_swap}), {sizes.num_swaps} activations"
@@ -104,7 +103,7 @@ def under_load(
 
         def calm() -> Phase:
             phase = load.enter(Phase())
-            time.sleep(calm_s)
+            session.interrupt.sleep(calm_s)
             load.wait_for_gap(phase)
             return phase
 
@@ -173,18 +172,18 @@ def push_under_load(session: Session) -> Row:
     """Pushed by a process of its own: one that also reads the streams would wait for itself."""
     sizes = session.plan.sizes
     seconds: list[float] = []
-    session.ask_worker("trainer", {"prepare": PUSHES_UNDER_LOAD})
+    session.ask_worker("trainer", {"do": "prepare", "pushes": PUSHES_UNDER_LOAD})
 
     def update() -> None:
-        seconds.append(session.ask_worker("trainer", {})["seconds"])
+        seconds.append(session.ask_worker("trainer", {"do": "push"})["seconds"])
 
     def be_busy() -> None:
         """For as long, a process that computes: what the client of a push does to streams with which it shares the cores."""
         with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
             try:
-                time.sleep(seconds[-1])
+                session.interrupt.sleep(seconds[-1])
             finally:
-                other.kill()  # also when the run is interrupted: it would never end
+                other.kill()  # it would never end
 
     (pushing, busy), failures = under_load(session, "pin", [update, be_busy], PUSHES_UNDER_LOAD, sizes.swap_gap_s)
     checks = (

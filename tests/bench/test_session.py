@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from polyhead.server.bench.interrupt import Interrupt
 from polyhead.server.bench.plan import Plan
 from polyhead.server.bench.session import Contender, Session
 from polyhead.server.bench.worker import WorkerFailed, WorkerRefused
@@ -16,7 +17,7 @@ from tests.bench.test_worker import ENGINE
 
 @pytest.fixture
 def session() -> Session:
-    return Session(Plan(("P1",), (), runs=2, is_quick=True), lambda text: None)
+    return Session(Plan(("P1",), (), runs=2, is_quick=True), Interrupt(), lambda text: None)
 
 
 def counting(name: str, log: list[str]) -> Callable[[], float]:

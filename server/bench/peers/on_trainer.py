@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from typing import Any
 
 from polyhead.client import Client
@@ -20,13 +21,18 @@ class Trainer:
         self._prepared: list[Weights] = []
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        if "prepare" in question:
-            base = weights_of(self._client, HEAD)
-            self._prepared = [moved(base, FIRST_SEED + index) for index in range(question["prepare"])]
-            return {}
+        does: dict[str, Callable[..., dict[str, Any]]] = {"prepare": self._prepare, "push": self._push}
+        arguments = {key: value for key, value in question.items() if key != "do"}
+        return does[question["do"]](**arguments)
+
+    def _prepare(self, pushes: int) -> dict[str, Any]:
+        base = weights_of(self._client, HEAD)
+        self._prepared = [moved(base, FIRST_SEED + index) for index in range(pushes)]
+        return {}
+
+    def _push(self) -> dict[str, Any]:
         weights = self._prepared.pop()
-        seconds, _ = timed(lambda: self._client.update({HEAD: weights}))
-        return {"seconds": seconds}
+        return {"seconds": timed(lambda: self._client.update({HEAD: weights}))[0]}
 
 
 def load(settings: dict[str, Any]) -> Trainer:

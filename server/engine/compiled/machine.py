@@ -28,7 +28,8 @@ HAS_VNNI = "avx512vnni" in _FEATURES
 HAS_AVX512 = "avx512bw" in _FEATURES
 HAS_AVX2 = "avx2" in _FEATURES
 HAS_HALVES = "f16c" in _FEATURES  # float16 numbers are read and written; all computing is done in float32
-HAS_AMX = HAS_VNNI and "amx-int8" in _FEATURES and _ask_for_tiles()
+HAS_TILES = HAS_VNNI and "amx-int8" in _FEATURES
+HAS_AMX = HAS_TILES and _ask_for_tiles()
 
 LANES = 16 if HAS_AVX512 else 8  # 32-bit numbers in a vector
 VECTOR_BYTES = 4 * LANES

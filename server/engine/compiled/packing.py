@@ -9,18 +9,14 @@ from numba import njit
 from numba.extending import register_jitable
 
 from polyhead.server.engine.compiled.lanes import (
-    absolute,
     constant,
-    largest_of,
     load_first,
     rounded,
     splat,
     store_bytes_first,
-    total,
-    where_less,
 )
 from polyhead.server.engine.compiled.machine import LANES, PANEL, WEIGHT_OFFSET, bytes_at, floats, ints
-from polyhead.server.engine.compiled.rows import SMALLEST, spread
+from polyhead.server.engine.compiled.rows import SMALLEST, absmax, spread
 
 WEIGHT_LEVELS = np.float32(127)  # of one sign
 
@@ -58,15 +54,11 @@ def _quantise(source, out, width):
     """One row, or zeros if there is none, to whole steps of unsigned bytes. Returns its scale, NaN if a number is not finite."""
     padded = (width + 3) // 4 * 4
     row = out + padded
-    largest, trouble = constant(SMALLEST), constant(0.0)
+    scale = np.float32(SMALLEST) / WEIGHT_LEVELS
     if source:
         spread(source, row, width)
-        for i in range(0, width, LANES):
-            numbers = load_first(row + i * 4, width - i)
-            sizes = absolute(numbers)
-            largest = where_less(largest, sizes, sizes, largest)
-            trouble = trouble + numbers * constant(0.0)
-    scale = largest_of(largest) / WEIGHT_LEVELS + total(trouble)
+        largest, trouble = absmax(row, width)
+        scale = largest / WEIGHT_LEVELS + trouble
     has_levels = source != 0 and scale == scale
     for i in range(0, width, LANES):
         levels = rounded(load_first(row + i * 4, width - i) / splat(scale)) if has_levels else constant(0.0)

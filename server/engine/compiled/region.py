@@ -63,6 +63,8 @@ def region() -> Region:
         entry = compiled_entry(_fingerprint(), is_kept=False)  # type: ignore[no-untyped-call]
     if (taken_s := time.monotonic() - started_at) > WORTH_SAYING_S:
         logger.info("compiled the layers for this machine in %.0f s", taken_s)
+    if machine.HAS_TILES and not machine.HAS_AMX:
+        logger.info("the kernel does not let us use this processor's AMX: products in int8 take longer")
     fork = library.GOMP_parallel
     fork.argtypes, fork.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
     return Region(fork, entry)

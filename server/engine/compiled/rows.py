@@ -56,28 +56,34 @@ def spread(source, target, width):
 
 
 @njit
-def quantise(x, out, width, padded_width, scales, sums, row):
-    """One row to int8, with its scale and the sum of what came out.
-
-    A number that is not finite makes the scale NaN, and so all of the row's products.
-    """
+def absmax(x, width):
+    """(the largest size in one row, at least SMALLEST; 0, or NaN if a number is not finite)"""
     largest, trouble = constant(SMALLEST), constant(0.0)
     for i in range(0, width, LANES):
         numbers = load_first(x + i * 4, width - i)
         sizes = absolute(numbers)
         largest = where_less(largest, sizes, sizes, largest)
         trouble = trouble + numbers * constant(0.0)
-    top, bad = largest_of(largest), total(trouble)
-    steps = splat(LEVELS / top if bad == np.float32(0) else np.float32(0))
+    return largest_of(largest), total(trouble)
+
+
+@njit
+def quantise(x, out, width, padded_width, scales, sums, row):
+    """One row to int8, with its scale and the sum of what came out.
+
+    A number that is not finite makes the scale NaN, and so all of the row's products.
+    """
+    top, trouble = absmax(x, width)
+    steps = splat(LEVELS / top if trouble == np.float32(0) else np.float32(0))
     levels = constant(0.0)
     for i in range(0, width, LANES):
-        numbers = load_first(x + i * 4, width - i) * steps if bad == np.float32(0) else constant(0.0)
+        numbers = load_first(x + i * 4, width - i) * steps if trouble == np.float32(0) else constant(0.0)
         numbers = rounded(numbers)
         store_bytes_first(out + i, numbers, width - i)
         levels = levels + numbers
     for i in range(width, padded_width):
         bytes_at(out)[i] = np.int8(0)
-    floats(scales)[row] = top / LEVELS + bad
+    floats(scales)[row] = top / LEVELS + trouble
     ints(sums)[row] = np.int32(total(levels))
 
 
