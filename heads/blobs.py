@@ -15,10 +15,12 @@ import threading
 from collections import Counter
 from collections.abc import Callable
 from types import TracebackType
+from typing import TypeVar
 
 from polyhead.heads import failpoints, layout, osio
 from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
 
+T = TypeVar("T")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 _READ_BYTES = 4 << 20  # one slice is hashed while it is still in the processor's cache
 
@@ -329,9 +331,9 @@ class BlobFolder:
         """Size of a blob. OSError if it is missing."""
         return self.files.size(layout.blob_path(digest))
 
-    def read(self, digest: str) -> memoryview:
-        """The whole blob in private memory. DataLoss if it is missing or its SHA-256 is another one."""
-        data, found = self._with_blob(digest, keep=True)
+    def read(self, digest: str, between: Callable[[], None] = lambda: None) -> memoryview:
+        """The whole blob in private memory. DataLoss if it is missing or its SHA-256 is another one. `between` its slices is called."""
+        data, found = self._with_blob(digest, lambda fd, num_bytes: _read_all(fd, num_bytes, between))
         if found != digest:
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {digest[:12]}...")
         return data
@@ -348,11 +350,11 @@ class BlobFolder:
     def check(self, digest: str) -> bool:
         """Whether the blob still has its SHA-256; reads it in slices. False if it is missing."""
         try:
-            return self._with_blob(digest, keep=False)[1] == digest
+            return self._with_blob(digest, _hash_all) == digest
         except DataLoss:
             return False
 
-    def _with_blob(self, digest: str, *, keep: bool) -> tuple[memoryview, str]:
+    def _with_blob(self, digest: str, read: Callable[[int, int], T]) -> T:
         path = layout.blob_path(digest)
         with osio.plain_errors("could not read a stored head"):
             try:
@@ -360,7 +362,7 @@ class BlobFolder:
             except FileNotFoundError:
                 raise DataLoss(f"the stored head is missing: {digest[:12]}...") from None
             try:
-                return _read_all(fd, num_bytes) if keep else (memoryview(b""), _hash_all(fd, num_bytes))
+                return read(fd, num_bytes)
             finally:
                 os.close(fd)
 
@@ -377,7 +379,7 @@ def _private_memory(num_bytes: int) -> memoryview:
     return memoryview(memory)[:num_bytes]
 
 
-def _read_all(fd: int, num_bytes: int) -> tuple[memoryview, str]:
+def _read_all(fd: int, num_bytes: int, between: Callable[[], None]) -> tuple[memoryview, str]:
     """The first `num_bytes` bytes and their SHA-256; fewer if the file is shorter."""
     view = _private_memory(num_bytes)
     sha256 = hashlib.sha256()
@@ -388,6 +390,7 @@ def _read_all(fd: int, num_bytes: int) -> tuple[memoryview, str]:
             break
         sha256.update(view[done : done + count])
         done += count
+        between()
     return view[:done], sha256.hexdigest()
 
 

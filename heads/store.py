@@ -208,9 +208,12 @@ class HeadStore:
         layout.blob_path(digest)
         self._blobs.give_up(digest)
 
-    def read_blob(self, digest: str) -> memoryview:
-        """The bytes of a head file in private memory, never a mapped file. DataLoss if it is missing or its SHA-256 is another one."""
-        return self._blobs.read(digest)
+    def read_blob(self, digest: str, between: Callable[[], None] = lambda: None) -> memoryview:
+        """The bytes of a head file in private memory, never a mapped file. DataLoss if it is missing or its SHA-256 is another one.
+
+        `between` its slices is called.
+        """
+        return self._blobs.read(digest, between)
 
     # ---- versions
 

@@ -60,7 +60,7 @@ class HeadLoader:
         self._tied_embedding = tied_embedding  # the trunk's own: shared, never copied, never trained
         self._prepare = prepare  # makes a module run inside the engine
         self._weight_bytes = weight_bytes or (lambda shape: prod(shape) * dtype.itemsize)  # of a tensor as it is held
-        self._breathe = breathe  # called between two pieces of long work
+        self.breathe = breathe  # called between two pieces of long work
 
     def open(self, data: bytearray | memoryview) -> HeadFile:
         """Check the header before anything else looks at it. InvalidArgument or FailedPrecondition."""
@@ -78,7 +78,7 @@ class HeadLoader:
         for name, tensor in file.tensors.items():
             if not _is_finite(tensor):
                 raise InvalidArgument(f"the tensor holds NaN or infinity: {name!r}", field="data", metadata={"tensor": name})
-            self._breathe()
+            self.breathe()
 
     def num_bytes(self, output: OutputKind) -> int:
         """What a head with this output takes in memory as it is served; a tied output takes nothing."""
@@ -97,8 +97,8 @@ class HeadLoader:
     def build(self, digest: str, file: HeadFile, output: OutputKind) -> LiveHead:
         """The file's weights as a module. Tensors that have the served dtype already are used where they are."""
         module = build_head(self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device, self._skeleton)
-        self._breathe()
-        return LiveHead(digest=digest, module=self._prepare(module, self._breathe), num_bytes=self.num_bytes(output))
+        self.breathe()
+        return LiveHead(digest=digest, module=self._prepare(module, self.breathe), num_bytes=self.num_bytes(output))
 
     @cached_property
     def _skeleton(self) -> PreTrainedModel:

@@ -218,9 +218,8 @@ class Scheduler:
     # ---- heads
 
     def _add_head_runs(self, batch: Batch) -> None:
-        """Those who decode first, one position each; then prefill and scoring, as far as boundary states and the chunk go."""
-        ready = self._ready_readings({id(run.sequence): run.end for run in batch.trunk_runs})
-        ready.sort(key=lambda pair: pair[1] - pair[0].cursor > 1)  # stable
+        """In turn, as far as boundary states and the chunk go."""
+        ready = _in_turn(self._ready_readings({id(run.sequence): run.end for run in batch.trunk_runs}))
         is_decoding = any(run.end - run.start == 1 for run in batch.trunk_runs)
         budget = self._chunk if is_decoding else self.limits.chunk_tokens
         for reading, end in ready:
@@ -274,6 +273,22 @@ class Scheduler:
             reading.num_reserved = max(0, reading.num_reserved - num_blocks + len(reading.head_blocks))
             self.pool.hold(reading, reading.sequence.blocks[:num_blocks])
         return HeadRun(reading, reading.cursor, end, first_new_key=self.pool.num_computed(reading))
+
+
+def _in_turn(ready: list[tuple[Reading, int]]) -> list[tuple[Reading, int]]:
+    """Those who decode, one position each; then prefill; then scoring by priority and, within one, head by head.
+
+    The head that the first sample lacks comes first, for all samples: one pass over many texts takes less time than many over one each.
+    """
+    heads = [(reading.sample.request.priority, reading.head.live.weights.digest) for reading, _ in ready]
+    turns = {head: turn for turn, head in enumerate(dict.fromkeys(heads))}
+
+    def turn(index: int) -> tuple[bool, bool, int]:
+        reading, end = ready[index]
+        is_scoring = reading.sample.phase is Phase.SCORING
+        return end - reading.cursor > 1, is_scoring, turns[heads[index]] if is_scoring else 0
+
+    return [ready[index] for index in sorted(range(len(ready)), key=turn)]
 
 
 def _placed(sample: Sample) -> Iterator[Sequence]:

@@ -110,7 +110,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self, request: pb.PullHeadRequest, context: Context
     ) -> None:
         view = await self._workers.run(self._registry.get, request.head, "head")
-        data = await self._workers.run(self._store.read_blob, view.record.blob)
+        data = await self._workers.run(self._store.read_blob, view.record.blob, self._publisher.breathe)
         await context.write(pb.PullHeadResponse(head=convert.version_message(view)))
         whole = memoryview(data)
         for offset in range(0, len(data), MAX_CHUNK):

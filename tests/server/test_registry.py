@@ -122,9 +122,19 @@ def test_a_push_pauses_between_its_pieces(ready: World) -> None:
     """Reading, the check of each tensor, the modules, and each layer that is packed: none of it holds the cores for long."""
     calls: list[str] = []
     ready.publisher.breathe = lambda: calls.append("read")
-    ready.shelf.loader._breathe = lambda: calls.append("check or build")
+    ready.shelf.loader.breathe = lambda: calls.append("check or build")
     ready.push("policy", ready.changed(1))
     assert calls == ["read"] + ["check or build"] * (len(ready.policy) + 1), "nothing is packed here"
+
+
+def test_a_version_that_comes_back_into_memory_pauses_between_the_same_pieces(ready: World) -> None:
+    """It was read and hashed in one go: a tenth of a second of a core for 85 MB."""
+    version = ready.push("policy", ready.changed(1))
+    ready.shelf.residency.forget("policy", version)
+    calls: list[str] = []
+    ready.shelf.loader.breathe = lambda: calls.append("read, check or build")
+    ready.registry.activate({"policy": version})
+    assert len(calls) == 1 + len(ready.policy) + 1
 
 
 def test_a_sum_that_overflows_is_looked_at_again(ready: World) -> None:

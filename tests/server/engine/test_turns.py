@@ -1,0 +1,56 @@
+"""Who gets a step's tokens: one head over many texts at once, whoever came first, and nobody before those with a better priority."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polyhead.server.engine.scheduler import SchedulerLimits
+from polyhead.server.engine.sequence import Priority, Request
+from tests.server.engine.harness import Bench, Finished
+
+LENGTH, CHUNK, NUM_TEXTS = 64, 128, 8
+HEADS = ("reference", "value")  # of different weights
+
+
+@pytest.fixture(params=["fast", "plain"])
+def bench(request: pytest.FixtureRequest, llama_folder: Path) -> Bench:
+    return Bench.open(llama_folder, 2, scheduler=SchedulerLimits(chunk_tokens=CHUNK), is_fast=request.param == "fast")
+
+
+def text(bench: Bench, seed: int, heads: tuple[str, ...] = HEADS, priority: Priority = Priority.BATCH) -> Request:
+    """Of which each head reads LENGTH tokens."""
+    return bench.given(bench.prompt(LENGTH - 3, seed), bench.prompt(4, seed), is_terminated=True, score=heads, priority=priority)
+
+
+def finished(bench: Bench) -> list[Request]:
+    """In the order in which they were."""
+    return [event.sample.request for event in bench.events if isinstance(event, Finished)]
+
+
+def test_every_pass_of_a_head_is_as_large_as_a_step_allows(bench: Bench) -> None:
+    """Heads by turns within each text took a pass for each text and head: 16, not 8."""
+    requests = [text(bench, seed) for seed in range(NUM_TEXTS)]
+    before = bench.engine.counters.as_dict()
+    bench.run(*requests)
+    after = bench.engine.counters.as_dict()
+    assert after["head_tokens"] - before["head_tokens"] == NUM_TEXTS * LENGTH * len(HEADS)
+    assert after["head_forwards"] - before["head_forwards"] == NUM_TEXTS * LENGTH * len(HEADS) // CHUNK
+    assert finished(bench) == requests
+
+
+def test_the_first_text_does_not_wait_for_what_others_want_of_its_heads(bench: Bench) -> None:
+    """The head that it lacks comes next, however many keep coming for the one that it has had."""
+    first = text(bench, 0)
+    others = [text(bench, seed, ("reference",)) for seed in range(1, NUM_TEXTS)]
+    bench.run(first, *others)
+    assert finished(bench).index(first) <= 2, "two texts fit a step: its own reference, beside another's, and then its value"
+
+
+def test_a_better_priority_is_not_overtaken(bench: Bench) -> None:
+    """By a text that wants the same head first: what is left of the step is for the urgent text's next head."""
+    urgent = text(bench, 0, priority=Priority.INTERACTIVE)
+    others = [text(bench, seed, ("reference",)) for seed in range(1, NUM_TEXTS)]
+    bench.run(*others, urgent)
+    assert finished(bench)[0] is urgent
