@@ -332,7 +332,7 @@ class BlobFolder:
         return self.files.size(layout.blob_path(digest))
 
     def read(self, digest: str, between: Callable[[], None] = lambda: None) -> memoryview:
-        """The whole blob in private memory. DataLoss if it is missing or its SHA-256 is another one. `between` its slices is called."""
+        """The whole blob in private memory; `between` is called after each slice. DataLoss if it is missing or its SHA-256 another one."""
         data, found = self._with_blob(digest, lambda fd, num_bytes: _read_all(fd, num_bytes, between))
         if found != digest:
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {digest[:12]}...")

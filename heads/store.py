@@ -211,7 +211,7 @@ class HeadStore:
     def read_blob(self, digest: str, between: Callable[[], None] = lambda: None) -> memoryview:
         """The bytes of a head file in private memory, never a mapped file. DataLoss if it is missing or its SHA-256 is another one.
 
-        `between` its slices is called.
+        `between` is called after each slice.
         """
         return self._blobs.read(digest, between)
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
-import itertools
 import statistics
 import threading
 import time
@@ -23,7 +21,7 @@ from polyhead.server.config import ServeConfig
 MIB = 1 << 20
 MOST_RUNS = 3
 DECODED = 16  # tokens drawn behind a long context
-POLL_S = 0.05  # rare enough to cost nothing
+FIRST_POLL_S, POLL_S = 0.005, 0.05  # soon enough to see a short call; rare enough to cost a long one nothing
 
 
 @dataclass(frozen=True, slots=True)
@@ -93,16 +91,15 @@ def by_context(session: Session) -> list[Curve]:
 
     def draw(length: int) -> None:
         [prompt] = session.work.prompts(1, length)
-        came_at = [time.perf_counter()]
+        started_at = time.perf_counter()
         with client.stream(prompt, temperature=0.0, max_new_tokens=1 + DECODED, ignore_eos=True) as stream:
-            came_at += [time.perf_counter() for _ in stream]
-        first_s, *gaps = [later - earlier for earlier, later in itertools.pairwise(came_at)]
-        first[length].append(first_s)
-        next_ms[length].append(statistics.median(gaps) * 1e3)
+            first_at, *_, last_at = [time.perf_counter() for _ in stream]  # pieces: tokens that waited together come as one
+        first[length].append(first_at - started_at)
+        next_ms[length].append((last_at - first_at) / DECODED * 1e3)
 
     _, memory = timed_and_watched(session, lengths, draw)
     for values in (first, next_ms):
-        del values[lengths[0]][0]  # the run that does not count
+        del values[lengths[0]][0]  # of the run before all others, which does not count
     return [
         Curve("First token of a new prompt", "tokens of context", "s", first),
         Curve("Each next token", "tokens of context", "ms", next_ms),
@@ -178,6 +175,7 @@ class Peak:
     def __init__(self, client: Client) -> None:
         self.num_blocks = 0
         self._client = client
+        self._failure: PolyheadError | None = None
         self._is_over = threading.Event()
         self._thread = threading.Thread(target=self._watch, daemon=True)
 
@@ -185,12 +183,18 @@ class Peak:
         self._thread.start()
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, error: type[BaseException] | None, *_: object) -> None:
         self._is_over.set()
         self._thread.join()
+        if self._failure is not None and error is None:
+            raise self._failure
 
     def _watch(self) -> None:
-        with contextlib.suppress(PolyheadError):  # the call that it watches fails as well, and says so
+        wait_s = FIRST_POLL_S
+        try:
             while not self._is_over.is_set():
                 self.num_blocks = max(self.num_blocks, self._client.status().num_used_blocks)
-                time.sleep(POLL_S)
+                time.sleep(wait_s)
+                wait_s = min(2 * wait_s, POLL_S)
+        except PolyheadError as error:
+            self._failure = error

@@ -1,8 +1,8 @@
 """Work that an interrupt ends tidily. It runs on a thread, and no exception is thrown into the middle of it.
 
-KeyboardInterrupt may be raised between any two steps of whatever runs on the main thread. Inside gRPC's client it can leave a lock held,
-for which closing the channel then waits for ever. Here the main thread only waits; an interrupt ends all processes that the work has
-started, so that its next call fails and it leaves its blocks by itself.
+KeyboardInterrupt may be raised between any two steps of whatever runs on the main thread. A run hung after SIGTERM once, most likely
+because that left a lock of gRPC's client held, for which closing the channel waits for ever (not shown). Here the main thread only
+waits; an interrupt ends all processes that the work has started, so that its next call fails and it leaves its blocks by itself.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from collections.abc import Callable, Iterator
 
 import psutil
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM)
 POLL_S = 0.2
 LEAVE_TIMEOUT_S = 60.0
 
@@ -63,7 +64,8 @@ def run_interruptibly(work: Callable[[Interrupt], None]) -> None:
         thread.start()
         while thread.is_alive() and not interrupt.is_asked:
             thread.join(POLL_S)
-        _end(thread)
+        if interrupt.is_asked:
+            _end(thread)
     interrupt.check()  # whatever else the work has raised is of that
     for error in failures:
         raise error
@@ -71,13 +73,14 @@ def run_interruptibly(work: Callable[[Interrupt], None]) -> None:
 
 @contextlib.contextmanager
 def _asked_by_signals(interrupt: Interrupt) -> Iterator[None]:
-    """Within the block, SIGINT and SIGTERM ask; the second of a kind does what the system does by default."""
+    """Within the block, SIGINT and SIGTERM ask; a second one does what the system does by default."""
 
-    def ask(number: int, _: object) -> None:
+    def ask(*_: object) -> None:
         interrupt.is_asked = True
-        signal.signal(number, signal.SIG_DFL)
+        for number in SIGNALS:
+            signal.signal(number, signal.SIG_DFL)
 
-    before = {number: signal.signal(number, ask) for number in (signal.SIGINT, signal.SIGTERM)}
+    before = {number: signal.signal(number, ask) for number in SIGNALS}
     try:
         yield
     finally:
@@ -86,10 +89,12 @@ def _asked_by_signals(interrupt: Interrupt) -> Iterator[None]:
 
 
 def _end(thread: threading.Thread) -> None:
-    """End this process's children until the thread is over, if it is not: it may be starting another."""
+    """End this process's children until the thread is over, and then what it has left: it may be starting another meanwhile."""
     end_at = time.monotonic() + LEAVE_TIMEOUT_S
-    while thread.is_alive() and time.monotonic() < end_at:
+    is_over = False
+    while not is_over and time.monotonic() < end_at:
+        thread.join(POLL_S)
+        is_over = not thread.is_alive()
         for child in psutil.Process().children(recursive=True):
             with contextlib.suppress(psutil.NoSuchProcess):
                 child.kill()
-        thread.join(POLL_S)

@@ -14,7 +14,7 @@ class OutOfBlocks(Exception):
     """A pool was asked for more than `num_available` says. A bug of the scheduler's, never a caller's mistake."""
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class HeadBlock:
     """Keys and values of one head digest for one block's tokens."""
 
@@ -27,7 +27,7 @@ class HeadBlock:
     last_used: int = 0
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Block:
     """A run of tokens and the slot that holds what the trunk computed for them."""
 

@@ -276,19 +276,26 @@ class Scheduler:
 
 
 def _in_turn(ready: list[tuple[Reading, int]]) -> list[tuple[Reading, int]]:
-    """Those who decode, one position each; then prefill; then scoring by priority and, within one, head by head.
+    """Who has one position to go comes first, and takes nothing of the chunk; then prefill; then scoring by priority, head by head.
 
-    The head that the first sample lacks comes first, for all samples: one pass over many texts takes less time than many over one each.
+    The head that the first of these samples lacks comes first, for all of them: one pass over many texts takes less time than many over
+    one each. Whose head somebody draws with meanwhile gives nobody a turn.
     """
-    heads = [(reading.sample.request.priority, reading.head.live.weights.digest) for reading, _ in ready]
-    turns = {head: turn for turn, head in enumerate(dict.fromkeys(heads))}
 
-    def turn(index: int) -> tuple[bool, bool, int]:
-        reading, end = ready[index]
-        is_scoring = reading.sample.phase is Phase.SCORING
-        return end - reading.cursor > 1, is_scoring, turns[heads[index]] if is_scoring else 0
+    def work(reading: Reading) -> tuple[int, str]:
+        return reading.sample.request.priority, reading.head.live.weights.digest
 
-    return [ready[index] for index in sorted(range(len(ready)), key=turn)]
+    def is_scoring(reading: Reading, end: int) -> bool:
+        return end - reading.cursor > 1 and reading.sample.phase is Phase.SCORING
+
+    works = [work(reading) for reading, end in ready if is_scoring(reading, end)]
+    turns = {each: turn for turn, each in enumerate(dict.fromkeys(works))}
+
+    def place(pair: tuple[Reading, int]) -> tuple[bool, int]:
+        reading, end = pair
+        return end - reading.cursor > 1, turns[work(reading)] if is_scoring(reading, end) else -1
+
+    return sorted(ready, key=place)
 
 
 def _placed(sample: Sample) -> Iterator[Sequence]:

@@ -146,7 +146,8 @@ class RuleQuestions:
     by_template: Mapping[str, tuple[RuleQuestion, ...]]
 
 
-@dataclass(eq=False, slots=True)
+# Requests, samples, readings and blocks point at each other: one's text would hold all the others, again and again. So they have none.
+@dataclass(eq=False, repr=False, slots=True)
 class Sequence:
     """Tokens that go through the trunk, and the blocks that hold what comes out."""
 
@@ -173,7 +174,7 @@ class Output(enum.Enum):
     ANSWERS = "answers"  # log-probs of two answer tokens at the last row
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Reading:
     """One head version's way along one sequence: which rows are asked for, and how far it has come."""
 
@@ -221,7 +222,7 @@ class Phase(enum.Enum):
     DONE = "done"
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Sample:
     """One prompt and one completion, drawn or given, with everything known about it."""
 
@@ -338,7 +339,7 @@ class Ended(Event):
 _serial = itertools.count(1)
 
 
-@dataclass(eq=False, slots=True)
+@dataclass(eq=False, repr=False, slots=True)
 class Request:
     """One call's work. The engine thread owns everything below the line."""
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import contextlib
 import signal
 import subprocess
 import sys
-import textwrap
+import time
 
 import psutil
 import pytest
 
 from polyhead.server.bench.interrupt import Interrupt, Interrupted, run_interruptibly
+from tests.bench.test_worker import is_running
 
 BEGINNING = """
-import subprocess, sys
+import subprocess, sys, time
 from polyhead.server.bench.interrupt import Interrupted, run_interruptibly
 
+SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
+
 def work(interrupt):
-    child = subprocess.Popen([sys.executable, "-c", "import time; time.sleep(600)"], stdout=subprocess.PIPE)
+    child = subprocess.Popen(SLEEP, stdout=subprocess.PIPE)
     print(child.pid, flush=True)
     try:
         {wait}
@@ -31,23 +35,42 @@ except Interrupted:
 """
 
 
-def interrupted(wait: str, number: int) -> tuple[int, str, int]:
-    """(exit status, what was said last, the child's process id) of a program whose work waits in this way."""
-    program = [sys.executable, "-c", textwrap.dedent(BEGINNING).replace("{wait}", wait)]
+def interrupted(wait: str, *signals: int) -> tuple[int, str, bool]:
+    """(exit status, what was said last, whether its child still runs) of a program whose work waits in this way."""
+    program = [sys.executable, "-c", BEGINNING.replace("{wait}", wait)]
     with subprocess.Popen(program, stdout=subprocess.PIPE, text=True) as process:
         assert process.stdout is not None
-        child = int(process.stdout.readline())
-        process.send_signal(number)
-        said, _ = process.communicate(timeout=30.0)
-    return process.returncode, said, child
+        child = psutil.Process(int(process.stdout.readline()))
+        try:
+            for number in signals:
+                process.send_signal(number)
+                time.sleep(0.5)
+            said, _ = process.communicate(timeout=30.0)
+            return process.returncode, said, is_running(child.pid)
+        finally:
+            process.kill()
+            with contextlib.suppress(psutil.NoSuchProcess):
+                child.kill()
 
 
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
-@pytest.mark.parametrize("wait", ["interrupt.sleep(600.0)", "assert not child.stdout.read()", "child.wait()"])
+@pytest.mark.parametrize(
+    "wait",
+    [
+        "interrupt.sleep(600.0)",  # leaves its child behind
+        "assert not child.stdout.read()",
+        "child.wait(); subprocess.run(SLEEP)",  # starts another one after the signal
+    ],
+)
 def test_an_interrupt_ends_the_work_and_its_processes(wait: str, number: int) -> None:
-    status, said, child = interrupted(wait, number)
-    assert (status, said) == (130, "left\n")
-    assert not psutil.pid_exists(child) or psutil.Process(child).status() == psutil.STATUS_ZOMBIE
+    assert interrupted(wait, number) == (130, "left\n", False)
+
+
+@pytest.mark.parametrize(("first", "second"), [(signal.SIGINT, signal.SIGTERM), (signal.SIGTERM, signal.SIGTERM)])
+def test_a_second_signal_is_not_waited_for(first: int, second: int) -> None:
+    """By work that does not end."""
+    status, said, _ = interrupted("while True: time.sleep(1.0)", first, second)
+    assert (status, said) == (-second, "")
 
 
 def test_without_one_the_work_runs_to_its_end_or_its_error() -> None:

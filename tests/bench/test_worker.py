@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
 import time
 from collections.abc import Iterator
@@ -94,8 +95,9 @@ def test_an_engine_that_cannot_load_says_why(folder: Path) -> None:
 
 def is_running(pid: int) -> bool:
     end_at = time.monotonic() + 10.0
-    while psutil.pid_exists(pid) and psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
-        if time.monotonic() > end_at:
-            return True
-        time.sleep(0.02)
+    with contextlib.suppress(psutil.NoSuchProcess):
+        while psutil.Process(pid).status() != psutil.STATUS_ZOMBIE:
+            if time.monotonic() > end_at:
+                return True
+            time.sleep(0.02)
     return False

@@ -90,6 +90,13 @@ async def test_push_pull_round_trip(world: World, stub: Stub, size: int) -> None
     assert b"".join(part.chunk.data for part in rest) == data
 
 
+async def test_a_pull_pauses_between_its_slices(world: World, stub: Stub) -> None:
+    calls: list[int] = []
+    world.publisher.breathe = lambda: calls.append(1)  # type: ignore[assignment]
+    await collect(stub.PullHead(pb.PullHeadRequest(head="policy@1")))
+    assert calls == [1], "a small file is one slice"
+
+
 async def test_a_push_beside_requests_is_received_slowly(world: World, stub: Stub) -> None:
     pauses: list[float] = []
     world.publisher.breathe = Breather(lambda: False, sleep=pauses.append)
