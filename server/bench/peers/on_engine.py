@@ -5,27 +5,40 @@ from __future__ import annotations
 import tempfile
 import threading
 import time
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
+from polyhead.server.breathing import bound_spinning
 from polyhead.server.config import load_config
-from polyhead.server.engine.sequence import Ended, Event, Request, Sample, SamplingParams, Sequence
-from polyhead.server.metrics import Metrics
-from polyhead.server.startup import bring_up_heads, build_services
-from polyhead.server.workers import Workers
+from polyhead.server.memory import bound_malloc, return_garbage
+
+if TYPE_CHECKING:
+    from polyhead.server.engine.sequence import Event, Request
 
 
 class InProcess:
-    """The services of a server that listens nowhere."""
+    """The services of a server that listens nowhere, in a process prepared as a server's is."""
 
     def __init__(self, flags: dict[str, Any]) -> None:
+        bound_malloc()
+        bound_spinning()
+        from polyhead.server.engine.threads import use_torch_threads
+        from polyhead.server.metrics import Metrics
+        from polyhead.server.startup import bring_up_heads, build_services
+        from polyhead.server.workers import Workers
+
         self.store = tempfile.TemporaryDirectory(prefix="polyhead-bench-")
+        use_torch_threads(1)  # as a worker: OpenMP's threads hardly spin once there are more of them than cores
         config = load_config({**flags, "store": f"{self.store.name}/store"})
         self.services = build_services(config, Metrics(), Workers(), lambda text: None)
         self.services.engine.start()
         bring_up_heads(self.services, lambda text: None)
+        self.services.engine.commit_caches(lambda: True)
+        return_garbage()
         self.about = {"engine": "our engine", "version": "", "precision": config.trunk_dtype}
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
+        from polyhead.server.engine.sequence import Ended, Request, Sample, SamplingParams, Sequence
+
         params = SamplingParams(temperature=0.0, max_new_tokens=question["num_tokens"], ignore_eos=True)
         is_over = threading.Event()
         errors: list[Exception] = []
