@@ -68,11 +68,13 @@ def test_quality_growth_and_the_same_bits(tiny_model: Path, tmp_path: Path) -> N
 
 def test_a_soak_ends_with_a_verdict(tiny_model: Path) -> None:
     result = last_line(run("--quick", "--soak", "0.1", "--peers", "none", "--model", str(tiny_model)))
-    [row] = result["rows"]
+    row, pace = result["rows"]
     verdicts = {check["goal"].split(":")[0]: check for check in row["checks"]}
     assert verdicts["failed calls"]["reached"] == 0
     assert verdicts["blocks in use when all is over"]["reached"] == 0
     assert len(row["series"][0]["values"]) == 10
+    assert [len(series["values"]) for series in pace["series"]] == [result["runs"]] * 2
+    assert pace["checks"][0]["reached"] > 0
 
 
 def test_a_missing_peer_is_a_row_with_its_reason(tiny_model: Path, tmp_path: Path) -> None:

@@ -10,7 +10,7 @@ from polyhead.server.bench.load import Phase
 from polyhead.server.bench.plan import Sizes
 from polyhead.server.bench.quality import Answers, quality_rows
 from polyhead.server.bench.results import Row, Series
-from polyhead.server.bench.soak import Part, soak_row
+from polyhead.server.bench.soak import Part, pace_row, soak_row
 from polyhead.server.bench.swapping import Waits
 from polyhead.server.bench.worker import WorkerFailed
 
@@ -48,17 +48,20 @@ def test_a_short_answer_is_no_fast_answer() -> None:
             checked_seconds({"seconds": 1.0, "completions": completions}, 2, 2)
 
 
-def parts(rss: list[float], pace: list[float]) -> list[Part]:
-    return [Part(mib, 3, rate) for mib, rate in zip(rss, pace, strict=True)]
-
-
 def test_a_soak_is_judged_once_it_has_settled() -> None:
-    """The first three parts do not count. Of the rest, the last two are held against the first two, in memory and in pace."""
-    flat = soak_row(parts([500, 800, 900, *[1000] * 7], [100] * 10), [], 50, 0, 10.0)
-    assert [check.is_met for check in flat.checks] == [True] * 4
-    growing = soak_row(parts([1000 + 20 * part for part in range(10)], [100 - 3 * part for part in range(10)]), ["lost"], 50, 2, 10.0)
-    assert [check.is_met for check in growing.checks] == [False] * 4
-    assert reached(growing) == [pytest.approx(1170 / 1070), pytest.approx(74.5 / 89.5), 1.0, 2.0]
+    """The first three parts do not count. Of the rest, the last two are held against the first two."""
+    flat = soak_row([Part(mib, 3, 100.0) for mib in (500, 800, 900, *[1000] * 7)], [], 50, 0, 10.0)
+    assert [check.is_met for check in flat.checks] == [True] * 3
+    growing = soak_row([Part(1000 + 20 * number, 3, 100.0) for number in range(10)], ["lost"], 50, 2, 10.0)
+    assert [check.is_met for check in growing.checks] == [False] * 3
+    assert reached(growing) == [pytest.approx(1170 / 1070), 1.0, 2.0]
+
+
+def test_a_soaked_server_is_held_against_a_new_one() -> None:
+    new = Series("a new server", (100.0, 102.0, 98.0))
+    as_fast, slower = (pace_row([Series("polyhead", values), new], 10.0) for values in ((99.0, 90.0, 97.0), (89.0,)))
+    assert [check.is_met for row in (as_fast, slower) for check in row.checks] == [True, False]
+    assert reached(as_fast) == [pytest.approx(0.97)]
 
 
 def test_quality_is_against_float32() -> None:
