@@ -47,24 +47,27 @@ class Part:
 
 
 class Soak:
-    """Threads that use the server in different ways until they are told to end."""
+    """Threads that use a server in different ways until they are told to end. A context manager, as often as one likes."""
 
-    def __init__(self, session: Session, ours: Ours, seeds: Iterator[int]) -> None:
+    def __init__(self, session: Session, ours: Ours) -> None:
         self.failures: list[str] = []
         self.num_calls = 0
         self._session = session
+        self.ours = ours
         self._client = ours.client
         self._is_over = threading.Event()
-        self._seeds = seeds  # never one again: a head that is known is not sent
+        self._seeds = itertools.count(1000)
         self._lock = threading.Lock()
         sizes = session.plan.sizes
         questions = ours.questions(session.work, sizes.num_rules, sizes.rule_tokens)
         self._rules = [Rule(key, text) for key, (text, _) in questions.items()]
         self._base = ours.first_weights("policy")
-        work = (self._roll_out, self._best_of_n, self._score, self._break_off, self._push)
-        self._threads = [threading.Thread(target=self._repeat, args=(each,), daemon=True) for each in work]
+        self._threads: list[threading.Thread] = []
 
     def __enter__(self) -> Soak:
+        self._is_over.clear()
+        work = (self._roll_out, self._best_of_n, self._score, self._break_off, self._push)
+        self._threads = [threading.Thread(target=self._repeat, args=(each,), daemon=True) for each in work]
         for thread in self._threads:
             thread.start()
         return self
@@ -119,29 +122,24 @@ def soak(session: Session) -> list[Row]:
     plan = session.plan
     num_parts = max(PARTS, round(plan.soak_minutes))
     part_s = plan.soak_minutes * 60 / num_parts
-    seeds = itertools.count(1000)
-    loads: list[Soak] = []
     parts: list[Part] = []
 
-    def under_load(ours: Ours) -> Soak:
-        loads.append(Soak(session, ours, seeds))
-        return loads[-1]
-
-    def pace(ours: Ours) -> float:
-        with under_load(ours):
-            return watch(session, ours, min(TURN_S, part_s)).tokens_per_second
+    def pace(load: Soak) -> float:
+        with load:
+            return watch(session, load.ours, min(TURN_S, part_s)).tokens_per_second
 
     with full_server(session) as ours:
-        with under_load(ours) as load:
+        load = Soak(session, ours)
+        with load:
             for number in range(1, num_parts + 1):
                 parts.append(watch(session, ours, part_s))
                 session.progress(f"{number / num_parts * plan.soak_minutes:.1f} min: {parts[-1].line}, {len(load.failures)} failed")
         with full_server(session) as new:
-            series = session.interleave([Contender(ours.name, lambda: pace(ours)), Contender("a new server", lambda: pace(new))])
+            other = Soak(session, new)
+            series = session.interleave([Contender(ours.name, lambda: pace(load)), Contender("a new server", lambda: pace(other))])
         end_used = wait_idle(ours)
-    failures = [failure for load in loads for failure in load.failures]
-    num_calls = sum(load.num_calls for load in loads)
-    return [soak_row(parts, failures, num_calls, end_used, plan.soak_minutes), pace_row(series, plan.soak_minutes)]
+    num_calls = load.num_calls + other.num_calls
+    return [soak_row(parts, load.failures + other.failures, num_calls, end_used, plan.soak_minutes), pace_row(series, plan.soak_minutes)]
 
 
 @contextlib.contextmanager
