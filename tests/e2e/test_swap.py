@@ -157,11 +157,12 @@ def test_swaps_leave_no_old_heads_in_memory(client: Client) -> None:
 
 def test_on_swap_abort_returns_what_there_is(client: Client) -> None:
     client.activate(push_pair(client, 1))
+    other = push_pair(client, 2)  # before the streams: they may be over while it is sent
     with ThreadPoolExecutor(2) as threads:
         aborted = threads.submit(client.generate, [PROMPT], n=2, max_new_tokens=900, ignore_eos=True, on_swap="abort")
-        pinned = threads.submit(client.generate, [PROMPT], n=2, max_new_tokens=300, ignore_eos=True, on_swap="pin")
+        pinned = threads.submit(client.generate, [PROMPT], n=2, max_new_tokens=600, ignore_eos=True, on_swap="pin")
         wait_until_running(client, 2)
-        change = client.activate(push_pair(client, 2))
+        change = client.activate(other)
         assert (change.num_pinned_requests, change.num_aborted_requests) == (1, 1)
         for sample in aborted.result(60):
             assert (sample.finish_reason, sample.terminated, sample.valid) == ("aborted", False, False)
@@ -170,7 +171,7 @@ def test_on_swap_abort_returns_what_there_is(client: Client) -> None:
             assert set(sample.token_ids) <= {FIRST_TOKEN + 1}
         for sample in pinned.result(60):
             assert set(sample.token_ids) == {FIRST_TOKEN + 1}
-            assert len(sample.token_ids) == 300
+            assert len(sample.token_ids) == 600
     assert set(client.generate([PROMPT], max_new_tokens=3)[0].token_ids) == {FIRST_TOKEN + 2}
 
 
