@@ -50,10 +50,10 @@ class Soak:
     """Threads that use a server in different ways until they are told to end. A context manager, as often as one likes."""
 
     def __init__(self, session: Session, ours: Ours) -> None:
+        self.ours = ours
         self.failures: list[str] = []
         self.num_calls = 0
         self._session = session
-        self.ours = ours
         self._client = ours.client
         self._is_over = threading.Event()
         self._seeds = itertools.count(1000)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import subprocess
 import sys
 import time
 from collections.abc import Iterator
@@ -11,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from polyhead.server.bench.worker import Worker, WorkerFailed
+from polyhead.server.bench.worker import MAIN, Worker, WorkerFailed
 
 ENGINE = """
 import os, subprocess, sys, time
@@ -101,3 +102,10 @@ def is_running(pid: int) -> bool:
                 return True
             time.sleep(0.02)
     return False
+
+
+def test_our_engine_is_told_how_long_to_spin_before_torch_is_there() -> None:
+    """OpenMP reads the environment once, when torch loads it; the server's process is prepared in the same order."""
+    script = "import sys, on_engine; print('torch' in sys.modules)"
+    done = subprocess.run([sys.executable, "-c", script], cwd=MAIN.parent, capture_output=True, text=True, timeout=60, check=True)
+    assert done.stdout == "False\n"
