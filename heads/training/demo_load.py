@@ -1,4 +1,4 @@
-"""The demo's load: streams in the background, so that a swap can be seen from within them."""
+"""The demo's load: streams in the background, so that a swap can be seen from within them, however fast the machine draws."""
 
 from __future__ import annotations
 
@@ -9,16 +9,18 @@ from polyhead.client import Client, Sample
 
 
 class Load:
-    """Streams that run in the background, each a request of its own."""
+    """So many streams at once in the background, each a request of its own; one that ends is followed by another."""
 
     def __init__(self, client: Client, num_streams: int) -> None:
         self.num_streams = num_streams
+        self.num_begun = 0
         self._client = client
         self._samples: list[Sample] = []
         self._num_running = 0
+        self._is_over = threading.Event()
         self._lock = threading.Lock()
         self._started_at = time.monotonic()
-        self._threads = [threading.Thread(target=self._stream, args=(index,)) for index in range(num_streams)]
+        self._threads = [threading.Thread(target=self._run, args=(index,)) for index in range(num_streams)]
         for thread in self._threads:
             thread.start()
 
@@ -29,7 +31,8 @@ class Load:
             time.sleep(0.05)
 
     def finish(self) -> list[Sample]:
-        """Wait for all of them."""
+        """Begin no more, and wait for those that run. Returns all that came to their end."""
+        self._is_over.set()
         for thread in self._threads:
             thread.join()
         return self._samples
@@ -38,10 +41,18 @@ class Load:
     def tokens_per_second(self) -> float:
         return sum(len(sample.token_ids) for sample in self._samples) / (time.monotonic() - self._started_at)
 
-    def _stream(self, index: int) -> None:
-        stream = self._client.stream(f"Chapter {index + 1}. The story begins", max_new_tokens=120, ignore_eos=True, seed=index)
+    def _run(self, index: int) -> None:
+        """Of different lengths, so that they do not all end at once."""
+        self._stream(index, 90 + 4 * index, is_first=True)
+        while not self._is_over.is_set():
+            self._stream(index, 90 + 4 * index)
+
+    def _stream(self, index: int, num_tokens: int, is_first: bool = False) -> None:
+        with self._lock:
+            self.num_begun += 1
+        stream = self._client.stream(f"Chapter {index + 1}. The story begins", max_new_tokens=num_tokens, ignore_eos=True, seed=index)
         for number, _ in enumerate(stream):
-            if number == 0:
+            if number == 0 and is_first:
                 with self._lock:
                     self._num_running += 1
         if stream.sample is not None:
