@@ -16,7 +16,7 @@ class Load:
         self.num_begun = 0
         self._client = client
         self._samples: list[Sample] = []
-        self._num_running = 0
+        self._have_drawn: set[int] = set()
         self._is_over = threading.Event()
         self._lock = threading.Lock()
         self._started_at = time.monotonic()
@@ -27,7 +27,7 @@ class Load:
     def wait_until_running(self) -> None:
         """Until every stream has its first token."""
         end_at = time.monotonic() + 120.0
-        while self._num_running < self.num_streams and time.monotonic() < end_at:
+        while len(self._have_drawn) < self.num_streams and time.monotonic() < end_at:
             time.sleep(0.05)
 
     def finish(self) -> list[Sample]:
@@ -42,19 +42,18 @@ class Load:
         return sum(len(sample.token_ids) for sample in self._samples) / (time.monotonic() - self._started_at)
 
     def _run(self, index: int) -> None:
-        """Of different lengths, so that they do not all end at once."""
-        self._stream(index, 90 + 4 * index, is_first=True)
-        while not self._is_over.is_set():
-            self._stream(index, 90 + 4 * index)
+        while True:
+            self._stream(index)
+            if self._is_over.is_set():
+                return
 
-    def _stream(self, index: int, num_tokens: int, is_first: bool = False) -> None:
+    def _stream(self, index: int) -> None:
         with self._lock:
             self.num_begun += 1
+        num_tokens = 90 + 4 * index  # so that they do not all end at once
         stream = self._client.stream(f"Chapter {index + 1}. The story begins", max_new_tokens=num_tokens, ignore_eos=True, seed=index)
-        for number, _ in enumerate(stream):
-            if number == 0 and is_first:
-                with self._lock:
-                    self._num_running += 1
+        for _ in stream:
+            self._have_drawn.add(index)
         if stream.sample is not None:
             with self._lock:
                 self._samples.append(stream.sample)

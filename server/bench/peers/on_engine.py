@@ -27,7 +27,7 @@ class InProcess:
         from polyhead.server.workers import Workers
 
         self.store = tempfile.TemporaryDirectory(prefix="polyhead-bench-")
-        use_torch_threads(1)  # as a worker: OpenMP's threads hardly spin once there are more of them than cores
+        use_torch_threads(1)  # as a worker: OpenMP spins less once it has more threads than cores
         config = load_config({**flags, "store": f"{self.store.name}/store"})
         self.services = build_services(config, Metrics(), Workers(), lambda text: None)
         self.services.engine.start()
