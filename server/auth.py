@@ -1,4 +1,7 @@
-"""Who may call what: bearer tokens, three roles, one table by full method name, default deny. Knows no request's content."""
+"""Who calls, and what they may call: bearer tokens, three roles, principals and teams, one table by full method name, default deny.
+
+Knows no request's content.
+"""
 
 from __future__ import annotations
 
@@ -17,6 +20,7 @@ from polyhead.server.errors import PermissionDenied, Unauthenticated
 
 HASH_PREFIX = "sha256:"
 MIN_TOKEN_LENGTH = 16
+_NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 
 class Role(enum.Enum):
@@ -72,34 +76,64 @@ def hash_token(token: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Caller:
+    """Who makes a call. The principal counts what is held for it; a team's callers share their prompts' caches."""
+
+    role: Role | None = None  # None: a caller without a token
+    principal: str = ""  # of the tokens file; else made from the token's hash, so that each token is a principal of its own
+    team: str = ""  # of the tokens file; tokens without one share the team ""
+
+
+EVERYONE = Caller(Role.ADMIN)  # a server without tokens cannot tell callers apart
+
+
+@dataclass(frozen=True, slots=True)
+class Token:
+    """One accepted token, by its hash, and who presents it."""
+
+    hash: str  # "sha256:..."
+    caller: Caller
+
+    @classmethod
+    def of(cls, role: Role, token: str, principal: str = "", team: str = "") -> Token:
+        """A token, raw or hashed. Raises InvalidArgument for a token that is too short and for a name with other characters."""
+        hashed = hash_token(token)
+        for name, value in (("principal", principal), ("team", team)):
+            if value and not _NAME.fullmatch(value):
+                raise InvalidArgument(f"a {name} has 1 to 64 letters, digits, or ._@-: {value[:80]!r}", field="tokens")
+        return cls(hashed, Caller(role, principal or f"token-{hashed[len(HASH_PREFIX) :][:12]}", team))
+
+
+@dataclass(frozen=True, slots=True)
 class Authenticator:
     """Holds token hashes only. Without any, everyone has every role: config allows that on loopback alone."""
 
-    hashes: tuple[tuple[Role, str], ...] = ()  # ("sha256:...") per role
+    tokens: tuple[Token, ...] = ()
 
     @property
     def is_enabled(self) -> bool:
-        return bool(self.hashes)
+        return bool(self.tokens)
 
-    def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Role | None:
-        """The caller's role; raises Unauthenticated or PermissionDenied. A method that the table lacks is denied."""
+    def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
+        """The caller; raises Unauthenticated or PermissionDenied. A method that the table lacks is denied."""
         allowed = ALLOWED.get(method)
         if allowed is None:
             raise PermissionDenied("the method is not open to callers")
         if not self.is_enabled:
-            return Role.ADMIN
-        role = self._role_of(_bearer(metadata))
-        if role not in allowed:
-            if role is None:
+            return EVERYONE
+        caller = self._find(_bearer(metadata))
+        if caller.role not in allowed:
+            if caller.role is None:
                 raise Unauthenticated("the call needs a valid token: metadata 'authorization: Bearer <token>'")
-            raise PermissionDenied(f"the role may not call this method: {role.value}")
-        return role
+            needed = " or ".join(role.value for role in Role if role in allowed)
+            raise PermissionDenied(f"the method needs a token of the role {needed}: this one has the role {caller.role.value}")
+        return caller
 
-    def _role_of(self, token: str) -> Role | None:
+    def _find(self, token: str) -> Caller:
         """Compares with every hash, in constant time each, so that time says nothing about which one matched."""
         presented = HASH_PREFIX + hashlib.sha256(token.encode("utf-8", "surrogateescape")).hexdigest()
-        matched = [role for role, known in self.hashes if hmac.compare_digest(known, presented)]
-        return matched[0] if token and matched else None
+        matched = [known.caller for known in self.tokens if hmac.compare_digest(known.hash, presented)]
+        return matched[0] if token and matched else Caller()
 
 
 def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
@@ -109,22 +143,31 @@ def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
     return ""
 
 
-def load_tokens(path: Path) -> tuple[tuple[Role, str], ...]:
-    """Read a TOML file: `worker`, `trainer`, `admin`, each a token or a list of them, raw or as `sha256:...`."""
+def load_tokens(path: Path) -> tuple[Token, ...]:
+    """Read a TOML file: `worker`, `trainer`, `admin`, each an entry or a list of them.
+
+    An entry is a token, raw or as `sha256:...`, or a table `{token = "...", principal = "...", team = "..."}`.
+    """
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IRGRP:
         raise InvalidArgument("the tokens file is open to other users: chmod 600 it", field="tokens")
     try:
         plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise InvalidArgument("the tokens file is not TOML", field="tokens") from None
-    hashes: list[tuple[Role, str]] = []
+    tokens: list[Token] = []
     for name, value in plain.items():
         if name not in {role.value for role in Role}:
-            raise InvalidArgument(
-                f"unknown role in the tokens file: {name[:40]!r}\nhint: worker, trainer, admin", field="tokens"
-            )
-        tokens = value if isinstance(value, list) else [value]
-        if not all(isinstance(token, str) for token in tokens):
-            raise InvalidArgument(f"tokens must be texts: {name}", field="tokens")
-        hashes += [(Role(name), hash_token(token)) for token in tokens]
-    return tuple(hashes)
+            raise InvalidArgument(f"unknown role in the tokens file: {name[:40]!r}\nhint: worker, trainer, admin", field="tokens")
+        tokens += [_token(Role(name), entry) for entry in (value if isinstance(value, list) else [value])]
+    return tuple(tokens)
+
+
+def _token(role: Role, entry: object) -> Token:
+    given = {"token": entry} if isinstance(entry, str) else entry
+    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
+        raise InvalidArgument(f"a token must be a text, or a table of texts: {role.value}", field="tokens")
+    unknown = sorted(given.keys() - {"token", "principal", "team"})
+    if unknown or "token" not in given:
+        what = f"unknown key: {unknown[0][:40]!r}" if unknown else "an entry has no token"
+        raise InvalidArgument(f"{what}: {role.value}\nhint: an entry is a table of token, principal, team", field="tokens")
+    return Token.of(role, **given)

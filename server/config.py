@@ -16,7 +16,7 @@ from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from polyhead.heads.errors import InvalidArgument
-from polyhead.server.auth import Authenticator, Role, hash_token, load_tokens
+from polyhead.server.auth import Authenticator, Role, Token, hash_token, load_tokens
 
 GIB = 1 << 30
 ENV_PREFIX = "POLYHEAD_"
@@ -136,12 +136,12 @@ class ServeConfig(BaseSettings):
     def authenticator(self) -> Authenticator:
         """Reads the tokens file; raises InvalidArgument if it is not as it should be."""
         given = ((Role.WORKER, self.token_worker), (Role.TRAINER, self.token_trainer), (Role.ADMIN, self.token_admin))
-        hashes = [(role, known) for role, known in given if known]
+        tokens = [Token.of(role, known) for role, known in given if known]
         if self.tokens is not None:
-            hashes += load_tokens(self.tokens)
-            if not hashes:
+            tokens += load_tokens(self.tokens)
+            if not tokens:
                 raise InvalidArgument("the tokens file holds no token", field="tokens")
-        return Authenticator(tuple(hashes))
+        return Authenticator(tuple(tokens))
 
 
 def load_config(flags: Mapping[str, Any], config_file: Path | None = None) -> ServeConfig:

@@ -21,7 +21,7 @@ import grpc.aio
 
 from polyhead.heads.errors import InvalidArgument, PolyheadError, Unavailable
 from polyhead.server import logs
-from polyhead.server.auth import Authenticator, Role
+from polyhead.server.auth import Authenticator, Caller
 from polyhead.server.errors import DeadlineExceeded, status_code, to_polyhead_error, trailing_metadata
 
 DRAIN_RETRY_S = 2.0
@@ -39,7 +39,7 @@ class Call:
 
     method: str
     request_id: str
-    role: Role | None
+    caller: Caller
     deadline_at: float  # time.monotonic(); inf for a long-lived stream
 
 
@@ -88,16 +88,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
         try:
             if self._is_draining and not details.method.startswith(_ALWAYS_OPEN):
                 raise Unavailable("the server is shutting down", retry_after_s=DRAIN_RETRY_S)
-            role = self._authenticator.check(details.method, metadata)
+            caller = self._authenticator.check(details.method, metadata)
         except PolyheadError as error:
             return _refusal(handler, error)  # the body is never parsed
-        return self._wrap(handler, details.method, _request_id(metadata), role)
+        return self._wrap(handler, details.method, _request_id(metadata), caller)
 
-    def _wrap(self, handler: Any, method: str, request_id: str, role: Role | None) -> Any:
+    def _wrap(self, handler: Any, method: str, request_id: str, caller: Caller) -> Any:
         run = _behaviour(handler)
 
         async def guarded(request: Any, context: Any) -> Any:
-            call = Call(method, request_id, role, self._deadline_at(method, context))
+            call = Call(method, request_id, caller, self._deadline_at(method, context))
 
             async def work() -> Any:
                 checked = _checked_stream(request) if handler.request_streaming else _checked(request)

@@ -101,7 +101,7 @@ def test_the_tokens_file_it_shows_is_read(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     path.write_text(example, encoding="utf-8")
     path.chmod(0o600)
-    assert [role.value for role, _ in load_tokens(path)] == ["worker", "trainer"]
+    assert [token.caller.role.value for token in load_tokens(path) if token.caller.role] == ["worker", "trainer"]
 
 
 def test_the_table_of_metrics_is_what_a_server_exports(exported: Exported) -> None:

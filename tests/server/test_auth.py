@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from polyhead.heads.errors import InvalidArgument
-from polyhead.server.auth import ALLOWED, Authenticator, Role, hash_token, load_tokens
+from polyhead.server.auth import ALLOWED, Authenticator, Caller, Role, Token, hash_token, load_tokens
 from polyhead.server.errors import PermissionDenied, Unauthenticated
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2
 
@@ -21,7 +21,7 @@ METHODS = sorted(
     for method in service.methods
 )
 TOKENS = {role: f"{role.value}-token-0123456789" for role in Role}
-AUTH = Authenticator(tuple((role, hash_token(token)) for role, token in TOKENS.items()))
+AUTH = Authenticator(tuple(Token.of(role, token) for role, token in TOKENS.items()))
 
 
 def bearer(token: str) -> list[tuple[str, str | bytes]]:
@@ -38,7 +38,7 @@ def test_every_method_and_caller_follows_the_table(method: str, caller: Role | s
     role = caller if isinstance(caller, Role) else None
     metadata = bearer(TOKENS[role]) if role else bearer("wrong-token-0123456789") if caller else []
     if role in ALLOWED[method]:
-        assert AUTH.check(method, metadata) is role
+        assert AUTH.check(method, metadata).role is role
     else:
         with pytest.raises(PermissionDenied if role else Unauthenticated):
             AUTH.check(method, metadata)
@@ -56,7 +56,7 @@ def test_a_method_outside_the_table_is_denied_to_everyone() -> None:
 
 
 def test_without_tokens_everyone_is_admin() -> None:
-    assert Authenticator().check("/polyhead.v1.HeadService/DeleteHead", []) is Role.ADMIN
+    assert Authenticator().check("/polyhead.v1.HeadService/DeleteHead", []).role is Role.ADMIN
 
 
 @pytest.mark.parametrize("value", ["", "Bearer", "Bearer ", "Basic abc", "Bearer  x", b"Bearer x"])
@@ -80,12 +80,31 @@ def test_tokens_file(tmp_path: Path) -> None:
     file = write(tmp_path / "t.toml", f'worker = ["worker-token-0123456789", "other-token-0123456789"]\ntrainer = "{hashed}"\n')
     auth = Authenticator(load_tokens(file))
     for token, role in (("other-token-0123456789", Role.WORKER), ("trainer-token-0123456789", Role.TRAINER)):
-        assert auth.check("/polyhead.v1.ScoringService/Score", bearer(token)) is role
+        assert auth.check("/polyhead.v1.ScoringService/Score", bearer(token)).role is role
+
+
+def test_a_principal_and_a_team_survive_a_tokens_rotation(tmp_path: Path) -> None:
+    entries = [f'{{token = "{age}-token-0123456789", principal = "rollouts-1", team = "red"}}' for age in ("old", "new")]
+    auth = Authenticator(load_tokens(write(tmp_path / "t.toml", f"worker = [{', '.join(entries)}]\n")))
+    callers = {auth.check("/polyhead.v1.ScoringService/Score", bearer(f"{age}-token-0123456789")) for age in ("old", "new")}
+    assert callers == {Caller(Role.WORKER, "rollouts-1", "red")}
+
+
+def test_tokens_without_names_are_principals_of_their_own_in_one_team(tmp_path: Path) -> None:
+    file = write(tmp_path / "t.toml", 'worker = ["worker-token-0123456789", "other-token-0123456789"]\n')
+    first, second = (token.caller for token in load_tokens(file))
+    assert first.principal != second.principal
+    assert first.team == second.team == ""
+    assert "worker-token" not in first.principal
 
 
 @pytest.mark.parametrize(
     ("text", "mode"),
     [
+        ('worker = {principal = "p"}', 0o600),
+        ('worker = {token = "worker-token-0123456789", boss = "p"}', 0o600),
+        ('worker = {token = "worker-token-0123456789", team = 3}', 0o600),
+        ('worker = {token = "worker-token-0123456789", team = "a b"}', 0o600),
         ('worker = "worker-token-0123456789"', 0o604),
         ('boss = "worker-token-0123456789"', 0o600),
         ('worker = "short"', 0o600),

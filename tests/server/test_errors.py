@@ -25,7 +25,7 @@ from polyhead.heads.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from polyhead.server.auth import Authenticator, Role, hash_token
+from polyhead.server.auth import Authenticator, Role, Token
 from polyhead.server.errors import to_status
 from polyhead.server.interceptors import current_call
 from polyhead.v1 import heads_pb2 as pb
@@ -191,20 +191,20 @@ async def test_deadlines() -> None:
 
 async def test_request_ids_and_roles_reach_the_handler() -> None:
     broken = Broken()
-    auth = Authenticator(((Role.WORKER, hash_token("worker-token-0123456789")),))
+    auth = Authenticator((Token.of(Role.WORKER, "worker-token-0123456789"),))
     async with served(broken, authenticator=auth) as (channel, _, _):
         stub = heads_pb2_grpc.HeadServiceStub(channel)
         token = ("authorization", "Bearer worker-token-0123456789")
         call = stub.GetHead(pb.GetHeadRequest(), metadata=(token, ("x-request-id", "run-7")))
         await call
-        assert (broken.seen.request_id, broken.seen.role) == ("run-7", Role.WORKER)
+        assert (broken.seen.request_id, broken.seen.caller.role) == ("run-7", Role.WORKER)
         assert dict(await call.trailing_metadata())["x-request-id"] == "run-7"
         await stub.GetHead(pb.GetHeadRequest(), metadata=(token, ("x-request-id", "a b!")))
         assert len(broken.seen.request_id) == 32
 
 
 async def test_without_a_token_nothing_is_parsed() -> None:
-    auth = Authenticator(((Role.WORKER, hash_token("worker-token-0123456789")),))
+    auth = Authenticator((Token.of(Role.WORKER, "worker-token-0123456789"),))
     async with served(Broken(), authenticator=auth) as (channel, _, _):
         caught = await failure(channel.unary_unary(f"{SERVICE}/GetHead")(b"\xff"))
         assert caught.code() is grpc.StatusCode.UNAUTHENTICATED
