@@ -75,35 +75,27 @@ class GenerationFolder:
         path = layout.generation_path(record.number)
         data = records.encode_generation(record)
         try:
-            self._put_or_use_reserve(path, data)
-            # the rename has happened: an error from here on can no longer be taken back
-            self._files.fsync_folder(layout.GENERATIONS, "generation")
-        except OSError:
-            if not self._may_exist(path):
-                raise
+            self._commit_or_use_reserve(path, data)
+        except osio.RenameIssued:
             self._is_uncertain = True
             raise CommitUncertain(f"generation {record.number} may or may not have been stored; restart the server") from None
         self.highest = record.number
         self._keep(record)
         self.current = record
 
-    def _put_or_use_reserve(self, path: str, data: bytes) -> None:
+    def _commit_or_use_reserve(self, path: str, data: bytes) -> None:
         """On a full disk, give up the reserve: a bad policy must still be replaceable by a good one."""
         try:
-            self._files.put(path, data, "generation")
+            self._files.commit(path, data, "generation")
+        except osio.RenameIssued:
+            raise
         except OSError as error:
-            if not osio.is_disk_full(error) or self._files.exists(path):
+            if not osio.is_disk_full(error):
                 raise
             self._files.discard(layout.RESERVE)
-            self._files.put(path, data, "generation")
+            self._files.commit(path, data, "generation")
             with contextlib.suppress(OSError):
                 write_reserve(self._files)
-
-    def _may_exist(self, path: str) -> bool:
-        try:
-            return self._files.exists(path)
-        except OSError:
-            return True
 
     def _keep(self, record: GenerationRecord) -> None:
         self._records[record.number] = record

@@ -18,6 +18,7 @@ from typing import ClassVar
 
 from polyhead.heads import failpoints
 from polyhead.heads.errors import DataLoss, FailedPrecondition, PolyheadError, ResourceExhausted
+from polyhead.heads.spares import SpareDescriptors
 
 STAGING = "staging"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
@@ -43,6 +44,10 @@ class UnsafeFile(FailedPrecondition):
     """A link, a device, a foreign owner or loose permissions where the store expects its own plain file or folder."""
 
     reason: ClassVar[str] = "STORE_UNSAFE_FILE"
+
+
+class RenameIssued(OSError):
+    """The rename was issued and may have happened, but it is not known whether it lasts. Any other OSError comes before it."""
 
 
 def is_disk_full(error: OSError) -> bool:
@@ -71,12 +76,13 @@ def _convert(error: OSError, what: str) -> PolyheadError:
 
 
 class StoreFiles:
-    """Files below one root folder, held open and locked. Thread-safe: it keeps no state but the folder's descriptor."""
+    """Files below one root folder, held open and locked. Thread-safe: it keeps no state but the folder's descriptor and some spare ones."""
 
     def __init__(self, root_fd: int, record: OsRecord | None) -> None:
         self._root_fd = root_fd
         self._lock_fd = -1
         self._record = record
+        self._spares = SpareDescriptors()
         self.failpoint_prefix = ""  # "recovery." while a store is being opened
 
     @classmethod
@@ -121,6 +127,7 @@ class StoreFiles:
             if fd >= 0:
                 os.close(fd)
         self._lock_fd = self._root_fd = -1
+        self._spares.close()
 
     def put(self, name: str, data: bytes, subject: str) -> None:
         """Replace `name` by `data` as one step: temporary file, fsync, rename. The caller fsyncs the folder.
@@ -128,6 +135,44 @@ class StoreFiles:
         On an OSError the temporary file is gone (a file whose fsync failed is never fsynced again), and `name` is as before
         unless `exists` says otherwise: a rename may report an error after it happened.
         """
+        temporary = self._stage(data, subject)
+        try:
+            self.replace(temporary, name, subject)
+        except OSError:
+            self.discard(temporary)
+            raise
+
+    def commit(self, name: str, data: bytes, subject: str) -> None:
+        """As `put` and `fsync_folder` in one, where a caller must know whether anything has happened.
+
+        RenameIssued: the rename was issued, and nobody knows what a power cut would leave. Any other OSError: nothing has changed.
+        Both folders are open before the rename, so that nothing behind it can fail for want of a descriptor.
+        """
+        temporary = self._stage(data, subject)
+        try:
+            with self._parent(temporary) as (source_fd, source_leaf), self._parent(name) as (target_fd, target_leaf):
+                self._rename_for_good((source_fd, source_leaf), (target_fd, target_leaf), name, subject)
+        except RenameIssued:
+            raise
+        except OSError:
+            self.discard(temporary)
+            raise
+
+    def _rename_for_good(self, source: tuple[int, str], target: tuple[int, str], name: str, subject: str) -> None:
+        is_issued = False
+        try:
+            with self._call("rename", name, f"{subject}_rename"):
+                is_issued = True
+                os.rename(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0])
+            with self._call("fsync_folder", name.rpartition("/")[0], f"{subject}_dir_fsync"):
+                os.fsync(target[0])
+        except OSError as error:
+            if is_issued and _may_exist(*target):
+                raise RenameIssued(*error.args) from None
+            raise
+
+    def _stage(self, data: bytes, subject: str) -> str:
+        """The name of a new temporary file with this content, fsynced. On an OSError it is gone."""
         temporary = self.new_staging_name()
         try:
             fd = self.create(temporary)
@@ -136,10 +181,10 @@ class StoreFiles:
                 self.fsync(fd, temporary, subject)
             finally:
                 os.close(fd)
-            self.replace(temporary, name, subject)
         except OSError:
             self.discard(temporary)
             raise
+        return temporary
 
     def new_staging_name(self) -> str:
         return f"{STAGING}/{secrets.token_hex(16)}"
@@ -148,7 +193,7 @@ class StoreFiles:
         """Create a new file, mode 0600, and return its descriptor."""
         flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | _NEVER_FOLLOW
         with self._parent(name) as (folder_fd, leaf), self._call("open", name):
-            return os.open(leaf, flags, 0o600, dir_fd=folder_fd)
+            return self._spares.attempt(lambda: os.open(leaf, flags, 0o600, dir_fd=folder_fd))
 
     def write(self, fd: int, name: str, data: bytes | memoryview, subject: str) -> None:
         """Write all of `data` at the descriptor's position."""
@@ -192,7 +237,7 @@ class StoreFiles:
     def open_plain(self, name: str) -> tuple[int, int]:
         """Open a plain file of ours for reading: (descriptor, size in bytes). UnsafeFile for anything else."""
         with self._parent(name) as (folder_fd, leaf), self._call("open", name):
-            fd = os.open(leaf, os.O_RDONLY | os.O_NONBLOCK | _NEVER_FOLLOW, dir_fd=folder_fd)
+            fd = self._spares.attempt(lambda: os.open(leaf, os.O_RDONLY | os.O_NONBLOCK | _NEVER_FOLLOW, dir_fd=folder_fd))
         try:
             return fd, _check_plain(fd, name).st_size
         except BaseException:
@@ -233,15 +278,19 @@ class StoreFiles:
     def _parent(self, name: str) -> Iterator[tuple[int, str]]:
         """The descriptor of the folder that holds `name`, reached without following a link, and the last part of the name."""
         *folders, leaf = [part for part in name.split("/") if part]
-        fd = os.dup(self._root_fd)
+        fd = self._spares.attempt(lambda: os.dup(self._root_fd))
         try:
             for part in folders:
-                below = os.open(part, os.O_RDONLY | os.O_DIRECTORY | _NEVER_FOLLOW, dir_fd=fd)
+                below = self._open_folder(part, fd)
                 os.close(fd)
                 fd = below
             yield fd, leaf
         finally:
             os.close(fd)
+            self._spares.refill()
+
+    def _open_folder(self, part: str, above_fd: int) -> int:
+        return self._spares.attempt(lambda: os.open(part, os.O_RDONLY | os.O_DIRECTORY | _NEVER_FOLLOW, dir_fd=above_fd))
 
     @contextlib.contextmanager
     def _call(self, op: str, name: str, point: str = "") -> Iterator[None]:
@@ -264,6 +313,16 @@ def _check_status(status: os.stat_result, name: str) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
         raise UnsafeFile(f"not a plain file of this user with one name: {name[:200]!r}")
     return status
+
+
+def _may_exist(folder_fd: int, leaf: str) -> bool:
+    try:
+        os.stat(leaf, dir_fd=folder_fd, follow_symlinks=False)
+    except FileNotFoundError:
+        return False
+    except OSError:
+        pass
+    return True
 
 
 def _fsync_path(folder: str) -> None:
