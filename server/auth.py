@@ -83,6 +83,15 @@ class Caller:
     principal: str = ""  # of the tokens file; else made from the token's hash, so that each token is a principal of its own
     team: str = ""  # of the tokens file; tokens without one share the team ""
 
+    def cache_salt(self, given: str) -> str:
+        """What the blocks of this caller's prompts are keyed by: no other team can make the same, whatever salt it gives.
+
+        The team "" keeps what it gives. "\0" begins the others: no team's name holds it, and in front of a given one it is doubled.
+        """
+        if self.team:
+            return f"\0{self.team}\0{given}"
+        return f"\0{given}" if given.startswith("\0") else given
+
 
 EVERYONE = Caller(Role.ADMIN)  # a server without tokens cannot tell callers apart
 
@@ -113,6 +122,10 @@ class Authenticator:
     @property
     def is_enabled(self) -> bool:
         return bool(self.tokens)
+
+    @property
+    def has_several_teams(self) -> bool:
+        return len({token.caller.team for token in self.tokens}) > 1
 
     def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
         """The caller; raises Unauthenticated or PermissionDenied. A method that the table lacks is denied."""

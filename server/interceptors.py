@@ -21,7 +21,7 @@ import grpc.aio
 
 from polyhead.heads.errors import InvalidArgument, PolyheadError, Unavailable
 from polyhead.server import logs
-from polyhead.server.auth import Authenticator, Caller
+from polyhead.server.auth import Authenticator, Caller, Role
 from polyhead.server.errors import DeadlineExceeded, status_code, to_polyhead_error, trailing_metadata
 
 DRAIN_RETRY_S = 2.0
@@ -41,6 +41,7 @@ class Call:
     request_id: str
     caller: Caller
     deadline_at: float  # time.monotonic(); inf for a long-lived stream
+    sees_all: bool  # numbers of the whole server; not a team's token, beside other teams: they would tell when a prompt was cached
 
 
 current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("polyhead_call")
@@ -89,15 +90,16 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
             if self._is_draining and not details.method.startswith(_ALWAYS_OPEN):
                 raise Unavailable("the server is shutting down", retry_after_s=DRAIN_RETRY_S)
             caller = self._authenticator.check(details.method, metadata)
+            sees_all = caller.role is Role.ADMIN or not self._authenticator.has_several_teams
         except PolyheadError as error:
             return _refusal(handler, error)  # the body is never parsed
-        return self._wrap(handler, details.method, _request_id(metadata), caller)
+        return self._wrap(handler, details.method, _request_id(metadata), caller, sees_all)
 
-    def _wrap(self, handler: Any, method: str, request_id: str, caller: Caller) -> Any:
+    def _wrap(self, handler: Any, method: str, request_id: str, caller: Caller, sees_all: bool) -> Any:
         run = _behaviour(handler)
 
         async def guarded(request: Any, context: Any) -> Any:
-            call = Call(method, request_id, caller, self._deadline_at(method, context))
+            call = Call(method, request_id, caller, self._deadline_at(method, context), sees_all)
 
             async def work() -> Any:
                 checked = _checked_stream(request) if handler.request_streaming else _checked(request)

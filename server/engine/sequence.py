@@ -354,6 +354,7 @@ class Request:
     num_top: int = 0  # likeliest tokens that policy-kind scoring heads name at each position
     on_swap: OnSwap = OnSwap.PIN
     priority: Priority = Priority.BATCH
+    principal: str = ""  # for whom it counts
     stream_tokens: bool = False
     return_states: bool = False
     states_layer: int = 0  # whose states are returned; 0: the boundary's

@@ -64,9 +64,11 @@ class Frontend:
             self._leave(request, stream)
 
     def _submit(self, request: Request) -> EventStream:
-        stream = EventStream(self._observe)
+        stream, call = EventStream(self._observe), current_call.get()
         request.deliver = stream.deliver
-        request.deadline_at = current_call.get().deadline_at
+        request.deadline_at, request.principal = call.deadline_at, call.caller.principal
+        for sample in request.samples:  # here, where every request passes: a team's prompts are found by the team alone
+            sample.sequence.salt = call.caller.cache_salt(sample.sequence.salt)
         self.engine.submit(request)
         return stream
 

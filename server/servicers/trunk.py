@@ -17,6 +17,7 @@ from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import OutputKind
 from polyhead.server import convert, convert_ood, convert_out, convert_prompts
 from polyhead.server.engine.sequence import Ended, Finished, Pool, Request, Sample, Sequence
+from polyhead.server.interceptors import current_call
 from polyhead.server.ood_fits import OodFits
 from polyhead.server.servicers.call import Frontend
 from polyhead.server.servicers.ood import OodFitting
@@ -31,6 +32,17 @@ if TYPE_CHECKING:
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_SEQUENCES = 1024
+CACHE_COUNTERS = (  # by which a hit in the cache shows
+    "prompt_tokens",
+    "cache_hit_tokens",
+    "trunk_tokens",
+    "head_tokens",
+    "rebuilt_tokens",
+    "steps",
+    "head_forwards",
+    "trunk_seconds_us",
+    "head_seconds_us",
+)
 
 
 @dataclass(frozen=True, slots=True)
@@ -115,7 +127,10 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         self, request: trunk_pb2.GetStatusRequest, context: Context
     ) -> trunk_pb2.GetStatusResponse:
         """Numbers of one moment, read without stopping the engine."""
-        return await self._frontend.workers.run(self._status)
+        status = await self._frontend.workers.run(self._status)
+        if not current_call.get().sees_all:
+            _hide_cache(status)
+        return status
 
     async def FitOod(  # noqa: N802
         self, request_iterator: AsyncIterator[trunk_pb2.FitOodRequest], context: Context
@@ -223,6 +238,13 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             ],
             max_idle_per_name=residency.max_idle_per_name,
         )
+
+
+def _hide_cache(status: trunk_pb2.GetStatusResponse) -> None:
+    """Leave out what tells whether another team's prompt was found in the cache."""
+    for name in CACHE_COUNTERS:
+        status.counters.pop(name, None)
+    status.num_used_blocks = status.num_cached_blocks = status.num_filled_head_blocks = 0
 
 
 def _encoded(sample: Sample) -> Tensor | None:
