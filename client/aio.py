@@ -35,7 +35,7 @@ from polyhead.client.options import (
     StreamOptions,
 )
 from polyhead.client.prompts import Prompt, prompt_message, token_ids
-from polyhead.client.pushing import PushPlan, Upload, plan_push, plan_update
+from polyhead.client.pushing import PushPlan, Upload, plan_push, plan_update, with_removed
 from polyhead.client.records import (
     Calibration,
     Configuration,
@@ -280,15 +280,19 @@ class AsyncClient:
 
     async def activate(
         self,
-        heads: Mapping[str, int],
+        heads: Mapping[str, int] | None = None,
         *,
+        deactivate: Sequence[str] = (),
         expected_generation: int | None = None,
         request_id: str = "",
         note: str = "",
         timeout: float | None = None,
     ) -> Generation:
-        """Make versions active as one change. Raises Conflict if the active generation is not `expected_generation`."""
-        request = requests.activate(heads, expected_generation, request_id, note)
+        """Make versions active as one change; names in `deactivate` leave the active set ("policy" has to stay).
+
+        Raises Conflict if the active generation is not `expected_generation`.
+        """
+        request = requests.activate(heads, deactivate, expected_generation, request_id, note)
         response = await self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
         return convert.activated(response)
 
@@ -310,10 +314,10 @@ class AsyncClient:
         trunk = await self.trunk()
         plans = plan_update(weights, options or {}, request_id)
         uploads = [await self._prepare(plan, trunk) for plan in plans]
-        versions = {upload.header.name: (await self._send(upload, timeout or self._timeout)).version for upload in uploads}
-        return await self.activate(
-            versions, expected_generation=expected_generation, request_id=request_id, note=note, timeout=timeout
-        )
+        reports = [await self._send(upload, timeout or self._timeout) for upload in uploads]
+        versions = {report.head.name: report.version for report in reports}
+        done = await self.activate(versions, expected_generation=expected_generation, request_id=request_id, note=note, timeout=timeout)
+        return with_removed(done, reports)
 
     async def rollback(
         self,
@@ -344,6 +348,14 @@ class AsyncClient:
         response = await self._lookup(lambda stubs: stubs.heads.GetHead, heads_pb2.GetHeadRequest(head=ref))
         return convert.head_version(response.head)
 
+    async def label(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
+        """Add labels to a version ("policy@7"): it stays whatever the server's --keep-versions says. The version as it is then."""
+        return await self._label(requests.label_head(ref, labels, (), request_id), timeout)
+
+    async def unlabel(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
+        """Take labels away from a version; one that is not there is no error. The version as it is then."""
+        return await self._label(requests.label_head(ref, (), labels, request_id), timeout)
+
     async def delete_head(self, ref: str) -> None:
         """Forget a version ("policy@7") that is neither active nor labelled."""
         await self._lookup(lambda stubs: stubs.heads.DeleteHead, heads_pb2.DeleteHeadRequest(head=ref))
@@ -368,6 +380,10 @@ class AsyncClient:
 
     async def _lookup(self, pick: Any, request: Any) -> Any:
         return await self._connection.unary(pick, request, LOOKUP_TIMEOUT_S)
+
+    async def _label(self, request: heads_pb2.LabelHeadRequest, timeout: float | None) -> HeadVersion:
+        response = await self._connection.unary(lambda stubs: stubs.heads.LabelHead, request, timeout or self._timeout)
+        return convert.head_version(response.head)
 
     async def _events(
         self, request: generation_pb2.GenerateRequest, timeout: float | None

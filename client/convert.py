@@ -168,6 +168,7 @@ def activated(message: heads_pb2.ActivateHeadsResponse) -> records.Generation:
         num_pinned_requests=message.num_pinned_requests,
         num_aborted_requests=message.num_aborted_requests,
         num_following_requests=message.num_following_requests,
+        removed=tuple(message.removed),
     )
 
 
@@ -178,6 +179,8 @@ def generation(message: heads_pb2.Generation) -> records.Generation:
         heads=dict(message.heads),
         created_at=message.created_at,
         note=message.note,
+        gone=tuple(message.gone),
+        same_as=message.same_as,
     )
 
 

@@ -11,7 +11,7 @@ from __future__ import annotations
 import dataclasses
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
@@ -23,14 +23,14 @@ from polyhead.client.delta import Base, changed_tensors
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.names import LM_HEAD, SCORE
 from polyhead.client.options import PushOptions
-from polyhead.client.records import LoraAdapter, PushReport, TrunkInfo
+from polyhead.client.records import Generation, LoraAdapter, PushReport, TrunkInfo
 from polyhead.client.requests import enum_number, new_request_id, request_id_for
 from polyhead.client.results import HeadKind
 from polyhead.client.tensors import Source
 from polyhead.client.weights import SortedWeights, Weights, collect, guess_kind, sort_weights
 from polyhead.v1 import heads_pb2, types_pb2
 
-__all__ = ["PushPlan", "Upload", "plan_push", "plan_update"]
+__all__ = ["PushPlan", "Upload", "plan_push", "plan_update", "with_removed"]
 
 # keys of head.json that a push may carry on; its trunk_id lets the server refuse a head of another trunk
 _FROM_FOLDER = (
@@ -141,6 +141,7 @@ class Upload:
             num_trunk_tensors_compared=response.num_trunk_tensors_compared,
             sent=self.sent,
             num_bytes_sent=self.file.num_bytes,
+            removed=tuple(response.removed),
         )
 
 
@@ -179,6 +180,11 @@ def _folder_manifest(weights: Weights) -> dict[str, Any]:
         raise InvalidArgument(f"head.json is not JSON: {file}", field="weights") from None
     taken = (*_FROM_FOLDER, "base", "lora") if plain.get("lora") else _FROM_FOLDER
     return {key: plain[key] for key in taken if key in plain and plain[key] not in (-1, "")}
+
+
+def with_removed(done: Generation, reports: Sequence[PushReport]) -> Generation:
+    """An update's answer, with what its pushes removed, too."""
+    return dataclasses.replace(done, removed=(*(ref for report in reports for ref in report.removed), *done.removed))
 
 
 def _adapter(weights: Weights, given: Mapping[str, Any] | None, of_head: Any) -> AdapterConfig | None:

@@ -128,13 +128,16 @@ class Generation:
     """One state of the active set."""
 
     number: int
-    parent: int  # 0 for the first
+    parent: int  # where a rollback from here goes; 0 for the first
     heads: dict[str, int]  # name -> version
     created_at: float  # seconds since 1970
     note: str
     num_pinned_requests: int = 0  # filled by activate and update: requests that go on with an older generation
     num_aborted_requests: int = 0  # filled by activate and update: requests that the change ended
     num_following_requests: int = 0  # filled by activate and update: requests whose samples go on with the new versions
+    removed: tuple[str, ...] = ()  # filled by activate and update: versions that the server no longer keeps, "policy@1"
+    gone: tuple[str, ...] = ()  # filled by generations: of `heads` what is deleted or damaged; a rollback cannot restore the set
+    same_as: int = 0  # filled by generations: the first generation with the same heads; 0 if it is this one
 
 
 @dataclass(frozen=True, slots=True)
@@ -150,6 +153,7 @@ class PushReport:
     num_trunk_tensors_compared: int = 0
     sent: list[str] = field(default_factory=list)  # of `used`, those that crossed the wire: all, or with base= what differs from it
     num_bytes_sent: int = 0
+    removed: tuple[str, ...] = ()  # versions that the server no longer keeps, and deleted: "policy@1"
 
 
 @dataclass(frozen=True, slots=True)

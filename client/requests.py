@@ -21,6 +21,7 @@ __all__ = [
     "encode",
     "enum_number",
     "generate",
+    "label_head",
     "layer_number",
     "new_request_id",
     "request_id_for",
@@ -209,13 +210,24 @@ def copy_head(
     )
 
 
+def label_head(ref: str, add: Sequence[str], remove: Sequence[str], request_id: str) -> heads_pb2.LabelHeadRequest:
+    return heads_pb2.LabelHeadRequest(head=ref, add=add, remove=remove, request_id=request_id or new_request_id())
+
+
 def activate(
-    heads: Mapping[str, int], expected_generation: int | None, request_id: str, note: str
+    heads: Mapping[str, int] | None, deactivate: Sequence[str], expected_generation: int | None, request_id: str, note: str
 ) -> heads_pb2.ActivateHeadsRequest:
+    heads = {} if heads is None else heads
+    if isinstance(deactivate, str):
+        raise TypeError(f'deactivate must be a list of names: str\nhint: write ["{deactivate}"]')
     if not isinstance(heads, Mapping) or not all(isinstance(version, int) for version in heads.values()):
         raise TypeError('heads must map names to version numbers, such as {"policy": 7}')
     return heads_pb2.ActivateHeadsRequest(
-        heads=heads, expected_generation=expected_generation, request_id=request_id or new_request_id(), note=note
+        heads=heads,
+        deactivate=deactivate,
+        expected_generation=expected_generation,
+        request_id=request_id or new_request_id(),
+        note=note,
     )
 
 

@@ -29,13 +29,15 @@ def _durable(subject: str) -> tuple[str, ...]:
 
 REBUILD = ("after_rebuild_begin", "mid_rebuild", "after_rebuild")  # a push of only what changed: the whole file is made of two
 PUSH = ("after_begin", "mid_chunk", *REBUILD, *_durable("blob"), *_around("name_mkdir", "name_dir_fsync"), *_durable("version"))
+LABEL = _durable("label")
 ACTIVATE = (*_durable("generation"), "before_flip", "before_ack", "after_ack")  # the last three are visited by the server
 DELETE = (*_durable("high_water"), *_around("version_unlink", "version_unlink_dir_fsync", "blob_unlink"))
 OOD = _around("ood_mkdir", *(f"ood_{step}" for step in _DURABLE_STEPS), "ood_unlink")  # a fit: its numbers, then its record
 # the reserve needs no fsync of its folder: when it is lost, it is made again
 RECOVERY_NEW = tuple(f"recovery.{name}" for name in (*_around("folder_mkdir"), *_durable("store"), *_durable("reserve")[:-2]))
 RECOVERY_CLEAN = tuple(f"recovery.{name}" for name in _around("staging_unlink", "orphan_unlink", "found_dir_fsync"))
-_NAMES = (*PUSH, *ACTIVATE, *DELETE, *OOD, *RECOVERY_NEW, *RECOVERY_CLEAN)
+STEPS = (*PUSH, *LABEL, *ACTIVATE, *DELETE)  # what a store that is open does
+_NAMES = (*STEPS, *OOD, *RECOVERY_NEW, *RECOVERY_CLEAN)
 
 
 @dataclass(slots=True)
@@ -51,7 +53,7 @@ _lock = threading.Lock()
 
 
 def names() -> tuple[str, ...]:
-    """Every failpoint, in the order of a push, an activation, a deletion and a recovery. Tests loop over it."""
+    """Every failpoint, in the order of a push, a change of labels, an activation, a deletion and a recovery. Tests loop over it."""
     return _NAMES
 
 

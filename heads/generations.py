@@ -28,6 +28,7 @@ class GenerationFolder:
         self._files = files
         self._records: dict[int, GenerationRecord] = {}
         self._by_request: dict[str, int] = {}
+        self._first_with: dict[tuple[tuple[str, int], ...], int] = {}  # heads, sorted -> the lowest number that has them
         self.highest = 0  # of all files, readable or not
         self.current: GenerationRecord | None = None  # None: nothing was ever activated, or the newest record is damaged
         self.damaged: dict[int, str] = {}  # number -> what is wrong
@@ -64,6 +65,11 @@ class GenerationFolder:
         number = self._by_request.get(request_id) if request_id else None
         return self._records[number] if number else None
 
+    def same_as(self, record: GenerationRecord) -> int:
+        """The first generation with the same heads; 0 if it is this one."""
+        first = self._first_with.get(_sorted_heads(record), 0)
+        return first if first < record.number else 0
+
     def history(self) -> list[GenerationRecord]:
         """Every readable record, newest first."""
         return [self._records[number] for number in sorted(self._records, reverse=True)]
@@ -99,8 +105,14 @@ class GenerationFolder:
 
     def _keep(self, record: GenerationRecord) -> None:
         self._records[record.number] = record
+        heads = _sorted_heads(record)
+        self._first_with[heads] = min(record.number, self._first_with.get(heads, record.number))
         if record.request_id:
             self._by_request[record.request_id] = record.number
+
+
+def _sorted_heads(record: GenerationRecord) -> tuple[tuple[str, int], ...]:
+    return tuple(sorted(record.heads.items()))
 
 
 def write_reserve(files: osio.StoreFiles) -> None:

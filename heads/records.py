@@ -27,7 +27,7 @@ class DamagedRecord(Exception):
 
 @dataclass(frozen=True, slots=True)
 class VersionRecord:
-    """One version of one head. Nothing but `labels` ever changes."""
+    """One version of one head. Nothing but its labels ever changes."""
 
     name: str
     version: int
@@ -40,6 +40,8 @@ class VersionRecord:
     metrics: Mapping[str, float] = field(default_factory=lambda: MappingProxyType({}))
     adapter_sha256: str = ""  # of a LoRA head's blob
     sent_sha256: str = ""  # of the file that was sent, if that was a part and its sender did not know the whole: a retry is known by it
+    request_digest: str = ""  # names all that the request asked for; older stores hold none
+    label_requests: tuple[tuple[str, str], ...] = ()  # (request id, digest) of the last changes of the labels
 
     @property
     def blob(self) -> str:
@@ -58,6 +60,7 @@ class GenerationRecord:
     request_id: str = ""
     note: str = ""
     answer: Mapping[str, Any] | None = None  # what the caller was told, for a retry with the same request id
+    request_digest: str = ""  # names all that the request asked for; older stores hold none
 
 
 def encode(kind: str, content: Mapping[str, Any]) -> bytes:
@@ -101,7 +104,7 @@ def encode_version(record: VersionRecord) -> bytes:
         "request_id": record.request_id,
         "metrics": dict(record.metrics),
     }
-    for name in ("adapter_sha256", "sent_sha256"):
+    for name in ("adapter_sha256", "sent_sha256", "request_digest", "label_requests"):
         if value := getattr(record, name):
             plain[name] = value
     return encode("version", plain)
@@ -122,6 +125,8 @@ def encode_generation(record: GenerationRecord) -> bytes:
         "note": record.note,
         "answer": None if record.answer is None else dict(record.answer),
     }
+    if record.request_digest:
+        plain["request_digest"] = record.request_digest
     return encode("generation", plain)
 
 
@@ -172,6 +177,7 @@ def _build(make: Callable[[dict[str, Any]], _Record], plain: dict[str, Any]) -> 
 def _version_from_plain(plain: dict[str, Any]) -> VersionRecord:
     fields = {**plain, "manifest": HeadManifest.from_json(json.dumps(plain["manifest"]))}
     fields["labels"] = tuple(plain["labels"])
+    fields["label_requests"] = tuple((str(request_id), str(digest)) for request_id, digest in plain.get("label_requests", ()))
     fields["metrics"] = MappingProxyType(dict(plain["metrics"]))
     return VersionRecord(**fields)
 

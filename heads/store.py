@@ -21,7 +21,8 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
 
@@ -36,13 +37,14 @@ from polyhead.heads.lora import adapted_digest
 from polyhead.heads.manifest import HeadManifest, check_name
 from polyhead.heads.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, UnsafeFile
 from polyhead.heads.records import GenerationRecord, VersionRecord
-from polyhead.heads.versions import VersionFolder
+from polyhead.heads.versions import MAX_LABELS, VersionFolder
 
 __all__ = [
     "CommitUncertain",
     "GenerationRecord",
     "HeadStore",
     "OpenBlob",
+    "PastGeneration",
     "Staging",
     "StoreDamage",
     "StoreIoError",
@@ -50,6 +52,15 @@ __all__ = [
     "UnsafeFile",
     "VersionRecord",
 ]
+
+@dataclass(frozen=True, slots=True)
+class PastGeneration:
+    """A generation as the history shows it."""
+
+    record: GenerationRecord
+    gone: tuple[str, ...]  # of its versions those that are deleted or damaged: a rollback cannot restore it
+    same_as: int  # the first generation with the same heads; 0 if it is this one
+
 
 _TRUNK_ID = re.compile(r"[0-9a-f]{64}")
 
@@ -162,16 +173,18 @@ class HeadStore:
             self.damage = self._inspector.find_active_damage(is_thorough=True)
             return self.damage
 
-    def repair_to(self, number: int, *, request_id: str = "") -> GenerationRecord:
+    def repair_to(self, number: int, *, request_id: str = "", request_digest: str = "") -> GenerationRecord:
         """Get out of a damaged active set: a new generation equal to an intact one; 0 means no heads at all.
 
         NotFound, DataLoss if that generation is damaged, too.
         """
         with self._guard("could not repair the store"):
+            self._check_request(request_id, request_digest)
             if first := self._generations.find_request(request_id):
                 return first
             heads = self._generations.get(number).heads if number else {}
-            record = self._next_generation(heads, request_id, number or None, f"repair: back to generation {number}", None)
+            note = f"repair: back to generation {number}"
+            record = self._next_generation(heads, request_id, number or None, note, None, request_digest)
             self._check_heads(record.heads)
             self._generations.commit(record)
             self.damage = self._inspector.find_active_damage()
@@ -227,10 +240,12 @@ class HeadStore:
         request_id: str = "",
         metrics: Mapping[str, float] | None = None,
         sent_sha256: str = "",
+        request_digest: str = "",
     ) -> VersionRecord:
         """Give a published blob the next version number of `name`; durable when it returns. `digest` is the blob's.
 
-        The same request id with the same name, digest and manifest returns the first record; with others it is AlreadyExists.
+        The same request id with the same request digest returns the first record, with another one it is AlreadyExists; without
+        digests name, blob and manifest decide.
         InvalidArgument; FailedPrecondition for another trunk or a blob that was never pushed. For a LoRA head also NotFound
         or FailedPrecondition for its base.
         """
@@ -252,8 +267,10 @@ class HeadStore:
             metrics=records.check_metrics(metrics),
             adapter_sha256=digest if manifest.lora is not None else "",
             sent_sha256=sent_sha256,
+            request_digest=request_digest,
         )
         with self._guard("could not store the head version"):
+            self._check_request(request_id, request_digest)
             wanted = dataclasses.replace(wanted, digest=self._digest_of(digest, manifest))
             if first := self._versions.retried(wanted):
                 self._blobs.give_up(digest)
@@ -304,24 +321,57 @@ class HeadStore:
         with self._lock:
             return self._versions.get(name, version)
 
+    def check_request(self, request_id: str, request_digest: str) -> None:
+        """AlreadyExists if the id stands for another request, whatever that one did. A record without a digest says nothing here."""
+        with self._lock:
+            self._check_request(request_id, request_digest)
+
+    def _check_request(self, request_id: str, request_digest: str) -> None:
+        for known, made in self._requests(request_id):
+            if known and request_digest and known != request_digest:
+                raise AlreadyExists(f"the request id was used for another request: it made {made}", field="request_id")
+
+    def _requests(self, request_id: str) -> Iterator[tuple[str, str]]:
+        """(digest, what it made) of the requests with this id."""
+        if version := self._versions.find_request(request_id):
+            yield version.request_digest, f"{version.name}@{version.version}"
+        if generation := self._generations.find_request(request_id):
+            yield generation.request_digest, f"generation {generation.number}"
+        if labelled := self._versions.find_label_request(request_id):
+            yield dict(labelled.label_requests)[request_id], f"labels of {labelled.name}@{labelled.version}"
+
     def version_of_request(self, request_id: str) -> VersionRecord | None:
         """The version that a push with this request id made: a retry can be answered before its bytes are read."""
         with self._lock:
             return self._versions.find_request(request_id)
 
-    def label(self, name: str, version: int, label: str) -> VersionRecord:
-        """Add a label; a labelled version is never collected."""
-        check_name(label, "label")
-        with self._guard("could not label the head version"):
-            record = self._versions.get(name, version)
-            return self._versions.relabel(record, tuple(sorted({*record.labels, label})))
+    def label(
+        self,
+        name: str,
+        version: int,
+        *,
+        add: Iterable[str] = (),
+        remove: Iterable[str] = (),
+        request_id: str = "",
+        request_digest: str = "",
+    ) -> VersionRecord:
+        """Add labels and take others away, durably; the version as it is then. A labelled version is never collected.
 
-    def unlabel(self, name: str, version: int, label: str) -> VersionRecord:
-        """Take a label away; nothing happens if it is not there."""
-        check_name(label, "label")
+        A label that is there already, or is not there to be taken away, is no error. A request id that changed labels before changes
+        nothing again. InvalidArgument for a bad label or more than 16; NotFound.
+        """
+        added = {check_name(label, "add") for label in add}
+        removed = {check_name(label, "remove") for label in remove}
+        records.check_request_id(request_id)
         with self._guard("could not label the head version"):
+            self._check_request(request_id, request_digest)
+            if first := self._versions.find_label_request(request_id):
+                return first
             record = self._versions.get(name, version)
-            return self._versions.relabel(record, tuple(other for other in record.labels if other != label))
+            labels = tuple(sorted({*record.labels, *added} - removed))
+            if len(labels) > MAX_LABELS:
+                raise InvalidArgument(f"a version has at most {MAX_LABELS} labels: {len(labels)}", field="add")
+            return self._versions.relabel(record, labels, (request_id, request_digest))
 
     def delete_version(self, name: str, version: int, *, force: bool = False) -> None:
         """Delete a version, and its blob after the last version that refers to it. Its number is never used again.
@@ -370,7 +420,7 @@ class HeadStore:
             if generation.heads.get(name) == version:
                 return f"what a rollback to generation {generation.number} would serve"
         labels = self._versions.get(name, version).labels
-        return f"labelled {labels[0]!r}" if labels else ""
+        return f"labelled {labels[0]!r}\nhint: take its labels away first: {', '.join(labels)}" if labels else ""
 
     def _rollback_targets(self) -> list[GenerationRecord]:
         """The generation before the current one, and the parent, which a rollback goes to by default."""
@@ -405,6 +455,20 @@ class HeadStore:
         with self._lock:
             return self._generations.history()
 
+    def past(self, generations: Sequence[GenerationRecord]) -> list[PastGeneration]:
+        """What became of these generations: which of their versions are gone, and which earlier generation had the same heads."""
+        found: dict[tuple[str, int], bool] = {}
+        with self._guard("could not look at the history"):
+            for generation in generations:
+                for head in generation.heads.items():
+                    if head not in found:
+                        found[head] = bool(self._inspector.find_problem(*head))
+            return [self._past(generation, found) for generation in generations]
+
+    def _past(self, generation: GenerationRecord, is_gone: Mapping[tuple[str, int], bool]) -> PastGeneration:
+        gone = tuple(f"{name}@{version}" for name, version in sorted(generation.heads.items()) if is_gone[name, version])
+        return PastGeneration(generation, gone, self._generations.same_as(generation))
+
     def generation_of_request(self, request_id: str) -> GenerationRecord | None:
         """The generation that this request id made. Look here before merging a change into the current set:
         a retry merged into a newer set asks for other heads, and would be taken for another request."""
@@ -420,18 +484,21 @@ class HeadStore:
         parent: int | None,
         note: str = "",
         answer: Mapping[str, Any] | None = None,
+        request_digest: str = "",
     ) -> GenerationRecord:
         """Make `heads` the active set, durably: the commit point. The caller flips its pointer and answers after it returns.
 
-        A known request id returns its first record before `expected_generation` is looked at; with other heads: AlreadyExists.
+        A known request id returns its first record before `expected_generation` is looked at; with another request digest it is
+        AlreadyExists, without digests other heads are.
         `expected_generation` 0 expects that nothing was ever active; Conflict (metadata `current_generation`) if the active set
         has moved on. NotFound for an unknown version, DataLoss for a damaged one, FailedPrecondition while `damage` is set.
         After all these nothing has changed; after CommitUncertain nobody knows: end the process.
         """
         with self._guard("could not store the activation"):
-            record = self._next_generation(heads, request_id, parent, note, answer)
+            record = self._next_generation(heads, request_id, parent, note, answer, request_digest)
+            self._check_request(request_id, request_digest)
             if first := self._generations.find_request(request_id):
-                if first.heads != record.heads:
+                if not (first.request_digest and request_digest) and first.heads != record.heads:
                     problem = f"the request id was used for other heads: it made generation {first.number}"
                     raise AlreadyExists(problem, field="request_id")
                 return first
@@ -449,7 +516,13 @@ class HeadStore:
             return record
 
     def _next_generation(
-        self, heads: Mapping[str, int], request_id: str, parent: int | None, note: str, answer: Mapping[str, Any] | None
+        self,
+        heads: Mapping[str, int],
+        request_id: str,
+        parent: int | None,
+        note: str,
+        answer: Mapping[str, Any] | None,
+        request_digest: str,
     ) -> GenerationRecord:
         if parent is not None and not 1 <= parent <= self._generations.highest:
             raise InvalidArgument(f"no such parent generation: {parent}", field="parent")
@@ -461,6 +534,7 @@ class HeadStore:
             request_id=records.check_request_id(request_id),
             note=records.check_note(note),
             answer=None if answer is None else MappingProxyType(dict(answer)),
+            request_digest=request_digest,
         )
 
     def _check_heads(self, heads: Mapping[str, int]) -> None:

@@ -9,6 +9,8 @@ from polyhead.heads import layout, osio, records
 from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from polyhead.heads.records import DamagedRecord, VersionRecord
 
+MAX_LABELS = 16  # of one version
+MAX_LABEL_REQUESTS = 16  # of one version: a retry that comes later than that changes the labels again
 _READ_LIMIT = records.MAX_RECORD_BYTES
 
 
@@ -19,6 +21,7 @@ class VersionFolder:
         self._files = files
         self._records: dict[str, dict[int, VersionRecord]] = defaultdict(dict)
         self._by_request: dict[str, tuple[str, int]] = {}
+        self._by_label_request: dict[str, tuple[str, int]] = {}
         self._highest: dict[str, int] = {}  # the last number given out, of each name
         self._folders: set[str] = set()
         self.damaged: dict[tuple[str, int], str] = {}  # (name, version) -> what is wrong; version 0: the high-water record
@@ -91,9 +94,16 @@ class VersionFolder:
         where = self._by_request.get(request_id) if request_id else None
         return self._records[where[0]][where[1]] if where else None
 
+    def find_label_request(self, request_id: str) -> VersionRecord | None:
+        """The version whose labels this request changed, as it is now."""
+        where = self._by_label_request.get(request_id) if request_id else None
+        return self._records[where[0]][where[1]] if where else None
+
     def retried(self, wanted: VersionRecord) -> VersionRecord | None:
-        """The first answer to `wanted.request_id`. AlreadyExists if that was for other content."""
+        """The first answer to `wanted.request_id`. AlreadyExists if that was for other content, which digests of both requests say."""
         first = self.find_request(wanted.request_id)
+        if first and first.request_digest and first.request_digest == wanted.request_digest:
+            return first
         if first and (first.name, first.digest, first.manifest) != (wanted.name, wanted.digest, wanted.manifest):
             raise AlreadyExists(f"the request id was used for another push: it made {first.name}@{first.version}", field="request_id")
         return first
@@ -129,13 +139,30 @@ class VersionFolder:
             self._files.discard(path)  # it may be there, but it was never acknowledged
             raise
 
-    def relabel(self, record: VersionRecord, labels: tuple[str, ...]) -> VersionRecord:
-        """Replace a record by one with other labels."""
-        changed = dataclasses.replace(record, labels=labels)
-        self._files.put(layout.version_path(record.name, record.version), records.encode_version(changed), "version")
-        self._keep(changed)
-        self._files.fsync_folder(layout.name_path(record.name), "version")
+    def relabel(self, record: VersionRecord, labels: tuple[str, ...], request: tuple[str, str] = ("", "")) -> VersionRecord:
+        """Replace a record by one with other labels. `request` is the id and the digest of who asked; the last 16 are remembered."""
+        requests = (*record.label_requests, request)[-MAX_LABEL_REQUESTS:] if request[0] else record.label_requests
+        changed = dataclasses.replace(record, labels=labels, label_requests=requests)
+        data = records.encode_version(changed)
+        try:
+            self._files.put(layout.version_path(record.name, record.version), data, "label")
+        except OSError:
+            if self._reads(changed, data):  # the rename reports an error after it happened
+                self._exchange(record, changed)
+            raise
+        self._exchange(record, changed)
+        self._files.fsync_folder(layout.name_path(record.name), "label")
         return changed
+
+    def _reads(self, record: VersionRecord, data: bytes) -> bool:
+        try:
+            return self._files.read(layout.version_path(record.name, record.version), _READ_LIMIT) == data
+        except (OSError, FailedPrecondition):
+            return False
+
+    def _exchange(self, old: VersionRecord, new: VersionRecord) -> None:
+        self._forget_requests(old)
+        self._keep(new)
 
     def delete(self, name: str, version: int) -> None:
         """Unlink a record, damaged or not, durably. The number stays spent: it is written down first if it is the highest."""
@@ -158,10 +185,17 @@ class VersionFolder:
     def _forget(self, name: str, version: int) -> None:
         self.damaged.pop((name, version), None)
         record = self._records[name].pop(version, None)
-        if record and record.request_id:
-            self._by_request.pop(record.request_id, None)
+        if record:
+            self._forget_requests(record)
+
+    def _forget_requests(self, record: VersionRecord) -> None:
+        self._by_request.pop(record.request_id, None)
+        for request_id, _ in record.label_requests:
+            self._by_label_request.pop(request_id, None)
 
     def _keep(self, record: VersionRecord) -> None:
         self._records[record.name][record.version] = record
         if record.request_id:
             self._by_request[record.request_id] = (record.name, record.version)
+        for request_id, _ in record.label_requests:
+            self._by_label_request[request_id] = (record.name, record.version)

@@ -55,6 +55,7 @@ ALLOWED: Mapping[str, frozenset[Role | None]] = {
     "/polyhead.v1.HeadService/GetHead": EVERY_ROLE,
     "/polyhead.v1.HeadService/ListHeadTensors": TRAINERS,  # reads a whole file
     "/polyhead.v1.HeadService/ListHeads": EVERY_ROLE,
+    "/polyhead.v1.HeadService/LabelHead": TRAINERS,
     "/polyhead.v1.HeadService/DeleteHead": ADMINS,
     "/polyhead.v1.HeadService/ListGenerations": EVERY_ROLE,
     "/polyhead.v1.HeadService/WatchHeads": EVERY_ROLE,

@@ -15,7 +15,8 @@ from polyhead.heads.errors import InvalidArgument
 from polyhead.heads.lora import LoraAdapter
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished, check_name
 from polyhead.heads.records import check_metrics
-from polyhead.heads.store import GenerationRecord
+from polyhead.heads.store import GenerationRecord, PastGeneration
+from polyhead.heads.versions import MAX_LABELS
 from polyhead.server.manifests import ManifestPatch
 from polyhead.server.publisher import CopyRequest, Delta, PushRequest
 from polyhead.server.registry import VersionView
@@ -50,7 +51,7 @@ _DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 EnumT = TypeVar("EnumT", bound=enum.Enum)
 
 
-def push_request(header: heads_pb2.PushHeader) -> PushRequest:
+def push_request(header: heads_pb2.PushHeader, request_digest: str) -> PushRequest:
     """The header without size and hash, which the store checks. Unset manifest fields become None."""
     for name, digest in header.trunk_sha256.items():
         if not _SHA256.fullmatch(digest.lower()):
@@ -64,9 +65,10 @@ def push_request(header: heads_pb2.PushHeader) -> PushRequest:
         name=check_name(header.name, "header.name"),
         manifest=_patch(header.manifest),
         request_id=header.request_id,
+        request_digest=request_digest,
         is_dry_run=header.validate_only,
         trunk_sha256=dict(header.trunk_sha256),
-        labels=_labels(header.labels, "header.labels"),
+        labels=check_labels(header.labels, "header.labels"),
         metrics=check_metrics(header.metrics),
         delta=delta,
     )
@@ -89,7 +91,7 @@ def _check_sha256(text: str, field: str) -> None:
         raise InvalidArgument(f"not a SHA-256 of 64 lower-case hex digits: {text[:80]!r}", field=field)
 
 
-def copy_request(message: heads_pb2.CopyHeadRequest) -> CopyRequest:
+def copy_request(message: heads_pb2.CopyHeadRequest, request_digest: str) -> CopyRequest:
     return CopyRequest(
         source=message.source,
         target=check_name(message.target, "target"),
@@ -99,13 +101,14 @@ def copy_request(message: heads_pb2.CopyHeadRequest) -> CopyRequest:
         append_token_id=message.append_token_id if message.HasField("append_token_id") else None,
         unfinished=_enum(_UNFINISHED, message.unfinished, "unfinished"),
         request_id=message.request_id,
-        labels=_labels(message.labels, "labels"),
+        request_digest=request_digest,
+        labels=check_labels(message.labels, "labels"),
     )
 
 
 def activation_heads(message: heads_pb2.ActivateHeadsRequest) -> dict[str, int]:
-    """Name to version, checked."""
-    if not message.heads:
+    """Name to version, checked; the names that leave are, too."""
+    if not message.heads and not message.deactivate:
         raise InvalidArgument("an activation needs at least one head", field="heads")
     if len(message.note) > MAX_NOTE:
         raise InvalidArgument(f"note is longer than {MAX_NOTE} characters: {len(message.note)}", field="note")
@@ -114,6 +117,8 @@ def activation_heads(message: heads_pb2.ActivateHeadsRequest) -> dict[str, int]:
         check_name(name, field)
         if not 1 <= version < 1_000_000_000:
             raise InvalidArgument(f"not a version number: {version}", field=field)
+    for index, name in enumerate(message.deactivate):
+        check_name(name, f"deactivate[{index}]")
     return dict(message.heads)
 
 
@@ -138,6 +143,14 @@ def tensor_message(tensor: TensorHash) -> heads_pb2.StoredTensor:
     return heads_pb2.StoredTensor(
         name=tensor.name, dtype=_DTYPES[tensor.dtype], shape=tensor.shape, sha256=tensor.sha256
     )
+
+
+def past_message(past: PastGeneration) -> heads_pb2.Generation:
+    """A generation with what became of it."""
+    message = generation_message(past.record)
+    message.gone.extend(past.gone)
+    message.same_as = past.same_as
+    return message
 
 
 def generation_message(record: GenerationRecord) -> heads_pb2.Generation:
@@ -231,9 +244,10 @@ def _lora(message: heads_pb2.LoraAdapter) -> LoraAdapter:
     return lora
 
 
-def _labels(labels: Any, field: str) -> tuple[str, ...]:
-    if len(labels) > 16:
-        raise InvalidArgument(f"at most 16 labels: {len(labels)}", field=field)
+def check_labels(labels: Any, field: str) -> tuple[str, ...]:
+    """At most 16, each by the rule for head names. InvalidArgument."""
+    if len(labels) > MAX_LABELS:
+        raise InvalidArgument(f"at most {MAX_LABELS} labels: {len(labels)}", field=field)
     return tuple(check_name(label, field) for label in labels)
 
 

@@ -27,7 +27,7 @@ def pooling(value: trunk_pb2.Pooling, field: str) -> Pooling | None:
     return _POOLINGS[value]
 
 
-def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int) -> OodFit:
+def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int, request_digest: str = "") -> OodFit:
     """The record of a fit as far as its header says it, every default filled in."""
     shrinkage = check_shrinkage(header.shrinkage if header.HasField("shrinkage") else DEFAULT_SHRINKAGE, "header.shrinkage")
     return OodFit(
@@ -45,6 +45,7 @@ def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int
         std_score=0.0,
         created_at=0.0,
         request_id=check_request_id(header.request_id),
+        request_digest=request_digest,
     )
 
 

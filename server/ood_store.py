@@ -51,6 +51,7 @@ class OodFit:
     request_id: str = ""
     sha256: str = ""  # of the numbers' file
     num_bytes: int = 0
+    request_digest: str = ""  # names all that the request asked for; older stores hold none
 
     @property
     def reference(self) -> str:
@@ -197,10 +198,25 @@ class OodStore:
 
 def check_same_request(first: OodFit, wanted: OodFit) -> OodFit:
     """`first`, if the request that made it asked for the same. AlreadyExists."""
+    if is_answered(first, wanted.request_digest):
+        return first
     asked, asks = ((fit.name, fit.pool, fit.shrinkage, fit.num_prompts) for fit in (first, wanted))
     if asked != asks:
-        raise AlreadyExists(f"the request id was used for another fit: it made {first.reference}", field="header.request_id")
+        raise _taken(first)
     return first
+
+
+def is_answered(first: OodFit, request_digest: str) -> bool:
+    """Whether `first` answers a request with this digest. False if one of them has none; AlreadyExists if they differ."""
+    if not (first.request_digest and request_digest):
+        return False
+    if first.request_digest != request_digest:
+        raise _taken(first)
+    return True
+
+
+def _taken(first: OodFit) -> AlreadyExists:
+    return AlreadyExists(f"the request id was used for another fit: it made {first.reference}", field="header.request_id")
 
 
 def _path(name: str, version: int, suffix: str) -> str:
@@ -209,6 +225,8 @@ def _path(name: str, version: int, suffix: str) -> str:
 
 def _to_plain(fit: OodFit) -> dict[str, Any]:
     plain = {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit) if field.name != "pool"}
+    if not fit.request_digest:
+        del plain["request_digest"]  # as older servers read it
     return {**plain, "layer": fit.pool.layer, "pooling": fit.pool.pooling.value}
 
 

@@ -37,6 +37,7 @@ class PushRequest:
     name: str
     manifest: ManifestPatch = field(default_factory=ManifestPatch)
     request_id: str = ""
+    request_digest: str = ""  # of the header
     is_dry_run: bool = False  # validate_only
     trunk_sha256: Mapping[str, str] = field(default_factory=dict)
     labels: tuple[str, ...] = ()
@@ -70,6 +71,7 @@ class CopyRequest:
     append_token_id: int | None = None
     unfinished: Unfinished | None = None
     request_id: str = ""
+    request_digest: str = ""
     labels: tuple[str, ...] = ()
 
 
@@ -116,9 +118,10 @@ class Publisher:
 
         `sha256` is the whole file's; empty for a delta whose pusher does not know it.
         """
+        self._store.check_request(request.request_id, request.request_digest)
         first = self._store.version_of_request(request.request_id) if request.request_id else None
-        if first is None:
-            return None
+        if first is None or (first.request_digest and request.request_digest):  # which are equal, or would have been refused
+            return first
         known = (first.blob, sha256) if sha256 or request.delta is None else (first.sent_sha256, request.delta.sha256)
         if (first.name, first.manifest.lora) != (request.name, request.manifest.lora) or known[0] != known[1]:
             raise AlreadyExists(
@@ -176,6 +179,10 @@ class Publisher:
     def copy(self, request: CopyRequest) -> VersionRecord:
         """A new version without bytes."""
         check_name(request.target, "target")
+        self._store.check_request(request.request_id, request.request_digest)
+        first = self._store.version_of_request(request.request_id) if request.request_id else None
+        if first is not None and first.request_digest and request.request_digest:
+            return first  # also when its source is gone
         source = self._source(request.source)
         changed = {
             name: value
@@ -185,12 +192,17 @@ class Publisher:
         base = source.manifest.base if source.manifest.lora else f"{source.name}@{source.version}"
         manifest = dataclasses.replace(source.manifest, base=base, **changed)
         manifest = self._trunk.check(self._trunk.with_rule_defaults(manifest))
-        if first := self._store.version_of_request(request.request_id) if request.request_id else None:
+        if first is not None:
             if (first.name, first.digest) != (request.target, source.digest):
                 raise AlreadyExists(f"the request id was used before: it made {first.name}@{first.version}", field="request_id")
             return first
         return self._store.add_version(
-            request.target, source.blob, manifest, labels=request.labels, request_id=request.request_id
+            request.target,
+            source.blob,
+            manifest,
+            labels=request.labels,
+            request_id=request.request_id,
+            request_digest=request.request_digest,
         )
 
     def _source(self, reference: str) -> VersionRecord:
@@ -278,6 +290,7 @@ class Publisher:
                 manifest,
                 labels=request.labels,
                 request_id=request.request_id,
+                request_digest=request.request_digest,
                 metrics=request.metrics,
                 sent_sha256=request.delta.sha256 if request.delta is not None and not request.delta.whole_sha256 else "",
             )

@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
 from torch import Tensor
@@ -31,6 +31,7 @@ from polyhead.server.shelf import Shelf
 from polyhead.server.watch import GenerationFeed
 
 EXIT_AFTER_COMMIT = 70  # EX_SOFTWARE: the set is committed, but this process cannot serve it
+DEFAULT_HEAD = "policy"
 FLIP_TIMEOUT_S = 300.0  # an engine that makes no step for so long is dead
 
 log = logging.getLogger(__name__)
@@ -187,34 +188,52 @@ class Registry:
     # ---- changes of the active set
 
     def activate(
-        self, heads: Mapping[str, int], *, expected_generation: int | None = None, request_id: str = "", note: str = ""
+        self,
+        heads: Mapping[str, int],
+        *,
+        deactivate: Collection[str] = (),
+        expected_generation: int | None = None,
+        request_id: str = "",
+        request_digest: str = "",
+        note: str = "",
     ) -> Activation:
-        """Make these versions active, the other names as they are. A repeated request id gets the first answer."""
-        if not heads:
+        """Make these versions active and let the names in `deactivate` go; the other names stay as they are.
+
+        A repeated request id gets the first answer.
+        """
+        if not heads and not deactivate:
             raise InvalidArgument("an activation needs at least one head", field="heads")
         with self._mutation:
-            if first := self._answered(request_id, heads):
+            if first := self._answered(request_id, request_digest, heads):
                 return Activation(first, None)
             current = self.store.current
-            merged = {**(current.heads if current else {}), **heads}
+            before = current.heads if current else {}
+            self._check_leaving(deactivate, heads, before)
+            merged = {name: version for name, version in {**before, **heads}.items() if name not in deactivate}
             return self._change(
                 merged,
                 current.number if current else None,
                 expected_generation,
                 request_id=request_id,
+                request_digest=request_digest,
                 note=note,
-                changed=heads,
+                changed={*heads, *deactivate},
             )
 
     def rollback(
-        self, to_generation: int | None = None, *, expected_generation: int | None = None, request_id: str = ""
+        self,
+        to_generation: int | None = None,
+        *,
+        expected_generation: int | None = None,
+        request_id: str = "",
+        request_digest: str = "",
     ) -> Activation:
         """A new generation equal to an earlier one, by default the active one's parent. Rolling back twice goes back twice."""
         with self._mutation:
-            if first := self._answered(request_id, {}):
+            if first := self._answered(request_id, request_digest, {}):
                 return Activation(first, None)
             if self.store.damage is not None:
-                return self._repair(to_generation, request_id)
+                return self._repair(to_generation, request_id, request_digest)
             current = self.store.current
             target_number = to_generation if to_generation is not None else (current.parent if current else None)
             if target_number is None:
@@ -222,8 +241,28 @@ class Registry:
             target = self._generation(target_number, "to_generation")
             note = f"rollback to generation {target.number}"
             return self._change(
-                target.heads, target.parent, expected_generation, request_id=request_id, note=note, changed=target.heads
+                target.heads,
+                target.parent,
+                expected_generation,
+                request_id=request_id,
+                request_digest=request_digest,
+                note=note,
+                changed=target.heads,
             )
+
+    def label(
+        self, reference: str, *, add: Collection[str], remove: Collection[str], request_id: str = "", request_digest: str = ""
+    ) -> VersionRecord:
+        """Change the labels of "policy" (the active version) or "policy@7". A repeated request id changes nothing again."""
+        if not add and not remove:
+            raise InvalidArgument("name labels to add or to remove", field="add")
+        if both := set(add) & set(remove):
+            raise InvalidArgument(f"a label is to be added and removed: {min(both)!r}", field="remove")
+        self.store.check_request(request_id, request_digest)
+        record = self.get(reference, "head").record
+        return self.store.label(
+            record.name, record.version, add=add, remove=remove, request_id=request_id, request_digest=request_digest
+        )
 
     def delete(self, reference: str, field: str) -> None:
         """Forget a version that is neither active, nor next in a rollback, nor labelled."""
@@ -236,12 +275,14 @@ class Registry:
             raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
         self.residency.forget(name, version)
 
-    def collect(self) -> None:
-        """Delete what `keep_versions` no longer keeps, and let idle weights go. After each push and activation."""
-        for record in self.store.collect(self._keep_versions):
+    def collect(self) -> list[str]:
+        """Delete what `keep_versions` no longer keeps, and let idle weights go; what was deleted. After each push and activation."""
+        deleted = self.store.collect(self._keep_versions)
+        for record in deleted:
             self.residency.forget(record.name, record.version)
         self.residency.trim()
         return_freed_pages()
+        return [f"{record.name}@{record.version}" for record in deleted]
 
     def _change(
         self,
@@ -250,8 +291,9 @@ class Registry:
         expected_generation: int | None,
         *,
         request_id: str,
+        request_digest: str,
         note: str,
-        changed: Iterable[str],
+        changed: Collection[str],
     ) -> Activation:
         with self.residency.pinning() as pin:
             started_at = time.monotonic()
@@ -259,7 +301,12 @@ class Registry:
                 self._check_expected(expected_generation)
                 loaded = self._shelf.load([self._version(*head) for head in heads.items()], pin)
                 record = self.store.commit_generation(
-                    heads, request_id=request_id, expected_generation=expected_generation, parent=parent, note=note
+                    heads,
+                    request_id=request_id,
+                    request_digest=request_digest,
+                    expected_generation=expected_generation,
+                    parent=parent,
+                    note=note,
                 )
             except CommitUncertain as error:
                 self._end_process(error)
@@ -272,7 +319,7 @@ class Registry:
         self.residency.trim()
         return Activation(record, report)
 
-    def _repair(self, to_generation: int | None, request_id: str) -> Activation:
+    def _repair(self, to_generation: int | None, request_id: str, request_digest: str) -> Activation:
         """The way out of a damaged active set while the server runs: an intact generation that the caller names."""
         if not to_generation:
             raise FailedPrecondition("the active set is damaged: name the generation to go back to", field="to_generation")
@@ -280,7 +327,7 @@ class Registry:
         with self.residency.pinning() as pin:
             loaded = self._shelf.load([self._version(*head) for head in target.heads.items()], pin)
             try:
-                record = self.store.repair_to(to_generation, request_id=request_id)
+                record = self.store.repair_to(to_generation, request_id=request_id, request_digest=request_digest)
             except CommitUncertain as error:
                 self._end_process(error)
                 raise
@@ -324,6 +371,16 @@ class Registry:
         except NotFound:
             raise NotFound(f"no such generation: {number}", field=field, metadata={"name": str(number)}) from None
 
+    def _check_leaving(self, leaving: Collection[str], heads: Mapping[str, int], before: Mapping[str, int]) -> None:
+        if DEFAULT_HEAD in leaving:
+            problem = f"{DEFAULT_HEAD} cannot leave the active set: requests that name no head run on it"
+            raise InvalidArgument(f"{problem}\nhint: activate another version of it", field="deactivate")
+        for name in leaving:
+            if name in heads:
+                raise InvalidArgument(f"the head is to be activated and deactivated: {name!r}", field="deactivate")
+            if name not in before:
+                raise NotFound(f"no active head of this name: {name!r}", field="deactivate", metadata={"name": name})
+
     def _check_expected(self, expected: int | None) -> None:
         """The store asks again when it commits; asking first spares the work."""
         current = self.store.current
@@ -335,8 +392,12 @@ class Registry:
                 metadata={"current_generation": str(number)},
             )
 
-    def _answered(self, request_id: str, heads: Mapping[str, int]) -> GenerationRecord | None:
+    def _answered(self, request_id: str, request_digest: str, heads: Mapping[str, int]) -> GenerationRecord | None:
+        """The generation that this request made before. AlreadyExists if its id stands for another request."""
+        self.store.check_request(request_id, request_digest)
         first = self.store.generation_of_request(request_id) if request_id else None
+        if first is not None and first.request_digest and request_digest:
+            return first  # the digests are equal, or `check_request` would have refused
         if first is not None and any(first.heads.get(name) != version for name, version in heads.items()):
             raise AlreadyExists(f"the request id was used for generation {first.number}, with other heads", field="request_id")
         return first

@@ -17,6 +17,7 @@ from polyhead.server import convert_heads as convert
 from polyhead.server.errors import DeadlineExceeded
 from polyhead.server.publisher import DeltaBase, Published, Publisher, PushRequest
 from polyhead.server.registry import Activation, Registry, VersionView
+from polyhead.server.request_digest import request_digest
 from polyhead.server.tensor_hashes import TensorHashes
 from polyhead.server.workers import Workers
 from polyhead.v1 import heads_pb2 as pb
@@ -57,7 +58,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         """Header, then chunks. Whatever goes wrong, the staged bytes are gone when the call has ended."""
         parts = _Parts(request_iterator, self._push_idle_s)
         header = await parts.header()
-        request = convert.push_request(header)
+        request = convert.push_request(header, await self._bound(header))
         self._publisher.check_size(header.num_bytes, "header.num_bytes")
         self._publisher.check_size(header.delta_num_bytes, "header.delta_num_bytes")
         first = await self._workers.run(self._publisher.answered, request, header.sha256)
@@ -66,10 +67,10 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
                 head=convert.version_message(self._registry.view(first)), num_trunk_tensors_compared=len(request.trunk_sha256)
             )
         published = await self._push(parts, request, header)
-        await self._tidy_up()
         return pb.PushHeadResponse(
             head=convert.version_message(self._registry.view(published.record)),
             num_trunk_tensors_compared=published.num_trunk_tensors_compared,
+            removed=await self._tidy_up(),
         )
 
     async def _push(self, parts: _Parts, request: PushRequest, header: pb.PushHeader) -> Published:
@@ -118,9 +119,8 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             await context.write(pb.PullHeadResponse(chunk=pb.Chunk(offset=offset, data=piece)))
 
     async def CopyHead(self, request: pb.CopyHeadRequest, context: Context) -> pb.CopyHeadResponse:  # noqa: N802
-        record = await self._workers.run(self._publisher.copy, convert.copy_request(request))
-        await self._tidy_up()
-        return pb.CopyHeadResponse(head=convert.version_message(self._registry.view(record)))
+        record = await self._workers.run(self._publisher.copy, convert.copy_request(request, await self._bound(request)))
+        return pb.CopyHeadResponse(head=convert.version_message(self._registry.view(record)), removed=await self._tidy_up())
 
     async def GetHead(self, request: pb.GetHeadRequest, context: Context) -> pb.GetHeadResponse:  # noqa: N802
         view = await self._workers.run(self._registry.get, request.head, "head")
@@ -148,6 +148,19 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             next_page_token=convert.page_token(kind, last.name, last.version) if last else "",
         )
 
+    async def LabelHead(self, request: pb.LabelHeadRequest, context: Context) -> pb.LabelHeadResponse:  # noqa: N802
+        digest = await self._bound(request)
+        record = await self._finished(
+            lambda: self._registry.label(
+                request.head,
+                add=convert.check_labels(request.add, "add"),
+                remove=convert.check_labels(request.remove, "remove"),
+                request_id=request.request_id,
+                request_digest=digest,
+            )
+        )
+        return pb.LabelHeadResponse(head=convert.version_message(self._registry.view(record)))
+
     async def DeleteHead(self, request: pb.DeleteHeadRequest, context: Context) -> pb.DeleteHeadResponse:  # noqa: N802
         await self._workers.run(self._registry.delete, request.head, "head")
         return pb.DeleteHeadResponse()
@@ -155,12 +168,15 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     # ---- the active set
 
     async def ActivateHeads(self, request: pb.ActivateHeadsRequest, context: Context) -> pb.ActivateHeadsResponse:  # noqa: N802
+        digest = await self._bound(request)
         done = await self._change(
             context,
             lambda: self._registry.activate(
                 convert.activation_heads(request),
+                deactivate=request.deactivate,
                 expected_generation=_optional(request, "expected_generation"),
                 request_id=request.request_id,
+                request_digest=digest,
                 note=request.note,
             ),
         )
@@ -169,15 +185,18 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             num_pinned_requests=done.report.num_pinned if done.report else 0,
             num_aborted_requests=done.report.num_aborted if done.report else 0,
             num_following_requests=done.report.num_following if done.report else 0,
+            removed=await self._tidy_up() if done.report else (),
         )
 
     async def RollbackHeads(self, request: pb.RollbackHeadsRequest, context: Context) -> pb.RollbackHeadsResponse:  # noqa: N802
+        digest = await self._bound(request)
         done = await self._change(
             context,
             lambda: self._registry.rollback(
                 _optional(request, "to_generation"),
                 expected_generation=_optional(request, "expected_generation"),
                 request_id=request.request_id,
+                request_digest=digest,
             ),
         )
         return pb.RollbackHeadsResponse(generation=convert.generation_message(done.record))
@@ -187,8 +206,9 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         after = convert.page_position(request.page_token, "generations", int)
         history = await self._workers.run(self._store.history)
         rows = [record for record in history if after is None or record.number < after[0]]
+        page = await self._workers.run(self._store.past, rows[:size])
         return pb.ListGenerationsResponse(
-            generations=[convert.generation_message(record) for record in rows[:size]],
+            generations=[convert.past_message(past) for past in page],
             next_page_token=convert.page_token("generations", rows[size - 1].number) if len(rows) > size else "",
         )
 
@@ -215,12 +235,24 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             context.add_done_callback(_acknowledged)  # type: ignore[arg-type]  # types-grpcio names a type of its own
         return done
 
-    async def _tidy_up(self) -> None:
-        """Old versions go after a new one came. What fails here is no failure of the push."""
+    async def _bound(self, request: Any) -> str:
+        """The digest of what is asked for, to be stored with the request's id; "" without one.
+
+        AlreadyExists if the id stands for another request, before anything else of this one is looked at.
+        """
+        if not request.request_id:
+            return ""
+        digest = request_digest(request)
+        await self._workers.run(self._store.check_request, request.request_id, digest)
+        return digest
+
+    async def _tidy_up(self) -> list[str]:
+        """Old versions go after a new one came: those that went. What fails here is no failure of the push."""
         try:
-            await self._finished(self._registry.collect)
+            return await self._finished(self._registry.collect)
         except PolyheadError as error:
             log.warning("old versions were not collected: %s", error.message)
+            return []
 
     async def _finished(self, function: Callable[..., R], *args: object) -> R:
         """Run on a worker thread and stay until it has ended: a staging file belongs to one thread at a time."""

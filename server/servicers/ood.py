@@ -16,7 +16,8 @@ from polyhead.server.engine.sequence import Ended, Finished, Pool, Request
 from polyhead.server.errors import DeadlineExceeded
 from polyhead.server.ood import Floats, Moments, fit
 from polyhead.server.ood_fits import OodFits
-from polyhead.server.ood_store import OodFit, check_same_request
+from polyhead.server.ood_store import OodFit, check_same_request, is_answered
+from polyhead.server.request_digest import request_digest
 from polyhead.server.servicers.call import Frontend
 from polyhead.v1 import trunk_pb2, types_pb2
 
@@ -38,8 +39,13 @@ class OodFitting:
 
     async def fit(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> OodFit:
         """The new fit, durable; or the first answer to its request id."""
-        wanted = convert_ood.wanted_fit(await self._header(messages), self._fits.layers, self._d_model)
-        if first := await self._frontend.workers.run(self._fits.store.find_request, wanted.request_id):
+        header = await self._header(messages)
+        digest = request_digest(header) if header.request_id else ""
+        first = await self._frontend.workers.run(self._fits.store.find_request, header.request_id)
+        if first is not None and is_answered(first, digest):
+            return first
+        wanted = convert_ood.wanted_fit(header, self._fits.layers, self._d_model, digest)
+        if first is not None:
             return check_same_request(first, wanted)
         if self._num_running >= MAX_FITS_AT_ONCE:
             raise ResourceExhausted(f"{self._num_running} fits are under way: try again later", retry_after_s=RETRY_S)

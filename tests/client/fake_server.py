@@ -279,7 +279,8 @@ class FakeServer(
         if version:
             self.records.append(record)
             self.files[f"{header.name}@{version}"] = data
-        return heads_pb2.PushHeadResponse(head=record, num_trunk_tensors_compared=len(header.trunk_sha256))
+        removed = [f"{header.name}@0"] if version else []
+        return heads_pb2.PushHeadResponse(head=record, num_trunk_tensors_compared=len(header.trunk_sha256), removed=removed)
 
     async def PullHead(self, request: Any, context: Any) -> AsyncIterator[Any]:  # noqa: N802
         await self._took("PullHead", request, context)
@@ -297,7 +298,8 @@ class FakeServer(
         await self._took("ActivateHeads", request, context)
         made = heads_pb2.Generation(number=4, parent=3, heads=dict(request.heads), note=request.note)
         self.generations.insert(0, made)
-        return heads_pb2.ActivateHeadsResponse(generation=made, num_pinned_requests=2, num_aborted_requests=1, num_following_requests=3)
+        counts = {"num_pinned_requests": 2, "num_aborted_requests": 1, "num_following_requests": 3}
+        return heads_pb2.ActivateHeadsResponse(generation=made, removed=["value@1"], **counts)
 
     async def RollbackHeads(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("RollbackHeads", request, context)
@@ -331,6 +333,11 @@ class FakeServer(
         manifest = heads_pb2.HeadManifest(kind=types_pb2.HEAD_KIND_POLICY)
         head = heads_pb2.HeadVersion(name="policy", version=version, manifest=manifest, active=version == 2, digest="ff" * 32)
         return heads_pb2.ListHeadsResponse(heads=[head], next_page_token="more" if version == 2 else "")
+
+    async def LabelHead(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("LabelHead", request, context)
+        name, _, version = request.head.partition("@")
+        return heads_pb2.LabelHeadResponse(head=heads_pb2.HeadVersion(name=name, version=int(version), labels=request.add))
 
     async def DeleteHead(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("DeleteHead", request, context)

@@ -207,3 +207,26 @@ def test_trunk_calls(client: Client) -> None:
     assert client.encode(np.array([5, 6])).shape == (2, D_MODEL)
     assert np.array_equal(client.output_embedding(), EMBEDDING)
     assert client.status().resident_heads[0].references == ("policy@7", "reference@1")
+
+
+def test_labels_and_removals(client: Client, server: FakeServer) -> None:
+    assert client.label("policy@7", "best", "paper", request_id="l").labels == ("best", "paper")
+    assert client.unlabel("policy@7", "best").ref == "policy@7"
+    added, removed = server.requests["LabelHead"]
+    assert (added.head, list(added.add), list(added.remove), added.request_id) == ("policy@7", ["best", "paper"], [], "l")
+    assert (list(removed.add), list(removed.remove), len(removed.request_id)) == ([], ["best"], 36)
+    assert client.push("policy", HEAD).removed == ("policy@0",)
+    assert client.update({"policy": HEAD}).removed == ("policy@0", "value@1"), "of the pushes and of the activation"
+
+
+def test_a_name_leaves_the_active_set(client: Client, server: FakeServer) -> None:
+    client.activate(deactivate=["reference"])
+    assert list(server.requests["ActivateHeads"][-1].deactivate) == ["reference"]
+    with pytest.raises(TypeError, match="deactivate must be a list"):
+        client.activate(deactivate="reference")
+
+
+def test_history_rows(client: Client, server: FakeServer) -> None:
+    server.generations.insert(0, heads_pb2.Generation(number=10, parent=7, same_as=8, gone=["policy@1"]))
+    newest = client.generations()[0]
+    assert (newest.parent, newest.same_as, newest.gone) == (7, 8, ("policy@1",))

@@ -1,7 +1,8 @@
 """A store-only process for the crash tests: pushes, activates and deletes in rounds, and prints what it acknowledges.
 
 Usage: python -m tests.heads.store_child FOLDER [ROUNDS]. Each round pushes policy and value, activates both as one set,
-acknowledges, and deletes old versions; among them a LoRA head on the policy just pushed, and the base of a delta.
+acknowledges, labels the policy and takes the label away again, and deletes old versions; among them a LoRA head on the policy just
+pushed, and the base of a delta.
 """
 
 from __future__ import annotations
@@ -25,6 +26,8 @@ def main(folder: str, rounds: int) -> None:
             failpoints.hit("before_ack")
             print("ack", generation.number, flush=True)
             failpoints.hit("after_ack")
+            store.label("policy", heads["policy"], add=["best"])
+            store.label("policy", heads["policy"], remove=["best"])
             extra = push(store, "policy", f"extra {number}")
             store.delete_version("policy", extra)
             adapter = push(store, "policy", f"adapter {number}", base=f"policy@{heads['policy']}")

@@ -368,7 +368,7 @@ def test_bad_names(store: HeadStore, folder: Path, name: str) -> None:
         lambda: store.get(name, 1),
         lambda: store.versions(name),
         lambda: store.delete_version(name, 1),
-        lambda: store.label(name, 1, "x"),
+        lambda: store.label(name, 1, add=["x"]),
         lambda: store.commit_generation({name: 1}, parent=None),
     ):
         with pytest.raises(InvalidArgument):
@@ -385,7 +385,7 @@ def test_unknown_names_and_numbers(store: HeadStore) -> None:
         lambda: store.versions("nobody"),
         lambda: store.delete_version("policy", 9),
         lambda: store.delete_version("nobody", 9),
-        lambda: store.label("policy", 9, "x"),
+        lambda: store.label("policy", 9, add=["x"]),
         lambda: store.commit_generation({"policy": 2}, parent=None),
         lambda: store.generation(1),
     ):
@@ -509,7 +509,7 @@ def test_what_is_in_use_cannot_be_deleted(store: HeadStore) -> None:
         push(store, "policy", number)
     for version in (1, 2, 3):
         activate(store, {"policy": version})
-    store.label("policy", 4, "best")
+    store.label("policy", 4, add=["best"])
     for version, reason in ((3, "active in generation 3"), (2, "rollback to generation 2"), (4, "labelled 'best'")):
         with pytest.raises(FailedPrecondition, match=reason):
             store.delete_version("policy", version)
@@ -517,7 +517,7 @@ def test_what_is_in_use_cannot_be_deleted(store: HeadStore) -> None:
     with pytest.raises(FailedPrecondition, match="active"):
         store.delete_version("policy", 3, force=True)
     store.delete_version("policy", 2, force=True)
-    store.unlabel("policy", 4, "best")
+    store.label("policy", 4, remove=["best"])
     store.delete_version("policy", 4)
     assert [record.version for record in store.versions("policy")] == [3]
 
@@ -536,7 +536,7 @@ def test_collect(store: HeadStore, folder: Path) -> None:
     for number in range(1, 8):
         push(store, "policy", number)
         activate(store, {"policy": number})
-    store.label("policy", 2, "keep")
+    store.label("policy", 2, add=["keep"])
     deleted = store.collect(1)
     assert [record.version for record in deleted] == [1, 3, 4, 5]
     assert [record.version for record in store.versions("policy")] == [2, 6, 7]
@@ -551,8 +551,8 @@ def test_collect(store: HeadStore, folder: Path) -> None:
 
 def test_labels_survive_a_restart(store: HeadStore, folder: Path) -> None:
     push(store, "policy", 1)
-    store.label("policy", 1, "best")
-    assert store.label("policy", 1, "best").labels == ("best",)
+    store.label("policy", 1, add=["best"])
+    assert store.label("policy", 1, add=["best"]).labels == ("best",)
     assert_restarts_equal(store, folder)
 
 
@@ -576,9 +576,9 @@ def test_many_threads(store: HeadStore, folder: Path) -> None:
                 label = (worker + number) % 5  # the same weights come from several threads
                 version = push(store, "policy", label)
                 store.commit_generation({"policy": version}, parent=None)
-                store.label("policy", version, "pinned")
+                store.label("policy", version, add=["pinned"])
                 assert store.read_blob(store.get("policy", version).digest) == blob(label)
-                store.unlabel("policy", version, "pinned")
+                store.label("policy", version, remove=["pinned"])
                 store.collect(4)
         except BaseException as error:
             failures.append(error)

@@ -72,7 +72,7 @@ def is_killed(child: subprocess.CompletedProcess[str]) -> bool:
 
 
 @pytest.mark.parametrize("visit", [1, 2])
-@pytest.mark.parametrize("name", [*failpoints.PUSH, *failpoints.ACTIVATE, *failpoints.DELETE])
+@pytest.mark.parametrize("name", failpoints.STEPS)
 def test_kill_at_every_step(folder: Path, name: str, visit: int) -> None:
     """K01: killed at the first visit (old set or nothing new) and at a later one."""
     previous = 1
@@ -244,6 +244,8 @@ def push_activate_and_delete(store: HeadStore) -> None:
     push(store, "delta", "", data=head_file(a=1, b=2))
     push_delta(store, "delta", store.versions("delta")[-1].version, {"b": 3})
     push_and_activate(store)
+    store.label("new", 1, add=["best"])
+    store.label("new", 1, remove=["best"])
     store.delete_version("new", 1)
 
 
@@ -281,7 +283,7 @@ def try_to(store: HeadStore, act: Callable[[HeadStore], object]) -> PolyheadErro
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
-@pytest.mark.parametrize("name", [*failpoints.PUSH, *failpoints.ACTIVATE, *failpoints.DELETE])
+@pytest.mark.parametrize("name", failpoints.STEPS)
 def test_an_error_at_every_step(folder: Path, name: str, error: str) -> None:
     """An `after_` point is a call that worked and reports failure: what it did must not stay behind half owned."""
     with HeadStore.open(folder, TRUNK) as store:

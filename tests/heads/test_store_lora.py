@@ -131,7 +131,7 @@ def test_everything_is_there_after_a_restart(tmp_path: Path) -> None:
         assert len(blobs(second)) == 2
         with pytest.raises(FailedPrecondition, match="policy@2"):
             second.delete_version("policy", 1)
-        assert second.label("policy", 2, "again").digest == record.digest
+        assert second.label("policy", 2, add=["again"]).digest == record.digest
 
 
 def test_a_damaged_base_damages_what_is_built_on_it(tmp_path: Path) -> None:

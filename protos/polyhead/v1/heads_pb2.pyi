@@ -135,7 +135,7 @@ class HeadVersion(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., active: _Optional[bool] = ..., resident: _Optional[bool] = ..., created_at: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., file_sha256: _Optional[str] = ...) -> None: ...
 
 class Generation(_message.Message):
-    __slots__ = ("number", "parent", "heads", "created_at", "note")
+    __slots__ = ("number", "parent", "heads", "created_at", "note", "gone", "same_as")
     class HeadsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -148,12 +148,16 @@ class Generation(_message.Message):
     HEADS_FIELD_NUMBER: _ClassVar[int]
     CREATED_AT_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    GONE_FIELD_NUMBER: _ClassVar[int]
+    SAME_AS_FIELD_NUMBER: _ClassVar[int]
     number: int
     parent: int
     heads: _containers.ScalarMap[str, int]
     created_at: float
     note: str
-    def __init__(self, number: _Optional[int] = ..., parent: _Optional[int] = ..., heads: _Optional[_Mapping[str, int]] = ..., created_at: _Optional[float] = ..., note: _Optional[str] = ...) -> None: ...
+    gone: _containers.RepeatedScalarFieldContainer[str]
+    same_as: int
+    def __init__(self, number: _Optional[int] = ..., parent: _Optional[int] = ..., heads: _Optional[_Mapping[str, int]] = ..., created_at: _Optional[float] = ..., note: _Optional[str] = ..., gone: _Optional[_Iterable[str]] = ..., same_as: _Optional[int] = ...) -> None: ...
 
 class PushHeader(_message.Message):
     __slots__ = ("name", "manifest", "num_bytes", "sha256", "request_id", "validate_only", "trunk_sha256", "labels", "delta_base", "metrics", "delta_num_bytes", "delta_sha256")
@@ -214,12 +218,14 @@ class PushHeadRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class PushHeadResponse(_message.Message):
-    __slots__ = ("head", "num_trunk_tensors_compared")
+    __slots__ = ("head", "num_trunk_tensors_compared", "removed")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     NUM_TRUNK_TENSORS_COMPARED_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
     head: HeadVersion
     num_trunk_tensors_compared: int
-    def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., num_trunk_tensors_compared: _Optional[int] = ...) -> None: ...
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., num_trunk_tensors_compared: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class PullHeadRequest(_message.Message):
     __slots__ = ("head",)
@@ -258,13 +264,15 @@ class CopyHeadRequest(_message.Message):
     def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class CopyHeadResponse(_message.Message):
-    __slots__ = ("head",)
+    __slots__ = ("head", "removed")
     HEAD_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
     head: HeadVersion
-    def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ...) -> None: ...
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ActivateHeadsRequest(_message.Message):
-    __slots__ = ("heads", "expected_generation", "request_id", "note")
+    __slots__ = ("heads", "expected_generation", "request_id", "note", "deactivate")
     class HeadsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -276,23 +284,27 @@ class ActivateHeadsRequest(_message.Message):
     EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
+    DEACTIVATE_FIELD_NUMBER: _ClassVar[int]
     heads: _containers.ScalarMap[str, int]
     expected_generation: int
     request_id: str
     note: str
-    def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ...) -> None: ...
+    deactivate: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ..., deactivate: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ActivateHeadsResponse(_message.Message):
-    __slots__ = ("generation", "num_pinned_requests", "num_aborted_requests", "num_following_requests")
+    __slots__ = ("generation", "num_pinned_requests", "num_aborted_requests", "num_following_requests", "removed")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     NUM_PINNED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_ABORTED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_FOLLOWING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
+    REMOVED_FIELD_NUMBER: _ClassVar[int]
     generation: Generation
     num_pinned_requests: int
     num_aborted_requests: int
     num_following_requests: int
-    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., num_pinned_requests: _Optional[int] = ..., num_aborted_requests: _Optional[int] = ..., num_following_requests: _Optional[int] = ...) -> None: ...
+    removed: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., num_pinned_requests: _Optional[int] = ..., num_aborted_requests: _Optional[int] = ..., num_following_requests: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RollbackHeadsRequest(_message.Message):
     __slots__ = ("to_generation", "expected_generation", "request_id")
@@ -365,6 +377,24 @@ class ListHeadsResponse(_message.Message):
     heads: _containers.RepeatedCompositeFieldContainer[HeadVersion]
     next_page_token: str
     def __init__(self, heads: _Optional[_Iterable[_Union[HeadVersion, _Mapping]]] = ..., next_page_token: _Optional[str] = ...) -> None: ...
+
+class LabelHeadRequest(_message.Message):
+    __slots__ = ("head", "add", "remove", "request_id")
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    ADD_FIELD_NUMBER: _ClassVar[int]
+    REMOVE_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    head: str
+    add: _containers.RepeatedScalarFieldContainer[str]
+    remove: _containers.RepeatedScalarFieldContainer[str]
+    request_id: str
+    def __init__(self, head: _Optional[str] = ..., add: _Optional[_Iterable[str]] = ..., remove: _Optional[_Iterable[str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class LabelHeadResponse(_message.Message):
+    __slots__ = ("head",)
+    HEAD_FIELD_NUMBER: _ClassVar[int]
+    head: HeadVersion
+    def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ...) -> None: ...
 
 class DeleteHeadRequest(_message.Message):
     __slots__ = ("head",)

@@ -27,6 +27,9 @@ if _version_not_supported:
 
 class HeadServiceStub:
     """Versions of heads and the active set.
+
+    A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
     """
 
     def __init__(self, channel):
@@ -75,6 +78,11 @@ class HeadServiceStub:
                 request_serializer=polyhead_dot_v1_dot_heads__pb2.ListHeadsRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_heads__pb2.ListHeadsResponse.FromString,
                 _registered_method=True)
+        self.LabelHead = channel.unary_unary(
+                '/polyhead.v1.HeadService/LabelHead',
+                request_serializer=polyhead_dot_v1_dot_heads__pb2.LabelHeadRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_heads__pb2.LabelHeadResponse.FromString,
+                _registered_method=True)
         self.DeleteHead = channel.unary_unary(
                 '/polyhead.v1.HeadService/DeleteHead',
                 request_serializer=polyhead_dot_v1_dot_heads__pb2.DeleteHeadRequest.SerializeToString,
@@ -94,6 +102,9 @@ class HeadServiceStub:
 
 class HeadServiceServicer:
     """Versions of heads and the active set.
+
+    A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
     """
 
     def PushHead(self, request_iterator, context):
@@ -147,6 +158,13 @@ class HeadServiceServicer:
 
     def ListHeads(self, request, context):
         """All versions, a page at a time.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def LabelHead(self, request, context):
+        """Add labels to a version and take others away. A labelled version stays whatever --keep-versions says.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -216,6 +234,11 @@ def add_HeadServiceServicer_to_server(servicer, server):
                     request_deserializer=polyhead_dot_v1_dot_heads__pb2.ListHeadsRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_heads__pb2.ListHeadsResponse.SerializeToString,
             ),
+            'LabelHead': grpc.unary_unary_rpc_method_handler(
+                    servicer.LabelHead,
+                    request_deserializer=polyhead_dot_v1_dot_heads__pb2.LabelHeadRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_heads__pb2.LabelHeadResponse.SerializeToString,
+            ),
             'DeleteHead': grpc.unary_unary_rpc_method_handler(
                     servicer.DeleteHead,
                     request_deserializer=polyhead_dot_v1_dot_heads__pb2.DeleteHeadRequest.FromString,
@@ -241,6 +264,9 @@ def add_HeadServiceServicer_to_server(servicer, server):
  # This class is part of an EXPERIMENTAL API.
 class HeadService:
     """Versions of heads and the active set.
+
+    A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
     """
 
     @staticmethod
@@ -449,6 +475,33 @@ class HeadService:
             '/polyhead.v1.HeadService/ListHeads',
             polyhead_dot_v1_dot_heads__pb2.ListHeadsRequest.SerializeToString,
             polyhead_dot_v1_dot_heads__pb2.ListHeadsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def LabelHead(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.HeadService/LabelHead',
+            polyhead_dot_v1_dot_heads__pb2.LabelHeadRequest.SerializeToString,
+            polyhead_dot_v1_dot_heads__pb2.LabelHeadResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -27,7 +27,11 @@ GRPC_GENERATED_VERSION: str
 GRPC_VERSION: str
 
 class HeadServiceStub:
-    """Versions of heads and the active set."""
+    """Versions of heads and the active set.
+
+    A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    """
 
     @_typing.overload
     def __new__(cls, channel: _grpc.Channel) -> _Self: ...
@@ -49,6 +53,8 @@ class HeadServiceStub:
     """One version's tensors with their hashes: what a trainer compares before it pushes only what changed."""
     ListHeads: _grpc.UnaryUnaryMultiCallable[_heads_pb2.ListHeadsRequest, _heads_pb2.ListHeadsResponse]
     """All versions, a page at a time."""
+    LabelHead: _grpc.UnaryUnaryMultiCallable[_heads_pb2.LabelHeadRequest, _heads_pb2.LabelHeadResponse]
+    """Add labels to a version and take others away. A labelled version stays whatever --keep-versions says."""
     DeleteHead: _grpc.UnaryUnaryMultiCallable[_heads_pb2.DeleteHeadRequest, _heads_pb2.DeleteHeadResponse]
     """Forget one version that is neither active nor labelled nor the base of a LoRA head."""
     ListGenerations: _grpc.UnaryUnaryMultiCallable[_heads_pb2.ListGenerationsRequest, _heads_pb2.ListGenerationsResponse]
@@ -58,7 +64,11 @@ class HeadServiceStub:
 
 @_typing.type_check_only
 class HeadServiceAsyncStub(HeadServiceStub):
-    """Versions of heads and the active set."""
+    """Versions of heads and the active set.
+
+    A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
     PushHead: _aio.StreamUnaryMultiCallable[_heads_pb2.PushHeadRequest, _heads_pb2.PushHeadResponse]  # type: ignore[assignment]
@@ -77,6 +87,8 @@ class HeadServiceAsyncStub(HeadServiceStub):
     """One version's tensors with their hashes: what a trainer compares before it pushes only what changed."""
     ListHeads: _aio.UnaryUnaryMultiCallable[_heads_pb2.ListHeadsRequest, _heads_pb2.ListHeadsResponse]  # type: ignore[assignment]
     """All versions, a page at a time."""
+    LabelHead: _aio.UnaryUnaryMultiCallable[_heads_pb2.LabelHeadRequest, _heads_pb2.LabelHeadResponse]  # type: ignore[assignment]
+    """Add labels to a version and take others away. A labelled version stays whatever --keep-versions says."""
     DeleteHead: _aio.UnaryUnaryMultiCallable[_heads_pb2.DeleteHeadRequest, _heads_pb2.DeleteHeadResponse]  # type: ignore[assignment]
     """Forget one version that is neither active nor labelled nor the base of a LoRA head."""
     ListGenerations: _aio.UnaryUnaryMultiCallable[_heads_pb2.ListGenerationsRequest, _heads_pb2.ListGenerationsResponse]  # type: ignore[assignment]
@@ -85,7 +97,11 @@ class HeadServiceAsyncStub(HeadServiceStub):
     """The active generation now, then each new one."""
 
 class HeadServiceServicer(metaclass=_abc_1.ABCMeta):
-    """Versions of heads and the active set."""
+    """Versions of heads and the active set.
+
+    A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    """
 
     @_abc_1.abstractmethod
     def PushHead(
@@ -150,6 +166,14 @@ class HeadServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_heads_pb2.ListHeadsResponse, _abc.Awaitable[_heads_pb2.ListHeadsResponse]]:
         """All versions, a page at a time."""
+
+    @_abc_1.abstractmethod
+    def LabelHead(
+        self,
+        request: _heads_pb2.LabelHeadRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_heads_pb2.LabelHeadResponse, _abc.Awaitable[_heads_pb2.LabelHeadResponse]]:
+        """Add labels to a version and take others away. A labelled version stays whatever --keep-versions says."""
 
     @_abc_1.abstractmethod
     def DeleteHead(
