@@ -26,9 +26,10 @@ def configurations_command(
         chosen = _chosen(found, reference)
         session.show(chosen, chosen.content.rstrip("\n"))
         return
-    rows = table("", "kind", "file", "rules", "sha256")
+    has_unfit = any(each.set_aside for each in found)
+    rows = table("", "kind", "file", "rules", "sha256", *(["set aside: the model's tokenizer"] if has_unfit else []))
     for each in found:
-        rows.add_row(each.kind, each.reference, str(len(each.rules) or ""), each.sha256[:12])
+        rows.add_row(each.kind, each.reference, str(len(each.rules) or ""), each.sha256[:12], *([each.set_aside] if has_unfit else []))
     session.show(found, rows)
 
 

@@ -113,6 +113,7 @@ def configuration(message: scoring_pb2.Configuration) -> records.Configuration:
         sha256=message.sha256,
         content=message.content,
         rules=tuple(Rule(rule.id, rule.text) for rule in message.rules),
+        set_aside=message.set_aside,
     )
 
 

@@ -251,6 +251,7 @@ class Configuration:
     sha256: str  # of the file
     content: str  # the file, YAML
     rules: tuple[Rule, ...] = ()  # of a rule set, in order
+    set_aside: str = ""  # why it cannot be used with this model's tokenizer; "": it is in use
 
 
 @dataclass(frozen=True, slots=True)

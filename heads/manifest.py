@@ -71,7 +71,7 @@ class HeadManifest:
     read: ReadPosition = ReadPosition.LAST
     append_token_id: int = -1  # with ReadPosition.APPEND
     unfinished: Unfinished = Unfinished.READ_LAST
-    violated_token_id: int = -1  # rule: the answer that says "broken"
+    violated_token_id: int = -1  # rule: the answer that says "broken"; -1 for both: the template was not served when the head was made
     followed_token_id: int = -1
     template: str = ""  # rule: "example-rule-prompt@1"
     lora: LoraAdapter | None = None  # the file is an adapter, applied beside the weights of `base`
@@ -92,13 +92,24 @@ class HeadManifest:
             raise InvalidArgument(f"bias must be finite: {self.bias}", field="manifest.bias")
         if self.read is ReadPosition.APPEND and self.append_token_id < 0:
             raise InvalidArgument("read position 'append' needs append_token_id", field="manifest.append_token_id")
-        if self.kind is HeadKind.RULE and (self.violated_token_id < 0 or self.followed_token_id < 0):
-            raise InvalidArgument("a rule head needs its two answer tokens", field="manifest.violated_token_id")
-        if self.kind is HeadKind.RULE and self.violated_token_id == self.followed_token_id:
-            raise InvalidArgument("the two answer tokens must differ", field="manifest.followed_token_id")
+        if self.kind is HeadKind.RULE:
+            self._validate_answers()
         if self.lora is not None:
             self.lora.validate()
             self.base_version()
+
+    @property
+    def has_answers(self) -> bool:
+        """Whether a rule head can be asked."""
+        return self.violated_token_id >= 0 and self.followed_token_id >= 0
+
+    def _validate_answers(self) -> None:
+        if self.template and (self.violated_token_id, self.followed_token_id) == (-1, -1):
+            return
+        if not self.has_answers:
+            raise InvalidArgument("a rule head needs its two answer tokens", field="manifest.violated_token_id")
+        if self.violated_token_id == self.followed_token_id:
+            raise InvalidArgument("the two answer tokens must differ", field="manifest.followed_token_id")
 
     def base_version(self) -> tuple[str, int]:
         """Name and version of what a LoRA head is built on. InvalidArgument unless `base` names a version."""

@@ -41,6 +41,7 @@ class Configuration:
     sha256: str  # of the file
     content: str  # the file, YAML
     rules: tuple[tuple[str, str], ...] = ()  # a rule set's (id, text), in order
+    set_aside: str = ""  # why the model's tokenizer cannot serve it; "": it is in use
 
 
 class Book(Protocol):
@@ -58,9 +59,9 @@ class ConfigurationFile:
     content: str
     values: Mapping[str, Any]  # all keys but id and version
 
-    def listed(self, kind: ConfigurationKind, rules: tuple[tuple[str, str], ...] = ()) -> Configuration:
+    def listed(self, kind: ConfigurationKind, rules: tuple[tuple[str, str], ...] = (), set_aside: str = "") -> Configuration:
         """As callers see it."""
-        return Configuration(kind, self.reference, self.sha256, self.content, rules)
+        return Configuration(kind, self.reference, self.sha256, self.content, rules, set_aside)
 
 
 def read_file(path: Path, field: str) -> ConfigurationFile:

@@ -213,8 +213,13 @@ def _rule_questions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door
     if not rule_heads:
         return None
     for head in rule_heads:
-        if head.manifest.template not in door.rules.templates:
-            raise FailedPrecondition(f"{head.reference} uses a template that the server does not have: {head.manifest.template!r}")
+        door.rules.check_head(head.reference, head.manifest.template, "score.heads")
+        if not head.manifest.has_answers:
+            raise FailedPrecondition(
+                f"{head.reference} has no answer tokens: its template was not served when it was made\n"
+                "hint: copy it to a new version, which takes them from the template",
+                field="score.heads",
+            )
     reference, rules = selected_rules(selection, door.rules, "score.rules")
     worded = door.rules.suffixes(rules)
     return RuleQuestions(

@@ -9,7 +9,7 @@ from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import parse_reference
 from polyhead.server.configurations import Book, Configuration, ConfigurationKind
 from polyhead.server.convert_rules import selected_rules
-from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
+from polyhead.server.rules import RuleBook
 from polyhead.v1 import scoring_pb2, types_pb2
 
 MAX_REPLY_BYTES = 3_500_000  # below the 4 MiB cap of one message
@@ -37,7 +37,7 @@ def listing(message: scoring_pb2.ListConfigurationsRequest, books: Iterable[Book
 
 def rule_questions(message: scoring_pb2.TokenizeRulesRequest, book: RuleBook) -> scoring_pb2.TokenizeRulesResponse:
     """Blocking: it tokenises, on the path that scoring takes."""
-    template = book.find_template(message.template or DEFAULT_TEMPLATE, "template")
+    template = book.find_template(message.template or book.default_template, "template")
     rule_set, rules = selected_rules(message.rules, book, "rules")
     if not rules:
         raise InvalidArgument("no rules: name a rule set, ids of rules, or give rules", field="rules")
@@ -62,4 +62,5 @@ def _configuration(each: Configuration) -> scoring_pb2.Configuration:
         sha256=each.sha256,
         content=each.content,
         rules=[types_pb2.Rule(id=rule_id, text=text) for rule_id, text in each.rules],
+        set_aside=each.set_aside,
     )

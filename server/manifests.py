@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Collection
+from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
@@ -38,9 +38,8 @@ class ManifestPatch:
 class RuleDefaults:
     """What a rule head asks with when its manifest does not say."""
 
-    violated_token_id: int
-    followed_token_id: int
-    template: str  # "example-rule-prompt@1"
+    template: str  # "example-rule-prompt@2"
+    answers: Mapping[str, tuple[int, int]]  # by template: the tokens that say "broken" and "followed"; none for one that is not served
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,11 +67,13 @@ class ServedTrunk:
     def with_rule_defaults(self, manifest: HeadManifest) -> HeadManifest:
         if manifest.kind is not HeadKind.RULE:
             return manifest
+        template = manifest.template or self.rule.template
+        violated, followed = self.rule.answers.get(template, (-1, -1))
         return dataclasses.replace(
             manifest,
-            violated_token_id=self.rule.violated_token_id if manifest.violated_token_id < 0 else manifest.violated_token_id,
-            followed_token_id=self.rule.followed_token_id if manifest.followed_token_id < 0 else manifest.followed_token_id,
-            template=manifest.template or self.rule.template,
+            violated_token_id=violated if manifest.violated_token_id < 0 else manifest.violated_token_id,
+            followed_token_id=followed if manifest.followed_token_id < 0 else manifest.followed_token_id,
+            template=template,
         )
 
     def complete(self, patch: ManifestPatch, before: HeadManifest | None, names: Collection[str]) -> HeadManifest:
@@ -93,6 +94,8 @@ class ServedTrunk:
             plain = dataclasses.replace(
                 before, kind=kind, output=output, precision=self.precision, untrained=untrained, base="", lora=None
             )
+        if patch.template not in (None, plain.template):  # another question has answers of its own
+            plain = dataclasses.replace(plain, violated_token_id=-1, followed_token_id=-1)
         given = {
             field.name: value
             for field in dataclasses.fields(patch)

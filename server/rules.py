@@ -5,12 +5,12 @@ One tokenisation path, for the server and for trainers' tools alike.
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Protocol
 
-from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import check_name
 from polyhead.server.configurations import (
     Configuration,
@@ -22,18 +22,15 @@ from polyhead.server.configurations import (
     read_file,
     text_of,
 )
+from polyhead.server.rule_templates import FIELD, Encoder, RuleTemplate, TemplateText, Unfit, template_text
 
 SHIPPED = Path(__file__).parent / "rule_files"
 DEFAULT_SET = "example-rules"
-DEFAULT_TEMPLATE = "example-rule-prompt@1"
+DEFAULT_TEMPLATE = "example-rule-prompt@2"
+SHIPPED_TEMPLATES = ("example-rule-prompt@1", DEFAULT_TEMPLATE, "example-rule-prompt-zh@1")  # nobody asked for these: no warning
 MAX_RULE_CHARACTERS = 2000
-FIELD = "rules"
 
-
-class Encoder(Protocol):
-    """The part of a tokenizer that this file needs."""
-
-    def encode(self, text: str, special_tokens: bool = True) -> list[int]: ...
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,44 +51,49 @@ class RuleSet:
     file: ConfigurationFile
 
 
-@dataclass(frozen=True, slots=True)
-class RuleTemplate:
-    """The question around a rule, as ids: `before` and `after` are the same for every rule."""
-
-    reference: str  # "example-rule-prompt@1"
-    before: tuple[int, ...]
-    after: tuple[int, ...]
-    joint: str  # white space between `before` and the rule; tokenised with the rule
-    violated_token_id: int
-    followed_token_id: int
-    file: ConfigurationFile
-
-    def suffix(self, encoder: Encoder, rule_text: str) -> tuple[int, ...]:
-        """Ids that follow a dialogue to ask about one rule."""
-        return (*self.before, *encoder.encode(self.joint + rule_text, special_tokens=False), *self.after)
-
-
 class RuleBook:
-    """All rule sets and templates that the server knows."""
+    """All rule sets and templates that the server knows.
 
-    def __init__(self, encoder: Encoder, files: Iterable[Path] = ()) -> None:
+    A template that the tokenizer cannot ask is set aside: said in the log and in listings, refused where a request needs it, and never a
+    reason not to start.
+    """
+
+    def __init__(self, encoder: Encoder, files: Iterable[Path] = (), vocab_size: int | None = None) -> None:
         self._encoder = encoder
         self.sets: dict[str, RuleSet] = {}
-        self.templates: dict[str, RuleTemplate] = {}
+        self.templates: dict[str, RuleTemplate] = {}  # those that fit
+        self._texts: dict[str, TemplateText] = {}  # all of them
+        self._unfit: dict[str, str] = {}  # why a template was set aside
         for path in [*sorted(SHIPPED.glob("*.yaml")), *files]:
             file = read_file(path, FIELD)
             if "rules" in file.values:
                 add_once(self.sets, file.reference, _rule_set(file), FIELD)
             else:
-                add_once(self.templates, file.reference, self._template(file), FIELD)
+                add_once(self._texts, file.reference, template_text(file), FIELD)
+        self._fit(vocab_size)
+
+    @property
+    def default_template(self) -> str:
+        """What new rule heads ask with: the English question, or else one that fits; "example-rule-prompt@2" if none does."""
+        return next((reference for reference in (DEFAULT_TEMPLATE, *self.templates) if reference in self.templates), DEFAULT_TEMPLATE)
 
     def find_set(self, reference: str, field: str) -> RuleSet:
         """A set by "name@version", or the newest version by "name"."""
         return find_newest(self.sets, reference, "rule set", field)
 
     def find_template(self, reference: str, field: str) -> RuleTemplate:
-        """A template by "name@version", or the newest version by "name"."""
-        return find_newest(self.templates, reference, "rule template", field)
+        """A template by "name@version", or the newest version by "name". FailedPrecondition if it was set aside."""
+        found = find_newest(self._texts, reference, "rule template", field).file.reference
+        if why := self._unfit.get(found):
+            raise FailedPrecondition(f"{found} does not fit this model's tokenizer: {why}", field=field)
+        return self.templates[found]
+
+    def check_head(self, head: str, template: str, field: str) -> None:
+        """FailedPrecondition unless a rule head's template can be asked."""
+        if why := self._unfit.get(template):
+            raise FailedPrecondition(f"{head} asks with {template}, which does not fit this model's tokenizer: {why}", field=field)
+        if template not in self.templates:
+            raise FailedPrecondition(f"{head} uses a template that the server does not have: {template!r}", field=field)
 
     def questions(self, template: RuleTemplate, rules: Iterable[Rule]) -> tuple[tuple[str, tuple[int, ...]], ...]:
         """(rule id, ids after the dialogue) for each rule."""
@@ -107,43 +109,19 @@ class RuleBook:
         for rule_set in self.sets.values():
             rules = tuple((rule.rule_id, rule.text) for rule in rule_set.rules.values())
             yield rule_set.file.listed(ConfigurationKind.RULE_SET, rules)
-        for template in self.templates.values():
-            yield template.file.listed(ConfigurationKind.RULE_TEMPLATE)
+        for reference, text in self._texts.items():
+            yield text.file.listed(ConfigurationKind.RULE_TEMPLATE, set_aside=self._unfit.get(reference, ""))
 
-    def _template(self, file: ConfigurationFile) -> RuleTemplate:
-        values = check_keys(file.values, ("template", "answers"), file.reference, FIELD)
-        text = text_of(values, "template", file.reference, FIELD)
-        dialogue, _, question = text.partition("{dialogue}")
-        before, found, after = question.partition("{rule}")
-        if dialogue or not found or "{dialogue}" in question or "{rule}" in after:
-            raise InvalidArgument(
-                f"template {file.reference} must start with {{dialogue}} and hold each of {{dialogue}} and {{rule}} once",
-                field="rules.template",
-            )
-        violated, followed = (self._answer(file, key) for key in ("violated", "followed"))
-        if violated == followed:
-            raise InvalidArgument(f"the two answers of template {file.reference} are one token", field="rules.answers")
-        fixed = before.rstrip(" ")
-        return RuleTemplate(
-            reference=file.reference,
-            before=tuple(self._encoder.encode(fixed, special_tokens=False)),
-            after=tuple(self._encoder.encode(after, special_tokens=False)),
-            joint=before[len(fixed) :],
-            violated_token_id=violated,
-            followed_token_id=followed,
-            file=file,
-        )
-
-    def _answer(self, file: ConfigurationFile, key: str) -> int:
-        where = f"answers of template {file.reference}"
-        answers = check_keys(file.values.get("answers"), ("violated", "followed"), where, "rules.answers")
-        answer = text_of(answers, key, where, "rules.answers")
-        ids = self._encoder.encode(answer, special_tokens=False)
-        if len(ids) != 1:
-            raise InvalidArgument(
-                f"answer {answer!r} of template {file.reference} is {len(ids)} tokens, not one", field=f"rules.answers.{key}"
-            )
-        return ids[0]
+    def _fit(self, vocab_size: int | None) -> None:
+        for reference, text in self._texts.items():
+            try:
+                self.templates[reference] = text.fitted(self._encoder, vocab_size)
+            except (Unfit, InvalidArgument) as error:
+                self._unfit[reference] = str(error)
+        is_served = DEFAULT_TEMPLATE in self.templates
+        for reference, why in self._unfit.items():
+            level = logging.INFO if is_served and reference in SHIPPED_TEMPLATES else logging.WARNING
+            logger.log(level, "%s is set aside, it does not fit this model's tokenizer: %s", reference, why)
 
 
 def _rule_set(file: ConfigurationFile) -> RuleSet:

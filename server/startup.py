@@ -36,7 +36,7 @@ from polyhead.server.publisher import Publisher
 from polyhead.server.recipes import RecipeBook
 from polyhead.server.registry import Registry
 from polyhead.server.residency import Residency
-from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
+from polyhead.server.rules import RuleBook
 from polyhead.server.shelf import Shelf
 from polyhead.server.text import Tokenizer
 from polyhead.server.transcripts import TranscriptBook
@@ -124,7 +124,7 @@ def _build(
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
     tokenizer = Tokenizer.load(checkpoint.folder)
-    rules, recipes = RuleBook(tokenizer, config.rules), RecipeBook(config.recipes)
+    rules, recipes = RuleBook(tokenizer, config.rules, spec.vocab_size), RecipeBook(config.recipes)
     formats = TranscriptBook(tokenizer, config.formats)
     eos_ids = read_eos_ids(checkpoint)
     max_context = min(config.max_context or spec.context_length, spec.context_length)
@@ -295,5 +295,5 @@ def _check_split(checkpoint: Checkpoint, spec: ModelSpec, trunk: TrunkModule) ->
 
 
 def _rule_defaults(rules: RuleBook) -> RuleDefaults:
-    template = rules.templates[DEFAULT_TEMPLATE]
-    return RuleDefaults(template.violated_token_id, template.followed_token_id, template.reference)
+    answers = {reference: (each.violated_token_id, each.followed_token_id) for reference, each in rules.templates.items()}
+    return RuleDefaults(rules.default_template, answers)

@@ -45,6 +45,12 @@ class Tokenizer:
         """Ids of a text; `special_tokens` adds what the tokenizer puts around one (a BOS, say)."""
         return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
 
+    def single_token(self, text: str) -> int | None:
+        """The id of a text that is one token, and known to the tokenizer: the unknown token stands for anything."""
+        ids = self.encode(text, special_tokens=False)
+        is_it = len(ids) == 1 and self.decode(ids, skip_special_tokens=False).strip().casefold() == text.strip().casefold()
+        return ids[0] if is_it and ids[0] != self._tokenizer.unk_token_id else None
+
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of ids, with nothing cleaned up."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))

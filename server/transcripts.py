@@ -141,8 +141,7 @@ class TranscriptBook:
     def configurations(self) -> Iterator[Configuration]:
         """What the server lists of these files."""
         for each in self.formats.values():
-            if each.reference not in self._unfit:
-                yield each.file.listed(ConfigurationKind.TRANSCRIPT_FORMAT)
+            yield each.file.listed(ConfigurationKind.TRANSCRIPT_FORMAT, set_aside=self._unfit.get(each.reference, ""))
 
 
 def _format(file: ConfigurationFile) -> TranscriptFormat:

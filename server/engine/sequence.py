@@ -414,4 +414,6 @@ class Request:
             raise FailedPrecondition(f"generation {active.generation} has no {kind.value} head of this name any more: {name!r}")
         if kind is HeadKind.RULE and (self.rules is None or head.manifest.template not in self.rules.by_template):
             raise FailedPrecondition(f"{head.reference} uses a template that the server does not have: {head.manifest.template!r}")
+        if kind is HeadKind.RULE and not head.manifest.has_answers:
+            raise FailedPrecondition(f"{head.reference} has no answer tokens: its template was not served when it was made")
         return head

@@ -96,7 +96,7 @@ class TestSparrow:
             rules = sample.scores["rule"]
             assert len(rules.p_violate) == len(rules.answer_mass) == 23
             assert all(rules.p_violate[rule] + rules.p_follow[rule] == pytest.approx(1.0) for rule in rules.p_violate)
-            assert (rules.rule_set, rules.template) == ("example-rules@1", "example-rule-prompt@1")
+            assert (rules.rule_set, rules.template) == ("example-rules@1", "example-rule-prompt@2")
             assert len(sample.scores["reference"].logprobs) == len(sample.scores["value"].values) == len(sample.token_ids)
             assert sample.scores["preference"].raw - 0.5 == pytest.approx(sample.scores["preference"].value)
             assert sample.scores["preference"].raw != sample.scores["preference-test"].raw

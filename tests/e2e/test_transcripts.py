@@ -283,7 +283,7 @@ def test_rule_scores_equal_what_the_tokenised_questions_give(client: Client) -> 
     [item] = client.score([(USER, " Three.\n\nUser:")], heads=["rule"], rule_set="example-rules", format="sparrow")
     questions = client.tokenize_rules(rule_set="example-rules", template=client.head("rule").manifest.template)
     scored = item.scores["rule"]
-    assert (scored.rule_set, scored.template) == (questions.rule_set, questions.template) == ("example-rules@1", "example-rule-prompt@1")
+    assert (scored.rule_set, scored.template) == (questions.rule_set, questions.template) == ("example-rules@1", "example-rule-prompt@2")
     assert list(questions.token_ids) == list(scored.p_violate)
     assert len(questions.token_ids) == 23
     dialogue = item.prompt_token_ids + item.token_ids
@@ -338,7 +338,7 @@ def test_256_rules_in_one_request(client: Client) -> None:
 def test_configurations_are_the_files(client: Client, files: dict[str, Path]) -> None:
     found = client.configurations()
     assert [each.reference for each in found] == [
-        "example-rules@1", "house-rules@2", "example-rule-prompt@1",
+        "example-rules@1", "house-rules@2", "example-rule-prompt@1", "example-rule-prompt@2", "example-rule-prompt-zh@1",
         "kl@1", "preference@1", "rerank@1", "sparrow@1",
         "letters@3", "sparrow@1",
     ]  # fmt: skip
@@ -350,6 +350,7 @@ def test_configurations_are_the_files(client: Client, files: dict[str, Path]) ->
     assert own["house-rules"].rules == (Rule("short", "The assistant must be brief."), Rule("kind", "The assistant must be kind."))
     assert len(own["example-rules"].rules) == 23
     assert own["letters"].rules == ()
+    assert [each.reference for each in found if each.set_aside] == ["example-rule-prompt-zh@1"]  # its answers are no tokens here
     assert [each.reference for each in client.configurations("transcript_format")] == ["letters@3", "sparrow@1"]
 
 

@@ -42,7 +42,7 @@ from polyhead.v1 import heads_pb2_grpc
 from tests.heads.models import save_tiny
 
 IDLE = EngineSnapshot({"steps": 3, "prompt_tokens": 10, "cache_hit_tokens": 4}, 0, 0, 8, 2, 1, 8, 1, 0.001, 0.0, 0, True)
-RULE = RuleDefaults(5, 7, "example-rule-prompt@1")
+RULE = RuleDefaults("example-rule-prompt@1", {"example-rule-prompt@1": (5, 7)})
 
 
 @dataclass

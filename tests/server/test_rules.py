@@ -11,7 +11,7 @@ from polyhead.server.rules import DEFAULT_TEMPLATE, Rule, RuleBook
 
 
 class Words:
-    """A tokenizer whose tokens are space-led words; "maybe so" is two."""
+    """A tokenizer whose tokens are space-led words; "maybe so" is two. Knows every word, unless it is told which."""
 
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
@@ -19,6 +19,10 @@ class Words:
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
         assert not special_tokens, "a template must not bring a BOS into the middle of a text"
         return [self.ids.setdefault(word, len(self.ids)) for word in text.split()]
+
+    def single_token(self, text: str) -> int | None:
+        ids = self.encode(text, special_tokens=False)
+        return ids[0] if len(ids) == 1 else None
 
 
 @pytest.fixture
@@ -61,7 +65,7 @@ def test_the_newest_version_is_the_default(tmp_path: Path) -> None:
     book = RuleBook(Words(), [file])
     assert book.find_set("example-rules", "rule_set").reference == "example-rules@2"
     assert len(book.find_set("example-rules@1", "rule_set").rules) == 23
-    assert sorted(each.reference for each in book.configurations()) == ["example-rule-prompt@1", "example-rules@1", "example-rules@2"]
+    assert sorted(book.sets) == ["example-rules@1", "example-rules@2"]
     file.write_text(file.read_text().replace("version: 2", "version: 1"))
     with pytest.raises(InvalidArgument, match="example-rules@1 stands in two files"):
         RuleBook(Words(), [file])
@@ -86,6 +90,10 @@ def test_a_right_template_is_taken(tmp_path: Path) -> None:
         (TEMPLATE.replace("followed: 'no'", "followed: no"), "rules.answers.followed"),  # YAML's no is False
         (TEMPLATE.replace(", followed: 'no'", ""), "rules.answers.followed"),
         (TEMPLATE.replace("'no'", "'yes'"), "rules.answers"),
+        (TEMPLATE.replace("'no'", "['no', 'yes']"), "rules.answers"),  # a spelling of both answers
+        (TEMPLATE.replace("'no'", "[]"), "rules.answers.followed"),
+        (TEMPLATE.replace("'no'", "['no', no]"), "rules.answers.followed"),
+        (TEMPLATE.replace("'no'", "{no: 1}"), "rules.answers.followed"),
         (TEMPLATE.replace(" ok", " ok {rule}"), "rules.template"),
         ("id: x\nversion: 1\nrules: []\n", "rules.rules"),
         ("id: x\nversion: 1\nrules: {a: A}\n", "rules.rules"),
@@ -100,7 +108,6 @@ def test_a_right_template_is_taken(tmp_path: Path) -> None:
         ("just text", "rules"),
         ("id: t\nversion: 1\ntemplate: 'no rule {dialogue}'\nanswers: {violated: Yes, followed: No}\n", "rules.template"),
         ("id: t\nversion: 1\ntemplate: 'x {dialogue} {rule}'\nanswers: {violated: Yes, followed: No}\n", "rules.template"),
-        ("id: t\nversion: 1\ntemplate: '{dialogue} {rule}'\nanswers: {violated: maybe so, followed: 'no'}\n", "rules.answers.violated"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, content: str, field: str) -> None:

@@ -94,18 +94,20 @@ class ListConfigurationsRequest(_message.Message):
     def __init__(self, kind: _Optional[_Union[ConfigurationKind, str]] = ...) -> None: ...
 
 class Configuration(_message.Message):
-    __slots__ = ("kind", "reference", "sha256", "content", "rules")
+    __slots__ = ("kind", "reference", "sha256", "content", "rules", "set_aside")
     KIND_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
+    SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
     kind: ConfigurationKind
     reference: str
     sha256: str
     content: str
     rules: _containers.RepeatedCompositeFieldContainer[_types_pb2.Rule]
-    def __init__(self, kind: _Optional[_Union[ConfigurationKind, str]] = ..., reference: _Optional[str] = ..., sha256: _Optional[str] = ..., content: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[_types_pb2.Rule, _Mapping]]] = ...) -> None: ...
+    set_aside: str
+    def __init__(self, kind: _Optional[_Union[ConfigurationKind, str]] = ..., reference: _Optional[str] = ..., sha256: _Optional[str] = ..., content: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[_types_pb2.Rule, _Mapping]]] = ..., set_aside: _Optional[str] = ...) -> None: ...
 
 class ListConfigurationsResponse(_message.Message):
     __slots__ = ("configurations",)
