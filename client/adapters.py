@@ -10,7 +10,6 @@ Everything in adapter_config.json that would change the result otherwise is refu
 
 from __future__ import annotations
 
-import json
 import os
 import re
 from collections.abc import Iterable, Mapping
@@ -19,9 +18,10 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polyhead.client.errors import FailedPrecondition, InvalidArgument
+from polyhead.client.folders import ADAPTER_CONFIG, read_json
 from polyhead.client.names import TensorNames
 from polyhead.client.records import LoraAdapter, TrunkInfo
-from polyhead.client.tensors import ADAPTER_CONFIG, ITEM_SIZE, Source
+from polyhead.client.tensors import ITEM_SIZE, Source
 from polyhead.client.weights import SortedWeights
 
 __all__ = ["AdapterConfig", "sort_adapter"]
@@ -50,7 +50,7 @@ _WITHOUT_EFFECT = frozenset(
 )
 _REASONS = {
     "use_dora": "DoRA rescales whole weights, which cannot be added beside a shared base",
-    "modules_to_save": "the adapter holds whole modules beside its low-rank matrices; push such a head merged",
+    "modules_to_save": "the adapter holds whole modules beside its low-rank matrices; push such a head merged (merge_and_unload())",
     "target_parameters": "adapters of bare parameters, as of mixture-of-experts layers, are not served",
     "layer_replication": "the adapter's model repeats layers of the base",
     "lora_bias": "the adapter has biases",
@@ -80,13 +80,7 @@ class AdapterConfig:
         file = Path(folder) / ADAPTER_CONFIG
         if not file.is_file():
             return None
-        try:
-            plain = json.loads(file.read_text("utf-8"))
-        except ValueError:
-            raise InvalidArgument(f"{ADAPTER_CONFIG} is not JSON: {file}", field="weights") from None
-        if not isinstance(plain, dict):
-            raise InvalidArgument(f"{ADAPTER_CONFIG} is not an object: {file}", field="weights")
-        return cls.of(plain)
+        return cls.of(read_json(file))
 
     @classmethod
     def of(cls, plain: Mapping[str, Any]) -> AdapterConfig:

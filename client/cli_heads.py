@@ -11,7 +11,7 @@ import typer
 from polyhead.client import cli_store, jsonl
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.records import Generation, HeadVersion, PushReport
+from polyhead.client.records import Generation, HeadVersion
 
 __all__ = ["heads_app"]
 
@@ -60,7 +60,7 @@ def push_command(
     options["metrics"] = dict(_measured(each) for each in metric or [])
     report = session.client.push(name, folder, **options)
     lines = [f"{report.head.name}@{report.version}" if report.version else "valid; nothing was stored"]
-    lines.append(f"{len(report.sent)} tensors sent, {human_bytes(report.num_bytes_sent)}; {_not_sent(report)}")
+    lines.append(f"{report.summary}; {human_bytes(report.num_bytes_sent)} in all")
     if activate and report.version:
         lines.append(_activated(session.client.activate({name: report.version})))
     session.show(report, "\n".join(lines))
@@ -164,12 +164,6 @@ def history_command(
     """The history of the active set, newest first."""
     generations = cli_store.history(store, limit) if store else session.client.generations(limit)
     session.show(generations, "\n".join(_line(generation) for generation in generations))
-
-
-def _not_sent(report: PushReport) -> str:
-    num_same = len(report.used) + len(report.missing) - len(report.sent)
-    same = f"{num_same} as in the base, " if num_same else ""
-    return f"{same}{len(report.converted)} renamed, {len(report.ignored)} left out"
 
 
 def _activated(generation: Generation) -> str:

@@ -351,6 +351,7 @@ def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:
         followed_token_id=message.followed_token_id if is_rule else -1,
         template=message.template,
         lora=_lora(message.lora) if message.HasField("lora") else None,
+        pad_token_id=message.pad_token_id if message.HasField("pad_token_id") and read == "last" else -1,
     )
 
 

@@ -102,9 +102,10 @@ class PushOptions(TypedDict, total=False):
     # "policy@3": the version it was made from. Only tensors that differ from it are sent, and those that are not given are taken from it.
     # An adapter runs on it (default: the active version of its own name).
     base: str
-    bias: float | None  # preference: subtracted from the raw score
+    bias: float | None  # preference and value: subtracted from the raw number; weights with a bias of their own bring it
     read: ReadName | None  # preference: which token is read
     append_token_id: int | None
+    pad_token_id: int | None  # with read "last": passed over at the end; -1: none
     unfinished: UnfinishedName | None
     violated_token_id: int | None  # rule: the answer that says "broken"
     followed_token_id: int | None
@@ -126,6 +127,7 @@ class CopyOptions(TypedDict, total=False):
     bias: float | None
     read: ReadName | None
     append_token_id: int | None
+    pad_token_id: int | None  # with read "last": passed over at the end; -1: none
     unfinished: UnfinishedName | None
     labels: Sequence[str]
     request_id: str

@@ -9,7 +9,6 @@ report = upload.report(response)
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
@@ -21,6 +20,8 @@ from polyhead.client.adapters import AdapterConfig, sort_adapter
 from polyhead.client.canonical import CanonicalFile, serialise
 from polyhead.client.delta import Base, changed_tensors
 from polyhead.client.errors import InvalidArgument
+from polyhead.client.folders import read_json
+from polyhead.client.model_class import ModelClass, as_adapter, is_module
 from polyhead.client.names import LM_HEAD, SCORE
 from polyhead.client.options import PushOptions
 from polyhead.client.records import Generation, LoraAdapter, PushReport, TrunkInfo
@@ -41,6 +42,7 @@ _FROM_FOLDER = (
     "bias",
     "read",
     "append_token_id",
+    "pad_token_id",
     "unfinished",
     "violated_token_id",
     "followed_token_id",
@@ -59,6 +61,7 @@ class PushPlan:
     manifest: Mapping[str, Any]  # plain values by the names of head.json; what is left out is the server's to fill in
     options: PushOptions
     adapter: AdapterConfig | None = None  # of a LoRA head
+    model_class: ModelClass | None = None  # that the weights come from, where that can be known
 
     @property
     def kind(self) -> HeadKind | None:
@@ -91,7 +94,8 @@ class PushPlan:
         else:
             assert kind is not None, "only an adapter is pushed without a kind"
             found = sort_weights(self.given, trunk, kind, may_miss=bool(self.manifest.get("base")))
-            manifest = _manifest_message({**self.manifest, "kind": kind.value}, None if found.missing else _output_name(found))
+            plain = {**self._reading(kind, trunk), **self.manifest, **self._bias(found), "kind": kind.value}
+            manifest = _manifest_message(plain, None if found.missing else _output_name(found))
         file = serialise(found.tensors, hash_each=base is not None)
         sent = changed_tensors(found.tensors, file, base, is_whole=not found.missing)
         header = heads_pb2.PushHeader(
@@ -110,6 +114,20 @@ class PushPlan:
             header.delta_base = str(self.manifest["base"])
             header.delta_num_bytes, header.delta_sha256 = file.num_bytes, file.sha256
         return Upload(header, file, found, sorted(sent), self.options.get("progress"))
+
+    def _reading(self, kind: HeadKind, trunk: TrunkInfo) -> dict[str, Any]:
+        """Where the class reads its score, unless the caller or head.json says so."""
+        if kind is not HeadKind.PREFERENCE or self.model_class is None or self.manifest.keys() & {"read", "pad_token_id"}:
+            return {}
+        return self.model_class.reading(trunk.vocab_size)
+
+    def _bias(self, found: SortedWeights) -> dict[str, float]:
+        """The weights' own bias: a head subtracts what it keeps."""
+        if found.output_bias is None or (not found.output_bias and "bias" in self.manifest):
+            return {}
+        if "bias" in self.manifest:
+            raise InvalidArgument(f"the weights have a bias of their own, {found.output_bias:g}: leave bias= out", field="bias")
+        return {"bias": 0.0 - found.output_bias}
 
 
 @dataclass(frozen=True, slots=True)
@@ -142,6 +160,8 @@ class Upload:
             sent=self.sent,
             num_bytes_sent=self.file.num_bytes,
             removed=tuple(response.removed),
+            num_trunk_tensors_unchanged=len(self.found.trunk_sha256),
+            same_file_as=response.same_file_as,
         )
 
 
@@ -150,11 +170,12 @@ def plan_push(name: str, weights: Weights, options: PushOptions) -> PushPlan:
     if unknown := sorted(options.keys() - PushOptions.__annotations__.keys()):
         raise TypeError(f"an unexpected keyword argument: {unknown[0]!r}")
     folder = _folder_manifest(weights)
-    adapter = _adapter(weights, options.get("lora"), folder.pop("lora", None))
+    lora = options.get("lora") or (as_adapter(weights) if is_module(weights) else None)
+    adapter = _adapter(weights, lora, folder.pop("lora", None))
     manifest = folder | {key: value for key, value in options.items() if key in _MANIFEST_KEYS and value not in (None, "")}
     if "kind" in manifest:
         enum_number(types_pb2.HeadKind, manifest["kind"], "kind")
-    return PushPlan(name, collect(weights), manifest, options, adapter)
+    return PushPlan(name, collect(weights), manifest, options, adapter, _class_of(weights))
 
 
 def plan_update(weights: Mapping[str, Weights], options: Mapping[str, PushOptions], request_id: str) -> list[PushPlan]:
@@ -174,12 +195,16 @@ def _folder_manifest(weights: Weights) -> dict[str, Any]:
     """What head.json beside the weights says, without what does not apply (-1 and "")."""
     if not isinstance(weights, (str, os.PathLike)) or not (file := Path(weights) / "head.json").is_file():
         return {}
-    try:
-        plain = json.loads(file.read_text("utf-8"))
-    except ValueError:
-        raise InvalidArgument(f"head.json is not JSON: {file}", field="weights") from None
+    plain = read_json(file)
     taken = (*_FROM_FOLDER, "base", "lora") if plain.get("lora") else _FROM_FOLDER
-    return {key: plain[key] for key in taken if key in plain and plain[key] not in (-1, "")}
+    found = {key: plain[key] for key in taken if key in plain and plain[key] not in (-1, "")}
+    return {"pad_token_id": -1, **found} if "read" in found else found
+
+
+def _class_of(weights: Weights) -> ModelClass | None:
+    if isinstance(weights, (str, os.PathLike)):
+        return ModelClass.of_folder(Path(weights))
+    return ModelClass.of_module(weights) if is_module(weights) else None
 
 
 def with_removed(done: Generation, reports: Sequence[PushReport]) -> Generation:

@@ -49,10 +49,10 @@ class TrunkInfo:
     context_length: int
     eos_token_ids: list[int]
     tokenizer_sha256: str
-    tensors: dict[str, SourceTensor]
-    head_tensors: dict[str, tuple[int, ...]]  # name -> shape of what every head holds, without its output
+    tensors: dict[str, SourceTensor] = field(repr=False)
+    head_tensors: dict[str, tuple[int, ...]] = field(repr=False)  # name -> shape of what every head holds, without its output
     tied: bool
-    config_json: str
+    config_json: str = field(repr=False)
     tap_layer: int = 0  # a layer inside the trunk whose states are kept, too; 0: none
 
 
@@ -85,6 +85,16 @@ class HeadManifest:
     followed_token_id: int
     template: str
     lora: LoraAdapter | None = None  # the file is an adapter
+    pad_token_id: int = -1  # with "last": passed over at the end, as transformers' ForSequenceClassification passes over its padding
+
+    @property
+    def reading(self) -> str:
+        """Where a preference head's score is read, for people; empty for the other kinds."""
+        if self.kind is not HeadKind.PREFERENCE:
+            return ""
+        places = {"eos": "the first EOS of the completion, else the last token", "append": f"token {self.append_token_id}, appended"}
+        last = f"the last token that is not {self.pad_token_id}" if self.pad_token_id >= 0 else "the last token"
+        return places.get(self.read, last)
 
 
 @dataclass(frozen=True, slots=True)
@@ -140,9 +150,9 @@ class Generation:
     same_as: int = 0  # filled by generations: the first generation with the same heads; 0 if it is this one
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(frozen=True, slots=True, repr=False)
 class PushReport:
-    """What became of every tensor that was handed to a push."""
+    """What became of every tensor that was handed to a push. Its repr is one line."""
 
     version: int  # 0 with validate_only
     head: HeadVersion
@@ -154,6 +164,26 @@ class PushReport:
     sent: list[str] = field(default_factory=list)  # of `used`, those that crossed the wire: all, or with base= what differs from it
     num_bytes_sent: int = 0
     removed: tuple[str, ...] = ()  # versions that the server no longer keeps, and deleted: "policy@1"
+    num_trunk_tensors_unchanged: int = 0  # of `ignored`: tensors of the trunk that are as they were
+    same_file_as: str = ""  # "preference@2": a stored version with the same bytes; empty if there is none
+
+    def __repr__(self) -> str:
+        what = self.head.ref if self.version else f"{self.head.name}, not stored"
+        return f"<PushReport {what}: {self.summary}>"
+
+    @property
+    def summary(self) -> str:
+        """For people: what was used, what was left out, where the score is read."""
+        num_others = len(self.ignored) - self.num_trunk_tensors_unchanged
+        num_same = len(self.used) + len(self.missing) - len(self.sent)
+        parts = [f"{len(self.sent)} tensors sent"]
+        parts += [f"{num_same} as in the base"] if num_same else []
+        parts += [f"{len(self.converted)} renamed"] if self.converted else []
+        parts += [f"{self.num_trunk_tensors_unchanged} of the trunk, unchanged"] if self.num_trunk_tensors_unchanged else []
+        parts += [f"{num_others} left out"] if num_others else []
+        parts += [f"the same bytes as {self.same_file_as}"] if self.same_file_as else []
+        parts += [f"read at {self.head.manifest.reading}"] if self.head.manifest.reading else []
+        return "; ".join(parts)
 
 
 @dataclass(frozen=True, slots=True)

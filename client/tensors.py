@@ -1,16 +1,14 @@
-"""Tensors as named bytes, wherever they live: torch, numpy, a safetensors file, the wire. Imports no torch.
+"""Tensors as named bytes, wherever they live: torch, numpy, the wire; folders.py reads files. Imports no torch.
 
 A `Source` knows dtype and shape at once and gives its bytes each time it is asked, so that a model is never copied as a whole.
 """
 
 from __future__ import annotations
 
-import json
 import math
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -18,13 +16,11 @@ from numpy.typing import NDArray
 
 from polyhead.client.errors import DataLoss, FailedPrecondition
 
-__all__ = ["ADAPTER_CONFIG", "RawTensor", "Source", "as_source", "read_folder", "read_header", "to_float32"]
+__all__ = ["RawTensor", "Source", "as_source", "to_float32"]
 
-ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # what PEFT writes
 ITEM_SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}  # what heads may be stored in
-_SAFETENSORS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+SAFETENSORS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 _SHARDED = {"DTensor", "ShardedTensor", "FlatParameter"}
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -105,58 +101,3 @@ def _bytes(array: NDArray[Any]) -> memoryview:
 def _gather_hint(name: str, what: str) -> str:
     hint = "gather first (full_tensor(), or a full state dict on rank 0)"
     return f"weights[{name!r}] is {what}: this process holds only a part of it\nhint: {hint}"
-
-
-def read_folder(folder: Path) -> Iterator[tuple[str, Source]]:
-    """Tensors of a head folder, or of a model's or an adapter's that save_pretrained wrote. Only headers are read now."""
-    for file in _weight_files(folder):
-        yield from read_header(file).items()
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    index = folder / "model.safetensors.index.json"
-    if (folder / "head.safetensors").is_file():
-        return [folder / "head.safetensors"]
-    if (folder / ADAPTER_CONFIG).is_file():
-        if not (folder / ADAPTER_WEIGHTS).is_file():
-            hint = "save with save_pretrained (safetensors; never pickle)"
-            raise FailedPrecondition(f"the adapter folder has no {ADAPTER_WEIGHTS}: {folder}\nhint: {hint}")
-        return [folder / ADAPTER_WEIGHTS]
-    if index.is_file():
-        return sorted({folder / Path(name).name for name in json.loads(index.read_text("utf-8"))["weight_map"].values()})
-    if (folder / "model.safetensors").is_file():
-        return [folder / "model.safetensors"]
-    if (folder / ADAPTER_WEIGHTS).is_file():
-        raise FailedPrecondition(f"the folder holds an adapter without its {ADAPTER_CONFIG}: {folder}")
-    raise FailedPrecondition(
-        f"no head.safetensors and no model.safetensors in the folder: {folder}\n"
-        "hint: save with save_pretrained (safetensors; never pickle)"
-    )
-
-
-def read_header(file: Path) -> dict[str, Source]:
-    """Where each tensor of a safetensors file lies. Raises DataLoss if the file is not whole."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-            raise DataLoss(f"not a whole safetensors file: {file.name}")
-        header: dict[str, Any] = json.loads(opened.read(length))
-    header.pop("__metadata__", None)
-    return {name: _from_file(file, 8 + length, size, entry) for name, entry in header.items()}
-
-
-def _from_file(file: Path, data_start: int, file_size: int, entry: dict[str, Any]) -> Source:
-    start, end = (int(offset) + data_start for offset in entry["data_offsets"])
-    if not data_start <= start <= end <= file_size:
-        raise DataLoss(f"the safetensors file is truncated: {file.name}")
-
-    def read() -> memoryview:
-        with file.open("rb") as opened:
-            opened.seek(start)
-            data = opened.read(end - start)
-        if len(data) != end - start:
-            raise DataLoss(f"the file became shorter while it was read: {file.name}")
-        return memoryview(data)
-
-    return Source(_SAFETENSORS.get(entry["dtype"], entry["dtype"]), tuple(entry["shape"]), read)

@@ -5,6 +5,7 @@ module._orig_mod.model.layers.24.mlp...      model.layers.24.mlp...       wrappe
 pretrained_model.model.layers.24...          model.layers.24...           TRL's value-head model
 layers.24.mlp...                             model.layers.24.mlp...       with or without the base model's prefix
 v_head.summary.weight, value_head.weight     score.weight                 for kinds preference and value
+v_head.summary.bias, value_head.bias         (head.json's bias)           subtracted there, so with the other sign
 embed_out.weight                             lm_head.weight               gpt_neox
 model.embed_tokens.weight, model.layers.0... (compared by hash)           the trunk's: a changed one refuses the push
 lm_head.weight of a tied model               (dropped)                    if it is the trunk's embedding
@@ -12,22 +13,34 @@ lm_head.weight of a tied model               (dropped)                    if it 
 
 from __future__ import annotations
 
+import math
 import os
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from polyhead.client.errors import FailedPrecondition, InvalidArgument
+from polyhead.client.folders import read_folder
+from polyhead.client.model_class import is_module, tensors_of
 from polyhead.client.names import LM_HEAD, SCORE, SCORE_BIAS, TensorNames
 from polyhead.client.records import TrunkInfo
 from polyhead.client.results import HeadKind
-from polyhead.client.tensors import ITEM_SIZE, Source, as_source, read_folder
+from polyhead.client.tensors import ITEM_SIZE, Source, as_source, to_float32
 from polyhead.client.trunk_check import compare_with_trunk, is_trunk_embedding
 
-__all__ = ["SortedWeights", "Weights", "collect", "guess_kind", "sort_weights"]
+__all__ = ["Module", "SortedWeights", "Weights", "collect", "guess_kind", "sort_weights"]
 
-Weights = Mapping[str, Any] | Iterable[tuple[str, Any]] | str | os.PathLike[str]
+
+class Module(Protocol):
+    """A torch module, a PEFT model, or what wraps one."""
+
+    def state_dict(self, *args: Any, **kwargs: Any) -> Any:
+        """Its tensors by name."""
+
+
+Weights = Mapping[str, Any] | Iterable[tuple[str, Any]] | str | os.PathLike[str] | Module
+_FORMS = "a folder, a torch module, a mapping of names to tensors or (name, tensor) pairs"
 
 
 @dataclass(slots=True)
@@ -39,24 +52,37 @@ class SortedWeights:
     ignored: dict[str, str] = field(default_factory=dict)  # given name -> why
     missing: list[str] = field(default_factory=list)
     trunk_sha256: dict[str, str] = field(default_factory=dict)  # of trunk tensors that were given and are unchanged
+    output_bias: float | None = None  # what the scalar output adds; None if it has no bias
 
 
 def collect(weights: Weights) -> dict[str, Source]:
-    """A mapping, an iterator of (name, tensor), or a folder. Raises TypeError, or FailedPrecondition for a sharded tensor."""
+    """A mapping, an iterator of (name, tensor), a module, or a folder. Raises TypeError, or FailedPrecondition for a sharded tensor."""
     if isinstance(weights, (str, os.PathLike)):
         folder = Path(weights)
         if not folder.is_dir():
             raise InvalidArgument(f"no such folder: {folder}", field="weights")
-        return dict(read_folder(folder))
-    pairs = weights.items() if isinstance(weights, Mapping) else weights
+        return read_folder(folder)
     found: dict[str, Source] = {}
-    for name, value in pairs:
+    for name, value in _pairs(weights):
         if name in found:
             raise InvalidArgument(f"weights hold two tensors of one name: {name!r}", field="weights")
         found[name] = as_source(name, value)
     if not found:
         raise InvalidArgument("weights are empty", field="weights")
     return found
+
+
+def _pairs(weights: Weights) -> Iterator[tuple[str, Any]]:
+    if is_module(weights):
+        weights = tensors_of(weights)
+    if isinstance(weights, Mapping):
+        weights = weights.items()
+    if not isinstance(weights, Iterable):
+        raise TypeError(f"weights must be {_FORMS}: {type(weights).__name__}")
+    for pair in weights:
+        if not isinstance(pair, tuple) or len(pair) != 2 or not isinstance(pair[0], str):
+            raise TypeError(f"weights must be {_FORMS}: an iterable of {type(pair).__name__}\nhint: model.named_parameters() has the names")
+        yield pair
 
 
 def guess_kind(given: Iterable[str]) -> HeadKind:
@@ -69,12 +95,13 @@ def guess_kind(given: Iterable[str]) -> HeadKind:
 def sort_weights(given: Mapping[str, Source], trunk: TrunkInfo, kind: HeadKind, *, may_miss: bool = False) -> SortedWeights:
     """Decide for each tensor whether it is sent, compared or left out.
 
-    Raises FailedPrecondition for a changed trunk tensor, a wrong shape or dtype, a scalar output with a bias or an adapter;
+    Raises FailedPrecondition for a changed trunk tensor, a wrong shape or dtype, an output of another kind or an adapter;
     InvalidArgument for a missing tensor (unless `may_miss`) and for two tensors that go by one name.
     """
     names = TensorNames(trunk)
     standard = {name: names.standard(name) for name in given}
     _refuse_adapters(given)
+    _check_output(standard, kind)
     found = SortedWeights()
     compare_with_trunk(
         {name: given[name] for name in given if standard[name] in trunk.tensors},
@@ -102,11 +129,11 @@ def _place(
     kind: HeadKind,
     found: SortedWeights,
 ) -> None:
-    if standard == SCORE_BIAS:
-        _refuse_bias(name, source)
-        found.ignored[name] = "a bias of zero"
-    elif standard == SCORE and _has_logits(kind):
+    if standard in (SCORE, SCORE_BIAS) and _has_logits(kind):
         found.ignored[name] = f"a {kind.value} head has no scalar output"
+    elif standard == SCORE_BIAS:
+        found.output_bias = _bias(name, source)
+        found.ignored[name] = f"kept beside the file: bias {0.0 - found.output_bias:g}"
     elif standard == LM_HEAD and not _has_logits(kind):
         found.ignored[name] = f"a {kind.value} head has no vocabulary output"
     elif standard == LM_HEAD and trunk.tied and is_trunk_embedding(source, given, trunk):
@@ -145,18 +172,34 @@ def _check_tensors(found: SortedWeights, trunk: TrunkInfo) -> None:
             )
         expected = (1, trunk.d_model) if name == SCORE else trunk.head_tensors.get(name, (*source.shape[:1], trunk.d_model))
         if source.shape != expected:
+            if name == SCORE and source.shape[1:] == (trunk.d_model,):
+                problem = f"the scalar output gives {source.shape[0]} numbers and not one: {name} has shape {source.shape}"
+                raise FailedPrecondition(f"{problem}\nhint: train with num_labels=1", field=name)
             hint = "gather first, if this is one shard" if len(source.shape) == len(expected) else "is it a head of this trunk?"
             raise FailedPrecondition(
                 f"{name} has another shape than this trunk's heads: {source.shape}, not {expected}\nhint: {hint}", field=name
             )
 
 
-def _refuse_bias(name: str, source: Source) -> None:
-    if any(bytes(source.read())):
-        raise FailedPrecondition(
-            f"the scalar output has a bias that is not zero: {name!r}\n"
-            "hint: train it without one; for a preference head push the weight alone and give bias=-b",
-            field=name,
+def _bias(name: str, source: Source) -> float:
+    """What the scalar output adds to its product, as TRL's value head does."""
+    if math.prod(source.shape) != 1 or source.dtype not in ITEM_SIZE:
+        raise FailedPrecondition(f"the bias of a scalar output is one number: {name!r} has shape {source.shape}", field=name)
+    bias = float(to_float32(source.dtype, source.shape, bytes(source.read())).ravel()[0])
+    if not math.isfinite(bias):
+        raise FailedPrecondition(f"the bias of the scalar output is not finite: {name!r}", field=name)
+    return bias
+
+
+def _check_output(standard: Mapping[str, str], kind: HeadKind) -> None:
+    """A model of the other kind of output, told before its tensors are compared one by one."""
+    outputs = {name: known for name, known in standard.items() if known in (SCORE, LM_HEAD)}
+    scores = [name for name, known in outputs.items() if known == SCORE]
+    if _has_logits(kind) and scores and LM_HEAD not in outputs.values() and "v_head" not in scores[0]:
+        raise InvalidArgument(
+            f"these are a scalar model's weights, with {scores[0]!r} and no vocabulary output, and the head is a {kind.value} head\n"
+            'hint: push a reward model to "preference" and a critic to "value", or to a new name with kind="preference"',
+            field="weights",
         )
 
 
@@ -169,7 +212,7 @@ def _refuse_adapters(given: Mapping[str, Source]) -> None:
 
 def _missing_message(found: SortedWeights) -> str:
     more = f" and {len(found.missing) - 1} more" if len(found.missing) > 1 else ""
-    return (
-        f"the weights lack a tensor that every such head has: {found.missing[0]!r}{more}\n"
-        "hint: names are those that save_pretrained writes; for a family that fuses tensors in memory, push the saved folder"
-    )
+    hint = "names are those that save_pretrained writes; for a family that fuses tensors in memory, push the saved folder"
+    if found.missing == [SCORE]:
+        hint = 'a language model has no scalar output: push it to "policy", or train one with num_labels=1'
+    return f"the weights lack a tensor that every such head has: {found.missing[0]!r}{more}\nhint: {hint}"

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig
 
 from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from polyhead.heads.weight_files import find_weight_files, read_json
 
 __all__ = ["Checkpoint", "Piece", "TensorInfo", "canonical_config", "resolve_folder", "trunk_digest", "write_weights"]
 
@@ -80,6 +81,7 @@ _VOLATILE = frozenset(
         "router_aux_loss_coef",
         "pretraining_tp",
         "quantization_config",
+        "transformers_weights",
         "base_model_tp_plan",
         "base_model_pp_plan",
     }
@@ -127,7 +129,8 @@ class Checkpoint:
         Raises NotFound, FailedPrecondition (a format or a model that we do not read) or DataLoss (a damaged file).
         """
         folder = resolve_folder(model)
-        return cls(folder=folder, config=_read_config(folder), tensors=_index(folder))
+        plain = _read_plain_config(folder)
+        return cls(folder=folder, config=_read_config(folder, plain), tensors=_index(folder, plain))
 
     @property
     def names(self) -> tuple[str, ...]:
@@ -268,8 +271,16 @@ def _download(name: str) -> Path:
         ) from None
 
 
-def _read_config(folder: Path) -> Any:
-    plain = _read_json(folder / "config.json", "a model folder needs config.json")
+def _read_plain_config(folder: Path) -> dict[str, Any]:
+    if (folder / "adapter_config.json").is_file() and not (folder / "config.json").is_file():
+        raise FailedPrecondition(
+            f"the folder holds an adapter, not a model: {folder.name!r}\n"
+            "hint: serve the model that it was trained on, then: polyhead heads push policy FOLDER"
+        )
+    return read_json(folder / "config.json", "a model folder needs config.json")
+
+
+def _read_config(folder: Path, plain: Mapping[str, Any]) -> Any:
     try:
         return AutoConfig.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
     except Exception as error:  # transformers raises ValueError, KeyError, StrictDataclassError... all meaning: unusable
@@ -283,34 +294,16 @@ def _read_config(folder: Path) -> Any:
         ) from error
 
 
-def _index(folder: Path) -> dict[str, TensorInfo]:
+def _index(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
     tensors: dict[str, TensorInfo] = {}
-    for file in _weight_files(folder):
+    weights = find_weight_files(folder, config)
+    for file in weights.files:
         for name, info in read_header(folder / file).items():
             if name in tensors:
                 raise DataLoss(f"two files hold a tensor of one name: {name!r}")
             tensors[name] = info
+    weights.check_tensors(tensors)
     return tensors
-
-
-def _weight_files(folder: Path) -> list[str]:
-    index = folder / "model.safetensors.index.json"
-    if index.is_file():
-        weight_map = _read_json(index, "").get("weight_map")
-        files = sorted(set(weight_map.values())) if isinstance(weight_map, dict) else []
-        if any(not isinstance(file, str) or Path(file).name != file for file in files):
-            raise DataLoss("model.safetensors.index.json names a file outside the folder")
-    else:
-        files = sorted(path.name for path in folder.glob("*.safetensors"))
-        if "model.safetensors" in files:
-            files = ["model.safetensors"]  # what transformers reads; the others may be copies in another layout
-    missing = [file for file in files if not (folder / file).is_file()]
-    if missing or not files:
-        raise FailedPrecondition(
-            f"a weight file is missing: {missing[0] if missing else 'model.safetensors'!r}\n"
-            "hint: only safetensors are read; convert other formats with save_pretrained"
-        )
-    return files
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
@@ -349,15 +342,3 @@ def _read_exactly(file: BinaryIO, buffer: memoryview, name: str) -> None:
         if not count:
             raise DataLoss(f"the weight file became shorter while it was read, at tensor {name!r}")
         done += count
-
-
-def _read_json(path: Path, hint: str) -> dict[str, Any]:
-    try:
-        plain = json.loads(path.read_text(encoding="utf-8"))
-    except FileNotFoundError:
-        raise NotFound(f"no {path.name} in the folder {path.parent.name!r}\nhint: {hint}") from None
-    except (ValueError, RecursionError):
-        raise DataLoss(f"{path.name} is not JSON") from None
-    if not isinstance(plain, dict):
-        raise DataLoss(f"{path.name} is not an object")
-    return plain

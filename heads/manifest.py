@@ -43,7 +43,7 @@ class OutputKind(enum.Enum):
 class ReadPosition(enum.Enum):
     """Which token a preference is read at."""
 
-    LAST = "last"
+    LAST = "last"  # with `pad_token_id`: the last one that is not padding
     EOS = "eos"
     APPEND = "append"  # one given token is appended after the completion and read
 
@@ -67,9 +67,10 @@ class HeadManifest:
     precision: str = "float32"  # of the trunk that the head was trained on
     base: str = ""  # "policy@3": the version it was made from; with `lora` the one whose weights it runs on
     untrained: bool = False
-    bias: float = 0.0  # preference: subtracted from the raw score
+    bias: float = 0.0  # preference and value: subtracted from the raw number
     read: ReadPosition = ReadPosition.LAST
     append_token_id: int = -1  # with ReadPosition.APPEND
+    pad_token_id: int = -1  # with ReadPosition.LAST: passed over at the end, as transformers' ForSequenceClassification does
     unfinished: Unfinished = Unfinished.READ_LAST
     violated_token_id: int = -1  # rule: the answer that says "broken"; -1 for both: the template was not served when the head was made
     followed_token_id: int = -1
@@ -86,7 +87,7 @@ class HeadManifest:
             )
         if self.kind.has_logits == (self.output is OutputKind.SCORE):
             raise InvalidArgument(f"a {self.kind.value} head cannot have output {self.output.value!r}", field="manifest.output")
-        if self.precision not in ("float32", "bfloat16", "float16", "int8"):
+        if self.precision not in ("float32", "bfloat16", "float16", "int8", "fp8"):
             raise InvalidArgument(f"unknown precision: {self.precision[:40]!r}", field="manifest.precision")
         if not math.isfinite(self.bias):
             raise InvalidArgument(f"bias must be finite: {self.bias}", field="manifest.bias")

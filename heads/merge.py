@@ -1,7 +1,8 @@
 """Puts a trunk and a head together again as a folder that transformers loads, with equal outputs.
 
 A head with a vocabulary output becomes the family's ForCausalLM; a scalar one its ForSequenceClassification with one label.
-What a manifest says beyond the weights (bias, read position, answer tokens) has no place in such a folder and stays behind.
+What a manifest says beyond the weights (bias, read position, answer tokens) has no place in such a folder and stays behind,
+but for a preference head's padding, which decides where the class reads.
 """
 
 from __future__ import annotations
@@ -103,13 +104,16 @@ def _merged_config(
     checkpoint: Checkpoint, spec: ModelSpec, manifest: HeadManifest, pieces: Mapping[str, Piece]
 ) -> dict[str, Any]:
     config: dict[str, Any] = json.loads((checkpoint.folder / "config.json").read_text(encoding="utf-8"))
-    config.pop("torch_dtype", None)
+    for name in ("torch_dtype", "transformers_weights"):
+        config.pop(name, None)
     config["architectures"] = [_architecture(spec, manifest.output)]
     config["dtype"] = str(_widest_dtype(pieces)).removeprefix("torch.")
     config["tie_word_embeddings"] = manifest.output is OutputKind.TIED
     if manifest.output is OutputKind.SCORE:
         config["tie_word_embeddings"] = spec.tied
         config.update(id2label={"0": "LABEL_0"}, label2id={"LABEL_0": 0})
+        if manifest.pad_token_id >= 0:
+            config["pad_token_id"] = manifest.pad_token_id  # the class reads the last token that is not this one
     return config
 
 

@@ -9,6 +9,7 @@ Knows the two folder formats; what belongs to which part comes from heads.family
 from __future__ import annotations
 
 import contextlib
+import dataclasses
 import json
 import os
 import shutil
@@ -26,13 +27,14 @@ from polyhead.heads.family import initial_head
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
 from polyhead.heads.spec import SCORE_NAME, ModelSpec, describe, trunk_id
 from polyhead.heads.tensorfile import PREFIX_BYTES, TensorData, read_header, write_canonical
+from polyhead.heads.weight_files import INDEX_SUFFIX
 
 __all__ = ["TrunkFacts", "copy_companions", "fresh_folder", "read_head_folder", "split", "write_head_folder"]
 
 TRUNK_FORMAT = 1
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
 _COMPANIONS = ("*.json", "*.jinja", "*.model", "tokenizer*", "merges.txt", "vocab.txt")  # all that is not weights
-_OURS = ("trunk.json", "polyhead.json", "model.safetensors.index.json")
+_OURS = ("trunk.json", "polyhead.json")
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,26 +78,34 @@ def split(
         num_layers=spec.num_layers,
         tensors={name: checkpoint.sha256(name) for name in spec.trunk_sources},
     )
-    kind, output = _first_head(checkpoint, spec)
-    manifest = HeadManifest(
-        kind=kind,
-        trunk_id=facts.trunk_id,
-        split_layer=spec.split_layer,
-        num_layers=spec.num_layers,
-        output=output,
-        precision=precision,
-    )
+    manifest = _first_head(checkpoint, spec, facts.trunk_id, precision)
     manifest.validate()
     with fresh_folder(out_folder) as out:
         _write_trunk(checkpoint, facts, out / "trunk")
-        write_head_folder(out / "heads" / kind.value, initial_head(checkpoint, spec, output), manifest)
+        write_head_folder(out / "heads" / manifest.kind.value, initial_head(checkpoint, spec, manifest.output), manifest)
     return facts
 
 
-def _first_head(checkpoint: Checkpoint, spec: ModelSpec) -> tuple[HeadKind, OutputKind]:
-    if SCORE_NAME in checkpoint.tensors and checkpoint.info(SCORE_NAME).shape == (1, spec.d_model):
-        return HeadKind.PREFERENCE, OutputKind.SCORE
-    return HeadKind.POLICY, OutputKind.TIED if spec.tied else OutputKind.OWN
+def _first_head(checkpoint: Checkpoint, spec: ModelSpec, trunk_id: str, precision: str) -> HeadManifest:
+    policy = HeadManifest(
+        kind=HeadKind.POLICY,
+        trunk_id=trunk_id,
+        split_layer=spec.split_layer,
+        num_layers=spec.num_layers,
+        output=OutputKind.TIED if spec.tied else OutputKind.OWN,
+        precision=precision,
+    )
+    if SCORE_NAME not in checkpoint.tensors or checkpoint.info(SCORE_NAME).shape != (1, spec.d_model):
+        return policy
+    pad = _class_padding(checkpoint, spec)
+    return dataclasses.replace(policy, kind=HeadKind.PREFERENCE, output=OutputKind.SCORE, pad_token_id=pad)
+
+
+def _class_padding(checkpoint: Checkpoint, spec: ModelSpec) -> int:
+    """What the family's ForSequenceClassification passes over to find the token that it reads; -1 for a model of another class."""
+    is_classifier = any(name.endswith("ForSequenceClassification") for name in checkpoint.config.architectures or ())
+    pad = checkpoint.config.pad_token_id
+    return int(pad) if is_classifier and pad is not None and 0 <= pad < spec.vocab_size else -1
 
 
 def _write_trunk(checkpoint: Checkpoint, facts: TrunkFacts, folder: Path) -> None:
@@ -109,10 +119,18 @@ def copy_companions(source: Path, target: Path) -> None:
     """Copy config, tokenizer, chat template and generation config; no weights, no links, nothing of ours."""
     for pattern in _COMPANIONS:
         for path in sorted(source.glob(pattern)):
-            if path.is_file() and path.name not in _OURS and path.suffix != ".safetensors":
+            if path.is_file() and path.name not in _OURS and not path.name.endswith((".safetensors", INDEX_SUFFIX)):
                 shutil.copyfile(path, target / path.name)  # follows the links of a hub cache
     if (source / "additional_chat_templates").is_dir():
         shutil.copytree(source / "additional_chat_templates", target / "additional_chat_templates")
+    _forget_weight_names(target / "config.json")
+
+
+def _forget_weight_names(config: Path) -> None:
+    """The weights get their usual name: transformers would look for the one that the source's config.json gives."""
+    plain = json.loads(config.read_text(encoding="utf-8"))
+    if plain.pop("transformers_weights", None) is not None:
+        config.write_text(json.dumps(plain, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
 
 def write_head_folder(folder: Path, tensors: Mapping[str, torch.Tensor], manifest: HeadManifest) -> None:

@@ -99,6 +99,7 @@ def copy_request(message: heads_pb2.CopyHeadRequest, request_digest: str) -> Cop
         bias=message.bias if message.HasField("bias") else None,
         read=_enum(_READS, message.read, "read"),
         append_token_id=message.append_token_id if message.HasField("append_token_id") else None,
+        pad_token_id=_pad(message, "pad_token_id"),
         unfinished=_enum(_UNFINISHED, message.unfinished, "unfinished"),
         request_id=message.request_id,
         request_digest=request_digest,
@@ -175,6 +176,7 @@ def manifest_message(manifest: HeadManifest) -> heads_pb2.HeadManifest:
         bias=manifest.bias,
         read=_wire(_READS, manifest.read),
         append_token_id=max(0, manifest.append_token_id),
+        pad_token_id=manifest.pad_token_id,
         unfinished=_wire(_UNFINISHED, manifest.unfinished),
         violated_token_id=max(0, manifest.violated_token_id),
         followed_token_id=max(0, manifest.followed_token_id),
@@ -218,7 +220,8 @@ def _patch(message: heads_pb2.HeadManifest) -> ManifestPatch:
         untrained=message.untrained,
         bias=message.bias if message.HasField("bias") else None,
         read=_enum(_READS, message.read, f"{prefix}.read"),
-        append_token_id=message.append_token_id or None,
+        append_token_id=message.append_token_id if message.append_token_id or message.read == heads_pb2.READ_POSITION_APPEND else None,
+        pad_token_id=_pad(message, f"{prefix}.pad_token_id"),
         unfinished=_enum(_UNFINISHED, message.unfinished, f"{prefix}.unfinished"),
         violated_token_id=message.violated_token_id or None,
         followed_token_id=message.followed_token_id or None,
@@ -242,6 +245,15 @@ def _lora(message: heads_pb2.LoraAdapter) -> LoraAdapter:
     )
     lora.validate()
     return lora
+
+
+def _pad(message: heads_pb2.HeadManifest | heads_pb2.CopyHeadRequest, field: str) -> int | None:
+    """-1: no token is padding; None: as before."""
+    if not message.HasField("pad_token_id"):
+        return None
+    if message.pad_token_id < -1:
+        raise InvalidArgument(f"pad_token_id is a token id, or -1 for none: {message.pad_token_id}", field=field)
+    return message.pad_token_id
 
 
 def check_labels(labels: Any, field: str) -> tuple[str, ...]:

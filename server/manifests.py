@@ -27,6 +27,7 @@ class ManifestPatch:
     bias: float | None = None
     read: ReadPosition | None = None
     append_token_id: int | None = None
+    pad_token_id: int | None = None  # -1: none
     unfinished: Unfinished | None = None
     violated_token_id: int | None = None
     followed_token_id: int | None = None
@@ -106,7 +107,7 @@ class ServedTrunk:
     def check(self, manifest: HeadManifest) -> HeadManifest:
         """The manifest, valid in itself and for this vocabulary."""
         manifest.validate()
-        for name in ("append_token_id", "violated_token_id", "followed_token_id"):
+        for name in ("append_token_id", "pad_token_id", "violated_token_id", "followed_token_id"):
             if (token := getattr(manifest, name)) >= self.spec.vocab_size:
                 raise InvalidArgument(
                     f"{name} is outside the vocabulary of {self.spec.vocab_size}: {token}", field=f"manifest.{name}"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import logging
 from collections.abc import Callable, Collection, Mapping
@@ -69,6 +70,7 @@ class CopyRequest:
     bias: float | None = None
     read: ReadPosition | None = None
     append_token_id: int | None = None
+    pad_token_id: int | None = None
     unfinished: Unfinished | None = None
     request_id: str = ""
     request_digest: str = ""
@@ -176,6 +178,16 @@ class Publisher:
         self._shelf.residency.add(ServedHead(record.name, record.version, record.manifest, live))
         return Published(record, num_compared)
 
+    def same_file_as(self, record: VersionRecord) -> str:
+        """The newest other version with the same bytes, of the same name if there is one: "preference@2"; empty if there is none."""
+        others: list[VersionRecord] = []
+        for name in self._store.names():
+            with contextlib.suppress(NotFound):  # its last version was deleted a moment ago
+                others += [each for each in self._store.versions(name) if each.blob == record.blob]
+        others = [each for each in others if (each.name, each.version) != (record.name, record.version)]
+        twin = max(others, key=lambda each: (each.name == record.name, each.created_at), default=None)
+        return f"{twin.name}@{twin.version}" if twin else ""
+
     def copy(self, request: CopyRequest) -> VersionRecord:
         """A new version without bytes."""
         check_name(request.target, "target")
@@ -186,7 +198,7 @@ class Publisher:
         source = self._source(request.source)
         changed = {
             name: value
-            for name in ("kind", "bias", "read", "append_token_id", "unfinished")
+            for name in ("kind", "bias", "read", "append_token_id", "pad_token_id", "unfinished")
             if (value := getattr(request, name)) is not None
         }
         base = source.manifest.base if source.manifest.lora else f"{source.name}@{source.version}"

@@ -52,7 +52,10 @@ class RuleResult:
 
 @dataclass(frozen=True, slots=True)
 class ValueResult:
-    """`values[t]` is V before completion token t; `bootstrap_value` is V after the last one, 0 if the sample is terminated."""
+    """`values[t]` is V before completion token t; `bootstrap_value` is V after the last one, 0 if the sample is terminated.
+
+    V is the head's raw number minus the version's bias.
+    """
 
     values: np.ndarray  # (c,)
     bootstrap_value: float
@@ -104,11 +107,18 @@ def _preference_reading(sample: Sample, name: str, head: ServedHead, eos_ids: fr
     if manifest.read is ReadPosition.APPEND:
         sequence = _suffixed(sample, (manifest.append_token_id,))
         return [Reading(sample, head, name, sequence, Output.SCALARS, sample.num_tokens, sample.num_tokens + 1)]
-    position = sample.num_tokens - 1
+    position = _last_position(sample, manifest.pad_token_id)
     if manifest.read is ReadPosition.EOS:
+        position = sample.num_tokens - 1
         ends = [index for index, token in enumerate(sample.completion) if token in eos_ids]
         position = len(sample.prompt) + ends[0] if ends else position
     return [Reading(sample, head, name, sample.sequence, Output.SCALARS, position, position + 1)]
+
+
+def _last_position(sample: Sample, pad_token_id: int) -> int:
+    """Of the last token that is not padding; 0 if all are. Without padding the last one: no token has the id -1."""
+    tokens = sample.sequence.tokens
+    return next((position for position in range(sample.num_tokens - 1, 0, -1) if tokens[position] != pad_token_id), 0)
 
 
 def _rule_reading(sample: Sample, name: str, head: ServedHead, question: RuleQuestion) -> Reading:
@@ -192,7 +202,7 @@ def _result(
         case HeadKind.POLICY:
             return _policy_result(readings[0], sample.request.num_top)
         case HeadKind.VALUE:
-            values = np.concatenate(readings[0].values)
+            values = np.concatenate(readings[0].values) - np.float32(head.manifest.bias)
             num = len(sample.completion)
             return ValueResult(values[:num], 0.0 if sample.is_terminated else float(values[num]))
         case HeadKind.PREFERENCE:

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncIterator, Callable
+from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
 
 import grpc
@@ -63,14 +63,16 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self._publisher.check_size(header.delta_num_bytes, "header.delta_num_bytes")
         first = await self._workers.run(self._publisher.answered, request, header.sha256)
         if first is not None:
-            return pb.PushHeadResponse(
-                head=convert.version_message(self._registry.view(first)), num_trunk_tensors_compared=len(request.trunk_sha256)
-            )
+            return await self._pushed(Published(first, len(request.trunk_sha256)))
         published = await self._push(parts, request, header)
+        return await self._pushed(published, await self._tidy_up())
+
+    async def _pushed(self, published: Published, removed: Sequence[str] = ()) -> pb.PushHeadResponse:
         return pb.PushHeadResponse(
             head=convert.version_message(self._registry.view(published.record)),
             num_trunk_tensors_compared=published.num_trunk_tensors_compared,
-            removed=await self._tidy_up(),
+            removed=removed,
+            same_file_as=await self._workers.run(self._publisher.same_file_as, published.record),
         )
 
     async def _push(self, parts: _Parts, request: PushRequest, header: pb.PushHeader) -> Published:

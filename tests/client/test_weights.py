@@ -16,10 +16,12 @@ import torch
 from polyhead.client import RawTensor, convert, errors
 from polyhead.client.canonical import serialise
 from polyhead.client.names import TensorNames
+from polyhead.client.pushing import plan_push
 from polyhead.client.records import TrunkInfo
 from polyhead.client.results import HeadKind
 from polyhead.client.tensors import as_source, to_float32
 from polyhead.client.weights import SortedWeights, collect, guess_kind, sort_weights
+from polyhead.v1 import heads_pb2
 from tests.client.fake_server import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS, VOCAB, make_trunk
 
 LAYER, NORM = HEAD_SHAPES
@@ -86,7 +88,68 @@ def test_value_head_leaves_the_vocabulary_out() -> None:
     output = {"v_head.summary.weight": SCORE, "v_head.summary.bias": np.zeros(1, np.float32), "lm_head.weight": EMBEDDING}
     found = sort({**HEAD, **output}, HeadKind.VALUE)
     assert set(found.tensors) == {LAYER, NORM, "score.weight"}
-    assert found.ignored["v_head.summary.bias"] == "a bias of zero"
+    assert (found.ignored["v_head.summary.bias"], found.output_bias) == ("kept beside the file: bias 0", 0.0)
+
+
+@pytest.mark.parametrize("name", ["v_head.summary", "value_head", "score"])
+def test_a_trained_bias_is_kept(name: str) -> None:
+    """TRL's and OpenRLHF's value heads add one; it was refused. A head subtracts what it keeps, so the sign turns."""
+    weights = {**HEAD, f"{name}.weight": SCORE, f"{name}.bias": np.array([0.25], np.float32)}
+    found = sort(weights, HeadKind.VALUE)
+    assert set(found.tensors) == {LAYER, NORM, "score.weight"}
+    assert found.output_bias == 0.25
+    upload = plan_push("value", weights, {}).prepare(trunk(), HeadKind.VALUE)
+    assert upload.header.manifest.bias == -0.25
+    with pytest.raises(errors.InvalidArgument, match=r"a bias of their own, 0\.25: leave bias= out"):
+        plan_push("value", weights, {"bias": 1.0}).prepare(trunk(), HeadKind.VALUE)
+
+
+def test_a_bias_of_zero_is_said_and_a_callers_own_stands() -> None:
+    weights = {**HEAD, "score.weight": SCORE, "score.bias": np.zeros(1, np.float32)}
+    assert plan_push("value", weights, {}).prepare(trunk(), HeadKind.VALUE).header.manifest.HasField("bias")
+    assert plan_push("value", weights, {"bias": 1.5}).prepare(trunk(), HeadKind.VALUE).header.manifest.bias == 1.5
+
+
+def test_a_policy_with_a_value_head_beside_it_leaves_that_out() -> None:
+    """A bias that is not zero used to refuse TRL's whole model as a policy."""
+    output = {"v_head.summary.weight": SCORE, "v_head.summary.bias": np.ones(1, np.float32)}
+    found = sort({**HEAD, **output})
+    assert set(found.tensors) == {LAYER, NORM}
+    assert found.output_bias is None
+
+
+def test_a_scalar_model_is_no_policy() -> None:
+    """A tied model's reward checkpoint became a policy, without a word."""
+    with pytest.raises(errors.InvalidArgument, match=r"a scalar model's weights, with 'score.weight'.*policy head\nhint: .*\"preference\""):
+        sort({**HEAD, "score.weight": SCORE})
+    with pytest.raises(errors.InvalidArgument, match=r"'score.weight'\nhint: a language model has no scalar output"):
+        sort(HEAD, HeadKind.PREFERENCE)
+
+
+@pytest.mark.parametrize(
+    ("config", "reading"),
+    [
+        ({"architectures": ["LlamaForSequenceClassification"], "pad_token_id": 2}, ("last", 2)),
+        ({"architectures": ["LlamaForSequenceClassification"], "pad_token_id": None}, ("last", -1)),
+        ({"architectures": ["LlamaForSequenceClassification"], "pad_token_id": VOCAB}, ("last", -1)),
+        ({"architectures": ["LlamaForCausalLM"], "pad_token_id": 2}, ("", None)),
+        ({}, ("", None)),
+    ],
+)
+def test_a_preference_head_is_read_where_its_class_reads(config: dict[str, Any], reading: tuple[str, int | None], tmp_path: Path) -> None:
+    """With pad = EOS the class reads before the EOS, which a sample ends with."""
+    safetensors.numpy.save_file({**HEAD, "score.weight": SCORE}, tmp_path / "model.safetensors")
+    (tmp_path / "config.json").write_text(json.dumps(config))
+
+    def sent(kind: HeadKind, **options: Any) -> tuple[str, int | None]:
+        manifest = plan_push("preference", tmp_path, options).prepare(trunk(), kind).header.manifest
+        read = heads_pb2.ReadPosition.Name(manifest.read).removeprefix("READ_POSITION_").lower()
+        return "" if read == "unspecified" else read, manifest.pad_token_id if manifest.HasField("pad_token_id") else None
+
+    assert sent(HeadKind.PREFERENCE) == reading
+    assert sent(HeadKind.VALUE) == ("", None)
+    assert sent(HeadKind.PREFERENCE, read="eos") == ("eos", None)  # what the caller says counts
+    assert sent(HeadKind.PREFERENCE, pad_token_id=1) == ("", 1)
 
 
 @pytest.mark.parametrize(
@@ -95,16 +158,20 @@ def test_value_head_leaves_the_vocabulary_out() -> None:
         ({LAYER: HEAD[LAYER]}, HeadKind.POLICY, errors.InvalidArgument, "lack a tensor.*'model.norm.weight'"),
         ({"x": SCORE}, HeadKind.POLICY, errors.InvalidArgument, "'model.layers.1.mlp.up_proj.weight' and 1 more"),
         (HEAD, HeadKind.VALUE, errors.InvalidArgument, "'score.weight'"),
-        ({**HEAD, "v_head.summary.weight": SCORE, "v_head.summary.bias": np.ones(1, np.float32)}, HeadKind.VALUE,
-         errors.FailedPrecondition, "a bias that is not zero: 'v_head.summary.bias'\nhint: .*bias=-b"),
+        ({**HEAD, "score.weight": SCORE, "score.bias": np.ones(2, np.float32)}, HeadKind.VALUE,
+         errors.FailedPrecondition, r"is one number: 'score.bias' has shape \(2,\)"),
+        ({**HEAD, "score.weight": SCORE, "score.bias": np.full(1, np.nan, np.float32)}, HeadKind.VALUE,
+         errors.FailedPrecondition, "not finite: 'score.bias'"),
         ({**HEAD, LAYER: np.ones((4, D_MODEL), np.float32)}, HeadKind.POLICY, errors.FailedPrecondition,
          r"\(4, 4\), not \(8, 4\)\nhint: gather first"),
         ({**HEAD, NORM: np.ones(D_MODEL)}, HeadKind.POLICY, errors.FailedPrecondition, "float64\nhint: convert"),
         ({**HEAD, "norm.weight": HEAD[NORM]}, HeadKind.POLICY, errors.InvalidArgument, "two of the weights go by the name"),
         ({**HEAD, "model.layers.1.q.lora_A.weight": SCORE}, HeadKind.POLICY, errors.FailedPrecondition, "merge_and_unload"),
         ({**HEAD, "score.weight": np.ones((2, D_MODEL), np.float32)}, HeadKind.VALUE, errors.FailedPrecondition,
-         r"not \(1, 4\)"),
+         "2 numbers and not one.*\nhint: train with num_labels=1"),
         ({}, HeadKind.POLICY, errors.InvalidArgument, "weights are empty"),
+        (3, HeadKind.POLICY, TypeError, "a folder, a torch module, a mapping.*: int"),
+        ([np.ones(3)], HeadKind.POLICY, TypeError, "an iterable of ndarray\nhint: model.named_parameters"),
         ({LAYER: [1.0]}, HeadKind.POLICY, TypeError, "must be a torch tensor, a numpy array or a RawTensor: list"),
     ],
 )  # fmt: skip

@@ -100,6 +100,15 @@ def names(client: Client, models: list[PeftModel], folder: Path) -> list[str]:
     return names
 
 
+def test_a_live_peft_model_is_the_folder_that_it_saves(client: Client, names: list[str], models: list[PeftModel]) -> None:
+    """`push("policy", model)` takes the adapter out of it, with its config."""
+    for name, model in zip(names, models, strict=True):
+        stored = client.head(name)
+        live = client.push(name, model, base=stored.manifest.base, validate_only=True)
+        assert (live.head.file_sha256, live.head.manifest.lora) == (stored.file_sha256, stored.manifest.lora)
+        assert live.same_file_as == stored.ref
+
+
 def test_scores_equal_pefts_own_model(client: Client, names: list[str], models: list[PeftModel]) -> None:
     """Every adapter and the base score one text in one call, in one pass through the head's layers."""
     before = client.status().counters

@@ -5,15 +5,18 @@ from __future__ import annotations
 import hashlib
 import json
 import os
+import shutil
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
+from transformers import AutoModelForCausalLM
 
 from polyhead.heads.checkpoint import Checkpoint, Piece, canonical_config, read_header, write_weights
 from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from polyhead.heads.split import split
 from tests.heads.models import save_tiny, tiny_config
 
 
@@ -34,6 +37,50 @@ def test_shards_read_as_one_file(tmp_path: Path) -> None:
     assert len({info.file for info in many.tensors.values()}) > 2
     assert one.names == many.names
     assert all(one.sha256(name) == many.sha256(name) for name in one.names)
+
+
+def test_a_folder_that_was_saved_twice_reads_the_single_file(tmp_path: Path) -> None:
+    """An old index beside model.safetensors used to win, silently, and transformers reads the single file: log-probs were off by 2.9."""
+    save_tiny("llama", tmp_path, seed=0, max_shard_size="20KB")
+    newer = save_tiny("llama", tmp_path / "second", seed=1).state_dict()
+    shutil.move(tmp_path / "second" / "model.safetensors", tmp_path / "model.safetensors")
+    checkpoint = Checkpoint.open(tmp_path)
+    assert all(torch.equal(checkpoint.read(name), tensor) for name, tensor in newer.items())
+    assert AutoModelForCausalLM.from_pretrained(tmp_path).state_dict().keys() == newer.keys()
+
+
+@pytest.mark.parametrize("named", ["weights.safetensors", "weights.safetensors.index.json"])
+def test_weights_that_config_names_come_first(named: str, tmp_path: Path) -> None:
+    """transformers reads `transformers_weights` before anything else; the name changes no identity, and parts do not keep it."""
+    expected = save_tiny("llama", tmp_path, seed=1).state_dict()
+    (tmp_path / "model.safetensors").rename(tmp_path / "weights.safetensors")
+    placed = dict.fromkeys(expected, "weights.safetensors")
+    (tmp_path / "weights.safetensors.index.json").write_text(json.dumps({"weight_map": placed}))
+    save_tiny("llama", tmp_path / "other", seed=2)
+    shutil.move(tmp_path / "other" / "model.safetensors", tmp_path / "model.safetensors")
+    edit_config(tmp_path, transformers_weights=named)
+    checkpoint = Checkpoint.open(tmp_path)
+    assert {info.file for info in checkpoint.tensors.values()} == {"weights.safetensors"}
+    assert torch.equal(checkpoint.read("model.norm.weight"), expected["model.norm.weight"])
+    assert "transformers_weights" not in canonical_config(checkpoint.config)
+    split(tmp_path, tmp_path / "parts", 2)
+    assert Checkpoint.open(tmp_path / "parts" / "trunk").tensors
+    assert not list((tmp_path / "parts" / "trunk").glob("*.index.json"))
+
+
+@pytest.mark.parametrize("named", ["../x.safetensors", "weights.bin", "gone.safetensors"])
+def test_weights_that_config_names_wrongly(named: str, tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path)
+    edit_config(tmp_path, transformers_weights=named)
+    with pytest.raises(FailedPrecondition, match=named):
+        Checkpoint.open(tmp_path)
+
+
+def test_shards_of_an_older_save_do_not_matter(tmp_path: Path) -> None:
+    save_tiny("llama", tmp_path, max_shard_size="20KB")
+    shard = sorted(tmp_path.glob("*-of-*.safetensors"))[0]
+    shutil.copy(shard, tmp_path / "model-00001-of-00077.safetensors")
+    assert Checkpoint.open(tmp_path).tensors
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16, torch.int64, torch.bool])
@@ -173,6 +220,42 @@ def test_a_missing_shard_is_named(tmp_path: Path) -> None:
     shard = sorted(tmp_path.glob("*-of-*.safetensors"))[1]
     shard.unlink()
     with pytest.raises(FailedPrecondition, match=shard.name):
+        Checkpoint.open(tmp_path)
+
+
+def test_a_shard_that_the_index_forgets_is_named(tmp_path: Path) -> None:
+    """transformers would leave its tensors random, with a warning."""
+    save_tiny("llama", tmp_path, max_shard_size="20KB")
+    index = tmp_path / "model.safetensors.index.json"
+    plain = json.loads(index.read_text())
+    forgotten = sorted(set(plain["weight_map"].values()))[1]
+    plain["weight_map"] = {name: file for name, file in plain["weight_map"].items() if file != forgotten}
+    index.write_text(json.dumps(plain))
+    with pytest.raises(DataLoss, match=f"does not list a shard.*{forgotten}"):
+        Checkpoint.open(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("index", "message"),
+    [
+        ({"weight_map": {"a": "model.bin.safetensors"}}, "'model.bin.safetensors'"),
+        ({"weight_map": {"ghost": "part.safetensors"}}, "places a tensor in part.safetensors, which lacks it: 'ghost'"),
+        ({"weight_map": []}, "no weight_map"),
+        ({}, "no weight_map"),
+        ({"weight_map": {"a": 3}}, "no weight_map"),
+    ],
+)
+def test_damaged_indexes(index: Any, message: str, tmp_path: Path) -> None:
+    tiny_config("llama").save_pretrained(tmp_path)
+    save_file({"a": torch.zeros(2)}, tmp_path / "part.safetensors")
+    (tmp_path / "model.safetensors.index.json").write_text(json.dumps(index))
+    with pytest.raises((DataLoss, FailedPrecondition), match=message):
+        Checkpoint.open(tmp_path)
+
+
+def test_an_adapters_folder_is_no_model(tmp_path: Path) -> None:
+    (tmp_path / "adapter_config.json").write_text("{}")
+    with pytest.raises(FailedPrecondition, match=r"holds an adapter, not a model.*\nhint: serve the model"):
         Checkpoint.open(tmp_path)
 
 

@@ -118,6 +118,20 @@ def test_a_reward_model_splits_into_a_preference_head(tmp_path: Path) -> None:
     assert torch.equal(logits(merged), logits(model))
 
 
+@pytest.mark.parametrize(("pad", "kept"), [(2, 2), (None, -1)])
+def test_a_reward_models_padding_goes_along(pad: int | None, kept: int, tmp_path: Path) -> None:
+    """It decides where the class reads its score."""
+    model = AutoModelForSequenceClassification.from_config(tiny_config("llama", num_labels=1))
+    model.config.pad_token_id = pad
+    model.save_pretrained(tmp_path / "model")
+    split(tmp_path / "model", tmp_path / "split", 2)
+    manifest, tensors = read_head_folder(tmp_path / "split" / "heads" / "preference")
+    assert manifest.pad_token_id == kept
+    write_head_folder(tmp_path / "split" / "heads" / "preference", tensors, dataclasses.replace(manifest, pad_token_id=7))
+    merged = AutoModelForSequenceClassification.from_pretrained(merge_tiny(tmp_path, "preference"))
+    assert merged.config.pad_token_id == 7
+
+
 def test_families_without_a_classifier_say_so(tmp_path: Path) -> None:
     split_tiny("granite", tmp_path)
     manifest, tensors = read_head_folder(tmp_path / "split" / "heads" / "policy")

@@ -90,6 +90,42 @@ async def test_push_pull_round_trip(world: World, stub: Stub, size: int) -> None
     assert b"".join(part.chunk.data for part in rest) == data
 
 
+async def test_a_push_of_known_bytes_names_their_version(world: World, stub: Stub) -> None:
+    """The newest one of the same name, else of any: a trainer that pushes what it pulled learns it."""
+    data = to_file(world.changed(1))
+    assert (await stub.PushHead(push(data))).same_file_as == ""
+    assert (await stub.PushHead(push(to_file(world.changed(2))))).same_file_as == ""
+    assert (await stub.PushHead(push(data, request_id="again"))).same_file_as == "policy@2"
+    assert (await stub.PushHead(push(data, request_id="again"))).same_file_as == "policy@2"
+    other = pb.HeadManifest(kind=types_pb2.HEAD_KIND_POLICY)
+    assert (await stub.PushHead(push(data, name="other", manifest=other, validate_only=True))).same_file_as == "policy@4"
+
+
+async def test_padding_travels_and_is_inherited(world: World, stub: Stub) -> None:
+    """0 and -1 are told apart: a token, and none."""
+
+    async def copied(source: str, **changes: Any) -> int:
+        done = await stub.CopyHead(pb.CopyHeadRequest(source=source, target="preference", **changes))
+        return int(done.head.manifest.pad_token_id)
+
+    assert await copied("preference@1") == -1
+    assert await copied("preference@1", pad_token_id=0) == 0
+    assert await copied("preference@3") == 0
+    assert await copied("preference@3", pad_token_id=-1) == -1
+    for wrong, field in ((-2, "pad_token_id"), (10**6, "manifest.pad_token_id")):
+        with pytest.raises(grpc.aio.AioRpcError) as caught:
+            await copied("preference@1", pad_token_id=wrong)
+        assert field_of(caught.value) == field
+
+
+async def test_token_0_can_be_appended(world: World, stub: Stub) -> None:
+    """On the wire 0 was taken for "not given"."""
+    manifest = pb.HeadManifest(read=pb.READ_POSITION_APPEND, append_token_id=0)
+    data = b"".join([part.chunk.data async for part in stub.PullHead(pb.PullHeadRequest(head="preference@1"))])
+    done = await stub.PushHead(push(data, name="preference", manifest=manifest, validate_only=True))
+    assert (done.head.manifest.read, done.head.manifest.append_token_id) == (pb.READ_POSITION_APPEND, 0)
+
+
 async def test_a_pull_pauses_between_its_slices(world: World, stub: Stub) -> None:
     calls: list[int] = []
     world.publisher.breathe = lambda: calls.append(1)  # type: ignore[assignment]

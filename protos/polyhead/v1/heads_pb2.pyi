@@ -40,7 +40,7 @@ UNFINISHED_READ_LAST: Unfinished
 UNFINISHED_OMIT: Unfinished
 
 class HeadManifest(_message.Message):
-    __slots__ = ("kind", "trunk_id", "precision", "output", "base", "untrained", "bias", "read", "append_token_id", "unfinished", "violated_token_id", "followed_token_id", "template", "lora")
+    __slots__ = ("kind", "trunk_id", "precision", "output", "base", "untrained", "bias", "read", "append_token_id", "unfinished", "violated_token_id", "followed_token_id", "template", "lora", "pad_token_id")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -55,6 +55,7 @@ class HeadManifest(_message.Message):
     FOLLOWED_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
+    PAD_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     kind: _types_pb2.HeadKind
     trunk_id: str
     precision: str
@@ -69,7 +70,8 @@ class HeadManifest(_message.Message):
     followed_token_id: int
     template: str
     lora: LoraAdapter
-    def __init__(self, kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., output: _Optional[_Union[OutputKind, str]] = ..., base: _Optional[str] = ..., untrained: _Optional[bool] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., violated_token_id: _Optional[int] = ..., followed_token_id: _Optional[int] = ..., template: _Optional[str] = ..., lora: _Optional[_Union[LoraAdapter, _Mapping]] = ...) -> None: ...
+    pad_token_id: int
+    def __init__(self, kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., output: _Optional[_Union[OutputKind, str]] = ..., base: _Optional[str] = ..., untrained: _Optional[bool] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., violated_token_id: _Optional[int] = ..., followed_token_id: _Optional[int] = ..., template: _Optional[str] = ..., lora: _Optional[_Union[LoraAdapter, _Mapping]] = ..., pad_token_id: _Optional[int] = ...) -> None: ...
 
 class LoraAdapter(_message.Message):
     __slots__ = ("rank", "alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
@@ -218,14 +220,16 @@ class PushHeadRequest(_message.Message):
     def __init__(self, header: _Optional[_Union[PushHeader, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class PushHeadResponse(_message.Message):
-    __slots__ = ("head", "num_trunk_tensors_compared", "removed")
+    __slots__ = ("head", "num_trunk_tensors_compared", "removed", "same_file_as")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     NUM_TRUNK_TENSORS_COMPARED_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    SAME_FILE_AS_FIELD_NUMBER: _ClassVar[int]
     head: HeadVersion
     num_trunk_tensors_compared: int
     removed: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., num_trunk_tensors_compared: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
+    same_file_as: str
+    def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., num_trunk_tensors_compared: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ..., same_file_as: _Optional[str] = ...) -> None: ...
 
 class PullHeadRequest(_message.Message):
     __slots__ = ("head",)
@@ -242,7 +246,7 @@ class PullHeadResponse(_message.Message):
     def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class CopyHeadRequest(_message.Message):
-    __slots__ = ("source", "target", "kind", "bias", "read", "append_token_id", "unfinished", "request_id", "labels")
+    __slots__ = ("source", "target", "kind", "bias", "read", "append_token_id", "unfinished", "request_id", "labels", "pad_token_id")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -252,6 +256,7 @@ class CopyHeadRequest(_message.Message):
     UNFINISHED_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
+    PAD_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
     source: str
     target: str
     kind: _types_pb2.HeadKind
@@ -261,7 +266,8 @@ class CopyHeadRequest(_message.Message):
     unfinished: Unfinished
     request_id: str
     labels: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ...) -> None: ...
+    pad_token_id: int
+    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., pad_token_id: _Optional[int] = ...) -> None: ...
 
 class CopyHeadResponse(_message.Message):
     __slots__ = ("head", "removed")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import dataclasses
+
 import numpy as np
 import pytest
 import torch
@@ -113,6 +115,42 @@ def test_preference_is_read_where_the_manifest_says(bench: Bench) -> None:
     bench.engine.scheduler.eos_ids = frozenset({completion[3]})
     assert read(True, read=ReadPosition.EOS).raw == pytest.approx(by_hand[20 + 3], abs=1e-4)
     assert not read(False, unfinished=Unfinished.OMIT).is_present
+
+
+@pytest.mark.parametrize("num_pads", [0, 1, 5, 7, 25])
+def test_padding_is_passed_over_as_the_classifier_does(bench: Bench, num_pads: int) -> None:
+    """The rule is ForSequenceClassification's own: the rightmost token that is not padding, the first one if all are.
+
+    With a padding token that is the EOS this stands before the EOS, in the prompt if the completion is nothing else. A second request,
+    whose head states are cached, reads the same.
+    """
+    pad = 5
+    tokens = [token if token != pad else 6 for token in [*bench.prompt(20), *bench.prompt(5, 3)]]
+    tokens[25 - num_pads :] = [pad] * num_pads
+    positions = torch.arange(25) * (torch.tensor(tokens) != pad)
+    expected = int(positions.argmax())
+    bench.activate(2, policy=bench.engine.active.heads["policy"].live, value=bench.engine.active.heads["value"].live, pad_token_id=pad)
+    for _ in range(2):
+        request = bench.given(tokens[:20], tokens[20:], True, score=("preference",))
+        bench.run(request)
+        result = scores(request.samples[0])["preference"].result
+        assert result.position == expected
+        assert result.raw == pytest.approx(hand_values(bench, tokens)[expected], abs=1e-4)
+
+
+def test_a_value_heads_bias_is_subtracted(bench: Bench) -> None:
+    """TRL's value heads have one. The bootstrap of a sample that ended by itself stays 0."""
+    prompt, completion = bench.prompt(20), bench.prompt(5, 3)
+    by_hand = np.array(hand_values(bench, [*prompt, *completion])) + 0.25
+    value = bench.engine.active.heads["value"]
+    biased = dataclasses.replace(value, manifest=dataclasses.replace(value.manifest, bias=-0.25))
+    bench.engine.active.heads["value"] = biased
+    for is_terminated in (False, True):
+        request = bench.given(prompt, completion, is_terminated, score=("value",))
+        bench.run(request)
+        result = scores(request.samples[0])["value"].result
+        assert result.values == pytest.approx(by_hand[19:24], abs=1e-4)
+        assert result.bootstrap_value == (0.0 if is_terminated else pytest.approx(by_hand[24], abs=1e-4))
 
 
 def test_a_sample_keeps_its_generation_through_a_swap(bench: Bench) -> None:
