@@ -82,7 +82,7 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
                 seeds = arm.sampling.sample_seeds
                 seed = seeds[index] if seeds else sample_seed(param.seed, prompt_index, arm_index, index)
                 sequence = Sequence(list(ids), prompt.cache_salt)
-                text = door.tokenizer.stream(param.stop, param.keep_stop)
+                text = door.tokenizer.stream(param.stop, param.keep_stop, ids)
                 head = arm.head or DEFAULT_HEAD
                 request.samples.append(
                     Sample(
@@ -110,7 +110,7 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
     for index, item in enumerate(message.items):
         field = f"items[{index}]"
         ids = prompt_ids(item.prompt, door, f"{field}.prompt")
-        completion = completion_ids(item, door, field)
+        completion = completion_ids(item, ids, door, field)
         _check_length(len(ids) + len(completion), request, door, field)
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
         sample.form = reply_form(item.prompt, door, f"{field}.prompt")
@@ -131,7 +131,7 @@ def given_sample(request: Request, index: int, prompt: list[int], completion: li
 
 def _is_terminated(sample: Sample, door: Door) -> bool:
     """Whether a given completion ends as a reply does."""
-    return sample.completion[-1] in door.eos_ids or is_ended(sample.completion, sample.form, door.tokenizer.decode)
+    return sample.completion[-1] in door.eos_ids or is_ended(sample.completion, sample.form, door.tokenizer.decode_after(sample.prompt))
 
 
 def _arm_params(arm: generation_pb2.Arm, field: str, door: Door) -> SamplingParams:
@@ -221,7 +221,7 @@ def _rule_questions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door
                 field="score.heads",
             )
     reference, rules = selected_rules(selection, door.rules, "score.rules")
-    worded = door.rules.suffixes(rules)
+    worded = door.rules.suffixes(rules, "score.rules")
     return RuleQuestions(
         reference, {template: tuple(RuleQuestion(*question) for question in questions) for template, questions in worded.items()}
     )

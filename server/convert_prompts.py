@@ -13,7 +13,12 @@ from polyhead.v1 import scoring_pb2, types_pb2
 
 
 def prompt_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
-    """The token ids of a prompt, whichever way it was given. Raises InvalidArgument naming the field."""
+    """The token ids of a prompt, whichever way it was given, all of them the model's. Raises InvalidArgument naming the field."""
+    return door.tokenizer.check_ids(written_ids(prompt, door, field), f"{field}.{prompt.WhichOneof('source')}")
+
+
+def written_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
+    """The same as the tokenizer writes them, perhaps with tokens that the model does not have."""
     if len(prompt.cache_salt) > 256:
         raise InvalidArgument("cache_salt is longer than 256 characters", field=f"{field}.cache_salt")
     transcript = _transcript(prompt, door, field)
@@ -33,7 +38,7 @@ def prompt_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
         case _:
             raise InvalidArgument("the prompt is not set: give text, token_ids, chat or continue_from", field=field)
     if prompt.assistant_prefix:
-        ids = ids + door.tokenizer.encode(prompt.assistant_prefix, special_tokens=False)
+        ids = ids + door.tokenizer.encode_after(ids, prompt.assistant_prefix, f"{field}.assistant_prefix")
     if not ids:
         raise InvalidArgument("the prompt has no tokens", field=field)
     return ids
@@ -48,10 +53,11 @@ def reply_form(prompt: types_pb2.Prompt, door: Door, field: str) -> ReplyForm:
     return ReplyForm(transcript_format.reference, reply.ends, transcript_format.openings)
 
 
-def completion_ids(item: scoring_pb2.ScoreItem, door: Door, field: str) -> list[int]:
+def completion_ids(item: scoring_pb2.ScoreItem, prompt: list[int], door: Door, field: str) -> list[int]:
+    """The token ids of a completion; a text is written so that it continues the prompt. Raises InvalidArgument naming the field."""
     match item.WhichOneof("completion"):
         case "text":
-            ids = door.tokenizer.encode(item.text, special_tokens=False)
+            ids = door.tokenizer.encode_after(prompt, item.text, f"{field}.text")
             if not ids:
                 raise InvalidArgument("the completion is empty", field=f"{field}.text")
             return ids
@@ -108,12 +114,18 @@ def _continuation_ids(
     if transcript is not None:
         if not messages and not prompt.reply_role:
             raise InvalidArgument("no messages: name reply_role if the next turn is to be generated", field=f"{field}.messages")
-        return [*before, *_continued_transcript(sampled, messages, *transcript, door, field)]
+        return [*before, *_continued_transcript(before, sampled, messages, *transcript, door, field)]
     return [*before, *sampled, *door.tokenizer.encode_next_turns(messages, sampled[-1], door.eos_ids, f"{field}.messages")]
 
 
 def _continued_transcript(
-    sampled: list[int], messages: list[dict[str, str]], transcript_format: TranscriptFormat, reply: Role, door: Door, field: str
+    before: list[int],
+    sampled: list[int],
+    messages: list[dict[str, str]],
+    transcript_format: TranscriptFormat,
+    reply: Role,
+    door: Door,
+    field: str,
 ) -> list[int]:
     """The sampled reply and the turns that follow it, as one transcript.
 
@@ -121,11 +133,11 @@ def _continued_transcript(
     last token holds text beyond it, the tokens at fault are written anew: what follows is the caller's to say.
     """
     sampled = door.tokenizer.without_end(sampled)
-    text, _ = split_marker(sampled, transcript_format.openings, door.tokenizer.decode)
+    text, _ = split_marker(sampled, transcript_format.openings, door.tokenizer.decode_after(before))
     turns = transcript_format.written(messages, reply, f"{field}.messages")
     following = next(opening for opening in transcript_format.openings if turns.startswith(opening))
     transcript_format.check_closed(text, 0, following, f"{field}.token_ids")
-    return door.tokenizer.encode_from(sampled, text + turns)
+    return door.tokenizer.encode_from(before, sampled, text + turns, f"{field}.messages")
 
 
 def _messages(messages: Iterable[types_pb2.ChatMessage]) -> list[dict[str, str]]:

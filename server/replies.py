@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import logging
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
+from polyhead.server.continuation import Decode
 from polyhead.server.engine.sequence import FinishReason, ReplyForm, Sample
 
 logger = logging.getLogger(__name__)
-
-Decode = Callable[[Sequence[int]], str]
 
 
 @dataclass(frozen=True, slots=True)

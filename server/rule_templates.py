@@ -16,7 +16,7 @@ MAX_SPELLINGS = 16
 class Encoder(Protocol):
     """The part of a tokenizer that rules need."""
 
-    def encode(self, text: str, special_tokens: bool = True) -> list[int]: ...
+    def encode_behind_text(self, text: str, field: str) -> list[int]: ...
     def single_token(self, text: str) -> int | None: ...
 
 
@@ -36,9 +36,9 @@ class RuleTemplate:
     followed_token_id: int
     file: ConfigurationFile
 
-    def suffix(self, encoder: Encoder, rule_text: str) -> tuple[int, ...]:
-        """Ids that follow a dialogue to ask about one rule."""
-        return (*self.before, *encoder.encode(self.joint + rule_text, special_tokens=False), *self.after)
+    def suffix(self, encoder: Encoder, rule_text: str, field: str) -> tuple[int, ...]:
+        """Ids that follow a dialogue to ask about one rule. InvalidArgument names the field if the tokenizer cannot write it."""
+        return (*self.before, *encoder.encode_behind_text(self.joint + rule_text, field), *self.after)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,13 +54,14 @@ class TemplateText:
     def fitted(self, encoder: Encoder, vocab_size: int | None) -> RuleTemplate:
         """As ids, all of them below `vocab_size` if that is known. Raises Unfit, or InvalidArgument for a text that cannot be written."""
         fixed = self.before.rstrip(" ")
+        violated, followed = (_answer(encoder, spellings, vocab_size) for spellings in (self.violated, self.followed))
         template = RuleTemplate(
             reference=self.file.reference,
-            before=tuple(encoder.encode(fixed, special_tokens=False)),
-            after=tuple(encoder.encode(self.after, special_tokens=False)),
+            before=tuple(encoder.encode_behind_text(fixed, "rules.template")),
+            after=tuple(encoder.encode_behind_text(self.after, "rules.template")),
             joint=self.before[len(fixed) :],
-            violated_token_id=_answer(encoder, self.violated, vocab_size),
-            followed_token_id=_answer(encoder, self.followed, vocab_size),
+            violated_token_id=violated,
+            followed_token_id=followed,
             file=self.file,
         )
         if template.violated_token_id == template.followed_token_id:

@@ -95,14 +95,14 @@ class RuleBook:
         if template not in self.templates:
             raise FailedPrecondition(f"{head} uses a template that the server does not have: {template!r}", field=field)
 
-    def questions(self, template: RuleTemplate, rules: Iterable[Rule]) -> tuple[tuple[str, tuple[int, ...]], ...]:
-        """(rule id, ids after the dialogue) for each rule."""
-        return tuple((rule.rule_id, template.suffix(self._encoder, rule.text)) for rule in rules)
+    def questions(self, template: RuleTemplate, rules: Iterable[Rule], field: str = FIELD) -> tuple[tuple[str, tuple[int, ...]], ...]:
+        """(rule id, ids after the dialogue) for each rule. InvalidArgument, below `field`, for one that the tokenizer cannot write."""
+        return tuple((rule.rule_id, template.suffix(self._encoder, rule.text, f"{field}[{rule.rule_id}].text")) for rule in rules)
 
-    def suffixes(self, rules: Iterable[Rule]) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
+    def suffixes(self, rules: Iterable[Rule], field: str = FIELD) -> dict[str, tuple[tuple[str, tuple[int, ...]], ...]]:
         """The questions by template."""
         rules = list(rules)
-        return {reference: self.questions(template, rules) for reference, template in self.templates.items()}
+        return {reference: self.questions(template, rules, field) for reference, template in self.templates.items()}
 
     def configurations(self) -> Iterator[Configuration]:
         """What the server lists of these files."""

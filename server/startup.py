@@ -123,7 +123,7 @@ def _build(
     trunk = build_trunk(checkpoint, spec, computed_in(config.trunk_dtype, config.device), config.device)
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
-    tokenizer = Tokenizer.load(checkpoint.folder)
+    tokenizer = Tokenizer.load(checkpoint.folder, spec.vocab_size)
     rules, recipes = RuleBook(tokenizer, config.rules, spec.vocab_size), RecipeBook(config.recipes)
     formats = TranscriptBook(tokenizer, config.formats)
     eos_ids = read_eos_ids(checkpoint)

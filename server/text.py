@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import functools
 import hashlib
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.server.continuation import Continuation, Decode
 
 ROLES = ("system", "user", "assistant")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt")
@@ -16,17 +17,21 @@ _STAND_IN = "polyhead-stand-in-reply"
 _LEAD = 3  # tokens among which a template's end token stands: perhaps a space before it
 _HALF_CHARACTER = "\ufffd"  # what a tokenizer writes for bytes that are not a character yet
 _LONGEST_WINDOW = 16  # tokens that are decoded again and again
+_SHOWN = 60  # characters
 
 
 class Tokenizer:
     """A checkpoint's tokenizer and chat template, with the meanings that the contract gives them."""
 
-    def __init__(self, tokenizer: Any, sha256: str) -> None:
+    def __init__(self, tokenizer: Any, sha256: str, vocab_size: int | None = None) -> None:
+        """`vocab_size` of the model: a tokenizer may know tokens beyond it. None: no bound."""
         self._tokenizer = tokenizer
         self.sha256 = sha256
+        self._vocab_size = vocab_size
+        _forget_lengths(tokenizer)
 
     @classmethod
-    def load(cls, folder: Path) -> Tokenizer:
+    def load(cls, folder: Path, vocab_size: int | None = None) -> Tokenizer:
         """Read a local folder; nothing is fetched and no code of the folder's runs."""
         from transformers import AutoTokenizer
 
@@ -35,7 +40,7 @@ class Tokenizer:
         for name in _TOKENIZER_FILES:
             if (folder / name).is_file():
                 digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
-        return cls(tokenizer, digest.hexdigest())
+        return cls(tokenizer, digest.hexdigest(), vocab_size)
 
     @property
     def has_chat_template(self) -> bool:
@@ -43,11 +48,49 @@ class Tokenizer:
 
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
         """Ids of a text; `special_tokens` adds what the tokenizer puts around one (a BOS, say)."""
-        return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+        try:
+            return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+        except Exception as error:  # of the Rust library, which has no class for it: no token for unknown text, say
+            raise InvalidArgument(f"the model's tokenizer cannot write this text: {str(error)[:200]}") from None
+
+    def encode_after(self, before: Sequence[int], text: str, field: str) -> list[int]:
+        """Ids of a text that continues `before`. InvalidArgument names the field if the tokenizer cannot do that."""
+        if not self._holds_text(before):
+            return self.check_ids(self.encode(text, special_tokens=False), field)
+        try:
+            ids = self.continuation.encode(text, field)
+        except InvalidArgument as error:
+            raise InvalidArgument(f"{error.message}\nhint: send token ids instead of text", field=field) from None
+        return self.check_ids(ids, field)
+
+    def encode_behind_text(self, text: str, field: str) -> list[int]:
+        """The same behind any text whatever."""
+        return self.check_ids(self.continuation.encode(text, field), field)
+
+    def decode_after(self, before: Sequence[int]) -> Decode:
+        """What turns ids that continue `before` into the text that they add."""
+        return self.continuation.decode if self._holds_text(before) else self.decode
+
+    def check_ids(self, ids: list[int], field: str) -> list[int]:
+        """Ids that the tokenizer made, or InvalidArgument naming the field: a token that was added to it may be none of the model's."""
+        if self._vocab_size is not None and ids and (highest := max(ids)) >= self._vocab_size:
+            token = str(self._tokenizer.convert_ids_to_tokens(highest))[:_SHOWN]
+            raise InvalidArgument(
+                f"the tokenizer writes {token!r} as token {highest}, outside the model's vocabulary of {self._vocab_size}: the model has "
+                "never seen it\nhint: leave it out",
+                field=field,
+            )
+        return ids
 
     def single_token(self, text: str) -> int | None:
-        """The id of a text that is one token, and known to the tokenizer: the unknown token stands for anything."""
-        ids = self.encode(text, special_tokens=False)
+        """The id of a text that is one token behind any other, and known to the tokenizer: the unknown token stands for anything.
+
+        A tokenizer of words that cannot write it there has perhaps one for it with its space.
+        """
+        try:
+            ids = self.continuation.encode(text, "text")
+        except InvalidArgument:
+            ids = self.encode(text, special_tokens=False)
         is_it = len(ids) == 1 and self.decode(ids, skip_special_tokens=False).strip().casefold() == text.strip().casefold()
         return ids[0] if is_it and ids[0] != self._tokenizer.unk_token_id else None
 
@@ -75,21 +118,33 @@ class Tokenizer:
         num_left_out = next((index + 1 for index, token in enumerate(ids[:_LEAD]) if token in ends), 0)
         return ids[num_left_out:]
 
-    def encode_from(self, ids: list[int], text: str) -> list[int]:
-        """Ids of `text` that begin with `ids` as far as these agree with it; only what is left is tokenised."""
-        length = len(ids)
-        while not text.startswith(start := self.decode(ids[:length])):
+    def encode_from(self, before: list[int], ids: list[int], text: str, field: str) -> list[int]:
+        """Ids of `text`, which continues `before`, that begin with `ids` as far as these agree with it; only what is left is tokenised."""
+        length, decode = len(ids), self.decode_after(before)
+        while not text.startswith(start := decode(ids[:length])):
             length -= 1
-        return [*ids[:length], *self.encode(text[len(start) :], special_tokens=False)]
+        return [*ids[:length], *self.encode_after([*before, *ids[:length]], text[len(start) :], field)]
 
     def without_end(self, ids: list[int]) -> list[int]:
         """A reply's ids without the special tokens that it ended with, such as an EOS: they are no text."""
         special = self._special_ids
         return ids[: max((index + 1 for index, token in enumerate(ids) if token not in special), default=0)]
 
-    def stream(self, stops: tuple[str, ...], keep_stop: bool) -> TextStream:
-        """A fresh text for one sample."""
-        return TextStream(self.decode, stops, keep_stop)
+    def stream(self, stops: tuple[str, ...], keep_stop: bool, before: Sequence[int] = ()) -> TextStream:
+        """A fresh text for one sample, which continues `before`."""
+        return TextStream(self.decode, stops, keep_stop, self.continuation.context if self._holds_text(before) else ())
+
+    @functools.cached_property
+    def continuation(self) -> Continuation:
+        """How this tokenizer writes text behind other text."""
+        unknown, backend = self._tokenizer.unk_token_id, getattr(self._tokenizer, "backend_tokenizer", None)
+        ordinary = (token for token in range(len(self._tokenizer)) if token not in self._special_ids)
+        kind = type(backend.model).__name__ if backend is not None else type(self._tokenizer).__name__
+        return Continuation(self, kind=kind, special_ids=self._special_ids - {unknown}, spare_ids=ordinary)
+
+    def _holds_text(self, ids: Sequence[int]) -> bool:
+        """Whether anything but special tokens is among them: a BOS alone leaves what follows at the beginning of a text."""
+        return any(token not in self._special_ids for token in ids)
 
     @functools.cached_property
     def _special_ids(self) -> frozenset[int]:
@@ -103,7 +158,7 @@ class Tokenizer:
         _, found, following = self._render(before + messages, field, opens_reply=bool(messages)).partition(_STAND_IN)
         if not found:
             raise FailedPrecondition("the model's chat template rewrites replies, so a conversation cannot be continued from ids")
-        return self.encode(following, special_tokens=False)
+        return self.continuation.encode(following, field)
 
     def _render(self, messages: list[dict[str, str]], field: str, opens_reply: bool = True) -> str:
         from jinja2.exceptions import TemplateError
@@ -127,6 +182,13 @@ class Tokenizer:
             )
 
 
+def _forget_lengths(tokenizer: Any) -> None:
+    """Truncation and padding that a training left in `tokenizer.json`: a text would lose its end, or get one."""
+    if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
+        backend.no_truncation()
+        backend.no_padding()
+
+
 class TextStream:
     """A sample's text, as its ids come. Holds back half characters, and text that may turn out to begin a stop string.
 
@@ -137,7 +199,8 @@ class TextStream:
     ('', 'END', 'é ')
     """
 
-    def __init__(self, decode: Callable[[Sequence[int]], str], stops: tuple[str, ...], keep_stop: bool) -> None:
+    def __init__(self, decode: Decode, stops: tuple[str, ...], keep_stop: bool, context: Sequence[int] = ()) -> None:
+        """The sample's ids are decoded behind those of `context`, whose text is not the sample's."""
         self.text = ""
         self.matched_stop = ""
         self._decode = decode
@@ -145,19 +208,22 @@ class TextStream:
         self._stop_starts = {stop[:length] for stop in stops for length in range(1, len(stop))}
         self._longest_start = max(map(len, self._stop_starts), default=0)
         self._keep_stop = keep_stop
-        self._ids: list[int] = []
+        self._ids = list(context)
         self._window_from = 0  # ids from here on are decoded again, for the context that joins words
-        self._whole_to = 0  # ids up to here make whole characters
-        self._num_taken = 0  # characters of the window that are in `text`
+        self._whole_to = len(context)  # ids up to here make whole characters
+        self._num_taken = len(decode(context)) if context else 0  # characters of the window that are in `text`, or before it
         self._num_given = 0  # characters handed out
 
     def push(self, token_id: int) -> str:
         """Take one more id and return the new text that is certain."""
         self._ids.append(token_id)
         window = self._decode(self._ids[self._window_from :])
+        num_before = self._num_taken
         certain = len(window.rstrip(_HALF_CHARACTER))  # an unfinished character is one mark, or one for each of its bytes
         self._take_up_to(window, certain)
-        if certain == len(window):
+        if certain == len(window) == num_before > 0:
+            del self._ids[self._whole_to :]  # a special token says nothing: the context before it is the next one's, too
+        elif certain == len(window):
             self._window_from, self._whole_to = self._whole_to, len(self._ids)
             self._num_taken = len(self._decode(self._ids[self._window_from :]))
         elif (len(self._ids) - self._whole_to) % _LONGEST_WINDOW == 0:

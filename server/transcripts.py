@@ -11,7 +11,7 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import check_name
@@ -25,6 +25,7 @@ from polyhead.server.configurations import (
     read_file,
     text_of,
 )
+from polyhead.server.continuation import Coder, Continuation
 
 SHIPPED = Path(__file__).parent / "format_files"
 MAX_ROLES = 16  # an opening may be a stop string: convert_sampling.py has the same limits
@@ -32,13 +33,6 @@ MAX_OPENING_BYTES = 256
 FIELD = "formats"
 
 logger = logging.getLogger(__name__)
-
-
-class Coder(Protocol):
-    """The part of a tokenizer that this file needs."""
-
-    def encode(self, text: str, special_tokens: bool = True) -> list[int]: ...
-    def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str: ...
 
 
 @dataclass(frozen=True, slots=True)
@@ -200,11 +194,13 @@ def _role(name: str, entry: Mapping[str, Any], openings: Mapping[str, str], wher
 
 def _check_tokens(found: TranscriptFormat, coder: Coder) -> None:
     """An opening must come back from its tokens as it went in, alone and behind a text, or nobody could find it in a reply."""
+    continuation = Continuation(coder)
     for role in found.roles.values():
-        alone = coder.encode(role.opening, special_tokens=False)
+        field = f"formats.roles.{role.name}.opening"
+        alone = continuation.encode(role.opening, field)
         behind = [*coder.encode("a", special_tokens=False), *alone]
-        if coder.decode(alone) != role.opening or coder.decode(behind) != "a" + role.opening:
+        if continuation.decode(alone) != role.opening or coder.decode(behind) != "a" + role.opening:
             raise InvalidArgument(
                 f"the opening of {role.name} of {found.reference} is not the same after the tokenizer: {role.opening!r}",
-                field=f"formats.roles.{role.name}.opening",
+                field=field,
             )

@@ -110,7 +110,7 @@ class _Writer:
     def _composed(self, samples: list[Sample]) -> tuple[list[generation_pb2.Sample], list[Reward]]:
         """Samples of one prompt as messages, and their rewards, none without a recipe."""
         plan = self._work.plan
-        checks = [check_reply(sample, self._frontend.door.tokenizer.decode) for sample in samples]
+        checks = [check_reply(sample, self._frontend.door.tokenizer.decode_after(sample.prompt)) for sample in samples]
         if plan is None:
             return [convert_out.sample_message(*each, None) for each in zip(samples, checks, strict=True)], []
         rewards = reward_plan.compose(plan, samples, checks)

@@ -38,7 +38,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             return await self._frontend.workers.run(self._response, work, done)
 
     def _response(self, work: convert.Work, done: list[Sample]) -> scoring_pb2.ScoreResponse:
-        checks = [check_reply(sample, self._frontend.door.tokenizer.decode) for sample in done]
+        checks = [check_reply(sample, self._frontend.door.tokenizer.decode_after(sample.prompt)) for sample in done]
         rewards = _rewards(work.plan, done, checks) if work.plan else [None] * len(done)
         assert work.request.lease is not None
         return scoring_pb2.ScoreResponse(

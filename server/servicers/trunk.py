@@ -89,7 +89,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
                 raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
             ids = await self._frontend.workers.run(self._frontend.door.tokenizer.encode, request.prompt.text, False)
         else:
-            ids = await self._frontend.workers.run(convert_prompts.prompt_ids, request.prompt, self._frontend.door, "prompt")
+            ids = await self._frontend.workers.run(convert_prompts.written_ids, request.prompt, self._frontend.door, "prompt")
         return trunk_pb2.TokenizeResponse(token_ids=ids)
 
     async def Detokenize(  # noqa: N802

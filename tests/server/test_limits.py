@@ -6,6 +6,7 @@ That one more is refused with the field's name, and before any work, is tests/e2
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -15,6 +16,7 @@ import pytest
 from polyhead.heads.errors import InvalidArgument
 from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
 from polyhead.server import convert, convert_out
+from polyhead.server.continuation import Decode
 from polyhead.server.convert_sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS
 from polyhead.server.door import Door
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
@@ -50,10 +52,16 @@ class Text:
 
 
 class Tokenizer(Words):
-    def decode(self, ids: list[int]) -> str:
+    def decode(self, ids: Sequence[int]) -> str:
         return "word" * len(ids)
 
-    def stream(self, stops: tuple[str, ...], keep_stop: bool) -> Text:
+    def decode_after(self, before: list[int]) -> Decode:
+        return self.decode
+
+    def check_ids(self, ids: list[int], field: str) -> list[int]:
+        return ids
+
+    def stream(self, stops: tuple[str, ...], keep_stop: bool, before: list[int]) -> Text:
         return Text(0)
 
 

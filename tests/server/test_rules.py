@@ -16,12 +16,11 @@ class Words:
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
 
-    def encode(self, text: str, special_tokens: bool = True) -> list[int]:
-        assert not special_tokens, "a template must not bring a BOS into the middle of a text"
+    def encode_behind_text(self, text: str, field: str = "") -> list[int]:
         return [self.ids.setdefault(word, len(self.ids)) for word in text.split()]
 
     def single_token(self, text: str) -> int | None:
-        ids = self.encode(text, special_tokens=False)
+        ids = self.encode_behind_text(text)
         return ids[0] if len(ids) == 1 else None
 
 
