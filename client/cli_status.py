@@ -36,6 +36,7 @@ def status_command(session: Session) -> None:
     answer = {"status": status, "model": trunk.model, "trunk_id": trunk.trunk_id, "generations": generations}
     parts: list[Table | Text] = [_overview(status, trunk), Text(), _names(status), Text(), _heads(status), Text(), _history(generations)]
     damage = [Text(f"DAMAGED: {status.damage}\n", style="bold red")] if status.damage else []
+    damage += [Text(f"damaged: {problem}\n", style="red") for problem in status.problems]
     session.show(answer, *damage, Group(*parts))
 
 

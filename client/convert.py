@@ -242,6 +242,7 @@ def status(message: trunk_pb2.GetStatusResponse) -> records.Status:
         disk_free_bytes=message.disk_free_bytes,
         last_swap_pause_seconds=message.last_swap_pause_seconds,
         damage=message.damage,
+        problems=tuple(message.problems),
         uptime_seconds=message.uptime_seconds,
         counters=dict(message.counters),
         memory_budget_bytes=message.memory_budget_bytes,

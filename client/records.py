@@ -270,6 +270,7 @@ class Status:
     head_bytes: int = 0  # what they take now: those being built, and those let go but still in use, included
     resident_names: tuple[ResidentName, ...] = ()
     max_idle_per_name: int = 0  # versions of one name kept in memory that nothing uses, at most
+    problems: tuple[str, ...] = ()  # what else in the store is damaged, with its repair; the active set is served all the same
 
 
 @dataclass(frozen=True, slots=True)

@@ -189,7 +189,7 @@ class OpenBlob:
     def is_intact(self) -> bool:
         """Whether it still has its SHA-256."""
         with osio.plain_errors("could not read a stored head"):
-            return _hash_all(self._fd, self.num_bytes) == self.digest
+            return _hash_all(self._fd, self.num_bytes, lambda: None) == self.digest
 
 
 class BlobFolder:
@@ -202,6 +202,8 @@ class BlobFolder:
         self._num_staged = 0
         self._references: Counter[str] = Counter()  # versions
         self._waiting: Counter[str] = Counter()  # published, and not yet taken by a version
+        self._verified: dict[str, osio.Stamp] = {}  # the file as it was when its bytes had their SHA-256
+        self._rotten: dict[str, osio.Stamp] = {}  # the same, when they had another one
 
     def load(self) -> None:
         """Look at every blob's name and kind. FailedPrecondition for what does not belong here; OSError."""
@@ -267,6 +269,7 @@ class BlobFolder:
                 self.files.replace(temporary, layout.blob_path(digest), "blob")
             # also when it was there: the other push may not have come this far
             self.files.fsync_folder(layout.BLOBS, "blob")
+            self.note(digest, digest, self.files.stamp(layout.blob_path(digest)))
         except BaseException:
             self.files.discard(temporary)
             self.give_up(digest)
@@ -278,7 +281,7 @@ class BlobFolder:
         except (OSError, FailedPrecondition):
             return False
         try:
-            return _hash_all(fd, num_bytes) == digest
+            return _hash_all(fd, num_bytes, lambda: None) == digest
         finally:
             os.close(fd)
 
@@ -314,6 +317,8 @@ class BlobFolder:
             return
         self._references.pop(digest, None)
         self._waiting.pop(digest, None)
+        self._verified.pop(digest, None)
+        self._rotten.pop(digest, None)
         try:
             self.files.unlink(layout.blob_path(digest), "blob")
         except OSError:
@@ -333,7 +338,7 @@ class BlobFolder:
 
     def read(self, digest: str, between: Callable[[], None] = lambda: None) -> memoryview:
         """The whole blob in private memory; `between` is called after each slice. DataLoss if it is missing or its SHA-256 another one."""
-        data, found = self._with_blob(digest, lambda fd, num_bytes: _read_all(fd, num_bytes, between))
+        data, found = self._hashed(digest, lambda fd, num_bytes: _read_all(fd, num_bytes, between))
         if found != digest:
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {digest[:12]}...")
         return data
@@ -347,12 +352,54 @@ class BlobFolder:
                 raise DataLoss(f"the stored head is missing: {digest[:12]}...") from None
         return OpenBlob(fd, num_bytes, digest)
 
-    def check(self, digest: str) -> bool:
-        """Whether the blob still has its SHA-256; reads it in slices. False if it is missing."""
+    def verify(self, digest: str, between: Callable[[], None] = lambda: None) -> bool:
+        """Whether the blob has its SHA-256. Reads it, in slices, unless that was done since the file's inode, size and ctime last changed.
+
+        False if it is missing.
+        """
+        if self.is_verified(digest):
+            return True
+        if self.is_rotten(digest):
+            return False
         try:
-            return self._with_blob(digest, _hash_all) == digest
+            return self._hashed(digest, lambda fd, num_bytes: (None, _hash_all(fd, num_bytes, between)))[1] == digest
         except DataLoss:
             return False
+
+    def is_verified(self, digest: str) -> bool:
+        """Whether its bytes were read and had their SHA-256, and the file looks as it did then."""
+        return self._looks_as(self._verified.get(digest), digest)
+
+    def is_rotten(self, digest: str) -> bool:
+        """Whether they had another one, and the file looks as it did then."""
+        return self._looks_as(self._rotten.get(digest), digest)
+
+    def _looks_as(self, stamp: osio.Stamp | None, digest: str) -> bool:
+        try:
+            return stamp is not None and stamp == self.files.stamp(layout.blob_path(digest))
+        except OSError:
+            return False
+
+    def note(self, digest: str, found: str, stamp: osio.Stamp) -> None:
+        """Somebody read the whole blob: `found` is the SHA-256 of what `stamp` was."""
+        if found != digest:
+            self._verified.pop(digest, None)
+            self._rotten[digest] = stamp
+            return
+        self._verified[digest] = stamp
+        self._rotten.pop(digest, None)
+
+    def _hashed(self, digest: str, read: Callable[[int, int], tuple[T, str]]) -> tuple[T, str]:
+        """What `read` makes of the descriptor and the size, and the SHA-256 that it found, which is remembered."""
+
+        def note(fd: int, num_bytes: int) -> tuple[T, str]:
+            before = osio.stamp_of(os.fstat(fd))
+            content, found = read(fd, num_bytes)
+            if osio.stamp_of(os.fstat(fd)) == before:
+                self.note(digest, found, before)
+            return content, found
+
+        return self._with_blob(digest, note)
 
     def _with_blob(self, digest: str, read: Callable[[int, int], T]) -> T:
         path = layout.blob_path(digest)
@@ -404,7 +451,7 @@ def _pread(fd: int, view: memoryview, offset: int) -> None:
         done += count
 
 
-def _hash_all(fd: int, num_bytes: int) -> str:
+def _hash_all(fd: int, num_bytes: int, between: Callable[[], None]) -> str:
     slice_ = bytearray(min(num_bytes, _READ_BYTES))
     view = memoryview(slice_)
     sha256 = hashlib.sha256()
@@ -412,4 +459,5 @@ def _hash_all(fd: int, num_bytes: int) -> str:
     while done < num_bytes and (count := os.preadv(fd, [view], done)):
         sha256.update(view[:count])
         done += count
+        between()
     return sha256.hexdigest()

@@ -10,7 +10,7 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from polyhead.heads import layout
+from polyhead.heads import layout, osio
 from polyhead.heads.blobs import BlobFolder
 from polyhead.heads.errors import PolyheadError
 from polyhead.heads.generations import GenerationFolder
@@ -48,7 +48,7 @@ class Inspector:
         return None
 
     def find_problem(self, name: str, version: int, *, is_thorough: bool = False) -> str:
-        """Why a version cannot be loaded; "" if it can. `is_thorough` reads and hashes its blob."""
+        """Why a version cannot be loaded; "" if it can. `is_thorough` hashes its blob unless that was done since the file last changed."""
         try:
             record = self._versions.get(name, version)
             num_bytes = self._blobs.num_bytes(record.blob)
@@ -58,11 +58,33 @@ class Inspector:
             return error.message
         if num_bytes != record.num_bytes:
             return f"the weights of {name}@{version} are damaged: {num_bytes} bytes instead of {record.num_bytes}"
-        if is_thorough and not self._blobs.check(record.blob):
+        if self._blobs.is_rotten(record.blob) or (is_thorough and not self._blobs.verify(record.blob)):
             return f"the weights of {name}@{version} are damaged: another SHA-256 than {record.blob[:12]}..."
         if record.manifest.lora is not None and (problem := self.find_problem(*record.manifest.base_version(), is_thorough=is_thorough)):
             return f"{name}@{version} is built on {record.manifest.base}: {problem}"
         return ""
+
+    def find_lost(self, files: osio.StoreFiles) -> StoreDamage | None:
+        """Why what is served would not come back after a restart: the folder is no longer ours, or has lost the active set's record."""
+        restore = "stop the server, put the store's folder back from a backup, start it again; what it serves now is in memory alone"
+        try:
+            files.check_place()
+            current = self._generations.current
+            if current and not files.exists(layout.generation_path(current.number)):
+                return StoreDamage(f"the record of the active set, generation {current.number}, was deleted", restore)
+        except osio.NotOurs as error:
+            return StoreDamage(str(error.strerror), restore)
+        except OSError as error:
+            return StoreDamage(f"the store's folder cannot be read: {error.strerror}", restore)
+        return None
+
+    def find_rotten(self) -> Iterator[StoreDamage]:
+        """Active versions that are served from memory, and whose files are missing or no longer what was stored."""
+        current = self._generations.current
+        for name, version in sorted(current.heads.items()) if current else ():
+            if problem := self.find_problem(name, version):
+                what = f"{problem}; it is served from memory, but would not be after a restart"
+                yield StoreDamage(what, f"push the head of {name}@{version} again, or activate another version")
 
     def find_other_damage(self) -> Iterator[StoreDamage]:
         """Versions and generations that cannot be used, the active set left out."""

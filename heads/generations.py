@@ -5,14 +5,12 @@ The rename of a generation's record is the commit point of an activation, and th
 
 from __future__ import annotations
 
-import contextlib
 from typing import ClassVar
 
 from polyhead.heads import layout, osio, records
 from polyhead.heads.errors import DataLoss, FailedPrecondition, NotFound, PolyheadError
 from polyhead.heads.records import DamagedRecord, GenerationRecord
-
-RESERVE_BYTES = 64 * 1024
+from polyhead.heads.reserve import write_with_reserve
 
 
 class CommitUncertain(PolyheadError):
@@ -81,27 +79,13 @@ class GenerationFolder:
         path = layout.generation_path(record.number)
         data = records.encode_generation(record)
         try:
-            self._commit_or_use_reserve(path, data)
+            write_with_reserve(self._files, lambda: self._files.commit(path, data, "generation"))
         except osio.RenameIssued:
             self._is_uncertain = True
             raise CommitUncertain(f"generation {record.number} may or may not have been stored; restart the server") from None
         self.highest = record.number
         self._keep(record)
         self.current = record
-
-    def _commit_or_use_reserve(self, path: str, data: bytes) -> None:
-        """On a full disk, give up the reserve: a bad policy must still be replaceable by a good one."""
-        try:
-            self._files.commit(path, data, "generation")
-        except osio.RenameIssued:
-            raise
-        except OSError as error:
-            if not osio.is_disk_full(error):
-                raise
-            self._files.discard(layout.RESERVE)
-            self._files.commit(path, data, "generation")
-            with contextlib.suppress(OSError):
-                write_reserve(self._files)
 
     def _keep(self, record: GenerationRecord) -> None:
         self._records[record.number] = record
@@ -113,8 +97,3 @@ class GenerationFolder:
 
 def _sorted_heads(record: GenerationRecord) -> tuple[tuple[str, int], ...]:
     return tuple(sorted(record.heads.items()))
-
-
-def write_reserve(files: osio.StoreFiles) -> None:
-    """Keep 64 KiB of the disk for the next activation. OSError when there is no room."""
-    files.put(layout.RESERVE, bytes(range(256)) * (RESERVE_BYTES // 256), "reserve")

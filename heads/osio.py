@@ -13,18 +13,22 @@ import fcntl
 import os
 import secrets
 import stat
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import ClassVar
 
 from polyhead.heads import failpoints
 from polyhead.heads.errors import DataLoss, FailedPrecondition, PolyheadError, ResourceExhausted
+from polyhead.heads.layout import LOCK
+from polyhead.heads.rename_new import rename_new
 from polyhead.heads.spares import SpareDescriptors
 
 STAGING = "staging"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
+FULL_HINT = "free space with polyhead heads delete NAME@VERSION, or by other means"
 _TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _NEVER_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 
+Stamp = tuple[int, int, int]  # inode, size, ctime in nanoseconds
 OsRecord = list[tuple[str, str]]  # (operation, relative name), in the order in which the calls returned
 
 
@@ -44,6 +48,16 @@ class UnsafeFile(FailedPrecondition):
     """A link, a device, a foreign owner or loose permissions where the store expects its own plain file or folder."""
 
     reason: ClassVar[str] = "STORE_UNSAFE_FILE"
+
+
+class StoreTaken(FailedPrecondition):
+    """The folder or its lock file is no longer the one that was opened: another server may have it. Nothing was changed."""
+
+    reason: ClassVar[str] = "STORE_TAKEN"
+
+
+class NotOurs(OSError):
+    """The folder or its lock file was replaced or deleted. Becomes StoreTaken."""
 
 
 class RenameIssued(OSError):
@@ -66,8 +80,11 @@ def plain_errors(what: str) -> Iterator[None]:
 
 def _convert(error: OSError, what: str) -> PolyheadError:
     name = errno.errorcode.get(error.errno or 0, "unknown error")
+    if isinstance(error, NotOurs | FileExistsError):
+        problem = str(error.strerror) if isinstance(error, NotOurs) else "another server writes to the store"
+        return StoreTaken(f"{what}: {problem}\nhint: stop this server; one store has one server")
     if is_disk_full(error):
-        return ResourceExhausted(f"{what}: the store's disk or quota is full ({name})", retry_after_s=30.0)
+        return ResourceExhausted(f"{what}: the store's disk or quota is full ({name})\nhint: {FULL_HINT}")
     if error.errno in _TOO_MANY:
         return ResourceExhausted(f"{what}: the server is out of a system resource ({name})", retry_after_s=5.0)
     if error.errno in (errno.ELOOP, errno.ENOTDIR):
@@ -78,7 +95,8 @@ def _convert(error: OSError, what: str) -> PolyheadError:
 class StoreFiles:
     """Files below one root folder, held open and locked. Thread-safe: it keeps no state but the folder's descriptor and some spare ones."""
 
-    def __init__(self, root_fd: int, record: OsRecord | None) -> None:
+    def __init__(self, path: str, root_fd: int, record: OsRecord | None) -> None:
+        self._path = path
         self._root_fd = root_fd
         self._lock_fd = -1
         self._record = record
@@ -101,7 +119,7 @@ class StoreFiles:
         if problem:
             os.close(root_fd)
             raise UnsafeFile(problem)
-        return cls(root_fd, record)
+        return cls(path, root_fd, record)
 
     def lock(self, name: str) -> None:
         """Take the exclusive lock, held until `close`. StoreLocked names the holder's process id if it left one."""
@@ -121,6 +139,19 @@ class StoreFiles:
             os.ftruncate(fd, 0)
             os.pwrite(fd, str(os.getpid()).encode("ascii"), 0)
 
+    def check_place(self) -> None:
+        """NotOurs if the path leads to another folder or to none, or if the lock that we hold is another file's: after an rsync or a
+        restore a second server can lock the new one."""
+        if not _is_same(lambda: os.stat(self._path), self._root_fd):
+            raise NotOurs(errno.ESTALE, "the store's folder was moved, replaced or deleted")
+        if self._lock_fd >= 0 and not _is_same(lambda: os.stat(LOCK, dir_fd=self._root_fd, follow_symlinks=False), self._lock_fd):
+            raise NotOurs(errno.ESTALE, "the store's lock file was replaced or deleted, another server may have the store")
+
+    def disk_bytes(self) -> tuple[int, int]:
+        """(free for us, all) of the file system; also when the folder was deleted."""
+        status = os.fstatvfs(self._root_fd)
+        return status.f_bavail * status.f_frsize, status.f_blocks * status.f_frsize
+
     def close(self) -> None:
         """Release the lock and the folder; may be called twice."""
         for fd in (self._lock_fd, self._root_fd):
@@ -129,21 +160,23 @@ class StoreFiles:
         self._lock_fd = self._root_fd = -1
         self._spares.close()
 
-    def put(self, name: str, data: bytes, subject: str) -> None:
+    def put(self, name: str, data: bytes, subject: str, *, is_new: bool = False) -> None:
         """Replace `name` by `data` as one step: temporary file, fsync, rename. The caller fsyncs the folder.
+
+        `is_new`: FileExistsError if the name is taken. NotOurs: see `check_place`.
 
         On an OSError the temporary file is gone (a file whose fsync failed is never fsynced again), and `name` is as before
         unless `exists` says otherwise: a rename may report an error after it happened.
         """
         temporary = self._stage(data, subject)
         try:
-            self.replace(temporary, name, subject)
+            self.replace(temporary, name, subject, is_new=is_new)
         except OSError:
             self.discard(temporary)
             raise
 
     def commit(self, name: str, data: bytes, subject: str) -> None:
-        """As `put` and `fsync_folder` in one, where a caller must know whether anything has happened.
+        """As `put` of a new name and `fsync_folder` in one, where a caller must know whether anything has happened.
 
         RenameIssued: the rename was issued, and nobody knows what a power cut would leave. Any other OSError: nothing has changed.
         Both folders are open before the rename, so that nothing behind it can fail for want of a descriptor.
@@ -161,11 +194,14 @@ class StoreFiles:
     def _rename_for_good(self, source: tuple[int, str], target: tuple[int, str], name: str, subject: str) -> None:
         is_issued = False
         try:
+            self.check_place()
             with self._call("rename", name, f"{subject}_rename"):
                 is_issued = True
-                os.rename(source[1], target[1], src_dir_fd=source[0], dst_dir_fd=target[0])
+                rename_new(*source, *target)
             with self._call("fsync_folder", name.rpartition("/")[0], f"{subject}_dir_fsync"):
                 os.fsync(target[0])
+        except FileExistsError:
+            raise  # somebody else's file
         except OSError as error:
             if is_issued and _may_exist(*target):
                 raise RenameIssued(*error.args) from None
@@ -206,14 +242,18 @@ class StoreFiles:
         with self._call("fsync", name, f"{subject}_fsync"):
             os.fsync(fd)
 
-    def replace(self, source: str, target: str, subject: str) -> None:
-        """Rename over whatever `target` is."""
+    def replace(self, source: str, target: str, subject: str, *, is_new: bool = False) -> None:
+        """Rename over whatever `target` is; with `is_new` FileExistsError if it is anything. NotOurs: see `check_place`."""
+        self.check_place()
         with (
             self._parent(source) as (source_fd, source_leaf),
             self._parent(target) as (target_fd, target_leaf),
             self._call("rename", target, f"{subject}_rename"),
         ):
-            os.rename(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
+            if is_new:
+                rename_new(source_fd, source_leaf, target_fd, target_leaf)
+            else:
+                os.rename(source_leaf, target_leaf, src_dir_fd=source_fd, dst_dir_fd=target_fd)
 
     def fsync_folder(self, name: str, subject: str = "") -> None:
         """Make the entries of a folder durable; "" is the root."""
@@ -226,6 +266,8 @@ class StoreFiles:
             os.mkdir(leaf, 0o700, dir_fd=folder_fd)
 
     def unlink(self, name: str, subject: str = "") -> None:
+        """NotOurs: see `check_place`."""
+        self.check_place()
         with self._parent(name) as (folder_fd, leaf), self._call("unlink", name, f"{subject}_unlink" if subject else ""):
             os.unlink(leaf, dir_fd=folder_fd)
 
@@ -269,6 +311,11 @@ class StoreFiles:
             status = os.stat(leaf, dir_fd=folder_fd, follow_symlinks=False)
         return _check_status(status, name).st_size
 
+    def stamp(self, name: str) -> Stamp:
+        """What changes whenever the file's content does."""
+        with self._parent(name) as (folder_fd, leaf):
+            return stamp_of(os.stat(leaf, dir_fd=folder_fd, follow_symlinks=False))
+
     def list(self, name: str) -> list[str]:
         """The names in a folder, sorted; "" is the root."""
         with self._parent(f"{name}/.") as (folder_fd, _), self._call("list", name):
@@ -303,6 +350,18 @@ class StoreFiles:
             self._record.append((op, name))
         if point:
             failpoints.hit(f"{self.failpoint_prefix}after_{point}")
+
+
+def stamp_of(status: os.stat_result) -> Stamp:
+    return status.st_ino, status.st_size, status.st_ctime_ns
+
+
+def _is_same(look: Callable[[], os.stat_result], fd: int) -> bool:
+    """Whether what `look` finds is the open file."""
+    try:
+        return os.path.samestat(look(), os.fstat(fd))
+    except (FileNotFoundError, NotADirectoryError):
+        return False
 
 
 def _check_plain(fd: int, name: str) -> os.stat_result:

@@ -21,7 +21,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -31,12 +31,14 @@ from polyhead.heads.blobs import BlobFolder, OpenBlob, Staging
 from polyhead.heads.damage import Inspector, StoreDamage
 from polyhead.heads.delta import rebuild
 from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.heads.generations import CommitUncertain, GenerationFolder, write_reserve
+from polyhead.heads.generations import CommitUncertain, GenerationFolder
 from polyhead.heads.identity import identify, read_trunk_id
 from polyhead.heads.lora import adapted_digest
 from polyhead.heads.manifest import HeadManifest, check_name
-from polyhead.heads.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, UnsafeFile
+from polyhead.heads.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, StoreTaken, UnsafeFile
 from polyhead.heads.records import GenerationRecord, VersionRecord
+from polyhead.heads.reserve import write_reserve
+from polyhead.heads.scrub import Scrub
 from polyhead.heads.versions import MAX_LABELS, VersionFolder
 
 __all__ = [
@@ -49,6 +51,7 @@ __all__ = [
     "StoreDamage",
     "StoreIoError",
     "StoreLocked",
+    "StoreTaken",
     "UnsafeFile",
     "VersionRecord",
 ]
@@ -77,13 +80,15 @@ class HeadStore:
         self.path = path
         self.trunk_id = trunk_id
         self.damage: StoreDamage | None = None  # of the active set: not None means that nothing may be served
-        self.other_damage: tuple[StoreDamage, ...] = ()  # of versions and generations that are not active
+        self.lost: StoreDamage | None = None  # found by `look`: what is served would not come back after a restart
+        self.other_damage: tuple[StoreDamage, ...] = ()  # of versions and generations that are not served, or not from the disk
         self._files = files
         self._lock = threading.RLock()
         self._blobs = BlobFolder(files, self._lock, max_staged)
         self._versions = VersionFolder(files)
         self._generations = GenerationFolder(files)
         self._inspector = Inspector(path, self._blobs, self._versions, self._generations)
+        self.scrub = Scrub(self._blobs)
 
     @classmethod
     def open(cls, path: str | os.PathLike[str], trunk_id: str, *, os_record: OsRecord | None = None, max_staged: int = 4) -> HeadStore:
@@ -151,8 +156,7 @@ class HeadStore:
             self._blobs.remove_orphans()
         self.damage = self._inspector.find_active_damage()
         self.other_damage = tuple(self._inspector.find_other_damage())
-        if not self._files.exists(layout.RESERVE):
-            self._write_reserve()
+        self._write_reserve()
 
     def _make_durable(self) -> None:
         """What was found may have been renamed by a process that was killed before it could fsync the folder: a power cut
@@ -190,6 +194,31 @@ class HeadStore:
             self.damage = self._inspector.find_active_damage()
             self.other_damage = tuple(self._inspector.find_other_damage())
             return record
+
+    def look(self) -> None:
+        """Look at the folder, the lock and the files of the active set, and what `scrub` found. Sets `lost` and `other_damage`.
+
+        Reads no weights that were read before: call it now and then while serving.
+        """
+        with self._lock:
+            self.lost = self._inspector.find_lost(self._files)
+            if self.lost is None:
+                with contextlib.suppress(OSError):
+                    self.other_damage = (*self._inspector.find_rotten(), *self._inspector.find_other_damage())
+
+    def verify(self, heads: Mapping[str, int], between: Callable[[], None] = lambda: None) -> None:
+        """Read the bytes of these versions unless they were read since their files last changed: what a commit of them would do while
+        everybody else waits. `between` is called after each slice. DataLoss; NotFound."""
+        blobs = []
+        with self._lock:
+            for record in (self._versions.get(*head) for head in heads.items()):
+                blobs.append(record.blob)
+                if record.manifest.lora is not None:
+                    blobs.append(self._versions.get(*record.manifest.base_version()).blob)
+        for blob in blobs:
+            self._blobs.verify(blob, between)
+        with self._guard("could not verify the heads"):
+            self._check_heads(heads)
 
     # ---- push
 
@@ -387,21 +416,25 @@ class HeadStore:
             if reason := self._kept_because(name, version, is_forced=force):
                 raise FailedPrecondition(f"{name}@{version} cannot be deleted: it is {reason}")
             self._delete(name, version)
+            self._write_reserve()
             self.other_damage = tuple(self._inspector.find_other_damage())
 
-    def collect(self, keep_versions: int) -> list[VersionRecord]:
+    def collect(self, keep_versions: int, also_keep: Collection[tuple[str, int]] = ()) -> list[VersionRecord]:
         """Delete all but the newest `keep_versions` of each name; what was deleted.
 
-        Active versions, those of the generation before and labelled ones stay, too. FailedPrecondition while `damage` is set.
+        Active versions, those of the generation before, labelled ones and those in `also_keep` stay, too. FailedPrecondition while
+        `damage` is set.
         """
         if isinstance(keep_versions, bool) or not isinstance(keep_versions, int) or keep_versions < 1:
             raise InvalidArgument(f"keep_versions must be at least 1: {keep_versions}", field="keep_versions")
         with self._guard("could not delete old head versions"):
             self._refuse_while_damaged()
             old = [record for name in self._versions.names() for record in self._versions.of(name)[:-keep_versions]]
-            deleted = [record for record in old if not self._kept_because(record.name, record.version, is_forced=False)]
+            free = [record for record in old if (record.name, record.version) not in also_keep]
+            deleted = [record for record in free if not self._kept_because(record.name, record.version, is_forced=False)]
             for record in deleted:
                 self._delete(record.name, record.version)
+            self._write_reserve()
             if not self._versions.damaged:
                 self._blobs.remove_orphans()
             return deleted
@@ -540,8 +573,8 @@ class HeadStore:
     def _check_heads(self, heads: Mapping[str, int]) -> None:
         for name, version in heads.items():
             self._versions.get(name, version)
-            if problem := self._inspector.find_problem(name, version):
-                raise DataLoss(f"cannot be activated: {problem}")
+            if problem := self._inspector.find_problem(name, version, is_thorough=True):
+                raise DataLoss(f"cannot be activated: {problem}\nhint: push the same head again: that repairs it")
 
     def _refuse_while_damaged(self) -> None:
         if self.damage:
@@ -549,14 +582,20 @@ class HeadStore:
 
     # ---- the rest
 
+    def disk_space(self) -> tuple[int, int]:
+        """(bytes free, bytes in all) of the file system that the store is on; also when its folder was deleted."""
+        with osio.plain_errors("could not measure the disk"):
+            return self._files.disk_bytes()
+
     def disk_bytes(self) -> int:
         """What the blobs, staged files and the reserve take on disk, in bytes."""
         with self._guard("could not measure the store"):
             total = 0
             for folder in (layout.BLOBS, osio.STAGING):
-                for name in self._files.list(folder):
-                    with contextlib.suppress(FileNotFoundError):  # a push may end meanwhile
-                        total += self._files.size(f"{folder}/{name}")
+                with contextlib.suppress(FileNotFoundError):  # also the folder may be gone
+                    for name in self._files.list(folder):
+                        with contextlib.suppress(FileNotFoundError):  # a push may end meanwhile
+                            total += self._files.size(f"{folder}/{name}")
             return total + (self._files.size(layout.RESERVE) if self._files.exists(layout.RESERVE) else 0)
 
     @contextlib.contextmanager

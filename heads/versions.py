@@ -8,6 +8,7 @@ from collections import defaultdict
 from polyhead.heads import layout, osio, records
 from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
 from polyhead.heads.records import DamagedRecord, VersionRecord
+from polyhead.heads.reserve import write_with_reserve
 
 MAX_LABELS = 16  # of one version
 MAX_LABEL_REQUESTS = 16  # of one version: a retry that comes later than that changes the labels again
@@ -133,8 +134,10 @@ class VersionFolder:
     def _write(self, record: VersionRecord, data: bytes) -> None:
         path = layout.version_path(record.name, record.version)
         try:
-            self._files.put(path, data, "version")
+            self._files.put(path, data, "version", is_new=True)
             self._files.fsync_folder(layout.name_path(record.name), "version")
+        except FileExistsError:
+            raise  # another server's
         except OSError:
             self._files.discard(path)  # it may be there, but it was never acknowledged
             raise
@@ -143,9 +146,9 @@ class VersionFolder:
         """Replace a record by one with other labels. `request` is the id and the digest of who asked; the last 16 are remembered."""
         requests = (*record.label_requests, request)[-MAX_LABEL_REQUESTS:] if request[0] else record.label_requests
         changed = dataclasses.replace(record, labels=labels, label_requests=requests)
-        data = records.encode_version(changed)
-        try:
-            self._files.put(layout.version_path(record.name, record.version), data, "label")
+        path, data = layout.version_path(record.name, record.version), records.encode_version(changed)
+        try:  # also on a full disk: without its labels a version can be deleted
+            write_with_reserve(self._files, lambda: self._files.put(path, data, "label"))
         except OSError:
             if self._reads(changed, data):  # the rename reports an error after it happened
                 self._exchange(record, changed)
@@ -168,7 +171,7 @@ class VersionFolder:
         """Unlink a record, damaged or not, durably. The number stays spent: it is written down first if it is the highest."""
         if version == self._highest[name]:
             content = records.encode("high_water", {"highest": version, "name": name})
-            self._files.put(layout.high_water_path(name), content, "high_water")
+            write_with_reserve(self._files, lambda: self._files.put(layout.high_water_path(name), content, "high_water"))
             self._files.fsync_folder(layout.name_path(name), "high_water")
         path = layout.version_path(name, version)
         try:

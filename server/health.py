@@ -43,8 +43,9 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
 
     def set_ready(self, is_ready: bool) -> None:
         """Whether requests are welcome: trunk and active set are up, and no drain has begun."""
-        self._is_ready = is_ready
-        self._notify()
+        if is_ready != self._is_ready:
+            self._is_ready = is_ready
+            self._notify()
 
     def set_live(self, is_live: bool) -> None:
         """Whether the engine moves. A hung one takes every name down with it."""
@@ -54,9 +55,10 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
 
     def set_heads(self, names: Iterable[str]) -> None:
         """The active set's head names."""
-        self._heads = frozenset(names)
-        self._known_heads |= self._heads
-        self._notify()
+        if frozenset(names) != self._heads:
+            self._heads = frozenset(names)
+            self._known_heads |= self._heads
+            self._notify()
 
     def status(self, service: str) -> int | None:
         """A ServingStatus, or None for a name that nobody knows."""

@@ -26,6 +26,7 @@ from polyhead.server.memory import return_garbage
 from polyhead.server.metrics import Metrics, MetricsServer, serve_metrics
 from polyhead.server.registry import Registry
 from polyhead.server.startup import Progress, Services, bring_up_heads, build_services
+from polyhead.server.store_care import StoreCare
 from polyhead.server.workers import Workers
 
 END_S = 2.0  # for handlers whose requests were ended
@@ -152,7 +153,10 @@ async def _caretakers(running: Running, services: Services, stop: StopSignal) ->
     services.engine.sink = lambda outbox: hand_over(loop, outbox)
     _show_heads(running.health, services.registry)
     running.metrics.know_heads(services.registry.active.heads)
+    care = StoreCare(services.store, running.workers, lambda: _show_heads(running.health, services.registry))
     tasks = [
+        asyncio.create_task(care.watch()),
+        asyncio.create_task(care.scrub()),
         asyncio.create_task(watch_engine(running.health, services.engine.snapshot)),
         asyncio.create_task(_follow_heads(running.health, services.registry)),
         asyncio.create_task(_commit_caches(running, services, stop)),
@@ -187,9 +191,9 @@ async def _follow_heads(health: Health, registry: Registry) -> None:
 
 
 def _show_heads(health: Health, registry: Registry) -> None:
-    """Ready means that there is a whole active set: also after a damaged one was rolled back."""
+    """Ready means that there is a whole active set, and that the store would give it back after a restart."""
     health.set_heads(registry.active.heads)
-    health.set_ready(bool(registry.active.heads))
+    health.set_ready(bool(registry.active.heads) and not registry.damage)
 
 
 async def _drain(running: Running, services: Services, stop: StopSignal) -> None:

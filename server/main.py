@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polyhead.heads.errors import PolyheadError
+from polyhead.heads.errors import PolyheadError, ResourceExhausted
 from polyhead.server import logs
 from polyhead.server.breathing import bound_spinning
 from polyhead.server.config import ServeConfig, load_config
@@ -19,6 +19,9 @@ from polyhead.server.memory import bound_malloc
 if TYPE_CHECKING:
     from polyhead.server.card import Addresses
     from polyhead.server.startup import Progress, Services
+
+EXIT_CONFIGURATION = 2  # it cannot start as configured: more tries would not help
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: memory, disk or descriptors are short now; whoever watches the process starts it again
 
 
 def register(app: typer.Typer) -> None:
@@ -69,7 +72,10 @@ def serve(
         start(settings, json_ready=json_ready)
     except PolyheadError as error:
         typer.echo(f"error: {error.message}", err=True)
-        raise typer.Exit(2) from None
+        raise typer.Exit(EXIT_TRY_AGAIN if isinstance(error, ResourceExhausted) else EXIT_CONFIGURATION) from None
+    except MemoryError:
+        typer.echo("error: no memory to load the model\nhint: give the process more, or serve a smaller model", err=True)
+        raise typer.Exit(EXIT_TRY_AGAIN) from None
 
 
 def start(config: ServeConfig, *, json_ready: bool = False) -> None:

@@ -73,6 +73,7 @@ class ServerFacts:
     head_budget_bytes: int
     generation: int
     is_damaged: bool
+    num_damaged_files: int
     disk_free_bytes: int
     disk_size_bytes: int
 
@@ -158,6 +159,7 @@ def _server_metrics(now: ServerFacts) -> Iterator[Metric]:
         "head_memory_budget_bytes": ("Bytes that heads' weights may take", now.head_budget_bytes),
         "active_generation": ("Number of the active set", now.generation),
         "active_set_damaged": ("1: the active set on disk cannot be served until it is repaired", float(now.is_damaged)),
+        "store_damaged_files": ("Damaged files in the store that do not keep the active set from being served", now.num_damaged_files),
         "disk_free_bytes": ("Bytes free where the store is", now.disk_free_bytes),
         "disk_size_bytes": ("Bytes of the file system where the store is", now.disk_size_bytes),
     }

@@ -13,12 +13,23 @@ import threading
 import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from typing import Any
 
 from torch import Tensor
 
 from polyhead.heads import failpoints
-from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument, NotFound, Unavailable
+from polyhead.heads.errors import (
+    AlreadyExists,
+    Conflict,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    ResourceExhausted,
+    Unavailable,
+)
 from polyhead.heads.manifest import OutputKind, check_name, parse_reference
+from polyhead.heads.osio import FULL_HINT
 from polyhead.heads.store import CommitUncertain, GenerationRecord, HeadStore, VersionRecord
 from polyhead.server.engine.live import ActiveSet, ServedHead
 from polyhead.server.engine.reports import SwapReport
@@ -87,9 +98,18 @@ class Registry:
 
     @property
     def damage(self) -> str:
-        """What keeps the active set from being served, and how to repair it; empty if all is well. Holds a path."""
-        found = self.store.damage
-        return "" if found is None else f"{found.what}\nrepair: stop the server, then run: {found.repair}"
+        """What keeps the active set from being served, or from coming back after a restart, and how to repair it; empty if all is well.
+
+        Holds a path.
+        """
+        if found := self.store.damage:
+            return f"{found.what}\nrepair: stop the server, then run: {found.repair}"
+        return f"{lost.what}\nrepair: {lost.repair}" if (lost := self.store.lost) else ""
+
+    @property
+    def problems(self) -> list[str]:
+        """What else in the store is damaged, each with its repair; nothing of it keeps the active set from being served. Holds paths."""
+        return [f"{found.what}; repair: {found.repair}" for found in self.store.other_damage]
 
     def find(self, reference: str, active: ActiveSet, field: str) -> ServedHead | None:
         """A head that is in memory already: "policy" from `active`, "policy@7" wherever it is. None: `resolve` has to load it.
@@ -275,9 +295,19 @@ class Registry:
             raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
         self.residency.forget(name, version)
 
-    def collect(self) -> list[str]:
+    def check_disk(self, num_bytes: int, field: str) -> None:
+        """Before a push of so many bytes: what may be collected makes way for it. ResourceExhausted if it cannot fit all the same."""
+        if self.store.disk_space()[0] >= num_bytes:
+            return
+        self.collect()
+        free, _ = self.store.disk_space()
+        if free < num_bytes:
+            problem = f"the store's disk has no room for this push: {num_bytes} bytes needed, {free} free"
+            raise ResourceExhausted(f"{problem}\nhint: {FULL_HINT}", field=field)
+
+    def collect(self, also_keep: Collection[tuple[str, int]] = ()) -> list[str]:
         """Delete what `keep_versions` no longer keeps, and let idle weights go; what was deleted. After each push and activation."""
-        deleted = self.store.collect(self._keep_versions)
+        deleted = self.store.collect(self._keep_versions, also_keep)
         for record in deleted:
             self.residency.forget(record.name, record.version)
         self.residency.trim()
@@ -300,7 +330,8 @@ class Registry:
             try:
                 self._check_expected(expected_generation)
                 loaded = self._shelf.load([self._version(*head) for head in heads.items()], pin)
-                record = self.store.commit_generation(
+                self.store.verify(heads, self._shelf.loader.breathe)
+                record = self._commit(
                     heads,
                     request_id=request_id,
                     request_digest=request_digest,
@@ -318,6 +349,15 @@ class Registry:
             self._on_swap(changed, "ok", time.monotonic() - started_at)
         self.residency.trim()
         return Activation(record, report)
+
+    def _commit(self, heads: Mapping[str, int], **fields: Any) -> GenerationRecord:
+        """On a full disk what may be collected makes way, and the commit is tried again."""
+        try:
+            return self.store.commit_generation(heads, **fields)
+        except ResourceExhausted:
+            if not self.collect(also_keep=set(heads.items())):
+                raise
+            return self.store.commit_generation(heads, **fields)
 
     def _repair(self, to_generation: int | None, request_id: str, request_digest: str) -> Activation:
         """The way out of a damaged active set while the server runs: an intact generation that the caller names."""

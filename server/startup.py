@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import json
 import os
-import shutil
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -221,15 +220,16 @@ def head_infos(registry: Registry, precision: str) -> list[HeadInfo]:
 
 def server_facts(services: Services) -> ServerFacts:
     """For the metrics, at each scrape."""
-    residency, disk = services.registry.residency, shutil.disk_usage(services.store.path)
+    residency, (free, size) = services.registry.residency, services.store.disk_space()
     return ServerFacts(
         trunk_bytes=services.trunk_bytes,
         resident_head_bytes=residency.num_bytes,
         head_budget_bytes=residency.budget,
         generation=services.registry.active.generation,
-        is_damaged=services.store.damage is not None,
-        disk_free_bytes=disk.free,
-        disk_size_bytes=disk.total,
+        is_damaged=bool(services.registry.damage),
+        num_damaged_files=len(services.store.other_damage),
+        disk_free_bytes=free,
+        disk_size_bytes=size,
     )
 
 

@@ -78,9 +78,12 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     async def _push(self, parts: _Parts, request: PushRequest, header: pb.PushHeader) -> Published:
         """Receive what is sent, whole or only what changed, and make it a version."""
         if request.delta is None:
+            await self._finished(self._registry.check_disk, header.num_bytes, "header.num_bytes")
             return await self._push_file(parts, request, header.num_bytes, header.sha256)
         base = await self._opened(self._publisher.open_base, request.delta, request.manifest)
         with base:
+            num_bytes = request.delta.num_bytes + max(request.delta.whole_num_bytes, base.record.num_bytes)
+            await self._finished(self._registry.check_disk, num_bytes, "header.delta_num_bytes")
             return await self._push_file(parts, request, request.delta.num_bytes, request.delta.sha256, base)
 
     async def _push_file(

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import shutil
 import time
 from collections.abc import AsyncIterator
 from dataclasses import dataclass
@@ -219,10 +218,11 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             num_head_blocks=snapshot.num_head_blocks,
             num_filled_head_blocks=snapshot.num_filled_head_blocks,
             store_bytes=self._store.disk_bytes() + self._ood.store.num_bytes,
-            disk_free_bytes=shutil.disk_usage(self._store.path).free,
+            disk_free_bytes=self._store.disk_space()[0],
             counters=dict(snapshot.counters),
             last_swap_pause_seconds=snapshot.last_swap_pause_s,
             damage=self._registry.damage,
+            problems=self._registry.problems,
             uptime_seconds=time.monotonic() - self._facts.started_at,
             memory_budget_bytes=residency.budget,
             head_bytes=residency.num_bytes,

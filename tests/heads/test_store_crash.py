@@ -18,6 +18,7 @@ import pytest
 
 from polyhead.heads import failpoints, records
 from polyhead.heads.errors import DataLoss, PolyheadError, ResourceExhausted
+from polyhead.heads.rename_new import rename_new
 from polyhead.heads.store import CommitUncertain, HeadStore, StoreIoError
 from tests.heads.store_support import (
     RAM,
@@ -128,14 +129,14 @@ def test_every_step_in_the_order_that_survives_a_power_cut(tmp_path: Path) -> No
 def test_the_record_does_not_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each recorded fsync and rename is a real one; all else here only reads the record."""
     record: list[tuple[str, str]] = []
-    for call in ("fsync", "rename"):
-        real = getattr(os, call)
+    for place, call in (("os.fsync", "fsync"), ("os.rename", "rename"), ("polyhead.heads.osio.rename_new", "rename")):
+        real = {"os.fsync": os.fsync, "os.rename": os.rename}.get(place, rename_new)
 
         def recorded(*arguments: object, call: str = call, real: Callable[..., None] = real, **options: object) -> None:
             record.append(("real", call))
             real(*arguments, **options)
 
-        monkeypatch.setattr(f"os.{call}", recorded)
+        monkeypatch.setattr(place, recorded)
     with HeadStore.open(tmp_path / "store", TRUNK, os_record=record) as store:
         activate(store, {"policy": push(store, "policy", 1)})
     pairs = itertools.pairwise([("", ""), *record])

@@ -37,7 +37,7 @@ def scrape(metrics: Metrics) -> dict[str, float]:
 def test_page() -> None:
     metrics = Metrics()
     assert "polyhead_requests_running" not in scrape(metrics)
-    facts = ServerFacts(500, 77, 100, 4, True, 30, 40)
+    facts = ServerFacts(500, 77, 100, 4, True, 3, 30, 40)
     metrics.engine.connect(FakeEngine().snapshot, lambda: [HeadInfo("policy", 3, "policy", "ab" * 32, True)], lambda: facts)
     metrics.observe_call("/polyhead.v1.HeadService/GetHead", "OK", 0.1)
     metrics.observe_swap(["policy"], "ok", 0.2)
