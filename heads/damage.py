@@ -97,6 +97,8 @@ class Inspector:
                 yield StoreDamage(problem, f"rm {shlex.quote(os.path.join(self._path, layout.high_water_path(name)))}")
             elif problem := self.find_problem(name, version):
                 yield StoreDamage(problem, f"polyhead heads delete {name}@{version} {self._store_option()}")
+        if problem := self._generations.pack_damage:
+            yield StoreDamage(f"older generations: {problem}", f"rm {shlex.quote(os.path.join(self._path, layout.PACK))}")
         for number, problem in sorted(self._generations.damaged.items()):
             if number != self._generations.highest:
                 yield StoreDamage(f"generation {number}: {problem}", f"polyhead heads history {self._store_option()}")

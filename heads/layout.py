@@ -6,6 +6,7 @@ blobs/<sha256>                      head.safetensors, named by its content
 versions/<name>/<version>.json      one record each
 versions/<name>/HIGHEST.json        the last number given out, once the version that had it was deleted
 generations/<number>.json           the newest one is the active set
+generations/PACK                    older ones in one file
 ood/                                out-of-distribution fits, which the server keeps here; made with the first one
 """
 
@@ -23,6 +24,7 @@ BLOBS = "blobs"
 VERSIONS = "versions"
 GENERATIONS = "generations"
 OOD = "ood"
+PACK = f"{GENERATIONS}/PACK"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")
 MAX_NUMBER = 999_999_999

@@ -61,6 +61,7 @@ class GenerationRecord:
     note: str = ""
     answer: Mapping[str, Any] | None = None  # what the caller was told, for a retry with the same request id
     request_digest: str = ""  # names all that the request asked for; older stores hold none
+    previous: str = ""  # SHA-256 of the record before: a chain by which two histories are compared; older stores hold none
 
 
 def encode(kind: str, content: Mapping[str, Any]) -> bytes:
@@ -116,6 +117,15 @@ def decode_version(data: bytes) -> VersionRecord:
 
 
 def encode_generation(record: GenerationRecord) -> bytes:
+    return encode("generation", generation_to_plain(record))
+
+
+def sha256_of(record: GenerationRecord) -> str:
+    """Of the bytes that the record has in a file of its own."""
+    return hashlib.sha256(encode_generation(record)).hexdigest()
+
+
+def generation_to_plain(record: GenerationRecord) -> dict[str, Any]:
     plain = {
         "number": record.number,
         "parent": record.parent,
@@ -125,14 +135,15 @@ def encode_generation(record: GenerationRecord) -> bytes:
         "note": record.note,
         "answer": None if record.answer is None else dict(record.answer),
     }
-    if record.request_digest:
-        plain["request_digest"] = record.request_digest
-    return encode("generation", plain)
+    for name in ("request_digest", "previous"):
+        if value := getattr(record, name):
+            plain[name] = value
+    return plain
 
 
 def decode_generation(data: bytes) -> GenerationRecord:
     """DamagedRecord, or FailedPrecondition for a newer format."""
-    return _build(_generation_from_plain, decode("generation", data))
+    return _build(generation_from_plain, decode("generation", data))
 
 
 def check_request_id(request_id: str) -> str:
@@ -182,7 +193,8 @@ def _version_from_plain(plain: dict[str, Any]) -> VersionRecord:
     return VersionRecord(**fields)
 
 
-def _generation_from_plain(plain: dict[str, Any]) -> GenerationRecord:
+def generation_from_plain(plain: dict[str, Any]) -> GenerationRecord:
+    """KeyError, TypeError or ValueError for other fields than a record's."""
     answer = plain["answer"]
     fields = {**plain, "heads": MappingProxyType(dict(plain["heads"]))}
     fields["answer"] = None if answer is None else MappingProxyType(dict(answer))

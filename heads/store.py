@@ -30,12 +30,13 @@ from polyhead.heads import layout, osio, records
 from polyhead.heads.blobs import BlobFolder, OpenBlob, Staging
 from polyhead.heads.damage import Inspector, StoreDamage
 from polyhead.heads.delta import rebuild
-from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument
+from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument, PolyheadError
 from polyhead.heads.generations import CommitUncertain, GenerationFolder
 from polyhead.heads.identity import identify, read_trunk_id
 from polyhead.heads.lora import adapted_digest
 from polyhead.heads.manifest import HeadManifest, check_name
 from polyhead.heads.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, StoreTaken, UnsafeFile
+from polyhead.heads.pack import Retention
 from polyhead.heads.records import GenerationRecord, VersionRecord
 from polyhead.heads.reserve import write_reserve
 from polyhead.heads.scrub import Scrub
@@ -113,6 +114,8 @@ class HeadStore:
                 files.close()
                 raise
             files.failpoint_prefix = ""
+        with contextlib.suppress(PolyheadError):  # a full disk is no reason not to start: the next start tries again
+            store.compact()
         return store
 
     @staticmethod
@@ -460,8 +463,8 @@ class HeadStore:
         current = self._generations.current
         if current is None:
             return []
-        history = self._generations.history()
-        return [*history[1:2], *(record for record in history if record.number == current.parent)]
+        found = (self._generations.before_current(), self._generations.find(current.parent))
+        return [generation for generation in found if generation is not None]
 
     def _delete(self, name: str, version: int) -> None:
         blob = "" if (name, version) in self._versions.damaged else self._versions.get(name, version).blob
@@ -568,6 +571,7 @@ class HeadStore:
             note=records.check_note(note),
             answer=None if answer is None else MappingProxyType(dict(answer)),
             request_digest=request_digest,
+            previous=self._generations.sha256_of(self._generations.highest),
         )
 
     def _check_heads(self, heads: Mapping[str, int]) -> None:
@@ -579,6 +583,14 @@ class HeadStore:
     def _refuse_while_damaged(self) -> None:
         if self.damage:
             raise FailedPrecondition(f"the store has to be repaired first: {self.damage.what}")
+
+    def compact(self, limits: Retention | None = None) -> int:
+        """Pack old generations into one file and drop those that need not be kept; how many files are gone for it.
+
+        Does nothing while `damage` is set, and seldom anything at all: see `Retention`.
+        """
+        with self._guard("could not pack the history"):
+            return 0 if self.damage else self._generations.compact(limits or Retention(), time.time())
 
     # ---- the rest
 

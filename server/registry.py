@@ -308,6 +308,8 @@ class Registry:
     def collect(self, also_keep: Collection[tuple[str, int]] = ()) -> list[str]:
         """Delete what `keep_versions` no longer keeps, and let idle weights go; what was deleted. After each push and activation."""
         deleted = self.store.collect(self._keep_versions, also_keep)
+        with contextlib.suppress(ResourceExhausted):  # a full disk: the history is packed another time
+            self.store.compact()
         for record in deleted:
             self.residency.forget(record.name, record.version)
         self.residency.trim()
@@ -408,8 +410,8 @@ class Registry:
     def _generation(self, number: int, field: str) -> GenerationRecord:
         try:
             return self.store.generation(number)
-        except NotFound:
-            raise NotFound(f"no such generation: {number}", field=field, metadata={"name": str(number)}) from None
+        except NotFound as error:  # never there, or no longer kept
+            raise NotFound(error.message, field=field, metadata={"name": str(number)}) from None
 
     def _check_leaving(self, leaving: Collection[str], heads: Mapping[str, int], before: Mapping[str, int]) -> None:
         if DEFAULT_HEAD in leaving:

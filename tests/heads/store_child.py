@@ -10,6 +10,7 @@ from __future__ import annotations
 import sys
 
 from polyhead.heads import failpoints
+from polyhead.heads.pack import Retention
 from polyhead.heads.store import HeadStore
 from tests.heads.store_support import TRUNK, activate, head_file, push, push_delta
 
@@ -37,6 +38,7 @@ def main(folder: str, rounds: int) -> None:
             store.delete_version("delta", whole)
             assert store.read_blob(store.get("delta", made).blob) == head_file(a=f"a {number}", b=f"new b {number}", c=f"c {number}")
             store.collect(2)
+            store.compact(Retention(max_files=1, num_files=1, num_generations=1, seconds=0))
 
 
 if __name__ == "__main__":

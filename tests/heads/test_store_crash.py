@@ -18,6 +18,7 @@ import pytest
 
 from polyhead.heads import failpoints, records
 from polyhead.heads.errors import DataLoss, PolyheadError, ResourceExhausted
+from polyhead.heads.pack import Retention
 from polyhead.heads.rename_new import rename_new
 from polyhead.heads.store import CommitUncertain, HeadStore, StoreIoError
 from tests.heads.store_support import (
@@ -88,6 +89,7 @@ def test_kill_at_every_step(folder: Path, name: str, visit: int) -> None:
         assert store.other_damage == ()
         number = store.current.number if store.current else 0
         assert number in (acknowledged, acknowledged + 1)
+        assert [record.number for record in store.history()] in (list(range(number, first, -1)) for first in range(max(number, 1)))
         expected = {head: blob(f"{head} {number}") for head in ("policy", "value")} if number else {}
         assert active_labels(store) == expected
         assert push(store, "policy", "after the crash") > 0
@@ -248,6 +250,7 @@ def push_activate_and_delete(store: HeadStore) -> None:
     store.label("new", 1, add=["best"])
     store.label("new", 1, remove=["best"])
     store.delete_version("new", 1)
+    store.compact(Retention(max_files=1, num_files=1, num_generations=1, seconds=3600.0))
 
 
 @pytest.mark.parametrize("error", ["EIO", "ENOSPC"])
@@ -297,11 +300,14 @@ def test_an_error_at_every_step(folder: Path, name: str, error: str) -> None:
             failpoints.disarm()
             push_and_activate(store)
         known = [store.versions(head) for head in store.names()]
+        history = store.history()
     with HeadStore.open(folder, TRUNK) as store:
         assert store.damage is None
         assert store.other_damage == ()
         assert [store.versions(head) for head in store.names()] == known
         assert active_labels(store) == NEW
+        if failure is None or ("generation_dir" not in name and "generation_rename" not in name):
+            assert store.history() == history
     assert_no_leftovers(folder)
 
 
