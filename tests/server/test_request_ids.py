@@ -166,7 +166,7 @@ def identity(made: Any) -> tuple[Any, ...]:
 async def test_each_field_of_a_fit(tmp_path: Path) -> None:
     """FitOod is the one mutating method outside HeadService: its header, without an engine behind it."""
     header = trunk_pb2.FitOodHeader(name="helpful", num_prompts=100, request_id="fit")
-    call = Call("/polyhead.v1.TrunkService/FitOod", "", Caller(Role.TRAINER, "a"), 0.0)
+    call = Call("/polyhead.v1.TrunkService/FitOod", "", Caller(Role.TRAINER, "a"), 0.0, True)
     layers = TrunkLayers("ab" * 32, "float32", 2, 0)
     with HeadStore.open(tmp_path / "store", "ab" * 32) as heads:
         store = OodStore(heads.files, 3)
