@@ -159,9 +159,11 @@ class AsyncClient:
         format: str = "",
         reply_role: str = "",
         role_prompt: str | None = None,
+        allow_control_tokens: bool = False,
     ) -> list[int]:
         """The ids that `generate` would use; `special_tokens=False` for text that is a completion."""
         form: Any = {"assistant_prefix": assistant_prefix, "format": format, "reply_role": reply_role, "role_prompt": role_prompt}
+        form["allow_control_tokens"] = allow_control_tokens
         message = prompt_message(prompt, "prompt", **form)
         request = trunk_pb2.TokenizeRequest(prompt=message, without_special_tokens=not special_tokens)
         return list((await self._lookup(lambda stubs: stubs.trunk.Tokenize, request)).token_ids)

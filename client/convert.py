@@ -336,7 +336,7 @@ def _sampling(message: types_pb2.Sampling) -> results.Sampling:
 def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:
     """Token ids that mean nothing for this head become -1, as in head.json."""
     kind, read = _head_kind(message.kind), _enum_value(heads_pb2.ReadPosition, message.read)
-    is_rule = kind is results.HeadKind.RULE
+    has_answers = kind is results.HeadKind.RULE and message.violated_token_id != message.followed_token_id  # one id for both: none yet
     return records.HeadManifest(
         kind=kind,
         trunk_id=message.trunk_id,
@@ -348,8 +348,8 @@ def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:
         read=read,
         append_token_id=message.append_token_id if read == "append" else -1,
         unfinished=_enum_value(heads_pb2.Unfinished, message.unfinished),
-        violated_token_id=message.violated_token_id if is_rule else -1,
-        followed_token_id=message.followed_token_id if is_rule else -1,
+        violated_token_id=message.violated_token_id if has_answers else -1,
+        followed_token_id=message.followed_token_id if has_answers else -1,
         template=message.template,
         lora=_lora(message.lora) if message.HasField("lora") else None,
         pad_token_id=message.pad_token_id if message.HasField("pad_token_id") and read == "last" else -1,

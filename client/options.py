@@ -64,6 +64,7 @@ class _RequestOptions(TypedDict, total=False):
     format: str  # transcript format, "sparrow" or "sparrow@1": how turns are written and what replies are checked against
     reply_role: str  # whose turn the reply is; left out: the format's own choice
     role_prompt: str | None  # before a conversation's first turn, in place of the format's own; "" for none
+    allow_control_tokens: bool  # control tokens such as <|im_end|> in messages count as tokens; by default they are text
     cache_salt: str  # requests with different salts never share cached blocks
 
 

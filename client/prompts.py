@@ -64,10 +64,16 @@ def prompt_message(
     format: str = "",
     reply_role: str = "",
     role_prompt: str | None = None,
+    allow_control_tokens: bool = False,
 ) -> types_pb2.Prompt:
     """One prompt as a message. `field` names it in errors. TypeError for another form, InvalidArgument if empty."""
     message = types_pb2.Prompt(
-        assistant_prefix=assistant_prefix, cache_salt=cache_salt, format=format, reply_role=reply_role, role_prompt=role_prompt
+        assistant_prefix=assistant_prefix,
+        cache_salt=cache_salt,
+        format=format,
+        reply_role=reply_role,
+        role_prompt=role_prompt,
+        allow_control_tokens=allow_control_tokens,
     )
     roles = () if format else _ROLES  # a format's roles are known to the server alone
     if isinstance(prompt, str):

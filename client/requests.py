@@ -44,6 +44,7 @@ class _PromptForm:
     format: str
     reply_role: str
     role_prompt: str | None
+    allow_control_tokens: bool
 
     def message(self, prompt: prompt_forms.Prompt, field: str) -> types_pb2.Prompt:
         return prompt_forms.prompt_message(prompt, field, **dataclasses.asdict(self))
@@ -85,13 +86,14 @@ def generate(
     format: str = "",
     reply_role: str = "",
     role_prompt: str | None = None,
+    allow_control_tokens: bool = False,
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
     **sampling: Any,
 ) -> generation_pb2.GenerateRequest:
     """Raises TypeError or InvalidArgument, naming the argument. An unknown keyword is a TypeError."""
     _refuse_unknown(sampling)
-    form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
+    form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt, allow_control_tokens)
     spec = _scoring_spec(score or (), rules, rule_set, recipe, "score", ood)
     delivery = delivery or ("samples" if best is None else "groups")
     return generation_pb2.GenerateRequest(
@@ -129,6 +131,7 @@ def score(
     format: str = "",
     reply_role: str = "",
     role_prompt: str | None = None,
+    allow_control_tokens: bool = False,
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
     **sampling: Any,
@@ -139,7 +142,7 @@ def score(
         raise TypeError(f"items must be a list of (prompt, completion) pairs: {type(items).__name__}")
     spec = _scoring_spec(heads, rules, rule_set, recipe, "heads", ood)
     ends = _terminated(terminated, len(items))
-    form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt)
+    form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt, allow_control_tokens)
     given = any(value is not None for value in sampling.values())
     return scoring_pb2.ScoreRequest(
         items=[_score_item(item, end, f"items[{i}]", form) for i, (item, end) in enumerate(zip(items, ends, strict=True))],

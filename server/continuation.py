@@ -17,6 +17,7 @@ from typing import Protocol
 from polyhead.heads.errors import InvalidArgument
 
 Decode = Callable[[Sequence[int]], str]
+Write = Callable[[str], list[int]]
 
 _PROBES = ("a", " a", "  a", "a b", "\n", "\n a", "7", "x)", " Paris", "é")  # as characters compose
 _LEADS = ("\n", ".", ";", "|", "\x01")  # no letters or digits: a piece of a word would be joined to those
@@ -64,15 +65,22 @@ class Continuation:
         lead = self._leads[0]
         return self._coder.decode([*lead.ids, *ids])[len(lead.text) :]
 
-    def encode(self, text: str, field: str) -> list[int]:
-        """Ids of a text behind another one, no special tokens around them. InvalidArgument if the text would not be what they say."""
+    def encode(self, text: str, field: str, write: Write | None = None, unwritten: str = "") -> list[int]:
+        """Ids of a text behind another one, no special tokens around them. InvalidArgument if the text would not be what they say.
+
+        `write` stands in for the tokenizer's own way from text to ids; `unwritten` is a character that it leaves out.
+        """
+        write = write or self._write
         if self.is_plain or not text:
-            return self._coder.encode(text, special_tokens=False)
+            return write(text)
         for lead in self._leads:
-            ids = self._coder.encode(lead.text + text, special_tokens=False)
-            if ids[: len(lead.ids)] == list(lead.ids) and self._says(ids, lead.text + text):
+            ids, said = write(lead.text + text), text.replace(unwritten, "") if unwritten else text
+            if ids[: len(lead.ids)] == list(lead.ids) and self._says(ids, lead.text + said):
                 return ids[len(lead.ids) :]
         raise InvalidArgument(self._refusal(text), field=field)
+
+    def _write(self, text: str) -> list[int]:
+        return self._coder.encode(text, special_tokens=False)
 
     def _says(self, ids: list[int], text: str) -> bool:
         """Whether ids are this text, composed characters or not. Around special tokens each tokenizer has its own way with spaces."""

@@ -21,6 +21,7 @@ from polyhead.server.engine.sequence import (
     FinishReason,
     OnSwap,
     Priority,
+    ReplyForm,
     Request,
     RuleQuestion,
     RuleQuestions,
@@ -76,7 +77,7 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
         field = f"prompts[{prompt_index}]"
         ids, form = prompt_ids(prompt, door, field), reply_form(prompt, door, field)
         for arm_index, (arm, given) in enumerate(zip(arms, params, strict=True)):
-            param = given if given.stop else dataclasses.replace(given, stop=form.ends)
+            param = _with_ends(given, form)
             _check_length(len(ids) + param.max_new_tokens, request, door, field)
             for index in range(max(1, arm.n)):
                 seeds = arm.sampling.sample_seeds
@@ -131,7 +132,16 @@ def given_sample(request: Request, index: int, prompt: list[int], completion: li
 
 def _is_terminated(sample: Sample, door: Door) -> bool:
     """Whether a given completion ends as a reply does."""
-    return sample.completion[-1] in door.eos_ids or is_ended(sample.completion, sample.form, door.tokenizer.decode_after(sample.prompt))
+    ends = door.eos_ids | sample.form.stop_ids
+    return sample.completion[-1] in ends or is_ended(sample.completion, sample.form, door.tokenizer.decode_after(sample.prompt))
+
+
+def _with_ends(params: SamplingParams, form: ReplyForm) -> SamplingParams:
+    """With what ends a reply of this form: the transcript's openings if no stop string is given, the chat template's end of a turn."""
+    stop_ids = frozenset() if params.ignore_eos else form.stop_ids
+    if params.stop and not stop_ids:
+        return params
+    return dataclasses.replace(params, stop=params.stop or form.ends, stop_token_ids=params.stop_token_ids | stop_ids)
 
 
 def _arm_params(arm: generation_pb2.Arm, field: str, door: Door) -> SamplingParams:

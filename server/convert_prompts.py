@@ -32,7 +32,8 @@ def written_ids(prompt: types_pb2.Prompt, door: Door, field: str) -> list[int]:
         case "chat" if transcript is not None:
             ids = _transcript_ids(prompt, *transcript, door, field)
         case "chat":
-            ids = door.tokenizer.encode_chat(_messages(prompt.chat.messages), f"{field}.chat.messages")
+            messages = _messages(prompt.chat.messages)
+            ids = door.tokenizer.encode_chat(messages, f"{field}.chat.messages", prompt.allow_control_tokens)
         case "continue_from":
             ids = _continuation_ids(prompt, transcript, door, f"{field}.continue_from")
         case _:
@@ -48,9 +49,16 @@ def reply_form(prompt: types_pb2.Prompt, door: Door, field: str) -> ReplyForm:
     """What the reply to a prompt is checked against."""
     transcript = _transcript(prompt, door, field)
     if transcript is None:
-        return ReplyForm()
+        is_rendered = prompt.WhichOneof("source") in ("chat", "continue_from")
+        return ReplyForm(stop_ids=_turn_ends(door) if is_rendered else frozenset())
     transcript_format, reply = transcript
     return ReplyForm(transcript_format.reference, reply.ends, transcript_format.openings)
+
+
+def _turn_ends(door: Door) -> frozenset[int]:
+    """With what the chat template ends a reply, where the model's EOS ids do not say so."""
+    end = door.tokenizer.turn_end_id
+    return frozenset() if end is None or end >= door.vocab_size else frozenset({end}) - door.eos_ids
 
 
 def completion_ids(item: scoring_pb2.ScoreItem, prompt: list[int], door: Door, field: str) -> list[int]:
@@ -99,9 +107,13 @@ def _transcript_ids(
 ) -> list[int]:
     if not prompt.chat.messages:
         raise InvalidArgument("no messages", field=f"{field}.chat.messages")
-    turns = transcript_format.written(_messages(prompt.chat.messages), reply, f"{field}.chat.messages")
+    messages, field = _messages(prompt.chat.messages), f"{field}.chat.messages"
+    turns = transcript_format.written(messages, reply, field)  # checked as they were sent
     role_prompt = prompt.role_prompt if prompt.HasField("role_prompt") else reply.prompt
-    return door.tokenizer.encode(role_prompt + turns)
+    messages, breaker = door.tokenizer.guarded(messages, prompt.allow_control_tokens)
+    if breaker:
+        turns = transcript_format.written(messages, reply, field)
+    return door.tokenizer.encode_transcript(role_prompt + turns, breaker, field)
 
 
 def _continuation_ids(
@@ -114,8 +126,12 @@ def _continuation_ids(
     if transcript is not None:
         if not messages and not prompt.reply_role:
             raise InvalidArgument("no messages: name reply_role if the next turn is to be generated", field=f"{field}.messages")
-        return [*before, *_continued_transcript(before, sampled, messages, *transcript, door, field)]
-    return [*before, *sampled, *door.tokenizer.encode_next_turns(messages, sampled[-1], door.eos_ids, f"{field}.messages")]
+        is_live = prompt.allow_control_tokens
+        return [*before, *_continued_transcript(before, sampled, messages, *transcript, door, field, allow_control_tokens=is_live)]
+    following = door.tokenizer.encode_next_turns(
+        messages, sampled[-1], door.eos_ids, f"{field}.messages", prompt.allow_control_tokens
+    )
+    return [*before, *sampled, *following]
 
 
 def _continued_transcript(
@@ -126,6 +142,7 @@ def _continued_transcript(
     reply: Role,
     door: Door,
     field: str,
+    allow_control_tokens: bool,
 ) -> list[int]:
     """The sampled reply and the turns that follow it, as one transcript.
 
@@ -137,7 +154,7 @@ def _continued_transcript(
     turns = transcript_format.written(messages, reply, f"{field}.messages")
     following = next(opening for opening in transcript_format.openings if turns.startswith(opening))
     transcript_format.check_closed(text, 0, following, f"{field}.token_ids")
-    return door.tokenizer.encode_from(before, sampled, text + turns, f"{field}.messages")
+    return door.tokenizer.encode_from(before, sampled, text + turns, f"{field}.messages", allow_control_tokens)
 
 
 def _messages(messages: Iterable[types_pb2.ChatMessage]) -> list[dict[str, str]]:

@@ -33,7 +33,7 @@ def sampling_params(message: types_pb2.Sampling, field: str, door: Door) -> Samp
         max_new_tokens=message.max_new_tokens if message.HasField("max_new_tokens") else defaults.max_new_tokens,
         stop=tuple(message.stop),
         keep_stop=message.keep_stop,
-        stop_token_ids=frozenset(message.stop_token_ids),
+        stop_token_ids=frozenset([*message.stop_token_ids, *_control_ids(message, door)]),
         ignore_eos=message.ignore_eos,
         seed=message.seed if message.HasField("seed") else secrets.randbits(64),
     )
@@ -60,12 +60,23 @@ def _number(
     return value
 
 
+def _control_ids(message: types_pb2.Sampling, door: Door) -> list[int]:
+    """Stop strings that are control tokens, as ids: control tokens are left out of the text that strings are looked for in."""
+    found = (door.tokenizer.stop_id(stop) for stop in message.stop)
+    return [token for token in found if token is not None and token < door.vocab_size]
+
+
 def _check_stops(message: types_pb2.Sampling, door: Door, field: str) -> None:
     if len(message.stop) > MAX_STOPS:
         raise InvalidArgument(f"too many stop strings: {len(message.stop)}, at most {MAX_STOPS}", field=f"{field}.stop")
     for index, stop in enumerate(message.stop):
         if not stop or len(stop.encode()) > MAX_STOP_BYTES:
             raise InvalidArgument(f"a stop string must have 1 to {MAX_STOP_BYTES} bytes", field=f"{field}.stop[{index}]")
+        if door.tokenizer.stop_id(stop) is None and (hidden := door.tokenizer.control_token_in(stop)):
+            raise InvalidArgument(
+                f"no text holds a control token, so this stop string would never match: {stop!r}\nhint: give {hidden!r} by itself",
+                field=f"{field}.stop[{index}]",
+            )
     if len(message.stop_token_ids) > MAX_STOP_IDS:
         raise InvalidArgument(f"too many stop ids: {len(message.stop_token_ids)}, at most {MAX_STOP_IDS}", field=f"{field}.stop_token_ids")
     if message.stop_token_ids:

@@ -16,7 +16,7 @@ MAX_SPELLINGS = 16
 class Encoder(Protocol):
     """The part of a tokenizer that rules need."""
 
-    def encode_behind_text(self, text: str, field: str) -> list[int]: ...
+    def encode_behind_text(self, text: str, field: str, is_content: bool = False) -> list[int]: ...
     def single_token(self, text: str) -> int | None: ...
 
 
@@ -37,8 +37,11 @@ class RuleTemplate:
     file: ConfigurationFile
 
     def suffix(self, encoder: Encoder, rule_text: str, field: str) -> tuple[int, ...]:
-        """Ids that follow a dialogue to ask about one rule. InvalidArgument names the field if the tokenizer cannot write it."""
-        return (*self.before, *encoder.encode_behind_text(self.joint + rule_text, field), *self.after)
+        """Ids that follow a dialogue to ask about one rule; control tokens are the template's alone.
+
+        InvalidArgument names the field if the tokenizer cannot write it.
+        """
+        return (*self.before, *encoder.encode_behind_text(self.joint + rule_text, field, is_content=True), *self.after)
 
 
 @dataclass(frozen=True, slots=True)

@@ -129,6 +129,7 @@ def _build(
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)
     served = ServedTrunk(spec, identity, config.trunk_dtype, _rule_defaults(rules))
+    tokenizer.report_chat(eos_ids)
     breathe = Breather(lambda: engine.is_idle, has_spare_core(engine.num_threads if config.device == "cpu" else 1))
     shelf = build_shelf(config, served, trunk, store, engine, breathe)
     registry = Registry(store, served, shelf, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)

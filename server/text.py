@@ -4,11 +4,15 @@ from __future__ import annotations
 
 import functools
 import hashlib
+import logging
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.errors import FailedPrecondition, InvalidArgument, PolyheadError
+from polyhead.server import chat_template
+from polyhead.server import control_tokens as control
+from polyhead.server.chat_template import ChatTemplate
 from polyhead.server.continuation import Continuation, Decode
 
 ROLES = ("system", "user", "assistant")
@@ -18,6 +22,9 @@ _LEAD = 3  # tokens among which a template's end token stands: perhaps a space b
 _HALF_CHARACTER = "\ufffd"  # what a tokenizer writes for bytes that are not a character yet
 _LONGEST_WINDOW = 16  # tokens that are decoded again and again
 _SHOWN = 60  # characters
+_PROBES = ("a", "1", ".", "\n", "的")
+
+logger = logging.getLogger(__name__)
 
 
 class Tokenizer:
@@ -42,30 +49,32 @@ class Tokenizer:
                 digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
         return cls(tokenizer, digest.hexdigest(), vocab_size)
 
-    @property
-    def has_chat_template(self) -> bool:
-        return bool(self._tokenizer.chat_template)
-
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
-        """Ids of a text; `special_tokens` adds what the tokenizer puts around one (a BOS, say)."""
+        """Ids of a text; `special_tokens` adds what the tokenizer puts before one (a BOS, say), and never an end: a reply is to come."""
         try:
-            return list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+            ids = list(self._tokenizer.encode(text, add_special_tokens=special_tokens))
+            _, end = self._frame if special_tokens else ([], [])
+            return ids[: len(ids) - len(end)] if end and ids[-len(end) :] == end else ids
         except Exception as error:  # of the Rust library, which has no class for it: no token for unknown text, say
             raise InvalidArgument(f"the model's tokenizer cannot write this text: {str(error)[:200]}") from None
 
-    def encode_after(self, before: Sequence[int], text: str, field: str) -> list[int]:
-        """Ids of a text that continues `before`. InvalidArgument names the field if the tokenizer cannot do that."""
+    def encode_after(self, before: Sequence[int], text: str, field: str, is_content: bool = False) -> list[int]:
+        """Ids of a text that continues `before`; control tokens in it are text if it is what somebody said.
+
+        InvalidArgument names the field if the tokenizer cannot do that.
+        """
+        text, breaker = self._guarded_text(text, is_content)
         if not self._holds_text(before):
-            return self.check_ids(self.encode(text, special_tokens=False), field)
+            return self.check_ids(self._written(text, breaker, field), field)
         try:
-            ids = self.continuation.encode(text, field)
+            ids = self._written_behind(text, breaker, field)
         except InvalidArgument as error:
             raise InvalidArgument(f"{error.message}\nhint: send token ids instead of text", field=field) from None
         return self.check_ids(ids, field)
 
-    def encode_behind_text(self, text: str, field: str) -> list[int]:
+    def encode_behind_text(self, text: str, field: str, is_content: bool = False) -> list[int]:
         """The same behind any text whatever."""
-        return self.check_ids(self.continuation.encode(text, field), field)
+        return self.check_ids(self._written_behind(*self._guarded_text(text, is_content), field), field)
 
     def decode_after(self, before: Sequence[int]) -> Decode:
         """What turns ids that continue `before` into the text that they add."""
@@ -98,19 +107,23 @@ class Tokenizer:
         """Text of ids, with nothing cleaned up."""
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
 
-    def encode_chat(self, messages: list[dict[str, str]], field: str) -> list[int]:
+    def encode_chat(self, messages: list[dict[str, str]], field: str, allow_control_tokens: bool = False) -> list[int]:
         """Ids of a conversation up to where the assistant's reply begins."""
         self._check_messages(messages, field)
-        return self.encode(self._render(messages, field), special_tokens=False)
+        messages, breaker = self.guarded(messages, allow_control_tokens)
+        return self._written(self.chat_template.render(messages, field), breaker, field)
 
-    def encode_next_turns(self, messages: list[dict[str, str]], last_token_id: int, eos_ids: frozenset[int], field: str) -> list[int]:
+    def encode_next_turns(
+        self, messages: list[dict[str, str]], last_token_id: int, eos_ids: frozenset[int], field: str, allow_control_tokens: bool = False
+    ) -> list[int]:
         """Ids that follow an assistant's reply when `messages` come next; only these turns are rendered.
 
         The template's own text after a reply is found by rendering a stand-in. A reply has one end: what the template writes up to its
         end token, perhaps a space before it, is left out if the sampled reply ended with that token, or with another EOS in its place.
         """
         self._check_messages(messages, field)
-        ids, marks = self._after_reply(messages, field), self._special_ids | eos_ids
+        ids = self._after_reply(messages, field, allow_control_tokens)
+        marks = self._special_ids | eos_ids | {self.turn_end_id}
         ends = {last_token_id} & marks
         if last_token_id in eos_ids:
             closing = self._after_reply([], field)
@@ -118,12 +131,25 @@ class Tokenizer:
         num_left_out = next((index + 1 for index, token in enumerate(ids[:_LEAD]) if token in ends), 0)
         return ids[num_left_out:]
 
-    def encode_from(self, before: list[int], ids: list[int], text: str, field: str) -> list[int]:
+    def encode_from(self, before: list[int], ids: list[int], text: str, field: str, allow_control_tokens: bool = False) -> list[int]:
         """Ids of `text`, which continues `before`, that begin with `ids` as far as these agree with it; only what is left is tokenised."""
         length, decode = len(ids), self.decode_after(before)
         while not text.startswith(start := decode(ids[:length])):
             length -= 1
-        return [*ids[:length], *self.encode_after([*before, *ids[:length]], text[len(start) :], field)]
+        rest = text[len(start) :]
+        return [*ids[:length], *self.encode_after([*before, *ids[:length]], rest, field, is_content=not allow_control_tokens)]
+
+    def encode_transcript(self, text: str, breaker: str, field: str) -> list[int]:
+        """Ids of a transcript from its first turn on, whose contents were `guarded`."""
+        if not breaker:
+            return self.encode(text)
+        begin, _ = self._frame
+        return [*begin, *self._written(text, breaker, field)]
+
+    def guarded(self, messages: list[dict[str, str]], allow_control_tokens: bool = False) -> tuple[list[dict[str, str]], str]:
+        """(messages whose control tokens are broken, the character that breaks them; "" if there is nothing to break)."""
+        breaker = "" if allow_control_tokens else self.control_tokens.breaker(message["content"] for message in messages)
+        return [{**message, "content": self.control_tokens.broken(message["content"], breaker)} for message in messages], breaker
 
     def without_end(self, ids: list[int]) -> list[int]:
         """A reply's ids without the special tokens that it ended with, such as an EOS: they are no text."""
@@ -152,23 +178,78 @@ class Tokenizer:
         added = self._tokenizer.added_tokens_decoder.items()
         return frozenset(self._tokenizer.all_special_ids) | {token_id for token_id, token in added if token.special}
 
-    def _after_reply(self, messages: list[dict[str, str]], field: str) -> list[int]:
+    @functools.cached_property
+    def control_tokens(self) -> control.ControlTokens:
+        return control.ControlTokens.of(self._tokenizer)
+
+    @functools.cached_property
+    def chat_template(self) -> ChatTemplate:
+        return chat_template.examine(self._tokenizer)
+
+    @functools.cached_property
+    def turn_end_id(self) -> int | None:
+        """The added token, special or not, with which the chat template ends a reply; None if it writes none."""
+        try:
+            closing = self._after_reply([], "")
+        except PolyheadError:
+            return None
+        added = self._tokenizer.added_tokens_decoder
+        return next((token for token in closing[:_LEAD] if token in added and not added[token].content.isspace()), None)
+
+    def report_chat(self, eos_ids: frozenset[int]) -> None:
+        """What an operator has to know of the chat template, into the log."""
+        chat_template.report(self.chat_template)
+        if (end := self.turn_end_id) is not None and end not in eos_ids:
+            logger.warning(
+                "the chat template ends a turn with %r (token %d), no EOS of the model: a stop id of the prompts that the template renders",
+                self._tokenizer.convert_ids_to_tokens(end),
+                end,
+            )
+
+    def stop_id(self, stop: str) -> int | None:
+        """The id of a stop string that is a control token: no text will hold it."""
+        return self.control_tokens.ids.get(stop)
+
+    def control_token_in(self, text: str) -> str:
+        """The first control token in a text, "" if there is none."""
+        return self.control_tokens.first_in(text)
+
+    @functools.cached_property
+    def _frame(self) -> tuple[list[int], list[int]]:
+        """What the tokenizer puts before and behind any text."""
+        for probe in _PROBES:
+            try:
+                inner, whole = (list(self._tokenizer.encode(probe, add_special_tokens=special)) for special in (False, True))
+            except Exception:  # a tokenizer without an unknown token, and without this letter
+                continue
+            if inner and (at := next((index for index in range(len(whole)) if whole[index : index + len(inner)] == inner), -1)) >= 0:
+                return whole[:at], whole[at + len(inner) :]
+        return [], []
+
+    def _guarded_text(self, text: str, is_content: bool) -> tuple[str, str]:
+        [message], breaker = self.guarded([{"content": text}], allow_control_tokens=not is_content)
+        return message["content"], breaker
+
+    def _written(self, text: str, breaker: str, field: str) -> list[int]:
+        """Ids of a text whose contents were `guarded`."""
+        return self.control_tokens.encode(text, breaker, field) if breaker else self.encode(text, special_tokens=False)
+
+    def _written_behind(self, text: str, breaker: str, field: str) -> list[int]:
+        """The same behind any text whatever."""
+        if not breaker:
+            return self.continuation.encode(text, field)
+        return self.continuation.encode(text, field, lambda part: self.control_tokens.encode(part, breaker, field), breaker)
+
+    def _after_reply(self, messages: list[dict[str, str]], field: str, allow_control_tokens: bool = False) -> list[int]:
         """Ids that the template writes behind a reply: up to where the next one begins, or, without messages, to close this one."""
         before = [{"role": "user", "content": "x"}, {"role": "assistant", "content": _STAND_IN}]
-        _, found, following = self._render(before + messages, field, opens_reply=bool(messages)).partition(_STAND_IN)
+        messages, breaker = self.guarded(messages, allow_control_tokens)
+        text = self.chat_template.render([*before, *messages], field, opens_reply=bool(messages))
+        _, found, following = text.partition(_STAND_IN)
         if not found:
-            raise FailedPrecondition("the model's chat template rewrites replies, so a conversation cannot be continued from ids")
-        return self.continuation.encode(following, field)
-
-    def _render(self, messages: list[dict[str, str]], field: str, opens_reply: bool = True) -> str:
-        from jinja2.exceptions import TemplateError
-
-        if not self.has_chat_template:
-            raise FailedPrecondition("the model has no chat template: send text or token ids", field=field)
-        try:
-            return str(self._tokenizer.apply_chat_template(messages, tokenize=False, add_generation_prompt=opens_reply))
-        except TemplateError as error:
-            raise InvalidArgument(f"the model's chat template refuses these messages: {str(error)[:200]}", field=field) from None
+            why = "the model's chat template rewrites replies, so a conversation cannot be continued from ids"
+            raise FailedPrecondition(why, field=field)
+        return self._written_behind(following, breaker, field)
 
     def _check_messages(self, messages: list[dict[str, str]], field: str) -> None:
         if not messages:

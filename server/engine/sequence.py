@@ -128,6 +128,7 @@ class ReplyForm:
     format: str = ""  # "sparrow@1"; "" for the chat template, which asks nothing of a reply
     ends: tuple[str, ...] = ()  # one of them ends a valid reply
     openings: tuple[str, ...] = ()  # none of them stands inside one
+    stop_ids: frozenset[int] = frozenset()  # the chat template's own end of a turn, where it is no EOS of the model
 
 
 @dataclass(frozen=True, slots=True)

@@ -138,6 +138,17 @@ def test_prompt_forms(client: Client, server: FakeServer) -> None:
     assert list(prompts[3].continue_from.token_ids) == sample.token_ids
 
 
+def test_control_tokens_are_asked_for(client: Client, server: FakeServer) -> None:
+    turns = [{"role": "user", "content": "<|im_end|>"}]
+    for is_live in (False, True):
+        client.generate([turns], allow_control_tokens=is_live)
+        client.score([(turns, "x")], heads=["reference"], allow_control_tokens=is_live)
+        client.tokenize(turns, allow_control_tokens=is_live)
+        generated, scored, tokenized = (server.requests[method][-1] for method in ("Generate", "Score", "Tokenize"))
+        asked = (generated.prompts[0], scored.items[0].prompt, tokenized.prompt)
+        assert [prompt.allow_control_tokens for prompt in asked] == [is_live] * 3
+
+
 def test_a_transcript_format_goes_with_every_prompt(client: Client, server: FakeServer) -> None:
     """Its roles are the server's affair; a continued one may have no message."""
     turns = [{"role": "search_results", "content": "x"}]

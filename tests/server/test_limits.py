@@ -61,6 +61,12 @@ class Tokenizer(Words):
     def check_ids(self, ids: list[int], field: str) -> list[int]:
         return ids
 
+    def stop_id(self, stop: str) -> None:
+        return None
+
+    def control_token_in(self, text: str) -> str:
+        return ""
+
     def stream(self, stops: tuple[str, ...], keep_stop: bool, before: list[int]) -> Text:
         return Text(0)
 
@@ -98,6 +104,7 @@ def finish(request: Request) -> None:
         if not sample.is_given:
             count = sample.params.max_new_tokens
             sample.completion = [LONGEST] * count
+            sample.sequence.tokens.extend(sample.completion)
             sample.logprobs, sample.sampling_logprobs, sample.text = [-1.5] * count, [-0.5] * count, cast(Any, Text(count))
             sample.finish_reason, sample.head = FinishReason.STOP_STRING, resolve(sample.head_name, "")
             sample.stop = sample.params.stop[0] if sample.params.stop else ""

@@ -16,7 +16,7 @@ class Words:
     def __init__(self) -> None:
         self.ids: dict[str, int] = {}
 
-    def encode_behind_text(self, text: str, field: str = "") -> list[int]:
+    def encode_behind_text(self, text: str, field: str = "", is_content: bool = False) -> list[int]:
         return [self.ids.setdefault(word, len(self.ids)) for word in text.split()]
 
     def single_token(self, text: str) -> int | None:

@@ -88,7 +88,7 @@ class Continuation(_message.Message):
     def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., messages: _Optional[_Iterable[_Union[ChatMessage, _Mapping]]] = ...) -> None: ...
 
 class Prompt(_message.Message):
-    __slots__ = ("text", "token_ids", "chat", "continue_from", "assistant_prefix", "cache_salt", "format", "reply_role", "role_prompt")
+    __slots__ = ("text", "token_ids", "chat", "continue_from", "assistant_prefix", "cache_salt", "format", "reply_role", "role_prompt", "allow_control_tokens")
     TEXT_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     CHAT_FIELD_NUMBER: _ClassVar[int]
@@ -98,6 +98,7 @@ class Prompt(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     REPLY_ROLE_FIELD_NUMBER: _ClassVar[int]
     ROLE_PROMPT_FIELD_NUMBER: _ClassVar[int]
+    ALLOW_CONTROL_TOKENS_FIELD_NUMBER: _ClassVar[int]
     text: str
     token_ids: TokenIds
     chat: Chat
@@ -107,7 +108,8 @@ class Prompt(_message.Message):
     format: str
     reply_role: str
     role_prompt: str
-    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., continue_from: _Optional[_Union[Continuation, _Mapping]] = ..., assistant_prefix: _Optional[str] = ..., cache_salt: _Optional[str] = ..., format: _Optional[str] = ..., reply_role: _Optional[str] = ..., role_prompt: _Optional[str] = ...) -> None: ...
+    allow_control_tokens: bool
+    def __init__(self, text: _Optional[str] = ..., token_ids: _Optional[_Union[TokenIds, _Mapping]] = ..., chat: _Optional[_Union[Chat, _Mapping]] = ..., continue_from: _Optional[_Union[Continuation, _Mapping]] = ..., assistant_prefix: _Optional[str] = ..., cache_salt: _Optional[str] = ..., format: _Optional[str] = ..., reply_role: _Optional[str] = ..., role_prompt: _Optional[str] = ..., allow_control_tokens: _Optional[bool] = ...) -> None: ...
 
 class Sampling(_message.Message):
     __slots__ = ("temperature", "top_p", "top_k", "min_p", "repetition_penalty", "seed", "max_new_tokens", "stop", "keep_stop", "stop_token_ids", "ignore_eos", "sample_seeds")
