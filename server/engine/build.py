@@ -95,7 +95,7 @@ def assemble(
     graphs, head_graphs = (step_graphs(each, max_tokens) if can_record else None for each in (cache.kv, head_cache))
     trunk_runner = TrunkRunner(trunk, cache, tap_layer, graphs=graphs)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
-    scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids)
+    scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids, spec.vocab_size)
     heads = HeadRunner(trunk_runner, head_cache, kit_for(config.head_quantization, config, head_shape), head_graphs)
     return Engine(trunk_runner, heads, tree, scheduler, draw_for(config, head_shape), config.queue, config.num_threads)
 

@@ -202,6 +202,7 @@ class Engine:
         batch = self.scheduler.schedule(self.active)
         self._announce_leases()
         self._end_refused()
+        self._end_unreadable()
         if not batch.is_empty:
             self._forward(batch)
             self.counters.steps += 1
@@ -367,6 +368,12 @@ class Engine:
         refused, self.scheduler.refused = self.scheduler.refused, []
         for request, error in refused:
             self._abort(request, error)
+
+    def _end_unreadable(self) -> None:
+        """The door refuses what they hold. Should it ever come through, it ends its own sample."""
+        unreadable, self.scheduler.unreadable = self.scheduler.unreadable, []
+        for sample in unreadable:
+            self._fail(sample, f"token id outside the vocabulary of {self.scheduler.vocab_size}: {sample.highest_id}")
 
     def _flip(self, active: ActiveSet) -> SwapReport:
         """The swap: one pointer. No block is touched; running requests hold what they leased, and followers turn to the new set."""

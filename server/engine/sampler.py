@@ -76,10 +76,14 @@ def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
     """A token for each row of (rows, vocab) float32 logits, drawn or looked up."""
     largest = logits.amax(dim=-1, keepdim=True)
     log_sums = (logits - largest).exp_().sum(dim=-1, keepdim=True).log_()
+    ids, num_tokens = [row.token_id for row in rows], logits.shape[1]
+    if max(ids, default=-1) >= num_tokens:  # to be looked up beyond the logits: such a row says nothing, like one that is not finite
+        log_sums[[token >= num_tokens for token in ids]] = math.nan
+        ids = [min(token, num_tokens - 1) for token in ids]
     is_finite = ~log_sums.isnan()  # one NaN or +inf among a row's logits, and all of its log-probs are
     usable = logits if bool(is_finite.all()) else logits.where(is_finite, 0.0)
     raw = (usable - largest).sub_(log_sums)
-    given = torch.tensor([row.token_id for row in rows], device=logits.device)
+    given = torch.tensor(ids, device=logits.device)
     if all(_is_plainly_greedy(row.params) for row in rows):
         likeliest = _likeliest(usable)
         token_ids = likeliest.where(given < 0, given)

@@ -31,12 +31,14 @@ class SchedulerLimits:
 class Scheduler:
     """Keeps the waiting and the running samples and decides what the next step does."""
 
-    def __init__(self, tree: BlockTree, limits: SchedulerLimits, eos_ids: frozenset[int]) -> None:
+    def __init__(self, tree: BlockTree, limits: SchedulerLimits, eos_ids: frozenset[int], vocab_size: int) -> None:
         self.tree = tree
         self.pool = tree.heads
         self.follower = Follower(tree.heads)
         self.limits = limits
         self.eos_ids = eos_ids
+        self.vocab_size = vocab_size
+        self.unreadable: list[Sample] = []  # admitted, and of tokens that the model does not have; emptied by the engine
         self.waiting: list[Sample] = []
         self.running: list[Sample] = []
         self.newly_leased: list[Request] = []  # emptied by the engine
@@ -155,6 +157,9 @@ class Scheduler:
         sequence = sample.sequence
         sequence.num_reserved = num_blocks - len(sequence.blocks)
         sample.num_cached_tokens = min(sequence.num_cached, len(sample.prompt))
+        if sample.highest_id >= self.vocab_size:
+            self.unreadable.append(sample)  # it would end the step for everybody in it, and on a GPU the process
+            return
         if sample.head is None:
             self.begin_scoring(sample)
             return

@@ -14,7 +14,7 @@ from torch import Tensor
 from polyhead.heads.manifest import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.live import ServedHead
 from polyhead.server.engine.sampler import Draw, DrawRow
-from polyhead.server.engine.sequence import Output, Reading, RuleQuestion, Sample, SamplingParams, Sequence
+from polyhead.server.engine.sequence import FinishReason, Output, Reading, RuleQuestion, Sample, SamplingParams, Sequence
 
 RAW = SamplingParams()  # temperature 1, nothing left out
 SLICE_ROWS = 64  # rows of (rows, vocab) log-probs at once: a long completion must not hold its own (c, vocab) a second time
@@ -191,6 +191,8 @@ def results(sample: Sample) -> list[HeadResult]:
         head = sample.request.lease.heads[name]
         readings = [reading for reading in sample.done if reading.head_name == name]
         errors = [reading.error for reading in readings if reading.error]
+        if sample.finish_reason is FinishReason.FAILED:
+            errors.append(sample.error)
         found.append(HeadResult(name, head, None, errors[0]) if errors else HeadResult(name, head, _result(sample, head, readings)))
     return found
 

@@ -281,6 +281,13 @@ class Sample:
         return self.num_tokens if self.is_given else len(self.prompt) + self.params.max_new_tokens
 
     @property
+    def highest_id(self) -> int:
+        """The highest token id that it begins with or will be asked with."""
+        questions = self.request.rules.by_template.values() if self.request.rules else ()
+        suffixes = (question.suffix for template in questions for question in template)
+        return max(max(tokens, default=0) for tokens in (self.sequence.tokens, *suffixes))
+
+    @property
     def last_head(self) -> ServedHead | None:
         """The head that drew the last token, or that would have drawn the first."""
         return self.spans[-1].head if self.spans else self.head

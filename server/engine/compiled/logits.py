@@ -54,6 +54,8 @@ def _read(row, width, room):
     largest, group = _largest(row.logits, width)
     weight = _sum(row.logits, width, largest, np.float32(1), LEAST, ALL, room)
     row.largest, row.log_sum = largest, np.log(weight)
+    if row.token_id >= width:  # beyond the logits: what stands there is somebody else's
+        row.log_sum = np.nan
     if np.isnan(row.log_sum):
         row.token_id, row.logprob, row.sampling_logprob = 0, row.log_sum, row.log_sum
         return

@@ -205,6 +205,20 @@ def test_both_ways_draw_the_same_and_say_the_same_of_it(vocab: int) -> None:
 
 
 @pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.7, top_p=0.9), SamplingParams(temperature=0.0)])
+def test_a_token_beyond_the_logits_is_not_looked_up(params: SamplingParams, draw: Draw) -> None:
+    """Compiled code read the next row's first logit there, and past the last row somebody else's memory."""
+    logits = random_logits(3, vocab=300)
+    wanted = draw(logits, [DrawRow(params, token_id=token_id) for token_id in (5, 6, 7)])
+    for beyond in (300, 301, 1 << 31):
+        found = draw(logits, [DrawRow(params, token_id=token_id) for token_id in (5, beyond, 7)])
+        assert found.is_finite == [True, False, True]
+        for name in ("logprobs", "sampling_logprobs"):
+            numbers = getattr(found, name)
+            assert math.isnan(numbers[1])
+            assert numbers[::2].tolist() == getattr(wanted, name)[::2].tolist()
+
+
+@pytest.mark.parametrize("params", [SamplingParams(), SamplingParams(temperature=0.7, top_p=0.9), SamplingParams(temperature=0.0)])
 def test_a_token_looked_up_has_the_bits_of_the_draw(params: SamplingParams, draw: Draw) -> None:
     """Beside other rows, or alone: what Score says is what sampling said."""
     logits = random_logits(9, vocab=700)
