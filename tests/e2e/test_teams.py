@@ -88,11 +88,11 @@ def test_no_other_team_finds_what_a_team_left_in_the_cache(teams: Teams, name: s
 
 def test_the_count_of_cached_tokens_is_of_ones_own_team(teams: Teams) -> None:
     def cached(who: str) -> int:
-        [sample] = teams.clients[who].generate([[*prompt(90), 80]], max_new_tokens=1)
+        [sample] = teams.clients[who].generate([prompt(90)], max_new_tokens=1)
         return sample.num_cached_tokens
 
     assert cached("red-worker") <= 1  # BOS
-    assert cached("red-trainer") == 48
+    assert cached("red-trainer") > 40
     assert max(cached("blue-worker"), cached("worker")) <= 1
 
 
