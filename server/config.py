@@ -82,6 +82,8 @@ class ServeConfig(BaseSettings):
     max_queue_tokens: int = Field(4_000_000, gt=0, description="Tokens that all open requests can come to")
     interactive_share: float = Field(0.25, ge=0, lt=1, description="Share of queue and pools kept for PRIORITY_INTERACTIVE")
     default_deadline_s: float = Field(3600.0, gt=0, description="Seconds for a call that gives no deadline; also the longest")
+    unread_bytes: int = Field(GIB, gt=0, description="Bytes of all calls that may wait to be read; beyond them unread calls end")
+    unread_stall_s: float = Field(900.0, gt=0, description="Seconds after which a call ends of which no message was taken")
     push_idle_s: float = Field(60.0, gt=0, description="Seconds after which a push or a fit that sends nothing is given up")
     keep_versions: int = Field(10, ge=1, description="Versions kept of each head name, and of each OOD fit")
     max_idle_per_name: int = Field(2, ge=0, description="Versions of one head name kept in memory that no set and no request uses")

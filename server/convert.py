@@ -5,6 +5,7 @@ Every field is checked before any model work, and an error names the field. Noth
 
 from __future__ import annotations
 
+import collections
 import dataclasses
 from dataclasses import dataclass
 
@@ -40,7 +41,7 @@ MAX_SAMPLES = 4096
 MAX_HEADS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
-MAX_STATES_TOKENS = 1 << 18  # of one request: their states are held until they are sent
+MAX_STATES_TOKENS = 1 << 18  # of one request
 SAMPLE_BYTES = 500  # of a sample on the wire, beside its tokens and stops
 HEAD_BYTES, RULE_BYTES, OOD_BYTES = 350, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
 DEFAULT_HEAD = "policy"
@@ -73,6 +74,7 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
     delivery = _delivery(message, num_samples)
     request.stream_tokens = delivery == generation_pb2.DELIVERY_TOKENS
     request.return_states = message.return_states
+    request.holds_groups = delivery == generation_pb2.DELIVERY_GROUPS or (plan is not None and plan.recipe.averages_samples)
     for prompt_index, prompt in enumerate(message.prompts):
         field = f"prompts[{prompt_index}]"
         ids, form = prompt_ids(prompt, door, field), reply_form(prompt, door, field)
@@ -92,6 +94,7 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
                 )
     if request.return_states and request.num_tokens > MAX_STATES_TOKENS:
         raise InvalidArgument(f"states of {request.num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
+    check_held_states(request, door, "return_states")
     work = Work(request, plan, delivery == generation_pb2.DELIVERY_GROUPS, select)
     _check_answer_size(work, group_size)
     return work
@@ -128,6 +131,22 @@ def given_sample(request: Request, index: int, prompt: list[int], completion: li
     sample.completion = completion
     sample.finish_reason = FinishReason.GIVEN
     return sample
+
+
+def check_held_states(request: Request, door: Door, field: str) -> None:
+    """The states that leave together must fit what may wait to be read: those of a sample, or of a prompt's group."""
+    if not request.return_states:
+        return
+    groups: collections.Counter[int] = collections.Counter()
+    for index, sample in enumerate(request.samples):
+        groups[sample.prompt_index if request.holds_groups else index] += sample.most_tokens
+    most = max(groups.values())
+    if most > door.max_held_states:
+        raise InvalidArgument(
+            f"states of {most} tokens would wait together to be read, at most {door.max_held_states} can\n"
+            "hint: DELIVERY_SAMPLES, fewer samples, shorter texts, or a server with more unread_bytes",
+            field=field,
+        )
 
 
 def _is_terminated(sample: Sample, door: Door) -> bool:

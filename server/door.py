@@ -28,3 +28,4 @@ class Door:
     eos_ids: frozenset[int]
     resolve: Resolve  # a request's own: the heads that it finds stay in memory until the engine has the request
     find_ood: Callable[[str, str], PromptScorer]  # (reference, field): newest or given version; raises NotFound, FailedPrecondition
+    max_held_states: int = 1 << 18  # tokens whose states may wait together to be read: of a sample, or of a group that leaves as one

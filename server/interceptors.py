@@ -23,6 +23,7 @@ from polyhead.heads.errors import InvalidArgument, PolyheadError, Unavailable
 from polyhead.server import logs
 from polyhead.server.auth import Authenticator, Caller, Role
 from polyhead.server.errors import DeadlineExceeded, status_code, to_polyhead_error, trailing_metadata
+from polyhead.server.unread import Account, Unread
 
 DRAIN_RETRY_S = 2.0
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
@@ -41,7 +42,8 @@ class Call:
     request_id: str
     caller: Caller
     deadline_at: float  # time.monotonic(); inf for a long-lived stream
-    sees_all: bool  # numbers of the whole server; not a team's token, beside other teams: they would tell when a prompt was cached
+    unread: Account  # what waits to be read of it
+    sees_all: bool = True  # numbers of the whole server; not a team's token, beside other teams: they would tell when a prompt was cached
 
 
 current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("polyhead_call")
@@ -50,8 +52,11 @@ current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("polyhead_ca
 class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-ignore]
     """Wraps each RpcMethodHandler. `observe(method, code, seconds)` is called once per finished call."""
 
-    def __init__(self, authenticator: Authenticator, max_call_s: float, observe: Callable[[str, str, float], None]) -> None:
+    def __init__(
+        self, authenticator: Authenticator, max_call_s: float, observe: Callable[[str, str, float], None], unread: Unread
+    ) -> None:
         self._authenticator = authenticator
+        self._unread = unread
         self._max_call_s = max_call_s
         self._observe = observe
         self._tasks: dict[asyncio.Task[Any], Call] = {}
@@ -99,11 +104,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
         run = _behaviour(handler)
 
         async def guarded(request: Any, context: Any) -> Any:
-            call = Call(method, request_id, caller, self._deadline_at(method, context), sees_all)
+            account = self._unread.open(caller.principal)
+            call = Call(method, request_id, caller, self._deadline_at(method, context), account, sees_all)
 
             async def work() -> Any:
                 checked = _checked_stream(request) if handler.request_streaming else _checked(request)
-                return await _until(call.deadline_at, run(checked, context))
+                return await _until(call.deadline_at, account, run(checked, context))
 
             return await self._tracked(call, context, work)
 
@@ -121,6 +127,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
         task = asyncio.current_task()
         assert task is not None, "handlers run in a task"
         self._tasks[task] = call
+        task.add_done_callback(lambda _: call.unread.close())  # ends after its answer, or its status, has gone out
         current_call.set(call)
         logs.request_id.set(call.request_id)
         started_at, code = time.monotonic(), "OK"
@@ -139,9 +146,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
                 error = to_polyhead_error(caught)
                 code = error.code
                 _forget_frames(caught)
+            if call.unread.is_ending:  # its status waits behind a message that nobody takes: a drain does not wait for it
+                del self._tasks[task]
+                call.unread.settle()
             await context.abort(status_code(error), error.message[:1024], (*trailing_metadata(error), *id_trailer))
         finally:
-            del self._tasks[task]
+            self._tasks.pop(task, None)
             self._observe(call.method, code, time.monotonic() - started_at)
 
 
@@ -152,8 +162,11 @@ def _behaviour(handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
 
         async def write_all(request: Any, context: Any) -> None:
             async with contextlib.aclosing(behaviour(request, context)) as answers:
+                account = current_call.get().unread
                 async for answer in answers:
+                    account.begin_message()
                     await context.write(answer)
+                    account.end_message()
 
         return write_all
     assert inspect.iscoroutinefunction(behaviour), f"handlers must be async: {behaviour}"
@@ -163,22 +176,31 @@ def _behaviour(handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
 
     async def answer_once(request: Any, context: Any) -> bytes:
         answer: bytes = handler.response_serializer(await behaviour(request, context))
+        current_call.get().unread.hold(len(answer))  # until the call is over
         return answer
 
     return answer_once
 
 
-async def _until(deadline_at: float, work: Awaitable[Any]) -> Any:
-    if deadline_at == float("inf"):
-        return await work
-    limit = asyncio.timeout(max(0.0, deadline_at - time.monotonic()))
+async def _until(deadline_at: float, account: Account, work: Awaitable[Any]) -> Any:
+    """Run to the end, to the deadline, or until the account is told to end the call."""
+    limit = asyncio.timeout(None if deadline_at == float("inf") else max(0.0, deadline_at - time.monotonic()))
+    errors: list[PolyheadError] = [DeadlineExceeded("the call's deadline has passed")]
+
+    def end(error: PolyheadError) -> None:
+        errors.append(error)
+        limit.reschedule(0.0)  # that is, now
+
     try:
         async with limit:
+            account.end = end
             return await work
     except TimeoutError:
         if limit.expired():
-            raise DeadlineExceeded("the call's deadline has passed") from None
+            raise errors[-1] from None
         raise
+    finally:
+        account.end = None
 
 
 def _forget_frames(error: BaseException) -> None:

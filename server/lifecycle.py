@@ -27,6 +27,7 @@ from polyhead.server.metrics import Metrics, MetricsServer, serve_metrics
 from polyhead.server.registry import Registry
 from polyhead.server.startup import Progress, Services, bring_up_heads, build_services
 from polyhead.server.store_care import StoreCare
+from polyhead.server.unread import Unread
 from polyhead.server.workers import Workers
 
 END_S = 2.0  # for handlers whose requests were ended
@@ -63,6 +64,7 @@ class Running:
     metrics_server: MetricsServer | None
     addresses: card.Addresses
     workers: Workers
+    unread: Unread
 
 
 async def run(config: ServeConfig, progress: Progress, announce: Callable[[Services, card.Addresses], None]) -> None:
@@ -89,13 +91,15 @@ async def _listen(config: ServeConfig) -> Running:
     """Take the ports first: a second server on the same one learns at once. Health says NOT_SERVING."""
     health, handlers, metrics = Health(), LateHandlers(), Metrics()
     metrics.serving.set_function(lambda: float(health.is_up))
-    interceptor = CallInterceptor(config.authenticator(), config.default_deadline_s, metrics.observe_call)
+    unread = Unread(config.unread_bytes, config.unread_stall_s)
+    metrics.unread.set_function(lambda: unread.num_bytes)
+    interceptor = CallInterceptor(config.authenticator(), config.default_deadline_s, metrics.observe_call, unread)
     server = make_server(config, interceptor, health, handlers)
     port = bind(server, config)
     metrics_server = _serve_metrics(metrics, config)
     await server.start()
     addresses = card.Addresses(config.host, port, metrics_server.port if metrics_server else -1)
-    return Running(config, health, interceptor, handlers, server, metrics, metrics_server, addresses, Workers())
+    return Running(config, health, interceptor, handlers, server, metrics, metrics_server, addresses, Workers(), unread)
 
 
 def _serve_metrics(metrics: Metrics, config: ServeConfig) -> MetricsServer | None:
@@ -160,6 +164,7 @@ async def _caretakers(running: Running, services: Services, stop: StopSignal) ->
         asyncio.create_task(watch_engine(running.health, services.engine.snapshot)),
         asyncio.create_task(_follow_heads(running.health, services.registry)),
         asyncio.create_task(_commit_caches(running, services, stop)),
+        asyncio.create_task(running.unread.watch()),
     ]
     try:
         yield

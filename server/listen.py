@@ -88,6 +88,7 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         eos_ids=services.eos_ids,
         resolve=_not_at_a_request,
         find_ood=services.ood.find,
+        max_held_states=services.config.unread_bytes // services.engine.state_bytes,
     )
     frontend = Frontend(
         services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics, registry.resolving

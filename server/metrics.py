@@ -185,6 +185,7 @@ class Metrics:
         make = self.registry
         ProcessCollector(registry=make)
         self.serving = Gauge("polyhead_serving", "1: health says SERVING; 0 while it loads, drains or cannot", registry=make)
+        self.unread = Gauge("polyhead_unread_bytes", "Bytes that wait to be read, of all calls", registry=make)
         self.request_seconds = Histogram(
             "polyhead_request_duration_seconds",
             "A call, from first to last byte",
@@ -237,16 +238,18 @@ class Metrics:
     def know_heads(self, names: Iterable[str]) -> None:
         """Show every outcome of these heads from 0 on: a counter that begins with its first failure never seems to increase."""
         for name in names:
+            self._know(name)
             for outcome in ("ok", "failed"):
                 self.swaps.labels(self.head_label(name), outcome)
 
     def observe_swap(self, heads: Iterable[str], outcome: str, seconds: float) -> None:
+        """A change that failed may name anything: only names that have been active get a label of their own."""
         names = list(heads)
-        self.know_heads(names)
+        if outcome == "ok":
+            self.know_heads(names)
+            self.swap_seconds.observe(seconds)
         for name in names:
             self.swaps.labels(self.head_label(name), outcome).inc()
-        if outcome == "ok":
-            self.swap_seconds.observe(seconds)
 
     def observe_received(self, form: str, num_bytes: int) -> None:
         """For a push, once per chunk."""
@@ -259,6 +262,7 @@ class Metrics:
         if facts.inter_token_s >= 0:
             self.inter_token_seconds.observe(facts.inter_token_s)
         for scalar in facts.scalars:
+            self._know(scalar.head)  # it has a version: it was pushed
             self._observe_score((self.head_label(scalar.head), str(scalar.version), facts.policy), scalar.number)
         for p_violate in facts.violations:
             self.rule_answers.labels(str(p_violate > 0.5).lower()).inc()
@@ -277,13 +281,13 @@ class Metrics:
                 self.score_magnitude.labels(*series, sign).inc(amount)
 
     def head_label(self, name: str) -> str:
-        """The name itself for the first 64 names, then "other": trainers may make names without end."""
-        if name in self._head_labels:
-            return name
-        if len(self._head_labels) >= MAX_HEAD_LABELS:
-            return OTHER
-        self._head_labels.add(name)
-        return name
+        """The name itself for the first 64 that have served, else "other"."""
+        return name if name in self._head_labels else OTHER
+
+    def _know(self, name: str) -> None:
+        """Trainers may make names without end."""
+        if len(self._head_labels) < MAX_HEAD_LABELS:
+            self._head_labels.add(name)
 
 
 @dataclass(slots=True)

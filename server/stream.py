@@ -1,4 +1,7 @@
-"""From the engine's thread to a request's reader. The engine never waits: events queue up here, and waiting tokens become one message."""
+"""From the engine's thread to a request's reader. The engine never waits: events queue up here, and waiting tokens become one message.
+
+What waits is counted (unread.py), so that callers who do not read hold no more than the server can bear.
+"""
 
 from __future__ import annotations
 
@@ -7,7 +10,10 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from polyhead.server.engine.engine import StepEvents
-from polyhead.server.engine.sequence import Ended, Event, Request
+from polyhead.server.engine.sequence import Ended, Event, Request, Sample
+from polyhead.server.unread import Account
+
+EVENT_BYTES = 160  # of a token or another event that waits, in memory; what a sample holds is counted by the engine
 
 logger = logging.getLogger(__name__)
 
@@ -15,8 +21,9 @@ logger = logging.getLogger(__name__)
 class EventStream:
     """One request's events, on the event loop."""
 
-    def __init__(self, observe: Callable[[Event], None]) -> None:
+    def __init__(self, observe: Callable[[Event], None], account: Account) -> None:
         self._observe = observe  # sees each event once, read or not
+        self._account = account
         self._events: list[Event] = []
         self._ready = asyncio.Event()
         self._has_ended = False
@@ -25,6 +32,7 @@ class EventStream:
     def deliver(self, request: Request, events: list[Event]) -> None:
         """Called on the event loop, once a step."""
         self._events.extend(events)
+        self._account.hold(EVENT_BYTES * len(events))
         self._has_ended = isinstance(events[-1], Ended)
         self._ready.set()
         try:
@@ -34,6 +42,12 @@ class EventStream:
             logger.exception("events could not be observed; their reader has them all the same")
         if self._is_closed:
             self._drop(request)
+        self._account.check()
+
+    def sent(self, sample: Sample) -> None:
+        """A sample has gone out, or goes nowhere: what it holds is let go."""
+        self._account.release(sample.num_held)
+        sample.let_go()
 
     def close(self, request: Request) -> None:
         """The reader has gone. When the engine is done with the request, too, nothing of it stays."""
@@ -41,8 +55,11 @@ class EventStream:
         self._drop(request)
 
     def _drop(self, request: Request) -> None:
+        self._account.release(EVENT_BYTES * len(self._events))
         self._events = []
         if self._has_ended:
+            for sample in request.samples:
+                self.sent(sample)
             request.let_go()
 
     async def batches(self) -> AsyncIterator[list[Event]]:
@@ -52,6 +69,7 @@ class EventStream:
             self._ready.clear()
             events, self._events = self._events, []
             yield events
+            self._account.release(EVENT_BYTES * len(events))
             if events and isinstance(events[-1], Ended):
                 return
 

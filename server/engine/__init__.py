@@ -11,6 +11,7 @@ What a step does, in this order:
     engine.py       the loop; all that other threads may ask of it
     admission.py    whether the queue takes one more request
     shares.py       what of a thing each principal may hold
+    turns.py        in which order waiting samples start
     scheduler.py    who advances in a step, and by how much
     trunk.py        the trunk over the step's new tokens
     heads.py        one head over its readings

@@ -1,17 +1,23 @@
-"""Whether the queue takes one more request: by count and by tokens, with a share for interactive callers. Knows no blocks."""
+"""Whether the queue takes one more request: by count and by tokens, with a share for interactive callers, and fair among principals.
+
+Knows no blocks.
+"""
 
 from __future__ import annotations
 
+import collections
 from collections.abc import Collection
 
 from polyhead.heads.errors import ResourceExhausted
 from polyhead.server.engine.reports import QueueLimits
 from polyhead.server.engine.sequence import Priority, Request
+from polyhead.server.engine.shares import has_room
 
 
 def check_queue(request: Request, open_requests: Collection[Request], limits: QueueLimits) -> None:
     """Raises ResourceExhausted if the share of the request's kind is full; an interactive caller may use the batch work's, too.
 
+    In a full queue a principal below its fair share gets a place all the same, out of a reserve beyond the limits (shares.py).
     A request that the whole queue could not hold is refused for good: there is nothing to wait for.
     """
     if request.num_tokens > limits.max_tokens:
@@ -27,7 +33,22 @@ def check_queue(request: Request, open_requests: Collection[Request], limits: Qu
         return
     if is_interactive and _has_room(open_requests, request.num_tokens, limits, 1.0):
         return
-    raise ResourceExhausted(f"the queue is full: {len(open_requests)} requests are open", retry_after_s=1.0)
+    if _is_below_its_share(request, of_same_kind, limits, share):
+        return
+    num_own = sum(each.principal == request.principal for each in open_requests)
+    raise ResourceExhausted(f"the queue is full: {len(open_requests)} requests are open, {num_own} of them yours", retry_after_s=1.0)
+
+
+def _is_below_its_share(request: Request, of_same_kind: Collection[Request], limits: QueueLimits, share: float) -> bool:
+    """Whether the reserve takes it: both by count and by tokens."""
+    counts: collections.Counter[str] = collections.Counter()
+    tokens: collections.Counter[str] = collections.Counter()
+    for each in of_same_kind:
+        counts[each.principal] += 1
+        tokens[each.principal] += each.num_admitted_tokens
+    return has_room(counts, request.principal, 1, limits.max_requests * share) and has_room(
+        tokens, request.principal, request.num_tokens, limits.max_tokens * share
+    )
 
 
 def _has_room(open_requests: Collection[Request], num_tokens: int, limits: QueueLimits, share: float) -> bool:

@@ -109,6 +109,11 @@ class Engine:
         """Whether no request is open."""
         return not self._open
 
+    @property
+    def state_bytes(self) -> int:
+        """Of one token's state."""
+        return self.trunk.cache.states[0].nbytes
+
     def submit(self, request: Request) -> None:
         """Queue a request. Raises ResourceExhausted at once when the queue is full or too small for it, Unavailable when draining."""
         with self._wake:
@@ -304,7 +309,7 @@ class Engine:
         self.counters.prompt_tokens += len(sample.prompt)
         self.counters.cache_hit_tokens += sample.num_cached_tokens
         self.scheduler.remove(sample)
-        self._emit(request, Finished(sample, tail(sample)))
+        self._emit_finished(sample)
         request.num_open -= 1
         if request.num_open == 0:
             self._end(request, None)
@@ -329,6 +334,7 @@ class Engine:
         if request.is_ended:
             return
         request.num_open = len(request.samples)
+        request.num_state_bytes = self.state_bytes if request.return_states else 0
         self.scheduler.add(request)
 
     def _abort(self, request: Request, reason: PolyheadError) -> None:
@@ -341,7 +347,7 @@ class Engine:
                 sample.finish_reason, sample.is_terminated = FinishReason.ABORTED, False
                 sample.error = reason.message
                 self.scheduler.remove(sample)
-                self._emit(request, Finished(sample, tail(sample)))
+                self._emit_finished(sample)
         self._end(request, reason)
 
     def _end(self, request: Request, error: PolyheadError | None) -> None:
@@ -441,6 +447,11 @@ class Engine:
         for request in left:
             self._abort(request, reason)
         self._flush()
+
+    def _emit_finished(self, sample: Sample) -> None:
+        sample.num_held = sample.num_bytes
+        sample.request.reader.hold(sample.num_held)
+        self._emit(sample.request, Finished(sample, tail(sample)))
 
     def _emit(self, request: Request, event: Event) -> None:
         self._outbox.setdefault(request, []).append(event)

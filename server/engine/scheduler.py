@@ -15,6 +15,7 @@ from polyhead.server.engine.follow import Follower, lease_to_start_with
 from polyhead.server.engine.live import ActiveSet
 from polyhead.server.engine.scorer import plan_readings
 from polyhead.server.engine.sequence import Output, Phase, Reading, Request, Sample, Sequence
+from polyhead.server.engine.turns import Turns
 
 
 @dataclass(frozen=True, slots=True)
@@ -43,12 +44,15 @@ class Scheduler:
         self.running: list[Sample] = []
         self.newly_leased: list[Request] = []  # emptied by the engine
         self.refused: list[tuple[Request, PolyheadError]] = []  # no lease to be had; emptied by the engine
+        self.turns = Turns()
         self._chunk = limits.chunk_tokens
 
     def add(self, request: Request) -> None:
-        """Queue a request's samples behind those of the same priority."""
+        """Queue a request's samples behind those of the same priority and principal."""
+        for sample in request.samples:
+            self.turns.give(sample)
         self.waiting.extend(request.samples)
-        self.waiting.sort(key=lambda sample: (sample.request.priority, sample.request.serial))  # stable
+        self.waiting.sort(key=lambda sample: (sample.request.priority, sample.turn, sample.request.serial))  # stable
 
     def schedule(self, active: ActiveSet) -> Batch:
         """Choose the next step's work."""
@@ -102,6 +106,9 @@ class Scheduler:
         """Take a sample out, wherever it stands, and give back all it holds."""
         if sample.phase is Phase.WAITING and sample in self.waiting:
             self.waiting.remove(sample)
+            request = sample.request
+            if not any(each.request.principal == request.principal and each.request.priority is request.priority for each in self.waiting):
+                self.turns.forget(sample)
         elif sample in self.running:
             self.running.remove(sample)
         sample.phase = Phase.DONE
@@ -118,13 +125,19 @@ class Scheduler:
     def _admit(self, active: ActiveSet) -> None:
         """Move samples from the queue into the pools, first come first served; one that waits for a block being computed is passed by."""
         pending: set[tuple[str, int]] = set()  # prompts whose next block somebody computes: their other samples wait, too
+        ahead: set[Request] = set()  # of their reader
         for sample in list(self.waiting):
             if len(self.running) >= self.limits.max_running:
                 return
+            if sample.request in ahead:
+                continue
             prompt = (sample.sequence.salt, id(sample.prompt))
             match = None if prompt in pending else self.tree.match(sample.sequence.tokens, sample.sequence.salt)
             if match is None or match.pending is not None:
                 pending.add(prompt)
+                continue
+            if self._is_ahead(sample):
+                ahead.add(sample.request)
                 continue
             num_blocks = -(-sample.most_tokens // self.tree.block_size)
             num_needed = self.tree.num_needed(match, num_blocks * self.tree.block_size)
@@ -132,10 +145,23 @@ class Scheduler:
             if num_needed > self._num_unpromised() or num_head_blocks > self._num_unpromised_heads():
                 return
             self.waiting.remove(sample)
+            self.turns.start(sample)
             self.running.append(sample)  # before anything that can fail: what is running is ended by a step that fails
             if self._lease(sample, active):
                 self.tree.place(sample.sequence, match)
                 self._begin(sample, num_blocks, num_head_blocks)
+
+    def _is_ahead(self, sample: Sample) -> bool:
+        """Whether a sample's states must wait until more of its request's are read. A group that has begun goes on: it is read as one."""
+        request = sample.request
+        if not request.num_state_bytes:
+            return False
+        group = [each for each in request.samples if each.prompt_index == sample.prompt_index] if request.holds_groups else [sample]
+        if any(each.phase is not Phase.WAITING for each in group):
+            return False
+        num_begun = sum(each.most_tokens for each in self.running if each.request is request)
+        num_tokens = sum(each.most_tokens for each in group)
+        return not request.reader.has_room(num_begun * request.num_state_bytes, num_tokens * request.num_state_bytes)
 
     def _lease(self, sample: Sample, active: ActiveSet) -> bool:
         """The first sample of a request takes the lease for all of them. Returns whether there was one to be had."""

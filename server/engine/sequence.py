@@ -108,6 +108,26 @@ class PromptScorer(Protocol):
         """How far a row lies from those of the fit."""
 
 
+class Reader(Protocol):
+    """Who takes what a request makes. What waits for it is counted; the engine never waits."""
+
+    def has_room(self, num_begun: int, num_bytes: int) -> bool:
+        """Whether so many bytes of states may be made before more is read, beside those begun."""
+
+    def hold(self, num_bytes: int) -> None:
+        """So many bytes wait from now on."""
+
+
+class ReadAtOnce:
+    """A reader that takes everything as it comes: within one process."""
+
+    def has_room(self, num_begun: int, num_bytes: int) -> bool:
+        return True
+
+    def hold(self, num_bytes: int) -> None:
+        pass
+
+
 class TextStream(Protocol):
     """Turns a sample's ids into text as they come, and looks for stop strings. The engine knows no tokenizer."""
 
@@ -145,6 +165,10 @@ class RuleQuestions:
 
     rule_set: str  # "example-rules@1", "" for inline rules
     by_template: Mapping[str, tuple[RuleQuestion, ...]]
+
+
+SAMPLE_BYTES = 1000  # of a sample and its sequence in memory, beside their tokens
+TOKEN_BYTES = 100  # of a drawn token: an id, two log-probs, text
 
 
 # Requests, samples, readings and blocks point at each other: one's text would hold all the others, again and again. So they have none.
@@ -197,6 +221,12 @@ class Reading:
     error: str = ""
 
     @property
+    def num_bytes(self) -> int:
+        """Of the rows that were taken."""
+        rows = [*self.values, *self.sampling_values, *self.entropies, *(array for pair in self.top for array in pair)]
+        return sum(array.nbytes for array in rows)
+
+    @property
     def is_started(self) -> bool:
         return self.cursor >= 0
 
@@ -238,6 +268,7 @@ class Sample:
     head: ServedHead | None = None  # draws the next token
     generation: int = 0  # under which the sample took that head up
     seed: int = 0
+    turn: int = 0  # its place among those that wait, in tokens (turns.py)
     text: TextStream | None = None
     form: ReplyForm = ReplyForm()
     completion: list[int] = field(default_factory=list)
@@ -257,6 +288,7 @@ class Sample:
     states: Tensor | None = None  # (prompt + completion tokens, d_model), on the host
     pooled: np.ndarray | None = None  # (d_model,) float64: the prompt's row, with the request's `pool`
     ood_score: float | None = None  # made of `pooled` at the door
+    num_held: int = 0  # bytes that wait with it to be read; set when it is finished
     num_cached_tokens: int = 0
     first_token_at: float = 0.0  # time.monotonic()
     last_token_at: float = 0.0
@@ -264,6 +296,19 @@ class Sample:
     @property
     def is_given(self) -> bool:
         return self.head_name == ""
+
+    @property
+    def num_bytes(self) -> int:
+        """About what it takes in memory until it is sent."""
+        states = (self.states.nbytes if self.states is not None else 0) + (self.pooled.nbytes if self.pooled is not None else 0)
+        rows = sum(reading.num_bytes for reading in self.done)
+        return SAMPLE_BYTES + TOKEN_BYTES * len(self.completion) + 8 * len(self.sequence.tokens) + rows + states
+
+    def let_go(self) -> None:
+        """It was sent: nobody asks for its content any more."""
+        self.num_held = 0
+        self.states = self.pooled = None
+        self.completion, self.logprobs, self.sampling_logprobs, self.done = [], [], [], []
 
     @property
     def is_whole(self) -> bool:
@@ -365,10 +410,12 @@ class Request:
     principal: str = ""  # for whom it counts
     stream_tokens: bool = False
     return_states: bool = False
+    holds_groups: bool = False  # nothing of a prompt is read before all its samples are finished
     states_layer: int = 0  # whose states are returned; 0: the boundary's
     pool: Pool | None = None  # also make one row of each prompt
     ood: PromptScorer | None = None  # what becomes of that row
     deadline_at: float = math.inf  # time.monotonic()
+    reader: Reader = field(default_factory=ReadAtOnce)
     samples: list[Sample] = field(default_factory=list)
     # ---- engine thread
     serial: int = field(default_factory=lambda: next(_serial))
@@ -378,6 +425,7 @@ class Request:
     held: frozenset[LiveHead] = frozenset()  # weights that must stay; replaced as a whole, since other threads read it
     is_ended: bool = False
     num_open: int = 0  # samples not done
+    num_state_bytes: int = 0  # of one token's state, with `return_states`
     num_admitted_tokens: int = 0  # what the queue counts for it
 
     @property

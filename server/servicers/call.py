@@ -64,8 +64,9 @@ class Frontend:
             self._leave(request, stream)
 
     def _submit(self, request: Request) -> EventStream:
-        stream, call = EventStream(self._observe), current_call.get()
-        request.deliver = stream.deliver
+        call = current_call.get()
+        stream = EventStream(self._observe, call.unread)
+        request.deliver, request.reader = stream.deliver, call.unread
         request.deadline_at, request.principal = call.deadline_at, call.caller.principal
         for sample in request.samples:  # here, where every request passes: a team's prompts are found by the team alone
             sample.sequence.salt = call.caller.cache_salt(sample.sequence.salt)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import collections
 import itertools
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
 
@@ -31,7 +31,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         """Stream the events of one request; leaving for whatever reason ends its work."""
         request_id = self._frontend.request_id(request.request_id)
         async with self._frontend.admitted(convert.generate_request, request, request_id) as (work, stream):
-            writer = _Writer(self._frontend, work)
+            writer = _Writer(self._frontend, work, stream.sent)
             async for events in stream.batches():
                 await self._frontend.score_prompts(event.sample for event in events if isinstance(event, Finished))
                 for message in writer.messages(events):
@@ -41,13 +41,13 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 class _Writer:
     """Turns a request's events into messages, in the order that its delivery asks for."""
 
-    def __init__(self, frontend: Frontend, work: convert.Work) -> None:
+    def __init__(self, frontend: Frontend, work: convert.Work, sent: Callable[[Sample], None] = lambda sample: None) -> None:
         self._frontend = frontend
         self._work = work
+        self._sent = sent
         self._request = work.request
         self._groups: dict[int, list[Sample]] = collections.defaultdict(list)
         self._group_size = collections.Counter(sample.prompt_index for sample in work.request.samples)
-        self._holds = work.by_group or (work.plan is not None and work.plan.recipe.averages_samples)
 
     def messages(self, events: list[Event]) -> Iterator[generation_pb2.GenerateResponse]:
         """Messages for a list of events; a sample's tokens that wait together become one piece."""
@@ -75,7 +75,7 @@ class _Writer:
 
     def _finished(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
         """A sample leaves at once, unless its delivery or its reward waits for the others of its prompt."""
-        if not self._holds:
+        if not self._request.holds_groups:
             yield from self._samples([sample])
             return
         group = self._groups[sample.prompt_index]
@@ -90,6 +90,7 @@ class _Writer:
         for sample, message in zip(samples, messages, strict=True):
             yield generation_pb2.GenerateResponse(sample=message)
             yield from self._states(sample)
+            self._sent(sample)
 
     def _group(self, group: list[Sample]) -> Iterator[generation_pb2.GenerateResponse]:
         messages, rewards = self._composed(group)
@@ -105,7 +106,7 @@ class _Writer:
         for index in chosen:
             yield from self._states(group[index])
         for sample in group:
-            sample.states = None
+            self._sent(sample)
 
     def _composed(self, samples: list[Sample]) -> tuple[list[generation_pb2.Sample], list[Reward]]:
         """Samples of one prompt as messages, and their rewards, none without a recipe."""
@@ -121,4 +122,3 @@ class _Writer:
     def _states(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
         for part in convert_out.states_parts(sample):
             yield generation_pb2.GenerateResponse(states=part)
-        sample.states = None  # sent

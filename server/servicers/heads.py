@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import hashlib
 import logging
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any, TypeVar
@@ -12,7 +13,7 @@ import grpc
 
 from polyhead.heads import failpoints
 from polyhead.heads.errors import DataLoss, InvalidArgument, NotFound, PolyheadError
-from polyhead.heads.store import GenerationRecord, HeadStore, Staging
+from polyhead.heads.store import GenerationRecord, HeadStore, OpenBlob, Staging
 from polyhead.server import convert_heads as convert
 from polyhead.server.errors import DeadlineExceeded
 from polyhead.server.publisher import DeltaBase, Published, Publisher, PushRequest
@@ -112,16 +113,19 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         if gathered:
             await self._finished(self._publisher.take, staging, gathered)
 
-    async def PullHead(  # type: ignore[override]  # noqa: N802
+    async def PullHead(  # noqa: N802
         self, request: pb.PullHeadRequest, context: Context
-    ) -> None:
+    ) -> AsyncIterator[pb.PullHeadResponse]:
+        """A chunk is read from the file when the one before has gone out: a caller who does not read holds one, not the whole head."""
         view = await self._workers.run(self._registry.get, request.head, "head")
-        data = await self._workers.run(self._store.read_blob, view.record.blob, self._publisher.breathe)
-        await context.write(pb.PullHeadResponse(head=convert.version_message(view)))
-        whole = memoryview(data)
-        for offset in range(0, len(data), MAX_CHUNK):
-            piece = bytes(whole[offset : offset + MAX_CHUNK])
-            await context.write(pb.PullHeadResponse(chunk=pb.Chunk(offset=offset, data=piece)))
+        with await self._opened(self._store.open_blob, view.record.blob) as blob:
+            yield pb.PullHeadResponse(head=convert.version_message(view))
+            sha256 = hashlib.sha256()
+            for offset in range(0, blob.num_bytes, MAX_CHUNK):
+                piece = await self._finished(_piece, blob, offset, sha256, self._publisher.breathe)
+                yield pb.PullHeadResponse(chunk=pb.Chunk(offset=offset, data=piece))
+        if sha256.hexdigest() != blob.digest:
+            raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {blob.digest[:12]}...")
 
     async def CopyHead(self, request: pb.CopyHeadRequest, context: Context) -> pb.CopyHeadResponse:  # noqa: N802
         record = await self._workers.run(self._publisher.copy, convert.copy_request(request, await self._bound(request)))
@@ -318,6 +322,15 @@ class _Parts:
                 return await anext(self._messages, None)
         except TimeoutError:
             raise DeadlineExceeded(f"nothing arrived for {self._idle_s:g} s: the push is given up") from None
+
+
+def _piece(blob: OpenBlob, offset: int, sha256: hashlib._Hash, breathe: Callable[[], None]) -> bytes:
+    """The next chunk of a head file, hashed on its way."""
+    piece = bytearray(min(MAX_CHUNK, blob.num_bytes - offset))
+    blob.pread(memoryview(piece), offset)
+    sha256.update(piece)
+    breathe()
+    return bytes(piece)
 
 
 def _optional(message: Any, field: str) -> int | None:

@@ -110,7 +110,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
                         yield trunk_pb2.EncodeResponse(
                             sequence_index=event.sample.prompt_index, offset=offset, states=convert_out.tensor(rows)
                         )
-                    event.sample.states = None
+                    stream.sent(event.sample)
                 elif isinstance(event, Ended) and event.error is not None:
                     raise event.error
 
@@ -168,6 +168,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             request.samples.append(sample)
         if request.return_states and request.num_tokens > convert.MAX_STATES_TOKENS:
             raise InvalidArgument(f"{request.num_tokens} tokens in one request, at most {convert.MAX_STATES_TOKENS}", field="sequences")
+        convert.check_held_states(request, self._frontend.door, "sequences")
         return request
 
     def _describe(self) -> trunk_pb2.GetTrunkResponse:

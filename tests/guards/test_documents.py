@@ -70,3 +70,12 @@ def test_the_maps_of_packages_are_whole() -> None:
         named = set(re.findall(r"\b\w+\.py\b", docstring))
         assert files <= named, package
         assert all(any(ROOT.glob(f"server/**/{name}")) for name in named), package
+
+
+def test_every_promise_of_security_names_tests_that_exist() -> None:
+    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
+    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (`tests/[^|]+`) \|$", text, re.MULTILINE)
+    assert len(rows) >= 10
+    for row in rows:
+        for name in re.findall(r"`([^`]+)`", row):
+            assert (ROOT / name).is_file(), name

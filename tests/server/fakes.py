@@ -37,6 +37,7 @@ from polyhead.server.registry import Registry
 from polyhead.server.residency import Residency
 from polyhead.server.servicers.heads import HeadServicer
 from polyhead.server.shelf import Shelf
+from polyhead.server.unread import Unread
 from polyhead.server.workers import Workers
 from polyhead.v1 import heads_pb2_grpc
 from tests.heads.models import save_tiny
@@ -178,11 +179,13 @@ async def grpc_server(
     *,
     max_call_s: float = 30.0,
     is_open: bool = True,
+    unread: Unread | None = None,
 ) -> AsyncIterator[tuple[grpc.aio.Channel, CallInterceptor, Health]]:
     """A real server on a free port with our interceptor and health."""
     from grpc_health.v1 import health_pb2_grpc
 
-    interceptor = CallInterceptor(authenticator or Authenticator(), max_call_s, lambda method, code, seconds: None)
+    unread = unread or Unread(1 << 30, 900.0)
+    interceptor = CallInterceptor(authenticator or Authenticator(), max_call_s, lambda method, code, seconds: None, unread)
     server = grpc.aio.server(interceptors=[interceptor], options=SERVER_OPTIONS)
     health, late = Health(), LateHandlers()
     health_pb2_grpc.add_HealthServicer_to_server(health, server)

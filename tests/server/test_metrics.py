@@ -64,9 +64,21 @@ def test_page() -> None:
 def test_ten_thousand_names_make_a_bounded_number_of_series() -> None:
     metrics = Metrics()
     for index in range(10_000):
-        metrics.observe_swap([f"head-{index}"], "failed", 0.0)
+        metrics.observe_swap([f"head-{index}"], "ok", 0.0)
     series = [name for name in scrape(metrics) if name.startswith("polyhead_head_swaps_total")]
-    assert len(series) == 2 * (MAX_HEAD_LABELS + 1)  # two outcomes
+    assert len(series) == 2 * MAX_HEAD_LABELS + 2  # two outcomes
+
+
+def test_names_that_nobody_has_use_up_no_labels() -> None:
+    """64 misspelt activations, and every later head was "other"."""
+    metrics = Metrics()
+    for index in range(MAX_HEAD_LABELS):
+        metrics.observe_swap([f"misspelt-{index}"], "failed", 0.0)
+    metrics.observe_swap(["policy"], "ok", 0.0)
+    page = scrape(metrics)
+    assert page["polyhead_head_swaps_total{head=other}{outcome=failed}"] == MAX_HEAD_LABELS
+    assert page["polyhead_head_swaps_total{head=policy}{outcome=ok}"] == 1
+    assert not any("misspelt" in name for name in page)
 
 
 def drawn_by(policy: str, *scalars: Scalar) -> SampleFacts:

@@ -8,6 +8,7 @@ import pytest
 
 from polyhead.server.engine.sequence import Ended, Event, Request
 from polyhead.server.stream import EventStream, hand_over
+from polyhead.server.unread import Unread
 
 
 def request() -> Request:
@@ -20,7 +21,8 @@ async def test_a_failing_observer_harms_no_stream(caplog: pytest.LogCaptureFixtu
     def explode(event: Event) -> None:
         raise ZeroDivisionError
 
-    streams = [EventStream(explode), EventStream(lambda event: None)]
+    account = Unread(1 << 20, 60.0).open("")
+    streams = [EventStream(explode, account), EventStream(lambda event: None, account)]
     outbox = {}
     for stream in streams:
         waiting = request()
@@ -33,7 +35,7 @@ async def test_a_failing_observer_harms_no_stream(caplog: pytest.LogCaptureFixtu
 
 
 async def test_a_slow_reader_gets_longer_lists() -> None:
-    stream = EventStream(lambda event: None)
+    stream = EventStream(lambda event: None, Unread(1 << 20, 60.0).open(""))
     for _ in range(5):
         stream.deliver(request(), [Event()])
     stream.deliver(request(), [Ended(None)])

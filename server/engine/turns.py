@@ -1,0 +1,36 @@
+"""In which order waiting samples start: fair among principals by tokens, first come first served within one. Knows no blocks.
+
+Start-time fair queueing (Goyal, Vin and Cheng, 1996). A sample's turn is where its principal's samples before it end, counted in tokens, or
+where the queue is now, if those are through: whoever has little gets in between those of whoever has much, and nobody saves up turns.
+"""
+
+from __future__ import annotations
+
+from polyhead.server.engine.sequence import Priority, Sample
+
+
+class Turns:
+    """Hands out turns. The engine's thread alone calls it."""
+
+    def __init__(self) -> None:
+        self._now = dict.fromkeys(Priority, 0)  # turn of the sample that started last
+        self._ends: dict[tuple[Priority, str], int] = {}  # where a principal's samples end
+
+    def give(self, sample: Sample) -> None:
+        """The sample's place in the queue: behind those of its own principal."""
+        kind = _kind(sample)
+        sample.turn = max(self._now[sample.request.priority], self._ends.get(kind, 0))
+        self._ends[kind] = sample.turn + sample.most_tokens
+
+    def start(self, sample: Sample) -> None:
+        """A sample has its turn."""
+        priority = sample.request.priority
+        self._now[priority] = max(self._now[priority], sample.turn)
+
+    def forget(self, sample: Sample) -> None:
+        """Nothing of this principal waits any more: what it took back does not count against it."""
+        self._ends.pop(_kind(sample), None)
+
+
+def _kind(sample: Sample) -> tuple[Priority, str]:
+    return sample.request.priority, sample.request.principal
