@@ -36,16 +36,22 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
     def __init__(self) -> None:
         self._is_ready = False
         self._is_live = True
+        self._is_draining = False
         self._heads: frozenset[str] = frozenset()
         self._known_heads: set[str] = set()  # a removed head's name stays known, as NOT_SERVING
         self._changed = asyncio.Event()
         self._num_watches = 0
 
     def set_ready(self, is_ready: bool) -> None:
-        """Whether requests are welcome: trunk and active set are up, and no drain has begun."""
+        """Whether requests are welcome: trunk and active set are up."""
         if is_ready != self._is_ready:
             self._is_ready = is_ready
             self._notify()
+
+    def drain(self) -> None:
+        """Requests are not welcome any more, whatever is said of the active set later."""
+        self._is_draining = True
+        self._notify()
 
     def set_live(self, is_live: bool) -> None:
         """Whether the engine moves. A hung one takes every name down with it."""
@@ -76,7 +82,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
     @property
     def is_up(self) -> bool:
         """Whether the server as a whole is SERVING. May be read from any thread."""
-        return self._is_ready and self._is_live
+        return self._is_ready and self._is_live and not self._is_draining
 
     def _notify(self) -> None:
         self._changed.set()

@@ -203,7 +203,7 @@ def _show_heads(health: Health, registry: Registry) -> None:
 
 async def _drain(running: Running, services: Services, stop: StopSignal) -> None:
     """New calls are refused, running ones finish within the grace, what is left is ended and waited for."""
-    running.health.set_ready(False)
+    running.health.drain()
     running.interceptor.drain()
     services.registry.feed.close()
     await _first(stop.now.wait(), asyncio.sleep(running.config.drain_delay_s))

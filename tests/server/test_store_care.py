@@ -62,6 +62,15 @@ async def test_health_status_and_metrics_agree_that_the_store_is_gone(ready: Wor
     assert told(ready, health) == (True, True, True)
 
 
+async def test_a_look_during_a_drain_does_not_call_requests_back(ready: World) -> None:
+    health = Health()
+    care = StoreCare(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))
+    await care.look()
+    health.drain()
+    await care.look()
+    assert not health.is_up
+
+
 async def test_a_rotten_file_is_reported_while_its_version_is_served(ready: World) -> None:
     health = Health()
     care = StoreCare(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))

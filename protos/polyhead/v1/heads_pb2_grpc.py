@@ -29,7 +29,8 @@ class HeadServiceStub:
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
+    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
     """
 
     def __init__(self, channel):
@@ -104,7 +105,8 @@ class HeadServiceServicer:
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
+    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
     """
 
     def PushHead(self, request_iterator, context):
@@ -178,7 +180,7 @@ class HeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def ListGenerations(self, request, context):
-        """The history of the active set, newest first, a page at a time.
+        """The history of the active set, newest first, a page at a time: the newest 1000 generations, and those of the last 30 days.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')
@@ -266,7 +268,8 @@ class HeadService:
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
+    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
     """
 
     @staticmethod

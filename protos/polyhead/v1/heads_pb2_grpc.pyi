@@ -30,7 +30,8 @@ class HeadServiceStub:
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
+    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
     """
 
     @_typing.overload
@@ -58,7 +59,7 @@ class HeadServiceStub:
     DeleteHead: _grpc.UnaryUnaryMultiCallable[_heads_pb2.DeleteHeadRequest, _heads_pb2.DeleteHeadResponse]
     """Forget one version that is neither active nor labelled nor the base of a LoRA head."""
     ListGenerations: _grpc.UnaryUnaryMultiCallable[_heads_pb2.ListGenerationsRequest, _heads_pb2.ListGenerationsResponse]
-    """The history of the active set, newest first, a page at a time."""
+    """The history of the active set, newest first, a page at a time: the newest 1000 generations, and those of the last 30 days."""
     WatchHeads: _grpc.UnaryStreamMultiCallable[_heads_pb2.WatchHeadsRequest, _heads_pb2.WatchHeadsResponse]
     """The active generation now, then each new one."""
 
@@ -67,7 +68,8 @@ class HeadServiceAsyncStub(HeadServiceStub):
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
+    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -92,7 +94,7 @@ class HeadServiceAsyncStub(HeadServiceStub):
     DeleteHead: _aio.UnaryUnaryMultiCallable[_heads_pb2.DeleteHeadRequest, _heads_pb2.DeleteHeadResponse]  # type: ignore[assignment]
     """Forget one version that is neither active nor labelled nor the base of a LoRA head."""
     ListGenerations: _aio.UnaryUnaryMultiCallable[_heads_pb2.ListGenerationsRequest, _heads_pb2.ListGenerationsResponse]  # type: ignore[assignment]
-    """The history of the active set, newest first, a page at a time."""
+    """The history of the active set, newest first, a page at a time: the newest 1000 generations, and those of the last 30 days."""
     WatchHeads: _aio.UnaryStreamMultiCallable[_heads_pb2.WatchHeadsRequest, _heads_pb2.WatchHeadsResponse]  # type: ignore[assignment]
     """The active generation now, then each new one."""
 
@@ -100,7 +102,8 @@ class HeadServiceServicer(metaclass=_abc_1.ABCMeta):
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts.
+    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
+    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
     """
 
     @_abc_1.abstractmethod
@@ -189,7 +192,7 @@ class HeadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _heads_pb2.ListGenerationsRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_heads_pb2.ListGenerationsResponse, _abc.Awaitable[_heads_pb2.ListGenerationsResponse]]:
-        """The history of the active set, newest first, a page at a time."""
+        """The history of the active set, newest first, a page at a time: the newest 1000 generations, and those of the last 30 days."""
 
     @_abc_1.abstractmethod
     def WatchHeads(
