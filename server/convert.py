@@ -7,10 +7,12 @@ from __future__ import annotations
 
 import collections
 import dataclasses
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import HeadKind
+from polyhead.server import demand
 from polyhead.server.convert_prompts import completion_ids, prompt_ids, reply_form
 from polyhead.server.convert_recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
 from polyhead.server.convert_rules import selected_rules
@@ -59,45 +61,81 @@ class Work:
 
 def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Work:
     """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active."""
-    _check_count(len(message.prompts), MAX_PROMPTS, "prompts")
-    arms = list(message.arms) or [generation_pb2.Arm()]
-    _check_count(len(arms), MAX_ARMS, "arms")
-    params = [_arm_params(arm, f"arms[{index}]", door) for index, arm in enumerate(arms)]
-    heads = {_arm_head(arm, f"arms[{index}]", door): None for index, arm in enumerate(arms)}
-    group_size = sum(max(1, arm.n) for arm in arms)
-    select = selection(message, group_size)
-    plan = plan_reward(message.score, door, is_given=False)
-    request = _request(message.score, plan, list(heads), message.on_swap, message.priority, door, request_id)
+    arms = _checked_arms(message, door)
+    priority, group_size = _priority(message.priority), sum(max(1, arm.n) for arm, _ in arms)
     num_samples = len(message.prompts) * group_size
     if num_samples > MAX_SAMPLES:
         raise InvalidArgument(f"too many samples in one request: {num_samples}, at most {MAX_SAMPLES}", field="prompts")
+    least = [demand.prompt_tokens(prompt) for prompt in message.prompts]
+    most_new = max(params.max_new_tokens for _, params in arms)
+    for index, length in enumerate(least):
+        demand.check_least_length(length + most_new, door.max_context, f"prompts[{index}]")
+    door.check_room(priority, demand.generated_tokens(least, arms))
+    select = selection(message, group_size)
+    plan = plan_reward(message.score, door, is_given=False)
+    sampling_heads = list(dict.fromkeys(arm.head or DEFAULT_HEAD for arm, _ in arms))
+    request = _request(message.score, plan, sampling_heads, message.on_swap, priority, num_samples, door, request_id)
     delivery = _delivery(message, num_samples)
     request.stream_tokens = delivery == generation_pb2.DELIVERY_TOKENS
     request.return_states = message.return_states
     request.holds_groups = delivery == generation_pb2.DELIVERY_GROUPS or (plan is not None and plan.recipe.averages_samples)
-    for prompt_index, prompt in enumerate(message.prompts):
-        field = f"prompts[{prompt_index}]"
-        ids, form = prompt_ids(prompt, door, field), reply_form(prompt, door, field)
-        for arm_index, (arm, given) in enumerate(zip(arms, params, strict=True)):
-            param = _with_ends(given, form)
-            _check_length(len(ids) + param.max_new_tokens, request, door, field)
-            for index in range(max(1, arm.n)):
-                seeds = arm.sampling.sample_seeds
-                seed = seeds[index] if seeds else sample_seed(param.seed, prompt_index, arm_index, index)
-                sequence = Sequence(list(ids), prompt.cache_salt)
-                text = door.tokenizer.stream(param.stop, param.keep_stop, ids)
-                head = arm.head or DEFAULT_HEAD
-                request.samples.append(
-                    Sample(
-                        request, prompt_index, arm_index, index, ids, sequence, param, head_name=head, seed=seed, text=text, form=form
-                    )
-                )
-    if request.return_states and request.num_tokens > MAX_STATES_TOKENS:
-        raise InvalidArgument(f"states of {request.num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
-    check_held_states(request, door, "return_states")
     work = Work(request, plan, delivery == generation_pb2.DELIVERY_GROUPS, select)
-    _check_answer_size(work, group_size)
+    prompts = [_prompt_of(prompt, most_new, request, door, f"prompts[{index}]") for index, prompt in enumerate(message.prompts)]
+    num_tokens = demand.generated_tokens([len(prompt.ids) for prompt in prompts], arms, request.num_suffix_tokens)
+    if request.return_states and num_tokens > MAX_STATES_TOKENS:
+        raise InvalidArgument(f"states of {num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
+    _check_answer_size(work, _largest_reply(work, prompts, arms), group_size)
+    door.check_room(priority, num_tokens)
+    for prompt_index, prompt in enumerate(prompts):
+        for arm_index, (arm, params) in enumerate(arms):
+            request.samples.extend(_samples(request, prompt_index, arm_index, prompt, arm, params, door))
+    check_held_states(request, door, "return_states")
     return work
+
+
+@dataclass(frozen=True, slots=True)
+class _Prompt:
+    """One prompt, tokenised."""
+
+    ids: list[int]
+    salt: str
+    form: ReplyForm
+
+    def params(self, given: SamplingParams) -> SamplingParams:
+        """As asked for, with what ends a reply of this form."""
+        return _with_ends(given, self.form)
+
+
+def _checked_arms(message: generation_pb2.GenerateRequest, door: Door) -> list[tuple[generation_pb2.Arm, SamplingParams]]:
+    """At least one. Their heads are those of generation."""
+    _check_count(len(message.prompts), MAX_PROMPTS, "prompts")
+    arms = list(message.arms) or [generation_pb2.Arm()]
+    _check_count(len(arms), MAX_ARMS, "arms")
+    checked = [(arm, _arm_params(arm, f"arms[{index}]", door)) for index, arm in enumerate(arms)]
+    for index, arm in enumerate(arms):
+        _check_arm_head(arm, f"arms[{index}]", door)
+    return checked
+
+
+def _prompt_of(prompt: types_pb2.Prompt, most_new: int, request: Request, door: Door, field: str) -> _Prompt:
+    ids = prompt_ids(prompt, door, field)
+    _check_length(len(ids) + most_new, request, door, field)
+    return _Prompt(ids, prompt.cache_salt, reply_form(prompt, door, field))
+
+
+def _samples(
+    request: Request, prompt_index: int, arm_index: int, prompt: _Prompt, arm: generation_pb2.Arm, given: SamplingParams, door: Door
+) -> Iterator[Sample]:
+    """Those of one prompt and one arm."""
+    params, seeds = prompt.params(given), arm.sampling.sample_seeds
+    for index in range(max(1, arm.n)):
+        seed = seeds[index] if seeds else sample_seed(params.seed, prompt_index, arm_index, index)
+        sequence = Sequence(list(prompt.ids), prompt.salt)
+        text = door.tokenizer.stream(params.stop, params.keep_stop, prompt.ids)
+        head = arm.head or DEFAULT_HEAD
+        yield Sample(
+            request, prompt_index, arm_index, index, prompt.ids, sequence, params, head_name=head, seed=seed, text=text, form=prompt.form
+        )
 
 
 def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Work:
@@ -107,22 +145,33 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
         raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
     if message.on_swap == types_pb2.ON_SWAP_FOLLOW:
         raise InvalidArgument("nothing is drawn here that could follow a swap: use PIN or ABORT", field="on_swap")
+    priority, least = _priority(message.priority), [demand.item_tokens(item) for item in message.items]
+    for index, length in enumerate(least):
+        demand.check_least_length(length, door.max_context, f"items[{index}]")
+    door.check_room(priority, sum(least))
     plan = plan_reward(message.score, door, is_given=True)
-    request = _request(message.score, plan, [], message.on_swap, message.priority, door, request_id)
+    request = _request(message.score, plan, [], message.on_swap, priority, len(message.items), door, request_id)
     if message.HasField("sampling"):
         request.score_sampling = sampling_params(message.sampling, "sampling", door)
-    for index, item in enumerate(message.items):
-        field = f"items[{index}]"
-        ids = prompt_ids(item.prompt, door, f"{field}.prompt")
-        completion = completion_ids(item, ids, door, field)
-        _check_length(len(ids) + len(completion), request, door, field)
+    texts = [_text_of(item, request, door, f"items[{index}]") for index, item in enumerate(message.items)]
+    lengths = [len(ids) + len(completion) for ids, completion in texts]
+    if sum(_reply_bytes(request, SamplingParams(), length, plan) for length in lengths) > MAX_REPLY_BYTES:
+        raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
+    door.check_room(priority, sum(lengths) + len(lengths) * request.num_suffix_tokens)
+    for index, (item, (ids, completion)) in enumerate(zip(message.items, texts, strict=True)):
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
-        sample.form = reply_form(item.prompt, door, f"{field}.prompt")
+        sample.form = reply_form(item.prompt, door, f"items[{index}].prompt")
         sample.is_terminated = item.terminated if item.HasField("terminated") else _is_terminated(sample, door)
         request.samples.append(sample)
-    if sum(_reply_bytes(sample, plan) for sample in request.samples) > MAX_REPLY_BYTES:
-        raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
     return Work(request, plan)
+
+
+def _text_of(item: scoring_pb2.ScoreItem, request: Request, door: Door, field: str) -> tuple[list[int], list[int]]:
+    """(prompt, completion)"""
+    ids = prompt_ids(item.prompt, door, f"{field}.prompt")
+    completion = completion_ids(item, ids, door, field)
+    _check_length(len(ids) + len(completion), request, door, field)
+    return ids, completion
 
 
 def given_sample(request: Request, index: int, prompt: list[int], completion: list[int], salt: str = "") -> Sample:
@@ -173,12 +222,11 @@ def _arm_params(arm: generation_pb2.Arm, field: str, door: Door) -> SamplingPara
     return sampling_params(arm.sampling, f"{field}.sampling", door)
 
 
-def _arm_head(arm: generation_pb2.Arm, field: str, door: Door) -> str:
+def _check_arm_head(arm: generation_pb2.Arm, field: str, door: Door) -> None:
     reference = arm.head or DEFAULT_HEAD
     head = door.resolve(reference, f"{field}.head")
     if head.manifest.kind is not HeadKind.POLICY:
         raise InvalidArgument(f"{reference} is a {head.manifest.kind.value} head and cannot generate", field=f"{field}.head")
-    return reference
 
 
 def _request(
@@ -186,7 +234,8 @@ def _request(
     plan: RewardPlan | None,
     sampling_heads: list[str],
     on_swap: types_pb2.OnSwap,
-    priority: types_pb2.Priority,
+    priority: Priority,
+    num_samples: int,
     door: Door,
     request_id: str,
 ) -> Request:
@@ -199,7 +248,7 @@ def _request(
     if len(set(score_heads)) != len(score_heads):
         raise InvalidArgument("a head is named twice", field="score.heads")
     _check_distributions(spec, scoring, door)
-    rules = _rule_questions(spec, scoring, door)
+    rules = _rule_questions(spec, scoring, priority, num_samples, door)
     if plan is not None:
         check_weights(plan, rules)
     names = dict.fromkeys([*sampling_heads, *score_heads])
@@ -214,7 +263,7 @@ def _request(
         with_entropy=spec.entropy,
         num_top=spec.top_logprobs,
         on_swap=_on_swap(on_swap),
-        priority=_priority(priority),
+        priority=priority,
         pool=ood.pool if ood else None,
         ood=ood,
     )
@@ -233,7 +282,9 @@ def _nowhere(request: Request, events: object) -> None:
     raise AssertionError("the servicer sets `deliver` before it submits")
 
 
-def _rule_questions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door: Door) -> RuleQuestions | None:
+def _rule_questions(
+    spec: types_pb2.ScoringSpec, scoring: list[ServedHead], priority: Priority, num_samples: int, door: Door
+) -> RuleQuestions | None:
     rule_heads = [head for head in scoring if head.manifest.kind is HeadKind.RULE]
     selection = spec.rules
     is_given = bool(selection.rule_set or selection.rule_ids or selection.rules)
@@ -250,6 +301,9 @@ def _rule_questions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door
                 field="score.heads",
             )
     reference, rules = selected_rules(selection, door.rules, "score.rules")
+    fixed = [door.rules.templates[head.manifest.template] for head in rule_heads]
+    num_least = sum(len(template.before) + 1 + len(template.after) for template in fixed)
+    door.check_room(priority, num_samples * len(rules) * num_least)
     worded = door.rules.suffixes(rules, "score.rules")
     return RuleQuestions(
         reference, {template: tuple(RuleQuestion(*question) for question in questions) for template, questions in worded.items()}
@@ -303,10 +357,17 @@ def _check_length(num_tokens: int, request: Request, door: Door, field: str) -> 
         )
 
 
-def _reply_bytes(sample: Sample, plan: RewardPlan | None) -> int:
-    """Most bytes that a sample, its scores and its reward take on the wire; its text is counted with four bytes a token."""
-    request, params = sample.request, sample.params
-    num_tokens = len(sample.sequence.tokens) + (0 if sample.is_given else params.max_new_tokens)
+def _largest_reply(work: Work, prompts: list[_Prompt], arms: list[tuple[generation_pb2.Arm, SamplingParams]]) -> int:
+    """Most bytes that one of the samples takes."""
+    return max(
+        _reply_bytes(work.request, prompt.params(given), len(prompt.ids) + given.max_new_tokens, work.plan)
+        for prompt in prompts
+        for _, given in arms
+    )
+
+
+def _reply_bytes(request: Request, params: SamplingParams, num_tokens: int, plan: RewardPlan | None) -> int:
+    """Most bytes that a sample of so many tokens, its scores and its reward take on the wire; its text counts four bytes a token."""
     own_bytes = SAMPLE_BYTES + sum(4 + len(stop.encode()) for stop in params.stop) + 5 * len(params.stop_token_ids)
     questions = max(request.rules.by_template.values(), key=len, default=()) if request.rules else ()
     rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
@@ -317,9 +378,8 @@ def _reply_bytes(sample: Sample, plan: RewardPlan | None) -> int:
     return own_bytes + num_tokens * token_bytes + num_heads * (HEAD_BYTES + rule_bytes) + added_bytes
 
 
-def _check_answer_size(work: Work, group_size: int) -> None:
+def _check_answer_size(work: Work, largest: int, group_size: int) -> None:
     """A message is a group if the delivery says so, else a sample."""
-    largest = max(_reply_bytes(sample, work.plan) for sample in work.request.samples)
     if work.by_group:
         num_returned = min(group_size, work.selection.most) if work.selection else group_size
         num_ranked = group_size if work.plan else 0

@@ -6,13 +6,18 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyhead.server.engine.live import ServedHead
-from polyhead.server.engine.sequence import PromptScorer
+from polyhead.server.engine.sequence import Priority, PromptScorer
 from polyhead.server.recipes import RecipeBook
 from polyhead.server.rules import RuleBook
 from polyhead.server.text import Tokenizer
 from polyhead.server.transcripts import TranscriptBook
 
 Resolve = Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
+CheckRoom = Callable[[Priority, int], None]  # (who waits, tokens that a call comes to at least): raises ResourceExhausted
+
+
+def _has_room(priority: Priority, num_tokens: int) -> None:
+    """Without an engine there is no queue that could be full."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -29,3 +34,4 @@ class Door:
     resolve: Resolve  # a request's own: the heads that it finds stay in memory until the engine has the request
     find_ood: Callable[[str, str], PromptScorer]  # (reference, field): newest or given version; raises NotFound, FailedPrecondition
     max_held_states: int = 1 << 18  # tokens whose states may wait together to be read: of a sample, or of a group that leaves as one
+    check_room: CheckRoom = _has_room  # asked with counts before texts are tokenised, and with tokens before samples are built

@@ -9,6 +9,7 @@ import asyncio
 import contextlib
 import contextvars
 import inspect
+import math
 import re
 import time
 import uuid
@@ -26,6 +27,7 @@ from polyhead.server.errors import DeadlineExceeded, status_code, to_polyhead_er
 from polyhead.server.unread import Account, Unread
 
 DRAIN_RETRY_S = 2.0
+OWN_SHARE = 0.99  # a deadline below this share of the server's longest is the caller's own
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 _MALFORMED = object()  # what the deserializer returns for bytes that are no message
 
@@ -44,6 +46,7 @@ class Call:
     deadline_at: float  # time.monotonic(); inf for a long-lived stream
     unread: Account  # what waits to be read of it
     sees_all: bool = True  # numbers of the whole server; not a team's token, beside other teams: they would tell when a prompt was cached
+    due_at: float = math.inf  # the same as deadline_at if it is the caller's own, a default as long as the server's is none; else inf
 
 
 current_call: contextvars.ContextVar[Call] = contextvars.ContextVar("polyhead_call")
@@ -105,7 +108,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
 
         async def guarded(request: Any, context: Any) -> Any:
             account = self._unread.open(caller.principal)
-            call = Call(method, request_id, caller, self._deadline_at(method, context), account, sees_all)
+            deadline_at, due_at = self._deadlines(method, context.time_remaining())
+            call = Call(method, request_id, caller, deadline_at, account, sees_all, due_at)
 
             async def work() -> Any:
                 checked = _checked_stream(request) if handler.request_streaming else _checked(request)
@@ -115,12 +119,13 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
 
         return _same_shape(handler, guarded, _safe(handler.request_deserializer), None)
 
-    def _deadline_at(self, method: str, context: Any) -> float:
-        """The earlier of the caller's deadline and ours. gRPC counts in wall-clock time: converted once, here."""
+    def _deadlines(self, method: str, remaining: float | None) -> tuple[float, float]:
+        """(the earlier of the caller's deadline and ours, the caller's own). gRPC counts in wall-clock time: converted once, here."""
         if method in LONG_LIVED:
-            return float("inf")
-        remaining = context.time_remaining()
-        return time.monotonic() + min(self._max_call_s, self._max_call_s if remaining is None else remaining)
+            return math.inf, math.inf
+        now, longest = time.monotonic(), self._max_call_s
+        remaining = longest if remaining is None else min(longest, remaining)
+        return now + remaining, now + remaining if remaining < OWN_SHARE * longest else math.inf
 
     async def _tracked(self, call: Call, context: Any, work: Callable[[], Awaitable[Any]]) -> Any:
         """Everything that surrounds a call. CancelledError passes: swallowing it leaks native memory (grpc #43360)."""

@@ -13,6 +13,7 @@
     experience.py    P4
     scoring.py       P5, P6, P11
     swapping.py      P7, P9, P10
+    overload.py      P12
     quality.py       what lower precision costs
     growth.py        time and memory against heads, context, streams, rules; plot.py draws them
     soak.py          minutes of mixed load

@@ -23,7 +23,7 @@ def register(app: typer.Typer) -> None:
 
 
 def bench(
-    only: Annotated[str, typer.Option(help=f"Measures, with commas: P1 to P11, {', '.join(EXTRAS)}. Default: P1 to P11.")] = "",
+    only: Annotated[str, typer.Option(help=f"Measures, with commas: P1 to P12, {', '.join(EXTRAS)}. Default: P1 to P12.")] = "",
     peers: Annotated[str, typer.Option(help=f"Engines beside ours, with commas: {', '.join(PEERS)}; or none.")] = "transformers",
     runs: Annotated[int, typer.Option(min=1, help="Rounds of each measure; the median counts.")] = 5,
     quick: Annotated[bool, typer.Option("--quick", help="Tiny sizes: whether it works, not how fast.")] = False,

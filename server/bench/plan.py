@@ -7,7 +7,7 @@ import shlex
 from dataclasses import dataclass, field
 from pathlib import Path
 
-MEASURES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11")
+MEASURES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12")
 EXTRAS = ("deterministic", "quality", "growth", "soak")  # only when asked for
 PEERS = ("transformers", "vllm", "llamacpp", "openvino")
 
@@ -35,6 +35,9 @@ class Sizes:
     swap_gap_s: float = 0.5  # of calm around each swap and push
     long_prompt_tokens: int = 1000
     text_tokens: int = 128  # P11: of each scored text
+    overload_tokens: int = 32  # P12: of one reply
+    overload_deadline_s: float = 2.0
+    overload_s: float = 10.0  # that one load lasts
     agreement_prompts: int = 20  # quality: whose replies are compared
     growth_heads: tuple[int, ...] = (1, 2, 3, 4, 5, 6, 7, 8)
     growth_context: tuple[int, ...] = (128, 256, 512, 1024, 2048, 4096)
@@ -58,6 +61,8 @@ QUICK = Sizes(
     swap_gap_s=0.05,
     long_prompt_tokens=64,
     text_tokens=8,
+    overload_tokens=4,
+    overload_s=0.4,
     agreement_prompts=2,
     growth_heads=(1, 2),
     growth_context=(16, 32),

@@ -15,6 +15,7 @@ from polyhead.server.bench.decoding import decode, deterministic, wire
 from polyhead.server.bench.experience import experience
 from polyhead.server.bench.growth import growth
 from polyhead.server.bench.interrupt import Interrupt
+from polyhead.server.bench.overload import overload
 from polyhead.server.bench.plan import BadPlan, Plan
 from polyhead.server.bench.quality import quality
 from polyhead.server.bench.results import OURS, Check, Row, Series
@@ -36,6 +37,7 @@ RUNS: Mapping[str, Measure] = {
     "P9": swaps,
     "P10": push,
     "P11": one_more_head,
+    "P12": overload,
     "deterministic": deterministic,
     "quality": quality,
     "growth": growth,

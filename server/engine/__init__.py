@@ -12,6 +12,8 @@ What a step does, in this order:
     admission.py    whether the queue takes one more request
     shares.py       what of a thing each principal may hold
     turns.py        in which order waiting samples start
+    deadlines.py    who could be in time, and whom one more row would make late
+    pace.py         how long steps take and replies become
     scheduler.py    who advances in a step, and by how much
     trunk.py        the trunk over the step's new tokens
     heads.py        one head over its readings

@@ -63,6 +63,7 @@ class Engine:
         draw: Draw,
         queue: QueueLimits,
         num_threads: int = 0,
+        clock: Callable[[], float] = time.monotonic,
     ) -> None:
         self.trunk = trunk
         self.heads = heads
@@ -71,10 +72,11 @@ class Engine:
         self.draw = draw  # reads heads' logits
         self.queue = queue
         self.num_threads = num_threads  # of torch, within the engine's thread; 0: torch's own choice
+        self.clock = clock
         self.counters = Counters()
         self.active = ActiveSet(generation=0)
         self.sink: Callable[[StepEvents], None] = deliver_now  # set before start; never blocks
-        self.last_step_at = time.monotonic()
+        self.last_step_at = clock()
         self.last_swap_pause_s = 0.0
         self.gaps = StepGaps()
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
@@ -115,20 +117,39 @@ class Engine:
         return self.trunk.cache.states[0].nbytes
 
     def submit(self, request: Request) -> None:
-        """Queue a request. Raises ResourceExhausted at once when the queue is full or too small for it, Unavailable when draining."""
+        """Queue a request. Raises ResourceExhausted at once when the queue is full or too small for it, or its deadline too near;
+        Unavailable when draining.
+        """
         with self._wake:
-            if self._is_draining or self._is_stopping:
-                raise Unavailable("the server is shutting down: try another one", retry_after_s=1.0)
-            try:
-                check_queue(request, self._open.values(), self.queue)
-            except ResourceExhausted:
-                self.counters.rejected_requests += 1
-                raise
+            self._check_admission(request)
             self._open[request.serial] = request
             request.num_admitted_tokens = request.num_tokens
+            request.num_waiting = len(request.samples)
             self.counters.requests += 1
             self._inbox.append(lambda: self._enter(request))
             self._wake.notify()
+
+    def check_room(self, request: Request) -> None:
+        """What `submit` would refuse by counts alone, for a request that has no samples yet (`num_least_tokens`). Takes nothing."""
+        with self._wake:
+            self._check_admission(request)
+
+    def _check_admission(self, request: Request) -> None:
+        if self._is_draining or self._is_stopping:
+            raise Unavailable("the server is shutting down: try another one", retry_after_s=1.0)
+        try:
+            self._check_queue_and_deadline(request)
+        except ResourceExhausted:
+            self.counters.rejected_requests += 1
+            raise
+
+    def _check_queue_and_deadline(self, request: Request) -> None:
+        check_queue(request, self._open.values(), self.queue)
+        try:
+            self.scheduler.deadlines.check(request, self._open.values(), len(self.scheduler.running), self.clock())
+        except ResourceExhausted:
+            self.counters.late_requests += 1
+            raise
 
     def cancel(self, request: Request, reason: PolyheadError) -> None:
         """End a request before the next step: the one way out for cancels, deadlines and disconnects. Idempotent."""
@@ -168,7 +189,7 @@ class Engine:
             last_step_at=self.last_step_at,
             num_open=len(self._open),
             is_running=self._thread.is_alive(),
-            longest_gap_s=self.gaps.longest_s(time.monotonic()),
+            longest_gap_s=self.gaps.longest_s(self.clock()),
         )
 
     def leased_digests(self) -> dict[str, int]:
@@ -203,8 +224,9 @@ class Engine:
 
     def step(self) -> bool:
         """Advance everything once. Returns whether there was anything to do."""
-        self._expire()
-        batch = self.scheduler.schedule(self.active)
+        started_at = self.clock()
+        self._expire(started_at)
+        batch = self.scheduler.schedule(self.active, started_at)
         self._announce_leases()
         self._end_refused()
         self._end_unreadable()
@@ -213,20 +235,22 @@ class Engine:
             self.counters.steps += 1
         num_finished = self._finish_scored()
         self._flush()
-        self.last_step_at = time.monotonic()
+        self.last_step_at = self.clock()
+        if not batch.is_empty:
+            self.scheduler.pace.note_step(batch, self.last_step_at - started_at, self.last_step_at)
         self.gaps.note(self.last_step_at, has_worked=not batch.is_empty)
         return not batch.is_empty or num_finished > 0
 
     def _forward(self, batch: Batch) -> None:
-        started_at = time.monotonic()
+        started_at = self.clock()
         if batch.trunk_runs:
             self.trunk.forward(batch.trunk_runs)
             self.scheduler.commit_trunk(batch)
-        trunk_done_at = time.monotonic()
+        trunk_done_at = self.clock()
         for head, runs in batch.by_head():
             self._forward_head(head, [run for run in runs if run.reading.head_blocks])
-        ended_at = time.monotonic()
-        self.scheduler.pace(batch, ended_at - started_at)
+        ended_at = self.clock()
+        self.scheduler.fit_chunk(batch, ended_at - started_at)
         self.counters.trunk_tokens += batch.num_trunk_tokens
         self.counters.trunk_seconds_us += int((trunk_done_at - started_at) * 1e6)
         self.counters.head_seconds_us += int((ended_at - trunk_done_at) * 1e6)
@@ -272,7 +296,7 @@ class Engine:
 
     def _append(self, sample: Sample, token_id: int, logprob: float, sampling_logprob: float) -> None:
         """One more token: record it, look for an end, ask for the next."""
-        text = add_token(sample, token_id, logprob, sampling_logprob)
+        text = add_token(sample, token_id, logprob, sampling_logprob, self.clock())
         self.counters.generated_tokens += 1
         if sample.request.stream_tokens:
             self._emit(sample.request, Drawn(sample, len(sample.completion) - 1, token_id, logprob, sampling_logprob, text))
@@ -292,6 +316,7 @@ class Engine:
         sample.is_terminated = reason.is_terminated
         sample.stop = sample.text.matched_stop if sample.text and reason is FinishReason.STOP_STRING else ""
         self.tree.heads.release(sample.reading)
+        self.scheduler.pace.note_reply(sample, self.clock())
         self.scheduler.begin_scoring(sample)
 
     def _finish_scored(self) -> int:
@@ -342,9 +367,13 @@ class Engine:
         if request.is_ended:
             return
         self.counters.aborted_requests += 1
+        now = self.clock()
+        if request.lease is None and now >= request.deadline_at:
+            self.counters.expired_requests += 1
         for sample in request.samples:
             if sample.phase is not Phase.DONE:
                 sample.finish_reason, sample.is_terminated = FinishReason.ABORTED, False
+                self._count_waste(sample, now)
                 sample.error = reason.message
                 self.scheduler.remove(sample)
                 self._emit_finished(sample)
@@ -357,8 +386,13 @@ class Engine:
             self._open.pop(request.serial, None)
         self._emit(request, Ended(error))
 
-    def _expire(self) -> None:
-        now = time.monotonic()
+    def _count_waste(self, sample: Sample, now: float) -> None:
+        """What was drawn for a sample that is broken off; how long it is at least."""
+        if not sample.is_given:
+            self.counters.wasted_tokens += len(sample.completion)
+            self.scheduler.pace.note_reply(sample, now)
+
+    def _expire(self, now: float) -> None:
         with self._wake:
             late = [request for request in self._open.values() if now > request.deadline_at]
         for request in late:
@@ -367,13 +401,24 @@ class Engine:
     def _announce_leases(self) -> None:
         for request in self.scheduler.newly_leased:
             assert request.lease is not None
-            self._emit(request, Accepted(request.lease, time.monotonic() - request.submitted_at))
+            self._emit(request, Accepted(request.lease, self.clock() - request.submitted_at))
         self.scheduler.newly_leased.clear()
 
     def _end_refused(self) -> None:
         refused, self.scheduler.refused = self.scheduler.refused, []
         for request, error in refused:
-            self._abort(request, error)
+            self._refuse(request, error)
+
+    def _refuse(self, request: Request, error: PolyheadError) -> None:
+        """End a request that has not begun: its reader gets the error and nothing else, so that a client may try again."""
+        if isinstance(error, ResourceExhausted):
+            self.counters.late_requests += 1
+        else:
+            self.counters.aborted_requests += 1
+        for sample in request.samples:
+            sample.finish_reason, sample.error = FinishReason.ABORTED, error.message
+            self.scheduler.remove(sample)
+        self._end(request, error)
 
     def _end_unreadable(self) -> None:
         """The door refuses what they hold. Should it ever come through, it ends its own sample."""

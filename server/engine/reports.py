@@ -59,8 +59,11 @@ class Counters:
     scored_readings: int = 0
     requests: int = 0
     rejected_requests: int = 0
+    late_requests: int = 0  # of those, and of the queue: refused since they could not have been served before their deadline
+    expired_requests: int = 0  # whose deadline passed before their first step: they cost none
     failed_samples: int = 0
     aborted_requests: int = 0
+    wasted_tokens: int = 0  # drawn for samples that were ended before they were whole
     swaps: int = 0
     trunk_seconds_us: int = 0  # microseconds spent in trunk passes
     head_seconds_us: int = 0

@@ -5,14 +5,17 @@ Knows blocks and budgets. It touches no tensor and never waits.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
 from polyhead.heads.errors import PolyheadError
 from polyhead.server.engine.batch import Batch, HeadRun, TrunkRun
 from polyhead.server.engine.blocks import BlockTree
+from polyhead.server.engine.deadlines import Deadlines, Verdict, too_late
 from polyhead.server.engine.follow import Follower, lease_to_start_with
 from polyhead.server.engine.live import ActiveSet
+from polyhead.server.engine.pace import Pace
 from polyhead.server.engine.scorer import plan_readings
 from polyhead.server.engine.sequence import Output, Phase, Reading, Request, Sample, Sequence
 from polyhead.server.engine.turns import Turns
@@ -43,21 +46,25 @@ class Scheduler:
         self.waiting: list[Sample] = []
         self.running: list[Sample] = []
         self.newly_leased: list[Request] = []  # emptied by the engine
-        self.refused: list[tuple[Request, PolyheadError]] = []  # no lease to be had; emptied by the engine
+        self.refused: list[tuple[Request, PolyheadError]] = []  # no lease to be had, or too late; emptied by the engine
         self.turns = Turns()
+        self.pace = Pace()
+        self.deadlines = Deadlines(self.pace, limits.max_running)
         self._chunk = limits.chunk_tokens
 
     def add(self, request: Request) -> None:
         """Queue a request's samples behind those of the same priority and principal."""
+        if not math.isinf(request.due_at):
+            request.num_prefill_tokens = self._num_new_tokens(request)
         for sample in request.samples:
             self.turns.give(sample)
         self.waiting.extend(request.samples)
         self.waiting.sort(key=lambda sample: (sample.request.priority, sample.turn, sample.request.serial))  # stable
 
-    def schedule(self, active: ActiveSet) -> Batch:
-        """Choose the next step's work."""
+    def schedule(self, active: ActiveSet, now: float) -> Batch:
+        """Choose the next step's work. `now`: time.monotonic()."""
         self.follower.advance(self.running, self._num_unpromised_heads)
-        self._admit(active)
+        self._admit(active, now)
         self._start_suffixes()
         batch = Batch()
         self._add_trunk_runs(batch)
@@ -75,7 +82,7 @@ class Scheduler:
             self.pool.advance(run.reading, run.start, run.end)
             run.reading.cursor = run.end
 
-    def pace(self, batch: Batch, seconds: float) -> None:
+    def fit_chunk(self, batch: Batch, seconds: float) -> None:
         """Fit the prefill chunk to the measured step, so that a long prompt, or one that a head reads again, stalls nobody who decodes."""
         lengths = [run.end - run.start for run in batch.trunk_runs]
         head_lengths = [run.end - run.start for run in batch.head_runs]
@@ -122,14 +129,27 @@ class Scheduler:
 
     # ---- admission
 
-    def _admit(self, active: ActiveSet) -> None:
-        """Move samples from the queue into the pools, first come first served; one that waits for a block being computed is passed by."""
+    def _admit(self, active: ActiveSet, now: float) -> None:
+        """Move samples from the queue into the pools. What stops them is what those at the door must wait for."""
+        self._start_waiting(active, now)
+        self.deadlines.most_rows = len(self.running) if self.waiting else 0
+
+    def _start_waiting(self, active: ActiveSet, now: float) -> None:
+        """First come first served, as far as pools and deadlines go; one that waits for a block being computed is passed by."""
         pending: set[tuple[str, int]] = set()  # prompts whose next block somebody computes: their other samples wait, too
         ahead: set[Request] = set()  # of their reader
+        late: set[Request] = set()
         for sample in list(self.waiting):
             if len(self.running) >= self.limits.max_running:
                 return
-            if sample.request in ahead:
+            if sample.request in ahead or sample.request in late:
+                continue
+            verdict = self.deadlines.verdict(sample, self.running, len(self.waiting), now)
+            if verdict is Verdict.WAIT:
+                return
+            if verdict is Verdict.REFUSE:
+                late.add(sample.request)
+                self.refused.append((sample.request, too_late("it has waited too long", self.pace.stay_s)))
                 continue
             prompt = (sample.sequence.salt, id(sample.prompt))
             match = None if prompt in pending else self.tree.match(sample.sequence.tokens, sample.sequence.salt)
@@ -147,6 +167,7 @@ class Scheduler:
             self.waiting.remove(sample)
             self.turns.start(sample)
             self.running.append(sample)  # before anything that can fail: what is running is ended by a step that fails
+            sample.request.num_waiting -= 1
             if self._lease(sample, active):
                 self.tree.place(sample.sequence, match)
                 self._begin(sample, num_blocks, num_head_blocks)
@@ -174,10 +195,17 @@ class Scheduler:
                 self.refused.append((request, error))
                 return False
             self.newly_leased.append(request)
+            request.num_prefill_tokens = 0
         lease = lease_to_start_with(sample)
         sample.head = None if sample.is_given else lease.heads[sample.head_name]
         sample.generation = lease.generation
         return True
+
+    def _num_new_tokens(self, request: Request) -> int:
+        """Of its distinct prompts, those that the cache lacks."""
+        prompts = {id(sample.prompt): sample.sequence for sample in request.samples}
+        matches = [(sequence, self.tree.match(sequence.tokens, sequence.salt)) for sequence in prompts.values()]
+        return sum(len(each.tokens) - len(match.shared) * self.tree.block_size - match.num_partial for each, match in matches)
 
     def _begin(self, sample: Sample, num_blocks: int, num_head_blocks: int) -> None:
         sequence = sample.sequence

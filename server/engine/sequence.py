@@ -414,9 +414,11 @@ class Request:
     states_layer: int = 0  # whose states are returned; 0: the boundary's
     pool: Pool | None = None  # also make one row of each prompt
     ood: PromptScorer | None = None  # what becomes of that row
-    deadline_at: float = math.inf  # time.monotonic()
+    deadline_at: float = math.inf  # time.monotonic(); ends the request
+    due_at: float = math.inf  # the same if the caller gave it: what admission plans with. inf: he waits as long as it takes
     reader: Reader = field(default_factory=ReadAtOnce)
     samples: list[Sample] = field(default_factory=list)
+    num_least_tokens: int = 0  # of a request that has no samples yet: what it comes to by its counts
     # ---- engine thread
     serial: int = field(default_factory=lambda: next(_serial))
     submitted_at: float = field(default_factory=time.monotonic)
@@ -427,10 +429,14 @@ class Request:
     num_open: int = 0  # samples not done
     num_state_bytes: int = 0  # of one token's state, with `return_states`
     num_admitted_tokens: int = 0  # what the queue counts for it
+    num_waiting: int = 0  # samples that have not been started
+    num_prefill_tokens: int = 0  # that the cache did not have when the request came in; 0 without `due_at`, and once it has begun
 
     @property
     def num_tokens(self) -> int:
         """Most tokens this request can ever hold: what admission counts."""
+        if not self.samples:
+            return self.num_least_tokens
         return sum(sample.most_tokens for sample in self.samples) + len(self.samples) * self.num_suffix_tokens
 
     @property

@@ -3,15 +3,14 @@
 from __future__ import annotations
 
 import logging
-import time
 
 from polyhead.server.engine.sequence import FinishReason, Sample, Span
 
 logger = logging.getLogger(__name__)
 
 
-def add_token(sample: Sample, token_id: int, logprob: float, sampling_logprob: float) -> str:
-    """Record a drawn token and who drew it. Returns the text that it makes certain."""
+def add_token(sample: Sample, token_id: int, logprob: float, sampling_logprob: float, now: float) -> str:
+    """Record a drawn token, who drew it, and when. Returns the text that it makes certain."""
     assert sample.head is not None
     if not sample.spans or sample.spans[-1].head is not sample.head:
         sample.spans.append(Span(len(sample.completion), sample.head, sample.generation))
@@ -19,7 +18,7 @@ def add_token(sample: Sample, token_id: int, logprob: float, sampling_logprob: f
     sample.sequence.tokens.append(token_id)
     sample.logprobs.append(logprob)
     sample.sampling_logprobs.append(sampling_logprob)
-    sample.last_token_at = time.monotonic()
+    sample.last_token_at = now
     sample.first_token_at = sample.first_token_at or sample.last_token_at
     return _text_of(sample, token_id)
 

@@ -14,7 +14,7 @@ from polyhead.server import convert_out
 from polyhead.server.convert import Work
 from polyhead.server.door import Door, Resolve
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.sequence import Accepted, Event, Finished, Lease, Request, Sample
+from polyhead.server.engine.sequence import Accepted, Event, Finished, Lease, Priority, Request, Sample
 from polyhead.server.interceptors import current_call
 from polyhead.server.metrics import Metrics
 from polyhead.server.stream import EventStream
@@ -47,7 +47,8 @@ class Frontend:
     async def admitted(self, check: Callable[[M, Door, str], Work], message: M, request_id: str) -> AsyncIterator[tuple[Work, EventStream]]:
         """Check a call on a worker thread, then run it. The heads that it names stay in memory until its request holds them."""
         with self.resolving() as resolve:
-            work = await self.workers.run(check, message, dataclasses.replace(self.door, resolve=resolve), request_id)
+            door = dataclasses.replace(self.door, resolve=resolve, check_room=self.check_room)
+            work = await self.workers.run(check, message, door, request_id)
             stream = self._submit(work.request)
         try:
             yield work, stream
@@ -63,11 +64,18 @@ class Frontend:
         finally:
             self._leave(request, stream)
 
+    def check_room(self, priority: Priority, num_tokens: int) -> None:
+        """ResourceExhausted if a call of so many tokens would be refused however it goes on."""
+        call = current_call.get()
+        probe = Request("", _nowhere, {}, {}, priority=priority, num_least_tokens=num_tokens)
+        probe.due_at, probe.principal = call.due_at, call.caller.principal
+        self.engine.check_room(probe)
+
     def _submit(self, request: Request) -> EventStream:
         call = current_call.get()
         stream = EventStream(self._observe, call.unread)
         request.deliver, request.reader = stream.deliver, call.unread
-        request.deadline_at, request.principal = call.deadline_at, call.caller.principal
+        request.deadline_at, request.due_at, request.principal = call.deadline_at, call.due_at, call.caller.principal
         for sample in request.samples:  # here, where every request passes: a team's prompts are found by the team alone
             sample.sequence.salt = call.caller.cache_salt(sample.sequence.salt)
         self.engine.submit(request)
@@ -93,6 +101,10 @@ class Frontend:
     def served(self, lease: Lease) -> types_pb2.Served:
         """Identity of what an answer is computed with."""
         return convert_out.served(lease, self.trunk_id, self.precision, self.door.tokenizer.sha256)
+
+
+def _nowhere(request: Request, events: list[Event]) -> None:
+    """A probe hears nothing."""
 
 
 def _score_prompts(samples: list[Sample]) -> None:

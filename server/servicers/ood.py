@@ -117,7 +117,9 @@ class OodFitting:
                 rows = await self._encode(token_ids, pool)
                 break
             except ResourceExhausted as error:
-                await asyncio.sleep(error.retry_after_s or RETRY_S)
+                if error.retry_after_s is None:  # the whole queue could not hold it
+                    raise
+                await asyncio.sleep(error.retry_after_s)
         for index, row in enumerate(rows, start=before):
             if not np.isfinite(row).all():
                 raise DataLoss(f"the trunk's output is not finite for prompts[{index}]")

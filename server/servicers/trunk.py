@@ -15,7 +15,7 @@ from torch import Tensor
 from polyhead.heads.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.manifest import OutputKind
 from polyhead.server import convert, convert_ood, convert_out, convert_prompts
-from polyhead.server.engine.sequence import Ended, Finished, Pool, Request, Sample, Sequence
+from polyhead.server.engine.sequence import Ended, Finished, Pool, Priority, Request, Sample, Sequence
 from polyhead.server.interceptors import current_call
 from polyhead.server.ood_fits import OodFits
 from polyhead.server.servicers.call import Frontend
@@ -146,6 +146,10 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     def _encode_work(self, message: trunk_pb2.EncodeRequest) -> Request:
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:
             raise InvalidArgument(f"between 1 and {MAX_SEQUENCES} sequences: {len(message.sequences)}", field="sequences")
+        num_tokens = sum(len(sequence.ids) for sequence in message.sequences)
+        if message.pooling == trunk_pb2.POOLING_UNSPECIFIED and num_tokens > convert.MAX_STATES_TOKENS:
+            raise InvalidArgument(f"{num_tokens} tokens in one request, at most {convert.MAX_STATES_TOKENS}", field="sequences")
+        self._frontend.check_room(Priority.BATCH, num_tokens)
         layers = self._ood.layers
         layer = layers.resolve(message.layer, default=layers.split_layer, field="layer")
         pooling = convert_ood.pooling(message.pooling, "pooling")
@@ -166,8 +170,6 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             sample = convert.given_sample(request, index, ids, [])
             sample.sequence = Sequence(ids)
             request.samples.append(sample)
-        if request.return_states and request.num_tokens > convert.MAX_STATES_TOKENS:
-            raise InvalidArgument(f"{request.num_tokens} tokens in one request, at most {convert.MAX_STATES_TOKENS}", field="sequences")
         convert.check_held_states(request, self._frontend.door, "sequences")
         return request
 

@@ -35,7 +35,7 @@ def last_line(done: subprocess.CompletedProcess[str]) -> Any:
 
 
 def test_a_quick_run_measures_every_goal(tiny_model: Path, tmp_path: Path) -> None:
-    """Numbers for each of P1 to P11, in the table, in the last line and in the file; a resumed run measures nothing again."""
+    """Numbers for each of P1 to P12, in the table, in the last line and in the file; a resumed run measures nothing again."""
     file = tmp_path / "bench.json"
     arguments = ["--quick", "--peers", "none", "--model", str(tiny_model), "--server-args", TINY_SERVER, "--json", str(file)]
     done = run(*arguments)
@@ -127,7 +127,7 @@ def test_an_interrupted_run_prints_what_it_has_and_leaves_nothing(tiny_model: Pa
 @pytest.mark.parametrize(
     ("arguments", "said"),
     [
-        (["--only", "P12"], "no such measure: P12"),
+        (["--only", "P13"], "no such measure: P13"),
         (["--peers", "sglang"], "no such peer: sglang"),
         (["--only", "soak"], "a soak needs its length"),
         (["--only", "P3", "--peers", "none", "--server-args", "--trunk-dtype nonsense"], "our server does not start"),

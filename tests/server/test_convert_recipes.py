@@ -30,7 +30,9 @@ def resolve(reference: str, field: str) -> ServedHead:
 
 @pytest.fixture
 def door() -> Door:
-    tokenizer: Any = SimpleNamespace(stream=lambda stop, keep_stop: None, decode=lambda ids: "")
+    tokenizer: Any = SimpleNamespace(
+        stream=lambda *_: None, decode=lambda ids: "", check_ids=lambda ids, field: ids, decode_after=lambda before: lambda ids: ""
+    )
     return Door(tokenizer, cast(Any, None), cast(Any, None), RecipeBook(), 50_000, 100_000, frozenset(), resolve, cast(Any, None))
 
 

@@ -21,13 +21,12 @@ from polyhead.server.convert_sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_S
 from polyhead.server.door import Door
 from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.scorer import plan_readings
-from polyhead.server.engine.sequence import FinishReason, Output, Request
+from polyhead.server.engine.sequence import FinishReason, Output, Request, Sample
 from polyhead.server.listen import SERVER_OPTIONS
 from polyhead.server.ood_fits import OodFits, TrunkLayers
 from polyhead.server.recipes import RecipeBook
 from polyhead.server.replies import ReplyCheck
 from polyhead.server.rules import RuleBook
-from polyhead.server.servicers.call import Frontend
 from polyhead.server.servicers.trunk import TrunkFacts, TrunkServicer
 from polyhead.server.transcripts import TranscriptBook
 from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2
@@ -106,6 +105,7 @@ def finish(request: Request) -> None:
             sample.completion = [LONGEST] * count
             sample.sequence.tokens.extend(sample.completion)
             sample.logprobs, sample.sampling_logprobs, sample.text = [-1.5] * count, [-0.5] * count, cast(Any, Text(count))
+            sample.sequence.tokens += sample.completion
             sample.finish_reason, sample.head = FinishReason.STOP_STRING, resolve(sample.head_name, "")
             sample.stop = sample.params.stop[0] if sample.params.stop else ""
         sample.done = plan_readings(sample, frozenset())
@@ -113,6 +113,11 @@ def finish(request: Request) -> None:
             num_rows = 2 if reading.output is Output.ANSWERS else reading.end - reading.first
             reading.values = [np.full(num_rows, -1.5, np.float32)]
             reading.sampling_values = [np.full(num_rows, -0.5, np.float32)] if request.score_sampling else []
+
+
+def reply_bytes(sample: Sample) -> int:
+    """As the door counts a sample."""
+    return convert._reply_bytes(sample.request, sample.params, sample.most_tokens, None)
 
 
 def score_request(num_items: int, num_tokens: int, heads: list[str], rules: RuleSelection | None = None) -> scoring_pb2.ScoreRequest:
@@ -143,7 +148,7 @@ EVERY_RULE, ONE_RULE = RuleSelection(rule_set=RULE_SET), RuleSelection(rule_set=
 def test_the_largest_answer_of_score_fits_one_message(door: Door, num_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
     """Counted before any work by an estimate: it must never be too low, for short items with many rules neither."""
     probe = convert.score_request(score_request(1, num_tokens, heads, rules), door, "r").request.samples[0]
-    largest = min(convert.MAX_REPLY_BYTES // convert._reply_bytes(probe, None), convert.MAX_PROMPTS)
+    largest = min(convert.MAX_REPLY_BYTES // reply_bytes(probe), convert.MAX_PROMPTS)
     request = convert.score_request(score_request(largest, num_tokens, heads, rules), door, "r" * 128).request
     finish(request)
     items = [convert_out.scored_item(sample, VALID, None) for sample in request.samples]
@@ -169,7 +174,7 @@ def group_request(num_samples: int, max_new_tokens: int, heads: list[str], rules
 def test_the_largest_group_fits_one_message(door: Door, max_new_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
     """What a sample repeats of its request was not counted: 1024 short ones with 16 stop strings each came to 4 MiB."""
     probe = convert.generate_request(group_request(1, max_new_tokens, heads, rules), door, "r").request.samples[0]
-    largest = min(convert.MAX_REPLY_BYTES // convert._reply_bytes(probe, None), convert.MAX_ARMS * convert.MAX_SAMPLES_PER_ARM)
+    largest = min(convert.MAX_REPLY_BYTES // reply_bytes(probe), convert.MAX_ARMS * convert.MAX_SAMPLES_PER_ARM)
     request = convert.generate_request(group_request(largest, max_new_tokens, heads, rules), door, "r").request
     finish(request)
     samples = [convert_out.sample_message(sample, VALID, None) for sample in request.samples if sample.prompt_index == 0]
@@ -197,7 +202,7 @@ def test_states_are_returned_for_exactly_so_many_tokens(door: Door) -> None:
 
 
 def test_encode_takes_exactly_so_many_tokens(door: Door) -> None:
-    frontend = Frontend(NOTHING, door, "0" * 64, "float32", NOTHING, NOTHING, NOTHING)
+    frontend = cast(Any, SimpleNamespace(door=door, check_room=door.check_room, request_id=str))
     facts = cast(TrunkFacts, type("Facts", (), {"spec": type("Spec", (), {"vocab_size": VOCAB, "d_model": 8})}))
     ood = cast(OodFits, SimpleNamespace(layers=TrunkLayers("0" * 64, "float32", 2, 0)))
     servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING, ood, 60.0)

@@ -133,12 +133,12 @@ def test_the_chunk_shrinks_for_a_heads_prefill_as_for_the_trunks(small: Bench) -
     small.start(request)
     [sample] = request.samples
     decode, prefill = TrunkRun(sample.sequence, 30, 31), HeadRun(sample.reading, 0, 32, 0)
-    scheduler.pace(Batch([decode], [prefill]), seconds=10 * scheduler.limits.target_step_s)
+    scheduler.fit_chunk(Batch([decode], [prefill]), seconds=10 * scheduler.limits.target_step_s)
     assert scheduler._chunk == (32 + 3) // 2
-    scheduler.pace(Batch([], [prefill]), seconds=10 * scheduler.limits.target_step_s)  # nobody decodes: nobody is stalled
+    scheduler.fit_chunk(Batch([], [prefill]), seconds=10 * scheduler.limits.target_step_s)  # nobody decodes: nobody is stalled
     assert scheduler._chunk == (32 + 3) // 2
     for _ in range(9):
-        scheduler.pace(Batch([decode], [prefill]), seconds=0.1 * scheduler.limits.target_step_s)
+        scheduler.fit_chunk(Batch([decode], [prefill]), seconds=0.1 * scheduler.limits.target_step_s)
     assert scheduler._chunk == 32
 
 

@@ -1,0 +1,148 @@
+"""What deadlines ask of admission: who could not have a first token in time, who may join those that run, who has waited too long.
+
+A request is refused at the door only if its wait, its prefill and its first token would pass its deadline: `max_new_tokens` is a bound,
+and replies end before it. In the queue, work in progress comes first: nobody joins whose row would slow those that run past their
+deadlines, or who would run too slowly to be in time himself. Who has waited for so long that he could not be in time any more, though he
+could have been when he came, is refused then. Only deadlines that callers gave count (`due_at`). Knows no blocks and no tokens.
+"""
+
+from __future__ import annotations
+
+import collections
+import enum
+import math
+from collections.abc import Collection, Sequence
+
+from polyhead.heads.errors import ResourceExhausted
+from polyhead.server.engine.pace import Pace
+from polyhead.server.engine.sequence import Phase, Request, Sample
+
+MARGIN = 1.1  # steps may come to take so many times what they take now
+RUNNING_SHARE = 0.9  # of a request's whole time: what is kept for running when many wait. More rows draw more than longer waits do
+HOPELESS = 0.75  # who would need steps shorter than this times the present ones is lost already, and holds up nobody
+FIRST_ROWS = 8  # with a deadline that run before a pace is known
+CROWD = 2.0  # those who cannot be in time make steps at most so many times as long as they are for one of them
+LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0
+
+
+class Verdict(enum.Enum):
+    """What becomes of a waiting sample in this step."""
+
+    START = "start"
+    WAIT = "wait"
+    REFUSE = "refuse"
+
+
+class Deadlines:
+    """Plans with the pace. The engine's thread asks `verdict`, callers' threads `check`."""
+
+    def __init__(self, pace: Pace, max_rows: int) -> None:
+        self.pace = pace
+        self.max_rows = max_rows  # that run at once
+        self.most_rows = 0  # rows that ran when somebody was last told to wait; 0: nobody waits
+
+    # ---- at the door
+
+    def check(self, request: Request, open_requests: Collection[Request], num_running: int, now: float) -> None:
+        """Raises ResourceExhausted, with RetryInfo, if the request's first token would come too late."""
+        if math.isinf(request.due_at) or not self.pace.is_known(now):
+            return
+        num_ahead, num_prefill = _ahead(request, open_requests)
+        num_patient = sum(each.num_open - each.num_waiting for each in open_requests if math.isinf(each.due_at))
+        wait_s = self._queue_s(num_ahead, num_running) + self.pace.prefill_s(num_prefill)
+        late_s = now + wait_s - self._latest_start(request, num_running + num_ahead, num_patient)
+        if late_s > 0.0:
+            raise too_late(f"about {wait_s:.2g} s of work come first", late_s)
+
+    def _queue_s(self, num_ahead: int, num_running: int) -> float:
+        """Until one more row may run: as many must end as there are before it beyond those that fit."""
+        num_too_many = num_running + num_ahead + 1 - self.most_rows if self.most_rows else 0
+        return max(0, num_too_many) * self.pace.stay_s / max(1, num_running)
+
+    # ---- in the queue
+
+    def verdict(self, sample: Sample, running: Sequence[Sample], num_waiting: int, now: float) -> Verdict:
+        """Whether a sample joins those that run, waits, or has waited too long. A request that has begun is never refused."""
+        request, num_running = sample.request, len(running)
+        hurried = [each for each in running if not math.isinf(each.request.due_at)]
+        if not self.pace.is_known(now):
+            is_crowd = len(hurried) >= FIRST_ROWS and not math.isinf(request.due_at)
+            return Verdict.WAIT if is_crowd else Verdict.START
+        num_patient = num_running - len(hurried)
+        if request.lease is None and not math.isinf(request.due_at):
+            num_others = num_running + num_waiting - len(request.samples)
+            if now > self._latest_start(request, num_others, num_patient):
+                return Verdict.REFUSE
+            if hurried and self._is_slow(request, num_running, num_patient, now):
+                return Verdict.WAIT
+        is_harming = self._is_harming(hurried, num_running, now + self.pace.prefill_s(request.num_prefill_tokens))
+        return Verdict.WAIT if is_harming else Verdict.START
+
+    def _is_slow(self, request: Request, num_running: int, num_patient: int, now: float) -> bool:
+        """Whether a request would run too slowly beside those that run: too late, or in a crowd of those who are late anyway."""
+        if self._is_attainable(request, num_patient, is_long=True):
+            return now + MARGIN * self._run_s(request, num_running, is_long=True) > request.due_at
+        num_own = len(request.samples)
+        return self.pace.step_s(num_running + num_own) > CROWD * self.pace.step_s(num_patient + num_own)
+
+    def _is_harming(self, hurried: Sequence[Sample], num_running: int, now: float) -> bool:
+        """Whether one more row would make somebody late who would be in time at the present pace."""
+        present_s, step_s = HOPELESS * self._step_s(num_running), MARGIN * self._step_s(num_running + 1)
+        for sample in hurried:
+            num_left = self.pace.reply_tokens(sample, is_long=True)
+            if sample.phase is Phase.GENERATING and num_left * present_s <= sample.request.due_at - now < num_left * step_s:
+                return True
+        return False
+
+    # ---- times
+
+    def _latest_start(self, request: Request, num_others: int, num_patient: int) -> float:
+        """When a request must begin: for its first token, or for all of them if it could have had them in time when it came."""
+        first_token_at = request.due_at - self.pace.prefill_s(request.num_prefill_tokens) - self.pace.step_s(1)
+        if not request.samples or not self._is_attainable(request, num_patient):
+            return first_token_at
+        alone_s, beside_s = (MARGIN * self._run_s(request, count) for count in (num_patient, num_others))
+        whole_s = RUNNING_SHARE * (request.due_at - request.submitted_at)
+        return min(first_token_at, request.due_at - max(min(whole_s, beside_s), alone_s / MARGIN))
+
+    def _is_attainable(self, request: Request, num_patient: int, is_long: bool = False) -> bool:
+        """Whether it could be in time if only those ran who have no deadline."""
+        alone_s = self._run_s(request, num_patient, is_long) + self.pace.prefill_s(request.num_prefill_tokens)
+        return alone_s <= request.due_at - request.submitted_at
+
+    def _run_s(self, request: Request, num_others: int, is_long: bool = False) -> float:
+        """Seconds for all samples of a request that has not begun, each as long as its first, beside so many rows of others."""
+        num_samples = len(request.samples)
+        num_rows = min(self.max_rows, max(0, num_others) + num_samples)
+        num_rounds = -(-num_samples // self.max_rows)
+        step_s = self._step_s(num_rows) if num_others else self.pace.step_s(num_rows)
+        return num_rounds * self.pace.reply_tokens(request.samples[0], is_long) * step_s
+
+    def _step_s(self, num_rows: int) -> float:
+        """With the prefill and the scoring that come in between lately."""
+        return self.pace.drag * self.pace.step_s(num_rows)
+
+
+def _ahead(request: Request, open_requests: Collection[Request]) -> tuple[int, int]:
+    """(samples that start before this request, their prefill tokens). Principals take turns: of another one's, as many as of its own."""
+    waiting: collections.Counter[str] = collections.Counter()
+    num_first = num_prefill = num_all = 0
+    for each in open_requests:
+        if each.priority < request.priority:
+            num_first += each.num_waiting
+        elif each.priority is request.priority:
+            waiting[each.principal] += each.num_waiting
+        if each.priority <= request.priority:
+            num_prefill, num_all = num_prefill + each.num_prefill_tokens, num_all + each.num_waiting
+    num_own = waiting.pop(request.principal, 0)
+    num_ahead = num_first + num_own + sum(min(count, num_own + 1) for count in waiting.values())
+    return num_ahead, num_prefill * num_ahead // max(1, num_all)
+
+
+def too_late(reason: str, retry_after_s: float) -> ResourceExhausted:
+    """What a request is told that could not be in time."""
+    return ResourceExhausted(
+        f"the deadline would pass before the request could be served: {reason}\nhint: give it more time, or send it again later",
+        retry_after_s=min(MOST_RETRY_S, max(LEAST_RETRY_S, retry_after_s)),
+        metadata={"refused_for": "deadline"},
+    )

@@ -1,0 +1,156 @@
+"""What a call would cost is counted before anything of it is made: 372 KiB asked for 4096 long samples, 1.9 GB and five seconds."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Callable
+from types import SimpleNamespace
+from typing import Any, cast
+
+import pytest
+
+from polyhead.heads.errors import InvalidArgument, ResourceExhausted
+from polyhead.server import convert
+from polyhead.server.auth import Caller, Role
+from polyhead.server.convert import Work
+from polyhead.server.door import Door
+from polyhead.server.engine.admission import check_queue
+from polyhead.server.engine.reports import QueueLimits
+from polyhead.server.engine.sequence import Priority, Request, Sample
+from polyhead.server.interceptors import Call, current_call
+from polyhead.server.servicers.call import Frontend
+from polyhead.server.servicers.trunk import TrunkServicer
+from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2, types_pb2
+from tests.server.test_limits import NOTHING, RULE_SET, Tokenizer
+from tests.server.test_limits import door as limits_door
+
+door = limits_door
+QUEUE = QueueLimits(max_tokens=20_000)
+
+
+@dataclasses.dataclass
+class Made:
+    """What a call has caused to be made."""
+
+    num_encoded: int = 0
+    num_samples: int = 0
+    asked: list[int] = dataclasses.field(default_factory=list)
+
+
+@pytest.fixture
+def made(monkeypatch: pytest.MonkeyPatch) -> Made:
+    made = Made()
+
+    def encode(self: Tokenizer, text: str, *others: object, **options: object) -> list[int]:
+        made.num_encoded += 1
+        return list(range(5, 5 + len(text.split())))
+
+    def encode_after(self: Tokenizer, before: list[int], text: str, field: str) -> list[int]:
+        return encode(self, text)
+
+    def sample(*args: Any, **kwargs: Any) -> Sample:
+        made.num_samples += 1
+        return Sample(*args, **kwargs)
+
+    for name, method in (("encode", encode), ("encode_after", encode_after), ("encode_behind_text", encode)):
+        monkeypatch.setattr(Tokenizer, name, method, raising=False)
+    monkeypatch.setattr(convert, "Sample", sample)
+    return made
+
+
+@pytest.fixture
+def narrow(door: Door, made: Made) -> Door:
+    """A door before a queue of 20 000 tokens."""
+
+    def check_room(priority: Priority, num_tokens: int) -> None:
+        made.asked.append(num_tokens)
+        check_queue(Request("", NOTHING, {}, {}, priority=priority, num_least_tokens=num_tokens), [], QUEUE)
+
+    return dataclasses.replace(door, check_room=check_room)
+
+
+def prompts(text: str, ids: int, count: int) -> list[types_pb2.Prompt]:
+    """As a text of so many words, or as so many ids."""
+    token_ids = types_pb2.TokenIds(ids=range(5, 5 + ids))
+    return [types_pb2.Prompt(text=text) if text else types_pb2.Prompt(token_ids=token_ids)] * count
+
+
+def generation(given: list[types_pb2.Prompt], arms: int, n: int, num_new: int = 1, **score: Any) -> generation_pb2.GenerateRequest:
+    sampling = types_pb2.Sampling(max_new_tokens=num_new, stop=["stop"])
+    return generation_pb2.GenerateRequest(
+        prompts=given, arms=[generation_pb2.Arm(n=n, sampling=sampling)] * arms, score=types_pb2.ScoringSpec(**score)
+    )
+
+
+def scoring(given: list[types_pb2.Prompt], completion: str, **score: Any) -> scoring_pb2.ScoreRequest:
+    items = [scoring_pb2.ScoreItem(prompt=prompt, text=completion) for prompt in given]
+    return scoring_pb2.ScoreRequest(items=items, score=types_pb2.ScoringSpec(**score))
+
+
+RULES = {"heads": ["rule0".ljust(64, "-") + "@134217728"], "rules": types_pb2.RuleSelection(rule_set=RULE_SET)}
+BY_COUNTS: dict[str, Callable[[Door], Work]] = {
+    "samples of prompts given as ids": lambda door: convert.generate_request(generation(prompts("", 900, 4), 16, 64), door, "r"),
+    "samples of texts": lambda door: convert.generate_request(generation(prompts("a text", 0, 60), 4, 16, 50), door, "r"),
+    "rules asked after each sample": lambda door: convert.generate_request(generation(prompts("a", 0, 16), 1, 64, **RULES), door, "r"),
+    "ids to score": lambda door: convert.score_request(scoring(prompts("", 900, 40), "b", heads=["policy"]), door, "r"),
+    "rules asked after each item": lambda door: convert.score_request(scoring(prompts("a", 0, 1000), "b", **RULES), door, "r"),
+}
+
+
+@pytest.mark.parametrize("what", BY_COUNTS)
+def test_what_counts_show_to_be_too_much_is_refused_before_anything_is_made(what: str, narrow: Door, made: Made) -> None:
+    with pytest.raises(ResourceExhausted, match="the whole queue holds 20000"):
+        BY_COUNTS[what](narrow)
+    assert (made.num_encoded, made.num_samples) == (0, 0)
+
+
+def test_what_only_tokens_show_is_refused_before_samples_are_made(narrow: Door, made: Made) -> None:
+    """Each text is tokenised once, whatever is drawn for it."""
+    with pytest.raises(ResourceExhausted, match="the request can come to 1843200 tokens"):
+        convert.generate_request(generation(prompts("word " * 899, 0, 2), 16, 64), dataclasses.replace(narrow, max_context=1024), "r")
+    assert (made.num_encoded, made.num_samples) == (2, 0)
+
+
+def test_ids_that_are_too_long_are_refused_before_any_text_is_tokenised(narrow: Door, made: Made) -> None:
+    given = [*prompts("a text", 0, 3), *prompts("", 2000, 1)]
+    with pytest.raises(InvalidArgument) as caught:
+        convert.generate_request(generation(given, 1, 1), narrow, "r")
+    assert (caught.value.field, made.num_encoded) == ("prompts[3]", 0)
+
+
+def test_what_is_counted_is_what_the_request_comes_to(narrow: Door, made: Made) -> None:
+    """The count with tokens is the queue's own, so that nothing passes it and is refused behind it."""
+    given = [*prompts("a b c", 0, 2), *prompts("", 7, 1)]
+    for work in (
+        lambda: convert.generate_request(generation(given, 2, 3, **RULES), narrow, "r"),
+        lambda: convert.score_request(scoring(given, "d e", **RULES), narrow, "r"),
+    ):
+        made.asked.clear()
+        num_tokens = work().request.num_tokens
+        assert made.asked[-1] == num_tokens
+        assert all(0 < asked <= num_tokens for asked in made.asked)
+
+
+def test_encode_is_counted_before_its_ids_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
+    refused: list[int] = []
+
+    def check_room(priority: Priority, num_tokens: int) -> None:
+        refused.append(num_tokens)
+        raise ResourceExhausted("full", retry_after_s=1.0)
+
+    frontend = cast(Any, SimpleNamespace(check_room=check_room))
+    servicer = TrunkServicer(frontend, cast(Any, SimpleNamespace(spec=SimpleNamespace(d_model=8))), NOTHING, NOTHING, NOTHING, 1.0)
+    message = trunk_pb2.EncodeRequest(sequences=[types_pb2.TokenIds(ids=[5] * 100)] * 7)
+    with pytest.raises(ResourceExhausted):
+        servicer._encode_work(message)
+    assert refused == [700]
+
+
+def test_a_probe_has_its_callers_principal_and_deadline() -> None:
+    """A refusal by counts must be the one that the whole request would get."""
+    asked: list[Request] = []
+    frontend = Frontend(cast(Any, SimpleNamespace(check_room=asked.append)), NOTHING, "", "", NOTHING, NOTHING, NOTHING)
+    current_call.set(Call("/polyhead.v1.GenerationService/Generate", "", Caller(Role.WORKER, "a"), 9.0, NOTHING, due_at=7.0))
+    frontend.check_room(Priority.INTERACTIVE, 15_000)
+    [probe] = asked
+    assert (probe.num_tokens, probe.due_at, probe.principal, probe.priority) == (15_000, 7.0, "a", Priority.INTERACTIVE)
