@@ -50,7 +50,8 @@ from polyhead.client.records import (
 from polyhead.client.results import Piece, Sample, ScoredItem
 from polyhead.client.streams import AsyncPieceStream, AsyncStream
 from polyhead.client.tensors import RawTensor
-from polyhead.client.transport import DEFAULT_TIMEOUT_S, LOOKUP_TIMEOUT_S, Deadline, Endpoint
+from polyhead.client.text_check import check_text
+from polyhead.client.transport import DEFAULT_TIMEOUT_S, LOOKUP_TIMEOUT_S, Deadline, Endpoint, why_not_ready
 from polyhead.client.weights import Weights
 from polyhead.v1 import generation_pb2, heads_pb2, trunk_pb2
 
@@ -91,16 +92,17 @@ class AsyncClient:
 
     async def wait_ready(self, timeout: float = 60.0, service: str = "") -> None:
         """Return when the server is SERVING (trunk and active set are up). Raises DeadlineExceeded with the last answer."""
-        deadline, last = Deadline(timeout), "NOT_SERVING"
+        check_text(service=service)
+        deadline, last = Deadline(timeout), ""
         while (remaining := deadline.remaining() or 0.0) > 0:
             try:
                 if await self._connection.unary(lambda stubs: stubs.health, service, min(remaining, 5.0)):
                     return
                 last = "NOT_SERVING"
             except (Unavailable, NotFound, DeadlineExceeded) as error:
-                last = error.message
+                last = why_not_ready(last, error)
             await asyncio.sleep(min(0.1, remaining))
-        raise DeadlineExceeded(f"the server is not ready after {timeout:g} s: {last}")
+        raise DeadlineExceeded(f"the server is not ready after {timeout:g} s: {last or 'there was no time to ask'}")
 
     # generation and scoring
 
@@ -241,7 +243,7 @@ class AsyncClient:
     ) -> dict[str, RawTensor | NDArray[Any]]:
         """Tensors of a version, checked against its digest; with `folder`, written as a head folder, too."""
         with closing(HeadFile()) as file:
-            request = heads_pb2.PullHeadRequest(head=ref)
+            request = requests.message(heads_pb2.PullHeadRequest, head=ref)
             await self._connection.read_all(lambda stubs: stubs.heads.PullHead, request, timeout or self._timeout, file.feed)
             file.finish()
             if folder is not None:
@@ -314,7 +316,7 @@ class AsyncClient:
         """
         request_id = request_id or requests.new_request_id()
         trunk = await self.trunk()
-        plans = plan_update(weights, options or {}, request_id)
+        plans = plan_update(weights, options or {}, request_id, note)
         uploads = [await self._prepare(plan, trunk) for plan in plans]
         reports = [await self._send(upload, timeout or self._timeout) for upload in uploads]
         versions = {report.head.name: report.version for report in reports}
@@ -337,17 +339,17 @@ class AsyncClient:
     async def heads(self, name: str | None = None) -> list[HeadVersion]:
         """All versions, by name, newest first."""
         found: list[HeadVersion] = []
-        request = heads_pb2.ListHeadsRequest(name=name or "")
+        request = requests.message(heads_pb2.ListHeadsRequest, name=name or "")
         while True:
             page = await self._lookup(lambda stubs: stubs.heads.ListHeads, request)
             found += [convert.head_version(head) for head in page.heads]
             if not page.next_page_token:
                 return found
-            request = heads_pb2.ListHeadsRequest(name=name or "", page_token=page.next_page_token)
+            request = requests.message(heads_pb2.ListHeadsRequest, name=name or "", page_token=page.next_page_token)
 
     async def head(self, ref: str) -> HeadVersion:
         """One version's record: "policy" (the active one) or "policy@7"."""
-        response = await self._lookup(lambda stubs: stubs.heads.GetHead, heads_pb2.GetHeadRequest(head=ref))
+        response = await self._lookup(lambda stubs: stubs.heads.GetHead, requests.message(heads_pb2.GetHeadRequest, head=ref))
         return convert.head_version(response.head)
 
     async def label(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
@@ -360,7 +362,7 @@ class AsyncClient:
 
     async def delete_head(self, ref: str) -> None:
         """Forget a version ("policy@7") that is neither active nor labelled."""
-        await self._lookup(lambda stubs: stubs.heads.DeleteHead, heads_pb2.DeleteHeadRequest(head=ref))
+        await self._lookup(lambda stubs: stubs.heads.DeleteHead, requests.message(heads_pb2.DeleteHeadRequest, head=ref))
 
     async def generations(self, limit: int | None = None) -> list[Generation]:
         """The history of the active set, newest first; at most `limit`."""
@@ -381,7 +383,7 @@ class AsyncClient:
     # shared steps
 
     async def _lookup(self, pick: Any, request: Any) -> Any:
-        return await self._connection.unary(pick, request, LOOKUP_TIMEOUT_S)
+        return await self._connection.unary(pick, request, min(LOOKUP_TIMEOUT_S, self._timeout or LOOKUP_TIMEOUT_S))
 
     async def _label(self, request: heads_pb2.LabelHeadRequest, timeout: float | None) -> HeadVersion:
         response = await self._connection.unary(lambda stubs: stubs.heads.LabelHead, request, timeout or self._timeout)
@@ -421,7 +423,7 @@ class AsyncClient:
 
     async def _base(self, ref: str) -> Base | None:
         """What to compare a push with; None if the server does not know it, and will say so, or is too old to compare."""
-        request = heads_pb2.ListHeadTensorsRequest(head=ref)
+        request = requests.message(heads_pb2.ListHeadTensorsRequest, head=ref)
         try:
             response = await self._connection.unary(lambda stubs: stubs.heads.ListHeadTensors, request, self._timeout)
         except (NotFound, Unimplemented):

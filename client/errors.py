@@ -29,6 +29,8 @@ from typing import Any, ClassVar
 import grpc
 from google.rpc import error_details_pb2, status_pb2
 
+from polyhead.client.addresses import proxy_variable
+
 __all__ = [
     "Aborted",
     "AlreadyExists",
@@ -175,7 +177,9 @@ def from_rpc_error(error: Any, target: str) -> PolyheadError:
 def _plain_message(code: grpc.StatusCode, details: str, target: str) -> str:
     """gRPC's own words come from the library, not from polyhead: say which address, and what to look at."""
     if code is grpc.StatusCode.UNAVAILABLE:
-        hint = next((hint for sign, hint in _TLS_HINTS.items() if sign in details), "does `polyhead serve` run there, with or without TLS?")
+        proxy = proxy_variable(target)
+        usual = "does `polyhead serve` run there, with or without TLS?" + (f" And {proxy} is set: is it for this address?" if proxy else "")
+        hint = next((hint for sign, hint in _TLS_HINTS.items() if sign in details), usual)
         return f"no answer from the server: {target} ({details[:400]})\nhint: {hint}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:
         return f"no answer in time: {target}\nhint: give the call a longer timeout="

@@ -8,6 +8,7 @@ from typing import Any, cast
 
 from polyhead.client.prompts import Prompt, prompt_list, prompt_message
 from polyhead.client.requests import enum_number, layer_number, new_request_id
+from polyhead.client.text_check import names_bad_text
 from polyhead.v1 import trunk_pb2, types_pb2
 
 __all__ = ["FitUpload", "plan_fit"]
@@ -39,6 +40,7 @@ class FitUpload:
             yield trunk_pb2.FitOodRequest(prompts=trunk_pb2.FitOodPrompts(prompts=part))
 
 
+@names_bad_text
 def plan_fit(
     name: str, prompts: Sequence[Prompt], layer: int, pooling: str | None, shrinkage: float | None, request_id: str
 ) -> FitUpload:

@@ -14,6 +14,7 @@ from typing import Any, cast
 
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.results import Sample, ScoredItem
+from polyhead.client.text_check import lone_surrogate
 from polyhead.v1 import types_pb2
 
 __all__ = ["Continuation", "Message", "Prompt", "continue_from", "prompt_list", "prompt_message", "token_ids"]
@@ -45,7 +46,7 @@ def continue_from(sample: Sample | ScoredItem, messages: Sequence[Message] = ())
 
 def prompt_list(prompts: Sequence[Prompt], field: str = "prompts") -> Sequence[Prompt]:
     """`prompts` if it is a list of prompts; one single prompt in its place is a TypeError, not a list of letters."""
-    if isinstance(prompts, (str, Continuation)) or not isinstance(prompts, Sequence):
+    if isinstance(prompts, (str, bytes, bytearray, memoryview, Continuation)) or not isinstance(prompts, Sequence):
         raise TypeError(f"{field} must be a list of prompts: {type(prompts).__name__}\nhint: write [prompt] for a single one")
     if not prompts:
         raise InvalidArgument(f"{field} is empty", field=field)
@@ -66,16 +67,18 @@ def prompt_message(
     role_prompt: str | None = None,
     allow_control_tokens: bool = False,
 ) -> types_pb2.Prompt:
-    """One prompt as a message. `field` names it in errors. TypeError for another form, InvalidArgument if empty."""
-    message = types_pb2.Prompt(
-        assistant_prefix=assistant_prefix,
-        cache_salt=cache_salt,
-        format=format,
-        reply_role=reply_role,
-        role_prompt=role_prompt,
-        allow_control_tokens=allow_control_tokens,
-    )
-    roles = () if format else _ROLES  # a format's roles are known to the server alone
+    """One prompt as a message. `field` names it in errors. TypeError for another form, InvalidArgument if empty or no Unicode text."""
+    form: Any = {"assistant_prefix": assistant_prefix, "cache_salt": cache_salt, "format": format, "reply_role": reply_role}
+    form |= {"role_prompt": role_prompt, "allow_control_tokens": allow_control_tokens}
+    try:
+        return _prompt_message(prompt, field, types_pb2.Prompt(**form))
+    except UnicodeEncodeError:
+        raise lone_surrogate(**{field: prompt, **form}) from None
+
+
+def _prompt_message(prompt: Prompt, field: str, message: types_pb2.Prompt) -> types_pb2.Prompt:
+    """`message` holds what is the same for every prompt of a call."""
+    roles = () if message.format else _ROLES  # a format's roles are known to the server alone
     if isinstance(prompt, str):
         message.text = prompt
     elif isinstance(prompt, Continuation):
@@ -90,7 +93,12 @@ def prompt_message(
 
 
 def token_ids(value: Any, field: str, *, forms: str = "a list of token ids") -> list[int]:
-    """A sequence or 1-D array of ids as a list. TypeError naming `field`; InvalidArgument if empty or out of range."""
+    """A sequence or 1-D array of ids as a list. TypeError naming `field`; InvalidArgument if empty or out of range.
+
+    Bytes are refused: as a sequence of numbers they would be taken for ids.
+    """
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(f"{field} must be {forms}: {type(value).__name__}\nhint: bytes of a text become one by .decode()")
     plain = value.tolist() if hasattr(value, "tolist") else value  # numpy, torch
     if isinstance(plain, str) or not isinstance(plain, Sequence):
         raise TypeError(f"{field} must be {forms}: {type(value).__name__}")

@@ -28,6 +28,7 @@ from polyhead.client.records import Generation, LoraAdapter, PushReport, TrunkIn
 from polyhead.client.requests import enum_number, new_request_id, request_id_for
 from polyhead.client.results import HeadKind
 from polyhead.client.tensors import Source
+from polyhead.client.text_check import check_text
 from polyhead.client.weights import SortedWeights, Weights, collect, guess_kind, sort_weights
 from polyhead.v1 import heads_pb2, types_pb2
 
@@ -169,6 +170,7 @@ def plan_push(name: str, weights: Weights, options: PushOptions) -> PushPlan:
     """Raises TypeError or InvalidArgument for what is wrong in itself."""
     if unknown := sorted(options.keys() - PushOptions.__annotations__.keys()):
         raise TypeError(f"an unexpected keyword argument: {unknown[0]!r}")
+    check_text(name=name, **{key: value for key, value in options.items() if key not in ("lora", "progress")})
     folder = _folder_manifest(weights)
     lora = options.get("lora") or (as_adapter(weights) if is_module(weights) else None)
     adapter = _adapter(weights, lora, folder.pop("lora", None))
@@ -178,8 +180,9 @@ def plan_push(name: str, weights: Weights, options: PushOptions) -> PushPlan:
     return PushPlan(name, collect(weights), manifest, options, adapter, _class_of(weights))
 
 
-def plan_update(weights: Mapping[str, Weights], options: Mapping[str, PushOptions], request_id: str) -> list[PushPlan]:
-    """One push for each name, all of one request id."""
+def plan_update(weights: Mapping[str, Weights], options: Mapping[str, PushOptions], request_id: str, note: str = "") -> list[PushPlan]:
+    """One push for each name, all of one request id. `note` is for the activation, but refused before the first push."""
+    check_text(request_id=request_id, note=note)
     if unknown := sorted(options.keys() - weights.keys()):
         raise InvalidArgument(f"options for a name that is not pushed: {unknown[0]!r}", field="options")
     plans = []

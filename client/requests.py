@@ -4,14 +4,15 @@ from __future__ import annotations
 
 import dataclasses
 import uuid
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
-from typing import Any, cast
+from typing import Any, TypeVar, cast
 
 from polyhead.client import prompts as prompt_forms
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.options import Arm, Rule, SamplingOptions
 from polyhead.client.results import Sample
+from polyhead.client.text_check import lone_surrogate, names_bad_text
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 __all__ = [
@@ -23,6 +24,7 @@ __all__ = [
     "generate",
     "label_head",
     "layer_number",
+    "message",
     "new_request_id",
     "request_id_for",
     "rollback",
@@ -31,6 +33,7 @@ __all__ = [
     "tokenize_rules",
 ]
 
+M = TypeVar("M")
 _SAMPLING_KEYS = frozenset(SamplingOptions.__annotations__)
 _LISTS = ("stop", "stop_token_ids", "sample_seeds")
 
@@ -60,6 +63,22 @@ def request_id_for(request_id: str, part: str) -> str:
     return str(uuid.uuid5(uuid.NAMESPACE_OID, f"{request_id}/{part}"))
 
 
+def message(kind: Callable[..., M], **fields: Any) -> M:
+    """A small message of plain fields. TypeError or InvalidArgument, naming the field, for a value that it cannot hold."""
+    try:
+        return kind(**fields)
+    except UnicodeEncodeError:
+        raise lone_surrogate(**fields) from None
+    except TypeError:
+        for name, value in fields.items():
+            try:
+                kind(**{name: value})
+            except TypeError:
+                raise TypeError(f"{name} has a wrong type: {type(value).__name__}") from None
+        raise
+
+
+@names_bad_text
 def generate(
     prompts: Sequence[prompt_forms.Prompt],
     *,
@@ -112,6 +131,7 @@ def generate(
     )
 
 
+@names_bad_text
 def score(
     items: Sequence[Any],
     *,
@@ -158,6 +178,7 @@ def configurations(kind: str | None) -> scoring_pb2.ListConfigurationsRequest:
     return scoring_pb2.ListConfigurationsRequest(kind=cast(Any, enum_number(scoring_pb2.ConfigurationKind, kind, "kind")))
 
 
+@names_bad_text
 def tokenize_rules(
     rules: Sequence[str | Rule | Mapping[str, str]] | None, rule_set: str, template: str
 ) -> scoring_pb2.TokenizeRulesRequest:
@@ -172,6 +193,7 @@ def sequences(ids: Any) -> tuple[Sequence[Any], bool]:
     return ([ids] if is_single else ids), is_single
 
 
+@names_bad_text
 def encode(sequences: Sequence[Any], request_id: str, layer: int = 0, pooling: str | None = None) -> trunk_pb2.EncodeRequest:
     ids = [types_pb2.TokenIds(ids=prompt_forms.token_ids(each, f"ids[{i}]")) for i, each in enumerate(sequences)]
     number = cast(Any, enum_number(trunk_pb2.Pooling, pooling, "pooling"))
@@ -187,6 +209,7 @@ def layer_number(layer: int) -> int:
     return layer
 
 
+@names_bad_text
 def copy_head(
     source: str,
     target: str,
@@ -215,10 +238,12 @@ def copy_head(
     )
 
 
+@names_bad_text
 def label_head(ref: str, add: Sequence[str], remove: Sequence[str], request_id: str) -> heads_pb2.LabelHeadRequest:
     return heads_pb2.LabelHeadRequest(head=ref, add=add, remove=remove, request_id=request_id or new_request_id())
 
 
+@names_bad_text
 def activate(
     heads: Mapping[str, int] | None, deactivate: Sequence[str], expected_generation: int | None, request_id: str, note: str
 ) -> heads_pb2.ActivateHeadsRequest:
@@ -236,6 +261,7 @@ def activate(
     )
 
 
+@names_bad_text
 def rollback(to: int | None, expected_generation: int | None, request_id: str) -> heads_pb2.RollbackHeadsRequest:
     return heads_pb2.RollbackHeadsRequest(
         to_generation=to, expected_generation=expected_generation, request_id=request_id or new_request_id()
@@ -288,14 +314,23 @@ def _sampling(options: SamplingOptions, prefix: str = "") -> types_pb2.Sampling:
             continue
         try:
             if key in _LISTS:
-                getattr(message, key).extend([value] if isinstance(value, str) else value)
+                getattr(message, key).extend(_listed(value))
             else:
                 setattr(message, key, value)
         except TypeError:
             raise TypeError(f"{prefix}{key} has a wrong type: {type(value).__name__}") from None
+        except UnicodeEncodeError:
+            raise lone_surrogate(**{prefix + key: value}) from None
         except ValueError:  # protobuf names neither the field nor the range
             raise InvalidArgument(f"{prefix}{key} is out of range: {str(value)[:80]}", field=prefix + key) from None
     return message
+
+
+def _listed(value: Any) -> Any:
+    """A single string stands for a list of one; bytes are no list of ids."""
+    if isinstance(value, (bytes, bytearray, memoryview)):
+        raise TypeError(type(value).__name__)
+    return [value] if isinstance(value, str) else value
 
 
 def _scoring_spec(
@@ -325,6 +360,8 @@ def _with_details(
             spec.MergeFrom(types_pb2.ScoringSpec(**{name: cast(Any, value)}))
         except (TypeError, AttributeError):
             raise TypeError(f"{name} has a wrong type: {type(value).__name__}") from None
+        except UnicodeEncodeError:
+            raise lone_surrogate(**{name: value}) from None
         except ValueError:
             raise InvalidArgument(f"{name} is out of range: {str(value)[:80]}", field=name) from None
     return spec
@@ -365,7 +402,10 @@ def _score_item(item: Any, terminated: bool | None, field: str, form: _PromptFor
         terminated=terminated,
     )
     if isinstance(completion, str):
-        message.text = completion
+        try:
+            message.text = completion
+        except UnicodeEncodeError:
+            raise lone_surrogate(**{f"{field}.completion": completion}) from None
     else:
         ids = prompt_forms.token_ids(completion, f"{field}.completion", forms="a str or a list of token ids")
         message.token_ids.CopyFrom(types_pb2.TokenIds(ids=ids))

@@ -1,5 +1,7 @@
 """How calls reach the server: address, credentials, channel options, deadlines and the one retry rule. Knows no call's meaning.
 
+A server on this machine is never looked for behind a proxy, whatever `http_proxy` says. A lost one is looked for every second or two.
+
 Retries, and nothing else is retried:
   UNAVAILABLE            of unary calls, by gRPC itself, a few times within a second
   RESOURCE_EXHAUSTED     by the client, only if the server says when (RetryInfo), a few times, within the deadline
@@ -16,7 +18,9 @@ from typing import Any
 
 import grpc
 
-from polyhead.client.errors import InvalidArgument, PolyheadError, ResourceExhausted
+from polyhead.client.addresses import is_loopback
+from polyhead.client.errors import DeadlineExceeded, InvalidArgument, PolyheadError, ResourceExhausted
+from polyhead.client.text_check import check_text
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
 __all__ = [
@@ -29,9 +33,11 @@ __all__ = [
     "health_request",
     "is_serving",
     "retry_delay",
+    "why_not_ready",
 ]
 
 DEFAULT_TIMEOUT_S = 3600.0  # an RL worker may take an optimiser step between two reads
+MAX_RECONNECT_MS = 1500  # between two tries to connect, give or take a fifth; gRPC's own two minutes outlast any restart
 LOOKUP_TIMEOUT_S = 60.0  # calls that only look something up
 MAX_RETRIES = 8  # of RESOURCE_EXHAUSTED
 MAX_RECEIVE_BYTES = 256 << 20  # 1024 scored completions with five heads; the server's own limits are lower
@@ -55,6 +61,7 @@ SERVICE_CONFIG = {
                 {"service": f"polyhead.v1.{service}", "method": method} for service, methods in _NEVER_RETRIED.items() for method in methods
             ]
         },
+        {"name": [{"service": "grpc.health.v1.Health"}]},  # whoever waits for a server asks again himself, and wants to know what failed
         {"name": [{}], "retryPolicy": _RETRY},
     ]
 }
@@ -71,6 +78,7 @@ class Endpoint:
     server_name: str | None = None  # if the certificate names another host than `target`
 
     def __post_init__(self) -> None:
+        check_text(target=self.target, server_name=self.server_name)
         if (
             not isinstance(self.target, str)
             or not self.target
@@ -107,7 +115,11 @@ class Endpoint:
             ("grpc.max_send_message_length", -1),  # the server's limit decides
             ("grpc.keepalive_time_ms", 60_000),  # finds a dead server under a silent stream
             ("grpc.keepalive_timeout_ms", 20_000),
+            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_MS),
         ]
+        if is_loopback(self.target):
+            options.append(("grpc.enable_http_proxy", 0))
         return options + ([("grpc.ssl_target_name_override", self.server_name)] if self.server_name else [])
 
 
@@ -189,6 +201,11 @@ def retry_delay(error: PolyheadError, num_retries: int, deadline: Deadline) -> f
     if remaining is not None and error.retry_after_s >= remaining:
         raise error
     return error.retry_after_s
+
+
+def why_not_ready(known: str, error: PolyheadError) -> str:
+    """What to say of a server that is waited for: a try that ended early says less than one that failed."""
+    return known if known and isinstance(error, DeadlineExceeded) else error.message
 
 
 def health_request(service: str) -> bytes:

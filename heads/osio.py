@@ -38,6 +38,12 @@ class StoreIoError(DataLoss):
     reason: ClassVar[str] = "STORE_IO_ERROR"
 
 
+class StoreFull(ResourceExhausted):
+    """No room for what was to be written. It says no time for a retry: nothing becomes free before somebody deletes something."""
+
+    reason: ClassVar[str] = "STORE_FULL"
+
+
 class StoreLocked(FailedPrecondition):
     """Another process, or another HeadStore of this one, has the folder open."""
 
@@ -84,7 +90,7 @@ def _convert(error: OSError, what: str) -> PolyheadError:
         problem = str(error.strerror) if isinstance(error, NotOurs) else "another server writes to the store"
         return StoreTaken(f"{what}: {problem}\nhint: stop this server; one store has one server")
     if is_disk_full(error):
-        return ResourceExhausted(f"{what}: the store's disk or quota is full ({name})\nhint: {FULL_HINT}")
+        return StoreFull(f"{what}: the store's disk or quota is full ({name})\nhint: {FULL_HINT}")
     if error.errno in _TOO_MANY:
         return ResourceExhausted(f"{what}: the server is out of a system resource ({name})", retry_after_s=5.0)
     if error.errno in (errno.ELOOP, errno.ENOTDIR):

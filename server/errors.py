@@ -14,6 +14,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from polyhead.heads.errors import PolyheadError
+from polyhead.heads.osio import StoreFull, StoreIoError
 
 DOMAIN = "polyhead.dev"
 MAX_MESSAGE = 1024  # characters; metadata of a reply stays well under 4 KB
@@ -44,8 +45,13 @@ class DeadlineExceeded(PolyheadError):
 
 
 def to_polyhead_error(error: BaseException) -> PolyheadError:
-    """A PolyheadError as it is; anything else is logged under a new incident id and becomes INTERNAL."""
+    """A PolyheadError as it is; anything else is logged under a new incident id and becomes INTERNAL.
+
+    What the store's disk refused is logged, too: the caller learns of it, but only the operator can mend it.
+    """
     if isinstance(error, PolyheadError):
+        if isinstance(error, (StoreFull, StoreIoError)):
+            log.error("%s", error.message.replace("\n", "; "))
         return error
     incident_id = uuid.uuid4().hex[:12]
     log.error("incident %s", incident_id, exc_info=error)

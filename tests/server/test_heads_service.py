@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import hashlib
+import logging
 from collections import Counter
 from collections.abc import AsyncIterator, Iterator, Sequence
 from pathlib import Path
@@ -15,6 +16,7 @@ import pytest
 import torch
 from google.rpc import error_details_pb2, status_pb2
 
+from polyhead.heads import failpoints
 from polyhead.server.breathing import RECEIVED_BYTES_PER_S, Breather
 from polyhead.server.head_loader import to_file
 from polyhead.v1 import heads_pb2 as pb
@@ -124,6 +126,24 @@ async def test_token_0_can_be_appended(world: World, stub: Stub) -> None:
     data = b"".join([part.chunk.data async for part in stub.PullHead(pb.PullHeadRequest(head="preference@1"))])
     done = await stub.PushHead(push(data, name="preference", manifest=manifest, validate_only=True))
     assert (done.head.manifest.read, done.head.manifest.append_token_id) == (pb.READ_POSITION_APPEND, 0)
+
+
+async def test_a_full_disk_is_said_and_logged_and_no_retry_is_asked_for(
+    world: World, stub: Stub, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """The status held a time for a retry: clients waited for it eight times, 30 s each, without a word, and no log said why."""
+    monkeypatch.setattr(logging.getLogger("polyhead"), "propagate", True)
+    failpoints.arm("before_blob_write", "ENOSPC*")
+    try:
+        error = await refused(stub.PushHead(push(to_file(world.changed(1)))), "RESOURCE_EXHAUSTED")
+    finally:
+        failpoints.disarm()
+    trailers = dict(error.trailing_metadata() or ())
+    status = status_pb2.Status.FromString(trailers["grpc-status-details-bin"])
+    assert "polyhead heads delete" in status.message
+    assert not any(packed.Is(error_details_pb2.RetryInfo.DESCRIPTOR) for packed in status.details)
+    assert "grpc-retry-pushback-ms" not in trailers
+    assert [record.levelname for record in caplog.records if "disk or quota is full" in record.message] == ["ERROR"]
 
 
 async def test_a_pull_pauses_between_its_slices(world: World, stub: Stub) -> None:
