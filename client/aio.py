@@ -34,6 +34,7 @@ from polyhead.client.options import (
     ScoreOptions,
     StreamOptions,
 )
+from polyhead.client.parameters import COPYING, DRAWING, PUSHING, SCORING, described
 from polyhead.client.prompts import Prompt, prompt_message, token_ids
 from polyhead.client.pushing import PushPlan, Upload, plan_push, plan_update, with_removed
 from polyhead.client.records import (
@@ -106,21 +107,25 @@ class AsyncClient:
 
     # generation and scoring
 
+    @described(StreamOptions, DRAWING)
     def stream(self, prompt: Prompt, **options: Unpack[StreamOptions]) -> AsyncPieceStream:
         """One sample of one prompt, piece by piece; `.sample` of what is returned holds the whole afterwards."""
-        request = requests.generate([prompt], field="prompt", n=1, delivery="tokens", **options)
+        request = requests.stream(prompt, **options)
         return AsyncPieceStream(self._events(request, options.get("timeout") or self._timeout))
 
+    @described(GenerateOptions, DRAWING)
     async def generate(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Sample]:
         """All samples, in (prompt, arm, sample) order; with best=, the best of each prompt, the best first."""
         order: Any = sample_order if options.get("best") is None else best_order
         return sorted([sample async for sample in self.samples(prompts, **options)], key=order)
 
+    @described(GenerateOptions, DRAWING)
     def samples(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> AsyncStream[Sample]:
         """Samples as they finish; leaving the loop cancels the rest."""
         request = requests.generate(prompts, **options)
         return AsyncStream(self._samples(request, options.get("timeout") or self._timeout))
 
+    @described(ScoreOptions, SCORING)
     async def score(self, items: Sequence[Any], *, heads: Sequence[str] = (), **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
         """Score (prompt, completion) pairs or Samples with any set of heads, those of recipe=, and an OOD fit, in the order of `items`."""
         request = requests.score(items, heads=heads, **options)
@@ -229,10 +234,12 @@ class AsyncClient:
 
     # heads
 
+    @described(PushOptions, PUSHING)
     async def push_head(self, name: str, weights: Weights, **options: Unpack[PushOptions]) -> int:
         """Upload a new version and return its number (0 with validate_only). It is not active yet."""
         return (await self.push(name, weights, **options)).version
 
+    @described(PushOptions, PUSHING)
     async def push(self, name: str, weights: Weights, **options: Unpack[PushOptions]) -> PushReport:
         """As push_head, with what became of every tensor: used, converted, ignored, missing."""
         upload = await self._prepare(plan_push(name, weights, options), await self.trunk())
@@ -250,6 +257,7 @@ class AsyncClient:
                 file.save(Path(folder), await self.trunk())
             return file.tensors()
 
+    @described(CopyOptions, COPYING)
     async def copy_head(self, source: str, target: str, **changes: Unpack[CopyOptions]) -> int:
         """A new version of `target` without bytes: the weights of `source`, perhaps of another kind, bias or reading."""
         request = requests.copy_head(source, target, **changes)

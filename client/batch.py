@@ -29,9 +29,9 @@ def to_batch(samples: Sequence[Sample], pad_id: int = 0) -> dict[str, Array]:
 
     Beside the arrays above, for each head that scored every sample, under the name it was asked by:
     policy kind `<head>_logprobs` (B, C); value kind `<head>_values` (B, C) and `<head>_bootstrap_value` (B,);
-    preference kind `<head>_preference` (B,), NaN where the head left the sample out; rule kind `<head>_p_violate.<rule>` (B,).
-    With a recipe that has a KL term: `kl` and `token_rewards` (B, C).
-    A score that failed, or that a sample lacks, is NaN. Scalars: `terminated` (B,) bool, `reward` (B,), NaN without a recipe.
+    preference kind `<head>_score` (B,), NaN where the head left the sample out; rule kind `<head>_p_violate.<rule>` (B,).
+    With a recipe: `reward` (B,); if it has a KL term, also `kl` and `token_rewards` (B, C). Without one these keys are left out.
+    A score or a reward that failed, or that a sample lacks, is NaN. Whether a sample ended by itself: `terminated` (B,) bool.
     Raises InvalidArgument for no samples.
     """
     if not samples:
@@ -48,7 +48,6 @@ def to_batch(samples: Sequence[Sample], pad_id: int = 0) -> dict[str, Array]:
         "logprobs": _pad_right([s.logprobs for s in samples], width, 0.0),
         "sampling_logprobs": _pad_right([s.sampling_logprobs for s in samples], width, 0.0),
         "terminated": np.array([s.terminated for s in samples]),
-        "reward": np.array([np.nan if s.reward is None else s.reward.reward for s in samples], np.float32),
     }
     batch |= _reward_arrays(samples, lengths, width)
     for head in dict.fromkeys(name for s in samples for name in s.scores):
@@ -57,7 +56,9 @@ def to_batch(samples: Sequence[Sample], pad_id: int = 0) -> dict[str, Array]:
 
 
 def _reward_arrays(samples: Sequence[Sample], lengths: Array, width: int) -> dict[str, Array]:
-    arrays = {}
+    arrays: dict[str, Array] = {}
+    if any(s.reward is not None for s in samples):
+        arrays["reward"] = np.array([np.nan if s.reward is None else s.reward.reward for s in samples], np.float32)
     for name in ("kl", "token_rewards"):
         rows = [np.zeros(0) if s.reward is None else getattr(s.reward, name) for s in samples]
         if any(map(len, rows)):
@@ -74,7 +75,7 @@ def _head_arrays(head: str, scores: Sequence[HeadScore | None], lengths: Array, 
         values = _token_rows(scores, "values", lengths, width)
         return {f"{head}_values": values, f"{head}_bootstrap_value": _scalars(scores, lambda score: score.bootstrap_value)}
     if kind is PreferenceScore:
-        return {f"{head}_preference": _scalars(scores, lambda score: score.value if score.present else np.nan)}
+        return {f"{head}_score": _scalars(scores, lambda score: score.value if score.present else np.nan)}
     if kind is RuleScores:
         rules = dict.fromkeys(rule for score in scores if isinstance(score, RuleScores) for rule in score.p_violate)
         return {

@@ -17,12 +17,11 @@ from typing import Any
 import numpy as np
 
 from polyhead.client.errors import FailedPrecondition, InvalidArgument, PolyheadError
+from polyhead.client.jsonl import BATCH_ITEMS
 from polyhead.client.records import Calibration, Generation, HeadVersion
 from polyhead.client.results import HeadKind, PreferenceScore, ScoredItem
 
 __all__ = ["CalibrationPlan"]
-
-BATCH_ITEMS = 64  # of one call: its answer echoes every id
 
 
 class CalibrationPlan:

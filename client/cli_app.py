@@ -11,6 +11,7 @@ from typing import Annotated
 
 import typer
 
+from polyhead.client.cli_chat import chat_command
 from polyhead.client.cli_configurations import configurations_command
 from polyhead.client.cli_generate import generate_command, score_command
 from polyhead.client.cli_heads import heads_app
@@ -36,6 +37,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     _add_serve(app, arguments)
     app.command("status")(status_command)
     app.command("health")(health_command)
+    app.command("chat")(chat_command)
     app.command("generate")(generate_command)
     app.command("score")(score_command)
     app.command("configurations")(configurations_command)

@@ -5,6 +5,7 @@ from __future__ import annotations
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
 
 from polyhead.client.cli_session import Session, connected, table
 from polyhead.client.errors import InvalidArgument, NotFound
@@ -30,7 +31,16 @@ def configurations_command(
     rows = table("", "kind", "file", "rules", "sha256", *(["set aside: the model's tokenizer"] if has_unfit else []))
     for each in found:
         rows.add_row(each.kind, each.reference, str(len(each.rules) or ""), each.sha256[:12], *([each.set_aside] if has_unfit else []))
-    session.show(found, rows)
+    session.show(found, rows, *(_rule_ids(each) for each in found if each.rules))
+
+
+def _rule_ids(rule_set: Configuration) -> Table:
+    """What --rule takes, broken to the terminal's width."""
+    rows = table(f"\nrules of {rule_set.reference}", "")
+    rows.columns[0].no_wrap = False
+    rows.show_header = False
+    rows.add_row(", ".join(rule.id for rule in rule_set.rules))
+    return rows
 
 
 def _chosen(found: list[Configuration], reference: str) -> Configuration:

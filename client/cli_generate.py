@@ -3,21 +3,20 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 
+from polyhead.client import cli_options as options
+from polyhead.client import jsonl
+from polyhead.client.cli_samples import facts, item_lines, item_text, sample_text
 from polyhead.client.cli_session import Session, connected
-from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, Reward, RuleScores, Sample, ScoredItem, ValueScore
+from polyhead.client.errors import InvalidArgument, PolyheadError
 
 __all__ = ["generate_command", "score_command"]
 
-_Rules = Annotated[list[str] | None, typer.Option("--rule", help="Rule id, for heads of kind rule; repeatable.")]
-_Ood = Annotated[str, typer.Option(help="Out-of-distribution fit to score the prompt with: helpful, helpful@2.")]
-_RuleSet = Annotated[str, typer.Option(help="Rule set that the ids belong to.")]
-_Format = Annotated[str, typer.Option("--format", help="Transcript format: how --chat writes turns, and what a reply is checked against.")]
-_ReplyRole = Annotated[str, typer.Option(help="Whose turn the reply is; default: the format's own choice.")]
-_Recipe = Annotated[str, typer.Option(help="Reward recipe: sparrow, rerank, preference, kl, or one of the server's own.")]
+_RAW_NOTE = "(the prompt was continued as plain text: `polyhead chat` talks with this model, --chat asks it one question)"
 
 
 @connected
@@ -26,122 +25,102 @@ def generate_command(
     prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from standard input.")],
     head: Annotated[str, typer.Option(help="policy, or policy@7.")] = "policy",
     n: Annotated[int, typer.Option("-n", help="Samples; one is printed as it is drawn.")] = 1,
-    chat: Annotated[bool, typer.Option(help="The prompt is a user's turn, rendered with the chat template or --format.")] = False,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens to draw.")] = None,
-    temperature: Annotated[float | None, typer.Option(help="0 is greedy.")] = None,
-    top_p: Annotated[float | None, typer.Option(help="Draw from the most probable tokens that come to this share together.")] = None,
-    top_k: Annotated[int | None, typer.Option(help="Draw from so many of the most probable tokens.")] = None,
-    seed: Annotated[int | None, typer.Option(help="Repeats the draw.")] = None,
-    stop: Annotated[list[str] | None, typer.Option(help="String that ends a sample; repeatable.")] = None,
+    chat: options.Chat = False,
+    max_new_tokens: options.MaxNewTokens = None,
+    temperature: options.Temperature = None,
+    top_p: options.TopP = None,
+    top_k: options.TopK = None,
+    min_p: options.MinP = None,
+    repetition_penalty: options.RepetitionPenalty = None,
+    seed: options.Seed = None,
+    stop: options.Stop = None,
     score: Annotated[list[str] | None, typer.Option(help="Head to score with; repeatable.")] = None,
-    rule: _Rules = None,
-    rule_set: _RuleSet = "",
-    transcript_format: _Format = "",
-    reply_role: _ReplyRole = "",
-    recipe: _Recipe = "",
+    rule: options.RuleIds = None,
+    rule_set: options.RuleSet = "",
+    transcript_format: options.Format = "",
+    reply_role: options.ReplyRole = "",
+    recipe: options.Recipe = "",
     best: Annotated[int | None, typer.Option(help="With --recipe: print only the best so many of the samples, the best first.")] = None,
-    ood: _Ood = "",
-    on_swap: Annotated[str | None, typer.Option(help="If heads change meanwhile: pin (the default), abort or follow.")] = None,
+    ood: options.Ood = "",
+    on_swap: options.OnSwap = None,
 ) -> None:
-    """Draw samples for a prompt, and score them."""
+    """Draw samples for a prompt, and score them. The prompt is plain text, which the model goes on with: `polyhead chat` talks with it."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
-    options: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
-    options |= {"seed": seed, "stop": stop, "score": score, "rules": rule, "rule_set": rule_set, "recipe": recipe, "ood": ood}
-    options |= {"format": transcript_format, "reply_role": reply_role, "on_swap": on_swap}
+    given: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
+    given |= {"min_p": min_p, "repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "on_swap": on_swap}
+    given |= {"score": score, "rules": rule, "rule_set": rule_set, "recipe": recipe, "ood": ood}
+    given |= {"format": transcript_format, "reply_role": reply_role}
     if n == 1 and best is None and not session.as_json:
-        _print_stream(session, form, options)
-        return
-    samples = session.client.generate([form], n=n, best=best, **options)
-    session.show(samples, "\n\n".join(_sample_text(s) for s in samples))
+        _print_stream(session, form, given)
+    else:
+        samples = session.client.generate([form], n=n, best=best, **given)
+        session.show(samples, "\n\n".join(sample_text(sample) for sample in samples))
+    if not (chat or transcript_format or session.as_json) and _has_chat_template(session):
+        typer.secho(_RAW_NOTE, dim=True, err=True)
 
 
 @connected
 def score_command(
     session: Session,
-    prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from standard input.")],
-    completion: Annotated[str, typer.Argument(help="What answers it.")],
+    prompt: Annotated[str | None, typer.Argument(help="The prompt, or - to read it from standard input.")] = None,
+    completion: Annotated[str | None, typer.Argument(help="What answers it.")] = None,
+    data: Annotated[Path | None, typer.Option(help='JSON lines instead: {"prompt" or "messages": ..., "completion": "..."}.')] = None,
     head: Annotated[list[str] | None, typer.Option(help="Head to score with; repeatable.")] = None,
-    chat: Annotated[bool, typer.Option(help="The prompt is a user's turn, rendered with the chat template or --format.")] = False,
-    rule: _Rules = None,
-    rule_set: _RuleSet = "",
-    transcript_format: _Format = "",
-    reply_role: _ReplyRole = "",
-    recipe: _Recipe = "",
-    ood: _Ood = "",
+    chat: options.Chat = False,
+    rule: options.RuleIds = None,
+    rule_set: options.RuleSet = "",
+    transcript_format: options.Format = "",
+    reply_role: options.ReplyRole = "",
+    recipe: options.Recipe = "",
+    ood: options.Ood = "",
 ) -> None:
-    """Score a completion with any set of heads, or with those that a recipe reads, and its prompt with an out-of-distribution fit."""
+    """Score a completion with any set of heads, or with those that a recipe reads, and its prompt with an out-of-distribution fit.
+
+    With --data each line of a file is scored.
+    """
+    given: Any = {"rules": rule, "rule_set": rule_set, "format": transcript_format, "reply_role": reply_role, "recipe": recipe}
+    given |= {"heads": head or (), "ood": ood}
+    if data is not None:
+        _score_file(session, data, given, is_alone=prompt is None and completion is None and not chat)
+        return
+    if prompt is None or completion is None:
+        raise InvalidArgument("give a prompt and a completion, or --data with a file of them", field="completion")
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
-    options: Any = {"rules": rule, "rule_set": rule_set, "format": transcript_format, "reply_role": reply_role, "recipe": recipe}
-    item = session.client.score([(form, completion)], heads=head or (), ood=ood, **options)[0]
-    lines = [*_item_lines(item), *([_validity(item)] if item.format else [])]
-    session.show(item, "\n".join(lines) if not item.error else f"error: {item.error}")
+    item = session.client.score([(form, completion)], **given)[0]
+    session.show(item, item_text(item))
 
 
-def _print_stream(session: Session, prompt: Any, options: Any) -> None:
-    pieces = session.client.stream(prompt, **options)
+def _score_file(session: Session, data: Path, given: Any, *, is_alone: bool) -> None:
+    """As many in a call as `calibrate` sends: an answer echoes every id."""
+    if not is_alone:
+        raise InvalidArgument("--data stands in place of a prompt, a completion and --chat", field="data")
+    file, scored = jsonl.read_references(data), []
+    for start in range(0, len(file.items), jsonl.BATCH_ITEMS):
+        with file.naming_lines(start):
+            scored += session.client.score(file.items[start : start + jsonl.BATCH_ITEMS], **given)
+    texts = [f"--- line {line}\n{item_text(item)}" for line, item in zip(file.lines, scored, strict=True)]
+    session.show(scored, "\n".join(texts))
+
+
+def _print_stream(session: Session, prompt: Any, given: Any) -> None:
+    pieces = session.client.stream(prompt, **given)
     for piece in pieces:
         typer.echo(piece.text, nl=False)
     typer.echo()
-    typer.secho(_facts(pieces.sample), dim=True, err=True)
-    for line in _item_lines(pieces.sample):
+    typer.secho(facts(pieces.sample), dim=True, err=True)
+    for line in item_lines(pieces.sample):
         typer.echo(line, err=True)
 
 
-def _sample_text(sample: Sample) -> str:
-    reward = "".join(f", {line}" for line in _reward_lines(sample.reward)[:1])
-    return f"--- {sample.sample_index} {_facts(sample)}{reward}\n{sample.text}"
-
-
-def _facts(sample: Sample) -> str:
-    made_by = f"{sample.head}@{sample.head_version} generation {sample.generation}"
-    if len(sample.spans) > 1:  # it followed a swap
-        made_by += f" ({', '.join(f'tokens {span.start} to {span.end - 1} by @{span.version}' for span in sample.spans)})"
-    facts = f"{made_by}, {len(sample.token_ids)} tokens, {sample.finish_reason}"
-    if sample.format:
-        facts += f", {_validity(sample)}"
-    return f"{facts}: {sample.error}" if sample.error else facts
-
-
-def _validity(reply: Sample | ScoredItem) -> str:
-    return f"valid in {reply.format}" if reply.valid else f"not valid in {reply.format}: {', '.join(reply.invalid_reasons)}"
-
-
-def _reward_lines(reward: Reward | None) -> list[str]:
-    """The reward, then a line for each part with its constant, where it has one of its own."""
-    if reward is None:
-        return []
-    rank = "" if reward.rank is None else f", rank {reward.rank}"
-    with_kl = f", {reward.with_kl:.4f} with KL" if reward.kl_estimator else ""
-    first = f"{reward.recipe}: no reward: {reward.error}" if reward.error else f"{reward.recipe}: {reward.reward:.4f}{with_kl}{rank}"
-    constants = {name: f" (times {reward.constants[name]:g})" for name in reward.parts if name in reward.constants}
-    return [first, *(f"  {name} {value:.4f}{constants.get(name, '')}" for name, value in reward.parts.items())]
-
-
-def _item_lines(item: Sample | ScoredItem) -> list[str]:
-    """A line for each head, the reward, and one for the prompt's out-of-distribution score."""
-    lines = [*_score_lines(item.scores), *_reward_lines(item.reward)]
-    return lines if item.ood is None else [*lines, f"{item.ood.fit}: prompt {item.ood.score:.4f} out of distribution"]
-
-
-def _score_lines(scores: dict[str, HeadScore]) -> list[str]:
-    return [f"{name}@{score.version}: {_score_text(score)}" for name, score in scores.items()]
-
-
-def _score_text(score: HeadScore) -> str:
-    if isinstance(score, PolicyScore):
-        return f"log-prob {score.logprobs.sum():.3f} of {len(score.logprobs)} tokens"
-    if isinstance(score, PreferenceScore):
-        return f"{score.value:.4f} (raw {score.raw:.4f}, bias {score.bias:.4f})" if score.present else "left out: unfinished"
-    if isinstance(score, RuleScores):
-        return ", ".join(
-            f"{rule} broken {p:.3f} (answer mass {score.answer_mass[rule]:.2f})" for rule, p in score.p_violate.items()
-        )
-    if isinstance(score, ValueScore):
-        first = score.values[0] if len(score.values) else float("nan")
-        return f"{first:.4f} before the first token, {score.bootstrap_value:.4f} after the last"
-    return f"failed: {score.error}"
+def _has_chat_template(session: Session) -> bool:
+    """Whether the server would render a conversation."""
+    try:
+        session.client.tokenize([{"role": "user", "content": "Hi"}])
+    except PolyheadError:
+        return False
+    return True
 
 
 def _text(prompt: str) -> str:

@@ -2,25 +2,31 @@
 
 from __future__ import annotations
 
-import datetime
 from pathlib import Path
 from typing import Annotated, Any
 
 import typer
+from rich.table import Table
+from rich.text import Text
 
 from polyhead.client import cli_store, jsonl
+from polyhead.client.cli_head import moment, shown
+from polyhead.client.cli_history import activated, generation_line, history_lines, removed_lines, rolled_back
 from polyhead.client.cli_session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.records import Generation, HeadVersion
+from polyhead.client.records import HeadVersion
 
 __all__ = ["heads_app"]
 
+_SHOWN_GENERATIONS = 1000  # looked through for those that a version was active in
+_NEAR = 50  # generations before a rollback, among which is most often where the next one goes
 heads_app = typer.Typer(help="Versions of heads and the active set.", no_args_is_help=True)
 
 _Ref = Annotated[str, typer.Argument(help="policy@7; policy alone means the active version.")]
 _Store = Annotated[Path | None, typer.Option(help="Work on the store of a stopped server in this folder.")]
 _KIND_HELP = "policy, preference, rule or value. Default: as the folder says, else as the base or the name's active version."
 _TO_HELP = "The generation to equal. Default: the one before; with --store it must be given, and 0 empties the active set."
+_Labels = Annotated[list[str], typer.Argument(help="One or several labels.")]
 _Note = Annotated[str, typer.Option(help="Why; kept in the history.")]
 _Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless this generation is the active one.")]
 
@@ -30,12 +36,21 @@ _Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless
 def list_command(session: Session, name: Annotated[str | None, typer.Argument(help="Only this head.")] = None) -> None:
     """All versions, newest first."""
     heads = session.client.heads(name)
-    rows = table("", "head", "kind", "built on", "active", "in memory", "size", "made", "labels", "digest")
-    for head in heads:
-        marks = ("yes" if head.active else "", "yes" if head.resident else "")
-        made = _time(head.created_at)
-        size, labels = human_bytes(head.num_bytes), " ".join(head.labels)
-        rows.add_row(head.ref, head.kind.value, _built_on(head), *marks, size, made, labels, head.digest[:12])
+    columns = {
+        "head": [head.ref for head in heads],
+        "kind": [head.kind.value for head in heads],
+        "active": ["yes" if head.active else "" for head in heads],
+        "in memory": ["yes" if head.resident else "" for head in heads],
+        "size": [human_bytes(head.num_bytes) for head in heads],
+        "made": [moment(head.created_at).rpartition(":")[0] for head in heads],  # without seconds: 80 columns hold a row
+        "digest": [head.digest[:8] for head in heads],
+        "labels": [" ".join(head.labels) for head in heads],
+        "built on": [_built_on(head) for head in heads],
+    }
+    needed = [name for name, cells in columns.items() if any(cells) or name not in ("labels", "built on")]
+    rows = table("", *needed)
+    for row in zip(*(columns[name] for name in needed), strict=True):
+        rows.add_row(*row)
     session.show(heads, rows)
 
 
@@ -61,8 +76,9 @@ def push_command(
     report = session.client.push(name, folder, **options)
     lines = [f"{report.head.name}@{report.version}" if report.version else "valid; nothing was stored"]
     lines.append(f"{report.summary}; {human_bytes(report.num_bytes_sent)} in all")
+    lines += removed_lines(report.removed)
     if activate and report.version:
-        lines.append(_activated(session.client.activate({name: report.version})))
+        lines += activated(session.client.activate({name: report.version}))
     session.show(report, "\n".join(lines))
 
 
@@ -71,9 +87,24 @@ def push_command(
 def pull_command(
     session: Session, ref: _Ref, folder: Annotated[Path, typer.Argument(help="Where to write the head folder.")]
 ) -> None:
-    """Download a version as a head folder."""
-    tensors = session.client.pull_head(ref, folder)
-    session.show({"tensors": sorted(tensors), "folder": str(folder)}, f"{ref}: {len(tensors)} tensors in {folder}")
+    """Download a version as a head folder. Files that are there already are not mixed with it: the folder must be new or empty."""
+    if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
+        raise InvalidArgument(f"not an empty folder: {folder}\nhint: pull into a new one", field="folder")
+    head = session.client.head(ref)
+    tensors = session.client.pull_head(head.ref, folder)  # by its number: the active version may change meanwhile
+    session.show({"head": head.ref, "tensors": sorted(tensors), "folder": str(folder)}, f"{head.ref}: {len(tensors)} tensors in {folder}")
+
+
+@heads_app.command("show")
+@connected
+def show_command(session: Session, ref: _Ref) -> None:
+    """Everything that is known about one version."""
+    head = session.client.head(ref)
+    generations = [each for each in session.client.generations(_SHOWN_GENERATIONS) if each.heads.get(head.name) == head.version]
+    rows = Table.grid(padding=(0, 2))
+    for name, value in shown(head, generations).items():
+        rows.add_row(Text(name), Text(value, overflow="fold"))
+    session.show({"head": head, "generations": generations}, rows)
 
 
 @heads_app.command("copy")
@@ -106,20 +137,22 @@ def calibrate_command(
         done = session.client.calibrate(ref, file.items, activate=activate, expected_generation=expected)
     lines = [f"{done.name}@{done.version} from {done.source}", f"bias {done.old_bias:.6g} -> {done.bias:.6g}"]
     lines.append(f"measured on {done.num_items} references, raw scores {done.bias:.4f} ± {done.std:.4f}")
-    session.show(done, "\n".join(lines + ([_line(done.generation)] if done.generation else [])))
+    session.show(done, "\n".join(lines + ([generation_line(done.generation)] if done.generation else [])))
 
 
 @heads_app.command("activate")
 @connected
 def activate_command(
     session: Session,
-    refs: Annotated[list[str], typer.Argument(help="One or several of policy@7.")],
+    refs: Annotated[list[str] | None, typer.Argument(help="One or several of policy@7.")] = None,
+    deactivate: Annotated[list[str] | None, typer.Option(help="Name that leaves the active set; repeatable.")] = None,
     expected: _Expected = None,
     note: _Note = "",
 ) -> None:
     """Make versions active as one change."""
-    generation = session.client.activate(dict(_split(ref) for ref in refs), expected_generation=expected, note=note)
-    session.show(generation, _activated(generation))
+    heads = dict(_split(ref) for ref in refs or ())
+    generation = session.client.activate(heads, deactivate=deactivate or (), expected_generation=expected, note=note)
+    session.show(generation, "\n".join(activated(generation)))
 
 
 @heads_app.command("rollback")
@@ -134,18 +167,42 @@ def rollback_command(
     if store and expected is not None:
         raise InvalidArgument("--expected goes with a running server, not with --store", field="expected")
     generation = cli_store.rollback(store, to) if store else session.client.rollback(to, expected_generation=expected)
-    session.show(generation, _line(generation))
+    history = cli_store.history(store, _NEAR) if store else session.client.generations(_NEAR)
+    session.show(generation, "\n".join(rolled_back(generation, history)))
+
+
+@heads_app.command("label")
+@connected
+def label_command(session: Session, ref: _Ref, labels: _Labels) -> None:
+    """Keep a version for good, under one or several labels: best, paper."""
+    head = session.client.label(ref, *labels)
+    session.show(head, f"{head.ref}: {', '.join(head.labels)}")
+
+
+@heads_app.command("unlabel")
+@connected
+def unlabel_command(session: Session, ref: _Ref, labels: _Labels) -> None:
+    """Take labels away; a version without any goes when the server keeps no more of its name."""
+    head = session.client.unlabel(ref, *labels)
+    session.show(head, f"{head.ref}: {', '.join(head.labels) or 'no labels'}")
 
 
 @heads_app.command("delete")
 @connected
-def delete_command(session: Session, ref: Annotated[str, typer.Argument(help="policy@7.")], store: _Store = None) -> None:
-    """Forget a version that is neither active nor labelled."""
-    if store:
-        cli_store.delete(store, *_split(ref))
-    else:
-        session.client.delete_head(ref)
-    session.show({"deleted": ref}, f"deleted {ref}")
+def delete_command(
+    session: Session, refs: Annotated[list[str], typer.Argument(help="One or several of policy@7.")], store: _Store = None
+) -> None:
+    """Forget versions that are neither active nor labelled."""
+    versions = [_split(ref) for ref in refs]
+    for ref, version in zip(refs, versions, strict=True):
+        if store:
+            cli_store.delete(store, *version)
+        else:
+            session.client.delete_head(ref)
+        if not session.as_json:
+            session.show(None, f"deleted {ref}")
+    if session.as_json:
+        session.show({"deleted": refs}, "")
 
 
 @heads_app.command("watch")
@@ -153,7 +210,7 @@ def delete_command(session: Session, ref: Annotated[str, typer.Argument(help="po
 def watch_command(session: Session, after: Annotated[int, typer.Option(help="Start behind this generation.")] = 0) -> None:
     """Print the active generation, then each new one, until interrupted."""
     for generation in session.client.watch(after):
-        session.show(generation, _line(generation))
+        session.show(generation, generation_line(generation))
 
 
 @heads_app.command("history")
@@ -163,12 +220,7 @@ def history_command(
 ) -> None:
     """The history of the active set, newest first."""
     generations = cli_store.history(store, limit) if store else session.client.generations(limit)
-    session.show(generations, "\n".join(_line(generation) for generation in generations))
-
-
-def _activated(generation: Generation) -> str:
-    pinned, following, aborted = generation.num_pinned_requests, generation.num_following_requests, generation.num_aborted_requests
-    return f"{_line(generation)}\nrunning requests: {pinned} stay on older versions, {following} follow, {aborted} ended"
+    session.show(generations, "\n".join(history_lines(generations)))
 
 
 def _built_on(head: HeadVersion) -> str:
@@ -185,12 +237,6 @@ def _measured(text: str) -> tuple[str, float]:
         raise InvalidArgument(f"a metric is given as name=number: {text!r}", field="metric") from None
 
 
-def _line(generation: Generation) -> str:
-    heads = " ".join(f"{name}@{version}" for name, version in sorted(generation.heads.items()))
-    note = f"  ({generation.note})" if generation.note else ""
-    return f"generation {generation.number} from {generation.parent}  {_time(generation.created_at)}  {heads}{note}"
-
-
 def _split(ref: str) -> tuple[str, int]:
     name, _, version = ref.partition("@")
     if not version.isascii() or not version.isdigit():
@@ -199,6 +245,3 @@ def _split(ref: str) -> tuple[str, int]:
         )
     return name, int(version)
 
-
-def _time(seconds: float) -> str:
-    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"

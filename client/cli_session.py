@@ -9,18 +9,21 @@ import json
 import math
 import os
 import sys
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
 
 import numpy as np
 import typer
 from rich.console import Console
-from rich.table import Table
+from rich.table import Column, Table
 from rich.text import Text
 
+from polyhead.client.cli_words import flags_of, in_flags
 from polyhead.client.client import Client
 from polyhead.client.errors import InvalidArgument, PolyheadError
+from polyhead.client.transport import DEFAULT_TIMEOUT_S
 
 __all__ = ["Session", "connected", "fail", "human_bytes", "readable_errors", "table"]
 
@@ -38,6 +41,12 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
         ],
         None,
     ),
+    "tls": (Annotated[bool, typer.Option("--tls", help="Use TLS and trust the system's certificates.")], False),
+    "server_name": (
+        Annotated[str | None, typer.Option("--server-name", help="The name in the server's certificate, if it is not the address.")],
+        None,
+    ),
+    "timeout": (Annotated[float | None, typer.Option("--timeout", help="Seconds for a call. Default: an hour.")], None),
     "as_json": (Annotated[bool, typer.Option("--json", help="Print JSON.")], False),
 }
 
@@ -61,28 +70,34 @@ class Session:
 
 
 def connected(command: Callable[..., None]) -> Callable[..., None]:
-    """Give a command the options --server, --token, --tls-ca, --json, and a Session in place of them as its first argument."""
+    """Give a command the options of a connection and --json, and a Session in place of them as its first argument.
+
+    A command that takes a `timeout` of its own has no other one.
+    """
     signature = inspect.signature(command, eval_str=True)
     own = list(signature.parameters.values())[1:]
     shared = [
         inspect.Parameter(name, inspect.Parameter.KEYWORD_ONLY, annotation=annotation, default=default)
         for name, (annotation, default) in _OPTIONS.items()
+        if name not in signature.parameters
     ]
 
     @functools.wraps(command)
-    def run(*, server: str, token: str | None, tls_ca: Path | None, as_json: bool, **arguments: Any) -> None:
-        certificates = _read_certificates(tls_ca)
-        with Client(server, token=token, root_certificates=certificates) as client:
-            command(Session(client, as_json), **arguments)
+    def run(**arguments: Any) -> None:
+        given = {parameter.name: arguments.pop(parameter.name) for parameter in shared}
+        options: Any = {name: given[name] for name in ("token", "tls", "server_name")}
+        options["timeout"] = given.get("timeout") or DEFAULT_TIMEOUT_S
+        with Client(given["server"], root_certificates=_read_certificates(given["tls_ca"]), **options) as client:
+            command(Session(client, given["as_json"]), **arguments)
 
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads
     run.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return readable_errors(run)
+    return readable_errors(run, flags_of(parameters))
 
 
-def readable_errors(command: Callable[..., None]) -> Callable[..., None]:
-    """Print what polyhead's own errors say, and exit with 1."""
+def readable_errors(command: Callable[..., None], flags: Mapping[str, str] = MappingProxyType({})) -> Callable[..., None]:
+    """Print what polyhead's own errors say, in the words of these flags, and exit with 1."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -91,7 +106,7 @@ def readable_errors(command: Callable[..., None]) -> Callable[..., None]:
         except Exception as error:
             if not isinstance(error, _error_types()):
                 raise
-            fail(str(error))
+            fail(in_flags(str(error), flags))
         except KeyboardInterrupt:
             raise typer.Exit(130) from None
 
@@ -105,8 +120,12 @@ def fail(message: str) -> NoReturn:
 
 
 def table(title: str, *columns: str) -> Table:
-    """A plain table; add rows of str."""
-    return Table(*columns, title=title or None, title_justify="left", box=None, pad_edge=False)
+    """A plain table; add rows of str. One that is too wide for the terminal breaks cells, never a word of a heading or the first column."""
+    headings = [
+        Column(name, min_width=max(map(len, name.split()), default=0), overflow="fold", no_wrap=index == 0)
+        for index, name in enumerate(columns)
+    ]
+    return Table(*headings, title=title or None, title_justify="left", box=None, pad_edge=False)
 
 
 def human_bytes(count: float) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -33,7 +34,8 @@ def delete(store: Path, name: str, version: int) -> None:
 def history(store: Path, limit: int) -> list[Generation]:
     """Generations that can be read, newest first."""
     with _opened(store) as opened:
-        return [_generation(record) for record in opened.history()[:limit]]
+        past = opened.past(opened.history()[:limit])
+        return [replace(_generation(each.record), gone=tuple(each.gone), same_as=each.same_as) for each in past]
 
 
 @contextlib.contextmanager

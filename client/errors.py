@@ -155,10 +155,10 @@ _BY_CODE: dict[str, type[PolyheadError]] = {
     )
 }  # fmt: skip
 _TLS_HINTS = {
-    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not trusted: give the one that signed it, root_certificates= or --tls-ca",
+    "CERTIFICATE_VERIFY_FAILED": "the server's certificate is not trusted: give the one that signed it, root_certificates=",
     "Hostname Verification": "the server's certificate is for another name: connect by that name, or say it with server_name=",
-    "WRONG_VERSION_NUMBER": "the server speaks without TLS: leave out tls=, root_certificates= and --tls-ca",
-    "Socket closed": "does the server want TLS? then give root_certificates= or --tls-ca, or tls=True for a public certificate",
+    "WRONG_VERSION_NUMBER": "the server speaks without TLS: leave out tls= and root_certificates=",
+    "Socket closed": "does the server want TLS? then give root_certificates=, or tls=True for a public certificate",
 }  # by a sign in gRPC's own words
 _GENERATION_MISMATCH = "GENERATION_MISMATCH"
 
@@ -171,7 +171,10 @@ def from_rpc_error(error: Any, target: str) -> PolyheadError:
         return _BY_CODE.get(code.name, Internal)(_plain_message(code, error.details() or "", target))
     facts = _facts(status)
     kind = Conflict if facts.get("reason") == _GENERATION_MISMATCH else _BY_CODE.get(code.name, Internal)
-    return kind(_message(status.message or error.details() or code.name), **facts)
+    message = _message(status.message or error.details() or code.name)
+    if kind is Unauthenticated and "\nhint:" not in message:
+        message += "\nhint: give the client a token="
+    return kind(message, **facts)
 
 
 def _plain_message(code: grpc.StatusCode, details: str, target: str) -> str:

@@ -19,7 +19,9 @@ from typing import Any
 from polyhead.client.errors import InvalidArgument, PolyheadError
 from polyhead.client.prompts import Prompt, prompt_message, token_ids
 
-__all__ = ["DataFile", "read_prompts", "read_references"]
+__all__ = ["BATCH_ITEMS", "DataFile", "read_prompts", "read_references"]
+
+BATCH_ITEMS = 64  # to score in one call: its answer echoes every id
 
 
 @dataclass(slots=True)
@@ -30,15 +32,15 @@ class DataFile:
     lines: list[int] = field(default_factory=list)  # of the items, from 1
 
     @contextlib.contextmanager
-    def naming_lines(self) -> Iterator[None]:
-        """An error about `prompts[3]` or `items[3]` becomes one about a line of the file."""
+    def naming_lines(self, start: int = 0) -> Iterator[None]:
+        """An error about `prompts[3]` or `items[3]`, counted from the item `start`, becomes one about a line of the file."""
         try:
             yield
         except PolyheadError as error:
             found = re.match(r"(?:prompts|items)\[(\d+)\]", error.field)
             if found is None:
                 raise
-            raise InvalidArgument(f"line {self.lines[int(found[1])]} of --data: {error.message}", field="data") from error
+            raise InvalidArgument(f"line {self.lines[start + int(found[1])]} of --data: {error.message}", field="data") from error
 
 
 def read_prompts(path: Path) -> DataFile:

@@ -29,6 +29,7 @@ from polyhead.client.requests import enum_number, new_request_id, request_id_for
 from polyhead.client.results import HeadKind
 from polyhead.client.tensors import Source
 from polyhead.client.text_check import check_text
+from polyhead.client.unknown_options import refuse_unknown
 from polyhead.client.weights import SortedWeights, Weights, collect, guess_kind, sort_weights
 from polyhead.v1 import heads_pb2, types_pb2
 
@@ -168,8 +169,7 @@ class Upload:
 
 def plan_push(name: str, weights: Weights, options: PushOptions) -> PushPlan:
     """Raises TypeError or InvalidArgument for what is wrong in itself."""
-    if unknown := sorted(options.keys() - PushOptions.__annotations__.keys()):
-        raise TypeError(f"an unexpected keyword argument: {unknown[0]!r}")
+    refuse_unknown(options, PushOptions.__annotations__, "push()")
     check_text(name=name, **{key: value for key, value in options.items() if key not in ("lora", "progress")})
     folder = _folder_manifest(weights)
     lora = options.get("lora") or (as_adapter(weights) if is_module(weights) else None)

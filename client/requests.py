@@ -10,9 +10,10 @@ from typing import Any, TypeVar, cast
 
 from polyhead.client import prompts as prompt_forms
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.options import Arm, Rule, SamplingOptions
+from polyhead.client.options import Arm, CopyOptions, GenerateOptions, Rule, SamplingOptions, ScoreOptions, StreamOptions
 from polyhead.client.results import Sample
 from polyhead.client.text_check import lone_surrogate, names_bad_text
+from polyhead.client.unknown_options import refuse_unknown
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 __all__ = [
@@ -30,11 +31,11 @@ __all__ = [
     "rollback",
     "score",
     "sequences",
+    "stream",
     "tokenize_rules",
 ]
 
 M = TypeVar("M")
-_SAMPLING_KEYS = frozenset(SamplingOptions.__annotations__)
 _LISTS = ("stop", "stop_token_ids", "sample_seeds")
 
 
@@ -111,7 +112,7 @@ def generate(
     **sampling: Any,
 ) -> generation_pb2.GenerateRequest:
     """Raises TypeError or InvalidArgument, naming the argument. An unknown keyword is a TypeError."""
-    _refuse_unknown(sampling)
+    refuse_unknown(sampling, GenerateOptions.__annotations__, "generate()")
     form = _PromptForm(assistant_prefix, cache_salt, format, reply_role, role_prompt, allow_control_tokens)
     spec = _scoring_spec(score or (), rules, rule_set, recipe, "score", ood)
     delivery = delivery or ("samples" if best is None else "groups")
@@ -129,6 +130,12 @@ def generate(
         return_states=return_states,
         request_id=request_id,
     )
+
+
+def stream(prompt: prompt_forms.Prompt, **options: Any) -> generation_pb2.GenerateRequest:
+    """One sample of one prompt, piece by piece. Raises as `generate`."""
+    refuse_unknown(options, StreamOptions.__annotations__, "stream()")
+    return generate([prompt], field="prompt", n=1, delivery="tokens", **options)
 
 
 @names_bad_text
@@ -157,7 +164,7 @@ def score(
     **sampling: Any,
 ) -> scoring_pb2.ScoreRequest:
     """`items` are (prompt, completion) pairs or Samples. Raises TypeError or InvalidArgument, naming the argument."""
-    _refuse_unknown(sampling)
+    refuse_unknown(sampling, ["heads", *ScoreOptions.__annotations__], "score()")
     if isinstance(items, (str, tuple)) or not isinstance(items, Sequence):
         raise TypeError(f"items must be a list of (prompt, completion) pairs: {type(items).__name__}")
     spec = _scoring_spec(heads, rules, rule_set, recipe, "heads", ood)
@@ -223,7 +230,9 @@ def copy_head(
     labels: Sequence[str] = (),
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
+    **unknown: Any,
 ) -> heads_pb2.CopyHeadRequest:
+    refuse_unknown(unknown, CopyOptions.__annotations__, "copy_head()")
     return heads_pb2.CopyHeadRequest(
         source=source,
         target=target,
@@ -292,7 +301,7 @@ def _arms(
 def _arm(given: Arm | Mapping[str, Any], sampling: SamplingOptions, field: str) -> generation_pb2.Arm:
     if isinstance(given, Mapping):
         own = {key: value for key, value in given.items() if key not in ("head", "n")}
-        _refuse_unknown(own, field)
+        refuse_unknown(own, ["head", "n", *SamplingOptions.__annotations__], field)
         given = Arm(given.get("head", "policy"), given.get("n", 1), cast(SamplingOptions, own))
     merged = cast(SamplingOptions, {**sampling, **(given.sampling or {})})
     return generation_pb2.Arm(head=given.head, n=_count(given.n, f"{field}.n"), sampling=_sampling(merged, f"{field}."))
@@ -420,8 +429,3 @@ def _terminated(terminated: bool | Sequence[bool | None] | None, num_items: int)
             f"terminated must have one entry for each of the {num_items} items: {len(terminated)}", field="terminated"
         )
     return terminated
-
-
-def _refuse_unknown(options: Mapping[str, Any], where: str = "") -> None:
-    if unknown := sorted(options.keys() - _SAMPLING_KEYS):
-        raise TypeError(f"{where + ' has ' if where else ''}an unexpected keyword argument: {unknown[0]!r}")

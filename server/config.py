@@ -17,6 +17,7 @@ from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, Setting
 
 from polyhead.heads.errors import InvalidArgument
 from polyhead.server.auth import Authenticator, Role, Token, hash_token, load_tokens
+from polyhead.server.setting_errors import setting_error
 
 GIB = 1 << 30
 ENV_PREFIX = "POLYHEAD_"
@@ -99,7 +100,7 @@ class ServeConfig(BaseSettings):
     @model_validator(mode="after")
     def _check(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
-            raise ValueError("tls_cert and tls_key come together")
+            raise ValueError("--tls-cert and --tls-key come together")
         named = [(name, getattr(self, name)) for name in ("tls_cert", "tls_key", "tokens")]
         for name, path in [*named, *(("rules", path) for path in self.rules)]:
             if path is not None:
@@ -109,7 +110,7 @@ class ServeConfig(BaseSettings):
         is_protected = self.tls_cert is not None and self.has_tokens
         if not self.is_loopback and not is_protected and not self.insecure:
             raise ValueError(
-                f"refusing to listen on {self.host} without TLS and tokens: give tls_cert, tls_key and tokens, or insecure"
+                f"refusing to listen on {self.host} without TLS and tokens: give --tls-cert, --tls-key and --tokens, or --insecure"
             )
         return self
 
@@ -151,14 +152,12 @@ def load_config(flags: Mapping[str, Any], config_file: Path | None = None) -> Se
     _check_variables(os.environ)
     given = {key: value for key, value in flags.items() if value is not None}
     from_file = _read_toml(config_file) if config_file is not None else {}
+    from_env: Mapping[str, Any] = {}
     try:
         from_env = EnvSettingsSource(ServeConfig)()
         return ServeConfig(**{**{key: value for key, value in from_file.items() if key not in from_env}, **given})
     except ValidationError as error:
-        first = error.errors(include_input=False, include_url=False, include_context=False)[0]
-        field = ".".join(str(part) for part in first["loc"])
-        what = f"bad setting {field}" if field else "bad settings"
-        raise InvalidArgument(f"{what}: {first['msg']}", field=field) from None
+        raise setting_error(error, given, from_env, ENV_PREFIX) from None
     except SettingsError as error:
         raise InvalidArgument(f"bad setting in the environment: {error}", field="environment") from None
 
@@ -191,10 +190,10 @@ def _check_readable(name: str, path: Path) -> None:
     try:
         path.open("rb").close()
     except OSError as error:
-        raise ValueError(f"cannot read {name}: {path}: {error.strerror}") from None
+        raise ValueError(f"cannot read --{name.replace('_', '-')}: {path}: {error.strerror}") from None
 
 
 def _check_key_file(key: Path) -> None:
     """What it holds is looked at when the server listens (tls.py)."""
     if key.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP):
-        raise ValueError("tls_key is open to other users: chmod 600 it")
+        raise ValueError("--tls-key is open to other users: chmod 600 it")

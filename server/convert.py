@@ -289,7 +289,7 @@ def _rule_questions(
     selection = spec.rules
     is_given = bool(selection.rule_set or selection.rule_ids or selection.rules)
     if bool(rule_heads) != is_given:
-        raise InvalidArgument("rules and a head of kind rule go together", field="score.rules" if rule_heads else "score.heads")
+        raise _rules_alone(rule_heads)
     if not rule_heads:
         return None
     for head in rule_heads:
@@ -308,6 +308,16 @@ def _rule_questions(
     return RuleQuestions(
         reference, {template: tuple(RuleQuestion(*question) for question in questions) for template, questions in worded.items()}
     )
+
+
+def _rules_alone(rule_heads: list[ServedHead]) -> InvalidArgument:
+    """The error for rules without a head of kind rule, or such a head without rules, with the ways to give the other half."""
+    if not rule_heads:
+        hint = "name one, such as rule; rules are read by heads of kind rule alone"
+        return InvalidArgument(f"rules are given, but no head of kind rule is to score\nhint: {hint}", field="score.heads")
+    ways = 'some ids, rules=["no-insults"]; a whole set, rule_set="example-rules@1"; or texts of your own'
+    message = f"a head of kind rule needs rules to ask about: {rule_heads[0].reference}"
+    return InvalidArgument(f"{message}\nhint: give {ways}; `polyhead configurations` lists sets and ids", field="score.rules")
 
 
 def _on_swap(value: types_pb2.OnSwap) -> OnSwap:

@@ -43,6 +43,7 @@ from polyhead.server.watch import GenerationFeed
 
 EXIT_AFTER_COMMIT = 70  # EX_SOFTWARE: the set is committed, but this process cannot serve it
 DEFAULT_HEAD = "policy"
+MAX_LISTED = 16  # names in an error
 FLIP_TIMEOUT_S = 300.0  # an engine that makes no step for so long is dead
 
 log = logging.getLogger(__name__)
@@ -123,7 +124,7 @@ class Registry:
         if not active.heads:
             raise Unavailable("no heads are active: the server is starting, or its active set is damaged", retry_after_s=5.0)
         if version == 0:
-            raise NotFound(f"no active head of this name: {name!r}", field=field, metadata={"name": name})
+            raise _unknown_name(name, active, field)
         return self.residency.served(name, version)
 
     @contextlib.contextmanager
@@ -164,7 +165,7 @@ class Registry:
         name, version = parse_reference(reference, field)
         served = self._active.heads.get(name)
         if not version and served is None:
-            raise NotFound(f"no active head of this name: {name!r}", field=field, metadata={"name": name})
+            raise _unknown_name(name, self._active, field)
         try:
             return self.view(self.store.get(name, version or (served.version if served else 0)))
         except NotFound:
@@ -443,6 +444,12 @@ class Registry:
         if first is not None and any(first.heads.get(name) != version for name, version in heads.items()):
             raise AlreadyExists(f"the request id was used for generation {first.number}, with other heads", field="request_id")
         return first
+
+
+def _unknown_name(name: str, active: ActiveSet, field: str) -> NotFound:
+    """An error that lists what there is: most unknown names are misspelt."""
+    known = ", ".join(sorted(active.heads)[:MAX_LISTED]) + (" and others" if len(active.heads) > MAX_LISTED else "")
+    return NotFound(f"no active head of this name: {name!r}\nhint: active are {known or 'none'}", field=field, metadata={"name": name})
 
 
 def _digests(active: ActiveSet) -> set[str]:

@@ -310,7 +310,8 @@ class FakeServer(
         if request.head.partition("@")[0] != "policy":
             await context.abort(*rich_error(grpc.StatusCode.NOT_FOUND, f"no head of this name: {request.head!r}"))
         manifest = heads_pb2.HeadManifest(kind=types_pb2.HEAD_KIND_POLICY)
-        return heads_pb2.GetHeadResponse(head=heads_pb2.HeadVersion(name="policy", version=7, manifest=manifest))
+        version = int(request.head.partition("@")[2] or 7)
+        return heads_pb2.GetHeadResponse(head=heads_pb2.HeadVersion(name="policy", version=version, manifest=manifest))
 
     async def ListHeadTensors(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("ListHeadTensors", request, context)

@@ -34,9 +34,9 @@ def test_scores_by_head() -> None:
     assert batch["reference_logprobs"].tolist() == [[-1, -2, -3]]
     assert batch["value_values"].shape == (1, 3)
     assert batch["value_bootstrap_value"].tolist() == [0.5]
-    assert batch["preference_preference"].tolist() == [1.0]
+    assert batch["preference_score"].tolist() == [1.0]
     assert batch["rule_p_violate.no-insults"].tolist() == [0.25]
-    assert np.isnan(batch["reward"]).all()
+    assert "reward" not in batch, "without a recipe there is no reward: NaN in its place went into losses"
 
 
 def test_absent_scores_are_nan_never_zero() -> None:
@@ -45,7 +45,7 @@ def test_absent_scores_are_nan_never_zero() -> None:
     batch = to_batch([sample("value"), dataclasses.replace(sample(), scores={"value": failed, "preference": absent})])
     assert np.isnan(batch["value_values"][1]).all()
     assert np.isnan(batch["value_bootstrap_value"][1])
-    assert np.isnan(batch["preference_preference"]).all()
+    assert np.isnan(batch["preference_score"]).all()
 
 
 def test_rewards_and_kl_of_a_recipe() -> None:

@@ -45,7 +45,7 @@ def assert_one_error(result: Any, *parts: str) -> None:
         ["--help"],
         ["heads", "--help"],
         ["ood", "--help"],
-        *([c, "--help"] for c in ("status", "generate", "score", "configurations", "split", "merge")),
+        *([c, "--help"] for c in ("status", "chat", "generate", "score", "configurations", "split", "merge")),
     ],
 )
 def test_help(arguments: Sequence[str]) -> None:
@@ -56,7 +56,7 @@ def test_help(arguments: Sequence[str]) -> None:
 
 def test_every_command_is_there() -> None:
     top, heads = polyhead("--help").output, polyhead("heads", "--help").output
-    names = ("serve", "status", "health", "split", "merge", "generate", "score", "configurations", "heads", "ood")
+    names = ("serve", "status", "health", "split", "merge", "chat", "generate", "score", "configurations", "heads", "ood")
     assert all(name in top for name in names)
     assert all(name in heads for name in ["list", "push", "pull", "copy", "activate", "rollback", "delete", "watch", "history"])
     assert "calibrate" in heads
@@ -118,6 +118,9 @@ def test_generate_streams_or_lists_or_prints_json(server: FakeServer) -> None:
     assert "no-insults broken 0.250" in one.stderr
     assert server.requests["Generate"][0].prompts[0].WhichOneof("source") == "chat"
     assert on(server, "generate", "Hi", "-n", "2").stdout.count("policy@7") == 2
+    several = on(server, "generate", "Hi", "-n", "2", "--score", "preference", "--score", "rule", "--rule", "no-insults").stdout
+    assert several.count("\npreference@1 (head): 1.0000 (raw 1.5000, bias 0.5000)\n") == 2, "they were asked for and not shown"
+    assert several.count("\nrule@1 (head): no-insults broken 0.250") == 2
     plain = json.loads(on(server, "generate", "Hi", "-n", "2", "--score", "value", "--json").stdout)
     assert plain[0]["finish_reason"] == "stop_string"
     assert plain[0]["scores"]["value"]["values"] == pytest.approx([0.1, 0.2, 0.3])
@@ -126,7 +129,7 @@ def test_generate_streams_or_lists_or_prints_json(server: FakeServer) -> None:
 def test_score_prints_every_head(server: FakeServer) -> None:
     heads = [part for head in ("reference", "preference", "value", "rule") for part in ("--head", head)]
     lines = on(server, "score", "p", "c", *heads, "--rule", "no-insults").stdout.splitlines()
-    assert lines[0] == "reference@1: log-prob -6.000 of 3 tokens"
+    assert lines[0] == "reference@1 (head): log-prob -6.000 of 3 tokens"
     assert len(lines) == 4
 
 
@@ -156,14 +159,15 @@ def test_configurations_are_listed_and_printed(server: FakeServer) -> None:
 def test_recipes_and_the_best(server: FakeServer) -> None:
     best = on(server, "generate", "Hi", "-n", "4", "--recipe", "sparrow", "--best", "2", "--rule", "no-insults")
     assert [line for line in best.stdout.splitlines() if line.startswith("---")] == [
-        f"--- {index} policy@7 generation 3, 3 tokens, stop_string, sparrow@1: {index}.0000, {index - 0.75:.4f} with KL, rank {9 - index}"
+        f"--- {index} policy@7 generation 3, 3 tokens, stop_string, "
+        f"reward (recipe sparrow@1): {index}.0000, {index - 0.75:.4f} with KL, rank {9 - index}"
         for index in (3, 2)
     ]
     sent = server.requests["Generate"][0]
     assert (sent.select.top, sent.score.recipe) == (2, "sparrow")
-    assert "sparrow@1: no reward: the sample was aborted" in on(server, "generate", "Hi", "--recipe", "sparrow").stderr
+    assert "reward (recipe sparrow@1): none, the sample was aborted" in on(server, "generate", "Hi", "--recipe", "sparrow").stderr
     assert on(server, "score", "p", "c", "--recipe", "kl").stdout.splitlines() == [
-        "kl@1: 1.0000, 0.2500 with KL, rank 8", "  kl 1.5000", "  preference 0.5000 (times 2)"
+        "reward (recipe kl@1): 1.0000, 0.2500 with KL, rank 8", "  kl 1.5000", "  preference 0.5000 (times 2)"
     ]  # fmt: skip
     plain = json.loads(on(server, "generate", "Hi", "--recipe", "kl", "--json").stdout, parse_constant=pytest.fail)
     assert plain[0]["reward"]["reward"] is None
@@ -175,7 +179,8 @@ def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:
     weights = {name: np.ones(shape, np.float32) for name, shape in HEAD_SHAPES.items()}
     (source / "model.safetensors").write_bytes(safetensors.numpy.save(weights))
     assert on(server, "heads", "push", "policy", str(source), "--activate").stdout.startswith("policy@1\n2 tensors sent")
-    assert "2 tensors" in on(server, "heads", "pull", "policy@1", str(tmp_path / "out")).stdout
+    assert on(server, "heads", "pull", "policy@1", str(tmp_path / "out")).stdout == f"policy@1: 2 tensors in {tmp_path / 'out'}\n"
+    assert_one_error(on(server, "heads", "pull", "policy", str(tmp_path / "out")), "not an empty folder")
     assert safetensors.numpy.load_file(tmp_path / "out" / "head.safetensors").keys() == weights.keys()
     assert on(server, "heads", "copy", "policy@1", "reference").stdout == "reference@5\n"
     activated = on(server, "heads", "activate", "policy@1", "value@2", "--note", "r1").stdout
@@ -183,8 +188,13 @@ def test_heads_commands(server: FakeServer, tmp_path: Path) -> None:
     assert "running requests: 2 stay on older versions, 3 follow, 1 ended" in activated
     assert dict(server.requests["ActivateHeads"][1].heads) == {"policy": 1, "value": 2}
     assert "generation 5" in on(server, "heads", "rollback").stdout
-    assert on(server, "heads", "delete", "policy@1").stdout == "deleted policy@1\n"
+    assert on(server, "heads", "delete", "policy@1", "value@2").stdout == "deleted policy@1\ndeleted value@2\n"
     assert "policy@2" in on(server, "heads", "list").stdout
+    shown = on(server, "heads", "show", "policy@7").stdout.splitlines()
+    assert [line.split() for line in shown[:1]] == [["head", "policy@7"]]
+    assert "3 (start)" in shown[-1], "the generation that it was active in"
+    assert on(server, "heads", "label", "policy@1", "best").stdout == "policy@1: best\n"
+    assert on(server, "heads", "unlabel", "policy@1", "best").stdout == "policy@1: no labels\n"
     assert len(json.loads(on(server, "heads", "list", "--json").stdout)) == 2
     assert "(start)" in on(server, "heads", "history").stdout
 

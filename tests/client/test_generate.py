@@ -216,7 +216,7 @@ def test_wrong_prompts_are_refused_by_name(client: Client, prompts: object, kind
         ({"temperature": "hot"}, TypeError, "temperature has a wrong type: str"),
         ({"n": 0}, errors.InvalidArgument, "n must be at least 1: 0"),
         ({"n": 2, "arms": [Arm()]}, errors.InvalidArgument, "arms= stands in place of"),
-        ({"arms": [{"haed": "policy"}]}, TypeError, r"arms\[0\] has an unexpected keyword argument: 'haed'"),
+        ({"arms": [{"haed": "policy"}]}, TypeError, r"arms\[0\] got an unexpected keyword argument: 'haed'"),
         ({"score": "reference"}, TypeError, "score must be a list of heads"),
         ({"rules": ["a"]}, errors.InvalidArgument, "score names no head"),
         ({"recipe_constants": {"tokens": 1}}, errors.InvalidArgument, "recipe_constants is given, but nothing is scored"),

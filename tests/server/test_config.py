@@ -98,7 +98,8 @@ def test_files_that_cannot_be_read(tmp_path: Path, name: str) -> None:
     """They ended in a traceback and exit status 1, which a supervisor takes for a crash and tries again."""
     for path in (tmp_path / "missing", tmp_path):
         flags = {**pem(tmp_path), name: (path,) if name == "rules" else path}
-        with pytest.raises(InvalidArgument, match=f"cannot read {name}: {path}: (No such file|Is a directory)"):
+        flag = f"--{name.replace('_', '-')}"
+        with pytest.raises(InvalidArgument, match=f"cannot read {flag}: {path}: (No such file|Is a directory)"):
             load_config(flags)
 
 
@@ -173,3 +174,29 @@ def test_every_variable_that_our_code_names_is_known() -> None:
     texts = [path.read_text(encoding="utf-8") for name, path in modules().items() if name != "polyhead.server.config"]
     named = {name for text in texts for name in re.findall(r"[\"`](POLYHEAD_[A-Z_]*[A-Z])[\"`=]", text)}
     assert named - settings == OTHER_VARIABLES
+
+
+@pytest.mark.parametrize(
+    ("flags", "said"),
+    [
+        ({"port": 70000}, "--port must be at most 65535: 70000"),
+        ({"cache_bytes": 0}, "--cache-bytes must be above 0: 0"),
+        ({"log_format": "xml"}, "--log-format must be 'text' or 'json': 'xml'"),
+        ({"tls_cert": Path("cert")}, "--tls-cert and --tls-key come together"),
+    ],
+)
+def test_errors_name_the_flag_in_plain_words(flags: dict[str, object], said: str) -> None:
+    """They gave pydantic's words: "bad setting port: Input should be less than or equal to 65535"."""
+    with pytest.raises(InvalidArgument) as caught:
+        load_config(flags)
+    assert caught.value.message == said
+
+
+def test_errors_name_the_variable_or_the_key(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    file = tmp_path / "serve.toml"
+    file.write_text('drain_grace = "soon"\n')
+    with pytest.raises(InvalidArgument, match=r"^the setting drain_grace must be a number: 'soon'$"):
+        load_config({}, file)
+    monkeypatch.setenv("POLYHEAD_KEEP_VERSIONS", "few")
+    with pytest.raises(InvalidArgument, match=r"^POLYHEAD_KEEP_VERSIONS must be a whole number: 'few'$"):
+        load_config({})

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
 import ctypes
 import hashlib
 import logging
 import threading
 import time
+from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
 from typing import Any
@@ -15,12 +17,14 @@ import llvmlite.binding as llvm
 import numba
 import numpy as np
 import torch
+from numba.core import event
 
 from polyhead.heads.embedded import cache_folder
 from polyhead.heads.errors import FailedPrecondition
 from polyhead.server.engine.compiled import machine
 
 WORTH_SAYING_S = 2.0
+COMPILING = "numba:run_pass"  # Numba's name of what it announces for each step of compiling a function
 
 logger = logging.getLogger(__name__)
 
@@ -55,12 +59,13 @@ def region() -> Region:
 
     folder = cache_folder() / "compiled"
     numba.config.CACHE_DIR = str(folder)  # not beside the sources, its own choice: there a server often may not write
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        entry = compiled_entry(_fingerprint(), is_kept=True)  # type: ignore[no-untyped-call]
-    except Exception as error:  # no room, no right, or a file that somebody damaged: whatever unpickling it says
-        logger.warning("compiled layers are made anew at every start, %s cannot be used: %s", folder, error)
-        entry = compiled_entry(_fingerprint(), is_kept=False)  # type: ignore[no-untyped-call]
+    with announcing_compilation():
+        try:
+            folder.mkdir(parents=True, exist_ok=True)
+            entry = compiled_entry(_fingerprint(), is_kept=True)  # type: ignore[no-untyped-call]
+        except Exception as error:  # no room, no right, or a file that somebody damaged: whatever unpickling it says
+            logger.warning("compiled layers are made anew at every start, %s cannot be used: %s", folder, error)
+            entry = compiled_entry(_fingerprint(), is_kept=False)  # type: ignore[no-untyped-call]
     if (taken_s := time.monotonic() - started_at) > WORTH_SAYING_S:
         logger.info("compiled the layers for this machine in %.0f s", taken_s)
     if machine.HAS_TILES and not machine.HAS_AMX:
@@ -68,6 +73,25 @@ def region() -> Region:
     fork = library.GOMP_parallel
     fork.argtypes, fork.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
     return Region(fork, entry)
+
+
+@contextlib.contextmanager
+def announcing_compilation() -> Iterator[None]:
+    """Says once that Numba compiles, when it begins to: a start that reads machine code from the disk says nothing."""
+
+    class Announcer(event.Listener):  # type: ignore[misc]  # Numba has no types
+        is_done = False
+
+        def on_start(self, event: Any) -> None:
+            if not self.is_done:
+                self.is_done = True
+                logger.info("compiling the layers for this machine: up to a minute, once; later starts read them from the disk")
+
+        def on_end(self, event: Any) -> None:
+            """Nothing: what it took is said when all is compiled."""
+
+    with event.install_listener(COMPILING, Announcer()):
+        yield
 
 
 def _openmp() -> ctypes.CDLL:

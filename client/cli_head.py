@@ -1,0 +1,70 @@
+"""What `polyhead heads show` says of one version."""
+
+from __future__ import annotations
+
+import datetime
+from collections.abc import Sequence
+
+from polyhead.client.cli_session import human_bytes
+from polyhead.client.records import Generation, HeadManifest, HeadVersion
+from polyhead.client.results import HeadKind
+
+__all__ = ["moment", "shown"]
+
+_READS = {"last": "the last token", "eos": "the first end-of-sequence token", "append": "a token put behind the completion"}
+
+
+def moment(seconds: float) -> str:
+    """Local time of a moment in seconds since 1970; "-" for none."""
+    return datetime.datetime.fromtimestamp(seconds).strftime("%Y-%m-%d %H:%M:%S") if seconds else "-"
+
+
+def shown(head: HeadVersion, generations: Sequence[Generation]) -> dict[str, str]:
+    """Rows by name, without those that do not apply. `generations` are those that it is or was active in, newest first."""
+    manifest = head.manifest
+    state = [word for word, is_so in (("active", head.active), ("in memory", head.resident), ("untrained", manifest.untrained)) if is_so]
+    rows = {
+        "head": head.ref,
+        "kind": f"{head.kind.value}, {_OUTPUTS.get(manifest.output, manifest.output)}",
+        "state": ", ".join(state) or "stored",
+        "made": moment(head.created_at),
+        "size": human_bytes(head.num_bytes),
+        "labels": ", ".join(head.labels) or "none",
+        "metrics": ", ".join(f"{name} {value:g}" for name, value in sorted(head.metrics.items())) or "none",
+        "base": _base(manifest),
+        "trained on": f"trunk {manifest.trunk_id[:12]}, {manifest.precision}",
+        **(_preference_rows(manifest) if head.kind is HeadKind.PREFERENCE else {}),
+        **(_rule_rows(manifest) if head.kind is HeadKind.RULE else {}),
+        "digest": head.digest,
+        "active in": "; ".join(_generation(each) for each in generations) or "no generation",
+    }
+    return {name: value for name, value in rows.items() if value}
+
+
+_OUTPUTS = {"tied": "its output is the trunk's embedding", "own": "with an output of its own", "score": "with a scalar output"}
+
+
+def _base(manifest: HeadManifest) -> str:
+    if manifest.lora is not None:
+        return f"{manifest.base}, under a LoRA adapter of rank {manifest.lora.rank}, alpha {manifest.lora.alpha:g}"
+    return manifest.base
+
+
+def _preference_rows(manifest: HeadManifest) -> dict[str, str]:
+    appended = f", {manifest.append_token_id}" if manifest.read == "append" else ""
+    return {
+        "bias": f"{manifest.bias:g}, subtracted from the raw score",
+        "read": f"{manifest.read}{appended}: {_READS.get(manifest.read, 'of a newer server')}",
+        "unfinished": f"{manifest.unfinished}, of samples that did not end by themselves",
+    }
+
+
+def _rule_rows(manifest: HeadManifest) -> dict[str, str]:
+    return {
+        "template": manifest.template,
+        "answers": f"broken {manifest.violated_token_id}, kept {manifest.followed_token_id}",
+    }
+
+
+def _generation(generation: Generation) -> str:
+    return f"{generation.number} ({generation.note})" if generation.note else str(generation.number)

@@ -1,0 +1,55 @@
+"""How the command line shows generations of the active set: where each came from, what can be restored, where a rollback goes."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from polyhead.client.cli_head import moment
+from polyhead.client.records import Generation
+
+__all__ = ["activated", "generation_line", "history_lines", "removed_lines", "rolled_back"]
+
+
+def history_lines(generations: Sequence[Generation]) -> list[str]:
+    """Newest first; under the newest, if it is the active one, where the next rollback goes."""
+    lines = [generation_line(each) for each in generations]
+    return [*lines[:1], *_next_lines(generations), *lines[1:]]
+
+
+def rolled_back(done: Generation, history: Sequence[Generation]) -> list[str]:
+    """A rollback's answer. `history` is the newest part of it, which also says what the new generation equals."""
+    known = [each for each in history if each.number <= done.number]
+    return [generation_line(known[0]), *_next_lines(known)] if known and known[0].number == done.number else [generation_line(done)]
+
+
+def activated(generation: Generation) -> list[str]:
+    """An activation's answer: the generation, what it did to running requests, and what it removed."""
+    pinned, following, aborted = generation.num_pinned_requests, generation.num_following_requests, generation.num_aborted_requests
+    running = f"running requests: {pinned} stay on older versions, {following} follow, {aborted} ended"
+    return [generation_line(generation), running, *removed_lines(generation.removed)]
+
+
+def removed_lines(removed: Sequence[str]) -> list[str]:
+    """What a push or an activation deleted, and how to keep such a version."""
+    if not removed:
+        return []
+    return [f"removed, as the server keeps so many versions of a name: {', '.join(removed)} (`polyhead heads label` keeps one)"]
+
+
+def generation_line(generation: Generation) -> str:
+    """One generation."""
+    origin = f"= {generation.same_as} again" if generation.same_as else f"from {generation.parent}" if generation.parent else "is the first"
+    heads = " ".join(f"{name}@{version}" for name, version in sorted(generation.heads.items()))
+    note = f"  ({generation.note})" if generation.note else ""
+    gone = f"  CANNOT BE RESTORED: {', '.join(generation.gone)} is gone" if generation.gone else ""
+    return f"generation {generation.number} {origin}  {moment(generation.created_at)}  {heads}{note}{gone}"
+
+
+def _next_lines(generations: Sequence[Generation]) -> list[str]:
+    """Where a rollback from the newest goes."""
+    if not generations or not generations[0].parent:
+        return ["  there is nothing to roll back to"] if generations else []
+    parent = generations[0].parent
+    gone = next((each.gone for each in generations if each.number == parent), ())
+    broken = f", which cannot be restored, as {', '.join(gone)} is gone: choose another one with --to" if gone else ""
+    return [f"  the next rollback goes to {parent}{broken}"]
