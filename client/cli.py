@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from importlib.util import find_spec
 
@@ -13,6 +14,8 @@ def main() -> None:
     if find_spec("typer") is None or find_spec("rich") is None:
         print("error: the command line needs two more packages\nhint: pip install 'polyhead[cli]'", file=sys.stderr)
         raise SystemExit(1)
+    if sys.argv[1:2] != ["serve"]:
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our error says what failed: gRPC's own lines would stand before it
     from polyhead.client.cli_app import build_app
 
     build_app(sys.argv[1:])()

@@ -115,7 +115,7 @@ class Endpoint:
             ("grpc.max_send_message_length", -1),  # the server's limit decides
             ("grpc.keepalive_time_ms", 60_000),  # finds a dead server under a silent stream
             ("grpc.keepalive_timeout_ms", 20_000),
-            ("grpc.initial_reconnect_backoff_ms", 200),
+            ("grpc.initial_reconnect_backoff_ms", 1000),  # less, and each of a call's own retries would connect anew
             ("grpc.max_reconnect_backoff_ms", MAX_RECONNECT_MS),
         ]
         if is_loopback(self.target):

@@ -32,6 +32,7 @@ RULES = ["no-insults", "stay-on-topic"]
 HEADS = ["reference", "value", "preference", "rule"]
 NUM_STREAMS = 16
 MIB = 1 << 20
+BESIDE_A_SAMPLE = 70  # columns that a row of numbers takes, its headings whole
 
 
 class Claims:
@@ -240,7 +241,7 @@ class Demo:
 
     def _show_samples(self, samples: Sequence[Sample]) -> None:
         table = Table(box=None, padding=(0, 1))
-        for column in ("", "policy", "refer.", "V(0)", "pref.", *(f"broke {rule}?" for rule in RULES), "sample"):
+        for column in ("", "policy", "refer.", "V(0)", "pref.", *(f"broke\n{rule}?" for rule in RULES), "sample"):
             table.add_column(column, no_wrap=True)
         for sample in samples[::2]:
             scores = sample.scores
@@ -251,7 +252,7 @@ class Demo:
                 f"{scores['value'].values[0]:.1f}",
                 f"{scores['preference'].value:.1f}",
                 *(f"{scores['rule'].p_violate[rule]:.2f}" for rule in RULES),
-                escape(_shortened(sample.text, self.console.width - 68)),
+                escape(_shortened(sample.text, self.console.width - BESIDE_A_SAMPLE)),
             )
         self.console.print(table)
         self.console.print("  [dim](log-probs summed, every second sample; value and preference are untrained and say 0)[/]")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -234,6 +235,17 @@ def test_missing_extras_say_what_to_install(monkeypatch: pytest.MonkeyPatch, cap
     assert_one_error(polyhead("split", "a", "b"), "pip install 'polyhead[server]'")
     monkeypatch.setitem(sys.modules, "polyhead.server.main", None)
     assert_one_error(polyhead("serve", "--port", "1"), "pip install 'polyhead[server]'")
+
+
+@pytest.mark.parametrize(("command", "is_silent"), [("status", True), ("serve", False)])
+def test_grpc_writes_no_lines_of_its_own_before_an_error(monkeypatch: pytest.MonkeyPatch, command: str, is_silent: bool) -> None:
+    """A wrong certificate was four lines from the C core, then our own. A server keeps them: its log is where they are looked for."""
+    monkeypatch.setattr(sys, "argv", ["polyhead", command])
+    monkeypatch.setattr(cli_app, "build_app", lambda arguments: lambda: None)
+    monkeypatch.setenv("GRPC_VERBOSITY", "")
+    monkeypatch.delenv("GRPC_VERBOSITY")
+    cli.main()
+    assert (os.environ.get("GRPC_VERBOSITY") == "NONE") is is_silent
 
 
 def test_serve_is_imported_only_when_asked_for() -> None:

@@ -141,22 +141,23 @@ def form(text: str) -> str:
 
 
 def test_generations_are_printed_as_written(damaged: LocalServer) -> None:
-    """The history's line, and a rollback's with its parent: at 3, made of 1, back to 2 is a generation 4 from 1."""
-    history, back = re.findall(r"# (generation \d+ from \d+  .*)$", TEXT, re.MULTILINE)
+    """The history's line, and a rollback's: which generation it equals, and where the next one goes."""
+    history, back = re.findall(r"# (generation \d+ (?:from \d+|= \d+ again)  .*)$", TEXT, re.MULTILINE)
     assert run(damaged, "heads", "rollback", "--to", "1").returncode == 0
     with Client(damaged.address, timeout=60) as client:
         client.activate(push_pair(client, 2))
     lines = run(damaged, "heads", "history").stdout.splitlines()
     assert form(lines[0]) == form(history)
     assert lines[0].startswith("generation 4 from 3  ")
-    shown_start, shown_end = (form(part) for part in back.removesuffix(": equal to the one before").split("  ...  "))
-    printed = run(damaged, "heads", "rollback").stdout
+    shown_start, shown_end = (form(part) for part in back.removesuffix(": the next one goes to 12").split("  ...  "))
+    printed, following = run(damaged, "heads", "rollback").stdout.splitlines()
     assert form(printed).startswith(f"{shown_start}  ")
     assert form(printed).endswith(shown_end)
     numbers = [int(number) for number in re.findall(r"\d+", back)]
-    assert numbers == [15, 12, 13]  # from the parent of the generation that it equals
-    assert printed.startswith("generation 5 from ")
-    assert printed.rstrip().endswith("(rollback to generation 3)")
+    assert numbers == [15, 13, 13, 12]  # the parent of the generation that it equals
+    assert printed.startswith("generation 5 = 1 again  "), "3 was 1 again, too"
+    assert printed.endswith("(rollback to generation 3)")
+    assert following.startswith("  the next rollback goes to ") or following == "  there is nothing to roll back to"
 
 
 def test_a_damaged_active_set_is_seen_and_repaired_as_written(damaged: LocalServer) -> None:
