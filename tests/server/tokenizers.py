@@ -89,7 +89,8 @@ def save(
     folder: Path, tokenizer: Tokenizer, *, bos: bool = True, eos: bool = False, cut_to: int = 0, added: tuple[str, ...] = (), chat: str = ""
 ) -> Path:
     """A checkpoint's tokenizer files. `eos` behind every text; `cut_to`: truncation and padding as a training left them."""
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in (*SPECIAL, *added)])
+    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in SPECIAL])
+    tokenizer.add_tokens([AddedToken(token, special=False, normalized=False) for token in added])  # special ones are text in messages
     around = " ".join(token for token, is_there in ((BOS, bos), ("$A", True), (EOS, eos)) if is_there)
     specials = [(token, tokenizer.token_to_id(token)) for token in (BOS, EOS)]
     tokenizer.post_processor = processors.TemplateProcessing(single=around, special_tokens=specials)
