@@ -23,7 +23,8 @@ from polyhead.server.health import Health, watch_engine
 from polyhead.server.interceptors import CallInterceptor
 from polyhead.server.listen import add_servicers, bind, make_server
 from polyhead.server.memory import return_garbage
-from polyhead.server.metrics import Metrics, MetricsServer, serve_metrics
+from polyhead.server.metrics import Metrics
+from polyhead.server.metrics_http import MetricsServer, serve_metrics
 from polyhead.server.registry import Registry
 from polyhead.server.startup import Progress, Services, bring_up_heads, build_services
 from polyhead.server.store_care import StoreCare
@@ -106,7 +107,7 @@ def _serve_metrics(metrics: Metrics, config: ServeConfig) -> MetricsServer | Non
     if config.metrics_port < 0:
         return None
     try:
-        return serve_metrics(metrics, config.metrics_host, config.metrics_port)
+        return serve_metrics(metrics.registry, config.metrics_host, config.metrics_port)
     except OSError as error:
         raise FailedPrecondition(
             f"cannot serve metrics on {config.metrics_host}:{config.metrics_port}: {error.strerror}\n"

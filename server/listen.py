@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import time
 from typing import Any, NoReturn
 
@@ -12,6 +13,7 @@ from grpc_reflection.v1alpha import reflection
 
 from polyhead.heads.errors import FailedPrecondition
 from polyhead.server.config import ServeConfig
+from polyhead.server.connections import HANDSHAKE_MS, MAX_CONNECTIONS, max_connections, raise_descriptor_limit
 from polyhead.server.handlers import LateHandlers
 from polyhead.server.health import SERVICES, Health
 from polyhead.server.interceptors import CallInterceptor
@@ -23,6 +25,8 @@ MIB = 1 << 20
 MAX_MESSAGE_BYTES = 4 * MIB
 MAX_AGE_MS = 30 * 60 * 1000
 
+log = logging.getLogger(__name__)
+
 # Checked against grpcio 1.85: unknown option names are ignored in silence.
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
@@ -30,6 +34,8 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_concurrent_streams", 256),
+    ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),
+    ("grpc.http2.settings_timeout", HANDSHAKE_MS),
     ("grpc.max_metadata_size", 8 * 1024),
     ("grpc.absolute_max_metadata_size", 16 * 1024),
     ("grpc.keepalive_time_ms", 60_000),
@@ -43,7 +49,14 @@ SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
 def make_server(config: ServeConfig, interceptor: CallInterceptor, health: Health, handlers: LateHandlers) -> grpc.aio.Server:
     """A server that answers health at once and everything else when `handlers` are filled in. Not bound, not started."""
     longest_ms = int(config.default_deadline_s * 1000)
-    options = [*SERVER_OPTIONS, ("grpc.max_connection_age_grace_ms", longest_ms)]
+    num_connections = max_connections(raise_descriptor_limit())
+    if num_connections < MAX_CONNECTIONS:
+        log.info("the system's limit of open files leaves room for %d connections: raise it with ulimit -n", num_connections)
+    options = [
+        *SERVER_OPTIONS,
+        ("grpc.max_connection_age_grace_ms", longest_ms),
+        ("grpc.max_allowed_incoming_connections", num_connections),
+    ]
     server = grpc.aio.server(interceptors=[interceptor], options=options)
     health_pb2_grpc.add_HealthServicer_to_server(health, server)
     server.add_generic_rpc_handlers((handlers,))

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Any
 
-from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector, start_http_server
+from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
 from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metric
 from prometheus_client.registry import Collector
 
@@ -291,26 +291,3 @@ class Metrics:
         """Trainers may make names without end."""
         if len(self._head_labels) < MAX_HEAD_LABELS:
             self._head_labels.add(name)
-
-
-@dataclass(slots=True)
-class MetricsServer:
-    """The HTTP side, on a port of its own."""
-
-    server: Any
-    thread: Any
-
-    @property
-    def port(self) -> int:
-        return int(self.server.server_port)
-
-    def close(self) -> None:
-        self.server.shutdown()
-        self.server.server_close()
-        self.thread.join(timeout=2.0)
-
-
-def serve_metrics(metrics: Metrics, host: str, port: int) -> MetricsServer:
-    """Start answering on `host`; OSError if the port is taken."""
-    server, thread = start_http_server(port, addr=host, registry=metrics.registry)
-    return MetricsServer(server, thread)

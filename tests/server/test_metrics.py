@@ -15,13 +15,13 @@ from polyhead.server.metrics import (
     SampleFacts,
     Scalar,
     ServerFacts,
-    serve_metrics,
 )
+from polyhead.server.metrics_http import serve_metrics
 from tests.server.fakes import FakeEngine
 
 
 def scrape(metrics: Metrics) -> dict[str, float]:
-    server = serve_metrics(metrics, "127.0.0.1", 0)
+    server = serve_metrics(metrics.registry, "127.0.0.1", 0)
     try:
         text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5).read().decode()
     finally:
