@@ -51,6 +51,8 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
     rows.add_row("cache", _cache(status))
     rows.add_row("disk", f"store {human_bytes(status.store_bytes)}, {human_bytes(status.disk_free_bytes)} free")
     rows.add_row("last swap", f"paused the engine for {status.last_swap_pause_seconds * 1000:.1f} ms")
+    for change in status.changes:
+        rows.add_row("changing", change)
     rows.add_row("up", f"{status.uptime_seconds / 3600:.1f} h")
     return rows
 

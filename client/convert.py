@@ -252,6 +252,7 @@ def status(message: trunk_pb2.GetStatusResponse) -> records.Status:
             for row in message.resident_names
         ),
         max_idle_per_name=message.max_idle_per_name,
+        changes=tuple(f"{change.what}: {change.step} ({change.seconds:.1f} s)" for change in message.changes),
     )
 
 

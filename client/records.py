@@ -271,6 +271,7 @@ class Status:
     resident_names: tuple[ResidentName, ...] = ()
     max_idle_per_name: int = 0  # versions of one name kept in memory that nothing uses, at most
     problems: tuple[str, ...] = ()  # what else in the store is damaged, with its repair; the active set is served all the same
+    changes: tuple[str, ...] = ()  # activations and rollbacks under way, and how far each is
 
 
 @dataclass(frozen=True, slots=True)

@@ -34,6 +34,7 @@ from polyhead.server.engine.sequence import (
 )
 from polyhead.server.replies import is_ended
 from polyhead.server.reward_plan import RewardPlan, Selection
+from polyhead.server.text_bounds import num_sure_bytes
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 MAX_PROMPTS = 1024
@@ -62,6 +63,8 @@ class Work:
 def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Work:
     """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active."""
     arms = _checked_arms(message, door)
+    for index, prompt in enumerate(message.prompts):
+        door.check_text(num_sure_bytes(prompt), f"prompts[{index}]")
     priority, group_size = _priority(message.priority), sum(max(1, arm.n) for arm, _ in arms)
     num_samples = len(message.prompts) * group_size
     if num_samples > MAX_SAMPLES:
@@ -141,6 +144,8 @@ def _samples(
 def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Work:
     """Check and convert a scoring of given completions."""
     _check_count(len(message.items), MAX_PROMPTS, "items")
+    for index, item in enumerate(message.items):
+        door.check_text(num_sure_bytes(item.prompt) + len(item.text.encode("utf-8")), f"items[{index}]")
     if not message.score.heads and not message.score.recipe and not message.score.ood:
         raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
     if message.on_swap == types_pb2.ON_SWAP_FOLLOW:

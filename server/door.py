@@ -10,6 +10,7 @@ from polyhead.server.engine.sequence import Priority, PromptScorer
 from polyhead.server.recipes import RecipeBook
 from polyhead.server.rules import RuleBook
 from polyhead.server.text import Tokenizer
+from polyhead.server.text_bounds import check_fits
 from polyhead.server.transcripts import TranscriptBook
 
 Resolve = Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
@@ -35,3 +36,8 @@ class Door:
     find_ood: Callable[[str, str], PromptScorer]  # (reference, field): newest or given version; raises NotFound, FailedPrecondition
     max_held_states: int = 1 << 18  # tokens whose states may wait together to be read: of a sample, or of a group that leaves as one
     check_room: CheckRoom = _has_room  # asked with counts before texts are tokenised, and with tokens before samples are built
+    most_bytes_per_token: int | None = None  # of text; None: no bound is known
+
+    def check_text(self, num_bytes: int, field: str) -> None:
+        """InvalidArgument if so much text cannot fit the context: said before it is tokenised."""
+        check_fits(num_bytes, self.most_bytes_per_token, self.max_context, field)

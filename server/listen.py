@@ -102,6 +102,7 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
         resolve=_not_at_a_request,
         find_ood=services.ood.find,
         max_held_states=services.config.unread_bytes // services.engine.state_bytes,
+        most_bytes_per_token=services.tokenizer.most_bytes_per_token,
     )
     frontend = Frontend(
         services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics, registry.resolving

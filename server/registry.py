@@ -10,7 +10,6 @@ import contextlib
 import logging
 import os
 import threading
-import time
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -25,12 +24,14 @@ from polyhead.heads.errors import (
     FailedPrecondition,
     InvalidArgument,
     NotFound,
+    PolyheadError,
     ResourceExhausted,
     Unavailable,
 )
 from polyhead.heads.manifest import OutputKind, check_name, parse_reference
 from polyhead.heads.osio import FULL_HINT
 from polyhead.heads.store import CommitUncertain, GenerationRecord, HeadStore, VersionRecord
+from polyhead.server.changes import Change, Changes
 from polyhead.server.engine.live import ActiveSet, ServedHead
 from polyhead.server.engine.reports import SwapReport
 from polyhead.server.engine_port import EnginePort
@@ -83,6 +84,7 @@ class Registry:
         self.trunk = trunk
         self.residency = shelf.residency
         self.feed = GenerationFeed()
+        self.changes = Changes()
         self._shelf = shelf
         self._engine = engine
         self._keep_versions = keep_versions
@@ -178,6 +180,18 @@ class Registry:
         names = [known for known in self.store.names() if name in ("", known)]
         return [self.view(record) for known in names for record in reversed(self.store.versions(known))]
 
+    def is_resident(self, heads: Mapping[str, int]) -> bool:
+        """Whether a change to these versions has nothing to load. Does not block."""
+        return all(self.residency.served(name, version) is not None for name, version in heads.items())
+
+    def rollback_heads(self, to_generation: int | None) -> Mapping[str, int]:
+        """What a rollback would make active. Empty if there is nothing to go back to: the rollback itself says why."""
+        with contextlib.suppress(PolyheadError):
+            current = self.store.current
+            number = to_generation if to_generation is not None else (current.parent if current else None)
+            return self.store.generation(number).heads if number else {}
+        return {}
+
     def num_head_bytes(self, output: OutputKind) -> int:
         """What a head with this output takes in memory."""
         return self._shelf.loader.num_bytes(output)
@@ -224,22 +238,42 @@ class Registry:
         """
         if not heads and not deactivate:
             raise InvalidArgument("an activation needs at least one head", field="heads")
-        with self._mutation:
+        names = [*(f"{name[:64]}@{version}" for name, version in heads.items()), *(f"without {name[:64]}" for name in deactivate)]
+        with self._changing(f"activation of {', '.join(names)}") as (change, pin):
             if first := self._answered(request_id, request_digest, heads):
                 return Activation(first, None)
-            current = self.store.current
-            before = current.heads if current else {}
-            self._check_leaving(deactivate, heads, before)
-            merged = {name: version for name, version in {**before, **heads}.items() if name not in deactivate}
-            return self._change(
-                merged,
-                current.number if current else None,
-                expected_generation,
-                request_id=request_id,
-                request_digest=request_digest,
-                note=note,
-                changed={*heads, *deactivate},
-            )
+            self._load_ahead(heads, expected_generation, change, pin)
+            with self._mutation:
+                return self._activate(heads, deactivate, expected_generation, request_id, request_digest, note, change, pin)
+
+    def _activate(
+        self,
+        heads: Mapping[str, int],
+        deactivate: Collection[str],
+        expected_generation: int | None,
+        request_id: str,
+        request_digest: str,
+        note: str,
+        change: Change,
+        pin: Pin,
+    ) -> Activation:
+        if first := self._answered(request_id, request_digest, heads):
+            return Activation(first, None)
+        current = self.store.current
+        before = current.heads if current else {}
+        self._check_leaving(deactivate, heads, before)
+        merged = {name: version for name, version in {**before, **heads}.items() if name not in deactivate}
+        return self._change(
+            merged,
+            current.number if current else None,
+            expected_generation,
+            request_id=request_id,
+            request_digest=request_digest,
+            note=note,
+            changed={*heads, *deactivate},
+            change=change,
+            pin=pin,
+        )
 
     def rollback(
         self,
@@ -250,26 +284,44 @@ class Registry:
         request_digest: str = "",
     ) -> Activation:
         """A new generation equal to an earlier one, by default the active one's parent. Rolling back twice goes back twice."""
-        with self._mutation:
+        with self._changing(f"rollback to generation {to_generation}" if to_generation else "rollback") as (change, pin):
             if first := self._answered(request_id, request_digest, {}):
                 return Activation(first, None)
-            if self.store.damage is not None:
-                return self._repair(to_generation, request_id, request_digest)
-            current = self.store.current
-            target_number = to_generation if to_generation is not None else (current.parent if current else None)
-            if target_number is None:
-                raise FailedPrecondition("the active generation is the first one: there is nothing to go back to")
-            target = self._generation(target_number, "to_generation")
-            note = f"rollback to generation {target.number}"
-            return self._change(
-                target.heads,
-                target.parent,
-                expected_generation,
-                request_id=request_id,
-                request_digest=request_digest,
-                note=note,
-                changed=target.heads,
-            )
+            if self.store.damage is None and (heads := self.rollback_heads(to_generation)):
+                self._load_ahead(heads, expected_generation, change, pin)
+            with self._mutation:
+                return self._rollback(to_generation, expected_generation, request_id, request_digest, change, pin)
+
+    def _rollback(
+        self,
+        to_generation: int | None,
+        expected_generation: int | None,
+        request_id: str,
+        request_digest: str,
+        change: Change,
+        pin: Pin,
+    ) -> Activation:
+        if first := self._answered(request_id, request_digest, {}):
+            return Activation(first, None)
+        if self.store.damage is not None:
+            return self._repair(to_generation, request_id, request_digest, change, pin)
+        current = self.store.current
+        target_number = to_generation if to_generation is not None else (current.parent if current else None)
+        if target_number is None:
+            raise FailedPrecondition("the active generation is the first one: there is nothing to go back to")
+        target = self._generation(target_number, "to_generation")
+        note = f"rollback to generation {target.number}"
+        return self._change(
+            target.heads,
+            target.parent,
+            expected_generation,
+            request_id=request_id,
+            request_digest=request_digest,
+            note=note,
+            changed=target.heads,
+            change=change,
+            pin=pin,
+        )
 
     def label(
         self, reference: str, *, add: Collection[str], remove: Collection[str], request_id: str = "", request_digest: str = ""
@@ -281,9 +333,7 @@ class Registry:
             raise InvalidArgument(f"a label is to be added and removed: {min(both)!r}", field="remove")
         self.store.check_request(request_id, request_digest)
         record = self.get(reference, "head").record
-        return self.store.label(
-            record.name, record.version, add=add, remove=remove, request_id=request_id, request_digest=request_digest
-        )
+        return self.store.label(record.name, record.version, add=add, remove=remove, request_id=request_id, request_digest=request_digest)
 
     def delete(self, reference: str, field: str) -> None:
         """Forget a version that is neither active, nor next in a rollback, nor labelled."""
@@ -317,6 +367,22 @@ class Registry:
         return_freed_pages()
         return [f"{record.name}@{record.version}" for record in deleted]
 
+    @contextlib.contextmanager
+    def _changing(self, what: str) -> Iterator[tuple[Change, Pin]]:
+        """What the change loads stays in memory until it is done."""
+        with self.changes.begin(what) as change, self.residency.pinning() as pin:
+            yield change, pin
+
+    def _load_ahead(self, heads: Mapping[str, int], expected_generation: int | None, change: Change, pin: Pin) -> None:
+        """Before the change has its turn: one whose heads are in memory, an emergency rollback above all, waits for no load."""
+        try:
+            self._check_expected(expected_generation)
+            self._shelf.load([self._version(*head) for head in heads.items()], pin, change.note)
+            self.store.verify(heads, self._shelf.loader.breathe)
+        except BaseException:
+            self._on_swap(heads, "failed", change.seconds)
+            raise
+
     def _change(
         self,
         heads: Mapping[str, int],
@@ -327,29 +393,32 @@ class Registry:
         request_digest: str,
         note: str,
         changed: Collection[str],
+        change: Change,
+        pin: Pin,
     ) -> Activation:
-        with self.residency.pinning() as pin:
-            started_at = time.monotonic()
-            try:
-                self._check_expected(expected_generation)
-                loaded = self._shelf.load([self._version(*head) for head in heads.items()], pin)
-                self.store.verify(heads, self._shelf.loader.breathe)
-                record = self._commit(
-                    heads,
-                    request_id=request_id,
-                    request_digest=request_digest,
-                    expected_generation=expected_generation,
-                    parent=parent,
-                    note=note,
-                )
-            except CommitUncertain as error:
-                self._end_process(error)
-                raise
-            except BaseException:
-                self._on_swap(changed, "failed", time.monotonic() - started_at)
-                raise
-            report = self._flip(record, loaded)
-            self._on_swap(changed, "ok", time.monotonic() - started_at)
+        try:
+            self._check_expected(expected_generation)
+            loaded = self._shelf.load([self._version(*head) for head in heads.items()], pin, change.note)
+            self.store.verify(heads, self._shelf.loader.breathe)
+            change.note("writing it down")
+            record = self._commit(
+                heads,
+                request_id=request_id,
+                request_digest=request_digest,
+                expected_generation=expected_generation,
+                parent=parent,
+                note=note,
+            )
+        except CommitUncertain as error:
+            self._end_process(error)
+            raise
+        except BaseException:
+            self._on_swap(changed, "failed", change.seconds)
+            raise
+        change.note(f"generation {record.number} waits for the end of the engine's step")
+        report = self._flip(record, loaded)
+        change.note(f"generation {record.number} is active")
+        self._on_swap(changed, "ok", change.seconds)
         self.residency.trim()
         return Activation(record, report)
 
@@ -362,19 +431,18 @@ class Registry:
                 raise
             return self.store.commit_generation(heads, **fields)
 
-    def _repair(self, to_generation: int | None, request_id: str, request_digest: str) -> Activation:
+    def _repair(self, to_generation: int | None, request_id: str, request_digest: str, change: Change, pin: Pin) -> Activation:
         """The way out of a damaged active set while the server runs: an intact generation that the caller names."""
         if not to_generation:
             raise FailedPrecondition("the active set is damaged: name the generation to go back to", field="to_generation")
         target = self._generation(to_generation, "to_generation")
-        with self.residency.pinning() as pin:
-            loaded = self._shelf.load([self._version(*head) for head in target.heads.items()], pin)
-            try:
-                record = self.store.repair_to(to_generation, request_id=request_id, request_digest=request_digest)
-            except CommitUncertain as error:
-                self._end_process(error)
-                raise
-            return Activation(record, self._flip(record, loaded))
+        loaded = self._shelf.load([self._version(*head) for head in target.heads.items()], pin, change.note)
+        try:
+            record = self.store.repair_to(to_generation, request_id=request_id, request_digest=request_digest)
+        except CommitUncertain as error:
+            self._end_process(error)
+            raise
+        return Activation(record, self._flip(record, loaded))
 
     def _flip(self, record: GenerationRecord, heads: Mapping[str, ServedHead]) -> SwapReport:
         """Past the commit point: the engine serves the new set, or the process ends."""
@@ -404,9 +472,7 @@ class Registry:
         try:
             return self.store.get(name, version)
         except NotFound:
-            raise NotFound(
-                f"no such head version: {name}@{version}", field=field, metadata={"name": f"{name}@{version}"}
-            ) from None
+            raise NotFound(f"no such head version: {name}@{version}", field=field, metadata={"name": f"{name}@{version}"}) from None
 
     def _generation(self, number: int, field: str) -> GenerationRecord:
         try:

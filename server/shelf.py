@@ -7,6 +7,7 @@ Knows the store, the loader and the budget; not which set is active.
 from __future__ import annotations
 
 import threading
+from collections.abc import Callable
 
 from polyhead.heads.manifest import HeadManifest
 from polyhead.heads.store import HeadStore, VersionRecord
@@ -20,9 +21,7 @@ from polyhead.server.residency import Pin, Residency
 class Shelf:
     """One load at a time; methods block."""
 
-    def __init__(
-        self, store: HeadStore, trunk: ServedTrunk, loader: HeadLoader, engine: EnginePort, residency: Residency
-    ) -> None:
+    def __init__(self, store: HeadStore, trunk: ServedTrunk, loader: HeadLoader, engine: EnginePort, residency: Residency) -> None:
         self.residency = residency
         self.loader = loader
         self._store = store
@@ -30,19 +29,27 @@ class Shelf:
         self._engine = engine
         self._loading = threading.Lock()
 
-    def load(self, records: list[VersionRecord], pin: Pin) -> dict[str, ServedHead]:
-        """Heads by name; they stay in memory while `pin` lasts. ResourceExhausted before anything is allocated; DataLoss."""
+    def load(self, records: list[VersionRecord], pin: Pin, note: Callable[[str], None] = lambda step: None) -> dict[str, ServedHead]:
+        """Heads by name; they stay in memory while `pin` lasts. ResourceExhausted before anything is allocated; DataLoss.
+
+        `note` is told what the load waits for and what it reads; nothing if all heads are in memory.
+        """
         bases = [base for record in records if (base := self._base(record.manifest)) is not None]
         wanted = {record.digest: record for record in (*bases, *records)}
         pin.add(wanted)
         ready = [self.residency.served(record.name, record.version) for record in records]
         if all(ready):  # a rollback does not wait for the canary of somebody's push
             return {head.name: head for head in ready if head is not None}
+        if self._loading.locked():
+            note("waiting for another load or canary pass")
         with self._loading:
             missing = [record for digest, record in wanted.items() if self.residency.live(digest) is None]
             num_bytes = sum(self._num_bytes(record.manifest, record.num_bytes) for record in missing)
             with self.residency.room_for(num_bytes, pin):
                 built: dict[str, LiveHead] = {}
+                if missing:
+                    what = ", ".join(f"{record.name}@{record.version}" for record in missing)
+                    note(f"loading {what}: {num_bytes >> 20} MiB")
                 below = [self._serve(base, built) for base in bases]
                 heads = {record.name: self._serve(record, built) for record in records}
             for head in below:  # all or none: a failure above leaves nothing behind

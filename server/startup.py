@@ -36,6 +36,7 @@ from polyhead.server.recipes import RecipeBook
 from polyhead.server.registry import Registry
 from polyhead.server.residency import Residency
 from polyhead.server.rules import RuleBook
+from polyhead.server.servicers.heads import MAX_PUSHES
 from polyhead.server.shelf import Shelf
 from polyhead.server.text import Tokenizer
 from polyhead.server.transcripts import TranscriptBook
@@ -100,7 +101,8 @@ def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, prog
     _check_dtypes(config, spec)
     progress("hashing the trunk")
     identity = trunk_id(checkpoint, spec)
-    store = HeadStore.open(config.store_dir, identity)  # before the weights: a second server learns at once that it is one
+    # before the weights: a second server learns at once that it is one; pushes are counted by who makes them, with a reserve
+    store = HeadStore.open(config.store_dir, identity, max_staged=2 * MAX_PUSHES)
     try:
         return _build(config, checkpoint, spec, identity, store, metrics, workers, progress)
     except BaseException:

@@ -14,12 +14,14 @@ from polyhead.server import chat_template
 from polyhead.server import control_tokens as control
 from polyhead.server.chat_template import ChatTemplate
 from polyhead.server.continuation import Continuation, Decode
+from polyhead.server.text_bounds import most_bytes_per_token
 
 ROLES = ("system", "user", "assistant")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt")
 _STAND_IN = "polyhead-stand-in-reply"
 _LEAD = 3  # tokens among which a template's end token stands: perhaps a space before it
 _HALF_CHARACTER = "\ufffd"  # what a tokenizer writes for bytes that are not a character yet
+_LONG = 4096  # ids that take milliseconds
 _LONGEST_WINDOW = 16  # tokens that are decoded again and again
 _SHOWN = 60  # characters
 _PROBES = ("a", "1", ".", "\n", "的")
@@ -30,10 +32,13 @@ logger = logging.getLogger(__name__)
 class Tokenizer:
     """A checkpoint's tokenizer and chat template, with the meanings that the contract gives them."""
 
-    def __init__(self, tokenizer: Any, sha256: str, vocab_size: int | None = None) -> None:
+    def __init__(
+        self, tokenizer: Any, sha256: str, vocab_size: int | None = None, most_bytes_per_token: int | None = None
+    ) -> None:
         """`vocab_size` of the model: a tokenizer may know tokens beyond it. None: no bound."""
         self._tokenizer = tokenizer
         self.sha256 = sha256
+        self.most_bytes_per_token = most_bytes_per_token  # of text; None: no bound is known
         self._vocab_size = vocab_size
         _forget_lengths(tokenizer)
 
@@ -47,7 +52,8 @@ class Tokenizer:
         for name in _TOKENIZER_FILES:
             if (folder / name).is_file():
                 digest.update(name.encode() + b"\0" + (folder / name).read_bytes())
-        return cls(tokenizer, digest.hexdigest(), vocab_size)
+        most = most_bytes_per_token(tokenizer.backend_tokenizer.to_str()) if tokenizer.is_fast else None
+        return cls(tokenizer, digest.hexdigest(), vocab_size, most)
 
     def encode(self, text: str, special_tokens: bool = True) -> list[int]:
         """Ids of a text; `special_tokens` adds what the tokenizer puts before one (a BOS, say), and never an end: a reply is to come."""
@@ -105,6 +111,8 @@ class Tokenizer:
 
     def decode(self, ids: Sequence[int], skip_special_tokens: bool = True) -> str:
         """Text of ids, with nothing cleaned up."""
+        if len(ids) > _LONG and self._tokenizer.is_fast:  # without Python's lock: the event loop goes on meanwhile
+            return str(self._tokenizer.backend_tokenizer.decode_batch([list(ids)], skip_special_tokens=skip_special_tokens)[0])
         return str(self._tokenizer.decode(list(ids), skip_special_tokens=skip_special_tokens, clean_up_tokenization_spaces=False))
 
     def encode_chat(self, messages: list[dict[str, str]], field: str, allow_control_tokens: bool = False) -> list[int]:

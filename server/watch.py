@@ -11,13 +11,16 @@ from polyhead.heads.errors import Unavailable
 
 
 class GenerationFeed:
-    """Announces numbers from any thread to coroutines of one event loop each. Holds no records, so nothing piles up."""
+    """Announces numbers from any thread to coroutines of event loops. Holds no records, so nothing piles up.
+
+    An announcement is one call into each event loop, however many watch there.
+    """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._latest = 0
         self._is_closed = False
-        self._listeners: dict[asyncio.Event, asyncio.AbstractEventLoop] = {}
+        self._bells: dict[asyncio.AbstractEventLoop, asyncio.Event] = {}  # each rings once; then another takes its place
 
     def announce(self, number: int) -> None:
         """A new generation is active."""
@@ -33,25 +36,25 @@ class GenerationFeed:
 
     def _wake(self) -> None:
         with self._lock:
-            listeners = list(self._listeners.items())
-        for event, loop in listeners:
-            with contextlib.suppress(RuntimeError):  # the watcher's event loop is gone
-                loop.call_soon_threadsafe(event.set)
+            loops = list(self._bells)
+        for loop in loops:
+            with contextlib.suppress(RuntimeError):  # the watchers' event loop is gone
+                loop.call_soon_threadsafe(self._ring, loop)
+
+    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+        with self._lock:
+            bell, self._bells[loop] = self._bells[loop], asyncio.Event()
+        bell.set()
 
     async def numbers(self, after: int) -> AsyncGenerator[int, None]:
         """Each generation number after `after`, in order; waits for more until closed."""
-        event = asyncio.Event()
-        with self._lock:
-            self._listeners[event] = asyncio.get_running_loop()
-        try:
-            while True:
-                event.clear()
-                if self._is_closed:
-                    raise Unavailable("the server is shutting down", retry_after_s=2.0)
-                while after < self._latest:
-                    after += 1
-                    yield after
-                await event.wait()
-        finally:
+        loop = asyncio.get_running_loop()
+        while True:
             with self._lock:
-                del self._listeners[event]
+                bell = self._bells.setdefault(loop, asyncio.Event())  # before the look: what comes later rings this one
+            if self._is_closed:
+                raise Unavailable("the server is shutting down", retry_after_s=2.0)
+            while after < self._latest:
+                after += 1
+                yield after
+            await bell.wait()

@@ -1,4 +1,8 @@
-"""Threads for what would hold up the event loop: hashing, disks, building heads. One torch thread each, beside the engine's."""
+"""Threads for what would hold up the event loop: hashing, disks, building heads, texts. One torch thread each, beside the engine's.
+
+Three pools, so that nothing waits behind work of another kind: `run` for requests and heads, `run_control` for what an operator asks
+and changes, and a third for messages so large that their texts take seconds (`run_sized`).
+"""
 
 from __future__ import annotations
 
@@ -11,25 +15,47 @@ from typing import Any, ParamSpec, TypeVar
 
 P = ParamSpec("P")
 R = TypeVar("R")
-NUM_THREADS = 8  # more than the pushes that may run at once, so that a rollback never waits for one
+NUM_THREADS = 8  # more than the pushes that may run at once
+NUM_CONTROL_THREADS = 4  # none of their calls reads weights or texts
+NUM_LONG_THREADS = 2
+LONG_BYTES = 256 << 10  # of a message: tokenising so much text takes a second, and a hundred times its memory
 
 
 class Workers:
-    """A pool."""
+    """The pools."""
 
     def __init__(self) -> None:
-        self._pool = ThreadPoolExecutor(NUM_THREADS, thread_name_prefix="polyhead-worker", initializer=_use_one_torch_thread)
+        self._pool = _pool("polyhead-worker", NUM_THREADS)
+        self._control = _pool("polyhead-control", NUM_CONTROL_THREADS)
+        self._long = _pool("polyhead-long", NUM_LONG_THREADS)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function with the caller's context (request id for the log). A cancel does not stop it."""
-        context = contextvars.copy_context()
-        call: Callable[[], Any] = partial(context.run, partial(function, *args, **kwargs))
-        result: R = await asyncio.get_running_loop().run_in_executor(self._pool, call)
-        return result
+        return await _run(self._pool, partial(function, *args, **kwargs))
+
+    async def run_control(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same for status, listings, deletions and changes of the active set: short work, whatever requests and pushes do."""
+        return await _run(self._control, partial(function, *args, **kwargs))
+
+    async def run_sized(self, num_bytes: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same for work on a message of `num_bytes`: long ones wait for each other, and nobody for them."""
+        return await _run(self._long if num_bytes > LONG_BYTES else self._pool, partial(function, *args, **kwargs))
 
     def close(self) -> None:
         """Wait for what runs; take no more."""
-        self._pool.shutdown(wait=True, cancel_futures=True)
+        for pool in (self._pool, self._control, self._long):
+            pool.shutdown(wait=True, cancel_futures=True)
+
+
+async def _run(pool: ThreadPoolExecutor, call: Callable[[], R]) -> R:
+    context = contextvars.copy_context()
+    bound: Callable[[], Any] = partial(context.run, call)
+    result: R = await asyncio.get_running_loop().run_in_executor(pool, bound)
+    return result
+
+
+def _pool(name: str, num_threads: int) -> ThreadPoolExecutor:
+    return ThreadPoolExecutor(num_threads, thread_name_prefix=name, initializer=_use_one_torch_thread)
 
 
 def _use_one_torch_thread() -> None:

@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
+
+from google.protobuf.message import Message
 
 from polyhead.heads.errors import Aborted, InvalidArgument
 from polyhead.server import convert_out
@@ -21,8 +23,9 @@ from polyhead.server.stream import EventStream
 from polyhead.server.workers import Workers
 from polyhead.v1 import types_pb2
 
-M = TypeVar("M")
+M = TypeVar("M", bound=Message)
 MAX_REQUEST_ID = 128
+LOOP_TOKENS = 4096  # that one piece of work on the event loop may go through: some milliseconds
 
 
 @dataclass(frozen=True, slots=True)
@@ -48,7 +51,7 @@ class Frontend:
         """Check a call on a worker thread, then run it. The heads that it names stay in memory until its request holds them."""
         with self.resolving() as resolve:
             door = dataclasses.replace(self.door, resolve=resolve, check_room=self.check_room)
-            work = await self.workers.run(check, message, door, request_id)
+            work = await self.workers.run_sized(message.ByteSize(), check, message, door, request_id)
             stream = self._submit(work.request)
         try:
             yield work, stream
@@ -91,6 +94,15 @@ class Frontend:
             self.metrics.queue_seconds.observe(event.waited_s)
         elif isinstance(event, Finished):
             self.metrics.observe_sample(convert_out.sample_facts(event.sample))
+
+    async def made(self, messages: Iterator[M], num_tokens: int) -> AsyncIterator[M]:
+        """Messages that hold so many tokens: large ones are made on a worker, one at a time, since the event loop is everybody's."""
+        if num_tokens <= LOOP_TOKENS:
+            for message in messages:
+                yield message
+            return
+        while (made := await self.workers.run(next, messages, None)) is not None:
+            yield made
 
     async def score_prompts(self, samples: Iterable[Sample]) -> None:
         """Out-of-distribution scores of finished samples that asked for them, beside the event loop: d_model^2 work for each prompt."""

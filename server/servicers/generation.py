@@ -34,7 +34,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             writer = _Writer(self._frontend, work, stream.sent)
             async for events in stream.batches():
                 await self._frontend.score_prompts(event.sample for event in events if isinstance(event, Finished))
-                for message in writer.messages(events):
+                async for message in self._frontend.made(writer.messages(events), writer.num_tokens(events)):
                     yield message
 
 
@@ -48,6 +48,13 @@ class _Writer:
         self._request = work.request
         self._groups: dict[int, list[Sample]] = collections.defaultdict(list)
         self._group_size = collections.Counter(sample.prompt_index for sample in work.request.samples)
+
+    def num_tokens(self, events: list[Event]) -> int:
+        """Of the messages that these events may become; a group's samples leave together."""
+        finished = [event.sample for event in events if isinstance(event, Finished)]
+        groups = {sample.prompt_index for sample in finished} if self._holds else set()
+        held = (sample for index in groups for sample in self._groups.get(index, ()))
+        return len(events) + sum(sample.num_tokens for sample in (*finished, *held))
 
     def messages(self, events: list[Event]) -> Iterator[generation_pb2.GenerateResponse]:
         """Messages for a list of events; a sample's tokens that wait together become one piece."""

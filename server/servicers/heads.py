@@ -6,16 +6,19 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-from collections.abc import AsyncIterator, Callable, Sequence
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
 from typing import Any, TypeVar
 
 import grpc
 
 from polyhead.heads import failpoints
 from polyhead.heads.errors import DataLoss, InvalidArgument, NotFound, PolyheadError
-from polyhead.heads.store import GenerationRecord, HeadStore, OpenBlob, Staging
+from polyhead.heads.store import HeadStore, OpenBlob, Staging
 from polyhead.server import convert_heads as convert
+from polyhead.server.engine.shares import Shares
 from polyhead.server.errors import DeadlineExceeded
+from polyhead.server.interceptors import current_call
 from polyhead.server.publisher import DeltaBase, Published, Publisher, PushRequest
 from polyhead.server.registry import Activation, Registry, VersionView
 from polyhead.server.request_digest import request_digest
@@ -25,6 +28,11 @@ from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
 
 MAX_CHUNK = 1 << 20
+MAX_PUSHES = 4
+MAX_WATCHES = 256
+MAX_ANNOUNCEMENTS = 16
+MIN_BYTES_PER_S = 16 << 10  # of a push, over each minute that was waited for it
+RATE_WINDOW_S = 60.0
 GATHERED_BYTES = 1 << 20  # received bytes that are written at once
 Context = grpc.aio.ServicerContext[Any, Any]
 R = TypeVar("R")
@@ -51,6 +59,9 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self._workers = workers
         self._push_idle_s = push_idle_s
         self._on_received = on_received  # ("whole" or "delta", bytes of a chunk)
+        self._pushes = Shares("pushes", MAX_PUSHES, hint="wait for one to end")
+        self._watches = Shares("watches", MAX_WATCHES, hint="one watch serves a whole process", retry_after_s=10.0)
+        self._announcements: dict[int, asyncio.Future[pb.WatchHeadsResponse | None]] = {}  # of the newest generations
         self._tensors = TensorHashes(store, publisher.breathe)
 
     # ---- versions
@@ -65,7 +76,8 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         first = await self._workers.run(self._publisher.answered, request, header.sha256)
         if first is not None:
             return await self._pushed(Published(first, len(request.trunk_sha256)))
-        published = await self._push(parts, request, header)
+        with self._pushes.held(current_call.get().caller.principal):
+            published = await self._push(parts, request, header)
         return await self._pushed(published, await self._tidy_up())
 
     async def _pushed(self, published: Published, removed: Sequence[str] = ()) -> pb.PushHeadResponse:
@@ -128,11 +140,11 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {blob.digest[:12]}...")
 
     async def CopyHead(self, request: pb.CopyHeadRequest, context: Context) -> pb.CopyHeadResponse:  # noqa: N802
-        record = await self._workers.run(self._publisher.copy, convert.copy_request(request, await self._bound(request)))
+        record = await self._workers.run_control(self._publisher.copy, convert.copy_request(request, await self._bound(request)))
         return pb.CopyHeadResponse(head=convert.version_message(self._registry.view(record)), removed=await self._tidy_up())
 
     async def GetHead(self, request: pb.GetHeadRequest, context: Context) -> pb.GetHeadResponse:  # noqa: N802
-        view = await self._workers.run(self._registry.get, request.head, "head")
+        view = await self._workers.run_control(self._registry.get, request.head, "head")
         return pb.GetHeadResponse(head=convert.version_message(view))
 
     async def ListHeadTensors(  # noqa: N802
@@ -145,10 +157,13 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         )
 
     async def ListHeads(self, request: pb.ListHeadsRequest, context: Context) -> pb.ListHeadsResponse:  # noqa: N802
+        return await self._workers.run_control(self._heads_page, request)
+
+    def _heads_page(self, request: pb.ListHeadsRequest) -> pb.ListHeadsResponse:
         size = convert.page_size(request.page_size)
         kind = f"heads:{request.name}"
         after = convert.page_position(request.page_token, kind, str, int)
-        views = await self._workers.run(self._registry.list_versions, request.name)
+        views = self._registry.list_versions(request.name)
         if after is not None:
             views = [view for view in views if _key(view) > (after[0], -after[1])]
         page, last = views[:size], views[size - 1].record if len(views) > size else None
@@ -159,29 +174,33 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
 
     async def LabelHead(self, request: pb.LabelHeadRequest, context: Context) -> pb.LabelHeadResponse:  # noqa: N802
         digest = await self._bound(request)
-        record = await self._finished(
-            lambda: self._registry.label(
-                request.head,
-                add=convert.check_labels(request.add, "add"),
-                remove=convert.check_labels(request.remove, "remove"),
-                request_id=request.request_id,
-                request_digest=digest,
+        record = await self._stay(
+            self._workers.run_control(
+                lambda: self._registry.label(
+                    request.head,
+                    add=convert.check_labels(request.add, "add"),
+                    remove=convert.check_labels(request.remove, "remove"),
+                    request_id=request.request_id,
+                    request_digest=digest,
+                )
             )
         )
         return pb.LabelHeadResponse(head=convert.version_message(self._registry.view(record)))
 
     async def DeleteHead(self, request: pb.DeleteHeadRequest, context: Context) -> pb.DeleteHeadResponse:  # noqa: N802
-        await self._workers.run(self._registry.delete, request.head, "head")
+        await self._workers.run_control(self._registry.delete, request.head, "head")
         return pb.DeleteHeadResponse()
 
     # ---- the active set
 
     async def ActivateHeads(self, request: pb.ActivateHeadsRequest, context: Context) -> pb.ActivateHeadsResponse:  # noqa: N802
         digest = await self._bound(request)
+        heads = convert.activation_heads(request)
         done = await self._change(
             context,
+            lambda: heads,
             lambda: self._registry.activate(
-                convert.activation_heads(request),
+                heads,
                 deactivate=request.deactivate,
                 expected_generation=_optional(request, "expected_generation"),
                 request_id=request.request_id,
@@ -199,10 +218,12 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
 
     async def RollbackHeads(self, request: pb.RollbackHeadsRequest, context: Context) -> pb.RollbackHeadsResponse:  # noqa: N802
         digest = await self._bound(request)
+        to_generation = _optional(request, "to_generation")
         done = await self._change(
             context,
+            lambda: self._registry.rollback_heads(to_generation),
             lambda: self._registry.rollback(
-                _optional(request, "to_generation"),
+                to_generation,
                 expected_generation=_optional(request, "expected_generation"),
                 request_id=request.request_id,
                 request_digest=digest,
@@ -211,11 +232,13 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         return pb.RollbackHeadsResponse(generation=convert.generation_message(done.record))
 
     async def ListGenerations(self, request: pb.ListGenerationsRequest, context: Context) -> pb.ListGenerationsResponse:  # noqa: N802
+        return await self._workers.run_control(self._generations_page, request)
+
+    def _generations_page(self, request: pb.ListGenerationsRequest) -> pb.ListGenerationsResponse:
         size = convert.page_size(request.page_size)
         after = convert.page_position(request.page_token, "generations", int)
-        history = await self._workers.run(self._store.history)
-        rows = [record for record in history if after is None or record.number < after[0]]
-        page = await self._workers.run(self._store.past, rows[:size])
+        rows = [record for record in self._store.history() if after is None or record.number < after[0]]
+        page = self._store.past(rows[:size])
         return pb.ListGenerationsResponse(
             generations=[convert.past_message(past) for past in page],
             next_page_token=convert.page_token("generations", rows[size - 1].number) if len(rows) > size else "",
@@ -225,21 +248,29 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self, request: pb.WatchHeadsRequest, context: Context
     ) -> None:
         after = request.after_generation or max(0, self._registry.active.generation - 1)
-        async with contextlib.aclosing(self._registry.feed.numbers(after)) as numbers:
-            async for number in numbers:
-                record = await self._workers.run(self._readable, number)
-                if record is not None:
-                    await context.write(pb.WatchHeadsResponse(generation=convert.generation_message(record)))
+        with self._watches.held(current_call.get().caller.principal):
+            async with contextlib.aclosing(self._registry.feed.numbers(after)) as numbers:
+                async for number in numbers:
+                    if (message := await self._announcement(number)) is not None:
+                        await context.write(message)
 
-    def _readable(self, number: int) -> GenerationRecord | None:
-        """None for a number that was never used, or whose record is damaged."""
+    async def _announcement(self, number: int) -> pb.WatchHeadsResponse | None:
+        """Made once for all who watch. None for a number that was never used, or whose record is damaged."""
+        if number not in self._announcements:
+            self._announcements[number] = asyncio.ensure_future(self._workers.run_control(self._announced, number))
+            if len(self._announcements) > MAX_ANNOUNCEMENTS:
+                del self._announcements[next(iter(self._announcements))]  # who waits for it holds it
+        return await asyncio.shield(self._announcements[number])
+
+    def _announced(self, number: int) -> pb.WatchHeadsResponse | None:
         with contextlib.suppress(NotFound, DataLoss, InvalidArgument):
-            return self._store.generation(number)
+            return pb.WatchHeadsResponse(generation=convert.generation_message(self._store.generation(number)))
         return None
 
-    async def _change(self, context: Context, change: Callable[[], Activation]) -> Activation:
-        """A change that has begun is carried through, also if the caller goes away."""
-        done = await self._finished(change)
+    async def _change(self, context: Context, heads: Callable[[], Mapping[str, int]], change: Callable[[], Activation]) -> Activation:
+        """A change that has begun is carried through, also if the caller goes away. Control's workers do it, unless it must load."""
+        is_resident = await self._workers.run_control(lambda: self._registry.is_resident(heads()))
+        done = await self._stay(self._workers.run_control(change) if is_resident else self._workers.run(change))
         if done.report is not None:
             context.add_done_callback(_acknowledged)  # type: ignore[arg-type]  # types-grpcio names a type of its own
         return done
@@ -252,20 +283,24 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         if not request.request_id:
             return ""
         digest = request_digest(request)
-        await self._workers.run(self._store.check_request, request.request_id, digest)
+        await self._workers.run_control(self._store.check_request, request.request_id, digest)
         return digest
 
     async def _tidy_up(self) -> list[str]:
         """Old versions go after a new one came: those that went. What fails here is no failure of the push."""
         try:
-            return await self._finished(self._registry.collect)
+            return await self._stay(self._workers.run_control(self._registry.collect))
         except PolyheadError as error:
             log.warning("old versions were not collected: %s", error.message)
             return []
 
     async def _finished(self, function: Callable[..., R], *args: object) -> R:
         """Run on a worker thread and stay until it has ended: a staging file belongs to one thread at a time."""
-        task = asyncio.ensure_future(self._workers.run(function, *args))
+        return await self._stay(self._workers.run(function, *args))
+
+    async def _stay(self, work: Awaitable[R]) -> R:
+        """Stay until it has ended, also if the caller goes away."""
+        task = asyncio.ensure_future(work)
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
@@ -288,9 +323,13 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
 class _Parts:
     """The messages of one push, in the order that the contract wants."""
 
-    def __init__(self, messages: AsyncIterator[pb.PushHeadRequest], idle_s: float) -> None:
+    def __init__(
+        self, messages: AsyncIterator[pb.PushHeadRequest], idle_s: float, now: Callable[[], float] = time.monotonic
+    ) -> None:
         self._messages = messages
         self._idle_s = idle_s
+        self._now = now
+        self._waited_s, self._num_bytes = 0.0, 0  # since the rate was looked at; disk and hashing are not the pusher's time
 
     async def header(self) -> pb.PushHeader:
         message = await self._next()
@@ -306,22 +345,34 @@ class _Parts:
                 raise InvalidArgument("after the header only chunks may come", field="chunk")
             offset, data = message.chunk.offset, message.chunk.data
             if offset != received:
-                raise InvalidArgument(
-                    f"chunks must be consecutive: byte {received} was due, not {offset}", field="chunk.offset"
-                )
+                raise InvalidArgument(f"chunks must be consecutive: byte {received} was due, not {offset}", field="chunk.offset")
             if not 1 <= len(data) <= MAX_CHUNK:
                 raise InvalidArgument(f"a chunk has 1 to {MAX_CHUNK} bytes: {len(data)}", field="chunk.data")
             received += len(data)
+            self._check_rate(len(data))
             if received > num_bytes:
                 raise InvalidArgument(f"more bytes than the header declares: {num_bytes}", field="chunk.data")
             yield data
 
     async def _next(self) -> pb.PushHeadRequest | None:
+        began_at = self._now()
         try:
             async with asyncio.timeout(self._idle_s):
                 return await anext(self._messages, None)
         except TimeoutError:
             raise DeadlineExceeded(f"nothing arrived for {self._idle_s:g} s: the push is given up") from None
+        finally:
+            self._waited_s += self._now() - began_at
+
+    def _check_rate(self, num_bytes: int) -> None:
+        """A push that drips holds a place that others wait for."""
+        self._num_bytes += num_bytes
+        if self._waited_s < RATE_WINDOW_S:
+            return
+        if self._num_bytes < MIN_BYTES_PER_S * self._waited_s:
+            problem = f"{self._num_bytes} bytes arrived in {self._waited_s:.0f} s, at least {MIN_BYTES_PER_S} a second are wanted"
+            raise DeadlineExceeded(f"the push is given up: {problem}")
+        self._waited_s, self._num_bytes = 0.0, 0
 
 
 def _piece(blob: OpenBlob, offset: int, sha256: hashlib._Hash, breathe: Callable[[], None]) -> bytes:

@@ -19,6 +19,7 @@ from polyhead.server.ood_fits import OodFits
 from polyhead.server.ood_store import OodFit, check_same_request, is_answered
 from polyhead.server.request_digest import request_digest
 from polyhead.server.servicers.call import Frontend
+from polyhead.server.text_bounds import num_sure_bytes
 from polyhead.v1 import trunk_pb2, types_pb2
 
 MAX_MESSAGE_PROMPTS = 256
@@ -104,6 +105,7 @@ class OodFitting:
         """(ids, salt) of each prompt; an error counts prompts from the start of the stream."""
         door, found = self._frontend.door, []
         for index, prompt in enumerate(prompts, start=before):
+            door.check_text(num_sure_bytes(prompt), f"prompts[{index}]")
             ids = prompt_ids(prompt, door, f"prompts[{index}]")
             if len(ids) > door.max_context:
                 raise InvalidArgument(f"{len(ids)} tokens; the context holds {door.max_context}", field=f"prompts[{index}]")

@@ -50,9 +50,11 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
     async def ListConfigurations(  # noqa: N802
         self, request: scoring_pb2.ListConfigurationsRequest, context: Context
     ) -> scoring_pb2.ListConfigurationsResponse:
-        """Read at start, so there is nothing to wait for."""
+        """They were read at start."""
         door = self._frontend.door
-        return convert_configurations.listing(request, [door.rules, door.recipes, door.formats])
+        return await self._frontend.workers.run_control(
+            convert_configurations.listing, request, [door.rules, door.recipes, door.formats]
+        )
 
     async def TokenizeRules(  # noqa: N802
         self, request: scoring_pb2.TokenizeRulesRequest, context: Context

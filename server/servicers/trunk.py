@@ -83,26 +83,31 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         self, request: trunk_pb2.TokenizeRequest, context: Context
     ) -> trunk_pb2.TokenizeResponse:
         """Off the event loop: a long text takes a while."""
+        is_plain = request.prompt.WhichOneof("source") == "text" and not request.prompt.assistant_prefix and not request.prompt.format
+        if request.without_special_tokens and not is_plain:
+            raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
+        return await self._frontend.workers.run_sized(request.ByteSize(), self._tokenized, request)
+
+    def _tokenized(self, request: trunk_pb2.TokenizeRequest) -> trunk_pb2.TokenizeResponse:
+        door = self._frontend.door
         if request.without_special_tokens:
-            if request.prompt.WhichOneof("source") != "text" or request.prompt.assistant_prefix or request.prompt.format:
-                raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
-            ids = await self._frontend.workers.run(self._frontend.door.tokenizer.encode, request.prompt.text, False)
-        else:
-            ids = await self._frontend.workers.run(convert_prompts.written_ids, request.prompt, self._frontend.door, "prompt")
-        return trunk_pb2.TokenizeResponse(token_ids=ids)
+            return trunk_pb2.TokenizeResponse(token_ids=door.tokenizer.encode(request.prompt.text, False))
+        return trunk_pb2.TokenizeResponse(token_ids=convert_prompts.written_ids(request.prompt, door, "prompt"))
 
     async def Detokenize(  # noqa: N802
         self, request: trunk_pb2.DetokenizeRequest, context: Context
     ) -> trunk_pb2.DetokenizeResponse:
+        return await self._frontend.workers.run_sized(request.ByteSize(), self._detokenized, request)
+
+    def _detokenized(self, request: trunk_pb2.DetokenizeRequest) -> trunk_pb2.DetokenizeResponse:
         ids = convert_prompts.checked_ids(request.token_ids, self._facts.spec.vocab_size, "token_ids") if request.token_ids else []
-        text = await self._frontend.workers.run(self._frontend.door.tokenizer.decode, ids, request.skip_special_tokens)
-        return trunk_pb2.DetokenizeResponse(text=text)
+        return trunk_pb2.DetokenizeResponse(text=self._frontend.door.tokenizer.decode(ids, request.skip_special_tokens))
 
     async def Encode(  # noqa: N802
         self, request: trunk_pb2.EncodeRequest, context: Context
     ) -> AsyncIterator[trunk_pb2.EncodeResponse]:
         """Stream each sequence's states, or its one row, when they are computed; no head runs."""
-        work = self._encode_work(request)
+        work = await self._frontend.workers.run_sized(request.ByteSize(), self._encode_work, request)
         async with self._frontend.running(work) as stream:
             async for event in stream.events():
                 if isinstance(event, Finished) and (encoded := _encoded(event.sample)) is not None:
@@ -126,7 +131,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         self, request: trunk_pb2.GetStatusRequest, context: Context
     ) -> trunk_pb2.GetStatusResponse:
         """Numbers of one moment, read without stopping the engine."""
-        status = await self._frontend.workers.run(self._status)
+        status = await self._frontend.workers.run_control(self._status)
         if not current_call.get().sees_all:
             _hide_cache(status)
         return status
@@ -140,8 +145,10 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     async def ListOodFits(  # noqa: N802
         self, request: trunk_pb2.ListOodFitsRequest, context: Context
     ) -> trunk_pb2.ListOodFitsResponse:
-        fits = await self._frontend.workers.run(self._ood.store.listing)
-        return trunk_pb2.ListOodFitsResponse(fits=[convert_ood.fit_message(fit) for fit in fits])
+        return await self._frontend.workers.run_control(self._fits)
+
+    def _fits(self) -> trunk_pb2.ListOodFitsResponse:
+        return trunk_pb2.ListOodFitsResponse(fits=[convert_ood.fit_message(fit) for fit in self._ood.store.listing()])
 
     def _encode_work(self, message: trunk_pb2.EncodeRequest) -> Request:
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:
@@ -240,6 +247,10 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
                 for row in residency.names()
             ],
             max_idle_per_name=residency.max_idle_per_name,
+            changes=[
+                trunk_pb2.ChangeUnderWay(what=change.what, step=change.step, seconds=change.seconds)
+                for change in self._registry.changes.running()
+            ],
         )
 
 

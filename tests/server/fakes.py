@@ -35,7 +35,7 @@ from polyhead.server.manifests import ManifestPatch, RuleDefaults, ServedTrunk
 from polyhead.server.publisher import Publisher, PushRequest
 from polyhead.server.registry import Registry
 from polyhead.server.residency import Residency
-from polyhead.server.servicers.heads import HeadServicer
+from polyhead.server.servicers.heads import MAX_PUSHES, HeadServicer
 from polyhead.server.shelf import Shelf
 from polyhead.server.unread import Unread
 from polyhead.server.workers import Workers
@@ -109,7 +109,7 @@ class World:
         spec = describe(checkpoint, 2)
         identity = trunk_id(checkpoint, spec)
         trunk = build_trunk(checkpoint, spec, torch.float32)
-        store = HeadStore.open(store_dir, identity)
+        store = HeadStore.open(store_dir, identity, max_staged=2 * MAX_PUSHES)
         engine = FakeEngine()
         served = ServedTrunk(spec, identity, "float32", RULE)
         loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module, between: module)

@@ -18,6 +18,7 @@ from polyhead.server.door import Door
 from polyhead.server.engine.live import LiveHead, ServedHead
 from polyhead.server.residency import Residency
 from polyhead.server.servicers.call import Frontend
+from polyhead.v1.generation_pb2 import GenerateRequest
 from tests.server.fakes import World
 
 BUDGET, SIZE = 200, 100
@@ -293,7 +294,7 @@ class TestPinsEnd:
             raise DataLoss("no")
 
         async def call() -> None:
-            async with frontend(tight).admitted(check, None, "r"):
+            async with frontend(tight).admitted(check, GenerateRequest(), "r"):
                 pass
 
         with pytest.raises(DataLoss):
@@ -312,7 +313,7 @@ class TestPinsEnd:
 
         async def call() -> None:
             async def serve() -> None:
-                async with frontend(tight).admitted(check, None, "r"):
+                async with frontend(tight).admitted(check, GenerateRequest(), "r"):
                     pass
 
             task = asyncio.create_task(serve())
