@@ -86,6 +86,9 @@ class ServeConfig(BaseSettings):
     unread_bytes: int = Field(GIB, gt=0, description="Bytes of all calls that may wait to be read; beyond them unread calls end")
     unread_stall_s: float = Field(900.0, gt=0, description="Seconds after which a call ends of which no message was taken")
     push_idle_s: float = Field(60.0, gt=0, description="Seconds after which a push or a fit that sends nothing is given up")
+    hang_limit_s: float = Field(
+        300.0, ge=0, description="Seconds of one engine step, with requests open, after which the process ends with status 71; 0: never"
+    )
     keep_versions: int = Field(10, ge=1, description="Versions kept of each head name, and of each OOD fit")
     max_idle_per_name: int = Field(2, ge=0, description="Versions of one head name kept in memory that no set and no request uses")
     drain_delay_s: float = Field(0.0, ge=0, description="Seconds that a drain takes at least, before the grace: a load balancer's notice")

@@ -114,9 +114,12 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
             self._num_watches -= 1
 
 
-async def watch_engine(health: Health, snapshot: Callable[[], Any], period_s: float = 0.5) -> None:
-    """Runs until cancelled: live means that the engine made a step within 5 s, or has nothing to do."""
+async def watch_engine(
+    health: Health, snapshot: Callable[[], Any], beat: Callable[[], None] = lambda: None, period_s: float = 0.5
+) -> None:
+    """Runs until cancelled: live means that the engine made a step within 5 s, or has nothing to do. `beat` is called each time."""
     while True:
+        beat()
         now = snapshot()
         is_moving = now.num_open == 0 or time.monotonic() - now.last_step_at < HUNG_AFTER_S
         health.set_live(now.is_running and is_moving)

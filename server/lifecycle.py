@@ -29,6 +29,7 @@ from polyhead.server.registry import Registry
 from polyhead.server.startup import Progress, Services, bring_up_heads, build_services
 from polyhead.server.store_care import StoreCare
 from polyhead.server.unread import Unread
+from polyhead.server.watchdog import Watchdog, notify_systemd
 from polyhead.server.workers import Workers
 
 END_S = 2.0  # for handlers whose requests were ended
@@ -75,11 +76,13 @@ async def run(config: ServeConfig, progress: Progress, announce: Callable[[Servi
     running = await _listen(config)
     try:
         services = await _load(running, stop, progress)
-        async with _caretakers(running, services, stop):
+        async with _caretakers(running, services, stop) as watchdog:
             announce(services, running.addresses)
+            notify_systemd("READY=1")
             await stop.asked.wait()
+            notify_systemd("STOPPING=1")
             log.info("draining: %d calls in flight", running.interceptor.num_in_flight)
-            await _drain(running, services, stop)
+            await _drain(running, services, stop, watchdog)
         await asyncio.to_thread(services.store.close)
     finally:
         await running.server.stop(0)
@@ -149,7 +152,7 @@ def _bring_up(running: Running, progress: Progress) -> Services:
 
 
 @contextlib.asynccontextmanager
-async def _caretakers(running: Running, services: Services, stop: StopSignal) -> AsyncIterator[None]:
+async def _caretakers(running: Running, services: Services, stop: StopSignal) -> AsyncIterator[Watchdog]:
     """Tasks beside the calls: health follows the engine and the active set, events go from the engine to the event loop, and the caches'
     memory is taken."""
     from polyhead.server.stream import hand_over
@@ -158,18 +161,21 @@ async def _caretakers(running: Running, services: Services, stop: StopSignal) ->
     services.engine.sink = lambda outbox: hand_over(loop, outbox)
     _show_heads(running.health, services.registry)
     running.metrics.know_heads(services.registry.active.heads)
+    watchdog = Watchdog(services.engine.snapshot, running.config.hang_limit_s)
+    watchdog.start()
     care = StoreCare(services.store, running.workers, lambda: _show_heads(running.health, services.registry))
     tasks = [
         asyncio.create_task(care.watch()),
         asyncio.create_task(care.scrub()),
-        asyncio.create_task(watch_engine(running.health, services.engine.snapshot)),
+        asyncio.create_task(watch_engine(running.health, services.engine.snapshot, watchdog.beat)),
         asyncio.create_task(_follow_heads(running.health, services.registry)),
         asyncio.create_task(_commit_caches(running, services, stop)),
         asyncio.create_task(running.unread.watch()),
     ]
     try:
-        yield
+        yield watchdog
     finally:
+        watchdog.stop()
         for task in tasks:
             task.cancel()
         await asyncio.gather(*tasks, return_exceptions=True)
@@ -202,7 +208,7 @@ def _show_heads(health: Health, registry: Registry) -> None:
     health.set_ready(bool(registry.active.heads) and not registry.damage)
 
 
-async def _drain(running: Running, services: Services, stop: StopSignal) -> None:
+async def _drain(running: Running, services: Services, stop: StopSignal, watchdog: Watchdog) -> None:
     """New calls are refused, running ones finish within the grace, what is left is ended and waited for."""
     running.health.drain()
     running.interceptor.drain()
@@ -210,6 +216,7 @@ async def _drain(running: Running, services: Services, stop: StopSignal) -> None
     await _first(stop.now.wait(), asyncio.sleep(running.config.drain_delay_s))
     await _first(stop.now.wait(), running.interceptor.wait_idle(running.config.drain_grace))
     services.engine.drain()
+    watchdog.stop()
     await asyncio.to_thread(services.engine.stop, END_S)  # open requests end as aborted, and their handlers answer
     await running.interceptor.wait_idle(END_S)
     await running.server.stop(0)

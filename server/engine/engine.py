@@ -9,9 +9,10 @@ from __future__ import annotations
 import collections
 import contextlib
 import logging
+import os
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from concurrent.futures import Future
 
 import torch
@@ -48,6 +49,7 @@ from polyhead.server.engine.trunk import TrunkRunner
 
 logger = logging.getLogger(__name__)
 
+EXIT_ENGINE_FAILED = 71  # it hangs (server/watchdog.py), or cannot give back what a request held
 StepEvents = dict[Request, list[Event]]  # what one step has to say to whom
 
 
@@ -75,6 +77,7 @@ class Engine:
         self.clock = clock
         self.counters = Counters()
         self.active = ActiveSet(generation=0)
+        self.end_process: Callable[[str], None] = end_process
         self.sink: Callable[[StepEvents], None] = deliver_now  # set before start; never blocks
         self.last_step_at = clock()
         self.last_swap_pause_s = 0.0
@@ -278,7 +281,8 @@ class Engine:
                 take_rows(reading, rows[offset : offset + run.num_rows], run.first_row, self.draw)
             offset += run.num_rows
             if reading.output is not Output.NEXT_TOKEN and (reading.is_done or reading.error):
-                self.scheduler.finish_reading(reading)
+                with self._giving_back():
+                    self.scheduler.finish_reading(reading)
                 self.counters.scored_readings += 1
         if to_draw:
             drawn_from = rows if len(to_draw) == len(rows) else rows[[row for _, row in to_draw]]
@@ -315,7 +319,8 @@ class Engine:
         sample.finish_reason = reason
         sample.is_terminated = reason.is_terminated
         sample.stop = sample.text.matched_stop if sample.text and reason is FinishReason.STOP_STRING else ""
-        self.tree.heads.release(sample.reading)
+        with self._giving_back():
+            self.tree.heads.release(sample.reading)
         self.scheduler.pace.note_reply(sample, self.clock())
         self.scheduler.begin_scoring(sample)
 
@@ -333,8 +338,7 @@ class Engine:
             self._keep_states(sample)
         self.counters.prompt_tokens += len(sample.prompt)
         self.counters.cache_hit_tokens += sample.num_cached_tokens
-        self.scheduler.remove(sample)
-        self._emit_finished(sample)
+        self._remove(sample)
         request.num_open -= 1
         if request.num_open == 0:
             self._end(request, None)
@@ -375,16 +379,32 @@ class Engine:
                 sample.finish_reason, sample.is_terminated = FinishReason.ABORTED, False
                 self._count_waste(sample, now)
                 sample.error = reason.message
-                self.scheduler.remove(sample)
-                self._emit_finished(sample)
+                self._remove(sample)
         self._end(request, reason)
 
+    def _remove(self, sample: Sample) -> None:
+        """Give back what a sample holds, and say that it is finished."""
+        with self._giving_back():
+            self.scheduler.remove(sample)
+        self._emit_finished(sample)
+
     def _end(self, request: Request, error: PolyheadError | None) -> None:
-        request.is_ended = True
-        request.hold(frozenset())
-        with self._wake:
-            self._open.pop(request.serial, None)
+        with self._giving_back():
+            request.is_ended = True
+            request.hold(frozenset())
+            with self._wake:
+                self._open.pop(request.serial, None)
         self._emit(request, Ended(error))
+
+    @contextlib.contextmanager
+    def _giving_back(self) -> Iterator[None]:
+        """Giving back completes, or the process ends: afterwards nobody would know who holds which blocks, and a call could stay open."""
+        try:
+            yield
+        except BaseException:
+            logger.critical("what a request held could not be given back", exc_info=True)
+            self.end_process("the engine cannot give back what a request held")
+            raise
 
     def _count_waste(self, sample: Sample, now: float) -> None:
         """What was drawn for a sample that is broken off; how long it is at least."""
@@ -458,6 +478,9 @@ class Engine:
         except Exception:
             logger.exception("an engine step failed")
             failed = {sample.request for sample in self.scheduler.running}
+            if not failed:  # it failed before anything ran: one that waits may fail every step
+                with self._wake:
+                    failed = set(self._open.values())
             for request in failed:
                 self._abort(request, PolyheadError("the engine failed on this batch: see the server's log"))
             self._flush()
@@ -496,7 +519,12 @@ class Engine:
     def _emit_finished(self, sample: Sample) -> None:
         sample.num_held = sample.num_bytes
         sample.request.reader.hold(sample.num_held)
-        self._emit(sample.request, Finished(sample, tail(sample)))
+        try:
+            text = tail(sample)
+        except Exception:  # the tokenizer's affair: its ids are whole
+            logger.exception("the end of a sample's text could not be made")
+            text = ""
+        self._emit(sample.request, Finished(sample, text))
 
     def _emit(self, request: Request, event: Event) -> None:
         self._outbox.setdefault(request, []).append(event)
@@ -507,6 +535,13 @@ class Engine:
             outbox, self._outbox = self._outbox, {}
             with contextlib.suppress(RuntimeError):  # the readers' event loop is gone
                 self.sink(outbox)
+
+
+def end_process(problem: str) -> None:
+    """At once: what other threads do cannot be relied on. The store is safe at any moment."""
+    logger.critical("%s; the process ends with status %d", problem, EXIT_ENGINE_FAILED)
+    logging.shutdown()
+    os._exit(EXIT_ENGINE_FAILED)
 
 
 def deliver_now(outbox: StepEvents) -> None:

@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import contextlib
 import dataclasses
-from collections.abc import AsyncIterator, Callable, Iterable, Iterator
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import TypeVar
@@ -101,8 +102,17 @@ class Frontend:
             for message in messages:
                 yield message
             return
-        while (made := await self.workers.run(next, messages, None)) is not None:
+        while (made := await self._stay(self.workers.run(next, messages, None))) is not None:
             yield made
+
+    async def _stay(self, work: Awaitable[M | None]) -> M | None:
+        """Stay until it has ended, also if the caller goes away: what a message is made of belongs to one thread at a time."""
+        task = asyncio.ensure_future(work)
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            raise
 
     async def score_prompts(self, samples: Iterable[Sample]) -> None:
         """Out-of-distribution scores of finished samples that asked for them, beside the event loop: d_model^2 work for each prompt."""

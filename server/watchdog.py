@@ -1,0 +1,83 @@
+"""Ends a process whose engine hangs, and tells systemd that one which works is alive. Knows numbers and a socket, nothing of requests.
+
+It runs on a thread of its own: an event loop that hangs says nothing. Where even this thread cannot run, systemd's watchdog ends the
+process, since nobody tells it otherwise.
+"""
+
+from __future__ import annotations
+
+import logging
+import os
+import socket
+import threading
+import time
+from collections.abc import Callable, Mapping
+
+from polyhead.server.engine.engine import end_process
+from polyhead.server.engine.reports import EngineSnapshot
+
+PERIOD_S = 1.0
+LOOP_SILENCE_S = 30.0  # after which an event loop is not called alive any more
+
+log = logging.getLogger(__name__)
+
+
+def notify_systemd(state: str, environment: Mapping[str, str] = os.environ) -> None:
+    """Send "READY=1" and the like to the service manager, as sd_notify(3) does; nothing happens without one."""
+    address = environment.get("NOTIFY_SOCKET", "")
+    if not address:
+        return
+    target = "\0" + address[1:] if address.startswith("@") else address
+    try:
+        with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
+            sender.sendto(state.encode(), target)
+    except OSError as error:
+        log.warning("systemd could not be told %s: %s", state, error.strerror)
+
+
+class Watchdog:
+    """Looks once a second. `beat` is called by the event loop."""
+
+    def __init__(
+        self,
+        snapshot: Callable[[], EngineSnapshot],
+        hang_limit_s: float,
+        *,
+        end: Callable[[str], None] = end_process,
+        notify: Callable[[str], None] = notify_systemd,
+        now: Callable[[], float] = time.monotonic,
+    ) -> None:
+        self._snapshot = snapshot
+        self._hang_limit_s = hang_limit_s  # of one step; 0: none
+        self._end = end
+        self._notify = notify
+        self._now = now
+        self._beat_at = now()
+        self._stopped = threading.Event()
+        self._thread = threading.Thread(target=self._run, name="polyhead-watchdog", daemon=True)
+
+    def start(self) -> None:
+        self._thread.start()
+
+    def stop(self) -> None:
+        self._stopped.set()
+        self._thread.join()
+
+    def beat(self) -> None:
+        """The event loop goes round."""
+        self._beat_at = self._now()
+
+    def look(self) -> None:
+        """Once: end the process, or say that it is alive."""
+        now, engine = self._now(), self._snapshot()
+        step_s = now - engine.last_step_at
+        if not engine.is_running:
+            self._end("the engine's thread has ended")
+        elif self._hang_limit_s and engine.num_open and step_s > self._hang_limit_s:
+            self._end(f"the engine hangs: {engine.num_open} requests are open, and a step has taken {step_s:.0f} s")
+        elif now - self._beat_at < LOOP_SILENCE_S:
+            self._notify("WATCHDOG=1")
+
+    def _run(self) -> None:
+        while not self._stopped.wait(PERIOD_S):
+            self.look()
