@@ -52,7 +52,7 @@ class _Writer:
     def num_tokens(self, events: list[Event]) -> int:
         """Of the messages that these events may become; a group's samples leave together."""
         finished = [event.sample for event in events if isinstance(event, Finished)]
-        groups = {sample.prompt_index for sample in finished} if self._holds else set()
+        groups = {sample.prompt_index for sample in finished} if self._request.holds_groups else set()
         held = (sample for index in groups for sample in self._groups.get(index, ()))
         return len(events) + sum(sample.num_tokens for sample in (*finished, *held))
 
