@@ -63,8 +63,8 @@ class Work:
 def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Work:
     """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active."""
     arms = _checked_arms(message, door)
-    for index, prompt in enumerate(message.prompts):
-        door.check_text(num_sure_bytes(prompt), f"prompts[{index}]")
+    for index, text in enumerate(message.prompts):
+        door.check_text(num_sure_bytes(text), f"prompts[{index}]")
     priority, group_size = _priority(message.priority), sum(max(1, arm.n) for arm, _ in arms)
     num_samples = len(message.prompts) * group_size
     if num_samples > MAX_SAMPLES:

@@ -20,6 +20,7 @@ from polyhead.server.handlers import LateHandlers
 from polyhead.server.health import Health
 from polyhead.server.interceptors import CallInterceptor
 from polyhead.server.metrics import Metrics
+from polyhead.server.unread import Unread
 
 HANDSHAKE = ("grpc.server_handshake_timeout_ms", "grpc.http2.settings_timeout")
 
@@ -74,7 +75,8 @@ async def test_silent_connections_leave_room_and_are_closed(monkeypatch: pytest.
     limit = 8
     monkeypatch.setattr(listen, "max_connections", lambda descriptors: limit)
     monkeypatch.setattr(listen, "SERVER_OPTIONS", tuple((key, 300 if key in HANDSHAKE else value) for key, value in listen.SERVER_OPTIONS))
-    server = listen.make_server(ServeConfig(), CallInterceptor(Authenticator(), 30.0, lambda *_: None), Health(), LateHandlers())
+    interceptor = CallInterceptor(Authenticator(), 30.0, lambda *_: None, Unread(1 << 30, 900.0))
+    server = listen.make_server(ServeConfig(), interceptor, Health(), LateHandlers())
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:

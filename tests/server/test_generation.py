@@ -13,7 +13,7 @@ from polyhead.server.engine.live import ActiveSet
 from polyhead.server.engine.sequence import Drawn, Event, Finished, FinishReason, Request, Sample, SamplingParams, Sequence
 from polyhead.server.servicers.generation import _Writer
 
-FRONTEND: Any = SimpleNamespace(door=SimpleNamespace(tokenizer=SimpleNamespace(decode=str)))  # reads replies, for their checks
+FRONTEND: Any = SimpleNamespace(door=SimpleNamespace(tokenizer=SimpleNamespace(decode_after=lambda before: str)))  # reads replies
 
 
 def streaming_request(num_samples: int) -> Request:
