@@ -82,7 +82,16 @@ def _missing(what: str) -> FailedPrecondition:
 
 def cache_folder() -> Path:
     """What can be made again: $XDG_CACHE_HOME/polyhead (~/.cache/polyhead)."""
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / ".cache") / "polyhead"
+    return user_folder("XDG_CACHE_HOME", ".cache")
+
+
+def user_folder(variable: str, beside_home: str) -> Path:
+    """Ours below $XDG_CACHE_HOME and its like, or below the user's home. FailedPrecondition for a user who has neither."""
+    try:
+        return Path(os.environ.get(variable) or Path.home() / beside_home) / "polyhead"
+    except RuntimeError:  # no HOME, and no name under which the system knows one
+        what = f"this user has no home folder to keep files in: uid {os.getuid()}"
+        raise FailedPrecondition(f"{what}\nhint: set HOME, or {variable} and --store, to a folder that it may write to") from None
 
 
 def _is_complete(folder: Path) -> bool:

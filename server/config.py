@@ -15,6 +15,7 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
+from polyhead.heads.embedded import user_folder
 from polyhead.heads.errors import InvalidArgument
 from polyhead.server.auth import Authenticator, Role, Token, hash_token, load_tokens
 from polyhead.server.setting_errors import setting_error
@@ -135,9 +136,8 @@ class ServeConfig(BaseSettings):
         """Where heads live: as told, or `$XDG_STATE_HOME/polyhead/<model>`, one folder per model and split."""
         if self.store is not None:
             return self.store
-        state = Path(os.environ.get("XDG_STATE_HOME") or Path.home() / ".local" / "state")
         name = re.sub(r"[^a-z0-9._-]+", "-", Path(self.model or "smollm2-135m-instruct").name.lower()).strip("-.") or "model"
-        return state / "polyhead" / (f"{name}-k{self.split_layer}" if self.split_layer else name)
+        return user_folder("XDG_STATE_HOME", ".local/state") / (f"{name}-k{self.split_layer}" if self.split_layer else name)
 
     def authenticator(self) -> Authenticator:
         """Reads the tokens file; raises InvalidArgument if it is not as it should be."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import logging
 import os
 import sys
 from pathlib import Path
@@ -15,6 +16,7 @@ from polyhead.server import logs
 from polyhead.server.breathing import bound_spinning
 from polyhead.server.config import ServeConfig, load_config
 from polyhead.server.memory import bound_malloc
+from polyhead.server.start_errors import explained
 
 if TYPE_CHECKING:
     from polyhead.server.card import Addresses
@@ -86,18 +88,26 @@ def start(config: ServeConfig, *, json_ready: bool = False) -> None:
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: a local folder needs no network
     from polyhead.server import card, lifecycle
 
+    has_started = False
+
     def announce(services: Services, addresses: Addresses) -> None:
+        nonlocal has_started
+        has_started = True
         text = card.ready_line(services, addresses) if json_ready else card.card(services, addresses)
         print(text, flush=True)
 
-    asyncio.run(lifecycle.run(config, _progress(), announce))
+    try:
+        asyncio.run(lifecycle.run(config, _progress(), announce))
+    except OSError as error:
+        if has_started:
+            raise
+        logging.getLogger("polyhead.server").debug("the start failed", exc_info=True)
+        raise explained(error) from None
 
 
 def _progress() -> Progress:
     """A line a step: in grey on a terminal, else a log line."""
     if not sys.stderr.isatty():
-        import logging
-
         return logging.getLogger("polyhead.server").info
     from rich.console import Console
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Callable, Mapping
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -17,6 +15,7 @@ from polyhead.heads.composition import check_composition
 from polyhead.heads.errors import FailedPrecondition
 from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_head
 from polyhead.heads.manifest import OutputKind
+from polyhead.heads.osio import StoreIoError
 from polyhead.heads.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store import HeadStore
 from polyhead.server.breathing import Breather, has_spare_core
@@ -39,6 +38,7 @@ from polyhead.server.rules import RuleBook
 from polyhead.server.servicers.heads import MAX_PUSHES
 from polyhead.server.shelf import Shelf
 from polyhead.server.text import Tokenizer
+from polyhead.server.tokenizer_files import read_eos_ids
 from polyhead.server.transcripts import TranscriptBook
 from polyhead.server.workers import Workers
 
@@ -94,6 +94,7 @@ class Services:
 def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, progress: Progress) -> Services:
     """Everything but the active set, which `bring_up_heads` loads once the engine runs. PolyheadError says what cannot be."""
     _check_device(config.device)
+    store_folder = config.store_dir  # a user without a home folder learns it before the trunk is hashed
     folder = _model_folder(config, progress)
     progress("reading the model's description")
     checkpoint = Checkpoint.open(folder)
@@ -102,12 +103,19 @@ def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, prog
     progress("hashing the trunk")
     identity = trunk_id(checkpoint, spec)
     # before the weights: a second server learns at once that it is one; pushes are counted by who makes them, with a reserve
-    store = HeadStore.open(config.store_dir, identity, max_staged=2 * MAX_PUSHES)
+    store = _open_store(store_folder, identity)
     try:
         return _build(config, checkpoint, spec, identity, store, metrics, workers, progress)
     except BaseException:
         store.close()
         raise
+
+
+def _open_store(folder: Path, trunk_id: str) -> HeadStore:
+    try:
+        return HeadStore.open(folder, trunk_id, max_staged=2 * MAX_PUSHES)
+    except StoreIoError as error:
+        raise FailedPrecondition(f"{error.message}: {folder}\nhint: name a folder that this user may write to: --store DIR") from None
 
 
 def _build(
@@ -120,14 +128,14 @@ def _build(
     workers: Workers,
     progress: Progress,
 ) -> Services:
+    tokenizer = Tokenizer.load(checkpoint.folder, spec.vocab_size)  # small files first: what is wrong with them shows at once
+    eos_ids = read_eos_ids(checkpoint)
+    rules, recipes = RuleBook(tokenizer, config.rules, spec.vocab_size), RecipeBook(config.recipes)
+    formats = TranscriptBook(tokenizer, config.formats)
     progress(f"loading the trunk: layers 0 to {spec.split_layer - 1} of {spec.num_layers}")
     trunk = build_trunk(checkpoint, spec, computed_in(config.trunk_dtype, config.device), config.device)
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
-    tokenizer = Tokenizer.load(checkpoint.folder, spec.vocab_size)
-    rules, recipes = RuleBook(tokenizer, config.rules, spec.vocab_size), RecipeBook(config.recipes)
-    formats = TranscriptBook(tokenizer, config.formats)
-    eos_ids = read_eos_ids(checkpoint)
     max_context = min(config.max_context or spec.context_length, spec.context_length)
     engine = build_engine(config, trunk, eos_ids, max_context)
     served = ServedTrunk(spec, identity, config.trunk_dtype, _rule_defaults(rules))
@@ -234,16 +242,6 @@ def server_facts(services: Services) -> ServerFacts:
         disk_free_bytes=free,
         disk_size_bytes=size,
     )
-
-
-def read_eos_ids(checkpoint: Checkpoint) -> frozenset[int]:
-    """From generation_config.json if it names any, else from the config. Nothing else of that file counts."""
-    file = checkpoint.folder / "generation_config.json"
-    plain: Mapping[str, Any] = json.loads(file.read_text(encoding="utf-8")) if file.is_file() else {}
-    found = plain.get("eos_token_id")
-    if found is None:
-        found = checkpoint.config.eos_token_id
-    return frozenset() if found is None else frozenset(found if isinstance(found, list) else [found])
 
 
 def computed_in(name: str, device: str) -> torch.dtype:

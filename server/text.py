@@ -15,6 +15,7 @@ from polyhead.server import control_tokens as control
 from polyhead.server.chat_template import ChatTemplate
 from polyhead.server.continuation import Continuation, Decode
 from polyhead.server.text_bounds import most_bytes_per_token
+from polyhead.server.tokenizer_files import load_tokenizer
 
 ROLES = ("system", "user", "assistant")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt")
@@ -44,10 +45,8 @@ class Tokenizer:
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int | None = None) -> Tokenizer:
-        """Read a local folder; nothing is fetched and no code of the folder's runs."""
-        from transformers import AutoTokenizer
-
-        tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
+        """Read a local folder. FailedPrecondition or DataLoss names what is missing or damaged."""
+        tokenizer = load_tokenizer(folder)
         digest = hashlib.sha256()
         for name in _TOKENIZER_FILES:
             if (folder / name).is_file():

@@ -57,14 +57,14 @@ def region() -> Region:
         llvm.add_symbol(name, ctypes.cast(getattr(library, name), ctypes.c_void_p).value)
     from polyhead.server.engine.compiled.entry import compiled_entry
 
-    folder = cache_folder() / "compiled"
-    numba.config.CACHE_DIR = str(folder)  # not beside the sources, its own choice: there a server often may not write
     with announcing_compilation():
         try:
+            folder = cache_folder() / "compiled"
+            numba.config.CACHE_DIR = str(folder)  # not beside the sources, its own choice: there a server often may not write
             folder.mkdir(parents=True, exist_ok=True)
             entry = compiled_entry(_fingerprint(), is_kept=True)  # type: ignore[no-untyped-call]
-        except Exception as error:  # no room, no right, or a file that somebody damaged: whatever unpickling it says
-            logger.warning("compiled layers are made anew at every start, %s cannot be used: %s", folder, error)
+        except Exception as error:  # no folder, no room, no right, or a file that somebody damaged: whatever unpickling it says
+            logger.warning("compiled layers are made anew at every start, the cache folder cannot be used: %s", error)
             entry = compiled_entry(_fingerprint(), is_kept=False)  # type: ignore[no-untyped-call]
     if (taken_s := time.monotonic() - started_at) > WORTH_SAYING_S:
         logger.info("compiled the layers for this machine in %.0f s", taken_s)

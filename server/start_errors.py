@@ -1,0 +1,31 @@
+"""What keeps a server from starting and is no PolyheadError: the system's errors, in words, with what to do. Knows no model."""
+
+from __future__ import annotations
+
+import errno
+
+from polyhead.heads.errors import FailedPrecondition
+
+__all__ = ["explained"]
+
+_FOLDERS = "--store for the heads, XDG_CACHE_HOME and HF_HOME for what can be made again"
+_HINTS = {
+    errno.EACCES: f"give this user the right, or name folders that it may write to: {_FOLDERS}",
+    errno.EPERM: f"give this user the right, or name folders that it may write to: {_FOLDERS}",
+    errno.EROFS: f"name folders on a disk that can be written to: {_FOLDERS}",
+    errno.ENOSPC: f"free some space, or name folders on another disk: {_FOLDERS}",
+    errno.EDQUOT: f"free some space, or name folders on another disk: {_FOLDERS}",
+    errno.EMFILE: "raise the limit of open files: ulimit -n, or LimitNOFILE= of a systemd unit",
+    errno.ENFILE: "the machine has no more open files to give: raise fs.file-max",
+    errno.ENOENT: "is it a broken link, or was it deleted a moment ago?",
+    errno.ENOTDIR: "a file is where a folder should be",
+    errno.EIO: "the disk does not answer as it should: look at the kernel's log",
+}
+
+
+def explained(error: OSError) -> FailedPrecondition:
+    """The same as an error that is shown in two lines; whoever starts a server may read its paths."""
+    what = error.strerror or str(error) or type(error).__name__
+    where = f": {error.filename}" if error.filename else ""
+    hint = _HINTS.get(error.errno or 0, "run it again with POLYHEAD_LOG_LEVEL=DEBUG for the place in the code")
+    return FailedPrecondition(f"the system refused something that the start needs: {what}{where}\nhint: {hint}")
