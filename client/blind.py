@@ -4,6 +4,7 @@
     page = blinded.shown_json()                        # [{"id", "text", "evidence"}] in shuffled order: for the frontend
     record = blinded.key_json()                        # {id: {"head", "version", "sample_seed", ...}}: for storage only
     prompt = blinded.continue_from(chosen_id, [{"role": "user", "content": "And then?"}])
+    row = blinded.to_preference(chosen_id)             # with blind(samples, prompt=...): {"prompt", "chosen", "rejected"} for a trainer
 
 Nothing in the shown part depends on a candidate's head, on its place among the samples or on when it was finished. The text is shown as
 it was sampled: what a head says about itself there is the caller's affair. Sends nothing.
@@ -55,6 +56,7 @@ class BlindCandidates:
 
     shown: tuple[Candidate, ...]
     _samples: dict[str, Sample] = field(repr=False)  # by id
+    _prompt: str | tuple[Message, ...] | None = field(default=None, repr=False)  # what they answer, as it was given
 
     def shown_json(self) -> list[dict[str, Any]]:
         """For the frontend: plain values that json.dumps takes."""
@@ -81,13 +83,36 @@ class BlindCandidates:
         """The prompt of the next turn, behind the chosen candidate: its exact ids, so its cache is hit."""
         return continue_from(self.sample(candidate_id), messages)
 
+    def to_preference(self, chosen_id: str, rejected_id: str = "") -> dict[str, Any]:
+        """{"prompt", "chosen", "rejected"} as TRL's reward and DPO trainers take it: messages where the prompt was messages, else texts.
+
+        `rejected_id` may be left out where there are two candidates. InvalidArgument if `blind` was not given the prompt.
+        """
+        if self._prompt is None:
+            raise InvalidArgument("the row needs the prompt as text or messages: give blind(samples, prompt=...)", field="prompt")
+        others = [candidate.id for candidate in self.shown if candidate.id != chosen_id]
+        if not rejected_id and len(others) != 1:
+            raise InvalidArgument(f"name the rejected one of {len(self.shown)} candidates: rejected_id=", field="rejected_id")
+        chosen, rejected = self.sample(chosen_id).text, self.sample(rejected_id or others[0]).text
+        if rejected_id == chosen_id:
+            raise InvalidArgument("a candidate cannot be chosen and rejected", field="rejected_id")
+        if isinstance(self._prompt, str):
+            return {"prompt": self._prompt, "chosen": chosen, "rejected": rejected}
+        prompt = [dict(message) for message in self._prompt]
+        return {"prompt": prompt, "chosen": _reply(chosen), "rejected": _reply(rejected)}
+
 
 def blind(
-    samples: Sequence[Sample], *, evidence: Sequence[Evidence | None] | None = None, rng: random.Random | None = None
+    samples: Sequence[Sample],
+    *,
+    evidence: Sequence[Evidence | None] | None = None,
+    rng: random.Random | None = None,
+    prompt: str | Sequence[Message] | None = None,
 ) -> BlindCandidates:
     """Candidates of one prompt, from one or several arms or calls, in random order under random ids.
 
     `evidence`: one entry a sample, None for a reply without; only the prompts of those with evidence may differ from the others'.
+    `prompt`: what they answer, text or messages, for `to_preference`.
     `rng` draws order and ids; left out, it is the system's own, and no one can foretell them. Raises InvalidArgument for no samples,
     for one that was aborted or failed, and for samples of different prompts.
     """
@@ -95,7 +120,12 @@ def blind(
     draw = rng or random.SystemRandom()
     order = draw.sample(range(len(samples)), len(samples))
     shown = tuple(Candidate(f"{draw.getrandbits(_ID_BITS):0{_ID_BITS // 4}x}", samples[index].text, sources[index]) for index in order)
-    return BlindCandidates(shown, {candidate.id: samples[index] for candidate, index in zip(shown, order, strict=True)})
+    by_id = {candidate.id: samples[index] for candidate, index in zip(shown, order, strict=True)}
+    return BlindCandidates(shown, by_id, prompt if prompt is None or isinstance(prompt, str) else tuple(prompt))
+
+
+def _reply(text: str) -> list[dict[str, str]]:
+    return [{"role": "assistant", "content": text}]
 
 
 def _checked(samples: Sequence[Sample], evidence: Sequence[Evidence | None] | None) -> Sequence[Evidence | None]:

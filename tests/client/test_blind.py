@@ -147,3 +147,28 @@ def test_what_cannot_be_shown_side_by_side() -> None:
         assert caught.value.field == field
         assert text in caught.value.message
     assert len(blind([sample(0), other], evidence=[None, CARD]).shown) == 2  # search results stand in its own context
+
+
+def test_a_choice_becomes_a_trainers_row() -> None:
+    """TRL's columns: texts for a prompt of text, messages for one of messages."""
+    question = [{"role": "user", "content": "Why?"}]
+    for prompt, wrap in (("Why?", str), (question, lambda text: [{"role": "assistant", "content": text}])):
+        blinded = blind(four()[:2], prompt=prompt)
+        chosen, rejected = blinded.shown
+        row = {"prompt": prompt, "chosen": wrap(chosen.text), "rejected": wrap(rejected.text)}
+        assert blinded.to_preference(chosen.id) == row
+        assert blinded.to_preference(chosen.id, rejected.id) == row
+        json.dumps(row)
+
+
+def test_a_row_that_cannot_be_made_says_what_is_missing() -> None:
+    blinded = blind(four(), prompt="Why?")
+    first = blinded.shown[0].id
+    with pytest.raises(errors.InvalidArgument, match="name the rejected one of 4"):
+        blinded.to_preference(first)
+    with pytest.raises(errors.InvalidArgument, match="chosen and rejected"):
+        blinded.to_preference(first, first)
+    with pytest.raises(errors.NotFound):
+        blinded.to_preference(first, "nobody")
+    with pytest.raises(errors.InvalidArgument, match="prompt="):
+        blind(four()[:2]).to_preference(first)
