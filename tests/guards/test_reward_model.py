@@ -9,13 +9,15 @@ from typing import Any
 import pytest
 
 from tests.e2e.support import serving
+from tests.e2e.tiny import save_tiny_llama
 from tests.guards.test_readme import DEFAULT_ADDRESS, RUNS
 from tests.guards.tree import ROOT
 
 DOCUMENT = ROOT / "docs" / "reward-model.md"
 
 
-def test_its_python_runs(tiny_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    tiny_model = save_tiny_llama(tmp_path / "model")
     text = DOCUMENT.read_text(encoding="utf-8")
     blocks = [(match[1], text[: match.start(1)].count("\n")) for match in RUNS.finditer(text)]
     assert len(blocks) == 2
