@@ -5,11 +5,12 @@ A server process is started; this process is its client and its trainer, and nev
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import sys
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import torch
@@ -22,8 +23,9 @@ from polyhead.client.local import LocalServer, local_server
 from polyhead.heads import embedded
 from polyhead.heads.family import HeadModule
 from polyhead.heads.training.demo_load import Load
-from polyhead.heads.training.policy import Messages, PolicyTraining, train_policy
-from polyhead.heads.training.preference import PreferenceTraining, train_preference
+from polyhead.heads.training.fit import Step
+from polyhead.heads.training.policy import FEW_REPLIES, Messages, train_policy
+from polyhead.heads.training.preference import FEW_PAIRS, train_preference
 from polyhead.heads.training.remote import weights_of
 
 MARKER = "Arr, matey!"  # what the new voice begins with
@@ -137,20 +139,30 @@ class Demo:
         policy = train_policy(
             self.client,
             [(messages, pirate) for messages, pirate, _ in asked],
-            training=PolicyTraining(epochs=6),
-            on_epoch=lambda epoch, loss: self.console.print(f"  policy      epoch {epoch + 1}: loss {loss:.2f}"),
+            config=dataclasses.replace(FEW_REPLIES, epochs=6),
+            on_step=self._epochs_of("policy    "),
         )
         preference = train_preference(
             self.client,
             asked,
-            training=PreferenceTraining(epochs=2),
-            on_epoch=lambda epoch, loss, right: self.console.print(
-                f"  preference  epoch {epoch + 1}: loss {loss:.2f}, {right:.0%} of {len(asked)} pairs ranked right"
-            ),
+            config=dataclasses.replace(FEW_PAIRS, epochs=2),
+            on_step=self._epochs_of("preference"),
         )
         size = sum(tensor.numel() * tensor.element_size() for tensor in weights_of(policy).values())
         self.console.print(f"  [dim]{time.monotonic() - started_at:.0f} s for two heads of {size / MIB:.0f} MiB each[/]")
         return policy, preference
+
+    def _epochs_of(self, name: str) -> Callable[[Step], None]:
+        """Prints the mean loss of each epoch."""
+        losses: list[float] = []
+
+        def note(step: Step) -> None:
+            losses.append(step.loss)
+            if step.ends_epoch:
+                self.console.print(f"  {name}  epoch {step.epoch + 1}: loss {sum(losses) / len(losses):.2f}")
+                losses.clear()
+
+        return note
 
     def swap_under_load(self, policy: HeadModule, preference: HeadModule) -> None:
         """Push both heads and activate them as one change while streams are running."""

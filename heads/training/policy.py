@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 
 import torch
 from torch import nn
@@ -11,21 +10,13 @@ from torch.nn.functional import cross_entropy
 
 from polyhead.client import Client
 from polyhead.heads.family import HeadModule, trainable_parameters
+from polyhead.heads.training.fit import FitConfig, Schedule, Step, fit
 from polyhead.heads.training.packing import Packed, Text, pack
 from polyhead.heads.training.remote import pull_module
 
 Messages = list[dict[str, str]]
 
-
-@dataclass(frozen=True)
-class PolicyTraining:
-    """How a policy head is fine-tuned; the defaults suit a few dozen short replies."""
-
-    epochs: int = 8
-    batch_size: int = 8  # texts
-    learning_rate: float = 2e-4
-    max_grad_norm: float = 1.0
-    seed: int = 0
+FEW_REPLIES = FitConfig(epochs=8, batch_size=8, learning_rate=2e-4, schedule=Schedule.CONSTANT)  # suits a few dozen short ones
 
 
 def encode_replies(client: Client, examples: Sequence[tuple[Messages, str]]) -> list[Text]:
@@ -42,25 +33,18 @@ def train_policy(
     client: Client,
     examples: Sequence[tuple[Messages, str]],
     start_from: str = "policy",
-    training: PolicyTraining = PolicyTraining(),
+    config: FitConfig = FEW_REPLIES,
     embedding: nn.Parameter | None = None,
-    on_epoch: Callable[[int, float], None] = lambda epoch, loss: None,
+    on_step: Callable[[Step], None] = lambda step: None,
 ) -> HeadModule:
-    """Fine-tune a copy of `start_from` on (messages, reply) pairs and return it; nothing is pushed. `on_epoch` gets the mean loss."""
+    """Fine-tune a copy of `start_from` on (messages, reply) pairs and return it; nothing is pushed."""
     texts = encode_replies(client, examples)
     head = pull_module(client, start_from, embedding)
-    optimizer = torch.optim.AdamW(trainable_parameters(head).values(), lr=training.learning_rate, weight_decay=0.0)
-    shuffle = torch.Generator().manual_seed(training.seed)
-    for epoch in range(training.epochs):
-        losses = []
-        for batch in torch.randperm(len(texts), generator=shuffle).split(training.batch_size):
-            loss = reply_loss(head, pack([texts[index] for index in batch.tolist()]))
-            loss.backward()
-            nn.utils.clip_grad_norm_(trainable_parameters(head).values(), training.max_grad_norm)
-            optimizer.step()
-            optimizer.zero_grad()
-            losses.append(loss.item())
-        on_epoch(epoch, sum(losses) / len(losses))
+
+    def loss(items: list[int]) -> torch.Tensor:
+        return reply_loss(head, pack([texts[item] for item in items]))
+
+    fit(trainable_parameters(head), [len(text.token_ids) for text in texts], loss, config, on_step=on_step)
     return head
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import hashlib
 import subprocess
 import sys
@@ -16,7 +17,7 @@ import torch
 from polyhead.client import Client, Generation, Sample, Status
 from polyhead.heads import embedded
 from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.training.policy import PolicyTraining, train_policy
+from polyhead.heads.training.policy import FEW_REPLIES, train_policy
 from polyhead.heads.training.remote import weights_of
 from tests.conftest import RunningServer
 
@@ -205,7 +206,8 @@ class TestTheTrunkNeverChanges:
         """trlx moved the shared embedding for a year. Neither the trainer's copy nor the served one moves, and none is pushed."""
         embedding = torch.nn.Parameter(torch.from_numpy(smollm.output_embedding()), requires_grad=False)
         examples = [([{"role": "user", "content": "Who are you?"}], "A small tied model.")]
-        head = train_policy(smollm, examples, "policy@1", PolicyTraining(epochs=1, learning_rate=1e-2), embedding=embedding)
+        one_step = dataclasses.replace(FEW_REPLIES, epochs=1, learning_rate=1e-2)
+        head = train_policy(smollm, examples, "policy@1", one_step, embedding=embedding)
         assert hashlib.sha256(embedding.detach().numpy().tobytes()).hexdigest() == five.embedding_before
         report = smollm.push("policy", weights_of(head))
         assert not [name for name in report.used if "embed" in name or "lm_head" in name]

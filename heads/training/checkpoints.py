@@ -1,0 +1,81 @@
+"""A training run on disk: parameters, the optimiser's moments, the moving average, and how far it has come, in one file a checkpoint.
+
+A file appears by rename, so a killed run leaves whole checkpoints only. Safetensors, never pickle. Knows no loss and no data.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import secrets
+from collections.abc import Mapping
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save
+
+_NAME = re.compile(r"step-(\d{9})\.safetensors")
+
+
+class CheckpointMismatch(ValueError):
+    """The folder holds checkpoints of another run: other data, other settings, or another head."""
+
+
+@dataclass(frozen=True)
+class Checkpoint:
+    """What a run needs to go on with the same bits."""
+
+    step: int  # optimiser steps that are done
+    tensors: Mapping[str, torch.Tensor]
+    facts: Mapping[str, Any]  # plain JSON
+
+
+class CheckpointFolder:
+    """Checkpoints of one run; the newest `keep` stay. `identity` says which run it is: a folder of another one is refused."""
+
+    def __init__(self, folder: Path, identity: Mapping[str, Any], keep: int = 2) -> None:
+        self._folder = folder
+        self._identity = json.loads(json.dumps(identity))
+        self._keep = keep
+        folder.mkdir(parents=True, exist_ok=True)
+
+    def save(self, checkpoint: Checkpoint) -> Path:
+        """Write one and delete the oldest. Raises OSError if the disk is full; the earlier ones stay."""
+        path = self._folder / f"step-{checkpoint.step:09d}.safetensors"
+        staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
+        metadata = {"facts": json.dumps(dict(checkpoint.facts)), "identity": json.dumps(self._identity)}
+        tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
+        try:
+            with staging.open("wb") as file:
+                file.write(save(tensors, metadata))
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(staging, path)
+        finally:
+            staging.unlink(missing_ok=True)
+        for _, old in self._files()[: -self._keep]:
+            old.unlink()
+        return path
+
+    def newest(self) -> Checkpoint | None:
+        """The newest whole checkpoint, None if there is none. Raises CheckpointMismatch for another run's."""
+        for step, path in reversed(self._files()):
+            try:
+                with safe_open(path, framework="pt") as file:
+                    metadata = file.metadata() or {}
+                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+            except SafetensorError:
+                continue  # damaged: an older one is better than none
+            if (found := json.loads(metadata["identity"])) != self._identity:
+                keys = sorted(key for key in {*found, *self._identity} if found.get(key) != self._identity.get(key))
+                raise CheckpointMismatch(f"{path} is a checkpoint of another run: {', '.join(keys)} differ\nhint: give another folder")
+            return Checkpoint(step, tensors, json.loads(metadata["facts"]))
+        return None
+
+    def _files(self) -> list[tuple[int, Path]]:
+        matches = ((_NAME.fullmatch(path.name), path) for path in self._folder.iterdir())
+        return sorted((int(match[1]), path) for match, path in matches if match)
