@@ -18,6 +18,7 @@ from polyhead.client.cli_heads import heads_app
 from polyhead.client.cli_ood import ood_app
 from polyhead.client.cli_session import fail, readable_errors
 from polyhead.client.cli_status import health_command, status_command
+from polyhead.client.cli_train import train_command
 
 __all__ = ["build_app"]
 
@@ -43,6 +44,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("configurations")(configurations_command)
     app.add_typer(heads_app, name="heads")
     app.add_typer(ood_app, name="ood")
+    app.command("train")(train_command)
     app.command("split")(split_command)
     app.command("merge")(merge_command)
     _add_bench(app, arguments)

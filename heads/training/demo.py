@@ -22,11 +22,13 @@ from polyhead.client import Client, Sample
 from polyhead.client.local import LocalServer, local_server
 from polyhead.heads import embedded
 from polyhead.heads.family import HeadModule
+from polyhead.heads.training.data import Comparison, Demonstration, Messages
 from polyhead.heads.training.demo_load import Load
 from polyhead.heads.training.fit import Step
-from polyhead.heads.training.policy import FEW_REPLIES, Messages, train_policy
+from polyhead.heads.training.policy import FEW_REPLIES, train_policy
 from polyhead.heads.training.preference import FEW_PAIRS, train_preference
 from polyhead.heads.training.remote import weights_of
+from polyhead.heads.training.state_store import StateStore
 
 MARKER = "Arr, matey!"  # what the new voice begins with
 PROMPTS = ("Why is the sky blue?", "Give me a name for a small robot.", "What should I cook tonight?")
@@ -54,7 +56,8 @@ class Claims:
 class Demo:
     """The story, a method a chapter."""
 
-    def __init__(self, client: Client, console: Console) -> None:
+    def __init__(self, client: Client, console: Console, folder: Path) -> None:
+        self.folder = folder
         self.client = client
         self.console = console
         self.claims = Claims(console)
@@ -136,15 +139,18 @@ class Demo:
         self._chapter("3. Training on boundary states: this process never holds the trunk")
         asked = [(_ask(each["question"]), each["pirate"], each["plain"]) for each in self.train]
         started_at = time.monotonic()
+        states = StateStore(self.client, self.folder / "states")
         policy = train_policy(
             self.client,
-            [(messages, pirate) for messages, pirate, _ in asked],
+            [Demonstration(messages, pirate) for messages, pirate, _ in asked],
+            states,
             config=dataclasses.replace(FEW_REPLIES, epochs=6),
             on_step=self._epochs_of("policy    "),
         )
         preference = train_preference(
             self.client,
-            asked,
+            [Comparison(messages, (pirate, plain), (1, 2)) for messages, pirate, plain in asked],
+            states,
             config=dataclasses.replace(FEW_PAIRS, epochs=2),
             on_step=self._epochs_of("preference"),
         )
@@ -282,14 +288,14 @@ def _shortened(text: str, width: int) -> str:
     return line if len(line) <= width else line[: max(0, width - 1)] + "…"
 
 
-def _serve(console: Console, store: str) -> int:
+def _serve(console: Console, folder: Path) -> int:
     def show(line: str) -> None:
         console.print(f"  [dim]{escape(line)}[/]", soft_wrap=True, highlight=False)
 
-    with local_server(["--store", store], on_log=show) as server, Client(server.address, timeout=600.0) as client:
+    with local_server(["--store", str(folder / "heads")], on_log=show) as server, Client(server.address, timeout=600.0) as client:
         client.wait_ready(120.0)
         _show_card(console, server)
-        return Demo(client, console).run()
+        return Demo(client, console, folder).run()
 
 
 def _show_card(console: Console, server: LocalServer) -> None:
@@ -306,8 +312,8 @@ def main() -> int:
     console = Console(highlight=False, width=None if Console().is_terminal else 120)
     console.print("[bold]0. A real server process on the embedded SmolLM2-135M-Instruct[/]")
     embedded.prepare(lambda text: console.print(f"  [dim]{escape(text)}[/]"))
-    with tempfile.TemporaryDirectory(prefix="polyhead-demo-") as store:
-        return _serve(console, f"{store}/heads")
+    with tempfile.TemporaryDirectory(prefix="polyhead-demo-") as folder:
+        return _serve(console, Path(folder))
 
 
 if __name__ == "__main__":

@@ -10,41 +10,43 @@ from torch.nn.functional import cross_entropy
 
 from polyhead.client import Client
 from polyhead.heads.family import HeadModule, trainable_parameters
+from polyhead.heads.training.checkpoints import CheckpointFolder
+from polyhead.heads.training.data import Demonstration
 from polyhead.heads.training.fit import FitConfig, Schedule, Step, fit
 from polyhead.heads.training.packing import Packed, Text, pack
 from polyhead.heads.training.remote import pull_module
-
-Messages = list[dict[str, str]]
+from polyhead.heads.training.state_store import StateStore
+from polyhead.heads.training.texts import Texts
 
 FEW_REPLIES = FitConfig(epochs=8, batch_size=8, learning_rate=2e-4, schedule=Schedule.CONSTANT)  # suits a few dozen short ones
 
 
-def encode_replies(client: Client, examples: Sequence[tuple[Messages, str]]) -> list[Text]:
-    """Prompt and reply as ids, the reply closed by the model's own end token, and what the trunk says about them: fetched once."""
-    end = client.trunk().eos_token_ids[0]
-    prompts = [client.tokenize(messages) for messages, _ in examples]
-    replies = [[*client.tokenize(reply, special_tokens=False), end] for _, reply in examples]
-    ids = [prompt + reply for prompt, reply in zip(prompts, replies, strict=True)]
-    states = client.encode(ids)
-    return [Text(row, torch.from_numpy(state), len(prompt)) for row, state, prompt in zip(ids, states, prompts, strict=True)]
+def encode_replies(client: Client, examples: Sequence[Demonstration], states: StateStore) -> list[Text]:
+    """Prompt and reply as ids, the reply closed by the model's own end token, and what the trunk says about them."""
+    texts = Texts(client)
+    pairs = [(texts.prompt(example.prompt), texts.reply(example.completion)) for example in examples]
+    ids = [prompt + reply for prompt, reply in pairs]
+    return [Text(row, state, len(prompt)) for row, state, (prompt, _) in zip(ids, states.states(ids), pairs, strict=True)]
 
 
 def train_policy(
     client: Client,
-    examples: Sequence[tuple[Messages, str]],
+    examples: Sequence[Demonstration],
+    states: StateStore,
     start_from: str = "policy",
     config: FitConfig = FEW_REPLIES,
     embedding: nn.Parameter | None = None,
+    checkpoints: CheckpointFolder | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> HeadModule:
-    """Fine-tune a copy of `start_from` on (messages, reply) pairs and return it; nothing is pushed."""
-    texts = encode_replies(client, examples)
+    """Fine-tune a copy of `start_from` on demonstrations and return it; nothing is pushed."""
+    texts = encode_replies(client, examples, states)
     head = pull_module(client, start_from, embedding)
 
     def loss(items: list[int]) -> torch.Tensor:
         return reply_loss(head, pack([texts[item] for item in items]))
 
-    fit(trainable_parameters(head), [len(text.token_ids) for text in texts], loss, config, on_step=on_step)
+    fit(trainable_parameters(head), [len(text.token_ids) for text in texts], loss, config, checkpoints, on_step)
     return head
 
 
@@ -52,3 +54,10 @@ def reply_loss(head: HeadModule, packed: Packed) -> torch.Tensor:
     """Mean cross-entropy of the replies' tokens; the output projection runs on their rows alone."""
     logits = head(packed.states_1TD, packed.positions_1T, packed.next_token_rows, attention_mask=packed.mask_11TT)
     return cross_entropy(logits, packed.next_tokens)
+
+
+@torch.no_grad()
+def held_out_loss(head: HeadModule, texts: Sequence[Text]) -> float:
+    """Mean cross-entropy of a token of the replies, in nats."""
+    total = sum(float(reply_loss(head, pack([text]))) * (len(text.token_ids) - text.num_prompt) for text in texts)
+    return total / sum(len(text.token_ids) - text.num_prompt for text in texts)

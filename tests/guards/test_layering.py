@@ -38,6 +38,7 @@ LAZY = {
         "polyhead.heads.split",
         "polyhead.heads.merge",
     },
+    "polyhead.client.cli_train": {"polyhead.heads.training.runs", "polyhead.heads.training.fit"},
     "polyhead.client.cli_store": {"polyhead.heads.store", "polyhead.heads.errors"},  # repairs the store of a stopped server
 }
 

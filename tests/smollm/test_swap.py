@@ -8,6 +8,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -17,8 +18,10 @@ import torch
 from polyhead.client import Client, Generation, Sample, Status
 from polyhead.heads import embedded
 from polyhead.heads.checkpoint import Checkpoint
+from polyhead.heads.training.data import Demonstration
 from polyhead.heads.training.policy import FEW_REPLIES, train_policy
 from polyhead.heads.training.remote import weights_of
+from polyhead.heads.training.state_store import StateStore
 from tests.conftest import RunningServer
 
 pytestmark = pytest.mark.smollm
@@ -202,12 +205,12 @@ class TestTheTrunkNeverChanges:
         assert again.num_cached_tokens == 0
         assert np.array_equal(again.states[:40], five.states_before[:40])
 
-    def test_training_a_tied_head(self, smollm: Client, five: FiveHeads) -> None:
+    def test_training_a_tied_head(self, smollm: Client, five: FiveHeads, tmp_path: Path) -> None:
         """trlx moved the shared embedding for a year. Neither the trainer's copy nor the served one moves, and none is pushed."""
         embedding = torch.nn.Parameter(torch.from_numpy(smollm.output_embedding()), requires_grad=False)
-        examples = [([{"role": "user", "content": "Who are you?"}], "A small tied model.")]
+        examples = [Demonstration([{"role": "user", "content": "Who are you?"}], "A small tied model.")]
         one_step = dataclasses.replace(FEW_REPLIES, epochs=1, learning_rate=1e-2)
-        head = train_policy(smollm, examples, "policy@1", one_step, embedding=embedding)
+        head = train_policy(smollm, examples, StateStore(smollm, tmp_path), "policy@1", one_step, embedding=embedding)
         assert hashlib.sha256(embedding.detach().numpy().tobytes()).hexdigest() == five.embedding_before
         report = smollm.push("policy", weights_of(head))
         assert not [name for name in report.used if "embed" in name or "lm_head" in name]

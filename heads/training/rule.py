@@ -1,0 +1,90 @@
+"""Training of a rule head: binary cross-entropy on the two answer tokens behind the rule's question (Sparrow's five labels made two).
+
+The question's ids are the server's own (TokenizeRules), behind the dialogue's, so that the head is trained on what it will be asked.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+
+import torch
+from torch import nn
+
+from polyhead.client import Client
+from polyhead.client.errors import NotFound
+from polyhead.heads.family import HeadModule, trainable_parameters
+from polyhead.heads.training.checkpoints import CheckpointFolder
+from polyhead.heads.training.data import DataError, RuleJudgement
+from polyhead.heads.training.fit import FitConfig, Step, fit
+from polyhead.heads.training.losses import RuleLabel, rule_loss
+from polyhead.heads.training.packing import Text, pack
+from polyhead.heads.training.remote import pull_module
+from polyhead.heads.training.state_store import StateStore
+from polyhead.heads.training.texts import Texts
+
+FEW_JUDGEMENTS = FitConfig(epochs=2, batch_size=8, learning_rate=1e-4)  # a few hundred texts
+
+
+@dataclass(frozen=True)
+class Asked:
+    """Dialogues with a rule's question behind each, and what a person answered."""
+
+    texts: list[Text]
+    labels: list[RuleLabel]
+    violated_id: int
+    followed_id: int
+
+
+def encode_judgements(client: Client, rows: Sequence[RuleJudgement], states: StateStore) -> Asked:
+    """The rows that are not unsure, with their questions. Raises DataError for a rule that the server does not know."""
+    rows = [row for row in rows if row.label.target is not None]
+    try:
+        questions = client.tokenize_rules(sorted({row.rule for row in rows}))
+    except NotFound as error:
+        raise DataError(f"a rule of the data is not one of the server's: {error}") from None
+    ids_of = dict(questions.token_ids)
+    texts = Texts(client)
+    ids = [[*texts.prompt(row.prompt), *texts.reply(row.completion), *ids_of[row.rule]] for row in rows]
+    encoded = [Text(row, state, len(row)) for row, state in zip(ids, states.states(ids), strict=True)]
+    return Asked(encoded, [row.label for row in rows], questions.violated_token_id, questions.followed_token_id)
+
+
+def train_rule(
+    client: Client,
+    rows: Sequence[RuleJudgement],
+    states: StateStore,
+    start_from: str = "rule",
+    config: FitConfig = FEW_JUDGEMENTS,
+    broken_weight: float = 1.0,
+    embedding: nn.Parameter | None = None,
+    checkpoints: CheckpointFolder | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
+) -> HeadModule:
+    """Train a copy of `start_from` on judgements and return it; nothing is pushed."""
+    asked = encode_judgements(client, rows, states)
+    head = pull_module(client, start_from, embedding)
+
+    def loss(items: list[int]) -> torch.Tensor:
+        violated, followed = answers(head, asked, items)
+        return rule_loss(violated, followed, [asked.labels[item] for item in items], broken_weight)
+
+    fit(trainable_parameters(head), [len(text.token_ids) for text in asked.texts], loss, config, checkpoints, on_step)
+    return head
+
+
+def answers(head: HeadModule, asked: Asked, items: Sequence[int]) -> tuple[torch.Tensor, torch.Tensor]:
+    """(items,) logits of "broken" and of "followed", read at the question's last token."""
+    packed = pack([asked.texts[item] for item in items])
+    logits = head(packed.states_1TD, packed.positions_1T, packed.last_rows, attention_mask=packed.mask_11TT)
+    return logits[:, asked.violated_id], logits[:, asked.followed_id]
+
+
+@torch.no_grad()
+def held_out_probabilities(head: HeadModule, asked: Asked) -> list[float]:
+    """p_violate of each text."""
+    found = []
+    for item in range(len(asked.texts)):
+        violated, followed = answers(head, asked, [item])
+        found.append(float(torch.sigmoid(violated - followed)))
+    return found

@@ -1,0 +1,155 @@
+"""One training run from a data file to a pushed head: read, encode, fit, measure on held-out rows, push. What `polyhead train` calls.
+
+Nothing is pushed before the run is through: bad data, an interrupt or a full disk leave the server as it was.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import math
+from collections import defaultdict
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, TypeVar
+
+import torch
+
+from polyhead.client import Client, PushReport
+from polyhead.heads.family import HeadModule
+from polyhead.heads.training import policy, preference, rule
+from polyhead.heads.training.checkpoints import CheckpointFolder
+from polyhead.heads.training.data import DataError, read_comparisons, read_demonstrations, read_judgements
+from polyhead.heads.training.fit import FitConfig, Step, TrainingFailed, identity_of
+from polyhead.heads.training.metrics import RuleMetrics, pair_accuracy, rule_metrics
+from polyhead.heads.training.remote import pull_embedding, weights_of
+from polyhead.heads.training.state_store import StateStore
+
+__all__ = ["RunConfig", "Trained", "TrainingFailed", "preferences", "push", "rules", "settings", "sft"]
+
+T = TypeVar("T")
+OnStep = Callable[[Step], None]
+
+
+@dataclass(frozen=True)
+class RunConfig:
+    """What a run is told besides the settings of `fit`."""
+
+    data: Path
+    held_out: Path | None = None  # None: a share of the data's own rows
+    held_out_share: float = 0.1
+    start_from: str = ""  # "preference@3"; "": the active head of the kind's name
+    states: Path = Path.home() / ".cache" / "polyhead" / "states"  # boundary states, kept for later runs
+    checkpoints: Path | None = None  # a folder to resume from
+    broken_weight: float = 1.0  # rule heads: see losses.rule_loss
+
+
+@dataclass(frozen=True)
+class Trained:
+    """A finished head, and how good it is on rows that it was not trained on."""
+
+    head: HeadModule
+    metrics: dict[str, float]  # what is pushed with the head
+    lines: list[str] = field(default_factory=list)  # the same for people
+
+
+def sft(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
+    """A policy head from demonstrations."""
+    rows, held_out = _rows(run, read_demonstrations, config.seed)
+    states, source = StateStore(client, run.states), run.start_from or "policy"
+    checkpoints = _checkpoints(run, config, client, source)
+    head = policy.train_policy(client, rows, states, source, config, None, checkpoints, on_step)
+    loss = policy.held_out_loss(head, policy.encode_replies(client, held_out, states))
+    return Trained(head, {"held_out_loss": loss}, [f"held out, {len(held_out)} replies: {loss:.3f} nats a token"])
+
+
+def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
+    """A preference head from ranked replies."""
+    rows, held_out = _rows(run, read_comparisons, config.seed)
+    states, source = StateStore(client, run.states), run.start_from or "preference"
+    checkpoints = _checkpoints(run, config, client, source)
+    head = preference.train_preference(client, rows, states, source, config, checkpoints, on_step)
+    margins = preference.held_out_margins(head, preference.encode_ranked(client, held_out, states))
+    accuracy = pair_accuracy([margin for each in margins for margin in each])
+    lines = [f"held out, pairs ranked right: {accuracy}"]
+    for group, indices in _groups([row.group for row in held_out]).items():
+        lines.append(f"  {group}: {pair_accuracy([margin for index in indices for margin in margins[index]])}")
+    return Trained(head, {"held_out_accuracy": accuracy.share, "held_out_pairs": float(accuracy.count)}, lines)
+
+
+def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
+    """A rule head from judgements."""
+    rows, held_out = _rows(run, read_judgements, config.seed)
+    held_out = [row for row in held_out if row.label.target is not None]
+    if not held_out:
+        raise DataError("every held-out row is unsure: none can be measured")
+    states, source = StateStore(client, run.states), run.start_from or "rule"
+    embedding = pull_embedding(client) if client.trunk().tied else None
+    checkpoints = _checkpoints(run, config, client, source)
+    head = rule.train_rule(client, rows, states, source, config, run.broken_weight, embedding, checkpoints, on_step)
+    asked = rule.encode_judgements(client, held_out, states)
+    found = rule.held_out_probabilities(head, asked)
+    targets = [label.target or 0.0 for label in asked.labels]
+
+    def measured(indices: Sequence[int]) -> RuleMetrics:
+        return rule_metrics([found[index] for index in indices], [targets[index] for index in indices])
+
+    overall = measured(range(len(found)))
+    lines = [_line("held out, all rules", overall)]
+    lines += [_line(f"  {name}", measured(each)) for name, each in _groups([row.rule for row in held_out]).items()]
+    lines += [_line(f"  group {name}", measured(each)) for name, each in _groups([row.group for row in held_out]).items()]
+    metrics = {"held_out_accuracy": overall.accuracy.share, "held_out_auc": overall.auc, "held_out_ece": overall.ece}
+    return Trained(head, {name: value for name, value in metrics.items() if math.isfinite(value)}, lines)
+
+
+def push(client: Client, name: str, kind: Any, trained: Trained) -> PushReport:
+    """The trained head as a new version of `name`, with its metrics. It is not active."""
+    return client.push(name, weights_of(trained.head), kind=kind, metrics=trained.metrics)
+
+
+def _line(what: str, metrics: RuleMetrics) -> str:
+    return f"{what}: accuracy {metrics.accuracy}, AUC {metrics.auc:.3f}, ECE {metrics.ece:.3f}, broken {metrics.broken_share:.0%}"
+
+
+def _groups(names: Sequence[str]) -> dict[str, list[int]]:
+    """Indices by name; rows without one are in none."""
+    found: dict[str, list[int]] = defaultdict(list)
+    for index, name in enumerate(names):
+        if name:
+            found[name].append(index)
+    return dict(sorted(found.items()))
+
+
+def _rows(run: RunConfig, read: Callable[[Path], list[T]], seed: int) -> tuple[list[T], list[T]]:
+    """(rows to train on, held-out rows). A share of the data's rows is drawn by the seed alone."""
+    rows = read(run.data)
+    if run.held_out is not None:
+        return rows, read(run.held_out)
+    count = max(1, round(run.held_out_share * len(rows)))
+    if count >= len(rows):
+        raise DataError(f"{run.data}: too few rows to hold any out: {len(rows)}")
+    order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
+    return [rows[index] for index in sorted(order[count:])], [rows[index] for index in sorted(order[:count])]
+
+
+def _checkpoints(run: RunConfig, config: FitConfig, client: Client, source: str) -> CheckpointFolder | None:
+    if run.checkpoints is None:
+        return None
+    facts = {
+        "data": hashlib.sha256(run.data.read_bytes()).hexdigest(),
+        "held_out": hashlib.sha256(run.held_out.read_bytes()).hexdigest() if run.held_out else run.held_out_share,
+        "start_from": client.head(source).digest,
+        "trunk_id": client.trunk().trunk_id,
+        "precision": client.trunk().precision,
+        "broken_weight": run.broken_weight,
+    }
+    return CheckpointFolder(run.checkpoints, identity_of(config, **facts))
+
+
+DEFAULTS = {"sft": policy.FEW_REPLIES, "preference": preference.FEW_PAIRS, "rule": rule.FEW_JUDGEMENTS}
+
+
+def settings(kind: str, **changes: Any) -> FitConfig:
+    """The defaults of a kind of run, with the changes that are not None. Raises ValueError naming the field."""
+    return dataclasses.replace(DEFAULTS[kind], **{name: value for name, value in changes.items() if value is not None})

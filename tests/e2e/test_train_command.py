@@ -1,0 +1,112 @@
+"""`polyhead train` on a real server: a data file in, a pushed head with its metrics out; whatever goes wrong pushes nothing."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from typer.testing import CliRunner
+
+from polyhead.client import Client
+from polyhead.client.cli_app import build_app
+from polyhead.client.local import LocalServer
+from tests.e2e.support import serving
+from tests.e2e.tiny import EOS
+
+ANSWERS = [("good", "bad"), ("fine", "poor"), ("yes", "no")]
+PAIRS = [
+    {"prompt": [{"role": "user", "content": f"Question {index}?"}], "chosen": f"{chosen} {index}", "rejected": f"{rejected} {index}"}
+    for index in range(8)
+    for chosen, rejected in ANSWERS
+]
+REPLIES = [{"messages": row["prompt"], "completion": row["chosen"]} for row in PAIRS]
+LABELS = ["definitely-broken", "probably-followed", "unsure", "probably-broken", "definitely-followed", False]
+JUDGEMENTS = [
+    {"prompt": f"Q{index}", "completion": f"a {label}", "rule": "no-insults", "label": label, "group": "late" if index > 3 else ""}
+    for index in range(8)
+    for label in LABELS
+]
+
+
+@pytest.fixture(scope="module")
+def server(tied_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    with serving(tied_model, tmp_path_factory.mktemp("train") / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def run(server: LocalServer, tmp_path: Path) -> Any:
+    def call(task: str, rows: list[Any], *flags: str) -> Any:
+        data = tmp_path / "data.jsonl"
+        data.write_text("".join(f"{json.dumps(row)}\n" for row in rows), encoding="utf-8")
+        arguments = ["train", task, "--data", str(data), "--server", server.address, "--states", str(tmp_path / "states"), *flags]
+        return CliRunner().invoke(build_app(arguments), arguments)
+
+    return call
+
+
+def test_a_preference_head(run: Any, server: LocalServer) -> None:
+    done = run("preference", PAIRS, "--epochs", "6", "--learning-rate", "1e-3", "--held-out-share", "0.25", "--activate", "--json")
+    assert done.exit_code == 0, done.output
+    answer = json.loads(done.stdout)
+    assert answer["metrics"]["held_out_pairs"] == 6
+    assert answer["metrics"]["held_out_accuracy"] == 1.0
+    with Client(server.address) as client:
+        head = client.head(answer["head"])
+        assert (head.kind, head.active) == ("preference", True)
+        assert head.metrics["held_out_accuracy"] == 1.0
+        prompt = client.tokenize(PAIRS[0]["prompt"])
+        good, bad = ([*client.tokenize(f"{word} 5", special_tokens=False), EOS] for word in ("good", "bad"))  # as drawn replies end
+        first, second = client.score([(prompt, good), (prompt, bad)], heads=["preference"])
+        assert first.scores["preference"].value > second.scores["preference"].value
+
+
+def test_a_policy_head(run: Any, server: LocalServer) -> None:
+    done = run("sft", REPLIES, "--epochs", "1", "--name", "imitator", "--start-from", "reference")
+    assert done.exit_code == 0, done.output
+    assert "nats a token" in done.output
+    with Client(server.address) as client:
+        assert [(head.ref, head.active) for head in client.heads() if head.name == "imitator"] == [("imitator@1", False)]
+
+
+def test_a_rule_head(run: Any) -> None:
+    done = run("rule", JUDGEMENTS, "--epochs", "1", "--held-out-share", "0.5")
+    assert done.exit_code == 0, done.output
+    for word in ("held out, all rules: accuracy", "  no-insults: accuracy", "  group late: accuracy", "AUC", "ECE"):
+        assert word in done.output
+
+
+@pytest.mark.parametrize(
+    ("task", "row", "message"),
+    [
+        ("preference", {"prompt": "Q", "chosen": "a"}, 'line 25: a row must have "rejected"'),
+        ("preference", {"prompt": "Q", "replies": ["a", "b"], "ranks": [1]}, 'line 25: "ranks" must be a list of 2 whole numbers'),
+        ("preference", {"prompt": "Q", "replies": ["a", "b"], "ranks": [1, 1]}, 'line 25: "ranks" are all equal'),
+        ("preference", {"prompt": "", "chosen": "a", "rejected": "b"}, 'line 25: "prompt" must be a text or a list of messages'),
+        ("preference", [], "line 25: not a JSON object"),
+    ],
+)
+def test_bad_rows_are_named_and_push_nothing(run: Any, server: LocalServer, task: str, row: Any, message: str) -> None:
+    with Client(server.address) as client:
+        before = [head.ref for head in client.heads()]
+        done = run(task, [*PAIRS, row])
+        assert (done.exit_code, message in done.output) == (1, True), done.output
+        assert [head.ref for head in client.heads()] == before
+
+
+def test_an_unknown_rule_and_label(run: Any) -> None:
+    maybe = run("rule", [JUDGEMENTS[0], {**JUDGEMENTS[1], "label": "maybe"}])
+    assert 'line 2: "label" must be true (broken), false, or one of' in maybe.output
+    assert "no-such-rule" in run("rule", [{**row, "rule": "no-such-rule"} for row in JUDGEMENTS]).output
+
+
+def test_a_run_goes_on_from_its_checkpoints(run: Any, tmp_path: Path) -> None:
+    """A finished run's folder holds its last step: the same command trains no more, and other settings are refused."""
+    flags = ("--checkpoints", str(tmp_path / "checkpoints"), "--json")
+    first, second = (json.loads(run("preference", PAIRS, *flags, "--start-from", "preference@1").stdout) for _ in range(2))
+    assert second["metrics"] == first["metrics"]
+    refused = run("preference", PAIRS, *flags, "--start-from", "preference@1", "--epochs", "5")
+    assert (refused.exit_code, "checkpoint of another run: epochs differ" in refused.output) == (1, True)
