@@ -19,7 +19,7 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 	@touch $@
 
 demo: env  ## one round on a real model: chat, score, train, swap under load, roll back
-	@$(BIN)/python -m polyhead.heads.training.demo
+	@$(BIN)/python -m polyhead.client.demo.demo
 
 serve: env  ## a server with the embedded model on 127.0.0.1:50051
 	$(BIN)/polyhead serve

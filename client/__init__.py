@@ -8,13 +8,11 @@ with Client("127.0.0.1:50051") as c:
 
 from polyhead.client import errors
 from polyhead.client.aio import AsyncClient
-from polyhead.client.batch import to_batch
-from polyhead.client.blind import BlindCandidates, Candidate, Evidence, blind
 from polyhead.client.client import Client
 from polyhead.client.errors import PolyheadError
-from polyhead.client.options import Arm, Rule
-from polyhead.client.prompts import continue_from
-from polyhead.client.records import (
+from polyhead.client.results.batch import to_batch
+from polyhead.client.results.blind import BlindCandidates, Candidate, Evidence, blind
+from polyhead.client.results.records import (
     Calibration,
     Configuration,
     Generation,
@@ -30,7 +28,7 @@ from polyhead.client.records import (
     Status,
     TrunkInfo,
 )
-from polyhead.client.results import (
+from polyhead.client.results.results import (
     FinishReason,
     HeadKind,
     HeadScore,
@@ -48,7 +46,9 @@ from polyhead.client.results import (
     Span,
     ValueScore,
 )
-from polyhead.client.tensors import RawTensor
+from polyhead.client.weights.tensors import RawTensor
+from polyhead.client.wire.options import Arm, Rule
+from polyhead.client.wire.prompts import continue_from
 
 __all__ = [
     "Arm",

@@ -17,27 +17,11 @@ from typing import Any, Self, Unpack
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.client import convert, requests
 from polyhead.client.aio_connection import AioConnection
 from polyhead.client.calibrating import CalibrationPlan
-from polyhead.client.delta import Base
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable, Unimplemented
 from polyhead.client.fitting import plan_fit
-from polyhead.client.folding import GenerateFold, HeadFile, Rows, best_order, sample_order
-from polyhead.client.options import (
-    ConfigurationKindName,
-    CopyOptions,
-    GenerateOptions,
-    PoolingName,
-    PushOptions,
-    Rule,
-    ScoreOptions,
-    StreamOptions,
-)
-from polyhead.client.parameters import COPYING, DRAWING, PUSHING, SCORING, described
-from polyhead.client.prompts import Prompt, prompt_message, token_ids
-from polyhead.client.pushing import PushPlan, Upload, plan_push, plan_update, with_removed
-from polyhead.client.records import (
+from polyhead.client.results.records import (
     Calibration,
     Configuration,
     Generation,
@@ -48,12 +32,28 @@ from polyhead.client.records import (
     Status,
     TrunkInfo,
 )
-from polyhead.client.results import Piece, Sample, ScoredItem
+from polyhead.client.results.results import Piece, Sample, ScoredItem
 from polyhead.client.streams import AsyncPieceStream, AsyncStream
-from polyhead.client.tensors import RawTensor
-from polyhead.client.text_check import check_text
 from polyhead.client.transport import DEFAULT_TIMEOUT_S, LOOKUP_TIMEOUT_S, Deadline, Endpoint, why_not_ready
-from polyhead.client.weights import Weights
+from polyhead.client.weights.delta import Base
+from polyhead.client.weights.pushing import PushPlan, Upload, plan_push, plan_update, with_removed
+from polyhead.client.weights.tensors import RawTensor
+from polyhead.client.weights.weights import Weights
+from polyhead.client.wire import convert, requests
+from polyhead.client.wire.folding import GenerateFold, HeadFile, Rows, best_order, sample_order
+from polyhead.client.wire.options import (
+    ConfigurationKindName,
+    CopyOptions,
+    GenerateOptions,
+    PoolingName,
+    PushOptions,
+    Rule,
+    ScoreOptions,
+    StreamOptions,
+)
+from polyhead.client.wire.parameters import COPYING, DRAWING, PUSHING, SCORING, described
+from polyhead.client.wire.prompts import Prompt, prompt_message, token_ids
+from polyhead.client.wire.text_check import check_text
 from polyhead.v1 import generation_pb2, heads_pb2, trunk_pb2
 
 __all__ = ["AsyncClient"]

@@ -18,8 +18,8 @@ import numpy as np
 
 from polyhead.client.errors import FailedPrecondition, InvalidArgument, PolyheadError
 from polyhead.client.jsonl import BATCH_ITEMS
-from polyhead.client.records import Calibration, Generation, HeadVersion
-from polyhead.client.results import HeadKind, PreferenceScore, ScoredItem
+from polyhead.client.results.records import Calibration, Generation, HeadVersion
+from polyhead.client.results.results import HeadKind, PreferenceScore, ScoredItem
 
 __all__ = ["CalibrationPlan"]
 

@@ -6,9 +6,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
 
-from polyhead.client.prompts import Prompt, prompt_list, prompt_message
-from polyhead.client.requests import enum_number, layer_number, new_request_id
-from polyhead.client.text_check import names_bad_text
+from polyhead.client.wire.prompts import Prompt, prompt_list, prompt_message
+from polyhead.client.wire.requests import enum_number, layer_number, new_request_id
+from polyhead.client.wire.text_check import names_bad_text
 from polyhead.v1 import trunk_pb2, types_pb2
 
 __all__ = ["FitUpload", "plan_fit"]

@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from polyhead.client.errors import InvalidArgument, PolyheadError
-from polyhead.client.prompts import Prompt, prompt_message, token_ids
+from polyhead.client.wire.prompts import Prompt, prompt_message, token_ids
 
 __all__ = ["BATCH_ITEMS", "DataFile", "read_prompts", "read_references"]
 

@@ -38,7 +38,7 @@ def local_server(arguments: Sequence[str] = (), on_log: Callable[[str], None] = 
     command = [
         sys.executable,
         "-m",
-        "polyhead.client.cli",
+        "polyhead.client.cli.main",
         "serve",
         "--port",
         "0",

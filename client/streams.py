@@ -10,7 +10,7 @@ from types import TracebackType
 from typing import Generic, Self, TypeVar
 
 from polyhead.client.errors import FailedPrecondition
-from polyhead.client.results import Piece, Sample
+from polyhead.client.results.results import Piece, Sample
 
 __all__ = ["AsyncPieceStream", "AsyncStream", "PieceStream", "Stream"]
 

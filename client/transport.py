@@ -20,7 +20,7 @@ import grpc
 
 from polyhead.client.addresses import is_loopback
 from polyhead.client.errors import DeadlineExceeded, InvalidArgument, PolyheadError, ResourceExhausted
-from polyhead.client.text_check import check_text
+from polyhead.client.wire.text_check import check_text
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
 __all__ = [

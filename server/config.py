@@ -15,14 +15,14 @@ from typing import Annotated, Any, Literal, Self
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
-from polyhead.heads.embedded import user_folder
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server.auth import Authenticator, Role, Token, hash_token, load_tokens
-from polyhead.server.setting_errors import setting_error
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.model.embedded import user_folder
+from polyhead.server.process.setting_errors import setting_error
+from polyhead.server.rpc.auth import Authenticator, Role, Token, hash_token, load_tokens
 
 GIB = 1 << 30
 ENV_PREFIX = "POLYHEAD_"
-# Variables with our prefix that others read: the command line of clients, and the failpoints of heads/failpoints.py
+# Variables with our prefix that others read: the command line of clients, and the failpoints of heads/store/failpoints.py
 OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP"})
 Dtype = Literal["float32", "bfloat16", "int8", "fp8"]
 TokenHash = Annotated[str, BeforeValidator(lambda raw: hash_token(raw) if raw else "")]  # the raw token is dropped at once

@@ -11,16 +11,16 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from polyhead.heads.errors import PolyheadError, ResourceExhausted
+from polyhead.heads.format.errors import PolyheadError, ResourceExhausted
 from polyhead.server import logs
-from polyhead.server.breathing import bound_spinning
 from polyhead.server.config import ServeConfig, load_config
-from polyhead.server.memory import bound_malloc
-from polyhead.server.start_errors import explained
+from polyhead.server.host.memory import bound_malloc
+from polyhead.server.host.pacing import bound_spinning
+from polyhead.server.process.start_errors import explained
 
 if TYPE_CHECKING:
-    from polyhead.server.card import Addresses
-    from polyhead.server.startup import Progress, Services
+    from polyhead.server.process.card import Addresses
+    from polyhead.server.process.startup import Progress, Services
 
 EXIT_CONFIGURATION = 2  # it cannot start as configured: more tries would not help
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: memory, disk or descriptors are short now; whoever watches the process starts it again
@@ -86,7 +86,7 @@ def start(config: ServeConfig, *, json_ready: bool = False) -> None:
     bound_spinning()
     if not config.model or Path(config.model).expanduser().is_dir():
         os.environ.setdefault("HF_HUB_OFFLINE", "1")  # before transformers is imported: a local folder needs no network
-    from polyhead.server import card, lifecycle
+    from polyhead.server.process import card, lifecycle
 
     has_started = False
 

@@ -8,11 +8,11 @@ from typing import Annotated
 
 import typer
 
-from polyhead.server.bench import report
-from polyhead.server.bench.environments import default_folder
-from polyhead.server.bench.interrupt import Interrupted, run_interruptibly
-from polyhead.server.bench.plan import EXTRAS, MEASURES, PEERS, BadPlan, Plan, chosen
-from polyhead.server.bench.runner import Notebook, run
+from polyhead.client.bench import report
+from polyhead.client.bench.environments import default_folder
+from polyhead.client.bench.interrupt import Interrupted, run_interruptibly
+from polyhead.client.bench.plan import EXTRAS, MEASURES, PEERS, BadPlan, Plan, chosen
+from polyhead.client.bench.runner import Notebook, run
 
 INTERRUPTED = 130
 

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-from polyhead.server.bench.ours import Ours
-from polyhead.server.bench.plan import Sizes
-from polyhead.server.bench.results import Row, Series, at_least, beats, best, named
-from polyhead.server.bench.session import Contender, Session, System
-from polyhead.server.bench.worker import WorkerFailed
+from polyhead.client.bench.ours import Ours
+from polyhead.client.bench.plan import Sizes
+from polyhead.client.bench.results import Row, Series, at_least, beats, best, named
+from polyhead.client.bench.session import Contender, Session, System
+from polyhead.client.bench.worker import WorkerFailed
 
 GOALS = {  # against the best peer
     "P1": (1.25, "at least 1.25x the best peer"),

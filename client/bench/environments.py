@@ -8,9 +8,9 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from pathlib import Path
 
-from polyhead.heads import embedded
-from polyhead.heads.errors import FailedPrecondition
-from polyhead.server.bench.worker import Worker, WorkerFailed, run_quietly
+from polyhead.client.bench.worker import Worker, WorkerFailed, run_quietly
+from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.heads.model import embedded
 
 INSTALL_TIMEOUT_S = 3600.0
 _MARKER = "polyhead-bench.txt"  # written last: what was installed

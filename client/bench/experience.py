@@ -6,10 +6,10 @@ import itertools
 from functools import partial
 
 from polyhead.client import Client, Rule, Sample
-from polyhead.server.bench.decoding import checked_seconds
-from polyhead.server.bench.ours import Ours, timed
-from polyhead.server.bench.results import Row, beats, best
-from polyhead.server.bench.session import TRANSFORMERS, VLLM, Contender, Session, System
+from polyhead.client.bench.decoding import checked_seconds
+from polyhead.client.bench.ours import Ours, timed
+from polyhead.client.bench.results import Row, beats, best
+from polyhead.client.bench.session import TRANSFORMERS, VLLM, Contender, Session, System
 
 SCORED_ROLES = ("reference", "value", "preference", "rule")
 

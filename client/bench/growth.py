@@ -10,12 +10,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from polyhead.client import Client, PolyheadError, Rule
-from polyhead.server.bench.ours import timed
-from polyhead.server.bench.plan import flags_of
-from polyhead.server.bench.plot import Line, Panel, svg
-from polyhead.server.bench.results import Row, Series
-from polyhead.server.bench.scoring import more_heads
-from polyhead.server.bench.session import Session
+from polyhead.client.bench.ours import timed
+from polyhead.client.bench.plan import flags_of
+from polyhead.client.bench.plot import Line, Panel, svg
+from polyhead.client.bench.results import Row, Series
+from polyhead.client.bench.scoring import more_heads
+from polyhead.client.bench.session import Session
 from polyhead.server.config import ServeConfig
 
 MIB = 1 << 20

@@ -9,8 +9,8 @@ import time
 from dataclasses import dataclass, field
 
 from polyhead.client import Client, FinishReason, PolyheadError
-from polyhead.client.options import OnSwapName
-from polyhead.server.bench.work import Work
+from polyhead.client.bench.work import Work
+from polyhead.client.wire.options import OnSwapName
 
 START_TIMEOUT_S = 300.0
 GAP_TIMEOUT_S = 60.0

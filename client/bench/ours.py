@@ -12,10 +12,10 @@ from typing import Any, TypeVar
 import numpy as np
 
 from polyhead.client import Client, PolyheadError, Rule
+from polyhead.client.bench.plan import Plan
+from polyhead.client.bench.results import OURS
+from polyhead.client.bench.work import Work
 from polyhead.client.local import LocalServer, local_server
-from polyhead.server.bench.plan import Plan
-from polyhead.server.bench.results import OURS
-from polyhead.server.bench.work import Work
 
 TIMEOUT_S = 900.0
 TEMPLATE = "bench@1"

@@ -17,12 +17,12 @@ from functools import partial
 
 import grpc
 
-from polyhead.client import requests
+from polyhead.client.bench.ours import Ours
+from polyhead.client.bench.plan import Sizes
+from polyhead.client.bench.results import Row, Series, at_least, at_most
+from polyhead.client.bench.session import Contender, Session
 from polyhead.client.transport import Stubs
-from polyhead.server.bench.ours import Ours
-from polyhead.server.bench.plan import Sizes
-from polyhead.server.bench.results import Row, Series, at_least, at_most
-from polyhead.server.bench.session import Contender, Session
+from polyhead.client.wire import requests
 
 SHARES = (0.5, 0.75, 1.0)  # of the most that it can draw: the best of these is the peak
 OVERLOADS = (3.0, 10.0)

@@ -8,8 +8,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client import Client
-from polyhead.server.bench.results import Row, Series
-from polyhead.server.bench.session import Session
+from polyhead.client.bench.results import Row, Series
+from polyhead.client.bench.session import Session
 
 REFERENCE = "--trunk-dtype float32 --head-dtype float32"
 HEAD = "policy@1"  # the model's own layers

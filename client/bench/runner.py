@@ -10,20 +10,20 @@ from pathlib import Path
 from typing import Any
 
 from polyhead.client import PolyheadError
-from polyhead.server.bench import report
-from polyhead.server.bench.decoding import decode, deterministic, wire
-from polyhead.server.bench.experience import experience
-from polyhead.server.bench.growth import growth
-from polyhead.server.bench.interrupt import Interrupt
-from polyhead.server.bench.overload import overload
-from polyhead.server.bench.plan import BadPlan, Plan
-from polyhead.server.bench.quality import quality
-from polyhead.server.bench.results import OURS, Check, Row, Series
-from polyhead.server.bench.scoring import four_heads, one_more_head, rules
-from polyhead.server.bench.session import Session
-from polyhead.server.bench.soak import soak
-from polyhead.server.bench.swapping import push, swaps, weights
-from polyhead.server.bench.worker import WorkerFailed
+from polyhead.client.bench import report
+from polyhead.client.bench.decoding import decode, deterministic, wire
+from polyhead.client.bench.experience import experience
+from polyhead.client.bench.growth import growth
+from polyhead.client.bench.interrupt import Interrupt
+from polyhead.client.bench.overload import overload
+from polyhead.client.bench.plan import BadPlan, Plan
+from polyhead.client.bench.quality import quality
+from polyhead.client.bench.results import OURS, Check, Row, Series
+from polyhead.client.bench.scoring import four_heads, one_more_head, rules
+from polyhead.client.bench.session import Session
+from polyhead.client.bench.soak import soak
+from polyhead.client.bench.swapping import push, swaps, weights
+from polyhead.client.bench.worker import WorkerFailed
 
 FAILED = "could not be measured"
 Measure = Callable[[Session], Row | list[Row]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 from functools import partial
 
 from polyhead.client import Rule, Sample, ScoredItem
-from polyhead.server.bench.ours import Ours, timed
-from polyhead.server.bench.results import Row, at_least, at_most, beats
-from polyhead.server.bench.session import TRANSFORMERS, Contender, Session
+from polyhead.client.bench.ours import Ours, timed
+from polyhead.client.bench.results import Row, at_least, at_most, beats
+from polyhead.client.bench.session import TRANSFORMERS, Contender, Session
 
 NUM_HEADS = 4  # P5
 SLACK = 0.03  # P11: beside the head's share of layers

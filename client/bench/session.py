@@ -11,15 +11,15 @@ from typing import Any
 import numpy as np
 
 from polyhead.client import PolyheadError
+from polyhead.client.bench.environments import Cache, own_python
+from polyhead.client.bench.interrupt import Interrupt
+from polyhead.client.bench.ours import Ours, our_server
+from polyhead.client.bench.plan import BadPlan, Plan, flags_of
+from polyhead.client.bench.results import Series
+from polyhead.client.bench.work import Work
+from polyhead.client.bench.worker import Worker, WorkerFailed, WorkerRefused
 from polyhead.client.errors import Unavailable
-from polyhead.heads import embedded
-from polyhead.server.bench.environments import Cache, own_python
-from polyhead.server.bench.interrupt import Interrupt
-from polyhead.server.bench.ours import Ours, our_server
-from polyhead.server.bench.plan import BadPlan, Plan, flags_of
-from polyhead.server.bench.results import Series
-from polyhead.server.bench.work import Work
-from polyhead.server.bench.worker import Worker, WorkerFailed, WorkerRefused
+from polyhead.heads.model import embedded
 
 ANSWER_TIMEOUT_S = 900.0
 SETTLE_S = 0.3  # OpenMP threads of the one who was measured before spin for up to 0.2 s

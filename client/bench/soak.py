@@ -14,10 +14,10 @@ from dataclasses import dataclass
 import psutil
 
 from polyhead.client import PolyheadError, Rule
-from polyhead.server.bench.experience import roll_out
-from polyhead.server.bench.ours import Ours, moved, our_server
-from polyhead.server.bench.results import Row, Series, at_least, at_most, times_better
-from polyhead.server.bench.session import Contender, Session
+from polyhead.client.bench.experience import roll_out
+from polyhead.client.bench.ours import Ours, moved, our_server
+from polyhead.client.bench.results import Row, Series, at_least, at_most, times_better
+from polyhead.client.bench.session import Contender, Session
 
 MIB = 1 << 20
 PUSH_EVERY_S = 8.0

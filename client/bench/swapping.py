@@ -10,11 +10,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyhead.client.options import OnSwapName
-from polyhead.server.bench.load import Load, Phase
-from polyhead.server.bench.ours import ROLES, Ours, moved, timed
-from polyhead.server.bench.results import Row, Series, at_most
-from polyhead.server.bench.session import Contender, Session
+from polyhead.client.bench.load import Load, Phase
+from polyhead.client.bench.ours import ROLES, Ours, moved, timed
+from polyhead.client.bench.results import Row, Series, at_most
+from polyhead.client.bench.session import Contender, Session
+from polyhead.client.wire.options import OnSwapName
 
 MAX_STREAM_TOKENS = 1000  # of 16 streams: all of them together must fit the cache at once
 PUSHES_UNDER_LOAD = 3

@@ -11,14 +11,14 @@ from typing import Annotated
 
 import typer
 
-from polyhead.client.cli_chat import chat_command
-from polyhead.client.cli_configurations import configurations_command
-from polyhead.client.cli_generate import generate_command, score_command
-from polyhead.client.cli_heads import heads_app
-from polyhead.client.cli_ood import ood_app
-from polyhead.client.cli_session import fail, readable_errors
-from polyhead.client.cli_status import health_command, status_command
-from polyhead.client.cli_train import train_command
+from polyhead.client.cli.chat import chat_command
+from polyhead.client.cli.configurations import configurations_command
+from polyhead.client.cli.generate import generate_command, score_command
+from polyhead.client.cli.heads import heads_app
+from polyhead.client.cli.ood import ood_app
+from polyhead.client.cli.session import fail, readable_errors
+from polyhead.client.cli.status import health_command, status_command
+from polyhead.client.cli.train import train_command
 
 __all__ = ["build_app"]
 
@@ -67,7 +67,7 @@ def _add_bench(app: typer.Typer, arguments: Sequence[str]) -> None:
     if not _is_asked("bench", arguments):
         return
     try:
-        register = importlib.import_module("polyhead.server.bench.command").register
+        register = importlib.import_module("polyhead.client.bench.command").register
     except ImportError:
         app.command("bench", context_settings=_ANYTHING)(_bench_missing)
     else:
@@ -78,7 +78,7 @@ def _add_bench_gpu(app: typer.Typer, arguments: Sequence[str]) -> None:
     if not _is_asked("bench-gpu", arguments):
         return
     try:
-        register = importlib.import_module("polyhead.server.bench.gpu.command").register
+        register = importlib.import_module("polyhead.client.bench.gpu.command").register
     except ImportError:
         app.command("bench-gpu", context_settings=_ANYTHING)(_bench_missing)
     else:
@@ -109,7 +109,7 @@ def split_command(
 ) -> None:
     """Cut a model folder into a trunk folder and a head folder."""
     _require_torch()
-    from polyhead.heads.split import split
+    from polyhead.heads.model.split import split
 
     split(model, out, split_layer=split_layer, precision=precision)
     typer.echo(f"split {model.name} into {out}")
@@ -124,7 +124,7 @@ def merge_command(
 ) -> None:
     """Join a trunk and a head into a folder that transformers loads."""
     _require_torch()
-    from polyhead.heads.merge import merge
+    from polyhead.heads.model.merge import merge
 
     merge(trunk, head, out, base)
     typer.echo(f"merged {trunk.name} and {head.name} into {out}")

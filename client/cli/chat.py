@@ -9,12 +9,12 @@ from typing import Annotated, Any
 
 import typer
 
-from polyhead.client import cli_options as options
-from polyhead.client.cli_samples import facts, item_lines
-from polyhead.client.cli_session import Session, connected
+from polyhead.client.cli import options
+from polyhead.client.cli.samples import facts, item_lines
+from polyhead.client.cli.session import Session, connected
 from polyhead.client.errors import PolyheadError
-from polyhead.client.prompts import Prompt, continue_from
-from polyhead.client.results import FinishReason, Sample
+from polyhead.client.results.results import FinishReason, Sample
+from polyhead.client.wire.prompts import Prompt, continue_from
 
 __all__ = ["chat_command"]
 

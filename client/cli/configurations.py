@@ -7,9 +7,9 @@ from typing import Annotated, Any
 import typer
 from rich.table import Table
 
-from polyhead.client.cli_session import Session, connected, table
+from polyhead.client.cli.session import Session, connected, table
 from polyhead.client.errors import InvalidArgument, NotFound
-from polyhead.client.records import Configuration
+from polyhead.client.results.records import Configuration
 
 __all__ = ["configurations_command"]
 

@@ -8,10 +8,10 @@ from typing import Annotated, Any
 
 import typer
 
-from polyhead.client import cli_options as options
 from polyhead.client import jsonl
-from polyhead.client.cli_samples import facts, item_lines, item_text, sample_text
-from polyhead.client.cli_session import Session, connected
+from polyhead.client.cli import options
+from polyhead.client.cli.samples import facts, item_lines, item_text, sample_text
+from polyhead.client.cli.session import Session, connected
 from polyhead.client.errors import InvalidArgument, PolyheadError
 
 __all__ = ["generate_command", "score_command"]

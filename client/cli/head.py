@@ -5,9 +5,9 @@ from __future__ import annotations
 import datetime
 from collections.abc import Sequence
 
-from polyhead.client.cli_session import human_bytes
-from polyhead.client.records import Generation, HeadManifest, HeadVersion
-from polyhead.client.results import HeadKind
+from polyhead.client.cli.session import human_bytes
+from polyhead.client.results.records import Generation, HeadManifest, HeadVersion
+from polyhead.client.results.results import HeadKind
 
 __all__ = ["moment", "shown"]
 

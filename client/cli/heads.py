@@ -9,12 +9,13 @@ import typer
 from rich.table import Table
 from rich.text import Text
 
-from polyhead.client import cli_store, jsonl
-from polyhead.client.cli_head import moment, shown
-from polyhead.client.cli_history import activated, generation_line, history_lines, removed_lines, rolled_back
-from polyhead.client.cli_session import Session, connected, human_bytes, table
+from polyhead.client import jsonl
+from polyhead.client.cli import store as store_module
+from polyhead.client.cli.head import moment, shown
+from polyhead.client.cli.history import activated, generation_line, history_lines, removed_lines, rolled_back
+from polyhead.client.cli.session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.records import HeadVersion
+from polyhead.client.results.records import HeadVersion
 
 __all__ = ["heads_app"]
 
@@ -166,8 +167,8 @@ def rollback_command(
     """Make a new generation equal to an earlier one."""
     if store and expected is not None:
         raise InvalidArgument("--expected goes with a running server, not with --store", field="expected")
-    generation = cli_store.rollback(store, to) if store else session.client.rollback(to, expected_generation=expected)
-    history = cli_store.history(store, _NEAR) if store else session.client.generations(_NEAR)
+    generation = store_module.rollback(store, to) if store else session.client.rollback(to, expected_generation=expected)
+    history = store_module.history(store, _NEAR) if store else session.client.generations(_NEAR)
     session.show(generation, "\n".join(rolled_back(generation, history)))
 
 
@@ -196,7 +197,7 @@ def delete_command(
     versions = [_split(ref) for ref in refs]
     for ref, version in zip(refs, versions, strict=True):
         if store:
-            cli_store.delete(store, *version)
+            store_module.delete(store, *version)
         else:
             session.client.delete_head(ref)
         if not session.as_json:
@@ -219,7 +220,7 @@ def history_command(
     session: Session, limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 20, store: _Store = None
 ) -> None:
     """The history of the active set, newest first."""
-    generations = cli_store.history(store, limit) if store else session.client.generations(limit)
+    generations = store_module.history(store, limit) if store else session.client.generations(limit)
     session.show(generations, "\n".join(history_lines(generations)))
 
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polyhead.client.cli_head import moment
-from polyhead.client.records import Generation
+from polyhead.client.cli.head import moment
+from polyhead.client.results.records import Generation
 
 __all__ = ["activated", "generation_line", "history_lines", "removed_lines", "rolled_back"]
 

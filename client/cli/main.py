@@ -1,4 +1,4 @@
-"""The `polyhead` command. Without typer it says what to install; the commands are in cli_app.py."""
+"""The `polyhead` command. Without typer it says what to install; the commands are in app.py."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ def main() -> None:
         raise SystemExit(1)
     if sys.argv[1:2] != ["serve"]:
         os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our error says what failed: gRPC's own lines would stand before it
-    from polyhead.client.cli_app import build_app
+    from polyhead.client.cli.app import build_app
 
     build_app(sys.argv[1:])()
 

@@ -9,8 +9,8 @@ from typing import Annotated, Any
 import typer
 
 from polyhead.client import jsonl
-from polyhead.client.cli_session import Session, connected, table
-from polyhead.client.records import OodFit
+from polyhead.client.cli.session import Session, connected, table
+from polyhead.client.results.records import OodFit
 
 __all__ = ["ood_app"]
 

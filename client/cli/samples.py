@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, Reward, RuleScores, Sample, ScoredItem, ValueScore
+from polyhead.client.results.results import HeadScore, PolicyScore, PreferenceScore, Reward, RuleScores, Sample, ScoredItem, ValueScore
 
 __all__ = ["facts", "item_lines", "item_text", "sample_text"]
 

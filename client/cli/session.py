@@ -20,7 +20,7 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from polyhead.client.cli_words import flags_of, in_flags
+from polyhead.client.cli.words import flags_of, in_flags
 from polyhead.client.client import Client
 from polyhead.client.errors import InvalidArgument, PolyheadError
 from polyhead.client.transport import DEFAULT_TIMEOUT_S
@@ -139,7 +139,7 @@ def human_bytes(count: float) -> str:
 
 def _error_types() -> tuple[type[Exception], ...]:
     """The client's errors, and those of polyhead.heads where a command has imported it."""
-    heads = sys.modules.get("polyhead.heads.errors")
+    heads = sys.modules.get("polyhead.heads.format.errors")
     return (PolyheadError,) if heads is None else (PolyheadError, heads.PolyheadError)
 
 

@@ -9,8 +9,8 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
-from polyhead.client.cli_session import Session, connected, human_bytes, table
-from polyhead.client.records import Generation, Status, TrunkInfo
+from polyhead.client.cli.session import Session, connected, human_bytes, table
+from polyhead.client.results.records import Generation, Status, TrunkInfo
 
 __all__ = ["health_command", "status_command"]
 

@@ -9,10 +9,10 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from polyhead.client.errors import FailedPrecondition, InvalidArgument
-from polyhead.client.records import Generation
+from polyhead.client.results.records import Generation
 
 if TYPE_CHECKING:
-    from polyhead.heads.store import GenerationRecord, HeadStore
+    from polyhead.heads.store.store import GenerationRecord, HeadStore
 
 __all__ = ["delete", "history", "rollback"]
 
@@ -42,8 +42,8 @@ def history(store: Path, limit: int) -> list[Generation]:
 def _opened(folder: Path) -> Iterator[HeadStore]:
     """The store, held by us alone; its errors become the client's, so that the command line prints one line."""
     try:
-        from polyhead.heads.errors import PolyheadError
-        from polyhead.heads.store import HeadStore
+        from polyhead.heads.format.errors import PolyheadError
+        from polyhead.heads.store.store import HeadStore
     except ImportError:
         raise FailedPrecondition("repairing a store needs the server's packages: pip install 'polyhead[server]'") from None
     try:

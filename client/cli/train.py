@@ -11,7 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from polyhead.client.cli_session import Session, connected, fail
+from polyhead.client.cli.session import Session, connected, fail
 
 if TYPE_CHECKING:
     from polyhead.heads.training.fit import FitConfig, Step

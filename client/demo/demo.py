@@ -19,11 +19,11 @@ from rich.markup import escape
 from rich.table import Table
 
 from polyhead.client import Client, Sample
+from polyhead.client.demo.load import Load
 from polyhead.client.local import LocalServer, local_server
-from polyhead.heads import embedded
-from polyhead.heads.family import HeadModule
+from polyhead.heads.model import embedded
+from polyhead.heads.model.family import HeadModule
 from polyhead.heads.training.data import Comparison, Demonstration, Messages
-from polyhead.heads.training.demo_load import Load
 from polyhead.heads.training.fit import Step
 from polyhead.heads.training.policy import FEW_REPLIES, train_policy
 from polyhead.heads.training.preference import FEW_PAIRS, train_preference

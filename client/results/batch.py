@@ -17,7 +17,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ValueScore
+from polyhead.client.results.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ValueScore
 
 __all__ = ["to_batch"]
 

@@ -22,8 +22,8 @@ from typing import Any
 import numpy as np
 
 from polyhead.client.errors import InvalidArgument, NotFound
-from polyhead.client.prompts import Continuation, Message, continue_from
-from polyhead.client.results import FinishReason, Sample
+from polyhead.client.results.results import FinishReason, Sample
+from polyhead.client.wire.prompts import Continuation, Message, continue_from
 
 __all__ = ["BlindCandidates", "Candidate", "Evidence", "blind"]
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass, field
 
-from polyhead.client.options import Rule
-from polyhead.client.results import HeadKind
+from polyhead.client.results.results import HeadKind
+from polyhead.client.wire.options import Rule
 
 __all__ = [
     "Calibration",

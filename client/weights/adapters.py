@@ -18,11 +18,11 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polyhead.client.errors import FailedPrecondition, InvalidArgument
-from polyhead.client.folders import ADAPTER_CONFIG, read_json
-from polyhead.client.names import TensorNames
-from polyhead.client.records import LoraAdapter, TrunkInfo
-from polyhead.client.tensors import ITEM_SIZE, Source
-from polyhead.client.weights import SortedWeights
+from polyhead.client.results.records import LoraAdapter, TrunkInfo
+from polyhead.client.weights.folders import ADAPTER_CONFIG, read_json
+from polyhead.client.weights.names import TensorNames
+from polyhead.client.weights.tensors import ITEM_SIZE, Source
+from polyhead.client.weights.weights import SortedWeights
 
 __all__ = ["AdapterConfig", "sort_adapter"]
 

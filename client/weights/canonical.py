@@ -11,7 +11,7 @@ import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
-from polyhead.client.tensors import Source
+from polyhead.client.weights.tensors import Source
 
 __all__ = ["CanonicalFile", "serialise"]
 

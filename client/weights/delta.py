@@ -5,9 +5,9 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from polyhead.client.canonical import CanonicalFile
-from polyhead.client.records import HeadVersion, StoredTensor
-from polyhead.client.tensors import Source
+from polyhead.client.results.records import HeadVersion, StoredTensor
+from polyhead.client.weights.canonical import CanonicalFile
+from polyhead.client.weights.tensors import Source
 
 __all__ = ["Base", "changed_tensors"]
 

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any
 
 from polyhead.client.errors import DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.client.tensors import ITEM_SIZE, SAFETENSORS, Source
+from polyhead.client.weights.tensors import ITEM_SIZE, SAFETENSORS, Source
 
 __all__ = ["ADAPTER_CONFIG", "read_folder", "read_header", "read_json"]
 

@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.folders import ADAPTER_CONFIG, read_json
+from polyhead.client.weights.folders import ADAPTER_CONFIG, read_json
 
 __all__ = ["ModelClass", "as_adapter", "is_module", "tensors_of", "unwrapped"]
 

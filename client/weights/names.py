@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyhead.client.records import TrunkInfo
+from polyhead.client.results.records import TrunkInfo
 
 __all__ = ["LM_HEAD", "SCORE", "SCORE_BIAS", "TensorNames"]
 

@@ -15,22 +15,22 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, cast
 
-from polyhead.client import convert
-from polyhead.client.adapters import AdapterConfig, sort_adapter
-from polyhead.client.canonical import CanonicalFile, serialise
-from polyhead.client.delta import Base, changed_tensors
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.folders import read_json
-from polyhead.client.model_class import ModelClass, as_adapter, is_module
-from polyhead.client.names import LM_HEAD, SCORE
-from polyhead.client.options import PushOptions
-from polyhead.client.records import Generation, LoraAdapter, PushReport, TrunkInfo
-from polyhead.client.requests import enum_number, new_request_id, request_id_for
-from polyhead.client.results import HeadKind
-from polyhead.client.tensors import Source
-from polyhead.client.text_check import check_text
-from polyhead.client.unknown_options import refuse_unknown
-from polyhead.client.weights import SortedWeights, Weights, collect, guess_kind, sort_weights
+from polyhead.client.results.records import Generation, LoraAdapter, PushReport, TrunkInfo
+from polyhead.client.results.results import HeadKind
+from polyhead.client.weights.adapters import AdapterConfig, sort_adapter
+from polyhead.client.weights.canonical import CanonicalFile, serialise
+from polyhead.client.weights.delta import Base, changed_tensors
+from polyhead.client.weights.folders import read_json
+from polyhead.client.weights.model_class import ModelClass, as_adapter, is_module
+from polyhead.client.weights.names import LM_HEAD, SCORE
+from polyhead.client.weights.tensors import Source
+from polyhead.client.weights.weights import SortedWeights, Weights, collect, guess_kind, sort_weights
+from polyhead.client.wire import convert
+from polyhead.client.wire.options import PushOptions
+from polyhead.client.wire.requests import enum_number, new_request_id, request_id_for
+from polyhead.client.wire.text_check import check_text
+from polyhead.client.wire.unknown_options import refuse_unknown
 from polyhead.v1 import heads_pb2, types_pb2
 
 __all__ = ["PushPlan", "Upload", "plan_push", "plan_update", "with_removed"]

@@ -11,8 +11,8 @@ from collections.abc import Mapping
 import numpy as np
 
 from polyhead.client.errors import FailedPrecondition
-from polyhead.client.records import TrunkInfo
-from polyhead.client.tensors import Source
+from polyhead.client.results.records import TrunkInfo
+from polyhead.client.weights.tensors import Source
 
 __all__ = ["compare_with_trunk", "is_trunk_embedding"]
 

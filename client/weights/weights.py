@@ -21,13 +21,13 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polyhead.client.errors import FailedPrecondition, InvalidArgument
-from polyhead.client.folders import read_folder
-from polyhead.client.model_class import is_module, tensors_of
-from polyhead.client.names import LM_HEAD, SCORE, SCORE_BIAS, TensorNames
-from polyhead.client.records import TrunkInfo
-from polyhead.client.results import HeadKind
-from polyhead.client.tensors import ITEM_SIZE, Source, as_source, to_float32
-from polyhead.client.trunk_check import compare_with_trunk, is_trunk_embedding
+from polyhead.client.results.records import TrunkInfo
+from polyhead.client.results.results import HeadKind
+from polyhead.client.weights.folders import read_folder
+from polyhead.client.weights.model_class import is_module, tensors_of
+from polyhead.client.weights.names import LM_HEAD, SCORE, SCORE_BIAS, TensorNames
+from polyhead.client.weights.tensors import ITEM_SIZE, Source, as_source, to_float32
+from polyhead.client.weights.trunk_check import compare_with_trunk, is_trunk_embedding
 
 __all__ = ["Module", "SortedWeights", "Weights", "collect", "guess_kind", "sort_weights"]
 

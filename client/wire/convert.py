@@ -10,9 +10,10 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.client import records, results, tensors
-from polyhead.client.delta import Base
-from polyhead.client.options import Rule
+from polyhead.client.results import records, results
+from polyhead.client.weights import tensors
+from polyhead.client.weights.delta import Base
+from polyhead.client.wire.options import Rule
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 __all__ = [

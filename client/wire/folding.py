@@ -13,12 +13,12 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.client import convert
 from polyhead.client.errors import DataLoss, Internal
-from polyhead.client.folders import read_header
-from polyhead.client.records import HeadVersion, TrunkInfo
-from polyhead.client.results import Piece, RankedSample, Sample, Served
-from polyhead.client.tensors import RawTensor, to_float32
+from polyhead.client.results.records import HeadVersion, TrunkInfo
+from polyhead.client.results.results import Piece, RankedSample, Sample, Served
+from polyhead.client.weights.folders import read_header
+from polyhead.client.weights.tensors import RawTensor, to_float32
+from polyhead.client.wire import convert
 from polyhead.v1 import generation_pb2, heads_pb2, types_pb2
 
 __all__ = ["GenerateFold", "HeadFile", "Rows", "best_order", "sample_order"]

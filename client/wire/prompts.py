@@ -13,8 +13,8 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.results import Sample, ScoredItem
-from polyhead.client.text_check import lone_surrogate
+from polyhead.client.results.results import Sample, ScoredItem
+from polyhead.client.wire.text_check import lone_surrogate
 from polyhead.v1 import types_pb2
 
 __all__ = ["Continuation", "Message", "Prompt", "continue_from", "prompt_list", "prompt_message", "token_ids"]

@@ -8,12 +8,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, TypeVar, cast
 
-from polyhead.client import prompts as prompt_forms
 from polyhead.client.errors import InvalidArgument
-from polyhead.client.options import Arm, CopyOptions, GenerateOptions, Rule, SamplingOptions, ScoreOptions, StreamOptions
-from polyhead.client.results import Sample
-from polyhead.client.text_check import lone_surrogate, names_bad_text
-from polyhead.client.unknown_options import refuse_unknown
+from polyhead.client.results.results import Sample
+from polyhead.client.wire import prompts as prompt_forms
+from polyhead.client.wire.options import Arm, CopyOptions, GenerateOptions, Rule, SamplingOptions, ScoreOptions, StreamOptions
+from polyhead.client.wire.text_check import lone_surrogate, names_bad_text
+from polyhead.client.wire.unknown_options import refuse_unknown
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 __all__ = [

@@ -1,4 +1,4 @@
-"""What can go wrong, as one tree. Raised everywhere in heads and server; turned into a gRPC status in one place (server/errors.py).
+"""What can go wrong, as one tree. Raised everywhere in heads and server; turned into a gRPC status in one place (server/rpc/errors.py).
 
 PolyheadError
 ├── InvalidArgument     the caller's input is wrong; names the field                 validation, head file checks

@@ -14,7 +14,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 
 MAX_RANK = 65_536
 MAX_PATTERNS = 4096

@@ -10,8 +10,8 @@ import re
 from dataclasses import dataclass
 from typing import Any
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.lora import LoraAdapter
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.lora import LoraAdapter
 
 FORMAT = 1
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")

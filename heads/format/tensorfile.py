@@ -13,7 +13,7 @@ from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument, PolyheadError
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, PolyheadError
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 20_000

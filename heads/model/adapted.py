@@ -14,8 +14,8 @@ import torch
 from torch import Tensor, nn
 from torch.nn.functional import linear
 
-from polyhead.heads.family import HeadModule
-from polyhead.heads.lora import LoraAdapter, modules_of
+from polyhead.heads.format.lora import LoraAdapter, modules_of
+from polyhead.heads.model.family import HeadModule
 
 
 @dataclass(frozen=True, eq=False, slots=True)

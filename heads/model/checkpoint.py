@@ -18,8 +18,8 @@ from typing import Any, BinaryIO, cast
 import torch
 from transformers import AutoConfig
 
-from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from polyhead.heads.weight_files import find_weight_files, read_json
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from polyhead.heads.model.weight_files import find_weight_files, read_json
 
 __all__ = ["Checkpoint", "Piece", "TensorInfo", "canonical_config", "resolve_folder", "trunk_digest", "write_weights"]
 

@@ -11,11 +11,11 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.family import HeadModule, TrunkModule, build_head, named_parameters, set_attention, state_of
-from polyhead.heads.manifest import OutputKind
-from polyhead.heads.skeleton import build_skeleton
-from polyhead.heads.spec import refusal
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model.family import HeadModule, TrunkModule, build_head, named_parameters, set_attention, state_of
+from polyhead.heads.model.skeleton import build_skeleton
+from polyhead.heads.model.spec import refusal
 
 _CHECK_TOKENS = 48
 

@@ -19,7 +19,7 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
-from polyhead.heads.errors import FailedPrecondition
+from polyhead.heads.format.errors import FailedPrecondition
 
 __all__ = ["NAME", "gguf_file", "prepare"]
 

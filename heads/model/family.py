@@ -14,11 +14,11 @@ import torch
 from torch import nn
 from transformers import PreTrainedModel
 
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import OutputKind
-from polyhead.heads.skeleton import build_skeleton
-from polyhead.heads.spec import SCORE_NAME, ModelSpec
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.skeleton import build_skeleton
+from polyhead.heads.model.spec import SCORE_NAME, ModelSpec
 
 _PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")  # read during forward, one entry per layer
 

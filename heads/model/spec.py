@@ -21,10 +21,10 @@ from transformers.conversion_mapping import get_model_conversion_mapping
 from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
-from polyhead.heads.checkpoint import Checkpoint, trunk_digest
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import OutputKind
-from polyhead.heads.skeleton import build_skeleton
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model.checkpoint import Checkpoint, trunk_digest
+from polyhead.heads.model.skeleton import build_skeleton
 
 SCORE_NAME = "score.weight"
 _LAYER_TYPES = ("full_attention", "sliding_attention")

@@ -21,13 +21,13 @@ from typing import Any
 
 import torch
 
-from polyhead.heads.checkpoint import DTYPES, Checkpoint, as_bytes, write_weights
-from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
-from polyhead.heads.family import initial_head
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.heads.spec import SCORE_NAME, ModelSpec, describe, trunk_id
-from polyhead.heads.tensorfile import PREFIX_BYTES, TensorData, read_header, write_canonical
-from polyhead.heads.weight_files import INDEX_SUFFIX
+from polyhead.heads.format.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.tensorfile import PREFIX_BYTES, TensorData, read_header, write_canonical
+from polyhead.heads.model.checkpoint import DTYPES, Checkpoint, as_bytes, write_weights
+from polyhead.heads.model.family import initial_head
+from polyhead.heads.model.spec import SCORE_NAME, ModelSpec, describe, trunk_id
+from polyhead.heads.model.weight_files import INDEX_SUFFIX
 
 __all__ = ["TrunkFacts", "copy_companions", "fresh_folder", "read_head_folder", "split", "write_head_folder"]
 

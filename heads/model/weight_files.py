@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from polyhead.heads.errors import DataLoss, FailedPrecondition, NotFound
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, NotFound
 
 __all__ = ["INDEX_SUFFIX", "WeightFiles", "find_weight_files", "read_json"]
 

@@ -17,8 +17,8 @@ from collections.abc import Callable
 from types import TracebackType
 from typing import TypeVar
 
-from polyhead.heads import failpoints, layout, osio
-from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
+from polyhead.heads.store import failpoints, layout, osio
 
 T = TypeVar("T")
 _SHA256 = re.compile(r"[0-9a-f]{64}")

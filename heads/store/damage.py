@@ -10,12 +10,12 @@ import shlex
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from polyhead.heads import layout, osio
-from polyhead.heads.blobs import BlobFolder
-from polyhead.heads.errors import PolyheadError
-from polyhead.heads.generations import GenerationFolder
-from polyhead.heads.records import GenerationRecord
-from polyhead.heads.versions import VersionFolder
+from polyhead.heads.format.errors import PolyheadError
+from polyhead.heads.store import layout, osio
+from polyhead.heads.store.blobs import BlobFolder
+from polyhead.heads.store.generations import GenerationFolder
+from polyhead.heads.store.records import GenerationRecord
+from polyhead.heads.store.versions import VersionFolder
 
 
 @dataclass(frozen=True, slots=True)

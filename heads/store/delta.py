@@ -10,10 +10,11 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Protocol
 
-from polyhead.heads import failpoints, osio, tensorfile
-from polyhead.heads.blobs import OpenBlob, Staging
-from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.heads.tensorfile import TensorEntry, TensorFile
+from polyhead.heads.format import tensorfile
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument
+from polyhead.heads.format.tensorfile import TensorEntry, TensorFile
+from polyhead.heads.store import failpoints, osio
+from polyhead.heads.store.blobs import OpenBlob, Staging
 
 SLICE_BYTES = 1 << 20
 

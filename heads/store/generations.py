@@ -1,6 +1,6 @@
 """The active set and its history: one record file per generation, the highest number wins. Knows neither versions nor blobs.
 
-Older ones are packed into one file, and those that are older still are dropped; see `heads/pack.py`.
+Older ones are packed into one file, and those that are older still are dropped; see `heads/store/pack.py`.
 
 The rename of a generation's record is the commit point of an activation, and the fsync of the folder after it makes it last.
 """
@@ -10,11 +10,11 @@ from __future__ import annotations
 import contextlib
 from typing import ClassVar
 
-from polyhead.heads import layout, osio, pack, records
-from polyhead.heads.errors import DataLoss, FailedPrecondition, NotFound, PolyheadError
-from polyhead.heads.pack import Pack, Retention
-from polyhead.heads.records import DamagedRecord, GenerationRecord
-from polyhead.heads.reserve import write_with_reserve
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, NotFound, PolyheadError
+from polyhead.heads.store import layout, osio, pack, records
+from polyhead.heads.store.pack import Pack, Retention
+from polyhead.heads.store.records import DamagedRecord, GenerationRecord
+from polyhead.heads.store.reserve import write_with_reserve
 
 
 class CommitUncertain(PolyheadError):

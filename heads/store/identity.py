@@ -4,10 +4,10 @@ from __future__ import annotations
 
 import re
 
-from polyhead.heads import layout, osio, records
-from polyhead.heads.errors import DataLoss, FailedPrecondition
-from polyhead.heads.osio import StoreFiles
-from polyhead.heads.records import DamagedRecord
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition
+from polyhead.heads.store import layout, osio, records
+from polyhead.heads.store.osio import StoreFiles
+from polyhead.heads.store.records import DamagedRecord
 
 _FOLDERS = (osio.STAGING, layout.BLOBS, layout.VERSIONS, layout.GENERATIONS)
 _KNOWN = frozenset({*_FOLDERS, layout.OOD, layout.LOCK, layout.STORE, layout.RESERVE, "lost+found"})

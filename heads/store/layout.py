@@ -14,8 +14,8 @@ from __future__ import annotations
 
 import re
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.manifest import check_name
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.manifest import check_name
 
 LOCK = "LOCK"
 STORE = "STORE"

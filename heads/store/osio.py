@@ -16,11 +16,11 @@ import stat
 from collections.abc import Callable, Iterator
 from typing import ClassVar
 
-from polyhead.heads import failpoints
-from polyhead.heads.errors import DataLoss, FailedPrecondition, PolyheadError, ResourceExhausted
-from polyhead.heads.layout import LOCK
-from polyhead.heads.rename_new import rename_new
-from polyhead.heads.spares import SpareDescriptors
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, PolyheadError, ResourceExhausted
+from polyhead.heads.store import failpoints
+from polyhead.heads.store.layout import LOCK
+from polyhead.heads.store.rename_new import rename_new
+from polyhead.heads.store.spares import SpareDescriptors
 
 STAGING = "staging"
 _FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})

@@ -11,9 +11,9 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyhead.heads import records
-from polyhead.heads.errors import FailedPrecondition
-from polyhead.heads.records import DamagedRecord, GenerationRecord
+from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.heads.store import records
+from polyhead.heads.store.records import DamagedRecord, GenerationRecord
 
 FORMAT = 1
 MAX_PACK_BYTES = 64 << 20

@@ -10,8 +10,8 @@ from dataclasses import dataclass, field
 from types import MappingProxyType
 from typing import Any, TypeVar
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import HeadManifest
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import HeadManifest
 
 FORMAT = 1
 MAX_RECORD_BYTES = 32 * 1024  # two of them fit into the reserve that a full disk leaves us

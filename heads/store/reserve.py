@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from polyhead.heads import layout, osio
+from polyhead.heads.store import layout, osio
 
 RESERVE_BYTES = 64 * 1024  # of records a few, see records.MAX_RECORD_BYTES
 

@@ -9,9 +9,9 @@ import contextlib
 import hashlib
 import os
 
-from polyhead.heads import layout, osio
-from polyhead.heads.blobs import BlobFolder
-from polyhead.heads.errors import PolyheadError
+from polyhead.heads.format.errors import PolyheadError
+from polyhead.heads.store import layout, osio
+from polyhead.heads.store.blobs import BlobFolder
 
 SLICE_BYTES = 1 << 20
 

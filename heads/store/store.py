@@ -2,7 +2,7 @@
 
 Knows nothing of torch, of gRPC, or of what is inside a head file, and imports none of it: its crash tests start at once.
 kill -9 at any moment leaves exactly the old or exactly the new active set, and what was acknowledged stays.
-`heads/layout.py` draws the folder, `heads/osio.py` makes the system calls, `heads/failpoints.py` names the moments.
+`heads/store/layout.py` draws the folder, `heads/store/osio.py` makes the system calls, `heads/store/failpoints.py` names the moments.
 
     with HeadStore.open("store", trunk_id) as store:
         with store.begin_push(len(data), sha256) as staging:
@@ -26,21 +26,21 @@ from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
 
-from polyhead.heads import layout, osio, records
-from polyhead.heads.blobs import BlobFolder, OpenBlob, Staging
-from polyhead.heads.damage import Inspector, StoreDamage
-from polyhead.heads.delta import rebuild
-from polyhead.heads.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument, PolyheadError
-from polyhead.heads.generations import CommitUncertain, GenerationFolder
-from polyhead.heads.identity import identify, read_trunk_id
-from polyhead.heads.lora import adapted_digest
-from polyhead.heads.manifest import HeadManifest, check_name
-from polyhead.heads.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, StoreTaken, UnsafeFile
-from polyhead.heads.pack import Retention
-from polyhead.heads.records import GenerationRecord, VersionRecord
-from polyhead.heads.reserve import write_reserve
-from polyhead.heads.scrub import Scrub
-from polyhead.heads.versions import MAX_LABELS, VersionFolder
+from polyhead.heads.format.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument, PolyheadError
+from polyhead.heads.format.lora import adapted_digest
+from polyhead.heads.format.manifest import HeadManifest, check_name
+from polyhead.heads.store import layout, osio, records
+from polyhead.heads.store.blobs import BlobFolder, OpenBlob, Staging
+from polyhead.heads.store.damage import Inspector, StoreDamage
+from polyhead.heads.store.delta import rebuild
+from polyhead.heads.store.generations import CommitUncertain, GenerationFolder
+from polyhead.heads.store.identity import identify, read_trunk_id
+from polyhead.heads.store.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, StoreTaken, UnsafeFile
+from polyhead.heads.store.pack import Retention
+from polyhead.heads.store.records import GenerationRecord, VersionRecord
+from polyhead.heads.store.reserve import write_reserve
+from polyhead.heads.store.scrub import Scrub
+from polyhead.heads.store.versions import MAX_LABELS, VersionFolder
 
 __all__ = [
     "CommitUncertain",
@@ -236,7 +236,7 @@ class HeadStore:
     def rebuild(
         self, base: OpenBlob, sent: Staging, num_bytes: int = 0, sha256: str = "", between: Callable[[], None] = lambda: None
     ) -> Staging:
-        """The whole file of a push that sent only what differs from `base`, verified; see `heads/delta.py`. Both stay open.
+        """The whole file of a push that sent only what differs from `base`, verified; see `heads/store/delta.py`. Both stay open.
 
         `num_bytes` and `sha256` are what the pusher says of the whole file; 0 and "" if it does not know.
         """

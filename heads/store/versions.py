@@ -5,10 +5,10 @@ from __future__ import annotations
 import dataclasses
 from collections import defaultdict
 
-from polyhead.heads import layout, osio, records
-from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
-from polyhead.heads.records import DamagedRecord, VersionRecord
-from polyhead.heads.reserve import write_with_reserve
+from polyhead.heads.format.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
+from polyhead.heads.store import layout, osio, records
+from polyhead.heads.store.records import DamagedRecord, VersionRecord
+from polyhead.heads.store.reserve import write_with_reserve
 
 MAX_LABELS = 16  # of one version
 MAX_LABEL_REQUESTS = 16  # of one version: a retry that comes later than that changes the labels again

@@ -9,7 +9,7 @@ from torch import nn
 from torch.nn.functional import cross_entropy
 
 from polyhead.client import Client
-from polyhead.heads.family import HeadModule, trainable_parameters
+from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import Demonstration
 from polyhead.heads.training.fit import FitConfig, Schedule, Step, fit

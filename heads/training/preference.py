@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 
 from polyhead.client import Client
-from polyhead.heads.family import HeadModule, trainable_parameters
+from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import Comparison
 from polyhead.heads.training.fit import FitConfig, Schedule, Step, fit

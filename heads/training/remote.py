@@ -12,10 +12,10 @@ from torch import nn
 from transformers import AutoConfig
 
 from polyhead.client import Client
-from polyhead.client.tensors import RawTensor
-from polyhead.heads.family import HeadModule, build_head, state_of, trainable_parameters
-from polyhead.heads.manifest import OutputKind
-from polyhead.heads.spec import ModelSpec, describe_config
+from polyhead.client.weights.tensors import RawTensor
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model.family import HeadModule, build_head, state_of, trainable_parameters
+from polyhead.heads.model.spec import ModelSpec, describe_config
 
 
 def remote_spec(client: Client) -> ModelSpec:

@@ -13,7 +13,7 @@ from torch import nn
 
 from polyhead.client import Client
 from polyhead.client.errors import NotFound
-from polyhead.heads.family import HeadModule, trainable_parameters
+from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import DataError, RuleJudgement
 from polyhead.heads.training.fit import FitConfig, Step, fit

@@ -17,7 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from polyhead.client import Client, PushReport
-from polyhead.heads.family import HeadModule
+from polyhead.heads.model.family import HeadModule
 from polyhead.heads.training import policy, preference, rule
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import DataError, read_comparisons, read_demonstrations, read_judgements

@@ -7,8 +7,8 @@ from collections.abc import Sequence
 import torch
 
 from polyhead.client import Client
-from polyhead.client.results import HeadScore, PolicyScore, PreferenceScore, ScoredItem, ValueScore
-from polyhead.heads.family import HeadModule
+from polyhead.client.results.results import HeadScore, PolicyScore, PreferenceScore, ScoredItem, ValueScore
+from polyhead.heads.model.family import HeadModule
 from polyhead.heads.training.losses import token_logprobs
 from polyhead.heads.training.state_store import StateStore
 

@@ -6,31 +6,31 @@ from dataclasses import dataclass, field, replace
 
 import torch
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.family import TrunkModule, set_attention
-from polyhead.heads.spec import ModelSpec
-from polyhead.server.engine import attention
-from polyhead.server.engine.blocks import BlockTree
-from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.model.family import TrunkModule, set_attention
+from polyhead.heads.model.spec import ModelSpec
+from polyhead.server.engine.blocks.cache import CacheShape, KvCache, TrunkCache
+from polyhead.server.engine.blocks.head_pool import HeadPool
+from polyhead.server.engine.blocks.tree import BlockTree
 from polyhead.server.engine.compiled.attention import LARGEST_WIDENED
 from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
 from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledKit
-from polyhead.server.engine.dense import dense_linears
-from polyhead.server.engine.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.fast import FastTrunk, fast_trunk
-from polyhead.server.engine.graphs import step_graphs
-from polyhead.server.engine.head_pool import HeadPool
-from polyhead.server.engine.heads import HeadRunner
-from polyhead.server.engine.kits import Kit, TorchKit
-from polyhead.server.engine.linears import Quantization
-from polyhead.server.engine.reports import QueueLimits
-from polyhead.server.engine.sampler import Draw, draw
-from polyhead.server.engine.scheduler import Scheduler, SchedulerLimits
-from polyhead.server.engine.trunk import TrunkRunner
-from polyhead.server.engine.varlen_probe import working_varlen
+from polyhead.server.engine.layers import attention
+from polyhead.server.engine.layers.cuda.eight_bit import FORMATS, eight_bit_linears
+from polyhead.server.engine.layers.cuda.graphs import step_graphs
+from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
+from polyhead.server.engine.layers.fast import FastTrunk, fast_trunk
+from polyhead.server.engine.layers.heads import HeadRunner
+from polyhead.server.engine.layers.kits import Kit, TorchKit
+from polyhead.server.engine.layers.linears import Quantization
+from polyhead.server.engine.layers.sampler import Draw, draw
+from polyhead.server.engine.layers.torch.dense import dense_linears
+from polyhead.server.engine.layers.trunk import TrunkRunner
+from polyhead.server.engine.schedule.scheduler import Scheduler, SchedulerLimits
+from polyhead.server.engine.work.reports import QueueLimits
 
 HEAD_BLOCKS_PER_BLOCK = 3  # head blocks in the pool for each trunk block: the sampling head's, and room for those that score
 

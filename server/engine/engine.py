@@ -18,19 +18,19 @@ from concurrent.futures import Future
 import torch
 from torch import Tensor
 
-from polyhead.heads.errors import Aborted, PolyheadError, ResourceExhausted, Unavailable
-from polyhead.server.engine.admission import check_queue
-from polyhead.server.engine.batch import Batch, HeadRun
-from polyhead.server.engine.blocks import BlockTree
-from polyhead.server.engine.commit import commit
-from polyhead.server.engine.gaps import StepGaps
-from polyhead.server.engine.heads import CANARY_TOKENS, HeadRunner, canary
-from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.reports import Counters, EngineSnapshot, QueueLimits, SwapReport
-from polyhead.server.engine.sampler import Draw, DrawRow
-from polyhead.server.engine.scheduler import Scheduler
-from polyhead.server.engine.scorer import take_rows
-from polyhead.server.engine.sequence import (
+from polyhead.heads.format.errors import Aborted, PolyheadError, ResourceExhausted, Unavailable
+from polyhead.server.engine.blocks.tree import BlockTree
+from polyhead.server.engine.layers.heads import CANARY_TOKENS, HeadRunner, canary
+from polyhead.server.engine.layers.sampler import Draw, DrawRow
+from polyhead.server.engine.layers.trunk import TrunkRunner
+from polyhead.server.engine.schedule.admission import check_queue
+from polyhead.server.engine.schedule.scheduler import Scheduler
+from polyhead.server.engine.schedule.scorer import take_rows
+from polyhead.server.engine.work.batch import Batch, HeadRun
+from polyhead.server.engine.work.gaps import StepGaps
+from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.reports import Counters, EngineSnapshot, QueueLimits, SwapReport
+from polyhead.server.engine.work.sequence import (
     Accepted,
     Drawn,
     Ended,
@@ -43,13 +43,13 @@ from polyhead.server.engine.sequence import (
     Request,
     Sample,
 )
-from polyhead.server.engine.threads import use_torch_threads
-from polyhead.server.engine.tokens import add_token, finish_reason, tail
-from polyhead.server.engine.trunk import TrunkRunner
+from polyhead.server.engine.work.tokens import add_token, finish_reason, tail
+from polyhead.server.host.commit import commit
+from polyhead.server.host.threads import use_torch_threads
 
 logger = logging.getLogger(__name__)
 
-EXIT_ENGINE_FAILED = 71  # it hangs (server/watchdog.py), or cannot give back what a request held
+EXIT_ENGINE_FAILED = 71  # it hangs (server/process/watchdog.py), or cannot give back what a request held
 StepEvents = dict[Request, list[Event]]  # what one step has to say to whom
 
 

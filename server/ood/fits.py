@@ -8,11 +8,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import parse_reference
-from polyhead.server.engine.sequence import Pool
-from polyhead.server.ood import OodModel
-from polyhead.server.ood_store import OodFit, OodStore
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import parse_reference
+from polyhead.server.engine.work.sequence import Pool
+from polyhead.server.ood.scores import OodModel
+from polyhead.server.ood.store import OodFit, OodStore
 
 MAX_LOADED = 4  # fits in memory, 8 * d_model^2 bytes each
 

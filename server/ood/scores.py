@@ -15,7 +15,7 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.format.errors import InvalidArgument
 
 Floats = NDArray[np.float64]
 

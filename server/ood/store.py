@@ -18,14 +18,14 @@ from typing import Any
 
 import safetensors.numpy
 
-from polyhead.heads import osio, records
-from polyhead.heads.errors import AlreadyExists, DataLoss, NotFound, PolyheadError, ResourceExhausted
-from polyhead.heads.layout import OOD
-from polyhead.heads.manifest import NAME_PATTERN, check_name
-from polyhead.heads.osio import StoreFiles
-from polyhead.heads.records import DamagedRecord
-from polyhead.server.engine.sequence import Pool, Pooling
-from polyhead.server.ood import OodModel
+from polyhead.heads.format.errors import AlreadyExists, DataLoss, NotFound, PolyheadError, ResourceExhausted
+from polyhead.heads.format.manifest import NAME_PATTERN, check_name
+from polyhead.heads.store import osio, records
+from polyhead.heads.store.layout import OOD
+from polyhead.heads.store.osio import StoreFiles
+from polyhead.heads.store.records import DamagedRecord
+from polyhead.server.engine.work.sequence import Pool, Pooling
+from polyhead.server.ood.scores import OodModel
 
 MAX_NAMES = 64
 _FILE = re.compile(rf"({NAME_PATTERN.pattern})@([1-9][0-9]{{0,8}})\.(json|safetensors)")

@@ -14,23 +14,23 @@ from dataclasses import dataclass, field
 
 import grpc.aio
 
-from polyhead.heads.errors import DataLoss, FailedPrecondition
-from polyhead.server import card
-from polyhead.server.breathing import Breather
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition
 from polyhead.server.config import ServeConfig
-from polyhead.server.handlers import LateHandlers
-from polyhead.server.health import Health, watch_engine
-from polyhead.server.interceptors import CallInterceptor
-from polyhead.server.listen import add_servicers, bind, make_server
-from polyhead.server.memory import return_garbage
-from polyhead.server.metrics import Metrics
-from polyhead.server.metrics_http import MetricsServer, serve_metrics
-from polyhead.server.registry import Registry
-from polyhead.server.startup import Progress, Services, bring_up_heads, build_services
-from polyhead.server.store_care import StoreCare
-from polyhead.server.unread import Unread
-from polyhead.server.watchdog import Watchdog, notify_systemd
-from polyhead.server.workers import Workers
+from polyhead.server.host.memory import return_garbage
+from polyhead.server.host.pacing import Breather
+from polyhead.server.metrics.metrics import Metrics
+from polyhead.server.metrics.metrics_http import MetricsServer, serve_metrics
+from polyhead.server.process import card
+from polyhead.server.process.startup import Progress, Services, bring_up_heads, build_services
+from polyhead.server.process.watchdog import Watchdog, notify_systemd
+from polyhead.server.process.workers import Workers
+from polyhead.server.rpc.handlers import LateHandlers
+from polyhead.server.rpc.health import Health, watch_engine
+from polyhead.server.rpc.interceptors import CallInterceptor
+from polyhead.server.rpc.listen import add_servicers, bind, make_server
+from polyhead.server.rpc.unread import Unread
+from polyhead.server.versions.registry import Registry
+from polyhead.server.versions.store_care import StoreCare
 
 END_S = 2.0  # for handlers whose requests were ended
 
@@ -155,7 +155,7 @@ def _bring_up(running: Running, progress: Progress) -> Services:
 async def _caretakers(running: Running, services: Services, stop: StopSignal) -> AsyncIterator[Watchdog]:
     """Tasks beside the calls: health follows the engine and the active set, events go from the engine to the event loop, and the caches'
     memory is taken."""
-    from polyhead.server.stream import hand_over
+    from polyhead.server.rpc.stream import hand_over
 
     loop = asyncio.get_running_loop()
     services.engine.sink = lambda outbox: hand_over(loop, outbox)

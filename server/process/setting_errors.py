@@ -7,7 +7,7 @@ from typing import Any
 
 from pydantic import ValidationError
 
-from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.format.errors import InvalidArgument
 
 _WORDS = {
     "less_than_equal": "must be at most {le}",

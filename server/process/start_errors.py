@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 
-from polyhead.heads.errors import FailedPrecondition
+from polyhead.heads.format.errors import FailedPrecondition
 
 __all__ = ["explained"]
 

@@ -9,38 +9,38 @@ from pathlib import Path
 
 import torch
 
-from polyhead.heads import embedded
-from polyhead.heads.checkpoint import Checkpoint, resolve_folder
-from polyhead.heads.composition import check_composition
-from polyhead.heads.errors import FailedPrecondition
-from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_head
-from polyhead.heads.manifest import OutputKind
-from polyhead.heads.osio import StoreIoError
-from polyhead.heads.spec import ModelSpec, describe, trunk_id
-from polyhead.heads.store import HeadStore
-from polyhead.server.breathing import Breather, has_spare_core
+from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model import embedded
+from polyhead.heads.model.checkpoint import Checkpoint, resolve_folder
+from polyhead.heads.model.composition import check_composition
+from polyhead.heads.model.family import TrunkModule, build_head, build_trunk, initial_head
+from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
+from polyhead.heads.store.osio import StoreIoError
+from polyhead.heads.store.store import HeadStore
 from polyhead.server.config import ServeConfig
 from polyhead.server.engine import build
-from polyhead.server.engine.eight_bit import has_fp8
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.linears import Quantization
-from polyhead.server.engine.reports import QueueLimits
-from polyhead.server.head_loader import HeadLoader
-from polyhead.server.manifests import RuleDefaults, ServedTrunk
-from polyhead.server.metrics import HeadInfo, Metrics, ServerFacts
-from polyhead.server.ood_fits import OodFits, TrunkLayers
-from polyhead.server.ood_store import OodStore
-from polyhead.server.publisher import Publisher
-from polyhead.server.recipes import RecipeBook
-from polyhead.server.registry import Registry
-from polyhead.server.residency import Residency
-from polyhead.server.rules import RuleBook
-from polyhead.server.servicers.heads import MAX_PUSHES
-from polyhead.server.shelf import Shelf
-from polyhead.server.text import Tokenizer
-from polyhead.server.tokenizer_files import read_eos_ids
-from polyhead.server.transcripts import TranscriptBook
-from polyhead.server.workers import Workers
+from polyhead.server.engine.layers.cuda.eight_bit import has_fp8
+from polyhead.server.engine.layers.linears import Quantization
+from polyhead.server.engine.work.reports import QueueLimits
+from polyhead.server.host.pacing import Breather, has_spare_core
+from polyhead.server.metrics.metrics import HeadInfo, Metrics, ServerFacts
+from polyhead.server.ood.fits import OodFits, TrunkLayers
+from polyhead.server.ood.store import OodStore
+from polyhead.server.process.workers import Workers
+from polyhead.server.rewards.recipes import RecipeBook
+from polyhead.server.rewards.rules import RuleBook
+from polyhead.server.rpc.services.heads import MAX_PUSHES
+from polyhead.server.text.tokenizer import Tokenizer
+from polyhead.server.text.tokenizer_files import read_eos_ids
+from polyhead.server.text.transcripts import TranscriptBook
+from polyhead.server.versions.head_loader import HeadLoader
+from polyhead.server.versions.manifests import RuleDefaults, ServedTrunk
+from polyhead.server.versions.publisher import Publisher
+from polyhead.server.versions.registry import Registry
+from polyhead.server.versions.residency import Residency
+from polyhead.server.versions.shelf import Shelf
 
 Progress = Callable[[str], None]
 DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}

@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Mapping
 
 from polyhead.server.engine.engine import end_process
-from polyhead.server.engine.reports import EngineSnapshot
+from polyhead.server.engine.work.reports import EngineSnapshot
 
 PERIOD_S = 1.0
 LOOP_SILENCE_S = 30.0  # after which an event loop is not called alive any more

@@ -59,6 +59,6 @@ def _pool(name: str, num_threads: int) -> ThreadPoolExecutor:
 
 
 def _use_one_torch_thread() -> None:
-    from polyhead.server.engine.threads import use_torch_threads
+    from polyhead.server.host.threads import use_torch_threads
 
     use_torch_threads(1)

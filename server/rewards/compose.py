@@ -12,12 +12,12 @@ from dataclasses import dataclass, field
 
 import numpy as np
 
-from polyhead.server import rewards
-from polyhead.server.engine.scorer import PolicyResult, PreferenceResult, results
-from polyhead.server.engine.sequence import Sample
-from polyhead.server.recipes import ALPHA, AVERAGE, KL, KL_COEFFICIENT, Form, KlTerm, Part, Read, Recipe
-from polyhead.server.replies import ReplyCheck
-from polyhead.server.rewards import Floats
+from polyhead.server.engine.schedule.scorer import PolicyResult, PreferenceResult, results
+from polyhead.server.engine.work.sequence import Sample
+from polyhead.server.rewards import formulas
+from polyhead.server.rewards.formulas import Floats
+from polyhead.server.rewards.recipes import ALPHA, AVERAGE, KL, KL_COEFFICIENT, Form, KlTerm, Part, Read, Recipe
+from polyhead.server.text.replies import ReplyCheck
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
 _CHECKED = "a head's kind is checked at the door and with the lease"
@@ -76,7 +76,7 @@ def compose(plan: RewardPlan, samples: Sequence[Sample], checks: Sequence[ReplyC
 
 def ranking(found: Sequence[Reward]) -> list[int]:
     """Indices of a group's rewards, the best first; equal ones as they stand, then those without a reward."""
-    return rewards.best_first([reward.rank_key for reward in found])
+    return formulas.best_first([reward.rank_key for reward in found])
 
 
 def choose(selection: Selection, found: Sequence[Reward]) -> list[int]:
@@ -85,7 +85,7 @@ def choose(selection: Selection, found: Sequence[Reward]) -> list[int]:
     chosen = order[: selection.top]
     num_ranked = sum(not reward.error for reward in found)
     if selection.with_median and num_ranked:
-        chosen.append(order[rewards.median_place(num_ranked)])
+        chosen.append(order[formulas.median_place(num_ranked)])
     return list(dict.fromkeys(chosen))
 
 
@@ -144,11 +144,11 @@ class _Reader:
         assert isinstance(rules, tuple), _CHECKED
         self.follow = {rule.rule_id: 1.0 - rule.p_violate for rule in rules}
         weights = {rule_id: self._plan.constants[f"{part.name}.{rule_id}"] for rule_id in part.rule_ids}
-        return rewards.aggregate(part.aggregate, self.follow, weights)
+        return formulas.aggregate(part.aggregate, self.follow, weights)
 
     def _kl(self, term: KlTerm) -> Floats:
         own = self._logprobs(term.policy) if self._sample.is_given else np.array(self._sample.logprobs)
-        kl = rewards.kl_per_token(term.estimator, own, self._logprobs(term.reference))
+        kl = formulas.kl_per_token(term.estimator, own, self._logprobs(term.reference))
         if not (np.abs(kl) <= _FLOAT32_MAX).all():
             raise _NoNumber("the KL estimate of a token is too large for a float")
         return kl
@@ -177,15 +177,15 @@ def _finish(plan: RewardPlan, reward: Reward, average: float, follow: Mapping[st
     """All parts are there: the reward, and what the KL term makes of it."""
     constants = plan.constants
     if plan.recipe.form is Form.SUM:
-        reward.reward = reward.rank_key = rewards.linear(reward.parts, {part.name: constants[part.name] for part in plan.recipe.parts})
+        reward.reward = reward.rank_key = formulas.linear(reward.parts, {part.name: constants[part.name] for part in plan.recipe.parts})
     else:
-        reward.rank_key = rewards.log_rerank(reward.parts[plan.recipe.preference], average, follow, constants[ALPHA])
+        reward.rank_key = formulas.log_rerank(reward.parts[plan.recipe.preference], average, follow, constants[ALPHA])
         reward.reward = math.exp(reward.rank_key)
         reward.parts[AVERAGE] = average
     reward.with_kl = reward.reward
     if plan.recipe.kl:
         reward.with_kl -= constants[KL_COEFFICIENT] * reward.parts[KL]
-        reward.token_rewards = rewards.token_rewards(reward.reward, constants[KL_COEFFICIENT], reward.kl)
+        reward.token_rewards = formulas.token_rewards(reward.reward, constants[KL_COEFFICIENT], reward.kl)
     if not max(abs(reward.reward), abs(reward.with_kl)) <= _FLOAT32_MAX:
         reward.reward = reward.with_kl = reward.rank_key = math.nan
         reward.token_rewards = np.zeros(0)

@@ -14,8 +14,8 @@ from typing import Any, Protocol, TypeVar
 
 import yaml
 
-from polyhead.heads.errors import InvalidArgument, NotFound
-from polyhead.heads.manifest import check_name, parse_reference
+from polyhead.heads.format.errors import InvalidArgument, NotFound
+from polyhead.heads.format.manifest import check_name, parse_reference
 
 MAX_FILE_BYTES = 256 << 10
 MAX_VERSION = 999_999_999  # what a reference can name

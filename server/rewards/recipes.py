@@ -1,6 +1,6 @@
 """Reward recipes: versioned files that say which scored parts make a reward, and with which constants.
 
-A file is checked whole when the server starts. The formulas are in rewards.py; this file knows no engine and no messages.
+A file is checked whole when the server starts. The formulas are in formulas.py; this file knows no engine and no messages.
 """
 
 from __future__ import annotations
@@ -11,10 +11,10 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polyhead.heads.errors import InvalidArgument, PolyheadError
-from polyhead.heads.manifest import HeadKind, check_name
-from polyhead.server.configurations import Configuration, ConfigurationFile, ConfigurationKind, add_once, find_newest, read_file
-from polyhead.server.rewards import Aggregate, Estimator
+from polyhead.heads.format.errors import InvalidArgument, PolyheadError
+from polyhead.heads.format.manifest import HeadKind, check_name
+from polyhead.server.rewards.configurations import Configuration, ConfigurationFile, ConfigurationKind, add_once, find_newest, read_file
+from polyhead.server.rewards.formulas import Aggregate, Estimator
 
 FIELD = "recipes"
 SHIPPED = Path(__file__).parent / "recipe_files"

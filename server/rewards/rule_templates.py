@@ -6,8 +6,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any, Protocol
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server.configurations import ConfigurationFile, check_keys, text_of
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.rewards.configurations import ConfigurationFile, check_keys, text_of
 
 FIELD = "rules"
 MAX_SPELLINGS = 16

@@ -10,9 +10,9 @@ from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import check_name
-from polyhead.server.configurations import (
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import check_name
+from polyhead.server.rewards.configurations import (
     Configuration,
     ConfigurationFile,
     ConfigurationKind,
@@ -22,7 +22,7 @@ from polyhead.server.configurations import (
     read_file,
     text_of,
 )
-from polyhead.server.rule_templates import FIELD, Encoder, RuleTemplate, TemplateText, Unfit, template_text
+from polyhead.server.rewards.rule_templates import FIELD, Encoder, RuleTemplate, TemplateText, Unfit, template_text
 
 SHIPPED = Path(__file__).parent / "rule_files"
 DEFAULT_SET = "example-rules"

@@ -15,8 +15,8 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server.errors import PermissionDenied, Unauthenticated
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.rpc.errors import PermissionDenied, Unauthenticated
 
 HASH_PREFIX = "sha256:"
 MIN_TOKEN_LENGTH = 16

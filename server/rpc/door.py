@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from polyhead.server.engine.live import ServedHead
-from polyhead.server.engine.sequence import Priority, PromptScorer
-from polyhead.server.recipes import RecipeBook
-from polyhead.server.rules import RuleBook
-from polyhead.server.text import Tokenizer
-from polyhead.server.text_bounds import check_fits
-from polyhead.server.transcripts import TranscriptBook
+from polyhead.server.engine.work.live import ServedHead
+from polyhead.server.engine.work.sequence import Priority, PromptScorer
+from polyhead.server.rewards.recipes import RecipeBook
+from polyhead.server.rewards.rules import RuleBook
+from polyhead.server.text.text_bounds import check_fits
+from polyhead.server.text.tokenizer import Tokenizer
+from polyhead.server.text.transcripts import TranscriptBook
 
 Resolve = Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
 CheckRoom = Callable[[Priority, int], None]  # (who waits, tokens that a call comes to at least): raises ResourceExhausted

@@ -7,8 +7,8 @@ from typing import Any
 
 import grpc
 
-from polyhead.heads.errors import Unavailable
-from polyhead.server.auth import ALLOWED
+from polyhead.heads.format.errors import Unavailable
+from polyhead.server.rpc.auth import ALLOWED
 
 RETRY_S = 2.0
 

@@ -12,7 +12,7 @@ from typing import Any
 
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from polyhead.heads.errors import NotFound, ResourceExhausted
+from polyhead.heads.format.errors import NotFound, ResourceExhausted
 
 SERVICES = (
     "polyhead.v1.GenerationService",

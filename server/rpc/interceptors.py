@@ -20,11 +20,11 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from polyhead.heads.errors import InvalidArgument, PolyheadError, Unavailable
+from polyhead.heads.format.errors import InvalidArgument, PolyheadError, Unavailable
 from polyhead.server import logs
-from polyhead.server.auth import Authenticator, Caller, Role
-from polyhead.server.errors import DeadlineExceeded, status_code, to_polyhead_error, trailing_metadata
-from polyhead.server.unread import Account, Unread
+from polyhead.server.rpc.auth import Authenticator, Caller, Role
+from polyhead.server.rpc.errors import DeadlineExceeded, status_code, to_polyhead_error, trailing_metadata
+from polyhead.server.rpc.unread import Account, Unread
 
 DRAIN_RETRY_S = 2.0
 OWN_SHARE = 0.99  # a deadline below this share of the server's longest is the caller's own

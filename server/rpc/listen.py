@@ -11,14 +11,14 @@ import grpc.aio
 from grpc_health.v1 import health_pb2_grpc
 from grpc_reflection.v1alpha import reflection
 
-from polyhead.heads.errors import FailedPrecondition
+from polyhead.heads.format.errors import FailedPrecondition
 from polyhead.server.config import ServeConfig
-from polyhead.server.connections import HANDSHAKE_MS, MAX_CONNECTIONS, max_connections, raise_descriptor_limit
-from polyhead.server.handlers import LateHandlers
-from polyhead.server.health import SERVICES, Health
-from polyhead.server.interceptors import CallInterceptor
-from polyhead.server.startup import Services
-from polyhead.server.tls import read_pair
+from polyhead.server.process.startup import Services
+from polyhead.server.rpc.connections import HANDSHAKE_MS, MAX_CONNECTIONS, max_connections, raise_descriptor_limit
+from polyhead.server.rpc.handlers import LateHandlers
+from polyhead.server.rpc.health import SERVICES, Health
+from polyhead.server.rpc.interceptors import CallInterceptor
+from polyhead.server.rpc.tls import read_pair
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
 MIB = 1 << 20
@@ -83,12 +83,12 @@ def bind(server: grpc.aio.Server, config: ServeConfig) -> int:
 
 def add_servicers(handlers: LateHandlers, services: Services) -> None:
     """Fill in the handlers of all services and open them."""
-    from polyhead.server.door import Door
-    from polyhead.server.servicers.call import Frontend
-    from polyhead.server.servicers.generation import GenerationServicer
-    from polyhead.server.servicers.heads import HeadServicer
-    from polyhead.server.servicers.scoring import ScoringServicer
-    from polyhead.server.servicers.trunk import TrunkFacts, TrunkServicer
+    from polyhead.server.rpc.door import Door
+    from polyhead.server.rpc.services.call import Frontend
+    from polyhead.server.rpc.services.generation import GenerationServicer
+    from polyhead.server.rpc.services.heads import HeadServicer
+    from polyhead.server.rpc.services.scoring import ScoringServicer
+    from polyhead.server.rpc.services.trunk import TrunkFacts, TrunkServicer
 
     registry = services.registry
     door = Door(

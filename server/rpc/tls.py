@@ -9,7 +9,7 @@ from __future__ import annotations
 import ssl
 from pathlib import Path
 
-from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.format.errors import InvalidArgument
 
 
 def read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:

@@ -12,8 +12,8 @@ import threading
 import time
 from collections.abc import Callable
 
-from polyhead.heads.errors import PolyheadError, ResourceExhausted
-from polyhead.server.engine.shares import fair_share
+from polyhead.heads.format.errors import PolyheadError, ResourceExhausted
+from polyhead.server.engine.schedule.shares import fair_share
 
 WINDOW_SHARE = 1 / 32  # of the budget: states of one call that are made ahead of its reader
 IDLE_S = 1.0  # a message that waits longer was not taken at once: its reader does something else

@@ -11,7 +11,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyhead.heads.errors import FailedPrecondition
+from polyhead.heads.format.errors import FailedPrecondition
 
 _STAND_INS = ("polyhead-stand-in-one", "polyhead-stand-in-two", "polyhead-stand-in-three")
 _SHOWN = 200  # characters of a template's own words

@@ -14,7 +14,7 @@ import secrets
 from collections.abc import Callable, Iterable, Mapping
 from typing import Any
 
-from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.format.errors import InvalidArgument
 
 _BREAKERS = range(0xE000, 0xF900)  # characters for private use
 _SECRET = range(0xF0000, 0xFFFFE)  # the same, of another plane: three of them and one that counts name a control token

@@ -6,8 +6,8 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyhead.server.continuation import Decode
-from polyhead.server.engine.sequence import FinishReason, ReplyForm, Sample
+from polyhead.server.engine.work.sequence import FinishReason, ReplyForm, Sample
+from polyhead.server.text.continuation import Decode
 
 logger = logging.getLogger(__name__)
 

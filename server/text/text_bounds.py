@@ -11,7 +11,7 @@ from typing import Any
 
 from tokenizers import pre_tokenizers
 
-from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.format.errors import InvalidArgument
 from polyhead.v1 import types_pb2
 
 # What a normalizer can make of so many bytes of text at most: one. Composing a Hangul syllable makes 3 bytes of 9.

@@ -9,13 +9,13 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument, PolyheadError
-from polyhead.server import chat_template
-from polyhead.server import control_tokens as control
-from polyhead.server.chat_template import ChatTemplate
-from polyhead.server.continuation import Continuation, Decode
-from polyhead.server.text_bounds import most_bytes_per_token
-from polyhead.server.tokenizer_files import load_tokenizer
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, PolyheadError
+from polyhead.server.text import chat_template
+from polyhead.server.text import control_tokens as control
+from polyhead.server.text.chat_template import ChatTemplate
+from polyhead.server.text.continuation import Continuation, Decode
+from polyhead.server.text.text_bounds import most_bytes_per_token
+from polyhead.server.text.tokenizer_files import load_tokenizer
 
 ROLES = ("system", "user", "assistant")
 _TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja", "vocab.json", "merges.txt")

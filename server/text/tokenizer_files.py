@@ -9,9 +9,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.errors import DataLoss, FailedPrecondition
-from polyhead.heads.weight_files import read_json
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.weight_files import read_json
 
 __all__ = ["load_tokenizer", "read_eos_ids"]
 

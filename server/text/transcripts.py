@@ -1,7 +1,7 @@
 """Transcript formats: versioned files that say how a conversation is written as plain text, and what a reply in it must look like.
 
 A turn is its role's opening and its text. A reply ends where another role's opening begins, so a reply's marker is already the start of the
-next turn. Knows text only: convert_prompts.py makes ids of it, replies.py checks what came back.
+next turn. Knows text only: prompts.py makes ids of it, replies.py checks what came back.
 """
 
 from __future__ import annotations
@@ -13,9 +13,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import check_name
-from polyhead.server.configurations import (
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import check_name
+from polyhead.server.rewards.configurations import (
     Configuration,
     ConfigurationFile,
     ConfigurationKind,
@@ -25,10 +25,10 @@ from polyhead.server.configurations import (
     read_file,
     text_of,
 )
-from polyhead.server.continuation import Coder, Continuation
+from polyhead.server.text.continuation import Coder, Continuation
 
 SHIPPED = Path(__file__).parent / "format_files"
-MAX_ROLES = 16  # an opening may be a stop string: convert_sampling.py has the same limits
+MAX_ROLES = 16  # an opening may be a stop string: sampling.py has the same limits
 MAX_OPENING_BYTES = 256
 FIELD = "formats"
 

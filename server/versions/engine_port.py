@@ -6,8 +6,8 @@ from collections.abc import Mapping
 from concurrent.futures import Future
 from typing import Protocol
 
-from polyhead.server.engine.live import ActiveSet, ServedHead
-from polyhead.server.engine.reports import EngineSnapshot, SwapReport
+from polyhead.server.engine.work.live import ActiveSet, ServedHead
+from polyhead.server.engine.work.reports import EngineSnapshot, SwapReport
 
 
 class EnginePort(Protocol):

@@ -7,10 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from polyhead.heads.manifest import HeadKind, OutputKind
-from polyhead.heads.store import HeadStore
-from polyhead.server.head_loader import to_file
-from polyhead.server.manifests import SCORE_NAME, ServedTrunk
+from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.store.store import HeadStore
+from polyhead.server.versions.head_loader import to_file
+from polyhead.server.versions.manifests import SCORE_NAME, ServedTrunk
 
 KINDS = {
     "policy": HeadKind.POLICY,

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor, nn
 from transformers import PreTrainedModel
 
-from polyhead.heads import tensorfile
-from polyhead.heads.adapted import Adapter, HeadGroup, build_lora_head
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.family import HeadModule, build_head, head_skeleton
-from polyhead.heads.lora import LoraAdapter, check_adapter
-from polyhead.heads.manifest import HeadManifest, OutputKind
-from polyhead.heads.spec import ModelSpec
-from polyhead.heads.tensorfile import TensorData, TensorFile
-from polyhead.server.engine.fast import FastHead, FastHeadGroup, FastLoraHead
-from polyhead.server.engine.live import LiveHead
+from polyhead.heads.format import tensorfile
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.lora import LoraAdapter, check_adapter
+from polyhead.heads.format.manifest import HeadManifest, OutputKind
+from polyhead.heads.format.tensorfile import TensorData, TensorFile
+from polyhead.heads.model.adapted import Adapter, HeadGroup, build_lora_head
+from polyhead.heads.model.family import HeadModule, build_head, head_skeleton
+from polyhead.heads.model.spec import ModelSpec
+from polyhead.server.engine.layers.fast import FastHead, FastHeadGroup, FastLoraHead
+from polyhead.server.engine.work.live import LiveHead
 
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}

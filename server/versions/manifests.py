@@ -6,10 +6,10 @@ import dataclasses
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.lora import LoraAdapter
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished
-from polyhead.heads.spec import ModelSpec
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.lora import LoraAdapter
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished
+from polyhead.heads.model.spec import ModelSpec
 
 SCORE_NAME = "score.weight"
 

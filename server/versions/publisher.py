@@ -8,14 +8,14 @@ import logging
 from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
-from polyhead.heads.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from polyhead.heads.manifest import HeadKind, HeadManifest, ReadPosition, Unfinished, check_name, parse_reference
-from polyhead.heads.store import HeadStore, OpenBlob, Staging, VersionRecord
-from polyhead.server.breathing import Breather
-from polyhead.server.engine.live import ActiveSet, ServedHead
-from polyhead.server.manifests import ManifestPatch, ServedTrunk
-from polyhead.server.residency import Pin
-from polyhead.server.shelf import Shelf
+from polyhead.heads.format.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, ReadPosition, Unfinished, check_name, parse_reference
+from polyhead.heads.store.store import HeadStore, OpenBlob, Staging, VersionRecord
+from polyhead.server.engine.work.live import ActiveSet, ServedHead
+from polyhead.server.host.pacing import Breather
+from polyhead.server.versions.manifests import ManifestPatch, ServedTrunk
+from polyhead.server.versions.residency import Pin
+from polyhead.server.versions.shelf import Shelf
 
 log = logging.getLogger(__name__)
 

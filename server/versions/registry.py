@@ -16,8 +16,7 @@ from typing import Any
 
 from torch import Tensor
 
-from polyhead.heads import failpoints
-from polyhead.heads.errors import (
+from polyhead.heads.format.errors import (
     AlreadyExists,
     Conflict,
     DataLoss,
@@ -28,19 +27,20 @@ from polyhead.heads.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from polyhead.heads.manifest import OutputKind, check_name, parse_reference
-from polyhead.heads.osio import FULL_HINT
-from polyhead.heads.store import CommitUncertain, GenerationRecord, HeadStore, VersionRecord
-from polyhead.server.changes import Change, Changes
-from polyhead.server.engine.live import ActiveSet, ServedHead
-from polyhead.server.engine.reports import SwapReport
-from polyhead.server.engine_port import EnginePort
-from polyhead.server.first_heads import add_first_versions
-from polyhead.server.manifests import ServedTrunk
-from polyhead.server.memory import return_freed_pages
-from polyhead.server.residency import Pin, ResidentHead
-from polyhead.server.shelf import Shelf
-from polyhead.server.watch import GenerationFeed
+from polyhead.heads.format.manifest import OutputKind, check_name, parse_reference
+from polyhead.heads.store import failpoints
+from polyhead.heads.store.osio import FULL_HINT
+from polyhead.heads.store.store import CommitUncertain, GenerationRecord, HeadStore, VersionRecord
+from polyhead.server.engine.work.live import ActiveSet, ServedHead
+from polyhead.server.engine.work.reports import SwapReport
+from polyhead.server.host.memory import return_freed_pages
+from polyhead.server.versions.changes import Change, Changes
+from polyhead.server.versions.engine_port import EnginePort
+from polyhead.server.versions.first_heads import add_first_versions
+from polyhead.server.versions.manifests import ServedTrunk
+from polyhead.server.versions.residency import Pin, ResidentHead
+from polyhead.server.versions.shelf import Shelf
+from polyhead.server.versions.watch import GenerationFeed
 
 EXIT_AFTER_COMMIT = 70  # EX_SOFTWARE: the set is committed, but this process cannot serve it
 DEFAULT_HEAD = "policy"

@@ -9,7 +9,7 @@ from typing import Any
 from google.protobuf.descriptor import FieldDescriptor
 from google.protobuf.message import Message
 
-from polyhead.server.interceptors import current_call
+from polyhead.server.rpc.interceptors import current_call
 
 
 def request_digest(message: Message) -> str:

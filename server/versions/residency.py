@@ -14,8 +14,8 @@ import weakref
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 
-from polyhead.heads.errors import ResourceExhausted
-from polyhead.server.engine.live import LiveHead, ServedHead
+from polyhead.heads.format.errors import ResourceExhausted
+from polyhead.server.engine.work.live import LiveHead, ServedHead
 
 RETRY_S = 5.0  # when running requests are what stands in the way
 

@@ -9,13 +9,13 @@ from __future__ import annotations
 import threading
 from collections.abc import Callable
 
-from polyhead.heads.manifest import HeadManifest
-from polyhead.heads.store import HeadStore, VersionRecord
-from polyhead.server.engine.live import LiveHead, ServedHead
-from polyhead.server.engine_port import EnginePort
-from polyhead.server.head_loader import HeadFile, HeadLoader
-from polyhead.server.manifests import ServedTrunk
-from polyhead.server.residency import Pin, Residency
+from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.store.store import HeadStore, VersionRecord
+from polyhead.server.engine.work.live import LiveHead, ServedHead
+from polyhead.server.versions.engine_port import EnginePort
+from polyhead.server.versions.head_loader import HeadFile, HeadLoader
+from polyhead.server.versions.manifests import ServedTrunk
+from polyhead.server.versions.residency import Pin, Residency
 
 
 class Shelf:

@@ -7,10 +7,10 @@ import logging
 import time
 from collections.abc import Callable
 
-from polyhead.heads.damage import StoreDamage
-from polyhead.heads.errors import PolyheadError
-from polyhead.heads.store import HeadStore
-from polyhead.server.workers import Workers
+from polyhead.heads.format.errors import PolyheadError
+from polyhead.heads.store.damage import StoreDamage
+from polyhead.heads.store.store import HeadStore
+from polyhead.server.process.workers import Workers
 
 LOOK_S = 5.0  # between two looks at the folder
 SCRUB_BYTES_PER_S = 4 << 20  # a third of a percent of one core, and 28 GB in two hours

@@ -6,9 +6,9 @@ import threading
 from collections import OrderedDict
 from collections.abc import Callable, Sequence
 
-from polyhead.heads.delta import TensorHash, hash_tensors
-from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.heads.store import HeadStore
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument
+from polyhead.heads.store.delta import TensorHash, hash_tensors
+from polyhead.heads.store.store import HeadStore
 
 MAX_FILES = 8  # a file never changes, so what is kept never goes stale
 

@@ -7,7 +7,7 @@ import contextlib
 import threading
 from collections.abc import AsyncGenerator
 
-from polyhead.heads.errors import Unavailable
+from polyhead.heads.format.errors import Unavailable
 
 
 class GenerationFeed:

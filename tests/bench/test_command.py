@@ -15,13 +15,13 @@ import psutil
 import pytest
 
 from polyhead.client import PolyheadError
-from polyhead.server.bench import runner
-from polyhead.server.bench.plan import MEASURES, BadPlan, Plan, chosen, flags_of
-from polyhead.server.bench.results import Row
-from polyhead.server.bench.runner import Notebook
-from polyhead.server.bench.session import Session
+from polyhead.client.bench import runner
+from polyhead.client.bench.plan import MEASURES, BadPlan, Plan, chosen, flags_of
+from polyhead.client.bench.results import Row
+from polyhead.client.bench.runner import Notebook
+from polyhead.client.bench.session import Session
 
-COMMAND = [sys.executable, "-m", "polyhead.client.cli", "bench"]
+COMMAND = [sys.executable, "-m", "polyhead.client.cli.main", "bench"]
 TINY_SERVER = "--split-layer 2 --cache-bytes 32000000"
 
 

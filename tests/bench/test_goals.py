@@ -5,14 +5,14 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polyhead.server.bench.decoding import checked_seconds, decode_row
-from polyhead.server.bench.load import Phase
-from polyhead.server.bench.plan import Sizes
-from polyhead.server.bench.quality import Answers, quality_rows
-from polyhead.server.bench.results import Row, Series
-from polyhead.server.bench.soak import Part, pace_row, soak_row
-from polyhead.server.bench.swapping import Waits
-from polyhead.server.bench.worker import WorkerFailed
+from polyhead.client.bench.decoding import checked_seconds, decode_row
+from polyhead.client.bench.load import Phase
+from polyhead.client.bench.plan import Sizes
+from polyhead.client.bench.quality import Answers, quality_rows
+from polyhead.client.bench.results import Row, Series
+from polyhead.client.bench.soak import Part, pace_row, soak_row
+from polyhead.client.bench.swapping import Waits
+from polyhead.client.bench.worker import WorkerFailed
 
 
 def reached(row: Row) -> list[float | None]:

@@ -15,22 +15,22 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyhead.server.bench.gpu import command, large, models, run
-from polyhead.server.bench.gpu.driver import Driver, Rollout
-from polyhead.server.bench.gpu.measures import step_bytes
-from polyhead.server.bench.gpu.models import LLAMA_8B, LLAMA_70B, TINY, RandomEngine, RandomWeights, num_served_bytes, random_engine
-from polyhead.server.bench.gpu.work import PLANS, SEED, config_for
-from polyhead.server.bench.report import block
+from polyhead.client.bench.gpu import command, large, models, run
+from polyhead.client.bench.gpu.driver import Driver, Rollout
+from polyhead.client.bench.gpu.measures import step_bytes
+from polyhead.client.bench.gpu.models import LLAMA_8B, LLAMA_70B, TINY, RandomEngine, RandomWeights, num_served_bytes, random_engine
+from polyhead.client.bench.gpu.work import PLANS, SEED, config_for
+from polyhead.client.bench.report import block
 from polyhead.server.engine import build
-from polyhead.server.engine.batch import HeadRun, TrunkRun
 from polyhead.server.engine.build import kit_for
-from polyhead.server.engine.fast import FastTrunk
-from polyhead.server.engine.graphs import StepGraphs
-from polyhead.server.engine.linears import Quantization
-from polyhead.server.engine.sequence import Sequence
-from polyhead.server.engine.varlen import Varlen
+from polyhead.server.engine.layers.cuda.graphs import StepGraphs
+from polyhead.server.engine.layers.cuda.varlen import Varlen
+from polyhead.server.engine.layers.fast import FastTrunk
+from polyhead.server.engine.layers.linears import Quantization
+from polyhead.server.engine.work.batch import HeadRun, TrunkRun
+from polyhead.server.engine.work.sequence import Sequence
 
-COMMAND = [sys.executable, "-m", "polyhead.client.cli", "bench-gpu"]
+COMMAND = [sys.executable, "-m", "polyhead.client.cli.main", "bench-gpu"]
 CPU = torch.device("cpu")
 SIZES = PLANS["tiny"]
 QUANTIZATIONS = get_args(Quantization)

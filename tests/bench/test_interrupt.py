@@ -11,12 +11,12 @@ import time
 import psutil
 import pytest
 
-from polyhead.server.bench.interrupt import Interrupt, Interrupted, run_interruptibly
+from polyhead.client.bench.interrupt import Interrupt, Interrupted, run_interruptibly
 from tests.bench.test_worker import is_running
 
 BEGINNING = """
 import subprocess, sys, time
-from polyhead.server.bench.interrupt import Interrupted, run_interruptibly
+from polyhead.client.bench.interrupt import Interrupted, run_interruptibly
 
 SLEEP = [sys.executable, "-c", "import time; time.sleep(600)"]
 

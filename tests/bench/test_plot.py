@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from polyhead.server.bench.plot import Line, Panel, label, nice_ticks, svg
+from polyhead.client.bench.plot import Line, Panel, label, nice_ticks, svg
 
 NAMESPACE = {"svg": "http://www.w3.org/2000/svg"}
 

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import json
 
-from polyhead.server.bench import report
-from polyhead.server.bench.results import Row, Series, at_least, at_most
+from polyhead.client.bench import report
+from polyhead.client.bench.results import Row, Series, at_least, at_most
 
 ROW = Row(
     "P1",

@@ -7,7 +7,7 @@ import math
 
 import pytest
 
-from polyhead.server.bench.results import Check, Row, Series, at_least, at_most, beats, best, named, times_better
+from polyhead.client.bench.results import Check, Row, Series, at_least, at_most, beats, best, named, times_better
 
 OURS = Series("polyhead", (90.0, 110.0, 100.0))
 FAST = Series("llama.cpp Q8_0", (70.0, 80.0, 90.0))

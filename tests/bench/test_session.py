@@ -8,10 +8,10 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.server.bench.interrupt import Interrupt
-from polyhead.server.bench.plan import Plan
-from polyhead.server.bench.session import Contender, Session
-from polyhead.server.bench.worker import WorkerFailed, WorkerRefused
+from polyhead.client.bench.interrupt import Interrupt
+from polyhead.client.bench.plan import Plan
+from polyhead.client.bench.session import Contender, Session
+from polyhead.client.bench.worker import WorkerFailed, WorkerRefused
 from tests.bench.test_worker import ENGINE
 
 

@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from polyhead.server.bench.worker import MAIN, Worker, WorkerFailed
+from polyhead.client.bench.worker import MAIN, Worker, WorkerFailed
 
 ENGINE = """
 import os, subprocess, sys, time

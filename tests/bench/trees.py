@@ -16,23 +16,15 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from polyhead.heads import embedded
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.family import build_head, build_trunk, initial_head
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.heads.spec import ModelSpec, describe
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.model import embedded
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.family import build_head, build_trunk, initial_head
+from polyhead.heads.model.spec import ModelSpec, describe
 from polyhead.server.engine.build import EngineConfig, build_engine
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.sequence import (
-    FinishReason,
-    Request,
-    RuleQuestion,
-    RuleQuestions,
-    Sample,
-    SamplingParams,
-    Sequence,
-)
+from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.sequence import FinishReason, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams, Sequence
 
 NUM_RULES, RULE_TOKENS, DIALOGUE_TOKENS = 23, 40, 500
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, NUM_ASKED, ASKED_TOKENS = 32, 18, 64, 5, 23

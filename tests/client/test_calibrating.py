@@ -6,8 +6,8 @@ import pytest
 
 from polyhead.client import errors
 from polyhead.client.calibrating import BATCH_ITEMS, CalibrationPlan
-from polyhead.client.records import HeadManifest, HeadVersion
-from polyhead.client.results import HeadKind, HeadScore, PreferenceScore, ScoredItem, Served
+from polyhead.client.results.records import HeadManifest, HeadVersion
+from polyhead.client.results.results import HeadKind, HeadScore, PreferenceScore, ScoredItem, Served
 
 REF = "preference@3"
 

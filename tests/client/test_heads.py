@@ -37,7 +37,7 @@ def test_push_and_pull_round_trip(client: Client, tmp_path: Path) -> None:
 
 
 def test_head_json_is_what_polyhead_reads(client: Client, server: FakeServer, tmp_path: Path) -> None:
-    manifest = pytest.importorskip("polyhead.heads.manifest")
+    manifest = pytest.importorskip("polyhead.heads.format.manifest")
     client.push("pref", {**HEAD, **SCORE}, kind="preference", bias=0.25)
     server.records[0].manifest.trunk_id = "ab" * 32
     server.records[0].manifest.precision = "float32"

@@ -13,8 +13,8 @@ import pytest
 from polyhead.client import Client, errors
 from polyhead.client.fitting import MAX_MESSAGE_BYTES
 from polyhead.v1 import trunk_pb2
+from tests.client.cli.test_cli import assert_one_error, on
 from tests.client.fake_server import D_MODEL, FakeServer, rich_error
-from tests.client.test_cli import assert_one_error, on
 
 TURNS = [{"role": "user", "content": "Hi"}]
 

@@ -11,7 +11,7 @@ import typer
 
 from polyhead.server import main
 from polyhead.server.config import OTHER_VARIABLES, ServeConfig, load_config
-from polyhead.server.lifecycle import END_S
+from polyhead.server.process.lifecycle import END_S
 from tests.certificates import write_pair
 
 NUM_ENDS = 4  # engine stop, handlers' answers, cancelled handlers, and one for the store

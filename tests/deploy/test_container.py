@@ -86,7 +86,7 @@ def test_what_is_installed_is_in_the_project(stages: list[list[tuple[str, str]]]
 
 
 def test_the_embedded_model_is_the_package_that_the_code_looks_for(stages: list[list[tuple[str, str]]]) -> None:
-    from polyhead.heads.embedded import PACKAGE
+    from polyhead.heads.model.embedded import PACKAGE
 
     assert f"EMBEDDED_MODEL={PACKAGE}" in of(stages[0], "ARG")
 
@@ -115,7 +115,7 @@ def test_it_runs_as_a_user_without_rights_and_owns_its_volumes(stages: list[list
 
 def test_models_and_heads_are_kept_in_the_volumes(stages: list[list[tuple[str, str]]], monkeypatch: pytest.MonkeyPatch) -> None:
     """What the server itself makes of the image's variables lies in a volume."""
-    from polyhead.heads import embedded
+    from polyhead.heads.model import embedded
 
     variables, volumes = environment(stages[1]), json.loads(of(stages[1], "VOLUME")[0])
     for name in ("XDG_STATE_HOME", "XDG_CACHE_HOME"):
@@ -148,7 +148,7 @@ def test_the_server_itself_gets_the_signals(stages: list[list[tuple[str, str]]])
 def test_the_health_check_is_a_command_that_exists(stages: list[list[tuple[str, str]]]) -> None:
     from typer.testing import CliRunner
 
-    from polyhead.client.cli_app import build_app
+    from polyhead.client.cli.app import build_app
 
     [check] = of(stages[1], "HEALTHCHECK")
     options, _, command = check.partition(" CMD ")

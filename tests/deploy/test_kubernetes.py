@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from polyhead.server.config import ServeConfig
-from polyhead.server.health import Health
+from polyhead.server.rpc.health import Health
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.settings import load, longest_end_s, own, with_files
 from tests.deploy.yamlfile import read_all

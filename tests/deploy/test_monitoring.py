@@ -11,8 +11,8 @@ from typing import Any
 import grpc
 import pytest
 
-from polyhead.server.auth import ALLOWED
 from polyhead.server.config import ServeConfig
+from polyhead.server.rpc.auth import ALLOWED
 from tests.deploy.conftest import DEPLOY, Exported
 from tests.deploy.promql import Query, Selector, read
 from tests.deploy.yamlfile import read_one

@@ -14,10 +14,10 @@ import pytest
 from typer.testing import CliRunner
 
 from polyhead.client import Client
-from polyhead.client.cli_app import build_app
+from polyhead.client.cli.app import build_app
 from polyhead.client.local import LocalServer
-from polyhead.server.auth import load_tokens
 from polyhead.server.config import OTHER_VARIABLES, ServeConfig
+from polyhead.server.rpc.auth import load_tokens
 from tests.deploy import settings_table
 from tests.deploy.conftest import DEPLOY, Exported, scrape
 from tests.deploy.metrics_table import README, shown, table

@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.server.auth import Role, load_tokens
-from polyhead.server.registry import EXIT_AFTER_COMMIT
+from polyhead.server.rpc.auth import Role, load_tokens
+from polyhead.server.versions.registry import EXIT_AFTER_COMMIT
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.settings import flags, load, longest_end_s, with_files
 

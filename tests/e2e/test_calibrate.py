@@ -10,7 +10,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.client import Client, cli_app
+from polyhead.client import Client
+from polyhead.client.cli import app
 from polyhead.client.errors import Conflict, FailedPrecondition, InvalidArgument, NotFound
 from polyhead.client.local import LocalServer
 from tests.e2e.support import WIDTH, assert_blocks_returned, serving
@@ -103,7 +104,7 @@ def test_the_command_line_calibrates_from_a_file(server: LocalServer, client: Cl
     lines += [{"messages": [{"role": "user", "content": prompt}], "completion": completion} for prompt, completion in REFERENCES[10:20]]
     data.write_text("\n".join(map(json.dumps, lines)) + "\n")
     arguments = ["heads", "calibrate", "preference", "--data", str(data), "--activate", "--server", server.address]
-    shown = CliRunner().invoke(cli_app.build_app(arguments), arguments)
+    shown = CliRunner().invoke(app.build_app(arguments), arguments)
     assert shown.exit_code == 0, shown.output
     first, second, third, fourth = shown.stdout.splitlines()
     version = client.head("preference").version

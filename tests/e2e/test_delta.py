@@ -12,7 +12,8 @@ import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.client import AsyncClient, Client, cli_app
+from polyhead.client import AsyncClient, Client
+from polyhead.client.cli import app
 from polyhead.client.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from polyhead.client.local import LocalServer
 from tests.e2e.support import fingerprint, serving
@@ -108,7 +109,7 @@ async def test_the_async_client_and_update_send_only_what_changed(server: LocalS
 def test_the_command_line_says_what_was_sent(server: LocalServer, client: Client, tmp_path: Path) -> None:
     client.pull_head("policy@1", tmp_path)
     arguments = ["heads", "push", "policy", str(tmp_path), "--base", "policy@1", "--server", server.address]
-    done = CliRunner().invoke(cli_app.build_app(arguments), arguments)
+    done = CliRunner().invoke(app.build_app(arguments), arguments)
     assert done.exit_code == 0, done.output
     assert "1 tensors sent" in done.output
     assert "as in the base" in done.output

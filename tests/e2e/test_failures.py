@@ -11,7 +11,7 @@ import numpy as np
 import pytest
 
 from polyhead.client import Arm, Client
-from polyhead.client.results import Reward, Sample
+from polyhead.client.results.results import Reward, Sample
 from tests.e2e.support import PROMPT, WIDTH, assert_blocks_returned, fresh_salt, serving
 
 NUM_DRAWN = 8  # tokens of an undisturbed sample

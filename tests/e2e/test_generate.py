@@ -12,10 +12,11 @@ import numpy as np
 import pytest
 from safetensors.numpy import load_file
 
-from polyhead.client import Arm, Client, continue_from, requests
+from polyhead.client import Arm, Client, continue_from
 from polyhead.client.local import LocalServer
-from polyhead.client.results import Sample
-from polyhead.server.text import Tokenizer
+from polyhead.client.results.results import Sample
+from polyhead.client.wire import requests
+from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.v1.generation_pb2 import GenerateResponse
 from tests.e2e.support import FIRST_TOKEN, WIDTH, assert_blocks_returned, call, constant_policy, constant_value, serving
 from tests.e2e.tiny import BOS, EOS, VOCAB, byte_id

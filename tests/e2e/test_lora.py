@@ -15,7 +15,7 @@ from transformers import AutoModelForCausalLM
 from typer.testing import CliRunner
 
 from polyhead.client import Arm, AsyncClient, Client
-from polyhead.client.cli_app import build_app
+from polyhead.client.cli.app import build_app
 from polyhead.client.errors import FailedPrecondition
 from polyhead.client.local import LocalServer
 from tests.e2e.support import PROMPT, assert_blocks_returned, fresh_salt, serving

@@ -12,9 +12,10 @@ import grpc
 import numpy as np
 import pytest
 
-from polyhead.client import Client, requests
+from polyhead.client import Client
 from polyhead.client.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, from_rpc_error
 from polyhead.client.local import LocalServer
+from polyhead.client.wire import requests
 from polyhead.v1 import trunk_pb2_grpc
 from polyhead.v1.trunk_pb2 import FitOodHeader, FitOodPrompts, FitOodRequest
 from polyhead.v1.types_pb2 import Prompt, TokenIds

@@ -76,7 +76,7 @@ def test_what_needs_a_gpu_is_refused_without_one(flags: tuple[str, ...], said: s
 
 def refused(model: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """A start that must not come about."""
-    command = [sys.executable, "-m", "polyhead.client.cli", "serve", str(model), "--store", str(folder / "s"), *flags]
+    command = [sys.executable, "-m", "polyhead.client.cli.main", "serve", str(model), "--store", str(folder / "s"), *flags]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
     assert done.returncode == 2
     return done

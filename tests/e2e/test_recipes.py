@@ -12,9 +12,10 @@ import grpc
 import numpy as np
 import pytest
 
-from polyhead.client import Arm, AsyncClient, Client, Reward, Sample, ScoredItem, requests, to_batch
+from polyhead.client import Arm, AsyncClient, Client, Reward, Sample, ScoredItem, to_batch
 from polyhead.client.errors import FailedPrecondition, InvalidArgument, NotFound, Unavailable
 from polyhead.client.local import LocalServer
+from polyhead.client.wire import requests
 from polyhead.v1 import generation_pb2_grpc
 from tests.e2e.support import MODEL_WORK, WIDTH, assert_blocks_returned, constant_policy, eventually, serving, wait_until_running
 from tests.e2e.tiny import EOS, VOCABULARY

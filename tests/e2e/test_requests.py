@@ -16,9 +16,10 @@ import grpc
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from polyhead.client import Client, requests
+from polyhead.client import Client
 from polyhead.client.errors import DeadlineExceeded, PermissionDenied, Unauthenticated, Unavailable
 from polyhead.client.local import LocalServer
+from polyhead.client.wire import requests
 from polyhead.v1 import generation_pb2_grpc, trunk_pb2_grpc
 from polyhead.v1.trunk_pb2 import GetStatusRequest
 from tests.e2e.support import (

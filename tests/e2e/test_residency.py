@@ -13,7 +13,7 @@ import pytest
 from polyhead.client import Arm, Client
 from polyhead.client.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from polyhead.client.local import LocalServer
-from polyhead.client.records import ResidentName
+from polyhead.client.results.records import ResidentName
 from tests.e2e.support import (
     FIRST_TOKEN,
     PROMPT,

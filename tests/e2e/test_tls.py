@@ -12,9 +12,9 @@ import pytest
 from typer.testing import CliRunner
 
 from polyhead.client import AsyncClient, Client
-from polyhead.client.cli_app import build_app
+from polyhead.client.cli.app import build_app
 from polyhead.client.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
-from polyhead.server.auth import ALLOWED, Role
+from polyhead.server.rpc.auth import ALLOWED, Role
 from tests.e2e.support import MODEL_WORK, PROMPT, call, error_of, serving
 from tests.openssl import Pair, make_pair, needs_openssl
 

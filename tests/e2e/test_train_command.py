@@ -11,7 +11,7 @@ import pytest
 from typer.testing import CliRunner
 
 from polyhead.client import Client
-from polyhead.client.cli_app import build_app
+from polyhead.client.cli.app import build_app
 from polyhead.client.local import LocalServer
 from tests.e2e.support import serving
 from tests.e2e.tiny import EOS

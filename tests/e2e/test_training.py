@@ -9,8 +9,8 @@ import pytest
 import torch
 
 from polyhead.client import Client
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.family import HeadModule, trainable_parameters
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.fit import FitConfig, fit
 from polyhead.heads.training.losses import pairs_of_ranks, ranking_loss, token_logprobs
 from polyhead.heads.training.remote import pull_module, weights_of

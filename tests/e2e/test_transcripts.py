@@ -12,7 +12,7 @@ import pytest
 from polyhead.client import Arm, Client, Rule, ScoredItem, continue_from
 from polyhead.client.errors import InvalidArgument, NotFound
 from polyhead.client.local import LocalServer
-from polyhead.client.prompts import Continuation
+from polyhead.client.wire.prompts import Continuation
 from tests.e2e.support import FIRST_TOKEN, assert_blocks_returned, constant_policy, constant_value, fresh_salt, serving
 from tests.e2e.tiny import BOS, EOS, byte_id
 

@@ -14,32 +14,60 @@ from tests.guards.tree import calls, dotted, modules, parse, python_files, shown
 MAY_IMPORT = {
     "polyhead.v1": {"polyhead.v1"},
     "polyhead.heads": {"polyhead.heads"},
-    "polyhead.heads.training": {"polyhead.heads.training", "polyhead.heads", "polyhead.client"},
-    "polyhead.client": {"polyhead.client", "polyhead.v1"},
-    "polyhead.server": {"polyhead.server", "polyhead.server.engine", "polyhead.heads", "polyhead.v1"},
-    "polyhead.server.bench": {"polyhead.server.bench", "polyhead.client", "polyhead.heads", "polyhead.server"},  # outermost
-    "polyhead.server.bench.gpu": {
-        "polyhead.server.bench.gpu",
-        "polyhead.server.bench",
-        "polyhead.server.bench.peers",
-        "polyhead.heads",
+    "polyhead.heads.format": {"polyhead.heads.format"},
+    "polyhead.heads.store": {"polyhead.heads.store", "polyhead.heads.format"},
+    "polyhead.heads.model": {"polyhead.heads.model", "polyhead.heads.format"},
+    "polyhead.heads.training": {"polyhead.heads.training", "polyhead.heads.model", "polyhead.heads.format", "polyhead.client"},
+    "polyhead.client": {"polyhead.client", "polyhead.v1", "polyhead.heads.format"},
+    "polyhead.client.cli": {"polyhead.client.cli", "polyhead.client"},  # an application: commands import what they run when it is asked for
+    "polyhead.client.demo": {"polyhead.client.demo", "polyhead.client", "polyhead.heads.model", "polyhead.heads.training"},
+    "polyhead.client.bench": {
+        "polyhead.client.bench",
+        "polyhead.client",
+        "polyhead.heads.format",
+        "polyhead.heads.model",
+        "polyhead.server",
+        "polyhead.server.host",
+    },
+    "polyhead.client.bench.gpu": {
+        "polyhead.client.bench.gpu",
+        "polyhead.client.bench",
+        "polyhead.client.bench.peers",
+        "polyhead.heads.format",
+        "polyhead.heads.model",
         "polyhead.server.engine",
+        "polyhead.server.host",
     },  # one process: no client and no server
-    "polyhead.server.bench.peers": {"polyhead.server", "polyhead.server.engine"},  # the engine itself is one of them
-    "polyhead.server.bench.peers.on_trainer": {"polyhead.server.bench", "polyhead.client"},  # a user of our server
-    "polyhead.server.engine": {"polyhead.server.engine", "polyhead.heads"},  # protobuf stops at the door
+    "polyhead.client.bench.peers": {"polyhead.server", "polyhead.server.engine", "polyhead.server.host", "polyhead.heads.model"},
+    "polyhead.client.bench.peers.on_trainer": {"polyhead.client.bench", "polyhead.client"},  # a user of our server
+    "polyhead.server": {
+        "polyhead.server",
+        "polyhead.server.host",
+        "polyhead.server.engine",
+        "polyhead.heads.format",
+        "polyhead.heads.model",
+        "polyhead.heads.store",
+        "polyhead.v1",
+    },
+    "polyhead.server.host": {"polyhead.server.host", "polyhead.heads.format"},
+    "polyhead.server.engine": {  # protobuf stops at the door
+        "polyhead.server.engine",
+        "polyhead.server.host",
+        "polyhead.heads.format",
+        "polyhead.heads.model",
+    },
 }
 # module -> what its functions import when a command needs it, never at its top
 LAZY = {
-    "polyhead.client.cli_app": {
+    "polyhead.client.cli.app": {
         "polyhead.server.main",  # serve
-        "polyhead.server.bench.command",  # bench
-        "polyhead.server.bench.gpu.command",  # bench-gpu
-        "polyhead.heads.split",
-        "polyhead.heads.merge",
+        "polyhead.client.bench.command",  # bench
+        "polyhead.client.bench.gpu.command",  # bench-gpu
+        "polyhead.heads.model.split",
+        "polyhead.heads.model.merge",
     },
-    "polyhead.client.cli_train": {"polyhead.heads.training.runs", "polyhead.heads.training.fit"},
-    "polyhead.client.cli_store": {"polyhead.heads.store", "polyhead.heads.errors"},  # repairs the store of a stopped server
+    "polyhead.client.cli.train": {"polyhead.heads.training.runs", "polyhead.heads.training.fit"},
+    "polyhead.client.cli.store": {"polyhead.heads.store.store", "polyhead.heads.format.errors"},  # repairs the store of a stopped server
 }
 
 

@@ -75,7 +75,7 @@ def test_the_wheel_says_what_it_needs(wheel: Path, project: dict[str, Any]) -> N
     with zipfile.ZipFile(wheel) as archive:
         [info] = {name.split("/")[0] for name in archive.namelist()} - {"polyhead"}
         metadata = archive.read(f"{info}/METADATA").decode()
-        assert "polyhead = polyhead.client.cli:main" in archive.read(f"{info}/entry_points.txt").decode()
+        assert "polyhead = polyhead.client.cli.main:main" in archive.read(f"{info}/entry_points.txt").decode()
     base = [line for line in metadata.splitlines() if line.startswith("Requires-Dist:") and "extra ==" not in line]
     assert {re.split(r"[<>=\s]", line.split()[1])[0] for line in base} == {
         re.split(r"[<>=]", requirement)[0] for requirement in project["project"]["dependencies"]
@@ -101,8 +101,8 @@ with polyhead.client.Client("127.0.0.1:1") as client:
         pass
 heavy = [name for name in {HEAVY!r} if name in sys.modules]
 assert not heavy, heavy
-import polyhead.client.cli
-polyhead.client.cli.main()
+import polyhead.client.cli.main
+polyhead.client.cli.main.main()
 """
     command = [sys.executable, "-I", "-S", "-c", code]
     done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False, cwd=tmp_path)

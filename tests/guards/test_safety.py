@@ -60,10 +60,10 @@ def is_false(node: ast.expr) -> bool:
 
 def test_tokens_are_compared_in_constant_time() -> None:
     """hmac.compare_digest is the only comparison that a token or its hash takes part in."""
-    auth = ROOT / "server" / "auth.py"
+    auth = ROOT / "server" / "rpc" / "auth.py"
     assert [name for name, _ in calls(auth) if name == "hmac.compare_digest"]
     wrong = []
-    for path in (auth, ROOT / "server" / "interceptors.py"):
+    for path in (auth, ROOT / "server" / "rpc" / "interceptors.py"):
         for node in ast.walk(parse(path)):
             if isinstance(node, ast.Compare):
                 operands = [dotted(operand).rpartition(".")[2] for operand in (node.left, *node.comparators)]

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 import torch
 from torch import Tensor
 
-from polyhead.heads.spec import ModelSpec
+from polyhead.heads.model.spec import ModelSpec
 
 ATTENTION = ("q_proj", "o_proj")
 

@@ -16,29 +16,29 @@ import grpc.aio
 import torch
 from torch import Tensor
 
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.errors import DataLoss, PolyheadError
-from polyhead.heads.family import TrunkModule, build_trunk, initial_head
-from polyhead.heads.manifest import HeadKind, OutputKind
-from polyhead.heads.spec import ModelSpec, describe, trunk_id
-from polyhead.heads.store import HeadStore
-from polyhead.server.auth import Authenticator
-from polyhead.server.breathing import Breather
-from polyhead.server.engine.live import ActiveSet, ServedHead
-from polyhead.server.engine.reports import EngineSnapshot, SwapReport
-from polyhead.server.handlers import LateHandlers
-from polyhead.server.head_loader import HeadLoader, to_file
-from polyhead.server.health import Health
-from polyhead.server.interceptors import CallInterceptor
-from polyhead.server.listen import SERVER_OPTIONS
-from polyhead.server.manifests import ManifestPatch, RuleDefaults, ServedTrunk
-from polyhead.server.publisher import Publisher, PushRequest
-from polyhead.server.registry import Registry
-from polyhead.server.residency import Residency
-from polyhead.server.servicers.heads import MAX_PUSHES, HeadServicer
-from polyhead.server.shelf import Shelf
-from polyhead.server.unread import Unread
-from polyhead.server.workers import Workers
+from polyhead.heads.format.errors import DataLoss, PolyheadError
+from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.family import TrunkModule, build_trunk, initial_head
+from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
+from polyhead.heads.store.store import HeadStore
+from polyhead.server.engine.work.live import ActiveSet, ServedHead
+from polyhead.server.engine.work.reports import EngineSnapshot, SwapReport
+from polyhead.server.host.pacing import Breather
+from polyhead.server.process.workers import Workers
+from polyhead.server.rpc.auth import Authenticator
+from polyhead.server.rpc.handlers import LateHandlers
+from polyhead.server.rpc.health import Health
+from polyhead.server.rpc.interceptors import CallInterceptor
+from polyhead.server.rpc.listen import SERVER_OPTIONS
+from polyhead.server.rpc.services.heads import MAX_PUSHES, HeadServicer
+from polyhead.server.rpc.unread import Unread
+from polyhead.server.versions.head_loader import HeadLoader, to_file
+from polyhead.server.versions.manifests import ManifestPatch, RuleDefaults, ServedTrunk
+from polyhead.server.versions.publisher import Publisher, PushRequest
+from polyhead.server.versions.registry import Registry
+from polyhead.server.versions.residency import Residency
+from polyhead.server.versions.shelf import Shelf
 from polyhead.v1 import heads_pb2_grpc
 from tests.heads.models import save_tiny
 

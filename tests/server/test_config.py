@@ -10,8 +10,8 @@ from typing import get_args
 import pytest
 from pydantic import ValidationError
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
 from polyhead.server.config import OTHER_VARIABLES, Dtype, ServeConfig, load_config
 from tests.certificates import write_pair
 from tests.guards.tree import modules

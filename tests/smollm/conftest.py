@@ -9,11 +9,11 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyhead.heads import embedded
+from polyhead.heads.model import embedded
 from tests.conftest import NUM_THREADS
 from tests.smollm.whole_model import WholeModel
 
-VOICES = Path(__file__).resolve().parents[2] / "heads" / "training" / "voices.json"
+VOICES = Path(__file__).resolve().parents[2] / "client" / "demo" / "voices.json"
 
 
 @pytest.fixture(autouse=True)

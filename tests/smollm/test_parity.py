@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM
 
 from polyhead.client import Client, Sample
-from polyhead.heads import embedded
+from polyhead.heads.model import embedded
 from tests.smollm.whole_model import WholeModel
 
 pytestmark = pytest.mark.smollm
@@ -126,6 +126,6 @@ def test_split_and_merge_give_the_model_back(whole: WholeModel, prose: list[int]
 
 
 def polyhead(*arguments: str) -> None:
-    command = [sys.executable, "-m", "polyhead.client.cli", *arguments]
+    command = [sys.executable, "-m", "polyhead.client.cli.main", *arguments]
     done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
     assert done.returncode == 0, done.stderr

@@ -16,8 +16,8 @@ import pytest
 import torch
 
 from polyhead.client import Client, Generation, Sample, Status
-from polyhead.heads import embedded
-from polyhead.heads.checkpoint import Checkpoint
+from polyhead.heads.model import embedded
+from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.training.data import Demonstration
 from polyhead.heads.training.policy import FEW_REPLIES, train_policy
 from polyhead.heads.training.remote import weights_of
@@ -35,7 +35,7 @@ LIMIT = 1.85  # goal P7, resident weights of five different roles in whole model
 # memory of its own (from_pretrained leaves the file mapped, and a mapped page counts or not as the kernel likes).
 _ONE_WHOLE_MODEL = """
 import sys, gc, psutil, torch
-import polyhead.server.lifecycle, polyhead.server.startup, polyhead.server.card
+import polyhead.server.process.lifecycle, polyhead.server.process.startup, polyhead.server.process.card
 from transformers import AutoModelForCausalLM, AutoTokenizer
 from polyhead.heads import embedded
 rss = lambda: psutil.Process().memory_info().rss

@@ -27,8 +27,8 @@ def bench_gpu(
     if problem := obstacle(shape, device):
         typer.echo(f"error: {problem}", err=True)
         raise typer.Exit(2)
-    from polyhead.server.bench.gpu.run import run
-    from polyhead.server.bench.gpu.work import PLANS
+    from polyhead.client.bench.gpu.run import run
+    from polyhead.client.bench.gpu.work import PLANS
 
     tell = lambda text: typer.echo(f"… {text}", err=True)  # noqa: E731
     raise typer.Exit(run(PLANS[shape], device, runs, json_file, tell, typer.echo))

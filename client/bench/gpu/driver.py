@@ -9,12 +9,12 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyhead.server.bench.gpu.models import ROLES, TEMPLATE
+from polyhead.client.bench.gpu.models import ROLES, TEMPLATE
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.live import ActiveSet, ServedHead
-from polyhead.server.engine.reports import SwapReport
-from polyhead.server.engine.sequence import Drawn, Ended, Event, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams
-from polyhead.server.engine.sequence import Sequence as Text
+from polyhead.server.engine.work.live import ActiveSet, ServedHead
+from polyhead.server.engine.work.reports import SwapReport
+from polyhead.server.engine.work.sequence import Drawn, Ended, Event, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams
+from polyhead.server.engine.work.sequence import Sequence as Text
 
 TIMEOUT_S = 600.0
 

@@ -13,10 +13,10 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from polyhead.server.bench.gpu.driver import Driver
-from polyhead.server.bench.gpu.models import Shape
-from polyhead.server.bench.results import OURS, Row, Series, at_least, at_most
-from polyhead.server.engine.sequence import Sample
+from polyhead.client.bench.gpu.driver import Driver
+from polyhead.client.bench.gpu.models import Shape
+from polyhead.client.bench.results import OURS, Row, Series, at_least, at_most
+from polyhead.server.engine.work.sequence import Sample
 
 LENGTHS = (1, 5, 16, 17, 40)  # of prompts
 MEAN_ERRORS = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.2, "fp8": 1.0}  # of a log-prob, allowed whatever transformers' own rounding is

@@ -8,13 +8,13 @@ from dataclasses import replace
 
 import torch
 
-from polyhead.server.bench.gpu.driver import Driver, Rollout
-from polyhead.server.bench.gpu.models import RandomWeights, Shape, num_served_bytes, random_engine
-from polyhead.server.bench.gpu.work import GIB, SCORED, SEED, Sizes, config_for, random_prompts
-from polyhead.server.bench.results import Row, Series
+from polyhead.client.bench.gpu.driver import Driver, Rollout
+from polyhead.client.bench.gpu.models import RandomWeights, Shape, num_served_bytes, random_engine
+from polyhead.client.bench.gpu.work import GIB, SCORED, SEED, Sizes, config_for, random_prompts
+from polyhead.client.bench.results import Row, Series
+from polyhead.server.engine.blocks.cache import CacheShape
 from polyhead.server.engine.build import EngineConfig, kit_for
-from polyhead.server.engine.cache import CacheShape
-from polyhead.server.engine.scorer import results
+from polyhead.server.engine.schedule.scorer import results
 
 SPARE = 0.05  # of the memory, for activations and what libraries take
 QUANTIZING_BYTES = 10  # for each number of the matrix that is being quantised: itself, joined, in float32, in int8

@@ -15,12 +15,12 @@ from typing import Any
 
 import torch
 
-from polyhead.heads.errors import PolyheadError
-from polyhead.server.bench.gpu.driver import Driver, Rollout
-from polyhead.server.bench.gpu.models import ROLES, RandomEngine
-from polyhead.server.bench.gpu.work import GIB, SCORED, SEED, Sizes, random_prompts
-from polyhead.server.bench.peers.on_transformers import Transformers
-from polyhead.server.bench.results import OURS, Row, Series
+from polyhead.client.bench.gpu.driver import Driver, Rollout
+from polyhead.client.bench.gpu.models import ROLES, RandomEngine
+from polyhead.client.bench.gpu.work import GIB, SCORED, SEED, Sizes, random_prompts
+from polyhead.client.bench.peers.on_transformers import Transformers
+from polyhead.client.bench.results import OURS, Row, Series
+from polyhead.heads.format.errors import PolyheadError
 
 FAILURES = (PolyheadError, RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError)  # ours, torch's, a peer's
 COPIES = 10

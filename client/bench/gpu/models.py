@@ -15,19 +15,19 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from polyhead.heads.family import HeadModule, TrunkModule
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.heads.skeleton import build_skeleton
-from polyhead.heads.spec import ModelSpec, describe_config
-from polyhead.server.engine.attention import LayerCall
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.model.family import HeadModule, TrunkModule
+from polyhead.heads.model.skeleton import build_skeleton
+from polyhead.heads.model.spec import ModelSpec, describe_config
+from polyhead.server.engine.blocks.cache import CacheShape
 from polyhead.server.engine.build import EngineConfig, assemble, kit_for
-from polyhead.server.engine.cache import CacheShape
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.fast import FastHead, FastTrunk
-from polyhead.server.engine.kits import Kit
-from polyhead.server.engine.live import LiveHead, ServedHead
-from polyhead.server.engine.llama import rotations, take_layers
-from polyhead.server.engine.varlen_probe import working_varlen
+from polyhead.server.engine.layers.attention import LayerCall
+from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
+from polyhead.server.engine.layers.fast import FastHead, FastTrunk
+from polyhead.server.engine.layers.kits import Kit
+from polyhead.server.engine.layers.llama import rotations, take_layers
+from polyhead.server.engine.work.live import LiveHead, ServedHead
 
 SPREAD = 0.02  # standard deviation of a matrix's numbers: what such models start their training with
 TEMPLATE = "bench@1"

@@ -10,18 +10,18 @@ from pathlib import Path
 
 import torch
 
-from polyhead.server.bench import report
-from polyhead.server.bench.gpu.driver import Driver
-from polyhead.server.bench.gpu.exact import exactness
-from polyhead.server.bench.gpu.large import large_split
-from polyhead.server.bench.gpu.measures import FAILURES, Bed, bandwidth_of, decoding, described, experience, swaps
-from polyhead.server.bench.gpu.models import ROLES, TINY, RandomWeights, Shape, random_engine, unsplit_model
-from polyhead.server.bench.gpu.work import SEED, Sizes, config_for
-from polyhead.server.bench.peers.on_transformers import Transformers
-from polyhead.server.bench.results import OURS, Check, Row, Series
+from polyhead.client.bench import report
+from polyhead.client.bench.gpu.driver import Driver
+from polyhead.client.bench.gpu.exact import exactness
+from polyhead.client.bench.gpu.large import large_split
+from polyhead.client.bench.gpu.measures import FAILURES, Bed, bandwidth_of, decoding, described, experience, swaps
+from polyhead.client.bench.gpu.models import ROLES, TINY, RandomWeights, Shape, random_engine, unsplit_model
+from polyhead.client.bench.gpu.work import SEED, Sizes, config_for
+from polyhead.client.bench.peers.on_transformers import Transformers
+from polyhead.client.bench.results import OURS, Check, Row, Series
 from polyhead.server.engine.build import EngineConfig
-from polyhead.server.engine.eight_bit import has_fp8
-from polyhead.server.engine.linears import Quantization
+from polyhead.server.engine.layers.cuda.eight_bit import has_fp8
+from polyhead.server.engine.layers.linears import Quantization
 
 Tell = Callable[[str], None]
 EIGHT_BIT: tuple[Quantization, ...] = ("int8", "fp8")

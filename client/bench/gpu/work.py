@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from polyhead.server.bench.gpu.models import LLAMA_8B, LLAMA_70B, TINY, Shape
+from polyhead.client.bench.gpu.models import LLAMA_8B, LLAMA_70B, TINY, Shape
 from polyhead.server.engine.build import HEAD_BLOCKS_PER_BLOCK, EngineConfig
-from polyhead.server.engine.reports import QueueLimits
-from polyhead.server.engine.scheduler import SchedulerLimits
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.reports import QueueLimits
 
 GIB = 1 << 30
 SEED = 1000  # of the weights

@@ -7,12 +7,12 @@ import threading
 import time
 from typing import TYPE_CHECKING, Any
 
-from polyhead.server.breathing import bound_spinning
 from polyhead.server.config import load_config
-from polyhead.server.memory import bound_malloc, return_garbage
+from polyhead.server.host.memory import bound_malloc, return_garbage
+from polyhead.server.host.pacing import bound_spinning
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.sequence import Event, Request
+    from polyhead.server.engine.work.sequence import Event, Request
 
 
 class InProcess:
@@ -21,10 +21,10 @@ class InProcess:
     def __init__(self, flags: dict[str, Any]) -> None:
         bound_malloc()
         bound_spinning()
-        from polyhead.server.engine.threads import use_torch_threads
-        from polyhead.server.metrics import Metrics
-        from polyhead.server.startup import bring_up_heads, build_services
-        from polyhead.server.workers import Workers
+        from polyhead.server.host.threads import use_torch_threads
+        from polyhead.server.metrics.metrics import Metrics
+        from polyhead.server.process.startup import bring_up_heads, build_services
+        from polyhead.server.process.workers import Workers
 
         self.store = tempfile.TemporaryDirectory(prefix="polyhead-bench-")
         use_torch_threads(1)  # as a worker: OpenMP spins less once it has more threads than cores
@@ -37,7 +37,7 @@ class InProcess:
         self.about = {"engine": "our engine", "version": "", "precision": config.trunk_dtype}
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        from polyhead.server.engine.sequence import Ended, Request, Sample, SamplingParams, Sequence
+        from polyhead.server.engine.work.sequence import Ended, Request, Sample, SamplingParams, Sequence
 
         params = SamplingParams(temperature=0.0, max_new_tokens=question["num_tokens"], ignore_eos=True)
         is_over = threading.Event()

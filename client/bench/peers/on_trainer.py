@@ -6,7 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from polyhead.client import Client
-from polyhead.server.bench.ours import TIMEOUT_S, Weights, moved, timed, weights_of
+from polyhead.client.bench.ours import TIMEOUT_S, Weights, moved, timed, weights_of
 
 HEAD = "policy"
 FIRST_SEED = 500

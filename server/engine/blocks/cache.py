@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.varlen import Varlen
+    from polyhead.server.engine.layers.cuda.varlen import Varlen
 
 OVERREAD_BYTES = 64  # past the end: compiled layers read whole vectors
 

@@ -17,7 +17,7 @@ from numba.core.typing.templates import ConcreteTemplate, infer_global
 from numba.extending import intrinsic, models, register_model
 
 from polyhead.server.engine.compiled.machine import HAS_HALVES, LANES, broadcast, call
-from polyhead.server.engine.hadamard import BLOCK
+from polyhead.server.engine.layers.hadamard import BLOCK
 
 _F32, _I32, _I64 = ir.FloatType(), ir.IntType(32), ir.IntType(64)
 _VECTOR, _BITS = ir.VectorType(_F32, LANES), ir.VectorType(_I32, LANES)

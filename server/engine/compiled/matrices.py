@@ -13,7 +13,7 @@ from polyhead.server.engine.compiled.jobs import JOB, MATRIX, PACK
 from polyhead.server.engine.compiled.machine import LANES, PANEL
 from polyhead.server.engine.compiled.packing import packing_bytes
 from polyhead.server.engine.compiled.region import region, scratch
-from polyhead.server.engine.llama import Weight
+from polyhead.server.engine.layers.llama import Weight
 
 PACKED_AT_ONCE = 32  # panels: of a weight in 16 bits never more than these are in float32
 

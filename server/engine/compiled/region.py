@@ -19,8 +19,8 @@ import numpy as np
 import torch
 from numba.core import event
 
-from polyhead.heads.embedded import cache_folder
-from polyhead.heads.errors import FailedPrecondition
+from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.heads.model.embedded import cache_folder
 from polyhead.server.engine.compiled import machine
 
 WORTH_SAYING_S = 2.0

@@ -27,7 +27,7 @@ from polyhead.server.engine.compiled.lanes import (
     where_less,
 )
 from polyhead.server.engine.compiled.machine import ACTIVATION_LEVELS, LANES, bytes_at, floats, ints, longs
-from polyhead.server.engine.hadamard import BLOCK
+from polyhead.server.engine.layers.hadamard import BLOCK
 
 SMALLEST = 1e-30  # a row of zeros is divided by this
 LEVELS = np.float32(ACTIVATION_LEVELS)

@@ -6,11 +6,11 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyhead.server.engine import sampler
 from polyhead.server.engine.compiled.jobs import JOB, LOGITS, LOGITS_ROW
 from polyhead.server.engine.compiled.logits import room_bytes
 from polyhead.server.engine.compiled.region import region, scratch
-from polyhead.server.engine.sampler import DrawRow, Draws, is_plain, penalise
+from polyhead.server.engine.layers import sampler
+from polyhead.server.engine.layers.sampler import DrawRow, Draws, is_plain, penalise
 
 
 def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:

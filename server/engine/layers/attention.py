@@ -16,10 +16,10 @@ from torch import Tensor, nn
 from torch.nn.functional import scaled_dot_product_attention
 from transformers import AttentionInterface
 
-from polyhead.heads.family import HeadModule, TrunkModule, set_attention
-from polyhead.server.engine.cache import KvCache
-from polyhead.server.engine.upload import upload
-from polyhead.server.engine.varlen import RaggedRows
+from polyhead.heads.model.family import HeadModule, TrunkModule, set_attention
+from polyhead.server.engine.blocks.cache import KvCache
+from polyhead.server.engine.layers.cuda.upload import upload
+from polyhead.server.engine.layers.cuda.varlen import RaggedRows
 
 if TYPE_CHECKING:
     from polyhead.server.engine.compiled.stack import Tables

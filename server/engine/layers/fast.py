@@ -13,12 +13,12 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from polyhead.heads.adapted import Adapter, AdapterRows
-from polyhead.heads.family import HeadModule, TrunkModule
-from polyhead.heads.manifest import OutputKind
-from polyhead.server.engine.attention import AttentionPlan, LayerCall, layer_calls
-from polyhead.server.engine.kits import Kit, Rows
-from polyhead.server.engine.llama import NormWeight, is_known, norm_weight, rotations, take_layers
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model.adapted import Adapter, AdapterRows
+from polyhead.heads.model.family import HeadModule, TrunkModule
+from polyhead.server.engine.layers.attention import AttentionPlan, LayerCall, layer_calls
+from polyhead.server.engine.layers.kits import Kit, Rows
+from polyhead.server.engine.layers.llama import NormWeight, is_known, norm_weight, rotations, take_layers
 
 
 class FastTrunk:

@@ -10,19 +10,19 @@ from typing import cast
 import torch
 from torch import Tensor
 
-from polyhead.heads.adapted import AdapterRows
-from polyhead.heads.errors import DataLoss
-from polyhead.heads.family import HeadModule, set_attention
-from polyhead.server.engine import attention
-from polyhead.server.engine.attention import AttentionPlan, LayerCall, Segment
-from polyhead.server.engine.batch import HeadRun
-from polyhead.server.engine.cache import CacheShape, KvCache
-from polyhead.server.engine.fast import FastHead, FastLoraHead, FastTrunk, fast_head
-from polyhead.server.engine.graphs import StepGraphs
-from polyhead.server.engine.kits import Kit
-from polyhead.server.engine.live import LiveHead
-from polyhead.server.engine.trunk import TrunkRunner
-from polyhead.server.engine.upload import upload
+from polyhead.heads.format.errors import DataLoss
+from polyhead.heads.model.adapted import AdapterRows
+from polyhead.heads.model.family import HeadModule, set_attention
+from polyhead.server.engine.blocks.cache import CacheShape, KvCache
+from polyhead.server.engine.layers import attention
+from polyhead.server.engine.layers.attention import AttentionPlan, LayerCall, Segment
+from polyhead.server.engine.layers.cuda.graphs import StepGraphs
+from polyhead.server.engine.layers.cuda.upload import upload
+from polyhead.server.engine.layers.fast import FastHead, FastLoraHead, FastTrunk, fast_head
+from polyhead.server.engine.layers.kits import Kit
+from polyhead.server.engine.layers.trunk import TrunkRunner
+from polyhead.server.engine.work.batch import HeadRun
+from polyhead.server.engine.work.live import LiveHead
 
 CANARY_TOKENS = 8
 

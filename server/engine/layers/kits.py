@@ -9,11 +9,11 @@ from typing import Any, Protocol
 from torch import Tensor
 from torch.nn.functional import linear
 
-from polyhead.heads.adapted import AdapterRows
-from polyhead.server.engine.attention import AttentionPlan
-from polyhead.server.engine.linears import Linears
-from polyhead.server.engine.llama import LayerParts
-from polyhead.server.engine.torch_stack import Norm, TorchLayer, TorchStack
+from polyhead.heads.model.adapted import AdapterRows
+from polyhead.server.engine.layers.attention import AttentionPlan
+from polyhead.server.engine.layers.linears import Linears
+from polyhead.server.engine.layers.llama import LayerParts
+from polyhead.server.engine.layers.torch.stack import Norm, TorchLayer, TorchStack
 
 
 class Rows(Protocol):

@@ -9,8 +9,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from polyhead.heads.spec import ModelSpec
-from polyhead.server.engine.attention import LayerCall
+from polyhead.heads.model.spec import ModelSpec
+from polyhead.server.engine.layers.attention import LayerCall
 
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})

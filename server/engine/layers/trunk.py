@@ -11,14 +11,14 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from polyhead.heads.family import TrunkModule
-from polyhead.server.engine.attention import AttentionPlan, Segment
-from polyhead.server.engine.batch import TrunkRun
-from polyhead.server.engine.cache import TrunkCache
-from polyhead.server.engine.fast import FastTrunk
-from polyhead.server.engine.graphs import StepGraphs
-from polyhead.server.engine.sequence import Pool, Pooling
-from polyhead.server.engine.upload import upload
+from polyhead.heads.model.family import TrunkModule
+from polyhead.server.engine.blocks.cache import TrunkCache
+from polyhead.server.engine.layers.attention import AttentionPlan, Segment
+from polyhead.server.engine.layers.cuda.graphs import StepGraphs
+from polyhead.server.engine.layers.cuda.upload import upload
+from polyhead.server.engine.layers.fast import FastTrunk
+from polyhead.server.engine.work.batch import TrunkRun
+from polyhead.server.engine.work.sequence import Pool, Pooling
 
 OWNER = "trunk"  # of recorded steps
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 import collections
 from collections.abc import Collection
 
-from polyhead.heads.errors import ResourceExhausted
-from polyhead.server.engine.reports import QueueLimits
-from polyhead.server.engine.sequence import Priority, Request
-from polyhead.server.engine.shares import has_room
+from polyhead.heads.format.errors import ResourceExhausted
+from polyhead.server.engine.schedule.shares import has_room
+from polyhead.server.engine.work.reports import QueueLimits
+from polyhead.server.engine.work.sequence import Priority, Request
 
 
 def check_queue(request: Request, open_requests: Collection[Request], limits: QueueLimits) -> None:

@@ -11,9 +11,9 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable
 
-from polyhead.server.engine.head_pool import HeadPool
-from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.sequence import Lease, OnSwap, Output, Phase, Reading, Request, Sample
+from polyhead.server.engine.blocks.head_pool import HeadPool
+from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.sequence import Lease, OnSwap, Output, Phase, Reading, Request, Sample
 
 
 def lease_to_start_with(sample: Sample) -> Lease:

@@ -9,16 +9,16 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from polyhead.heads.errors import PolyheadError
-from polyhead.server.engine.batch import Batch, HeadRun, TrunkRun
-from polyhead.server.engine.blocks import BlockTree
-from polyhead.server.engine.deadlines import Deadlines, Verdict, too_late
-from polyhead.server.engine.follow import Follower, lease_to_start_with
-from polyhead.server.engine.live import ActiveSet
-from polyhead.server.engine.pace import Pace
-from polyhead.server.engine.scorer import plan_readings
-from polyhead.server.engine.sequence import Output, Phase, Reading, Request, Sample, Sequence
-from polyhead.server.engine.turns import Turns
+from polyhead.heads.format.errors import PolyheadError
+from polyhead.server.engine.blocks.tree import BlockTree
+from polyhead.server.engine.schedule.deadlines import Deadlines, Verdict, too_late
+from polyhead.server.engine.schedule.follow import Follower, lease_to_start_with
+from polyhead.server.engine.schedule.pace import Pace
+from polyhead.server.engine.schedule.scorer import plan_readings
+from polyhead.server.engine.schedule.turns import Turns
+from polyhead.server.engine.work.batch import Batch, HeadRun, TrunkRun
+from polyhead.server.engine.work.live import ActiveSet
+from polyhead.server.engine.work.sequence import Output, Phase, Reading, Request, Sample, Sequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -10,7 +10,7 @@ import contextlib
 import threading
 from collections.abc import Iterable, Iterator, Mapping
 
-from polyhead.heads.errors import ResourceExhausted
+from polyhead.heads.format.errors import ResourceExhausted
 
 RESERVE = 0.25  # of the total, beyond it, for principals below their fair share
 

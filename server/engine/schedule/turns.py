@@ -6,7 +6,7 @@ where the queue is now, if those are through: whoever has little gets in between
 
 from __future__ import annotations
 
-from polyhead.server.engine.sequence import Priority, Sample
+from polyhead.server.engine.work.sequence import Priority, Sample
 
 
 class Turns:

@@ -5,8 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from polyhead.server.engine.live import LiveHead
-from polyhead.server.engine.sequence import Reading, Sequence
+from polyhead.server.engine.work.live import LiveHead
+from polyhead.server.engine.work.sequence import Reading, Sequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 
-from polyhead.heads.adapted import Adapter, HeadGroup
-from polyhead.heads.family import HeadModule
-from polyhead.heads.manifest import HeadManifest
-from polyhead.server.engine.fast import FastHead, FastHeadGroup, FastLoraHead
+from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.model.adapted import Adapter, HeadGroup
+from polyhead.heads.model.family import HeadModule
+from polyhead.server.engine.layers.fast import FastHead, FastHeadGroup, FastLoraHead
 
 
 @dataclass(eq=False, slots=True)

@@ -16,12 +16,12 @@ from typing import TYPE_CHECKING, Protocol
 import numpy as np
 from torch import Tensor
 
-from polyhead.heads.errors import FailedPrecondition, PolyheadError
-from polyhead.heads.manifest import HeadKind
-from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
+from polyhead.heads.format.errors import FailedPrecondition, PolyheadError
+from polyhead.heads.format.manifest import HeadKind
+from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.block import Block, HeadBlock
+    from polyhead.server.engine.blocks.block import Block, HeadBlock
 
 
 class FinishReason(enum.Enum):

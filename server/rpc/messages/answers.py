@@ -1,4 +1,4 @@
-"""Samples, scores and boundary states, from the engine's dataclasses to protobuf. The way in is convert.py."""
+"""Samples, scores and boundary states, from the engine's dataclasses to protobuf. The way in is requests.py."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyhead.heads.manifest import HeadKind
-from polyhead.server.convert_ood import ood_error, ood_score
-from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
-from polyhead.server.engine.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
-from polyhead.server.metrics import SampleFacts, Scalar
-from polyhead.server.replies import ReplyCheck
+from polyhead.heads.format.manifest import HeadKind
+from polyhead.server.engine.schedule.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
+from polyhead.server.engine.work.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
+from polyhead.server.metrics.metrics import SampleFacts, Scalar
+from polyhead.server.rpc.messages.ood import ood_error, ood_score
+from polyhead.server.text.replies import ReplyCheck
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 PART_BYTES = 1 << 20  # most bytes of tensor data in one message

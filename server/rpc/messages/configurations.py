@@ -5,11 +5,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterable
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import parse_reference
-from polyhead.server.configurations import Book, Configuration, ConfigurationKind
-from polyhead.server.convert_rules import selected_rules
-from polyhead.server.rules import RuleBook
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import parse_reference
+from polyhead.server.rewards.configurations import Book, Configuration, ConfigurationKind
+from polyhead.server.rewards.rules import RuleBook
+from polyhead.server.rpc.messages.rules import selected_rules
 from polyhead.v1 import scoring_pb2, types_pb2
 
 MAX_REPLY_BYTES = 3_500_000  # below the 4 MiB cap of one message

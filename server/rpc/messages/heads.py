@@ -10,16 +10,16 @@ import re
 from collections.abc import Mapping
 from typing import Any, TypeVar
 
-from polyhead.heads.delta import TensorHash
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.lora import LoraAdapter
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished, check_name
-from polyhead.heads.records import check_metrics
-from polyhead.heads.store import GenerationRecord, PastGeneration
-from polyhead.heads.versions import MAX_LABELS
-from polyhead.server.manifests import ManifestPatch
-from polyhead.server.publisher import CopyRequest, Delta, PushRequest
-from polyhead.server.registry import VersionView
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.lora import LoraAdapter
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished, check_name
+from polyhead.heads.store.delta import TensorHash
+from polyhead.heads.store.records import check_metrics
+from polyhead.heads.store.store import GenerationRecord, PastGeneration
+from polyhead.heads.store.versions import MAX_LABELS
+from polyhead.server.versions.manifests import ManifestPatch
+from polyhead.server.versions.publisher import CopyRequest, Delta, PushRequest
+from polyhead.server.versions.registry import VersionView
 from polyhead.v1 import heads_pb2, types_pb2
 
 DEFAULT_PAGE = 100

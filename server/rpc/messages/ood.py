@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import math
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.manifest import check_name
-from polyhead.heads.records import check_request_id
-from polyhead.server.engine.sequence import Pool, Pooling, Sample
-from polyhead.server.ood import DEFAULT_SHRINKAGE, check_count, check_shrinkage
-from polyhead.server.ood_fits import TrunkLayers
-from polyhead.server.ood_store import OodFit
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.manifest import check_name
+from polyhead.heads.store.records import check_request_id
+from polyhead.server.engine.work.sequence import Pool, Pooling, Sample
+from polyhead.server.ood.fits import TrunkLayers
+from polyhead.server.ood.scores import DEFAULT_SHRINKAGE, check_count, check_shrinkage
+from polyhead.server.ood.store import OodFit
 from polyhead.v1 import trunk_pb2, types_pb2
 
 MAX_PROMPTS = 100_000  # of one fit

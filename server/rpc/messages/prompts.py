@@ -4,11 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Iterable
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server.door import Door
-from polyhead.server.engine.sequence import ReplyForm
-from polyhead.server.replies import split_marker
-from polyhead.server.transcripts import Role, TranscriptFormat
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.engine.work.sequence import ReplyForm
+from polyhead.server.rpc.door import Door
+from polyhead.server.text.replies import split_marker
+from polyhead.server.text.transcripts import Role, TranscriptFormat
 from polyhead.v1 import scoring_pb2, types_pb2
 
 

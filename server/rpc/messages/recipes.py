@@ -4,12 +4,12 @@ from __future__ import annotations
 
 from collections.abc import Iterator, Mapping, Sequence
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument, NotFound
-from polyhead.heads.manifest import HeadKind, parse_reference
-from polyhead.server.door import Door
-from polyhead.server.engine.sequence import RuleQuestions, Sample
-from polyhead.server.recipes import Recipe, check_constant
-from polyhead.server.reward_plan import Reward, RewardPlan, Selection, ranking
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, NotFound
+from polyhead.heads.format.manifest import HeadKind, parse_reference
+from polyhead.server.engine.work.sequence import RuleQuestions, Sample
+from polyhead.server.rewards.compose import Reward, RewardPlan, Selection, ranking
+from polyhead.server.rewards.recipes import Recipe, check_constant
+from polyhead.server.rpc.door import Door
 from polyhead.v1 import generation_pb2, types_pb2
 
 REWARD_BYTES, CONSTANT_BYTES = 300, 24  # of one reward, and of one of its parts or constants beside the name, on the wire

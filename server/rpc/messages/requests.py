@@ -1,4 +1,4 @@
-"""Generation and scoring requests, from protobuf to the engine's dataclasses (answers go back through convert_out.py).
+"""Generation and scoring requests, from protobuf to the engine's dataclasses (answers go back through answers.py).
 
 Every field is checked before any model work, and an error names the field. Nothing is altered silently.
 """
@@ -10,17 +10,11 @@ import dataclasses
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import HeadKind
-from polyhead.server import demand
-from polyhead.server.convert_prompts import completion_ids, prompt_ids, reply_form
-from polyhead.server.convert_recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
-from polyhead.server.convert_rules import selected_rules
-from polyhead.server.convert_sampling import sampling_params
-from polyhead.server.door import Door
-from polyhead.server.engine.live import ServedHead
-from polyhead.server.engine.sampler import sample_seed
-from polyhead.server.engine.sequence import (
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import HeadKind
+from polyhead.server.engine.layers.sampler import sample_seed
+from polyhead.server.engine.work.live import ServedHead
+from polyhead.server.engine.work.sequence import (
     FinishReason,
     OnSwap,
     Priority,
@@ -32,9 +26,15 @@ from polyhead.server.engine.sequence import (
     SamplingParams,
     Sequence,
 )
-from polyhead.server.replies import is_ended
-from polyhead.server.reward_plan import RewardPlan, Selection
-from polyhead.server.text_bounds import num_sure_bytes
+from polyhead.server.rewards.compose import RewardPlan, Selection
+from polyhead.server.rpc import demand
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids, reply_form
+from polyhead.server.rpc.messages.recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
+from polyhead.server.rpc.messages.rules import selected_rules
+from polyhead.server.rpc.messages.sampling import sampling_params
+from polyhead.server.text.replies import is_ended
+from polyhead.server.text.text_bounds import num_sure_bytes
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 MAX_PROMPTS = 1024

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from polyhead.heads.errors import InvalidArgument, NotFound
-from polyhead.heads.manifest import check_name
-from polyhead.server.rules import DEFAULT_SET, MAX_RULE_CHARACTERS, Rule, RuleBook
+from polyhead.heads.format.errors import InvalidArgument, NotFound
+from polyhead.heads.format.manifest import check_name
+from polyhead.server.rewards.rules import DEFAULT_SET, MAX_RULE_CHARACTERS, Rule, RuleBook
 from polyhead.v1 import types_pb2
 
 MAX_RULES = 256

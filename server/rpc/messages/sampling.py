@@ -5,10 +5,10 @@ from __future__ import annotations
 import math
 import secrets
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server.convert_prompts import checked_ids
-from polyhead.server.door import Door
-from polyhead.server.engine.sequence import SamplingParams
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.engine.work.sequence import SamplingParams
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages.prompts import checked_ids
 from polyhead.v1 import types_pb2
 
 MAX_STOPS = 16

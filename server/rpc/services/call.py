@@ -12,16 +12,16 @@ from typing import TypeVar
 
 from google.protobuf.message import Message
 
-from polyhead.heads.errors import Aborted, InvalidArgument
-from polyhead.server import convert_out
-from polyhead.server.convert import Work
-from polyhead.server.door import Door, Resolve
+from polyhead.heads.format.errors import Aborted, InvalidArgument
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.sequence import Accepted, Event, Finished, Lease, Priority, Request, Sample
-from polyhead.server.interceptors import current_call
-from polyhead.server.metrics import Metrics
-from polyhead.server.stream import EventStream
-from polyhead.server.workers import Workers
+from polyhead.server.engine.work.sequence import Accepted, Event, Finished, Lease, Priority, Request, Sample
+from polyhead.server.metrics.metrics import Metrics
+from polyhead.server.process.workers import Workers
+from polyhead.server.rpc.door import Door, Resolve
+from polyhead.server.rpc.interceptors import current_call
+from polyhead.server.rpc.messages import answers
+from polyhead.server.rpc.messages.requests import Work
+from polyhead.server.rpc.stream import EventStream
 from polyhead.v1 import types_pb2
 
 M = TypeVar("M", bound=Message)
@@ -94,7 +94,7 @@ class Frontend:
         if isinstance(event, Accepted):
             self.metrics.queue_seconds.observe(event.waited_s)
         elif isinstance(event, Finished):
-            self.metrics.observe_sample(convert_out.sample_facts(event.sample))
+            self.metrics.observe_sample(answers.sample_facts(event.sample))
 
     async def made(self, messages: Iterator[M], num_tokens: int) -> AsyncIterator[M]:
         """Messages that hold so many tokens: large ones are made on a worker, one at a time, since the event loop is everybody's."""
@@ -122,7 +122,7 @@ class Frontend:
 
     def served(self, lease: Lease) -> types_pb2.Served:
         """Identity of what an answer is computed with."""
-        return convert_out.served(lease, self.trunk_id, self.precision, self.door.tokenizer.sha256)
+        return answers.served(lease, self.trunk_id, self.precision, self.door.tokenizer.sha256)
 
 
 def _nowhere(request: Request, events: list[Event]) -> None:

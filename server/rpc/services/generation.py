@@ -8,12 +8,13 @@ from collections.abc import AsyncIterator, Callable, Iterator
 
 import grpc
 
-from polyhead.heads.errors import Aborted
-from polyhead.server import convert, convert_out, convert_recipes, reward_plan
-from polyhead.server.engine.sequence import Accepted, Drawn, Ended, Event, Finished, Sample
-from polyhead.server.replies import check_reply
-from polyhead.server.reward_plan import Reward
-from polyhead.server.servicers.call import Frontend
+from polyhead.heads.format.errors import Aborted
+from polyhead.server.engine.work.sequence import Accepted, Drawn, Ended, Event, Finished, Sample
+from polyhead.server.rewards import compose
+from polyhead.server.rewards.compose import Reward
+from polyhead.server.rpc.messages import answers, recipes, requests
+from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.text.replies import check_reply
 from polyhead.v1 import generation_pb2, generation_pb2_grpc
 
 Context = grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateResponse]
@@ -30,7 +31,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream the events of one request; leaving for whatever reason ends its work."""
         request_id = self._frontend.request_id(request.request_id)
-        async with self._frontend.admitted(convert.generate_request, request, request_id) as (work, stream):
+        async with self._frontend.admitted(requests.generate_request, request, request_id) as (work, stream):
             writer = _Writer(self._frontend, work, stream.sent)
             async for events in stream.batches():
                 await self._frontend.score_prompts(event.sample for event in events if isinstance(event, Finished))
@@ -41,7 +42,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 class _Writer:
     """Turns a request's events into messages, in the order that its delivery asks for."""
 
-    def __init__(self, frontend: Frontend, work: convert.Work, sent: Callable[[Sample], None] = lambda sample: None) -> None:
+    def __init__(self, frontend: Frontend, work: requests.Work, sent: Callable[[Sample], None] = lambda sample: None) -> None:
         self._frontend = frontend
         self._work = work
         self._sent = sent
@@ -66,7 +67,7 @@ class _Writer:
                 else:
                     yield from self._message(event)
             for drawn in waiting.values():
-                yield generation_pb2.GenerateResponse(piece=convert_out.piece(drawn))
+                yield generation_pb2.GenerateResponse(piece=answers.piece(drawn))
 
     def _message(self, event: Event) -> Iterator[generation_pb2.GenerateResponse]:
         match event:
@@ -75,7 +76,7 @@ class _Writer:
                 yield generation_pb2.GenerateResponse(accepted=accepted)
             case Finished(sample, tail):
                 if tail and self._request.stream_tokens:
-                    yield generation_pb2.GenerateResponse(piece=convert_out.tail_piece(sample, tail))
+                    yield generation_pb2.GenerateResponse(piece=answers.tail_piece(sample, tail))
                 yield from self._finished(sample)
             case Ended(error) if error is not None and not isinstance(error, Aborted):
                 raise error
@@ -102,12 +103,12 @@ class _Writer:
     def _group(self, group: list[Sample]) -> Iterator[generation_pb2.GenerateResponse]:
         messages, rewards = self._composed(group)
         selection = self._work.selection
-        chosen = reward_plan.choose(selection, rewards) if selection else list(range(len(group)))
+        chosen = compose.choose(selection, rewards) if selection else list(range(len(group)))
         yield generation_pb2.GenerateResponse(
             group=generation_pb2.SampleGroup(
                 prompt_index=group[0].prompt_index,
                 samples=[messages[index] for index in chosen],
-                ranking=convert_recipes.ranked_samples(group, rewards),
+                ranking=recipes.ranked_samples(group, rewards),
             )
         )
         for index in chosen:
@@ -120,12 +121,12 @@ class _Writer:
         plan = self._work.plan
         checks = [check_reply(sample, self._frontend.door.tokenizer.decode_after(sample.prompt)) for sample in samples]
         if plan is None:
-            return [convert_out.sample_message(*each, None) for each in zip(samples, checks, strict=True)], []
-        rewards = reward_plan.compose(plan, samples, checks)
+            return [answers.sample_message(*each, None) for each in zip(samples, checks, strict=True)], []
+        rewards = compose.compose(plan, samples, checks)
         is_whole = len(samples) == self._group_size[samples[0].prompt_index]
-        messages = convert_recipes.reward_messages(plan, rewards, is_whole)
-        return [convert_out.sample_message(*each) for each in zip(samples, checks, messages, strict=True)], rewards
+        messages = recipes.reward_messages(plan, rewards, is_whole)
+        return [answers.sample_message(*each) for each in zip(samples, checks, messages, strict=True)], rewards
 
     def _states(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
-        for part in convert_out.states_parts(sample):
+        for part in answers.states_parts(sample):
             yield generation_pb2.GenerateResponse(states=part)

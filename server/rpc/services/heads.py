@@ -12,18 +12,18 @@ from typing import Any, TypeVar
 
 import grpc
 
-from polyhead.heads import failpoints
-from polyhead.heads.errors import DataLoss, InvalidArgument, NotFound, PolyheadError
-from polyhead.heads.store import HeadStore, OpenBlob, Staging
-from polyhead.server import convert_heads as convert
-from polyhead.server.engine.shares import Shares
-from polyhead.server.errors import DeadlineExceeded
-from polyhead.server.interceptors import current_call
-from polyhead.server.publisher import DeltaBase, Published, Publisher, PushRequest
-from polyhead.server.registry import Activation, Registry, VersionView
-from polyhead.server.request_digest import request_digest
-from polyhead.server.tensor_hashes import TensorHashes
-from polyhead.server.workers import Workers
+from polyhead.heads.format.errors import DataLoss, InvalidArgument, NotFound, PolyheadError
+from polyhead.heads.store import failpoints
+from polyhead.heads.store.store import HeadStore, OpenBlob, Staging
+from polyhead.server.engine.schedule.shares import Shares
+from polyhead.server.process.workers import Workers
+from polyhead.server.rpc.errors import DeadlineExceeded
+from polyhead.server.rpc.interceptors import current_call
+from polyhead.server.rpc.messages import heads as convert
+from polyhead.server.versions.publisher import DeltaBase, Published, Publisher, PushRequest
+from polyhead.server.versions.registry import Activation, Registry, VersionView
+from polyhead.server.versions.request_digest import request_digest
+from polyhead.server.versions.tensor_hashes import TensorHashes
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
 

@@ -9,17 +9,17 @@ from collections.abc import AsyncIterator, Sequence
 
 import numpy as np
 
-from polyhead.heads.errors import DataLoss, InvalidArgument, ResourceExhausted
-from polyhead.server import convert, convert_ood
-from polyhead.server.convert_prompts import prompt_ids
-from polyhead.server.engine.sequence import Ended, Finished, Pool, Request
-from polyhead.server.errors import DeadlineExceeded
-from polyhead.server.ood import Floats, Moments, fit
-from polyhead.server.ood_fits import OodFits
-from polyhead.server.ood_store import OodFit, check_same_request, is_answered
-from polyhead.server.request_digest import request_digest
-from polyhead.server.servicers.call import Frontend
-from polyhead.server.text_bounds import num_sure_bytes
+from polyhead.heads.format.errors import DataLoss, InvalidArgument, ResourceExhausted
+from polyhead.server.engine.work.sequence import Ended, Finished, Pool, Request
+from polyhead.server.ood.fits import OodFits
+from polyhead.server.ood.scores import Floats, Moments, fit
+from polyhead.server.ood.store import OodFit, check_same_request, is_answered
+from polyhead.server.rpc.errors import DeadlineExceeded
+from polyhead.server.rpc.messages import ood, requests
+from polyhead.server.rpc.messages.prompts import prompt_ids
+from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.text.text_bounds import num_sure_bytes
+from polyhead.server.versions.request_digest import request_digest
 from polyhead.v1 import trunk_pb2, types_pb2
 
 MAX_MESSAGE_PROMPTS = 256
@@ -45,7 +45,7 @@ class OodFitting:
         first = await self._frontend.workers.run(self._fits.store.find_request, header.request_id)
         if first is not None and is_answered(first, digest):
             return first
-        wanted = convert_ood.wanted_fit(header, self._fits.layers, self._d_model, digest)
+        wanted = ood.wanted_fit(header, self._fits.layers, self._d_model, digest)
         if first is not None:
             return check_same_request(first, wanted)
         if self._num_running >= MAX_FITS_AT_ONCE:
@@ -129,7 +129,7 @@ class OodFitting:
 
     async def _encode(self, token_ids: list[tuple[list[int], str]], pool: Pool) -> Floats:
         request = Request(self._frontend.request_id(""), lambda *_: None, head_kinds={}, pinned={}, pool=pool)
-        request.samples = [convert.given_sample(request, index, ids, [], salt) for index, (ids, salt) in enumerate(token_ids)]
+        request.samples = [requests.given_sample(request, index, ids, [], salt) for index, (ids, salt) in enumerate(token_ids)]
         rows = np.full((len(token_ids), self._d_model), np.nan)  # a prompt without a result is noticed
         async with self._frontend.running(request) as stream:
             async for event in stream.events():

@@ -7,11 +7,12 @@ from typing import Any
 
 import grpc
 
-from polyhead.server import convert, convert_configurations, convert_out, convert_recipes, reward_plan
-from polyhead.server.engine.sequence import Ended, Finished, Sample
-from polyhead.server.replies import ReplyCheck, check_reply
-from polyhead.server.reward_plan import RewardPlan
-from polyhead.server.servicers.call import Frontend
+from polyhead.server.engine.work.sequence import Ended, Finished, Sample
+from polyhead.server.rewards import compose
+from polyhead.server.rewards.compose import RewardPlan
+from polyhead.server.rpc.messages import answers, configurations, recipes, requests
+from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.text.replies import ReplyCheck, check_reply
 from polyhead.v1 import scoring_pb2, scoring_pb2_grpc, types_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -27,7 +28,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         """Score every item; an item whose numbers are bad says so and harms no other."""
         request_id = self._frontend.request_id(request.request_id)
         done: list[Sample] = []
-        async with self._frontend.admitted(convert.score_request, request, request_id) as (work, stream):
+        async with self._frontend.admitted(requests.score_request, request, request_id) as (work, stream):
             async for event in stream.events():
                 if isinstance(event, Finished):
                     done.append(event.sample)
@@ -37,12 +38,12 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             done.sort(key=lambda sample: sample.prompt_index)
             return await self._frontend.workers.run(self._response, work, done)
 
-    def _response(self, work: convert.Work, done: list[Sample]) -> scoring_pb2.ScoreResponse:
+    def _response(self, work: requests.Work, done: list[Sample]) -> scoring_pb2.ScoreResponse:
         checks = [check_reply(sample, self._frontend.door.tokenizer.decode_after(sample.prompt)) for sample in done]
         rewards = _rewards(work.plan, done, checks) if work.plan else [None] * len(done)
         assert work.request.lease is not None
         return scoring_pb2.ScoreResponse(
-            items=[convert_out.scored_item(*each) for each in zip(done, checks, rewards, strict=True)],
+            items=[answers.scored_item(*each) for each in zip(done, checks, rewards, strict=True)],
             served=self._frontend.served(work.request.lease),
             request_id=work.request.request_id,
         )
@@ -53,14 +54,14 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         """They were read at start."""
         door = self._frontend.door
         return await self._frontend.workers.run_control(
-            convert_configurations.listing, request, [door.rules, door.recipes, door.formats]
+            configurations.listing, request, [door.rules, door.recipes, door.formats]
         )
 
     async def TokenizeRules(  # noqa: N802
         self, request: scoring_pb2.TokenizeRulesRequest, context: Context
     ) -> scoring_pb2.TokenizeRulesResponse:
         """Off the event loop: many rules take a while."""
-        return await self._frontend.workers.run(convert_configurations.rule_questions, request, self._frontend.door.rules)
+        return await self._frontend.workers.run(configurations.rule_questions, request, self._frontend.door.rules)
 
 
 def _rewards(plan: RewardPlan, samples: Sequence[Sample], checks: Sequence[ReplyCheck]) -> list[types_pb2.Reward | None]:
@@ -70,7 +71,7 @@ def _rewards(plan: RewardPlan, samples: Sequence[Sample], checks: Sequence[Reply
         groups.setdefault(tuple(sample.prompt), []).append(index)
     found: list[types_pb2.Reward | None] = [None] * len(samples)
     for indices in groups.values():
-        rewards = reward_plan.compose(plan, [samples[index] for index in indices], [checks[index] for index in indices])
-        for index, message in zip(indices, convert_recipes.reward_messages(plan, rewards, True), strict=True):
+        rewards = compose.compose(plan, [samples[index] for index in indices], [checks[index] for index in indices])
+        for index, message in zip(indices, recipes.reward_messages(plan, rewards, True), strict=True):
             found[index] = message
     return found

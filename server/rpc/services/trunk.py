@@ -12,21 +12,22 @@ import grpc
 import torch
 from torch import Tensor
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import OutputKind
-from polyhead.server import convert, convert_ood, convert_out, convert_prompts
-from polyhead.server.engine.sequence import Ended, Finished, Pool, Priority, Request, Sample, Sequence
-from polyhead.server.interceptors import current_call
-from polyhead.server.ood_fits import OodFits
-from polyhead.server.servicers.call import Frontend
-from polyhead.server.servicers.ood import OodFitting
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.server.engine.work.sequence import Ended, Finished, Pool, Priority, Request, Sample, Sequence
+from polyhead.server.ood.fits import OodFits
+from polyhead.server.rpc.interceptors import current_call
+from polyhead.server.rpc.messages import answers, prompts, requests
+from polyhead.server.rpc.messages import ood as ood_messages
+from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.rpc.services.ood import OodFitting
 from polyhead.v1 import trunk_pb2, trunk_pb2_grpc
 
 if TYPE_CHECKING:
-    from polyhead.heads.checkpoint import Checkpoint
-    from polyhead.heads.spec import ModelSpec
-    from polyhead.heads.store import HeadStore
-    from polyhead.server.registry import Registry
+    from polyhead.heads.model.checkpoint import Checkpoint
+    from polyhead.heads.model.spec import ModelSpec
+    from polyhead.heads.store.store import HeadStore
+    from polyhead.server.versions.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -92,7 +93,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         door = self._frontend.door
         if request.without_special_tokens:
             return trunk_pb2.TokenizeResponse(token_ids=door.tokenizer.encode(request.prompt.text, False))
-        return trunk_pb2.TokenizeResponse(token_ids=convert_prompts.written_ids(request.prompt, door, "prompt"))
+        return trunk_pb2.TokenizeResponse(token_ids=prompts.written_ids(request.prompt, door, "prompt"))
 
     async def Detokenize(  # noqa: N802
         self, request: trunk_pb2.DetokenizeRequest, context: Context
@@ -100,7 +101,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         return await self._frontend.workers.run_sized(request.ByteSize(), self._detokenized, request)
 
     def _detokenized(self, request: trunk_pb2.DetokenizeRequest) -> trunk_pb2.DetokenizeResponse:
-        ids = convert_prompts.checked_ids(request.token_ids, self._facts.spec.vocab_size, "token_ids") if request.token_ids else []
+        ids = prompts.checked_ids(request.token_ids, self._facts.spec.vocab_size, "token_ids") if request.token_ids else []
         return trunk_pb2.DetokenizeResponse(text=self._frontend.door.tokenizer.decode(ids, request.skip_special_tokens))
 
     async def Encode(  # noqa: N802
@@ -111,9 +112,9 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         async with self._frontend.running(work) as stream:
             async for event in stream.events():
                 if isinstance(event, Finished) and (encoded := _encoded(event.sample)) is not None:
-                    for offset, rows in convert_out.row_parts(encoded):
+                    for offset, rows in answers.row_parts(encoded):
                         yield trunk_pb2.EncodeResponse(
-                            sequence_index=event.sample.prompt_index, offset=offset, states=convert_out.tensor(rows)
+                            sequence_index=event.sample.prompt_index, offset=offset, states=answers.tensor(rows)
                         )
                     stream.sent(event.sample)
                 elif isinstance(event, Ended) and event.error is not None:
@@ -124,8 +125,8 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     ) -> AsyncIterator[trunk_pb2.PullOutputEmbeddingResponse]:
         if not self._facts.spec.tied:
             raise FailedPrecondition("the model's output is not its embedding: it is part of each policy head (PullHead)")
-        for offset, rows in convert_out.row_parts(self._facts.embedding):
-            yield trunk_pb2.PullOutputEmbeddingResponse(offset=offset, rows=convert_out.tensor(rows))
+        for offset, rows in answers.row_parts(self._facts.embedding):
+            yield trunk_pb2.PullOutputEmbeddingResponse(offset=offset, rows=answers.tensor(rows))
 
     async def GetStatus(  # noqa: N802
         self, request: trunk_pb2.GetStatusRequest, context: Context
@@ -140,7 +141,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         self, request_iterator: AsyncIterator[trunk_pb2.FitOodRequest], context: Context
     ) -> trunk_pb2.FitOodResponse:
         """Header, then prompts. Nothing is kept unless all of it came."""
-        return trunk_pb2.FitOodResponse(fit=convert_ood.fit_message(await self._fitting.fit(request_iterator)))
+        return trunk_pb2.FitOodResponse(fit=ood_messages.fit_message(await self._fitting.fit(request_iterator)))
 
     async def ListOodFits(  # noqa: N802
         self, request: trunk_pb2.ListOodFitsRequest, context: Context
@@ -148,18 +149,18 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         return await self._frontend.workers.run_control(self._fits)
 
     def _fits(self) -> trunk_pb2.ListOodFitsResponse:
-        return trunk_pb2.ListOodFitsResponse(fits=[convert_ood.fit_message(fit) for fit in self._ood.store.listing()])
+        return trunk_pb2.ListOodFitsResponse(fits=[ood_messages.fit_message(fit) for fit in self._ood.store.listing()])
 
     def _encode_work(self, message: trunk_pb2.EncodeRequest) -> Request:
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:
             raise InvalidArgument(f"between 1 and {MAX_SEQUENCES} sequences: {len(message.sequences)}", field="sequences")
         num_tokens = sum(len(sequence.ids) for sequence in message.sequences)
-        if message.pooling == trunk_pb2.POOLING_UNSPECIFIED and num_tokens > convert.MAX_STATES_TOKENS:
-            raise InvalidArgument(f"{num_tokens} tokens in one request, at most {convert.MAX_STATES_TOKENS}", field="sequences")
+        if message.pooling == trunk_pb2.POOLING_UNSPECIFIED and num_tokens > requests.MAX_STATES_TOKENS:
+            raise InvalidArgument(f"{num_tokens} tokens in one request, at most {requests.MAX_STATES_TOKENS}", field="sequences")
         self._frontend.check_room(Priority.BATCH, num_tokens)
         layers = self._ood.layers
         layer = layers.resolve(message.layer, default=layers.split_layer, field="layer")
-        pooling = convert_ood.pooling(message.pooling, "pooling")
+        pooling = ood_messages.pooling(message.pooling, "pooling")
         request = Request(
             self._frontend.request_id(message.request_id),
             lambda *_: None,
@@ -171,13 +172,13 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         )
         for index, sequence in enumerate(message.sequences):
             field = f"sequences[{index}].ids"
-            ids = convert_prompts.checked_ids(sequence.ids, self._facts.spec.vocab_size, field)
+            ids = prompts.checked_ids(sequence.ids, self._facts.spec.vocab_size, field)
             if len(ids) > self._frontend.door.max_context:
                 raise InvalidArgument(f"{len(ids)} tokens; the context holds {self._frontend.door.max_context}", field=field)
-            sample = convert.given_sample(request, index, ids, [])
+            sample = requests.given_sample(request, index, ids, [])
             sample.sequence = Sequence(ids)
             request.samples.append(sample)
-        convert.check_held_states(request, self._frontend.door, "sequences")
+        requests.check_held_states(request, self._frontend.door, "sequences")
         return request
 
     def _describe(self) -> trunk_pb2.GetTrunkResponse:

@@ -18,14 +18,14 @@ import typer
 from rich.text import Text
 from typer.testing import CliRunner
 
-from polyhead.client import cli, cli_app
-from polyhead.client.cli_session import Session, table
+from polyhead.client.cli import app, main
+from polyhead.client.cli.session import Session, table
 from tests.client.fake_server import HEAD_SHAPES, FakeServer, rich_error
 from tests.client.test_transport import FULL
 
 
 def polyhead(*arguments: str) -> Any:
-    return CliRunner().invoke(cli_app.build_app(arguments), list(arguments))
+    return CliRunner().invoke(app.build_app(arguments), list(arguments))
 
 
 def on(server: FakeServer, *arguments: str) -> Any:
@@ -104,7 +104,7 @@ def test_every_option_of_every_command_says_what_it_is() -> None:
             else:
                 yield (*names, name), each
 
-    found = dict(commands(typer.main.get_command(cli_app.build_app(()))))
+    found = dict(commands(typer.main.get_command(app.build_app(()))))
     assert {names[1] for names in found if names[0] == "heads"} >= {"list", "push", "rollback", "history"}
     for names, command in found.items():
         assert command.help, names
@@ -226,12 +226,12 @@ def test_environment_names_the_server(server: FakeServer, monkeypatch: pytest.Mo
 
 
 def test_missing_extras_say_what_to_install(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
-    monkeypatch.setattr(cli, "find_spec", lambda name: None)
+    monkeypatch.setattr(main, "find_spec", lambda name: None)
     with pytest.raises(SystemExit) as caught:
-        cli.main()
+        main.main()
     assert caught.value.code == 1
     assert "pip install 'polyhead[cli]'" in capsys.readouterr().err
-    monkeypatch.setattr(cli_app, "find_spec", lambda name: None)
+    monkeypatch.setattr(app, "find_spec", lambda name: None)
     assert_one_error(polyhead("split", "a", "b"), "pip install 'polyhead[server]'")
     monkeypatch.setitem(sys.modules, "polyhead.server.main", None)
     assert_one_error(polyhead("serve", "--port", "1"), "pip install 'polyhead[server]'")
@@ -241,16 +241,16 @@ def test_missing_extras_say_what_to_install(monkeypatch: pytest.MonkeyPatch, cap
 def test_grpc_writes_no_lines_of_its_own_before_an_error(monkeypatch: pytest.MonkeyPatch, command: str, is_silent: bool) -> None:
     """A wrong certificate was four lines from the C core, then our own. A server keeps them: its log is where they are looked for."""
     monkeypatch.setattr(sys, "argv", ["polyhead", command])
-    monkeypatch.setattr(cli_app, "build_app", lambda arguments: lambda: None)
+    monkeypatch.setattr(app, "build_app", lambda arguments: lambda: None)
     monkeypatch.setenv("GRPC_VERBOSITY", "")
     monkeypatch.delenv("GRPC_VERBOSITY")
-    cli.main()
+    main.main()
     assert (os.environ.get("GRPC_VERBOSITY") == "NONE") is is_silent
 
 
 def test_serve_is_imported_only_when_asked_for() -> None:
     code = (
-        "import sys; from polyhead.client.cli_app import build_app; build_app(['heads', 'list']); "
+        "import sys; from polyhead.client.cli.app import build_app; build_app(['heads', 'list']); "
         "sys.exit(any(name.startswith(('polyhead.server', 'torch')) for name in sys.modules))"
     )
     assert subprocess.run([sys.executable, "-c", code], timeout=60, check=False).returncode == 0

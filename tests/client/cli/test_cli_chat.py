@@ -9,12 +9,12 @@ from typing import Any
 import grpc
 from typer.testing import CliRunner
 
-from polyhead.client import cli_app
+from polyhead.client.cli import app as app_module
 from tests.client.fake_server import FakeServer, rich_error
 
 
 def chat(server: FakeServer, typed: str, *arguments: str) -> Any:
-    return CliRunner().invoke(cli_app.build_app(("chat",)), ["chat", *arguments, "--server", server.target], input=typed)
+    return CliRunner().invoke(app_module.build_app(("chat",)), ["chat", *arguments, "--server", server.target], input=typed)
 
 
 def test_every_line_is_a_turn_that_goes_on_from_the_last(server: FakeServer) -> None:
@@ -62,7 +62,7 @@ def test_a_turn_that_fails_is_forgotten(server: FakeServer) -> None:
 
 def test_generate_says_that_a_chat_model_was_given_plain_text(server: FakeServer) -> None:
     """It drew gibberish, as plain text is what it takes, and said nothing of how to talk with the model."""
-    runner, app = CliRunner(), cli_app.build_app(("generate",))
+    runner, app = CliRunner(), app_module.build_app(("generate",))
     said = "`polyhead chat` talks with this model"
     assert said in runner.invoke(app, ["generate", "Hi", "--server", server.target]).stderr
     assert said not in runner.invoke(app, ["generate", "Hi", "--chat", "--server", server.target]).stderr
@@ -73,7 +73,7 @@ def test_generate_says_that_a_chat_model_was_given_plain_text(server: FakeServer
 def test_score_reads_json_lines(server: FakeServer, tmp_path: Path) -> None:
     data = tmp_path / "refs.jsonl"
     data.write_text("".join(json.dumps({"prompt": "p", "completion": f"c{index}"}) + "\n" for index in range(70)))
-    runner, app = CliRunner(), cli_app.build_app(("score",))
+    runner, app = CliRunner(), app_module.build_app(("score",))
     done = runner.invoke(app, ["score", "--data", str(data), "--head", "value", "--server", server.target])
     assert done.stdout.count("value@1 (head): ") == 70
     assert [len(request.items) for request in server.requests["Score"]] == [64, 6]

@@ -6,12 +6,12 @@ import inspect
 
 import pytest
 
-from polyhead.client.cli_generate import generate_command, score_command
-from polyhead.client.cli_heads import push_command
-from polyhead.client.cli_history import history_lines, removed_lines
-from polyhead.client.cli_status import status_command
-from polyhead.client.cli_words import flags_of, in_flags
-from polyhead.client.records import Generation
+from polyhead.client.cli.generate import generate_command, score_command
+from polyhead.client.cli.heads import push_command
+from polyhead.client.cli.history import history_lines, removed_lines
+from polyhead.client.cli.status import status_command
+from polyhead.client.cli.words import flags_of, in_flags
+from polyhead.client.results.records import Generation
 
 
 @pytest.mark.parametrize(

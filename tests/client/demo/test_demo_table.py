@@ -9,7 +9,7 @@ from typing import Any, cast
 import pytest
 from rich.console import Console
 
-from polyhead.heads.training import demo
+from polyhead.client.demo import demo
 
 
 @pytest.mark.parametrize("width", [100, 120, 200])

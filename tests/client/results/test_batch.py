@@ -7,8 +7,9 @@ import dataclasses
 import numpy as np
 import pytest
 
-from polyhead.client import Sample, convert, errors, to_batch
-from polyhead.client.results import Served
+from polyhead.client import Sample, errors, to_batch
+from polyhead.client.results.results import Served
+from polyhead.client.wire import convert
 from tests.client.fake_server import make_sample
 
 

@@ -11,7 +11,8 @@ from typing import Any
 import numpy as np
 import pytest
 
-from polyhead.client import Client, Evidence, FinishReason, Sample, Sampling, Served, blind, convert, errors
+from polyhead.client import Client, Evidence, FinishReason, Sample, Sampling, Served, blind, errors
+from polyhead.client.wire import convert
 from tests.client.fake_server import FakeServer, make_sample
 
 CARD = Evidence(query="sky colour", title="Rayleigh scattering", url="https://example.org/sky", snippet="Short waves scatter more.")

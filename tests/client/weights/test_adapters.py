@@ -12,10 +12,10 @@ import safetensors.numpy
 import torch
 
 from polyhead.client import Client, LoraAdapter, errors
-from polyhead.client.adapters import AdapterConfig, sort_adapter
-from polyhead.client.options import PushOptions
-from polyhead.client.records import TrunkInfo
-from polyhead.client.tensors import as_source
+from polyhead.client.results.records import TrunkInfo
+from polyhead.client.weights.adapters import AdapterConfig, sort_adapter
+from polyhead.client.weights.tensors import as_source
+from polyhead.client.wire.options import PushOptions
 from polyhead.v1 import heads_pb2, types_pb2
 from tests.client.fake_server import D_MODEL, FakeServer
 

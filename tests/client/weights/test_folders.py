@@ -11,7 +11,7 @@ import pytest
 from safetensors.numpy import save_file
 
 from polyhead.client.errors import DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.client.folders import read_folder
+from polyhead.client.weights.folders import read_folder
 
 FIRST, SECOND = "model-00001-of-00002.safetensors", "model-00002-of-00002.safetensors"
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from polyhead.client import Client, errors
-from polyhead.client.model_class import ModelClass
+from polyhead.client.weights.model_class import ModelClass
 from polyhead.v1 import heads_pb2
 from tests.client.fake_server import HEAD_SHAPES, FakeServer
 

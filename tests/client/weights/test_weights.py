@@ -13,14 +13,15 @@ import safetensors.numpy
 import safetensors.torch
 import torch
 
-from polyhead.client import RawTensor, convert, errors
-from polyhead.client.canonical import serialise
-from polyhead.client.names import TensorNames
-from polyhead.client.pushing import plan_push
-from polyhead.client.records import TrunkInfo
-from polyhead.client.results import HeadKind
-from polyhead.client.tensors import as_source, to_float32
-from polyhead.client.weights import SortedWeights, collect, guess_kind, sort_weights
+from polyhead.client import RawTensor, errors
+from polyhead.client.results.records import TrunkInfo
+from polyhead.client.results.results import HeadKind
+from polyhead.client.weights.canonical import serialise
+from polyhead.client.weights.names import TensorNames
+from polyhead.client.weights.pushing import plan_push
+from polyhead.client.weights.tensors import as_source, to_float32
+from polyhead.client.weights.weights import SortedWeights, collect, guess_kind, sort_weights
+from polyhead.client.wire import convert
 from polyhead.v1 import heads_pb2
 from tests.client.fake_server import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS, VOCAB, make_trunk
 

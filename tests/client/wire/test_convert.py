@@ -7,8 +7,9 @@ import pytest
 from google.protobuf import descriptor
 
 import polyhead.client
-from polyhead.client import FinishReason, HeadKind, convert, errors
-from polyhead.client.results import Served
+from polyhead.client import FinishReason, HeadKind, errors
+from polyhead.client.results.results import Served
+from polyhead.client.wire import convert
 from polyhead.v1 import generation_pb2, heads_pb2, types_pb2
 from tests.client.fake_server import make_sample
 

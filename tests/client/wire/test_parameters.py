@@ -9,7 +9,8 @@ from typing import Any
 
 import pytest
 
-from polyhead.client import AsyncClient, Client, options
+from polyhead.client import AsyncClient, Client
+from polyhead.client.wire import options
 
 METHODS = {
     "stream": options.StreamOptions,

@@ -9,10 +9,10 @@ from typing import Any
 
 import pytest
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.lora import LoraAdapter, adapted_digest, check_adapter
-from polyhead.heads.manifest import HeadManifest
-from tests.heads.store_support import manifest
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.lora import LoraAdapter, adapted_digest, check_adapter
+from polyhead.heads.format.manifest import HeadManifest
+from tests.heads.store.store_support import manifest
 
 Q, V = "model.layers.3.self_attn.q_proj", "model.layers.3.self_attn.v_proj"
 LINEARS = {Q: (8, 6), V: (4, 6)}

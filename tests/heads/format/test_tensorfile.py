@@ -16,9 +16,9 @@ import safetensors.numpy
 from hypothesis import HealthCheck, example, given, settings
 from hypothesis import strategies as st
 
-from polyhead.heads import tensorfile
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.tensorfile import TensorData, canonical_bytes, check_schema, find_mismatches, header_size, read_header
+from polyhead.heads.format import tensorfile
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.tensorfile import TensorData, canonical_bytes, check_schema, find_mismatches, header_size, read_header
 
 GOOD = {
     "a": {"dtype": "F32", "shape": [2, 3], "data_offsets": [0, 24]},
@@ -179,7 +179,7 @@ def test_no_parser_runs_on_hostile_sizes(case: str, monkeypatch: pytest.MonkeyPa
     def fail(*_: object, **__: object) -> None:
         raise AssertionError("parsed")
 
-    monkeypatch.setattr("polyhead.heads.tensorfile.json.loads", fail)
+    monkeypatch.setattr("polyhead.heads.format.tensorfile.json.loads", fail)
     with pytest.raises(InvalidArgument):
         read(DAMAGED[case][0])
 

@@ -9,15 +9,15 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM
 
-from polyhead.heads.adapted import Adapter, AdapterRows, HeadGroup, build_lora_head
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.family import HeadModule, build_head, build_trunk, initial_head
-from polyhead.heads.lora import LoraAdapter
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.heads.merge import merge
-from polyhead.heads.spec import ModelSpec, describe, trunk_id
-from polyhead.heads.split import split, write_head_folder
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.lora import LoraAdapter
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.model.adapted import Adapter, AdapterRows, HeadGroup, build_lora_head
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.family import HeadModule, build_head, build_trunk, initial_head
+from polyhead.heads.model.merge import merge
+from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
+from polyhead.heads.model.split import split, write_head_folder
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import FAMILIES, random_ids, save_tiny
 

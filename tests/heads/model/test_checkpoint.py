@@ -14,9 +14,9 @@ import torch
 from safetensors.torch import load_file, save_file
 from transformers import AutoModelForCausalLM
 
-from polyhead.heads.checkpoint import Checkpoint, Piece, canonical_config, read_header, write_weights
-from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from polyhead.heads.split import split
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from polyhead.heads.model.checkpoint import Checkpoint, Piece, canonical_config, read_header, write_weights
+from polyhead.heads.model.split import split
 from tests.heads.models import save_tiny, tiny_config
 
 

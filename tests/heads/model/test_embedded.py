@@ -11,12 +11,12 @@ import pytest
 import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
-from polyhead.heads import embedded, family
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.composition import check_composition
-from polyhead.heads.errors import FailedPrecondition
-from polyhead.heads.manifest import OutputKind
-from polyhead.heads.spec import describe
+from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model import embedded, family
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.composition import check_composition
+from polyhead.heads.model.spec import describe
 
 
 @pytest.fixture(scope="session")

@@ -14,13 +14,13 @@ import torch
 from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
-from polyhead.heads import composition, family, skeleton
-from polyhead.heads import spec as spec_module
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.family import HeadModule, TrunkModule
-from polyhead.heads.manifest import OutputKind
-from polyhead.heads.spec import ModelSpec
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model import composition, family, skeleton
+from polyhead.heads.model import spec as spec_module
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.family import HeadModule, TrunkModule
+from polyhead.heads.model.spec import ModelSpec
 from tests.heads.models import FAMILIES, VOCAB, random_ids, save_tiny, tiny_config
 
 LENGTH = 40  # five windows of 8

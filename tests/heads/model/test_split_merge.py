@@ -12,13 +12,13 @@ import torch
 from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
-from polyhead.heads import family
-from polyhead.heads import spec as spec_module
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from polyhead.heads.manifest import HeadKind, OutputKind
-from polyhead.heads.merge import merge
-from polyhead.heads.split import TrunkFacts, read_head_folder, split, write_head_folder
+from polyhead.heads.format.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.model import family
+from polyhead.heads.model import spec as spec_module
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.merge import merge
+from polyhead.heads.model.split import TrunkFacts, read_head_folder, split, write_head_folder
 from tests.heads.models import FAMILIES, random_ids, save_tiny, tiny_config
 
 IDS = random_ids(40)

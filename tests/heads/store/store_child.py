@@ -1,6 +1,6 @@
 """A store-only process for the crash tests: pushes, activates and deletes in rounds, and prints what it acknowledges.
 
-Usage: python -m tests.heads.store_child FOLDER [ROUNDS]. Each round pushes policy and value, activates both as one set,
+Usage: python -m tests.heads.store.store_child FOLDER [ROUNDS]. Each round pushes policy and value, activates both as one set,
 acknowledges, labels the policy and takes the label away again, and deletes old versions; among them a LoRA head on the policy just
 pushed, and the base of a delta.
 """
@@ -9,10 +9,10 @@ from __future__ import annotations
 
 import sys
 
-from polyhead.heads import failpoints
-from polyhead.heads.pack import Retention
-from polyhead.heads.store import HeadStore
-from tests.heads.store_support import TRUNK, activate, head_file, push, push_delta
+from polyhead.heads.store import failpoints
+from polyhead.heads.store.pack import Retention
+from polyhead.heads.store.store import HeadStore
+from tests.heads.store.store_support import TRUNK, activate, head_file, push, push_delta
 
 
 def main(folder: str, rounds: int) -> None:

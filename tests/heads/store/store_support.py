@@ -8,15 +8,15 @@ import subprocess
 import sys
 from pathlib import Path
 
-from polyhead.heads import tensorfile
-from polyhead.heads.lora import LoraAdapter
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.heads.records import GenerationRecord
-from polyhead.heads.store import HeadStore
-from polyhead.heads.tensorfile import TensorData
+from polyhead.heads.format import tensorfile
+from polyhead.heads.format.lora import LoraAdapter
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.tensorfile import TensorData
+from polyhead.heads.store.records import GenerationRecord
+from polyhead.heads.store.store import HeadStore
 
 TRUNK = "ab" * 32
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 # kill -9 leaves the page cache alone, so a RAM disk shows the same as a real one, without ten thousand waits for fsync
 RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 
@@ -91,7 +91,7 @@ def run_child(folder: Path, failpoint: str = "", *arguments: str) -> subprocess.
 
 def start_child(folder: Path, *arguments: str, failpoint: str = "") -> subprocess.Popen[str]:
     environment = {**os.environ, "POLYHEAD_FP": failpoint}
-    command = [sys.executable, "-m", "tests.heads.store_child", str(folder), *arguments]
+    command = [sys.executable, "-m", "tests.heads.store.store_child", str(folder), *arguments]
     return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
 
 

@@ -8,12 +8,12 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads import failpoints
-from polyhead.heads.delta import SLICE_BYTES, hash_tensors
-from polyhead.heads.errors import DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.heads.store import HeadStore, StoreIoError
-from polyhead.heads.tensorfile import TensorData, canonical_bytes
-from tests.heads.store_support import TRUNK, assert_no_leftovers, floats, head_file, manifest, push, push_delta
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument
+from polyhead.heads.format.tensorfile import TensorData, canonical_bytes
+from polyhead.heads.store import failpoints
+from polyhead.heads.store.delta import SLICE_BYTES, hash_tensors
+from polyhead.heads.store.store import HeadStore, StoreIoError
+from tests.heads.store.store_support import TRUNK, assert_no_leftovers, floats, head_file, manifest, push, push_delta
 
 A, B, C = (floats(label) for label in "abc")
 HALF = TensorData("BF16", (4, 8), bytes(range(64)))

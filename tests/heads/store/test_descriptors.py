@@ -13,9 +13,9 @@ from typing import Any
 
 import pytest
 
-from polyhead.heads.errors import PolyheadError, ResourceExhausted
-from polyhead.heads.store import HeadStore
-from tests.heads.store_support import RAM, TRUNK, activate, active_labels, assert_no_leftovers, blob, push
+from polyhead.heads.format.errors import PolyheadError, ResourceExhausted
+from polyhead.heads.store.store import HeadStore
+from tests.heads.store.store_support import RAM, TRUNK, activate, active_labels, assert_no_leftovers, blob, push
 
 
 def try_to(store: HeadStore, act: Callable[[HeadStore], object]) -> PolyheadError | None:

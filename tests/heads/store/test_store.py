@@ -17,8 +17,7 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, invariant, rule
 
-from polyhead.heads import failpoints
-from polyhead.heads.errors import (
+from polyhead.heads.format.errors import (
     AlreadyExists,
     Conflict,
     DataLoss,
@@ -28,8 +27,9 @@ from polyhead.heads.errors import (
     PolyheadError,
     ResourceExhausted,
 )
-from polyhead.heads.store import HeadStore, StoreLocked, UnsafeFile
-from tests.heads.store_support import RAM, ROOT, TRUNK, activate, assert_no_leftovers, blob, manifest, push
+from polyhead.heads.store import failpoints
+from polyhead.heads.store.store import HeadStore, StoreLocked, UnsafeFile
+from tests.heads.store.store_support import RAM, ROOT, TRUNK, activate, assert_no_leftovers, blob, manifest, push
 
 BAD_NAMES = [
     "", ".", "..", "../x", "a/b", "/abs", "a\\b", "a\0b", "%2e%2e", "con/..", "-x", ".x", "x..y", "A", "ä", "a b", "a\n",
@@ -69,7 +69,7 @@ def test_two_stores_on_one_folder(store: HeadStore, folder: Path) -> None:
     """K10, in this process and from another one."""
     with pytest.raises(StoreLocked, match=f"locked by another server: process {os.getpid()}"):
         HeadStore.open(folder, TRUNK)
-    code = f"from polyhead.heads.store import HeadStore; HeadStore.open({str(folder)!r}, {TRUNK!r})"
+    code = f"from polyhead.heads.store.store import HeadStore; HeadStore.open({str(folder)!r}, {TRUNK!r})"
     other = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, timeout=60, check=False)
     assert "StoreLocked" in other.stderr
     store.close()
@@ -400,7 +400,7 @@ def test_unknown_names_and_numbers(store: HeadStore) -> None:
 
 def test_one_place_turns_an_id_into_a_path() -> None:
     """P05: only layout.py knows the folders' names, and it alone checks a name on its way into a path."""
-    sources = {path.name: path.read_text() for path in (ROOT / "heads").glob("*.py")}
+    sources = {path.name: path.read_text() for path in (ROOT / "heads" / "store").glob("*.py")}
     for folder in ("blobs", "versions", "generations"):
         assert [name for name, text in sources.items() if re.search(rf'"{folder}"|f"{folder}/', text)] == ["layout.py"]
     assert sources["layout.py"].count("check_name(") == 1

@@ -16,12 +16,12 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads import failpoints, records
-from polyhead.heads.errors import DataLoss, PolyheadError, ResourceExhausted
-from polyhead.heads.pack import Retention
-from polyhead.heads.rename_new import rename_new
-from polyhead.heads.store import CommitUncertain, HeadStore, StoreIoError
-from tests.heads.store_support import (
+from polyhead.heads.format.errors import DataLoss, PolyheadError, ResourceExhausted
+from polyhead.heads.store import failpoints, records
+from polyhead.heads.store.pack import Retention
+from polyhead.heads.store.rename_new import rename_new
+from polyhead.heads.store.store import CommitUncertain, HeadStore, StoreIoError
+from tests.heads.store.store_support import (
     RAM,
     TRUNK,
     activate,
@@ -131,7 +131,7 @@ def test_every_step_in_the_order_that_survives_a_power_cut(tmp_path: Path) -> No
 def test_the_record_does_not_lie(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Each recorded fsync and rename is a real one; all else here only reads the record."""
     record: list[tuple[str, str]] = []
-    for place, call in (("os.fsync", "fsync"), ("os.rename", "rename"), ("polyhead.heads.osio.rename_new", "rename")):
+    for place, call in (("os.fsync", "fsync"), ("os.rename", "rename"), ("polyhead.heads.store.osio.rename_new", "rename")):
         real = {"os.fsync": os.fsync, "os.rename": os.rename}.get(place, rename_new)
 
         def recorded(*arguments: object, call: str = call, real: Callable[..., None] = real, **options: object) -> None:

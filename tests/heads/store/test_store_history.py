@@ -7,12 +7,12 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads import pack, records
-from polyhead.heads.errors import NotFound
-from polyhead.heads.pack import Retention
-from polyhead.heads.records import GenerationRecord
-from polyhead.heads.store import HeadStore
-from tests.heads.store_support import TRUNK, push
+from polyhead.heads.format.errors import NotFound
+from polyhead.heads.store import pack, records
+from polyhead.heads.store.pack import Retention
+from polyhead.heads.store.records import GenerationRecord
+from polyhead.heads.store.store import HeadStore
+from tests.heads.store.store_support import TRUNK, push
 
 FEW = Retention(max_files=4, num_files=2, num_generations=4, seconds=1000.0)
 
@@ -72,7 +72,7 @@ def test_a_start_opens_few_files(folder: Path) -> None:
 
 def test_what_is_too_old_is_dropped_but_never_the_newest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
-    monkeypatch.setattr("polyhead.heads.store.time.time", lambda: now + 1001)
+    monkeypatch.setattr("polyhead.heads.store.store.time.time", lambda: now + 1001)
     with HeadStore.open(folder, TRUNK) as store:
         eighth = records.sha256_of(store.generation(8))
         store.compact(FEW)

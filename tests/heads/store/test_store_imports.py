@@ -6,7 +6,7 @@ import sys
 import pytest
 
 
-@pytest.mark.parametrize("module", ["store", "tensorfile", "failpoints", "osio", "damage", "identity"])
+@pytest.mark.parametrize("module", ["store.store", "format.tensorfile", "store.failpoints", "store.osio", "store.damage", "store.identity"])
 def test_imports_nothing_heavy(module: str) -> None:
     code = f"""
 import sys, polyhead.heads.{module}

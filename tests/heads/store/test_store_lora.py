@@ -9,13 +9,13 @@ from typing import Any
 
 import pytest
 
-from polyhead.heads import failpoints
-from polyhead.heads.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PolyheadError
-from polyhead.heads.lora import LoraAdapter, adapted_digest
-from polyhead.heads.manifest import HeadKind, OutputKind
-from polyhead.heads.records import VersionRecord, decode_version, encode_version
-from polyhead.heads.store import HeadStore
-from tests.heads.store_support import TRUNK, activate, blob, manifest, push
+from polyhead.heads.format.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PolyheadError
+from polyhead.heads.format.lora import LoraAdapter, adapted_digest
+from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.store import failpoints
+from polyhead.heads.store.records import VersionRecord, decode_version, encode_version
+from polyhead.heads.store.store import HeadStore
+from tests.heads.store.store_support import TRUNK, activate, blob, manifest, push
 
 LORA = LoraAdapter(rank=2, alpha=4.0)
 

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads import failpoints, osio
-from polyhead.heads.errors import DataLoss, PolyheadError, ResourceExhausted
-from polyhead.heads.rename_new import rename_new
-from polyhead.heads.scrub import SLICE_BYTES
-from polyhead.heads.store import HeadStore, StoreTaken
-from tests.heads.store_support import TRUNK, activate, blob, push
+from polyhead.heads.format.errors import DataLoss, PolyheadError, ResourceExhausted
+from polyhead.heads.store import failpoints, osio
+from polyhead.heads.store.rename_new import rename_new
+from polyhead.heads.store.scrub import SLICE_BYTES
+from polyhead.heads.store.store import HeadStore, StoreTaken
+from tests.heads.store.store_support import TRUNK, activate, blob, push
 
 
 @pytest.fixture(autouse=True)
@@ -96,7 +96,7 @@ def test_a_commit_never_replaces_a_record(store: HeadStore, monkeypatch: pytest.
 @pytest.mark.parametrize("has_call", [True, False])
 def test_a_rename_that_never_replaces(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, has_call: bool) -> None:
     if not has_call:
-        monkeypatch.setattr("polyhead.heads.rename_new._renameat2", lambda: None)
+        monkeypatch.setattr("polyhead.heads.store.rename_new._renameat2", lambda: None)
     for name in ("a", "b", "taken"):
         (tmp_path / name).write_text(name)
     folder = os.open(tmp_path, os.O_RDONLY)

@@ -6,10 +6,10 @@ from pathlib import Path
 
 import torch
 
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.family import HeadModule, TrunkModule, build_head, build_trunk, initial_head, trainable_parameters
-from polyhead.heads.manifest import OutputKind
-from polyhead.heads.spec import describe, describe_config
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.family import HeadModule, TrunkModule, build_head, build_trunk, initial_head, trainable_parameters
+from polyhead.heads.model.spec import describe, describe_config
 from polyhead.heads.training.packing import Text, pack
 from polyhead.heads.training.policy import reply_loss
 from tests.heads.models import save_tiny

@@ -12,16 +12,16 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.family import TrunkModule, build_head, build_trunk, initial_head
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.heads.spec import ModelSpec, describe
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.model.checkpoint import Checkpoint
+from polyhead.heads.model.family import TrunkModule, build_head, build_trunk, initial_head
+from polyhead.heads.model.spec import ModelSpec, describe
 from polyhead.server.engine.build import EngineConfig, build_engine
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.reports import SwapReport
-from polyhead.server.engine.scorer import HeadResult, results
-from polyhead.server.engine.sequence import (
+from polyhead.server.engine.schedule.scorer import HeadResult, results
+from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.reports import SwapReport
+from polyhead.server.engine.work.sequence import (
     Drawn,
     Ended,
     Event,

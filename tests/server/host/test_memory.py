@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import gc
 
-from polyhead.server.memory import return_garbage
+from polyhead.server.host.memory import return_garbage
 
 
 def test_what_stays_after_loading_is_never_looked_at_again() -> None:

@@ -7,16 +7,8 @@ import urllib.request
 
 from prometheus_client.parser import text_string_to_metric_families
 
-from polyhead.server.metrics import (
-    MAX_HEAD_LABELS,
-    MAX_SCORE_SERIES,
-    HeadInfo,
-    Metrics,
-    SampleFacts,
-    Scalar,
-    ServerFacts,
-)
-from polyhead.server.metrics_http import serve_metrics
+from polyhead.server.metrics.metrics import MAX_HEAD_LABELS, MAX_SCORE_SERIES, HeadInfo, Metrics, SampleFacts, Scalar, ServerFacts
+from polyhead.server.metrics.metrics_http import serve_metrics
 from tests.server.fakes import FakeEngine
 
 

@@ -5,9 +5,9 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server import ood
-from polyhead.server.ood import Moments, OodModel, fit
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.ood import scores as scores_module
+from polyhead.server.ood.scores import Moments, OodModel, fit
 
 # 16 rows: (2, 1), (-2, -1), (1, 2), (-1, -2), each four times. Mean 0; sums of squares 40 and 40, of products 32.
 ROWS = np.array([[2, 1], [-2, -1], [1, 2], [-1, -2]] * 4, dtype=np.float64)
@@ -80,7 +80,7 @@ def test_parts_of_any_size_make_the_moments_of_the_whole() -> None:
 
 
 def test_rows_that_are_kept_are_bounded_and_fair(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ood, "MAX_SPREAD_ROWS", 100)
+    monkeypatch.setattr(scores_module, "MAX_SPREAD_ROWS", 100)
     moments = moments_of(*(np.full((1, 1), float(number)) for number in range(2000)))
     kept = moments.sampled_rows[:, 0]
     assert len(set(kept)) == 100
@@ -115,4 +115,4 @@ def test_what_no_fit_can_be_made_of(name: str) -> None:
 @pytest.mark.parametrize("shrinkage", [-0.01, 1.01, float("nan"), float("inf")])
 def test_shrinkage_has_bounds(shrinkage: float) -> None:
     with pytest.raises(InvalidArgument, match="between 0 and 1"):
-        ood.check_shrinkage(shrinkage, "header.shrinkage")
+        scores_module.check_shrinkage(shrinkage, "header.shrinkage")

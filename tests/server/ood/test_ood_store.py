@@ -10,15 +10,24 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from polyhead.heads import failpoints
-from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound, PolyheadError, ResourceExhausted
-from polyhead.heads.osio import StoreIoError
-from polyhead.heads.store import HeadStore
-from polyhead.server import ood_fits, ood_store
-from polyhead.server.engine.sequence import Pool, Pooling
-from polyhead.server.ood import OodModel
-from polyhead.server.ood_fits import OodFits, TrunkLayers
-from polyhead.server.ood_store import OodFit, OodStore
+from polyhead.heads.format.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PolyheadError,
+    ResourceExhausted,
+)
+from polyhead.heads.store import failpoints
+from polyhead.heads.store.osio import StoreIoError
+from polyhead.heads.store.store import HeadStore
+from polyhead.server.engine.work.sequence import Pool, Pooling
+from polyhead.server.ood import fits as fits_module
+from polyhead.server.ood import store as store_module
+from polyhead.server.ood.fits import OodFits, TrunkLayers
+from polyhead.server.ood.scores import OodModel
+from polyhead.server.ood.store import OodFit, OodStore
 
 TRUNK = "ab" * 32
 POOL = Pool(2, Pooling.MEAN)
@@ -179,7 +188,7 @@ def test_damage_is_noticed_and_nothing_older_stands_in(tmp_path: Path, heads: He
 
 
 def test_names_are_bounded(store: OodStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ood_store, "MAX_NAMES", 2)
+    monkeypatch.setattr(store_module, "MAX_NAMES", 2)
     for name in ("a", "b", "a"):
         store.add(make_fit(name), make_model())
     with pytest.raises(ResourceExhausted, match="2 names"):
@@ -210,7 +219,7 @@ def test_a_fit_is_bound_to_trunk_precision_and_layer(store: OodStore, name: str)
 
 
 def test_a_fit_is_read_once_and_few_stay_in_memory(store: OodStore, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(ood_fits, "MAX_LOADED", 2)
+    monkeypatch.setattr(fits_module, "MAX_LOADED", 2)
     for name in "abc":
         store.add(make_fit(name), make_model())
     fits = OodFits(store, LAYERS)

@@ -13,16 +13,16 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.client.cli_app import build_app
-from polyhead.heads import embedded
-from polyhead.heads.checkpoint import Checkpoint
-from polyhead.heads.errors import FailedPrecondition, PolyheadError
-from polyhead.server import lifecycle
+from polyhead.client.cli.app import build_app
+from polyhead.heads.format.errors import FailedPrecondition, PolyheadError
+from polyhead.heads.model import embedded
+from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.server.config import ServeConfig
-from polyhead.server.metrics import Metrics
-from polyhead.server.startup import build_services
-from polyhead.server.tokenizer_files import load_tokenizer, read_eos_ids
-from polyhead.server.workers import Workers
+from polyhead.server.metrics.metrics import Metrics
+from polyhead.server.process import lifecycle
+from polyhead.server.process.startup import build_services
+from polyhead.server.process.workers import Workers
+from polyhead.server.text.tokenizer_files import load_tokenizer, read_eos_ids
 from tests.e2e.tiny import EOS, save_tiny_llama
 
 TOKENIZER_FILES = ("tokenizer.json", "tokenizer_config.json", "special_tokens_map.json", "chat_template.jinja")

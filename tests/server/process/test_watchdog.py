@@ -8,8 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.server.engine.reports import EngineSnapshot
-from polyhead.server.watchdog import LOOP_SILENCE_S, Watchdog, notify_systemd
+from polyhead.server.engine.work.reports import EngineSnapshot
+from polyhead.server.process.watchdog import LOOP_SILENCE_S, Watchdog, notify_systemd
 from tests.server.fakes import IDLE
 
 LIMIT_S = 300.0

@@ -9,9 +9,9 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument, NotFound
-from polyhead.server import convert_configurations
-from polyhead.server.configurations import MAX_FILE_BYTES, Configuration, ConfigurationKind, find_newest, read_file
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, NotFound
+from polyhead.server.rewards.configurations import MAX_FILE_BYTES, Configuration, ConfigurationKind, find_newest, read_file
+from polyhead.server.rpc.messages import configurations
 from polyhead.v1 import scoring_pb2
 
 
@@ -85,15 +85,15 @@ def test_a_listing_is_by_kind_then_name_then_version() -> None:
     kinds = ConfigurationKind
     files = [configuration("s@1", kinds.TRANSCRIPT_FORMAT), configuration("b@10"), configuration("t@1", kinds.RULE_TEMPLATE)]
     books = [Shelf(files), Shelf([configuration("b@9"), configuration("r@1", kinds.RECIPE), configuration("a@2")])]
-    everything = convert_configurations.listing(scoring_pb2.ListConfigurationsRequest(), books)
+    everything = configurations.listing(scoring_pb2.ListConfigurationsRequest(), books)
     assert [each.reference for each in everything.configurations] == ["a@2", "b@9", "b@10", "t@1", "r@1", "s@1"]
     assert [rule.id for rule in everything.configurations[0].rules] == ["a"]
     recipes = scoring_pb2.ListConfigurationsRequest(kind=scoring_pb2.CONFIGURATION_KIND_RECIPE)
-    assert [each.reference for each in convert_configurations.listing(recipes, books).configurations] == ["r@1"]
+    assert [each.reference for each in configurations.listing(recipes, books).configurations] == ["r@1"]
 
 
 def test_a_listing_that_fits_no_message_says_so() -> None:
     """Beyond 4 MiB the caller would get RESOURCE_EXHAUSTED from its own gRPC library."""
     files = [configuration(f"x@{number}", content="x" * MAX_FILE_BYTES) for number in range(1, 20)]
     with pytest.raises(FailedPrecondition, match="one kind at a time"):
-        convert_configurations.listing(scoring_pb2.ListConfigurationsRequest(), [Shelf(files)])
+        configurations.listing(scoring_pb2.ListConfigurationsRequest(), [Shelf(files)])

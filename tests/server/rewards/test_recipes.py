@@ -6,9 +6,9 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads.errors import InvalidArgument, NotFound
-from polyhead.server.recipes import SHIPPED, Form, Part, Read, RecipeBook, read_recipe
-from polyhead.server.rewards import Aggregate, Estimator
+from polyhead.heads.format.errors import InvalidArgument, NotFound
+from polyhead.server.rewards.formulas import Aggregate, Estimator
+from polyhead.server.rewards.recipes import SHIPPED, Form, Part, Read, RecipeBook, read_recipe
 
 PREFERENCE = "  p: {read: preference, head: preference, coefficient: 1.0}\n"
 SUM = "id: mine\nversion: 1\nform: sum\nparts:\n"

@@ -10,13 +10,13 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from polyhead.server import reward_plan
-from polyhead.server.engine.live import ServedHead
-from polyhead.server.engine.scorer import HeadResult, PolicyResult, PreferenceResult, RuleResult
-from polyhead.server.engine.sequence import FinishReason, Request, Sample, SamplingParams, Sequence
-from polyhead.server.recipes import Recipe, RecipeBook, read_recipe
-from polyhead.server.replies import ReplyCheck
-from polyhead.server.reward_plan import Reward, RewardPlan, Selection, choose, compose, ranking
+from polyhead.server.engine.schedule.scorer import HeadResult, PolicyResult, PreferenceResult, RuleResult
+from polyhead.server.engine.work.live import ServedHead
+from polyhead.server.engine.work.sequence import FinishReason, Request, Sample, SamplingParams, Sequence
+from polyhead.server.rewards import compose as compose_module
+from polyhead.server.rewards.compose import Reward, RewardPlan, Selection, choose, compose, ranking
+from polyhead.server.rewards.recipes import Recipe, RecipeBook, read_recipe
+from polyhead.server.text.replies import ReplyCheck
 
 VALID = ReplyCheck(True, (), 0)
 HEAD = cast(ServedHead, None)  # no formula looks at it
@@ -40,7 +40,7 @@ class Samples:
 
     def __init__(self, monkeypatch: pytest.MonkeyPatch) -> None:
         self.results: dict[Sample, list[HeadResult]] = {}
-        monkeypatch.setattr(reward_plan, "results", lambda sample: self.results[sample])
+        monkeypatch.setattr(compose_module, "results", lambda sample: self.results[sample])
 
     def add(self, num_tokens: int = 3, reason: FinishReason = FinishReason.EOS, **scores: Any) -> Sample:
         """A score that is a text is the error of a head that failed."""

@@ -10,19 +10,19 @@ from unittest import mock
 import pytest
 from tokenizers import normalizers
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.server import convert, convert_configurations
-from polyhead.server.configurations import ConfigurationKind
-from polyhead.server.door import Door
-from polyhead.server.engine.live import LiveHead, ServedHead
-from polyhead.server.manifests import ManifestPatch, RuleDefaults, ServedTrunk
-from polyhead.server.recipes import RecipeBook
-from polyhead.server.rules import DEFAULT_TEMPLATE, RuleBook
-from polyhead.server.text import Tokenizer
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.server.engine.work.live import LiveHead, ServedHead
+from polyhead.server.rewards.configurations import ConfigurationKind
+from polyhead.server.rewards.recipes import RecipeBook
+from polyhead.server.rewards.rules import DEFAULT_TEMPLATE, RuleBook
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages import configurations, requests
+from polyhead.server.text.tokenizer import Tokenizer
+from polyhead.server.versions.manifests import ManifestPatch, RuleDefaults, ServedTrunk
 from polyhead.v1 import scoring_pb2
 from polyhead.v1.types_pb2 import Prompt, RuleSelection, ScoringSpec, TokenIds
-from tests.server import tiny_tokenizers
+from tests.server.text import tiny_tokenizers
 
 NOTHING: Any = None
 ENGLISH = ("example-rule-prompt@1", "example-rule-prompt@2")
@@ -73,7 +73,7 @@ def test_a_word_tokenizer_starts_and_says_what_it_cannot_ask(caplog: pytest.LogC
         found.find_template("example-rule-prompt", "template")
     assert caught.value.field == "template"
     with pytest.raises(FailedPrecondition, match="does not fit"):
-        convert_configurations.rule_questions(scoring_pb2.TokenizeRulesRequest(rules=RuleSelection(rule_set="example-rules")), found)
+        configurations.rule_questions(scoring_pb2.TokenizeRulesRequest(rules=RuleSelection(rule_set="example-rules")), found)
 
 
 @pytest.mark.parametrize(
@@ -137,13 +137,13 @@ def served(found: RuleBook) -> ServedTrunk:
     return ServedTrunk(spec, "0" * 64, "float32", RuleDefaults(found.default_template, answers))
 
 
-def score(found: RuleBook, manifest: HeadManifest) -> convert.Work:
+def score(found: RuleBook, manifest: HeadManifest) -> requests.Work:
     head = ServedHead("rule", 1, manifest, LiveHead("f" * 64, NOTHING, 0))
     tokenizer = Tokenizer(tiny_tokenizers.word_level(), "")
     door = Door(tokenizer, found, NOTHING, RecipeBook(), 1000, 4096, frozenset({2}), lambda *_: head, NOTHING)
     item = scoring_pb2.ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[3])), token_ids=TokenIds(ids=[4]))
     spec = ScoringSpec(heads=["rule"], rules=RuleSelection(rule_set="example-rules", rule_ids=["no-insults"]))
-    return convert.score_request(scoring_pb2.ScoreRequest(items=[item], score=spec), door, "r")
+    return requests.score_request(scoring_pb2.ScoreRequest(items=[item], score=spec), door, "r")
 
 
 def test_a_rule_head_is_made_without_a_template_that_fits_and_says_so_when_asked() -> None:

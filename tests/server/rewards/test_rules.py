@@ -6,8 +6,8 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads.errors import InvalidArgument, NotFound
-from polyhead.server.rules import DEFAULT_TEMPLATE, Rule, RuleBook
+from polyhead.heads.format.errors import InvalidArgument, NotFound
+from polyhead.server.rewards.rules import DEFAULT_TEMPLATE, Rule, RuleBook
 
 
 class Words:

@@ -8,9 +8,9 @@ import pytest
 from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server.auth import ALLOWED, Authenticator, Caller, Role, Token, hash_token, load_tokens
-from polyhead.server.errors import PermissionDenied, Unauthenticated
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.rpc.auth import ALLOWED, Authenticator, Caller, Role, Token, hash_token, load_tokens
+from polyhead.server.rpc.errors import PermissionDenied, Unauthenticated
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2
 
 FILES = [generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, health_pb2, reflection_pb2]

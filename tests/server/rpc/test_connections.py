@@ -13,14 +13,15 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from polyhead.server import connections, listen, metrics_http
-from polyhead.server.auth import Authenticator
 from polyhead.server.config import ServeConfig
-from polyhead.server.handlers import LateHandlers
-from polyhead.server.health import Health
-from polyhead.server.interceptors import CallInterceptor
-from polyhead.server.metrics import Metrics
-from polyhead.server.unread import Unread
+from polyhead.server.metrics import metrics_http
+from polyhead.server.metrics.metrics import Metrics
+from polyhead.server.rpc import connections, listen
+from polyhead.server.rpc.auth import Authenticator
+from polyhead.server.rpc.handlers import LateHandlers
+from polyhead.server.rpc.health import Health
+from polyhead.server.rpc.interceptors import CallInterceptor
+from polyhead.server.rpc.unread import Unread
 
 HANDSHAKE = ("grpc.server_handshake_timeout_ms", "grpc.http2.settings_timeout")
 

@@ -9,20 +9,20 @@ from typing import Any, cast
 
 import pytest
 
-from polyhead.heads.errors import InvalidArgument, ResourceExhausted
-from polyhead.server import convert
-from polyhead.server.auth import Caller, Role
-from polyhead.server.convert import Work
-from polyhead.server.door import Door
-from polyhead.server.engine.admission import check_queue
-from polyhead.server.engine.reports import QueueLimits
-from polyhead.server.engine.sequence import Priority, Request, Sample
-from polyhead.server.interceptors import Call, current_call
-from polyhead.server.servicers.call import Frontend
-from polyhead.server.servicers.trunk import TrunkServicer
+from polyhead.heads.format.errors import InvalidArgument, ResourceExhausted
+from polyhead.server.engine.schedule.admission import check_queue
+from polyhead.server.engine.work.reports import QueueLimits
+from polyhead.server.engine.work.sequence import Priority, Request, Sample
+from polyhead.server.rpc.auth import Caller, Role
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.interceptors import Call, current_call
+from polyhead.server.rpc.messages import requests
+from polyhead.server.rpc.messages.requests import Work
+from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2, types_pb2
-from tests.server.test_limits import NOTHING, RULE_SET, Tokenizer
-from tests.server.test_limits import door as limits_door
+from tests.server.rpc.test_limits import NOTHING, RULE_SET, Tokenizer
+from tests.server.rpc.test_limits import door as limits_door
 
 door = limits_door
 QUEUE = QueueLimits(max_tokens=20_000)
@@ -54,7 +54,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
     for name, method in (("encode", encode), ("encode_after", encode_after), ("encode_behind_text", encode)):
         monkeypatch.setattr(Tokenizer, name, method, raising=False)
-    monkeypatch.setattr(convert, "Sample", sample)
+    monkeypatch.setattr(requests, "Sample", sample)
     return made
 
 
@@ -89,11 +89,11 @@ def scoring(given: list[types_pb2.Prompt], completion: str, **score: Any) -> sco
 
 RULES = {"heads": ["rule0".ljust(64, "-") + "@134217728"], "rules": types_pb2.RuleSelection(rule_set=RULE_SET)}
 BY_COUNTS: dict[str, Callable[[Door], Work]] = {
-    "samples of prompts given as ids": lambda door: convert.generate_request(generation(prompts("", 900, 4), 16, 64), door, "r"),
-    "samples of texts": lambda door: convert.generate_request(generation(prompts("a text", 0, 60), 4, 16, 50), door, "r"),
-    "rules asked after each sample": lambda door: convert.generate_request(generation(prompts("a", 0, 16), 1, 64, **RULES), door, "r"),
-    "ids to score": lambda door: convert.score_request(scoring(prompts("", 900, 40), "b", heads=["policy"]), door, "r"),
-    "rules asked after each item": lambda door: convert.score_request(scoring(prompts("a", 0, 1000), "b", **RULES), door, "r"),
+    "samples of prompts given as ids": lambda door: requests.generate_request(generation(prompts("", 900, 4), 16, 64), door, "r"),
+    "samples of texts": lambda door: requests.generate_request(generation(prompts("a text", 0, 60), 4, 16, 50), door, "r"),
+    "rules asked after each sample": lambda door: requests.generate_request(generation(prompts("a", 0, 16), 1, 64, **RULES), door, "r"),
+    "ids to score": lambda door: requests.score_request(scoring(prompts("", 900, 40), "b", heads=["policy"]), door, "r"),
+    "rules asked after each item": lambda door: requests.score_request(scoring(prompts("a", 0, 1000), "b", **RULES), door, "r"),
 }
 
 
@@ -107,14 +107,14 @@ def test_what_counts_show_to_be_too_much_is_refused_before_anything_is_made(what
 def test_what_only_tokens_show_is_refused_before_samples_are_made(narrow: Door, made: Made) -> None:
     """Each text is tokenised once, whatever is drawn for it."""
     with pytest.raises(ResourceExhausted, match="the request can come to 1843200 tokens"):
-        convert.generate_request(generation(prompts("word " * 899, 0, 2), 16, 64), dataclasses.replace(narrow, max_context=1024), "r")
+        requests.generate_request(generation(prompts("word " * 899, 0, 2), 16, 64), dataclasses.replace(narrow, max_context=1024), "r")
     assert (made.num_encoded, made.num_samples) == (2, 0)
 
 
 def test_ids_that_are_too_long_are_refused_before_any_text_is_tokenised(narrow: Door, made: Made) -> None:
     given = [*prompts("a text", 0, 3), *prompts("", 2000, 1)]
     with pytest.raises(InvalidArgument) as caught:
-        convert.generate_request(generation(given, 1, 1), narrow, "r")
+        requests.generate_request(generation(given, 1, 1), narrow, "r")
     assert (caught.value.field, made.num_encoded) == ("prompts[3]", 0)
 
 
@@ -122,8 +122,8 @@ def test_what_is_counted_is_what_the_request_comes_to(narrow: Door, made: Made) 
     """The count with tokens is the queue's own, so that nothing passes it and is refused behind it."""
     given = [*prompts("a b c", 0, 2), *prompts("", 7, 1)]
     for work in (
-        lambda: convert.generate_request(generation(given, 2, 3, **RULES), narrow, "r"),
-        lambda: convert.score_request(scoring(given, "d e", **RULES), narrow, "r"),
+        lambda: requests.generate_request(generation(given, 2, 3, **RULES), narrow, "r"),
+        lambda: requests.score_request(scoring(given, "d e", **RULES), narrow, "r"),
     ):
         made.asked.clear()
         num_tokens = work().request.num_tokens

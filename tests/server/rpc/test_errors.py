@@ -14,7 +14,7 @@ import pytest
 from google.rpc import error_details_pb2, status_pb2
 from grpc_health.v1 import health_pb2
 
-from polyhead.heads.errors import (
+from polyhead.heads.format.errors import (
     Aborted,
     Conflict,
     DataLoss,
@@ -25,9 +25,9 @@ from polyhead.heads.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from polyhead.server.auth import Authenticator, Role, Token
-from polyhead.server.errors import to_status
-from polyhead.server.interceptors import current_call
+from polyhead.server.rpc.auth import Authenticator, Role, Token
+from polyhead.server.rpc.errors import to_status
+from polyhead.server.rpc.interceptors import current_call
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
 from tests.server.fakes import grpc_server

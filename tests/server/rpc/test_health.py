@@ -12,8 +12,8 @@ import grpc.aio
 import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
-from polyhead.server import health as health_module
-from polyhead.server.health import SERVICES, Health, watch_engine
+from polyhead.server.rpc import health as health_module
+from polyhead.server.rpc.health import SERVICES, Health, watch_engine
 from tests.server.fakes import FakeEngine, grpc_server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING

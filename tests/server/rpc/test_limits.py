@@ -13,26 +13,26 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.server import convert, convert_out
-from polyhead.server.continuation import Decode
-from polyhead.server.convert_sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS
-from polyhead.server.door import Door
-from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.scorer import plan_readings
-from polyhead.server.engine.sequence import FinishReason, Output, Request, Sample
-from polyhead.server.listen import SERVER_OPTIONS
-from polyhead.server.ood_fits import OodFits, TrunkLayers
-from polyhead.server.recipes import RecipeBook
-from polyhead.server.replies import ReplyCheck
-from polyhead.server.rules import RuleBook
-from polyhead.server.servicers.trunk import TrunkFacts, TrunkServicer
-from polyhead.server.transcripts import TranscriptBook
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.server.engine.schedule.scorer import plan_readings
+from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.sequence import FinishReason, Output, Request, Sample
+from polyhead.server.ood.fits import OodFits, TrunkLayers
+from polyhead.server.rewards.recipes import RecipeBook
+from polyhead.server.rewards.rules import RuleBook
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.listen import SERVER_OPTIONS
+from polyhead.server.rpc.messages import answers, requests
+from polyhead.server.rpc.messages.sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS
+from polyhead.server.rpc.services.trunk import TrunkFacts, TrunkServicer
+from polyhead.server.text.continuation import Decode
+from polyhead.server.text.replies import ReplyCheck
+from polyhead.server.text.transcripts import TranscriptBook
 from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2
 from polyhead.v1.generation_pb2 import Arm, GenerateRequest
 from polyhead.v1.types_pb2 import Prompt, RuleSelection, Sampling, ScoringSpec, TokenIds
-from tests.server.test_rules import Words
+from tests.server.rewards.test_rules import Words
 
 VALID = ReplyCheck(True, (), 1 << 20)
 VOCAB = 1 << 28  # ids of four bytes, the longest that any tokenizer has
@@ -117,7 +117,7 @@ def finish(request: Request) -> None:
 
 def reply_bytes(sample: Sample) -> int:
     """As the door counts a sample."""
-    return convert._reply_bytes(sample.request, sample.params, sample.most_tokens, None)
+    return requests._reply_bytes(sample.request, sample.params, sample.most_tokens, None)
 
 
 def score_request(num_items: int, num_tokens: int, heads: list[str], rules: RuleSelection | None = None) -> scoring_pb2.ScoreRequest:
@@ -147,17 +147,17 @@ EVERY_RULE, ONE_RULE = RuleSelection(rule_set=RULE_SET), RuleSelection(rule_set=
 )
 def test_the_largest_answer_of_score_fits_one_message(door: Door, num_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
     """Counted before any work by an estimate: it must never be too low, for short items with many rules neither."""
-    probe = convert.score_request(score_request(1, num_tokens, heads, rules), door, "r").request.samples[0]
-    largest = min(convert.MAX_REPLY_BYTES // reply_bytes(probe), convert.MAX_PROMPTS)
-    request = convert.score_request(score_request(largest, num_tokens, heads, rules), door, "r" * 128).request
+    probe = requests.score_request(score_request(1, num_tokens, heads, rules), door, "r").request.samples[0]
+    largest = min(requests.MAX_REPLY_BYTES // reply_bytes(probe), requests.MAX_PROMPTS)
+    request = requests.score_request(score_request(largest, num_tokens, heads, rules), door, "r" * 128).request
     finish(request)
-    items = [convert_out.scored_item(sample, VALID, None) for sample in request.samples]
+    items = [answers.scored_item(sample, VALID, None) for sample in request.samples]
     answer = scoring_pb2.ScoreResponse(items=items, request_id="r" * 128)
     assert len(answer.items) == largest > 5
-    assert answer.ByteSize() <= convert.MAX_REPLY_BYTES < dict(SERVER_OPTIONS)["grpc.max_send_message_length"]
-    if largest < convert.MAX_PROMPTS:
+    assert answer.ByteSize() <= requests.MAX_REPLY_BYTES < dict(SERVER_OPTIONS)["grpc.max_send_message_length"]
+    if largest < requests.MAX_PROMPTS:
         with pytest.raises(InvalidArgument) as caught:
-            convert.score_request(score_request(largest + 1, num_tokens, heads, rules), door, "r")
+            requests.score_request(score_request(largest + 1, num_tokens, heads, rules), door, "r")
         assert caught.value.field == "items"
 
 
@@ -173,17 +173,17 @@ def group_request(num_samples: int, max_new_tokens: int, heads: list[str], rules
 @pytest.mark.parametrize(("heads", "rules"), [([], None), (some(HeadKind.VALUE, 2), None), (ALL, EVERY_RULE)])
 def test_the_largest_group_fits_one_message(door: Door, max_new_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
     """What a sample repeats of its request was not counted: 1024 short ones with 16 stop strings each came to 4 MiB."""
-    probe = convert.generate_request(group_request(1, max_new_tokens, heads, rules), door, "r").request.samples[0]
-    largest = min(convert.MAX_REPLY_BYTES // reply_bytes(probe), convert.MAX_ARMS * convert.MAX_SAMPLES_PER_ARM)
-    request = convert.generate_request(group_request(largest, max_new_tokens, heads, rules), door, "r").request
+    probe = requests.generate_request(group_request(1, max_new_tokens, heads, rules), door, "r").request.samples[0]
+    largest = min(requests.MAX_REPLY_BYTES // reply_bytes(probe), requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM)
+    request = requests.generate_request(group_request(largest, max_new_tokens, heads, rules), door, "r").request
     finish(request)
-    samples = [convert_out.sample_message(sample, VALID, None) for sample in request.samples if sample.prompt_index == 0]
+    samples = [answers.sample_message(sample, VALID, None) for sample in request.samples if sample.prompt_index == 0]
     answer = generation_pb2.GenerateResponse(group=generation_pb2.SampleGroup(samples=samples))
     assert len(samples) == largest > 5
-    assert answer.ByteSize() <= convert.MAX_REPLY_BYTES
-    if largest < convert.MAX_ARMS * convert.MAX_SAMPLES_PER_ARM:
+    assert answer.ByteSize() <= requests.MAX_REPLY_BYTES
+    if largest < requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM:
         with pytest.raises(InvalidArgument) as caught:
-            convert.generate_request(group_request(largest + 1, max_new_tokens, heads, rules), door, "r")
+            requests.generate_request(group_request(largest + 1, max_new_tokens, heads, rules), door, "r")
         assert caught.value.field == "delivery"
 
 
@@ -192,13 +192,13 @@ def test_states_are_returned_for_exactly_so_many_tokens(door: Door) -> None:
         arms = [Arm(n=64, sampling=Sampling(max_new_tokens=254))] * 15 + [Arm(n=64, sampling=Sampling(max_new_tokens=max_new_tokens))]
         return GenerateRequest(prompts=[prompt(2)], arms=arms, return_states=True)
 
-    assert convert.generate_request(request(254), door, "r").request.num_tokens == convert.MAX_STATES_TOKENS
+    assert requests.generate_request(request(254), door, "r").request.num_tokens == requests.MAX_STATES_TOKENS
     with pytest.raises(InvalidArgument) as caught:
-        convert.generate_request(request(255), door, "r")
+        requests.generate_request(request(255), door, "r")
     assert caught.value.field == "return_states"
     without = request(255)
     without.return_states = False
-    assert convert.generate_request(without, door, "r").request.num_tokens > convert.MAX_STATES_TOKENS
+    assert requests.generate_request(without, door, "r").request.num_tokens > requests.MAX_STATES_TOKENS
 
 
 def test_encode_takes_exactly_so_many_tokens(door: Door) -> None:
@@ -206,9 +206,9 @@ def test_encode_takes_exactly_so_many_tokens(door: Door) -> None:
     facts = cast(TrunkFacts, type("Facts", (), {"spec": type("Spec", (), {"vocab_size": VOCAB, "d_model": 8})}))
     ood = cast(OodFits, SimpleNamespace(layers=TrunkLayers("0" * 64, "float32", 2, 0)))
     servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING, ood, 60.0)
-    full = [ids(CONTEXT)] * (convert.MAX_STATES_TOKENS // CONTEXT)
+    full = [ids(CONTEXT)] * (requests.MAX_STATES_TOKENS // CONTEXT)
     exact = servicer._encode_work(trunk_pb2.EncodeRequest(sequences=full, request_id="r"))
-    assert exact.num_tokens == convert.MAX_STATES_TOKENS
+    assert exact.num_tokens == requests.MAX_STATES_TOKENS
     with pytest.raises(InvalidArgument) as caught:
         servicer._encode_work(trunk_pb2.EncodeRequest(sequences=[*full, ids(1)], request_id="r"))
     assert caught.value.field == "sequences"

@@ -12,17 +12,19 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from polyhead.server import convert, convert_out, convert_prompts, replies
 from polyhead.server.config import ServeConfig
-from polyhead.server.engine.sequence import Sample
-from polyhead.server.listen import add_servicers
-from polyhead.server.metrics import Metrics
-from polyhead.server.servicers import generation, scoring
-from polyhead.server.servicers.call import LOOP_TOKENS
-from polyhead.server.startup import bring_up_heads, build_services
-from polyhead.server.stream import hand_over
-from polyhead.server.text import Tokenizer
-from polyhead.server.workers import Workers
+from polyhead.server.engine.work.sequence import Sample
+from polyhead.server.metrics.metrics import Metrics
+from polyhead.server.process.startup import bring_up_heads, build_services
+from polyhead.server.process.workers import Workers
+from polyhead.server.rpc.listen import add_servicers
+from polyhead.server.rpc.messages import answers as answers_messages
+from polyhead.server.rpc.messages import prompts, requests
+from polyhead.server.rpc.services import generation, scoring
+from polyhead.server.rpc.services.call import LOOP_TOKENS
+from polyhead.server.rpc.stream import hand_over
+from polyhead.server.text import replies
+from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.v1 import generation_pb2, generation_pb2_grpc, scoring_pb2, scoring_pb2_grpc, trunk_pb2, trunk_pb2_grpc, types_pb2
 from tests.e2e.tiny import save_tiny_llama
 from tests.server.fakes import grpc_server
@@ -83,11 +85,11 @@ def work(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> LoopWork
     for name in ("encode", "decode"):
         count(Tokenizer, name)
     for name in ("checked_ids", "prompt_ids", "completion_ids"):
-        count(convert_prompts, name)
+        count(prompts, name)
     for name in ("generate_request", "score_request", "given_sample"):
-        count(convert, name)
+        count(requests, name)
     for name in ("sample_message", "scored_item", "piece"):
-        count(convert_out, name)
+        count(answers_messages, name)
     for owner in (generation, scoring, replies):
         count(owner, "check_reply")
     return found

@@ -6,9 +6,9 @@ import asyncio
 
 import pytest
 
-from polyhead.server.engine.sequence import Ended, Event, Request
-from polyhead.server.stream import EventStream, hand_over
-from polyhead.server.unread import Unread
+from polyhead.server.engine.work.sequence import Ended, Event, Request
+from polyhead.server.rpc.stream import EventStream, hand_over
+from polyhead.server.rpc.unread import Unread
 
 
 def request() -> Request:

@@ -8,10 +8,10 @@ from pathlib import Path
 import grpc.aio
 import pytest
 
-from polyhead.heads.errors import InvalidArgument
+from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.config import load_config
-from polyhead.server.listen import bind
-from polyhead.server.tls import read_pair
+from polyhead.server.rpc.listen import bind
+from polyhead.server.rpc.tls import read_pair
 from tests.openssl import make_pair, needs_openssl
 
 pytestmark = needs_openssl

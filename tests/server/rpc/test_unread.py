@@ -10,9 +10,9 @@ import grpc
 import grpc.aio
 import pytest
 
-from polyhead.heads.errors import PolyheadError
-from polyhead.server.interceptors import current_call
-from polyhead.server.unread import IDLE_S, Account, Unread
+from polyhead.heads.format.errors import PolyheadError
+from polyhead.server.rpc.interceptors import current_call
+from polyhead.server.rpc.unread import IDLE_S, Account, Unread
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
 from tests.server.fakes import grpc_server

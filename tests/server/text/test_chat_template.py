@@ -7,10 +7,10 @@ from typing import Any
 
 import pytest
 
-from polyhead.heads.errors import FailedPrecondition
-from polyhead.server.chat_template import Form, examine, report
-from polyhead.server.text import Tokenizer
-from tests.server import tiny_tokenizers
+from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.server.text.chat_template import Form, examine, report
+from polyhead.server.text.tokenizer import Tokenizer
+from tests.server.text import tiny_tokenizers
 
 TEXT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 PARTS = (

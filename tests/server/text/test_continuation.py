@@ -11,9 +11,9 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from polyhead.server import text
-from polyhead.server.convert_prompts import prompt_ids
-from polyhead.server.door import Door
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages.prompts import prompt_ids
+from polyhead.server.text import tokenizer as tokenizer_module
 from polyhead.v1.types_pb2 import ChatMessage, Continuation, Prompt
 
 SPECIAL = ["<s>", "</s>", "<|user|>", "<|assistant|>", "<|im_start|>", "<|im_end|>", "<|endoftext|>"]
@@ -38,7 +38,7 @@ class Template:
     def eos_ids(self) -> frozenset[int]:
         return frozenset(VOCABULARY[token] for token in self.eos)
 
-    def tokenizer(self) -> text.Tokenizer:
+    def tokenizer(self) -> tokenizer_module.Tokenizer:
         tokenizer = Tokenizer(models.BPE(vocab=VOCABULARY, merges=[]))
         tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
         tokenizer.decoder = decoders.ByteLevel()
@@ -46,7 +46,7 @@ class Template:
         whole = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token=self.eos[0])
         loop = "<s>{% for message in messages %}" + self.turn + "{% endfor %}"
         whole.chat_template = loop + "{% if add_generation_prompt %}" + self.opening + "{% endif %}"
-        return text.Tokenizer(whole, "")
+        return tokenizer_module.Tokenizer(whole, "")
 
 
 _PLAIN = "<|{{ message['role'] }}|>{{ message['content'] }}"

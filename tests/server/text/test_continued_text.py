@@ -7,15 +7,15 @@ from typing import Any, cast
 
 import pytest
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server import text
-from polyhead.server.convert_prompts import completion_ids, prompt_ids
-from polyhead.server.door import Door
-from polyhead.server.rules import RuleBook
-from polyhead.server.transcripts import TranscriptBook
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.rewards.rules import RuleBook
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids
+from polyhead.server.text import tokenizer as tokenizer_module
+from polyhead.server.text.transcripts import TranscriptBook
 from polyhead.v1.scoring_pb2 import ScoreItem
 from polyhead.v1.types_pb2 import Chat, ChatMessage, Prompt, TokenIds
-from tests.server.tokenizers import EOS, FAMILIES, SPECIAL, load
+from tests.server.text.tokenizers import EOS, FAMILIES, SPECIAL, load
 
 NOTHING: Any = None
 WORDS = ("wordpiece", "word-level")
@@ -25,18 +25,18 @@ BOUNDARIES = [("f(", "x)"), ("f(x", ")"), ("Paris is", "  a"), ("a", "\nx"), ("P
 
 
 @pytest.fixture(scope="module")
-def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, text.Tokenizer]:
+def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tokenizer_module.Tokenizer]:
     return {name: load(tmp_path_factory.mktemp("tokenizer"), make(), chat=CHAT) for name, make in FAMILIES.items()}
 
 
-def door_of(tokenizer: text.Tokenizer, vocab_size: int = 1 << 20) -> Door:
+def door_of(tokenizer: tokenizer_module.Tokenizer, vocab_size: int = 1 << 20) -> Door:
     return Door(tokenizer, NOTHING, NOTHING, NOTHING, vocab_size, 1024, frozenset(), NOTHING, NOTHING)
 
 
 @pytest.mark.parametrize("name", LETTERS)
 @pytest.mark.parametrize(("before", "after"), BOUNDARIES)
 def test_prompt_and_completion_are_the_whole_text(
-    tokenizers: dict[str, text.Tokenizer], name: str, before: str, after: str
+    tokenizers: dict[str, tokenizer_module.Tokenizer], name: str, before: str, after: str
 ) -> None:
     """`score([("f(", "x)")])` scored `f( x)` with SentencePiece."""
     tokenizer = tokenizers[name]
@@ -50,7 +50,7 @@ def test_prompt_and_completion_are_the_whole_text(
 
 @pytest.mark.parametrize("name", LETTERS)
 @pytest.mark.parametrize("reply", [" Paris is", "Paris", "x)", "  a", "\n\nf(x"])
-def test_a_reply_keeps_its_first_space(tokenizers: dict[str, text.Tokenizer], name: str, reply: str) -> None:
+def test_a_reply_keeps_its_first_space(tokenizers: dict[str, tokenizer_module.Tokenizer], name: str, reply: str) -> None:
     """It came without, so a stop string that begins with a space never matched at its beginning."""
     tokenizer = tokenizers[name]
     prompt = prompt_ids(Prompt(text="f("), door_of(tokenizer), "prompt")
@@ -64,7 +64,7 @@ def test_a_reply_keeps_its_first_space(tokenizers: dict[str, text.Tokenizer], na
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_special_tokens_within_a_reply_cost_no_space(tokenizers: dict[str, text.Tokenizer], name: str) -> None:
+def test_special_tokens_within_a_reply_cost_no_space(tokenizers: dict[str, tokenizer_module.Tokenizer], name: str) -> None:
     """What a special token leaves behind is no beginning of a text: the next word's space was taken off there."""
     tokenizer = tokenizers[name]
     prompt, [eos] = tokenizer.encode("a"), tokenizer.encode(EOS, special_tokens=False)
@@ -77,7 +77,7 @@ def test_special_tokens_within_a_reply_cost_no_space(tokenizers: dict[str, text.
 
 
 @pytest.mark.parametrize("name", ["sentencepiece, legacy", "sentencepiece, first", "sentencepiece, always", "unigram"])
-def test_behind_a_bos_alone_a_text_begins(tokenizers: dict[str, text.Tokenizer], name: str) -> None:
+def test_behind_a_bos_alone_a_text_begins(tokenizers: dict[str, tokenizer_module.Tokenizer], name: str) -> None:
     """Nothing stands before it, so its first word is written and read as that of any text."""
     tokenizer = tokenizers[name]
     [bos], whole = tokenizer.encode("", special_tokens=True)[:1], tokenizer.encode("Paris is")
@@ -88,7 +88,7 @@ def test_behind_a_bos_alone_a_text_begins(tokenizers: dict[str, text.Tokenizer],
 
 
 @pytest.mark.parametrize("name", LETTERS)
-def test_a_prefix_stands_as_it_was_given(tokenizers: dict[str, text.Tokenizer], name: str) -> None:
+def test_a_prefix_stands_as_it_was_given(tokenizers: dict[str, tokenizer_module.Tokenizer], name: str) -> None:
     tokenizer = tokenizers[name]
     chat = Prompt(chat=Chat(messages=[ChatMessage(role="user", content="a x")]))
     before = prompt_ids(chat, door_of(tokenizer), "prompt")
@@ -100,7 +100,7 @@ def test_a_prefix_stands_as_it_was_given(tokenizers: dict[str, text.Tokenizer], 
 
 
 @pytest.mark.parametrize("name", WORDS)
-def test_a_tokenizer_of_words_refuses_what_it_cannot_continue(tokenizers: dict[str, text.Tokenizer], name: str) -> None:
+def test_a_tokenizer_of_words_refuses_what_it_cannot_continue(tokenizers: dict[str, tokenizer_module.Tokenizer], name: str) -> None:
     """`x)` would be scored as ` x )`. Words with their spaces it can write; ids go as they are."""
     tokenizer, kind = tokenizers[name], {"wordpiece": "WordPiece", "word-level": "WordLevel"}[name]
     prompt = tokenizer.encode("f (")
@@ -116,14 +116,14 @@ def test_a_tokenizer_of_words_refuses_what_it_cannot_continue(tokenizers: dict[s
     assert completion_ids(ScoreItem(token_ids=TokenIds(ids=spaced)), prompt, door_of(tokenizer), "item") == spaced
 
 
-def test_unknown_text_is_not_scored_as_another(tokenizers: dict[str, text.Tokenizer]) -> None:
+def test_unknown_text_is_not_scored_as_another(tokenizers: dict[str, tokenizer_module.Tokenizer]) -> None:
     with pytest.raises(InvalidArgument, match="'日' would become"):
         tokenizers["unigram"].encode_after(tokenizers["unigram"].encode("a"), "日", "text")
 
 
 @pytest.mark.parametrize("name", FAMILIES)
 def test_eos_truncation_and_padding_of_a_training_touch_no_text(
-    tokenizers: dict[str, text.Tokenizer], tmp_path: Path, name: str
+    tokenizers: dict[str, tokenizer_module.Tokenizer], tmp_path: Path, name: str
 ) -> None:
     """Left in tokenizer.json, they cut a text to 4 tokens or filled it up; an appended EOS would end what is to go on."""
     plain, left = tokenizers[name], load(tmp_path, FAMILIES[name](), eos=True, cut_to=4)
@@ -133,7 +133,9 @@ def test_eos_truncation_and_padding_of_a_training_touch_no_text(
 
 
 @pytest.mark.parametrize("name", ["sentencepiece, legacy", "sentencepiece, first", "sentencepiece, always", "sentencepiece, never"])
-def test_rules_and_openings_stand_behind_the_dialogue_as_they_are_written(tokenizers: dict[str, text.Tokenizer], name: str) -> None:
+def test_rules_and_openings_stand_behind_the_dialogue_as_they_are_written(
+    tokenizers: dict[str, tokenizer_module.Tokenizer], name: str
+) -> None:
     """The shipped template did not fit (" Yes" is two tokens at the beginning of a text), and the shipped format was set aside."""
     tokenizer = tokenizers[name]
     book, dialogue = RuleBook(tokenizer), tokenizer.encode("Paris")
@@ -149,7 +151,9 @@ def test_rules_and_openings_stand_behind_the_dialogue_as_they_are_written(tokeni
 
 
 @pytest.mark.parametrize("name", ["byte-level", "sentencepiece, never"])
-def test_tokenizers_that_treat_text_alike_everywhere_are_asked_as_they_are(tokenizers: dict[str, text.Tokenizer], name: str) -> None:
+def test_tokenizers_that_treat_text_alike_everywhere_are_asked_as_they_are(
+    tokenizers: dict[str, tokenizer_module.Tokenizer], name: str
+) -> None:
     """Nothing is put before a text, nothing is decoded twice, nothing checked."""
     tokenizer = tokenizers[name]
     assert tokenizer.continuation.is_plain

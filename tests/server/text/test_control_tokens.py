@@ -11,22 +11,22 @@ from hypothesis import given
 from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
-from polyhead.heads import embedded
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.server import convert
-from polyhead.server.control_tokens import _any_of
-from polyhead.server.convert_prompts import prompt_ids
-from polyhead.server.convert_sampling import sampling_params
-from polyhead.server.door import Door
-from polyhead.server.engine.live import LiveHead, ServedHead
-from polyhead.server.recipes import RecipeBook
-from polyhead.server.rules import Rule, RuleBook
-from polyhead.server.text import Tokenizer
-from polyhead.server.transcripts import TranscriptBook
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.model import embedded
+from polyhead.server.engine.work.live import LiveHead, ServedHead
+from polyhead.server.rewards.recipes import RecipeBook
+from polyhead.server.rewards.rules import Rule, RuleBook
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages import requests
+from polyhead.server.rpc.messages.prompts import prompt_ids
+from polyhead.server.rpc.messages.sampling import sampling_params
+from polyhead.server.text.control_tokens import _any_of
+from polyhead.server.text.tokenizer import Tokenizer
+from polyhead.server.text.transcripts import TranscriptBook
 from polyhead.v1 import generation_pb2, scoring_pb2
 from polyhead.v1.types_pb2 import Chat, ChatMessage, Continuation, Prompt, Sampling, ScoringSpec, TokenIds
-from tests.server import tiny_tokenizers
+from tests.server.text import tiny_tokenizers
 
 NOTHING: Any = None
 PLAIN = "{% for message in messages %}{{ message['content'] }}{% endfor %}"
@@ -224,7 +224,7 @@ def test_control_tokens_in_a_rule_are_text() -> None:
 
 def samples(at: Door, prompt: Prompt, **sampling: Any) -> Any:
     request = generation_pb2.GenerateRequest(prompts=[prompt], arms=[generation_pb2.Arm(sampling=Sampling(**sampling))])
-    return convert.generate_request(request, at, "r").request.samples[0].params
+    return requests.generate_request(request, at, "r").request.samples[0].params
 
 
 def test_a_stop_string_that_is_a_control_token_becomes_a_stop_id() -> None:
@@ -278,7 +278,7 @@ def test_a_given_reply_that_ends_as_the_template_ends_it_is_terminated() -> None
     def is_terminated(prompt: Prompt, *ids: int) -> bool:
         item = scoring_pb2.ScoreItem(prompt=prompt, token_ids=TokenIds(ids=ids))
         request = scoring_pb2.ScoreRequest(items=[item], score=ScoringSpec(heads=["policy"]))
-        return convert.score_request(request, at, "r").request.samples[0].is_terminated
+        return requests.score_request(request, at, "r").request.samples[0].is_terminated
 
     assert end is not None
     assert is_terminated(chat("Hi"), 50, end)

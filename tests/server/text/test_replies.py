@@ -6,9 +6,9 @@ from collections.abc import Sequence
 
 import pytest
 
-from polyhead.server.engine.sequence import FinishReason, ReplyForm, Request, Sample, SamplingParams
-from polyhead.server.engine.sequence import Sequence as Tokens
-from polyhead.server.replies import check_reply, is_ended, split_marker
+from polyhead.server.engine.work.sequence import FinishReason, ReplyForm, Request, Sample, SamplingParams
+from polyhead.server.engine.work.sequence import Sequence as Tokens
+from polyhead.server.text.replies import check_reply, is_ended, split_marker
 
 USER, AGENT, QUERY = "\n\nUser:", "\n\nSparrow:", "\n\nSearch Query:"
 AGENT_FORM = ReplyForm("sparrow@1", (USER,), (USER, AGENT, QUERY))

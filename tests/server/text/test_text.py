@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyhead.server import text as text_module
-from polyhead.server.text import TextStream
+from polyhead.server.text import tokenizer as text_module
+from polyhead.server.text.tokenizer import TextStream
 
 
 def decode_bytes(ids: Sequence[int]) -> str:

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server import text
-from polyhead.server.text_bounds import check_fits, most_bytes_per_token, num_sure_bytes
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.text import tokenizer as tokenizer_module
+from polyhead.server.text.text_bounds import check_fits, most_bytes_per_token, num_sure_bytes
 from polyhead.v1.types_pb2 import Chat, ChatMessage, Prompt
 from tests.e2e.tiny import save_tiny_llama
 
@@ -104,9 +104,9 @@ def test_what_a_template_may_leave_out_does_not_count() -> None:
 def test_a_loaded_tokenizer_knows_its_bound_and_decodes_long_texts_as_short_ones(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    tokenizer = text.Tokenizer.load(save_tiny_llama(tmp_path))
+    tokenizer = tokenizer_module.Tokenizer.load(save_tiny_llama(tmp_path))
     assert tokenizer.most_bytes_per_token == max(map(len, json.loads((tmp_path / "tokenizer.json").read_text())["model"]["vocab"]))
     ids = tokenizer.encode("<|user|>héllo Yes No 漢🙂" * 20)
     short = [tokenizer.decode(ids, skip) for skip in (True, False)]
-    monkeypatch.setattr(text, "_LONG", 1)
+    monkeypatch.setattr(tokenizer_module, "_LONG", 1)
     assert [tokenizer.decode(ids, skip) for skip in (True, False)] == short

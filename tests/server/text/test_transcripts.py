@@ -9,9 +9,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyhead.heads.errors import FailedPrecondition, InvalidArgument, NotFound
-from polyhead.server.configurations import read_file
-from polyhead.server.transcripts import SHIPPED, TranscriptBook, TranscriptFormat
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, NotFound
+from polyhead.server.rewards.configurations import read_file
+from polyhead.server.text.transcripts import SHIPPED, TranscriptBook, TranscriptFormat
 
 MESSAGES = [
     {"role": "user", "content": "How high is it?"},

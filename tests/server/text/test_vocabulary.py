@@ -8,14 +8,14 @@ from typing import Any
 
 import pytest
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server.convert_prompts import completion_ids, prompt_ids, written_ids
-from polyhead.server.door import Door
-from polyhead.server.rules import Rule, RuleBook
-from polyhead.server.transcripts import TranscriptBook
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.rewards.rules import Rule, RuleBook
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids, written_ids
+from polyhead.server.text.transcripts import TranscriptBook
 from polyhead.v1.scoring_pb2 import ScoreItem
 from polyhead.v1.types_pb2 import Chat, ChatMessage, Continuation, Prompt
-from tests.server.tokenizers import FAMILIES, SPECIAL, load
+from tests.server.text.tokenizers import FAMILIES, SPECIAL, load
 
 NOTHING: Any = None
 FAMILY = "sentencepiece, never"

@@ -9,7 +9,7 @@ from pathlib import Path
 from tokenizers import AddedToken, Tokenizer, decoders, models, normalizers, pre_tokenizers, processors
 from transformers import PreTrainedTokenizerFast
 
-from polyhead.server import text
+from polyhead.server.text import tokenizer as tokenizer_module
 
 UNKNOWN, BOS, EOS = "<unk>", "<s>", "</s>"
 SPECIAL = [UNKNOWN, BOS, EOS, "<|assistant|>"]
@@ -107,9 +107,9 @@ def save(
     return folder
 
 
-def load(folder: Path, tokenizer: Tokenizer, vocab_size: int | None = None, **options: object) -> text.Tokenizer:
+def load(folder: Path, tokenizer: Tokenizer, vocab_size: int | None = None, **options: object) -> tokenizer_module.Tokenizer:
     """The same, as a server reads it."""
-    return text.Tokenizer.load(save(folder, tokenizer, **options), vocab_size)  # type: ignore[arg-type]
+    return tokenizer_module.Tokenizer.load(save(folder, tokenizer, **options), vocab_size)  # type: ignore[arg-type]
 
 
 def _pieces() -> Tokenizer:

@@ -11,19 +11,19 @@ from typing import Any
 import grpc.aio
 import pytest
 
-from polyhead.heads.errors import PolyheadError
-from polyhead.server import workers as workers_module
-from polyhead.server.auth import Authenticator, Role, Token
-from polyhead.server.engine.live import ServedHead
-from polyhead.server.errors import DeadlineExceeded
-from polyhead.server.head_loader import to_file
-from polyhead.server.servicers import heads as heads_module
-from polyhead.server.servicers.heads import MAX_PUSHES, MIN_BYTES_PER_S, _Parts
-from polyhead.server.watch import GenerationFeed
-from polyhead.server.workers import Workers
+from polyhead.heads.format.errors import PolyheadError
+from polyhead.server.engine.work.live import ServedHead
+from polyhead.server.process import workers as workers_module
+from polyhead.server.process.workers import Workers
+from polyhead.server.rpc.auth import Authenticator, Role, Token
+from polyhead.server.rpc.errors import DeadlineExceeded
+from polyhead.server.rpc.services import heads as heads_module
+from polyhead.server.rpc.services.heads import MAX_PUSHES, MIN_BYTES_PER_S, _Parts
+from polyhead.server.versions.head_loader import to_file
+from polyhead.server.versions.watch import GenerationFeed
 from polyhead.v1 import heads_pb2 as pb
 from tests.server.fakes import World, heads_server
-from tests.server.test_heads_service import chunk, header, push, refused
+from tests.server.rpc.services.test_heads_service import chunk, header, push, refused
 
 TOKENS = {name: (("authorization", f"Bearer {name}-token-of-the-tests"),) for name in ("ann", "bob")}
 AUTHENTICATOR = Authenticator(tuple(Token.of(Role.TRAINER, f"{name}-token-of-the-tests", principal=name) for name in TOKENS))

@@ -5,12 +5,12 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyhead.heads import family
-from polyhead.heads.manifest import OutputKind
-from polyhead.server import head_loader
-from polyhead.server.engine import attention
-from polyhead.server.engine.fast import FastHead
-from polyhead.server.head_loader import HeadLoader, to_file
+from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.model import family
+from polyhead.server.engine.layers import attention
+from polyhead.server.engine.layers.fast import FastHead
+from polyhead.server.versions import head_loader
+from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.server.engine.harness import Bench
 
 

@@ -12,17 +12,25 @@ from typing import Any
 import pytest
 import torch
 
-from polyhead.heads.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound, PolyheadError, ResourceExhausted
-from polyhead.heads.lora import LoraAdapter, adapted_digest
-from polyhead.heads.manifest import HeadKind, OutputKind
-from polyhead.server.engine.live import LiveHead
-from polyhead.server.head_loader import to_file
-from polyhead.server.manifests import ManifestPatch
-from polyhead.server.publisher import CopyRequest
+from polyhead.heads.format.errors import (
+    AlreadyExists,
+    DataLoss,
+    FailedPrecondition,
+    InvalidArgument,
+    NotFound,
+    PolyheadError,
+    ResourceExhausted,
+)
+from polyhead.heads.format.lora import LoraAdapter, adapted_digest
+from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.server.engine.work.live import LiveHead
+from polyhead.server.versions.head_loader import to_file
+from polyhead.server.versions.manifests import ManifestPatch
+from polyhead.server.versions.publisher import CopyRequest
 from polyhead.v1 import heads_pb2 as pb
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.server.fakes import World, heads_server
-from tests.server.test_heads_service import collect, field_of, header, push, refused
+from tests.server.rpc.services.test_heads_service import collect, field_of, header, push, refused
 
 LORA = LoraAdapter(rank=3, alpha=1.5)
 

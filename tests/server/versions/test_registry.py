@@ -8,8 +8,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyhead.heads import failpoints
-from polyhead.heads.errors import (
+from polyhead.heads.format.errors import (
     AlreadyExists,
     Conflict,
     DataLoss,
@@ -19,9 +18,10 @@ from polyhead.heads.errors import (
     PolyheadError,
     ResourceExhausted,
 )
-from polyhead.heads.manifest import HeadKind, OutputKind
-from polyhead.server.manifests import ManifestPatch
-from polyhead.server.publisher import CopyRequest
+from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.store import failpoints
+from polyhead.server.versions.manifests import ManifestPatch
+from polyhead.server.versions.publisher import CopyRequest
 from tests.server.fakes import World
 
 

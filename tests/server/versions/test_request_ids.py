@@ -16,17 +16,17 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from polyhead.heads.errors import AlreadyExists
-from polyhead.heads.store import HeadStore
-from polyhead.server import convert_ood
-from polyhead.server.auth import Authenticator, Caller, Role, Token
-from polyhead.server.head_loader import to_file
-from polyhead.server.interceptors import Call, current_call
-from polyhead.server.ood import OodModel
-from polyhead.server.ood_fits import OodFits, TrunkLayers
-from polyhead.server.ood_store import OodFit, OodStore
-from polyhead.server.request_digest import request_digest
-from polyhead.server.servicers.ood import OodFitting
+from polyhead.heads.format.errors import AlreadyExists
+from polyhead.heads.store.store import HeadStore
+from polyhead.server.ood.fits import OodFits, TrunkLayers
+from polyhead.server.ood.scores import OodModel
+from polyhead.server.ood.store import OodFit, OodStore
+from polyhead.server.rpc.auth import Authenticator, Caller, Role, Token
+from polyhead.server.rpc.interceptors import Call, current_call
+from polyhead.server.rpc.messages import ood
+from polyhead.server.rpc.services.ood import OodFitting
+from polyhead.server.versions.head_loader import to_file
+from polyhead.server.versions.request_digest import request_digest
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc, trunk_pb2, types_pb2
 from tests.server.fakes import World, heads_server
@@ -172,7 +172,7 @@ async def test_each_field_of_a_fit(tmp_path: Path) -> None:
         store = OodStore(heads.files, 3)
         current_call.set(call)
         model = OodModel(np.zeros(2), np.eye(2), np.ones(2))
-        made = store.add(convert_ood.wanted_fit(header, layers, 2, request_digest(header)), model)
+        made = store.add(ood.wanted_fit(header, layers, 2, request_digest(header)), model)
         assert OodStore(heads.files, 3).listing() == [made]
     servicer = OodFitting(cast(Any, SimpleNamespace(workers=SimpleNamespace(run=at_once))), OodFits(store, layers), 2, 1.0)
 

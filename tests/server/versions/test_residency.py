@@ -11,13 +11,13 @@ from typing import Any, cast
 
 import pytest
 
-from polyhead.heads import failpoints
-from polyhead.heads.errors import DataLoss, PolyheadError, ResourceExhausted
-from polyhead.heads.manifest import HeadManifest
-from polyhead.server.door import Door
-from polyhead.server.engine.live import LiveHead, ServedHead
-from polyhead.server.residency import Residency
-from polyhead.server.servicers.call import Frontend
+from polyhead.heads.format.errors import DataLoss, PolyheadError, ResourceExhausted
+from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.store import failpoints
+from polyhead.server.engine.work.live import LiveHead, ServedHead
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.versions.residency import Residency
 from polyhead.v1.generation_pb2 import GenerateRequest
 from tests.server.fakes import World
 

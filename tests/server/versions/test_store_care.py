@@ -12,17 +12,17 @@ import pytest
 import typer
 from typer.testing import CliRunner
 
-from polyhead.heads.errors import DataLoss, FailedPrecondition, ResourceExhausted
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from polyhead.server import main
-from polyhead.server.head_loader import to_file
-from polyhead.server.health import Health
-from polyhead.server.lifecycle import _show_heads
-from polyhead.server.metrics import EngineCollector
-from polyhead.server.servicers.trunk import TrunkServicer
-from polyhead.server.startup import server_facts
-from polyhead.server.store_care import StoreCare
+from polyhead.server.metrics.metrics import EngineCollector
+from polyhead.server.process.lifecycle import _show_heads
+from polyhead.server.process.startup import server_facts
+from polyhead.server.rpc.health import Health
+from polyhead.server.rpc.services.trunk import TrunkServicer
+from polyhead.server.versions.head_loader import to_file
+from polyhead.server.versions.store_care import StoreCare
 from tests.server.fakes import IDLE, World, heads_server
-from tests.server.test_heads_service import push, refused
+from tests.server.rpc.services.test_heads_service import push, refused
 
 
 @pytest.fixture

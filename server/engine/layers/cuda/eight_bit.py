@@ -17,9 +17,9 @@ import torch
 from torch import Tensor
 from torch.nn.functional import pad, silu
 
-from polyhead.server.engine.dense import joined_bias
-from polyhead.server.engine.hadamard import spread
-from polyhead.server.engine.linears import Linears, Quantization
+from polyhead.server.engine.layers.hadamard import spread
+from polyhead.server.engine.layers.linears import Linears, Quantization
+from polyhead.server.engine.layers.torch.dense import joined_bias
 
 SMALLEST = 1e-30  # a row of zeros is divided by this
 FP8_CAPABILITY = (8, 9)  # of a GPU whose tensor cores know fp8: Ada, Hopper and later

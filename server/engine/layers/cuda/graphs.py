@@ -17,9 +17,9 @@ from typing import Any, Protocol
 import torch
 from torch import Tensor
 
-from polyhead.server.engine.attention import AttentionPlan
-from polyhead.server.engine.cache import KvCache
-from polyhead.server.engine.varlen import RaggedRows
+from polyhead.server.engine.blocks.cache import KvCache
+from polyhead.server.engine.layers.attention import AttentionPlan
+from polyhead.server.engine.layers.cuda.varlen import RaggedRows
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows
 

@@ -16,11 +16,11 @@ from typing import TYPE_CHECKING, cast
 import torch
 from torch import Tensor
 
-from polyhead.server.engine.upload import upload
+from polyhead.server.engine.layers.cuda.upload import upload
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.attention import Segment
-    from polyhead.server.engine.cache import KvCache
+    from polyhead.server.engine.blocks.cache import KvCache
+    from polyhead.server.engine.layers.attention import Segment
 
 LARGEST_HEAD = 256  # numbers; FlashAttention's limit
 NEEDED = ("scale", "window_size", "enable_gqa", "seqused_k")  # parameters that came after the function did

@@ -12,9 +12,9 @@ from dataclasses import replace
 import torch
 from torch import Tensor
 
-from polyhead.server.engine.attention import AttentionPlan, Segment, attend
-from polyhead.server.engine.cache import CacheShape, KvCache
-from polyhead.server.engine.varlen import Varlen, candidates
+from polyhead.server.engine.blocks.cache import CacheShape, KvCache
+from polyhead.server.engine.layers.attention import AttentionPlan, Segment, attend
+from polyhead.server.engine.layers.cuda.varlen import Varlen, candidates
 
 TOLERANCE = 0.02  # of the norm; roundings of bfloat16 alone make 0.004
 GROUP = 2  # query heads to a key head

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from polyhead.server.engine.linears import Linears
+from polyhead.server.engine.layers.linears import Linears
 
 
 class DenseLinear:

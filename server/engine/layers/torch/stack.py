@@ -14,10 +14,10 @@ import torch
 from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
-from polyhead.heads.adapted import AdapterRows
-from polyhead.server.engine.attention import AttentionPlan, attend
-from polyhead.server.engine.linears import Gated, Linear, Linears
-from polyhead.server.engine.llama import LayerParts, NormWeight, paired
+from polyhead.heads.model.adapted import AdapterRows
+from polyhead.server.engine.layers.attention import AttentionPlan, attend
+from polyhead.server.engine.layers.linears import Gated, Linear, Linears
+from polyhead.server.engine.layers.llama import LayerParts, NormWeight, paired
 
 
 @dataclass(frozen=True, slots=True)

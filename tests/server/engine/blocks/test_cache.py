@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyhead.server.engine.cache import CacheShape, KvCache, TrunkCache
-from polyhead.server.engine.commit import PIECE_BYTES, commit
+from polyhead.server.engine.blocks.cache import CacheShape, KvCache, TrunkCache
+from polyhead.server.host.commit import PIECE_BYTES, commit
 
 SHAPE = CacheShape(4, 64, 16, torch.float32, torch.device("cpu"))
 PAGE = os.sysconf("SC_PAGE_SIZE")
@@ -57,6 +57,6 @@ def test_the_first_slots_of_all_layers_come_first() -> None:
 
 
 def test_a_kernel_that_cannot_leaves_it_for_later(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyhead.server.engine.commit._madvise", lambda start, size, advice: -1)
+    monkeypatch.setattr("polyhead.server.host.commit._madvise", lambda start, size, advice: -1)
     assert not commit([torch.zeros(10)], lambda: True)
     assert commit([], lambda: True)

@@ -19,15 +19,15 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, pad, rms_norm, scaled_dot_product_attention, silu
 
-from polyhead.server.engine.attention import AttentionPlan, Segment
-from polyhead.server.engine.cache import CacheShape, KvCache
+from polyhead.server.engine.blocks.cache import CacheShape, KvCache
 from polyhead.server.engine.compiled.calls import CompiledLinear, CompiledNorm, SharedLinear, gate, product
 from polyhead.server.engine.compiled.jobs import ATTEND, LAYER, PANELS
 from polyhead.server.engine.compiled.machine import HAS_HALVES, LANES, PANEL
 from polyhead.server.engine.compiled.matrices import Matrix, split_halves
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.stack import CompiledKit, CompiledStack
-from polyhead.server.engine.hadamard import spread
+from polyhead.server.engine.layers.attention import AttentionPlan, Segment
+from polyhead.server.engine.layers.hadamard import spread
 
 SHARES = {False: 5e-6, True: 0.03}  # of a product's size, by whether it is in int8
 SIZES = ((48, 64), (45, 66), (576, 1536))
@@ -308,9 +308,9 @@ def test_a_team_smaller_than_asked_for() -> None:
 
 def run_here(before: str, **environment: str) -> None:
     """This file's other tests and those of the sampler, in a process of their own."""
-    files = [__file__, str(Path(__file__).with_name("test_sampler.py"))]
+    files = [__file__, str(Path(__file__).parents[1] / "layers" / "test_sampler.py")]
     run = f"import sys, pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{files!r}, '-k', 'not test_other and not team']))\n"
-    root = Path(__file__).resolve().parents[3]
+    root = Path(__file__).resolve().parents[4]
     done = subprocess.run(
         [sys.executable, "-W", "ignore", "-c", before + run],
         cwd=root,

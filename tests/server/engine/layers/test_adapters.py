@@ -11,11 +11,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyhead.heads.lora import LoraAdapter
-from polyhead.heads.manifest import HeadKind, OutputKind
-from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.sequence import Request, SamplingParams
-from polyhead.server.head_loader import HeadLoader, to_file
+from polyhead.heads.format.lora import LoraAdapter
+from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.sequence import Request, SamplingParams
+from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores

@@ -11,9 +11,9 @@ from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
 
-from polyhead.server.engine.attention import AttentionPlan, Segment, block_attention
-from polyhead.server.engine.cache import CacheShape, KvCache
-from polyhead.server.engine.sequence import SamplingParams
+from polyhead.server.engine.blocks.cache import CacheShape, KvCache
+from polyhead.server.engine.layers.attention import AttentionPlan, Segment, block_attention
+from polyhead.server.engine.work.sequence import SamplingParams
 from tests.server.engine.harness import Bench
 
 BLOCK = 16

@@ -10,15 +10,15 @@ import torch
 from torch import Tensor
 from transformers import PreTrainedModel
 
-from polyhead.heads.errors import FailedPrecondition
-from polyhead.heads.lora import LoraAdapter
-from polyhead.heads.manifest import HeadKind
-from polyhead.server.engine.dense import DenseLinear
-from polyhead.server.engine.fast import FastHead, FastTrunk
-from polyhead.server.engine.live import ServedHead
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import OnSwap, Sample, SamplingParams
-from polyhead.server.head_loader import HeadLoader, to_file
+from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.heads.format.lora import LoraAdapter
+from polyhead.heads.format.manifest import HeadKind
+from polyhead.server.engine.layers.fast import FastHead, FastTrunk
+from polyhead.server.engine.layers.torch.dense import DenseLinear
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.live import ServedHead
+from polyhead.server.engine.work.sequence import OnSwap, Sample, SamplingParams
+from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores

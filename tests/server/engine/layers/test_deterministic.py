@@ -7,11 +7,11 @@ from typing import Any
 
 import pytest
 
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import Request, SamplingParams
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.sequence import Request, SamplingParams
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
-from tests.server.engine.test_adapters import Adapted
+from tests.server.engine.layers.test_adapters import Adapted
 
 INT8 = {"trunk_quantization": "int8", "head_quantization": "int8"}
 LENGTHS = (70, 33, 16, 130, 3, 129, 17, 1, 40, 64, 65)

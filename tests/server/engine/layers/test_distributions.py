@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 
-from polyhead.server.engine import scorer
-from polyhead.server.engine.scorer import PolicyResult
-from polyhead.server.engine.sequence import SamplingParams
+from polyhead.server.engine.schedule import scorer
+from polyhead.server.engine.schedule.scorer import PolicyResult
+from polyhead.server.engine.work.sequence import SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 PENALISED = SamplingParams(temperature=0.7, top_p=0.9, repetition_penalty=1.3)

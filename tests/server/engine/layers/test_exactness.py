@@ -7,10 +7,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyhead.heads.family import TrunkModule
-from polyhead.server.engine.fast import FastHead, FastTrunk
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import SamplingParams
+from polyhead.heads.model.family import TrunkModule
+from polyhead.server.engine.layers.fast import FastHead, FastTrunk
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.sequence import SamplingParams
 from tests.heads.models import FAMILIES, save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
 

@@ -11,19 +11,19 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyhead.heads.lora import LoraAdapter
-from polyhead.heads.manifest import HeadKind
+from polyhead.heads.format.lora import LoraAdapter
+from polyhead.heads.format.manifest import HeadKind
 from polyhead.server.engine import build
-from polyhead.server.engine.cache import KvCache
-from polyhead.server.engine.graphs import SIZES, Recording, StepGraphs, step_graphs
-from polyhead.server.engine.live import ServedHead
-from polyhead.server.engine.sequence import OnSwap, Request, SamplingParams
-from polyhead.server.engine.varlen import Varlen
-from polyhead.server.head_loader import HeadLoader, to_file
+from polyhead.server.engine.blocks.cache import KvCache
+from polyhead.server.engine.layers.cuda.graphs import SIZES, Recording, StepGraphs, step_graphs
+from polyhead.server.engine.layers.cuda.varlen import Varlen
+from polyhead.server.engine.work.live import ServedHead
+from polyhead.server.engine.work.sequence import OnSwap, Request, SamplingParams
+from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
-from tests.server.engine.varlen_reference import varlen_reference
+from tests.server.engine.layers.varlen_reference import varlen_reference
 
 PAGED = Varlen(varlen_reference, is_paged=True)
 DRAWN = SamplingParams(max_new_tokens=12)
@@ -113,7 +113,7 @@ def test_what_cannot_be_recorded_runs_as_it_is(llama_folder: Path, monkeypatch: 
 
 
 def test_more_rows_than_any_size(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyhead.server.engine.graphs.SIZES", (1, 2))
+    monkeypatch.setattr("polyhead.server.engine.layers.cuda.graphs.SIZES", (1, 2))
     bench = opened(llama_folder, monkeypatch)
     requests = [bench.sampled(bench.prompt(6, seed), params=DRAWN) for seed in range(4)]
     bench.run(*requests)

@@ -7,12 +7,12 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyhead.heads.errors import FailedPrecondition
-from polyhead.heads.manifest import OutputKind
+from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.heads.format.manifest import OutputKind
 from polyhead.server.engine.compiled.machine import HAS_HALVES
-from polyhead.server.engine.fast import FastHead
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import SamplingParams
+from polyhead.server.engine.layers.fast import FastHead
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.sequence import SamplingParams
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
 

@@ -7,8 +7,8 @@ import torch
 from torch import Tensor
 from torch.nn.functional import linear, silu
 
-from polyhead.server.engine.dense import dense_linears
-from polyhead.server.engine.eight_bit import FP8, INT8, eight_bit_linears
+from polyhead.server.engine.layers.cuda.eight_bit import FP8, INT8, eight_bit_linears
+from polyhead.server.engine.layers.torch.dense import dense_linears
 
 EIGHT_BIT = {"int8": eight_bit_linears(INT8, torch.float32), "fp8": eight_bit_linears(FP8, torch.float32)}
 ERRORS = {"dense": 1e-5, "int8": 0.03, "fp8": 0.05}  # of the norm; fp8 has three bits behind its first

@@ -18,10 +18,10 @@ from transformers import (
     TopPLogitsWarper,
 )
 
-from polyhead.server.engine import sampler
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
-from polyhead.server.engine.sampler import Draw, DrawRow, uniform
-from polyhead.server.engine.sequence import SamplingParams
+from polyhead.server.engine.layers import sampler
+from polyhead.server.engine.layers.sampler import Draw, DrawRow, uniform
+from polyhead.server.engine.work.sequence import SamplingParams
 
 
 @pytest.fixture(params=["torch", "compiled"])

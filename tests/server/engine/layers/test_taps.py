@@ -10,9 +10,9 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import Pool, Pooling, Request, SamplingParams
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.sequence import Pool, Pooling, Request, SamplingParams
 from tests.heads.models import FAMILIES, save_tiny
 from tests.server.engine.harness import Bench
 

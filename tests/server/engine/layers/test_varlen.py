@@ -14,15 +14,15 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyhead.server.engine import build
-from polyhead.server.engine.attention import AttentionPlan, Segment, attend
-from polyhead.server.engine.cache import CacheShape, KvCache
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import OnSwap, SamplingParams
-from polyhead.server.engine.varlen import Varlen, candidates
-from polyhead.server.engine.varlen_probe import working_varlen
+from polyhead.server.engine.blocks.cache import CacheShape, KvCache
+from polyhead.server.engine.layers.attention import AttentionPlan, Segment, attend
+from polyhead.server.engine.layers.cuda.varlen import Varlen, candidates
+from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.sequence import OnSwap, SamplingParams
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
-from tests.server.engine.varlen_reference import varlen_reference
+from tests.server.engine.layers.varlen_reference import varlen_reference
 
 BLOCK = 4
 SHAPE = CacheShape(2, 8, BLOCK, torch.float32, torch.device("cpu"))

@@ -10,12 +10,12 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyhead.heads.errors import Aborted
-from polyhead.heads.manifest import HeadKind
-from polyhead.server.engine.fast import FastHead, FastTrunk
-from polyhead.server.engine.live import ActiveSet, LiveHead
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import FinishReason, OnSwap, Phase, Request, Sample, SamplingParams
+from polyhead.heads.format.errors import Aborted
+from polyhead.heads.format.manifest import HeadKind
+from polyhead.server.engine.layers.fast import FastHead, FastTrunk
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.live import ActiveSet, LiveHead
+from polyhead.server.engine.work.sequence import FinishReason, OnSwap, Phase, Request, Sample, SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 THIRTY = SamplingParams(max_new_tokens=30)

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads.errors import Aborted
+from polyhead.heads.format.errors import Aborted
 from polyhead.server.engine import build
-from polyhead.server.engine.live import LiveHead
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import FinishReason, OnSwap, Request, Sample, SamplingParams
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.live import LiveHead
+from polyhead.server.engine.work.sequence import FinishReason, OnSwap, Request, Sample, SamplingParams
 from tests.server.engine.harness import Bench
-from tests.server.engine.test_follow import assert_each_span_is_its_own_versions, other
+from tests.server.engine.schedule.test_follow import assert_each_span_is_its_own_versions, other
 
 RULES = {"x": (10, 11, 12, 13), "y": (10, 11, 20)}
 SCORING = ("reference", "value", "rule")

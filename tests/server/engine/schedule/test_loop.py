@@ -9,10 +9,10 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyhead.heads.manifest import Unfinished
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import Event, Request, SamplingParams
-from polyhead.server.engine.threads import use_torch_threads
+from polyhead.heads.format.manifest import Unfinished
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.sequence import Event, Request, SamplingParams
+from polyhead.server.host.threads import use_torch_threads
 from tests.server.engine.harness import Bench, Ended
 
 NUM_REQUESTS = 12

@@ -9,9 +9,9 @@ from typing import Any
 
 import pytest
 
-from polyhead.server.engine.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.scheduler import SchedulerLimits
-from polyhead.server.engine.sequence import Request
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.sequence import Request
 from tests.server.engine.harness import Bench, scores
 
 PROMPT, REPLY, QUESTION = 37, 9, 23  # tokens: texts part inside a block of 16

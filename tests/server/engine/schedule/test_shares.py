@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 
-from polyhead.heads.errors import ResourceExhausted
-from polyhead.server.engine.shares import Shares, fair_share
+from polyhead.heads.format.errors import ResourceExhausted
+from polyhead.server.engine.schedule.shares import Shares, fair_share
 
 
 def take_all(shares: Shares, principal: str) -> int:

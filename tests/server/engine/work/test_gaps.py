@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyhead.server.engine.gaps import WINDOW_S, StepGaps
+from polyhead.server.engine.work.gaps import WINDOW_S, StepGaps
 
 
 def steps(gaps: StepGaps, *ends: float) -> None:

@@ -8,9 +8,9 @@ from typing import Any
 
 import pytest
 
-from polyhead.heads.errors import Aborted
+from polyhead.heads.format.errors import Aborted
 from polyhead.server.engine import engine as engine_module
-from polyhead.server.engine.sequence import Request, SamplingParams
+from polyhead.server.engine.work.sequence import Request, SamplingParams
 from tests.server.engine.harness import Bench, Ended
 
 

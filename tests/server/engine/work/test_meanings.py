@@ -8,12 +8,12 @@ import numpy as np
 import pytest
 import torch
 
-from polyhead.heads.errors import Aborted, ResourceExhausted
-from polyhead.heads.manifest import HeadKind, ReadPosition, Unfinished
-from polyhead.server.engine.live import ServedHead
-from polyhead.server.engine.reports import QueueLimits
-from polyhead.server.engine.sampler import sample_seed
-from polyhead.server.engine.sequence import FinishReason, OnSwap, Priority, SamplingParams
+from polyhead.heads.format.errors import Aborted, ResourceExhausted
+from polyhead.heads.format.manifest import HeadKind, ReadPosition, Unfinished
+from polyhead.server.engine.layers.sampler import sample_seed
+from polyhead.server.engine.work.live import ServedHead
+from polyhead.server.engine.work.reports import QueueLimits
+from polyhead.server.engine.work.sequence import FinishReason, OnSwap, Priority, SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 SIX = SamplingParams(max_new_tokens=6)
@@ -37,7 +37,7 @@ class ScriptedText:
 @torch.no_grad()
 def hand_values(bench: Bench, tokens: list[int]) -> list[float]:
     """V at every position, through plain modules with transformers' own attention."""
-    from polyhead.heads.family import build_head, build_trunk
+    from polyhead.heads.model.family import build_head, build_trunk
 
     live = bench.engine.active.heads["value"].live
     trunk = build_trunk(bench.checkpoint, bench.spec, torch.float32)

@@ -7,11 +7,11 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
-from polyhead.heads.errors import DataLoss
-from polyhead.server import convert_out
-from polyhead.server.engine.sequence import Lease, Pool, Pooling, Request, Sample, SamplingParams, Sequence
-from polyhead.server.replies import ReplyCheck
-from polyhead.server.servicers.ood import OodFitting
+from polyhead.heads.format.errors import DataLoss
+from polyhead.server.engine.work.sequence import Lease, Pool, Pooling, Request, Sample, SamplingParams, Sequence
+from polyhead.server.rpc.messages import answers
+from polyhead.server.rpc.services.ood import OodFitting
+from polyhead.server.text.replies import ReplyCheck
 
 POOL = Pool(2, Pooling.MEAN)
 
@@ -29,7 +29,7 @@ def scored(ood_score: float | None, error: str = "") -> Any:
     request.lease = Lease(1, {})
     sample = Sample(request, 0, 0, 0, [5], Sequence([5]), SamplingParams(), error=error)
     sample.ood_score = ood_score
-    return convert_out.scored_item(sample, ReplyCheck(True, (), 0), None)
+    return answers.scored_item(sample, ReplyCheck(True, (), 0), None)
 
 
 @pytest.mark.parametrize("score", [float("nan"), float("inf"), float("-inf")])

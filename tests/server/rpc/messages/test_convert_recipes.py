@@ -7,14 +7,14 @@ from typing import Any, cast
 
 import pytest
 
-from polyhead.heads.errors import InvalidArgument
-from polyhead.heads.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.server import convert
-from polyhead.server.convert_recipes import num_reward_bytes, plan_reward, reward_message
-from polyhead.server.door import Door
-from polyhead.server.engine.live import LiveHead, ServedHead
-from polyhead.server.recipes import RecipeBook
-from polyhead.server.reward_plan import Reward
+from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.server.engine.work.live import LiveHead, ServedHead
+from polyhead.server.rewards.compose import Reward
+from polyhead.server.rewards.recipes import RecipeBook
+from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages import requests
+from polyhead.server.rpc.messages.recipes import num_reward_bytes, plan_reward, reward_message
 from polyhead.v1.generation_pb2 import DELIVERY_GROUPS, DELIVERY_SAMPLES, Arm, GenerateRequest, Selection
 from polyhead.v1.scoring_pb2 import ScoreItem, ScoreRequest
 from polyhead.v1.types_pb2 import Prompt, Sampling, ScoringSpec, TokenIds
@@ -43,7 +43,7 @@ def generate(num_tokens: int, n: int = 1, **fields: Any) -> GenerateRequest:
 
 def refused(door: Door, request: GenerateRequest) -> str:
     with pytest.raises(InvalidArgument) as caught:
-        convert.generate_request(request, door, "r")
+        requests.generate_request(request, door, "r")
     return caught.value.field
 
 
@@ -51,8 +51,8 @@ def test_a_sample_with_too_many_log_probs_is_refused(door: Door) -> None:
     """20 of them are 160 bytes a token: 3.5 MB at some 19,000 tokens of one policy head."""
     many = ScoringSpec(heads=["reference"], top_logprobs=20)
     assert refused(door, generate(30_000, score=many)) == "score.top_logprobs"
-    convert.generate_request(generate(15_000, score=many), door, "r")
-    convert.generate_request(generate(30_000, score=ScoringSpec(heads=["reference"])), door, "r")
+    requests.generate_request(generate(15_000, score=many), door, "r")
+    requests.generate_request(generate(30_000, score=ScoringSpec(heads=["reference"])), door, "r")
 
 
 @pytest.mark.parametrize(
@@ -67,12 +67,12 @@ def test_groups_and_scores_count_what_is_added_at_each_token(door: Door, spec: S
     """Without it the answer fits one message, with it not."""
     plain = ScoringSpec(heads=spec.heads)
     fields = {"num_tokens": 3_300, "n": 32, "delivery": DELIVERY_GROUPS}
-    convert.generate_request(generate(**fields, score=plain), door, "r")
+    requests.generate_request(generate(**fields, score=plain), door, "r")
     assert refused(door, generate(**fields, score=spec)) == "delivery"
     items = [ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[5])), token_ids=TokenIds(ids=[6] * 3_300)) for _ in range(32)]
-    convert.score_request(ScoreRequest(items=items, score=plain), door, "r")
+    requests.score_request(ScoreRequest(items=items, score=plain), door, "r")
     with pytest.raises(InvalidArgument) as caught:
-        convert.score_request(ScoreRequest(items=items, score=spec), door, "r")
+        requests.score_request(ScoreRequest(items=items, score=spec), door, "r")
     assert caught.value.field == "items"
 
 
@@ -80,7 +80,7 @@ def test_a_selected_group_counts_what_is_returned(door: Door) -> None:
     score = ScoringSpec(recipe="kl")
     fields: dict[str, Any] = {"num_tokens": 10_000, "n": 64, "score": score, "delivery": DELIVERY_GROUPS}
     assert refused(door, generate(**fields)) == "delivery"
-    work = convert.generate_request(generate(**fields, select=Selection(top=1, median=True)), door, "r")
+    work = requests.generate_request(generate(**fields, select=Selection(top=1, median=True)), door, "r")
     assert work.by_group
     assert refused(door, generate(**fields, select=Selection(top=63))) == "select"
 

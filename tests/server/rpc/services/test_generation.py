@@ -8,10 +8,10 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
-from polyhead.server.convert import Work
-from polyhead.server.engine.live import ActiveSet
-from polyhead.server.engine.sequence import Drawn, Event, Finished, FinishReason, Request, Sample, SamplingParams, Sequence
-from polyhead.server.servicers.generation import _Writer
+from polyhead.server.engine.work.live import ActiveSet
+from polyhead.server.engine.work.sequence import Drawn, Event, Finished, FinishReason, Request, Sample, SamplingParams, Sequence
+from polyhead.server.rpc.messages.requests import Work
+from polyhead.server.rpc.services.generation import _Writer
 
 FRONTEND: Any = SimpleNamespace(door=SimpleNamespace(tokenizer=SimpleNamespace(decode_after=lambda before: str)))  # reads replies
 

@@ -16,9 +16,9 @@ import pytest
 import torch
 from google.rpc import error_details_pb2, status_pb2
 
-from polyhead.heads import failpoints
-from polyhead.server.breathing import RECEIVED_BYTES_PER_S, Breather
-from polyhead.server.head_loader import to_file
+from polyhead.heads.store import failpoints
+from polyhead.server.host.pacing import RECEIVED_BYTES_PER_S, Breather
+from polyhead.server.versions.head_loader import to_file
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc, types_pb2
 from tests.server.fakes import World, heads_server

@@ -1,0 +1,1 @@
+"""The `polyhead` command: one file for each group of commands."""

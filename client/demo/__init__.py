@@ -1,0 +1,1 @@
+"""`make demo`: one round of RLHF on a real model, played as a client."""

@@ -1,0 +1,1 @@
+"""What the client answers with: dataclasses, padded batches, blind comparisons. Knows no protobuf."""

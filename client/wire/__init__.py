@@ -1,0 +1,1 @@
+"""Requests built before they are sent, and messages read when they come: no calls."""

@@ -1,0 +1,1 @@
+"""What both sides know of a head file: kinds, manifest, LoRA configuration, safetensors header, errors. Standard library only."""

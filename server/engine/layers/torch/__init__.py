@@ -1,0 +1,1 @@
+"""Our own layers in torch's calls, for every device and dtype."""

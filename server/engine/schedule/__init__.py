@@ -1,0 +1,11 @@
+"""Who advances in a step, and by how much.
+
+    admission.py    whether the queue takes one more request
+    shares.py       what callers hold together, shared fairly between principals
+    deadlines.py    whether a request can still be in time, asked at the door and in the queue
+    pace.py         how long a step takes, learned from the last ones
+    turns.py        in which order principals' samples leave the queue
+    scheduler.py    admission into the pools, chunked prefill, decoding and scoring, all together
+    scorer.py       which readings a finished sample needs, and what they say
+    follow.py       samples that go on with a newly activated version
+"""

@@ -1,0 +1,1 @@
+"""Protobuf messages to dataclasses and back. Nothing behind this folder knows protobuf."""

@@ -1,0 +1,1 @@
+"""Head versions: from an upload to a stored version, into memory, and into the active set."""
