@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import ast
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -114,6 +115,18 @@ def test_imports_run_one_way() -> None:
 def test_exceptions_are_in_use(module: str) -> None:
     """The list of exceptions holds none that went away."""
     assert {target for target, _, _ in imports(modules()[module])} >= LAZY[module]
+
+
+def test_the_head_format_needs_the_standard_library_alone() -> None:
+    """Client, server and store read a head file's facts with it, each without the others' packages."""
+    wrong, known = [], {*sys.stdlib_module_names, "polyhead"}
+    for module, path in modules().items():
+        if module.startswith("polyhead.heads.format"):
+            for node in ast.walk(parse(path)):
+                names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
+                names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
+                wrong += [f"{shown(path, node)}: {name}" for name in names if name.split(".")[0] not in known]
+    assert not wrong, "\n".join(wrong)
 
 
 def test_imports_are_absolute_and_by_one_name() -> None:

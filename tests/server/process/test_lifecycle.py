@@ -187,19 +187,18 @@ def test_a_damaged_version_that_is_not_active_is_said_and_the_rest_is_served(mod
 
 
 def test_a_kill_after_the_commit_point_leaves_the_new_set(model: Path, tmp_path: Path, servers: list[Server]) -> None:
+    activation = heads_pb2.ActivateHeadsRequest(heads={"policy": 2}, request_id="a", expected_generation=1)
     servers.append(first := Server(model, tmp_path / "store", env={"POLYHEAD_FP": "before_ack:kill@2"}))
     with first.channel as channel:
         heads = heads_pb2_grpc.HeadServiceStub(channel)
         heads.CopyHead(heads_pb2.CopyHeadRequest(source="policy", target="policy"))
         with pytest.raises(grpc.RpcError):
-            heads.ActivateHeads(heads_pb2.ActivateHeadsRequest(heads={"policy": 2}, request_id="a"), timeout=30)
+            heads.ActivateHeads(activation, timeout=30)
     assert first.end()[0] == -signal.SIGKILL
     servers.append(second := Server(model, tmp_path / "store"))
     assert second.ready["generation"] == 2
     with second.channel as channel:
-        again = heads_pb2_grpc.HeadServiceStub(channel).ActivateHeads(
-            heads_pb2.ActivateHeadsRequest(heads={"policy": 2}, request_id="a", expected_generation=1)
-        )
+        again = heads_pb2_grpc.HeadServiceStub(channel).ActivateHeads(activation)
         assert again.generation.number == 2
 
 
