@@ -1,4 +1,4 @@
-"""Client: polyhead from ordinary, synchronous code. requests.py builds, connection.py calls, folding.py and requests.py read.
+"""Client: polyhead from ordinary, synchronous code. wire/requests.py builds, connection.py calls, folding.py and requests.py read.
 
 Every method raises errors of errors.py, and TypeError for an argument of a wrong type. AsyncClient (aio.py) has the same names.
 """

@@ -181,7 +181,9 @@ def _plain_message(code: grpc.StatusCode, details: str, target: str) -> str:
     """gRPC's own words come from the library, not from polyhead: say which address, and what to look at."""
     if code is grpc.StatusCode.UNAVAILABLE:
         proxy = proxy_variable(target)
-        usual = "does `polyhead serve` run there, with or without TLS?" + (f" And {proxy} is set: is it for this address?" if proxy else "")
+        usual = "does `polyhead serve` run there, with or without TLS?"
+        if proxy:
+            usual += f" {proxy} is set, so the call goes through a proxy: to connect directly, add the host to no_proxy"
         hint = next((hint for sign, hint in _TLS_HINTS.items() if sign in details), usual)
         return f"no answer from the server: {target} ({details[:400]})\nhint: {hint}"
     if code is grpc.StatusCode.DEADLINE_EXCEEDED:

@@ -1,1 +1,1 @@
-"""One request's road: from the wire through the engine and back."""
+"""The server: a request's way from the wire through the engine and back."""

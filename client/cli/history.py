@@ -33,7 +33,7 @@ def removed_lines(removed: Sequence[str]) -> list[str]:
     """What a push or an activation deleted, and how to keep such a version."""
     if not removed:
         return []
-    return [f"removed, as the server keeps so many versions of a name: {', '.join(removed)} (`polyhead heads label` keeps one)"]
+    return [f"removed by the server's --keep-versions: {', '.join(removed)} (`polyhead heads label` keeps a version)"]
 
 
 def generation_line(generation: Generation) -> str:
@@ -41,7 +41,7 @@ def generation_line(generation: Generation) -> str:
     origin = f"= {generation.same_as} again" if generation.same_as else f"from {generation.parent}" if generation.parent else "is the first"
     heads = " ".join(f"{name}@{version}" for name, version in sorted(generation.heads.items()))
     note = f"  ({generation.note})" if generation.note else ""
-    gone = f"  CANNOT BE RESTORED: {', '.join(generation.gone)} is gone" if generation.gone else ""
+    gone = f"  cannot be restored, no longer stored: {', '.join(generation.gone)}" if generation.gone else ""
     return f"generation {generation.number} {origin}  {moment(generation.created_at)}  {heads}{note}{gone}"
 
 

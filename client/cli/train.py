@@ -11,6 +11,7 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from polyhead.client.cli.history import activated
 from polyhead.client.cli.session import Session, connected, fail
 
 if TYPE_CHECKING:
@@ -39,15 +40,15 @@ def train_command(
     task: Annotated[Task, typer.Argument(help="sft: replies to imitate; preference: ranked replies; rule: judgements of rules.")],
     data: Annotated[Path, typer.Option(help='JSON lines: {"prompt": ...} with "completion"; "chosen", "rejected"; or "rule", "label".')],
     held_out: Annotated[Path | None, typer.Option(help="JSON lines to measure on.", show_default="a share of --data")] = None,
-    held_out_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Of --data, without --held-out.")] = 0.1,
+    held_out_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of --data to hold out without --held-out.")] = 0.1,
     name: Annotated[str, typer.Option(help="Head name to push to.", show_default="policy, preference, rule")] = "",
     start_from: Annotated[str, typer.Option(help="Head or version to begin with.", show_default="the active one")] = "",
     activate: Annotated[bool, typer.Option("--activate", help="Activate the finished head.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="8, 3, 2")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="sft 8, preference 3, rule 2")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one optimiser step.", show_default="8")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.", show_default="2e-4, 5e-5, 1e-4")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Adam's learning rate.", show_default="2e-4, 5e-5, 1e-4")] = None,
     broken_weight: Annotated[float, typer.Option(help="rule: weight of broken rows; other than 1 it shifts p_violate.")] = 1.0,
-    seed: Annotated[int, typer.Option(help="Of the order and of the held-out rows.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the row order and of the choice of held-out rows.")] = 0,
     states: Annotated[Path | None, typer.Option(help="Folder of boundary states.", show_default="in the user's cache folder")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.")] = None,
 ) -> None:
@@ -69,7 +70,7 @@ def train_command(
     report = runs.push(session.client, name or task.kind, task.kind, trained)
     lines = [*trained.lines, f"pushed {report.head.ref}"]
     if activate:
-        lines.append(f"active from generation {session.client.activate({report.head.name: report.version}, note='polyhead train')}")
+        lines += activated(session.client.activate({report.head.name: report.version}, note="polyhead train"))
     session.show({"head": report.head.ref, "metrics": trained.metrics, "active": activate}, "\n".join(lines))
 
 

@@ -184,7 +184,7 @@ def trunk_digest(checkpoint: Checkpoint, split_layer: int, sources: Mapping[str,
     """64 hex digits: SHA-256 over the hashes of the trunk's source tensors, the config and the split layer.
 
     `sources`: global name -> the checkpoint's tensors that make it up. The checkpoint's own names do not count: a model saved
-    without the prefix `model.` is the same trunk. `heads.family.trunk_id` calls it.
+    without the prefix `model.` is the same trunk. `spec.trunk_id` calls it.
     """
     facts = {
         "config": canonical_config(checkpoint.config),

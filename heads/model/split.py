@@ -3,7 +3,7 @@
     out/trunk/         config.json, tokenizer, model.safetensors (the source's tensors, byte for byte), trunk.json
     out/heads/policy/  head.safetensors, head.json
 
-Knows the two folder formats; what belongs to which part comes from heads.family.
+Knows the two folder formats; what belongs to which part comes from family.py.
 """
 
 from __future__ import annotations

@@ -1,1 +1,1 @@
-"""Plain torch loops that train a head on boundary states from a running server: the trainer never holds the trunk."""
+"""Training of heads on boundary states from a running server: loop, losses, checkpoints, metrics. The trainer never holds the trunk."""

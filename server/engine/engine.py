@@ -174,7 +174,7 @@ class Engine:
         return future
 
     def commit_caches(self, goes_on: Callable[[], bool]) -> bool:
-        """Take the memory that the caches were promised, beside steps and before they need it (commit.py). Returns whether all is taken."""
+        """Take the memory that the caches were promised, beside steps (server/host/commit.py). Returns whether all is taken."""
         return commit([*self.trunk.cache.tensors, *self.heads.cache.layers], goes_on)
 
     def snapshot(self) -> EngineSnapshot:

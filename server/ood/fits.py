@@ -44,7 +44,7 @@ class TrunkLayers:
 
 @dataclass(frozen=True, slots=True)
 class LoadedFit:
-    """A fit with its numbers: what a request carries (`PromptScorer` in engine/sequence.py)."""
+    """A fit with its numbers: what a request carries (`PromptScorer` in engine/work/sequence.py)."""
 
     fit: OodFit
     model: OodModel

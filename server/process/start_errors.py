@@ -19,7 +19,7 @@ _HINTS = {
     errno.ENFILE: "the machine has no more open files to give: raise fs.file-max",
     errno.ENOENT: "is it a broken link, or was it deleted a moment ago?",
     errno.ENOTDIR: "a file is where a folder should be",
-    errno.EIO: "the disk does not answer as it should: look at the kernel's log",
+    errno.EIO: "an input/output error of the disk: see the kernel's log (dmesg)",
 }
 
 
@@ -28,4 +28,4 @@ def explained(error: OSError) -> FailedPrecondition:
     what = error.strerror or str(error) or type(error).__name__
     where = f": {error.filename}" if error.filename else ""
     hint = _HINTS.get(error.errno or 0, "run it again with POLYHEAD_LOG_LEVEL=DEBUG for the place in the code")
-    return FailedPrecondition(f"the system refused something that the start needs: {what}{where}\nhint: {hint}")
+    return FailedPrecondition(f"the operating system refused a call during the start: {what}{where}\nhint: {hint}")

@@ -1,6 +1,6 @@
 """Configuration files: versioned YAML, read once at start and never written. What a file holds is checked by its kind's own book.
 
-A book is one kind's files: rules.py has rule sets and templates, transcripts.py transcript formats.
+A book is one kind's files: rules.py has rule sets and templates, text/transcripts.py transcript formats.
 """
 
 from __future__ import annotations

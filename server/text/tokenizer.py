@@ -90,8 +90,8 @@ class Tokenizer:
         if self._vocab_size is not None and ids and (highest := max(ids)) >= self._vocab_size:
             token = str(self._tokenizer.convert_ids_to_tokens(highest))[:_SHOWN]
             raise InvalidArgument(
-                f"the tokenizer writes {token!r} as token {highest}, outside the model's vocabulary of {self._vocab_size}: the model has "
-                "never seen it\nhint: leave it out",
+                f"the tokenizer writes {token!r} as token {highest}, outside the model's vocabulary of {self._vocab_size}\n"
+                "hint: remove it from the text",
                 field=field,
             )
         return ids

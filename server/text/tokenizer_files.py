@@ -72,6 +72,6 @@ def read_eos_ids(checkpoint: Checkpoint) -> frozenset[int]:
         found = checkpoint.config.eos_token_id
     ids = [] if found is None else found if isinstance(found, list) else [found]
     if wrong := [each for each in ids if type(each) is not int or each < 0]:
-        hint = "hint: mend it; a generation_config.json may also be removed"
+        hint = "hint: correct it; generation_config.json may also be deleted"
         raise FailedPrecondition(f"eos_token_id in {where} is not a token id or a list of them: {str(wrong[0])[:80]!r}\n{hint}")
     return frozenset(ids)

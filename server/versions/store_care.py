@@ -42,7 +42,7 @@ class StoreCare:
         for damage in found - self._told:
             log.error("the store is damaged: %s; repair: %s", damage.what, damage.repair)
         if self._told - found:
-            log.info("the store is no longer damaged in %d places", len(self._told - found))
+            log.info("%d damaged places of the store have been repaired", len(self._told - found))
         self._told = found
         self._on_look()
 

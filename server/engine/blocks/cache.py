@@ -2,7 +2,7 @@
 
 One slot holds one block; slot 0 holds none: it stays zero and pads tables. Where torch attends, a slot is cleared when it is taken: masked
 values are multiplied by 0 there, and a NaN left behind would survive that. Memory is committed when it is first written, not when the
-cache is made, or ahead of that by commit.py.
+cache is made, or ahead of that by server/host/commit.py.
 """
 
 from __future__ import annotations

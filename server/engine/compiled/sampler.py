@@ -1,4 +1,4 @@
-"""Draws and looks up tokens as the other sampler does (../sampler.py), all rows in one call of compiled code."""
+"""Draws and looks up tokens as the other sampler does (../layers/sampler.py), all rows in one call of compiled code."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ class Scheduler:
                 return
             if verdict is Verdict.REFUSE:
                 late.add(sample.request)
-                self.refused.append((sample.request, too_late("it has waited too long", self.pace.stay_s)))
+                self.refused.append((sample.request, too_late("it has waited in the queue for too long", self.pace.stay_s)))
                 continue
             prompt = (sample.sequence.salt, id(sample.prompt))
             match = None if prompt in pending else self.tree.match(sample.sequence.tokens, sample.sequence.salt)

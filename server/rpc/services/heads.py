@@ -60,7 +60,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self._push_idle_s = push_idle_s
         self._on_received = on_received  # ("whole" or "delta", bytes of a chunk)
         self._pushes = Shares("pushes", MAX_PUSHES, hint="wait for one to end")
-        self._watches = Shares("watches", MAX_WATCHES, hint="one watch serves a whole process", retry_after_s=10.0)
+        self._watches = Shares("watches", MAX_WATCHES, hint="use one watch for the whole process", retry_after_s=10.0)
         self._announcements: dict[int, asyncio.Future[pb.WatchHeadsResponse | None]] = {}  # of the newest generations
         self._tensors = TensorHashes(store, publisher.breathe)
 

@@ -50,9 +50,9 @@ def test_the_history_says_where_the_next_rollback_goes() -> None:
 def test_the_history_marks_what_cannot_be_restored() -> None:
     lines = history_lines([generation(2, 1, 9), generation(1, 0, 1, gone=("policy@1",))])
     assert "which cannot be restored, as policy@1 is gone: choose another one with --to" in lines[1]
-    assert lines[2].endswith("CANNOT BE RESTORED: policy@1 is gone")
+    assert lines[2].endswith("cannot be restored, no longer stored: policy@1")
 
 
 def test_what_a_push_removed_is_said() -> None:
     assert removed_lines(()) == []
-    assert "policy@1, policy@2 (`polyhead heads label` keeps one)" in removed_lines(("policy@1", "policy@2"))[0]
+    assert "policy@1, policy@2 (`polyhead heads label` keeps a version)" in removed_lines(("policy@1", "policy@2"))[0]

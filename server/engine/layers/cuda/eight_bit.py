@@ -34,7 +34,7 @@ class Format:
     multiple: int  # of inputs and outputs
     row_multiple: int
     fewest_rows: int
-    is_spread: bool  # hadamard.py
+    is_spread: bool  # ../hadamard.py
     product: Callable[[Tensor, Tensor], Tensor]  # (T, in) and (in, out), without scales
 
     def quantized(self, rows: Tensor) -> tuple[Tensor, Tensor]:

@@ -117,7 +117,7 @@ class TorchStack:
         rows: Tensor | None = None,
         parts: Sequence[AdapterRows] = (),
     ) -> Tensor:
-        """(T, d_model) through these layers; the rest as in kits.py."""
+        """(T, d_model) through these layers; the rest as in ../kits.py."""
         rotations = self._rotations.index_select(0, positions_T)[:, None]
         for number, layer in enumerate(self.layers):
             if tap and number == tap:

@@ -1,0 +1,1 @@
+"""Prometheus metrics: what is counted, and the port that shows it."""
