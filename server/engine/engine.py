@@ -431,6 +431,8 @@ class Engine:
 
     def _refuse(self, request: Request, error: PolyheadError) -> None:
         """End a request that has not begun: its reader gets the error and nothing else, so that a client may try again."""
+        if request.is_ended:  # refused for an earlier sample
+            return
         if isinstance(error, ResourceExhausted):
             self.counters.late_requests += 1
         else:
@@ -443,7 +445,7 @@ class Engine:
     def _end_unreadable(self) -> None:
         """The door refuses what they hold. Should it ever come through, it ends its own sample."""
         unreadable, self.scheduler.unreadable = self.scheduler.unreadable, []
-        for sample in unreadable:
+        for sample in (each for each in unreadable if each.phase is not Phase.DONE):
             self._fail(sample, f"token id outside the vocabulary of {self.scheduler.vocab_size}: {sample.highest_id}")
 
     def _flip(self, active: ActiveSet) -> SwapReport:
@@ -477,7 +479,7 @@ class Engine:
             return self.step()
         except Exception:
             logger.exception("an engine step failed")
-            failed = {sample.request for sample in self.scheduler.running}
+            failed = {sample.request for sample in self.scheduler.running} | self.scheduler.forget_step()
             if not failed:  # it failed before anything ran: one that waits may fail every step
                 with self._wake:
                     failed = set(self._open.values())

@@ -17,6 +17,7 @@ from polyhead.server.engine.engine import end_process
 from polyhead.server.engine.work.reports import EngineSnapshot
 
 PERIOD_S = 1.0
+STOPPED_S = 10.0  # between two looks: the process did not run, because of SIGSTOP or a paused container
 LOOP_SILENCE_S = 30.0  # after which an event loop is not called alive any more
 
 log = logging.getLogger(__name__)
@@ -52,7 +53,8 @@ class Watchdog:
         self._end = end
         self._notify = notify
         self._now = now
-        self._beat_at = now()
+        self._beat_at = self._looked_at = now()
+        self._patient_until = 0.0  # no step counts as hanging before
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="polyhead-watchdog", daemon=True)
 
@@ -70,7 +72,10 @@ class Watchdog:
     def look(self) -> None:
         """Once: end the process, or say that it is alive."""
         now, engine = self._now(), self._snapshot()
-        step_s = now - engine.last_step_at
+        if now - self._looked_at > STOPPED_S:  # the whole process was stopped: its step has not taken that long
+            self._patient_until = now + self._hang_limit_s
+        self._looked_at = now
+        step_s = now - engine.last_step_at if now >= self._patient_until else 0.0
         if not engine.is_running:
             self._end("the engine's thread has ended")
         elif self._hang_limit_s and engine.num_open and step_s > self._hang_limit_s:

@@ -27,7 +27,7 @@ from polyhead.server.rpc.errors import DeadlineExceeded, status_code, to_polyhea
 from polyhead.server.rpc.unread import Account, Unread
 
 DRAIN_RETRY_S = 2.0
-OWN_SHARE = 0.99  # a deadline below this share of the server's longest is the caller's own
+OWN_SHARE = 0.9  # a deadline below this share of the server's longest is the caller's own; a client's retries take some of its hour
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 _MALFORMED = object()  # what the deserializer returns for bytes that are no message
 
@@ -193,6 +193,8 @@ async def _until(deadline_at: float, account: Account, work: Awaitable[Any]) -> 
     errors: list[PolyheadError] = [DeadlineExceeded("the call's deadline has passed")]
 
     def end(error: PolyheadError) -> None:
+        if limit.expired():
+            return  # the deadline has passed, and the call is ending by it
         errors.append(error)
         limit.reschedule(0.0)  # that is, now
 

@@ -68,8 +68,10 @@ class EventStream:
             await self._ready.wait()
             self._ready.clear()
             events, self._events = self._events, []
-            yield events
-            self._account.release(EVENT_BYTES * len(events))
+            try:
+                yield events
+            finally:
+                self._account.release(EVENT_BYTES * len(events))
             if events and isinstance(events[-1], Ended):
                 return
 
@@ -87,4 +89,7 @@ def hand_over(loop: asyncio.AbstractEventLoop, outbox: StepEvents) -> None:
 
 def _dispatch(outbox: StepEvents) -> None:
     for request, events in outbox.items():
-        request.deliver(request, events)
+        try:
+            request.deliver(request, events)
+        except Exception:  # of this request alone: the others' events must not be lost with it
+            logger.exception("events of a request could not be delivered")

@@ -8,12 +8,15 @@ ends of which no message was taken for `stall_s`. Nobody else notices.
 from __future__ import annotations
 
 import asyncio
+import logging
 import threading
 import time
 from collections.abc import Callable
 
 from polyhead.heads.format.errors import PolyheadError, ResourceExhausted
 from polyhead.server.engine.schedule.shares import fair_share
+
+logger = logging.getLogger(__name__)
 
 WINDOW_SHARE = 1 / 32  # of the budget: states of one call that are made ahead of its reader
 IDLE_S = 1.0  # a message that waits longer was not taken at once: its reader does something else
@@ -30,6 +33,7 @@ class Account:
         self.writing_since: float | None = None  # time.monotonic(); None: no message waits for the reader
         self.end: Callable[[PolyheadError], None] | None = None  # set by the call while it can be ended; on the event loop
         self.is_ending = False
+        self.num_message_bytes = 0  # of `num_bytes`: what stays with the transport when the call was ended
         self._unread = unread
 
     def hold(self, num_bytes: int) -> None:
@@ -57,9 +61,9 @@ class Account:
         self.writing_since = None
 
     def settle(self) -> None:
-        """The call was ended and its work is gone: what is left is the message that the reader did not take."""
-        self.is_ending = False
+        """The call was ended, and its work goes as soon as the engine hears of it. What is left is the message that nobody took."""
         if self.writing_since is not None:
+            self.num_message_bytes = MESSAGE_BYTES
             self.hold(MESSAGE_BYTES)
 
     def close(self) -> None:
@@ -118,7 +122,8 @@ class Unread:
         if self.num_bytes <= self.max_bytes:
             return
         with self._lock:
-            over = self.num_bytes - self.max_bytes - sum(account.num_bytes for account in self._accounts if account.is_ending)
+            going = sum(account.num_bytes - account.num_message_bytes for account in self._accounts if account.is_ending)
+            over = self.num_bytes - self.max_bytes - going
             to_end = self._victims(over) if over > 0 else []
         for account in to_end:
             self._end(
@@ -140,7 +145,10 @@ class Unread:
         """Sweep until cancelled."""
         while True:
             await asyncio.sleep(SWEEP_S)
-            self.sweep()
+            try:
+                self.sweep()
+            except Exception:
+                logger.exception("unread calls could not be looked at; the next look is in %g s", SWEEP_S)
 
     def _held(self) -> dict[str, float]:
         held: dict[str, float] = {}

@@ -48,7 +48,7 @@ class Deadlines:
         if math.isinf(request.due_at) or not self.pace.is_known(now):
             return
         num_ahead, num_prefill = _ahead(request, open_requests)
-        num_patient = sum(each.num_open - each.num_waiting for each in open_requests if math.isinf(each.due_at))
+        num_patient = sum(max(0, each.num_open - each.num_waiting) for each in open_requests if math.isinf(each.due_at))
         wait_s = self._queue_s(num_ahead, num_running) + self.pace.prefill_s(num_prefill)
         late_s = now + wait_s - self._latest_start(request, num_running + num_ahead, num_patient)
         if late_s > 0.0:
@@ -75,7 +75,8 @@ class Deadlines:
                 return Verdict.REFUSE
             if hurried and self._is_slow(request, num_running, num_patient, now):
                 return Verdict.WAIT
-        is_harming = self._is_harming(hurried, num_running, now + self.pace.prefill_s(request.num_prefill_tokens))
+        num_more = 0 if sample.is_given else 1
+        is_harming = self._is_harming(hurried, num_running, num_more, now + self.pace.prefill_s(request.num_prefill_tokens))
         return Verdict.WAIT if is_harming else Verdict.START
 
     def _is_slow(self, request: Request, num_running: int, num_patient: int, now: float) -> bool:
@@ -85,9 +86,9 @@ class Deadlines:
         num_own = len(request.samples)
         return self.pace.step_s(num_running + num_own) > CROWD * self.pace.step_s(num_patient + num_own)
 
-    def _is_harming(self, hurried: Sequence[Sample], num_running: int, now: float) -> bool:
-        """Whether one more row would make somebody late who would be in time at the present pace."""
-        present_s, step_s = HOPELESS * self._step_s(num_running), MARGIN * self._step_s(num_running + 1)
+    def _is_harming(self, hurried: Sequence[Sample], num_running: int, num_more: int, now: float) -> bool:
+        """Whether so many more rows would make somebody late who would be in time at the present pace."""
+        present_s, step_s = HOPELESS * self._step_s(num_running), MARGIN * self._step_s(num_running + num_more)
         for sample in hurried:
             num_left = self.pace.reply_tokens(sample, is_long=True)
             if sample.phase is Phase.GENERATING and num_left * present_s <= sample.request.due_at - now < num_left * step_s:
@@ -128,12 +129,13 @@ def _ahead(request: Request, open_requests: Collection[Request]) -> tuple[int, i
     waiting: collections.Counter[str] = collections.Counter()
     num_first = num_prefill = num_all = 0
     for each in open_requests:
+        count = 0 if each.samples and each.samples[0].is_given else each.num_waiting  # what is only scored draws no token
         if each.priority < request.priority:
-            num_first += each.num_waiting
+            num_first += count
         elif each.priority is request.priority:
-            waiting[each.principal] += each.num_waiting
+            waiting[each.principal] += count
         if each.priority <= request.priority:
-            num_prefill, num_all = num_prefill + each.num_prefill_tokens, num_all + each.num_waiting
+            num_prefill, num_all = num_prefill + each.num_prefill_tokens, num_all + count
     num_own = waiting.pop(request.principal, 0)
     num_ahead = num_first + num_own + sum(min(count, num_own + 1) for count in waiting.values())
     return num_ahead, num_prefill * num_ahead // max(1, num_all)

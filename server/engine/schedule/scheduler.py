@@ -71,6 +71,13 @@ class Scheduler:
         self._add_head_runs(batch)
         return batch
 
+    def forget_step(self) -> set[Request]:
+        """A step has failed: requests that it was about to refuse, and nothing else of what it found."""
+        refused = {request for request, _ in self.refused}
+        self.refused, self.unreadable = [], []
+        self.newly_leased.clear()
+        return refused
+
     def commit_trunk(self, batch: Batch) -> None:
         """The batch's trunk work is done."""
         for run in batch.trunk_runs:
@@ -131,29 +138,31 @@ class Scheduler:
 
     def _admit(self, active: ActiveSet, now: float) -> None:
         """Move samples from the queue into the pools. What stops them is what those at the door must wait for."""
-        self._start_waiting(active, now)
-        self.deadlines.most_rows = len(self.running) if self.waiting else 0
+        self.deadlines.most_rows = len(self.running) if self._start_waiting(active, now) else 0
 
-    def _start_waiting(self, active: ActiveSet, now: float) -> None:
-        """First come first served, as far as pools and deadlines go; one that waits for a block being computed is passed by."""
+    def _start_waiting(self, active: ActiveSet, now: float) -> bool:
+        """First come first served, as far as pools and deadlines go; one that waits for a block being computed is passed by.
+
+        Returns whether pools or deadlines stopped it: those who were only passed by start with one of the next steps.
+        """
         pending: set[tuple[str, int]] = set()  # prompts whose next block somebody computes: their other samples wait, too
         ahead: set[Request] = set()  # of their reader
         late: set[Request] = set()
         for sample in list(self.waiting):
             if len(self.running) >= self.limits.max_running:
-                return
-            if sample.request in ahead or sample.request in late:
+                return True
+            prompt = (sample.sequence.salt, id(sample.prompt))
+            if sample.request in ahead or sample.request in late or prompt in pending:
                 continue
             verdict = self.deadlines.verdict(sample, self.running, len(self.waiting), now)
             if verdict is Verdict.WAIT:
-                return
+                return True
             if verdict is Verdict.REFUSE:
                 late.add(sample.request)
                 self.refused.append((sample.request, too_late("it has waited in the queue for too long", self.pace.stay_s)))
                 continue
-            prompt = (sample.sequence.salt, id(sample.prompt))
-            match = None if prompt in pending else self.tree.match(sample.sequence.tokens, sample.sequence.salt)
-            if match is None or match.pending is not None:
+            match = self.tree.match(sample.sequence.tokens, sample.sequence.salt)
+            if match.pending is not None:
                 pending.add(prompt)
                 continue
             if self._is_ahead(sample):
@@ -163,7 +172,7 @@ class Scheduler:
             num_needed = self.tree.num_needed(match, num_blocks * self.tree.block_size)
             num_head_blocks = 0 if sample.is_given else num_blocks
             if num_needed > self._num_unpromised() or num_head_blocks > self._num_unpromised_heads():
-                return
+                return True
             self.waiting.remove(sample)
             self.turns.start(sample)
             self.running.append(sample)  # before anything that can fail: what is running is ended by a step that fails
@@ -171,6 +180,7 @@ class Scheduler:
             if self._lease(sample, active):
                 self.tree.place(sample.sequence, match)
                 self._begin(sample, num_blocks, num_head_blocks)
+        return False
 
     def _is_ahead(self, sample: Sample) -> bool:
         """Whether a sample's states must wait until more of its request's are read. A group that has begun goes on: it is read as one."""

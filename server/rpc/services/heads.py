@@ -257,10 +257,16 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     async def _announcement(self, number: int) -> pb.WatchHeadsResponse | None:
         """Made once for all who watch. None for a number that was never used, or whose record is damaged."""
         if number not in self._announcements:
-            self._announcements[number] = asyncio.ensure_future(self._workers.run_control(self._announced, number))
+            made = self._announcements[number] = asyncio.ensure_future(self._workers.run_control(self._announced, number))
+            made.add_done_callback(lambda done: self._forget_failed(number, done))
             if len(self._announcements) > MAX_ANNOUNCEMENTS:
                 del self._announcements[next(iter(self._announcements))]  # who waits for it holds it
         return await asyncio.shield(self._announcements[number])
+
+    def _forget_failed(self, number: int, done: asyncio.Future[pb.WatchHeadsResponse | None]) -> None:
+        """A message that could not be made is tried again for the next watch."""
+        if done.cancelled() or done.exception() is not None:
+            self._announcements.pop(number, None)
 
     def _announced(self, number: int) -> pb.WatchHeadsResponse | None:
         with contextlib.suppress(NotFound, DataLoss, InvalidArgument):

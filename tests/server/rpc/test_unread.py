@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 from collections.abc import AsyncIterator
 from typing import Any
+from unittest.mock import Mock
 
 import grpc
 import grpc.aio
@@ -12,6 +13,7 @@ import pytest
 
 from polyhead.heads.format.errors import PolyheadError
 from polyhead.server.rpc.interceptors import current_call
+from polyhead.server.rpc.stream import _dispatch
 from polyhead.server.rpc.unread import IDLE_S, Account, Unread
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
@@ -77,6 +79,33 @@ def test_a_call_that_is_not_read_ends_before_one_that_is() -> None:
     calls.open("read", "b", 800 * KIB).begin_message()
     calls.unread.check()
     assert list(calls.ended) == ["unread"]
+
+
+def test_a_call_that_is_ending_takes_no_other_with_it() -> None:
+    """Its bytes go when the engine has heard of it. Until then they counted against the others, of which one ended after the other."""
+    calls = Calls()
+    ending = calls.unread.open("a")
+    errors: list[PolyheadError] = []
+    ending.end = errors.append
+    ending.hold(900 * KIB)
+    calls.open("innocent", "b", 400 * KIB)
+    calls.unread.check()
+    ending.settle()
+    for _ in range(3):
+        calls.unread.check()
+    assert (len(errors), calls.ended) == (1, {})
+
+
+def test_one_requests_fault_costs_no_other_its_events() -> None:
+    """An exception in one delivery ended the loop over the step's requests: the others' readers never heard of their end."""
+    heard: list[str] = []
+
+    def broken(request: Any, events: Any) -> None:
+        raise RuntimeError("cannot change state of expiring Timeout")
+
+    first, second = Mock(deliver=broken), Mock(deliver=lambda request, events: heard.append("second"))
+    _dispatch({first: [], second: []})
+    assert heard == ["second"]
 
 
 def test_alone_a_principal_may_hold_all_of_it() -> None:

@@ -260,6 +260,7 @@ def test_the_templates_own_end_of_a_turn_is_a_stop_id_of_its_prompts(caplog: pyt
 def test_an_end_that_is_an_eos_is_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
     at = door(tiny_tokenizers.byte_level(), eos=("<|im_end|>",))
     assert not samples(at, chat("Hi")).stop_token_ids
+    caplog.clear()
     at.tokenizer.report_chat(at.eos_ids)
     assert not caplog.text
 

@@ -155,5 +155,5 @@ def test_what_may_pass_by_itself_ends_a_start_with_a_status_that_is_restarted(
     done = CliRunner().invoke(app, [])
     assert done.exit_code == status
     assert done.output.startswith("error: ")
-    unit = (Path(__file__).parents[2] / "deploy" / "polyhead.service").read_text(encoding="utf-8")
+    unit = (Path(__file__).parents[3] / "deploy" / "polyhead.service").read_text(encoding="utf-8")
     assert "\nRestartPreventExitStatus=2\n" in unit

@@ -164,6 +164,17 @@ def test_counts_are_enough_to_refuse(paced: Loaded) -> None:
     assert (paced.counters.rejected_requests, paced.counters.late_requests, engine.is_idle) == (2, 1, True)
 
 
+def test_a_group_that_waits_for_its_prompt_keeps_nobody_out(paced: Loaded) -> None:
+    """Its samples start with the next step. Each counted as one that must end first: a call with twenty seconds left was refused."""
+    paced.ask(num_tokens=8, deadline_s=60.0, n=64)
+    paced.step()
+    assert len(paced.bench.engine.scheduler.waiting) >= 60, "all but one are passed by until the prompt is there"
+    paced.ask(deadline_s=20.0)
+    assert paced.counters.late_requests == 0
+    paced.run()
+    paced.bench.assert_blocks_returned()
+
+
 def test_max_new_tokens_is_a_bound_and_no_reason_to_refuse(paced: Loaded) -> None:
     """A reply may end early, and a reader of a stream takes what comes until his deadline."""
     ends_early = paced.ask(num_tokens=200, deadline_s=1.0, ignore_eos=False)
