@@ -450,7 +450,8 @@ def test_a_recipe_whose_head_was_never_there_is_refused_before_work(client: Clie
     def assert_refused() -> None:
         before = [client.status().counters[counter] for counter in MODEL_WORK]
         for run in calls:
-            with pytest.raises(FailedPrecondition, match=r"ghostly@1 reads a head that is not there: .*'ghost'\nhint: activate") as caught:
+            wanted = r"ghostly@1 reads a head that is not there: .*'ghost'\nhint: active are .*\nhint: activate"
+            with pytest.raises(FailedPrecondition, match=wanted) as caught:
                 run()
             assert caught.value.field == "score.recipe"
         assert [client.status().counters[counter] for counter in MODEL_WORK] == before

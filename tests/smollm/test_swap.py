@@ -37,7 +37,7 @@ _ONE_WHOLE_MODEL = """
 import sys, gc, psutil, torch
 import polyhead.server.process.lifecycle, polyhead.server.process.startup, polyhead.server.process.card
 from transformers import AutoModelForCausalLM, AutoTokenizer
-from polyhead.heads import embedded
+from polyhead.heads.model import embedded
 rss = lambda: psutil.Process().memory_info().rss
 folder = embedded.prepare()
 tokenizer = AutoTokenizer.from_pretrained(folder)
