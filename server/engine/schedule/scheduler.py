@@ -120,9 +120,7 @@ class Scheduler:
         """Take a sample out, wherever it stands, and give back all it holds."""
         if sample.phase is Phase.WAITING and sample in self.waiting:
             self.waiting.remove(sample)
-            request = sample.request
-            if not any(each.request.principal == request.principal and each.request.priority is request.priority for each in self.waiting):
-                self.turns.forget(sample)
+            self.turns.leave(sample)
         elif sample in self.running:
             self.running.remove(sample)
         sample.phase = Phase.DONE

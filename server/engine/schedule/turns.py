@@ -6,6 +6,8 @@ where the queue is now, if those are through: whoever has little gets in between
 
 from __future__ import annotations
 
+import collections
+
 from polyhead.server.engine.work.sequence import Priority, Sample
 
 
@@ -15,21 +17,28 @@ class Turns:
     def __init__(self) -> None:
         self._now = dict.fromkeys(Priority, 0)  # turn of the sample that started last
         self._ends: dict[tuple[Priority, str], int] = {}  # where a principal's samples end
+        self._num_waiting: collections.Counter[tuple[Priority, str]] = collections.Counter()
 
     def give(self, sample: Sample) -> None:
         """The sample's place in the queue: behind those of its own principal."""
         kind = _kind(sample)
         sample.turn = max(self._now[sample.request.priority], self._ends.get(kind, 0))
         self._ends[kind] = sample.turn + sample.most_tokens
+        self._num_waiting[kind] += 1
 
     def start(self, sample: Sample) -> None:
         """A sample has its turn."""
         priority = sample.request.priority
         self._now[priority] = max(self._now[priority], sample.turn)
+        self._num_waiting[_kind(sample)] -= 1
 
-    def forget(self, sample: Sample) -> None:
-        """Nothing of this principal waits any more: what it took back does not count against it."""
-        self._ends.pop(_kind(sample), None)
+    def leave(self, sample: Sample) -> None:
+        """A sample leaves the queue without its turn. Once nothing of its principal waits, what it took back does not count against it."""
+        kind = _kind(sample)
+        self._num_waiting[kind] -= 1
+        if not self._num_waiting[kind]:
+            del self._num_waiting[kind]
+            self._ends.pop(kind, None)
 
 
 def _kind(sample: Sample) -> tuple[Priority, str]:
