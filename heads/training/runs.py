@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from polyhead.client import Client, PushReport
+from polyhead.heads.model.embedded import cache_folder
 from polyhead.heads.model.family import HeadModule
 from polyhead.heads.training import policy, preference, rule
 from polyhead.heads.training.checkpoints import CheckpointFolder
@@ -40,7 +41,7 @@ class RunConfig:
     held_out: Path | None = None  # None: a share of the data's own rows
     held_out_share: float = 0.1
     start_from: str = ""  # "preference@3"; "": the active head of the kind's name
-    states: Path = Path.home() / ".cache" / "polyhead" / "states"  # boundary states, kept for later runs
+    states: Path = field(default_factory=lambda: cache_folder() / "states")  # boundary states, kept for later runs
     checkpoints: Path | None = None  # a folder to resume from
     broken_weight: float = 1.0  # rule heads: see losses.rule_loss
 
