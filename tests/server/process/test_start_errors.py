@@ -158,7 +158,7 @@ def test_what_the_system_refuses_is_two_lines_and_exit_2(number: int, hint: str,
     done = CliRunner().invoke(build_app(["serve"]), ["serve", "--port", "0"])
     assert done.exit_code == 2, done.output
     error, last = done.stderr.strip().splitlines()[-2:]
-    assert error.startswith("error: the system refused something that the start needs: ")
+    assert error.startswith("error: the operating system refused a call during the start: ")
     assert error.endswith(": /home-of-nobody/.local")
     assert last.startswith("hint: ")
     assert hint in last

@@ -190,10 +190,12 @@ async def stalled_call(endless: Endless, channel: Any) -> Any:
     """A call whose reader took one message and no more: the transport is full, and the server's message waits."""
     call = heads_pb2_grpc.HeadServiceStub(channel).PullHead(pb.PullHeadRequest())
     await call.read()
-    sent = -1
-    while endless.num_sent != sent:
+    sent, num_looks = -1, 0
+    while num_looks < 10:  # ten in a row: on a busy machine one pause is no full transport
+        is_stalled = endless.num_sent == sent and endless.accounts[0].writing_since is not None
+        num_looks = num_looks + 1 if is_stalled else 0
         sent = endless.num_sent
-        await asyncio.sleep(0.2)
+        await asyncio.sleep(0.1)
     return call
 
 
