@@ -182,6 +182,23 @@ async def grpc_server(
     unread: Unread | None = None,
 ) -> AsyncIterator[tuple[grpc.aio.Channel, CallInterceptor, Health]]:
     """A real server on a free port with our interceptor and health."""
+    async with (
+        grpc_address(add, authenticator, max_call_s=max_call_s, is_open=is_open, unread=unread) as (address, interceptor, health),
+        grpc.aio.insecure_channel(address) as channel,
+    ):
+        yield channel, interceptor, health
+
+
+@asynccontextmanager
+async def grpc_address(
+    add: Callable[[LateHandlers], None],
+    authenticator: Authenticator | None = None,
+    *,
+    max_call_s: float = 30.0,
+    is_open: bool = True,
+    unread: Unread | None = None,
+) -> AsyncIterator[tuple[str, CallInterceptor, Health]]:
+    """The same server, for a test that makes its own channels."""
     from grpc_health.v1 import health_pb2_grpc
 
     unread = unread or Unread(1 << 30, 900.0)
@@ -196,8 +213,7 @@ async def grpc_server(
     port = server.add_insecure_port("127.0.0.1:0")
     await server.start()
     try:
-        async with grpc.aio.insecure_channel(f"127.0.0.1:{port}") as channel:
-            yield channel, interceptor, health
+        yield f"127.0.0.1:{port}", interceptor, health
     finally:
         await server.stop(0)
         await interceptor.cancel_all(2.0)

@@ -17,7 +17,7 @@ from polyhead.server.rpc.stream import _dispatch
 from polyhead.server.rpc.unread import IDLE_S, Account, Unread
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
-from tests.server.fakes import grpc_server
+from tests.server.fakes import grpc_address, grpc_server
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -221,10 +221,15 @@ async def test_beyond_the_budget_the_unread_call_ends_and_the_read_one_goes_on()
     clock, endless = Clock(), Endless()
     unread = Unread(3 * MIB, 60.0, clock)
     add = heads_pb2_grpc.add_HeadServiceServicer_to_server
-    async with grpc_server(lambda late: add(endless, late), unread=unread) as (channel, *_):
+    async with (
+        grpc_address(lambda late: add(endless, late), unread=unread) as (address, *_),
+        grpc.aio.insecure_channel(address) as channel,
+        # a connection of its own: traffic on a shared one grows the stalled call's window, and a message more is taken
+        grpc.aio.insecure_channel(address, [("grpc.use_local_subchannel_pool", 1)]) as other_channel,
+    ):
         stalled = await stalled_call(endless, channel)
         clock.now = 2 * IDLE_S
-        other = heads_pb2_grpc.HeadServiceStub(channel).PullHead(pb.PullHeadRequest())
+        other = heads_pb2_grpc.HeadServiceStub(other_channel).PullHead(pb.PullHeadRequest())
         await other.read()
         endless.accounts[-1].hold(2 * MIB)
         unread.check()
