@@ -13,9 +13,11 @@ from pathlib import Path
 from typing import Annotated, Any, Literal, Self
 
 from pydantic import BeforeValidator, Field, ValidationError, model_validator
+from pydantic_core import PydanticCustomError
 from pydantic_settings import BaseSettings, EnvSettingsSource, NoDecode, SettingsConfigDict, SettingsError
 
 from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.precision import SERVED_PRECISIONS, Precision
 from polyhead.heads.model.embedded import user_folder
 from polyhead.server.process.setting_errors import setting_error
 from polyhead.server.rpc.auth import Authenticator, Role, Token, hash_token, load_tokens
@@ -24,8 +26,15 @@ GIB = 1 << 30
 ENV_PREFIX = "POLYHEAD_"
 # Variables with our prefix that others read: the command line of clients, and the failpoints of heads/store/failpoints.py
 OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP"})
-Dtype = Literal["float32", "bfloat16", "int8", "fp8"]
 TokenHash = Annotated[str, BeforeValidator(lambda raw: hash_token(raw) if raw else "")]  # the raw token is dropped at once
+
+
+def _served(value: object) -> Precision:
+    """A precision that weights are served in; the error lists them, as for any other setting of a few words."""
+    if value in SERVED_PRECISIONS:
+        return Precision(str(value))
+    known = [repr(each.value) for each in SERVED_PRECISIONS]
+    raise PydanticCustomError("literal_error", "not served", {"expected": f"{', '.join(known[:-1])} or {known[-1]}"})
 
 
 def _paths(value: object) -> object:
@@ -33,6 +42,7 @@ def _paths(value: object) -> object:
     return tuple(part for part in value.split(os.pathsep) if part) if isinstance(value, str) else value
 
 
+ServedPrecision = Annotated[Precision, BeforeValidator(_served)]
 RuleFiles = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
 
 
@@ -47,8 +57,8 @@ class ServeConfig(BaseSettings):
         -1, ge=-1, description="Layer inside the trunk whose states are kept, too, for OOD scores; 0: none, -1: the model's middle"
     )
     store: Path | None = Field(None, description="Folder of the heads; empty: named after the model, under the user's state folder")
-    trunk_dtype: Dtype = Field("float32", description="Precision of the trunk: float32, bfloat16, int8, or fp8 on a GPU")
-    head_dtype: Dtype = Field("float32", description="Precision of the heads: float32, bfloat16, int8, or fp8 on a GPU")
+    trunk_dtype: ServedPrecision = Field(Precision.FLOAT32, description="Precision of the trunk: float32, bfloat16, int8, or fp8 on a GPU")
+    head_dtype: ServedPrecision = Field(Precision.FLOAT32, description="Precision of the heads: float32, bfloat16, int8, or fp8 on a GPU")
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")
     layers: Literal["fast", "plain"] = Field(
         "fast", description="fast: our own for llama-like families; plain: transformers'"

@@ -16,6 +16,7 @@ from polyhead.client.bench.plan import Plan
 from polyhead.client.bench.results import OURS
 from polyhead.client.bench.work import Work
 from polyhead.client.local import LocalServer, local_server
+from polyhead.heads.format.kinds import FIRST_HEADS
 
 TIMEOUT_S = 900.0
 TEMPLATE = "bench@1"
@@ -26,7 +27,7 @@ template: "{dialogue}\\n{rule} Broken?"
 answers: {violated: " Yes", followed: " No"}
 """  # next to no fixed text, so that a question is as long as the rule makes it
 MOST_RULE_CHARACTERS = 250
-ROLES = ("policy", "reference", "rule", "preference", "value")  # what a new store begins with, two files for five heads
+ROLES = tuple(FIRST_HEADS)  # what a new store begins with, two files for five heads
 Weights = Mapping[str, np.ndarray]
 T = TypeVar("T")
 

@@ -9,6 +9,8 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from polyhead.heads.format import kinds
+
 __all__ = [
     "FinishReason",
     "HeadKind",
@@ -39,6 +41,11 @@ class HeadKind(enum.StrEnum):
     PREFERENCE = "preference"
     RULE = "rule"
     VALUE = "value"
+
+    @property
+    def has_logits(self) -> bool:
+        """Whether its output is over the vocabulary, and not a scalar. False for a kind of a newer server."""
+        return bool(self) and kinds.HeadKind(self.value).has_logits
 
 
 class FinishReason(enum.StrEnum):

@@ -14,7 +14,8 @@ from pathlib import Path
 from typing import Any
 
 from polyhead.client.errors import DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.client.weights.tensors import ITEM_SIZE, SAFETENSORS, Source
+from polyhead.client.weights.tensors import ITEM_SIZE, Source
+from polyhead.heads.format.precision import FILE_DTYPES
 
 __all__ = ["ADAPTER_CONFIG", "read_folder", "read_header", "read_json"]
 
@@ -114,7 +115,7 @@ def _sources(file: Path, data_start: int, file_size: int, header: Mapping[str, A
 
 def _from_file(file: Path, data_start: int, file_size: int, entry: Mapping[str, Any]) -> Source:
     start, end = (int(offset) + data_start for offset in entry["data_offsets"])
-    dtype, shape = SAFETENSORS.get(entry["dtype"], str(entry["dtype"])), tuple(int(size) for size in entry["shape"])
+    dtype, shape = FILE_DTYPES.get(entry["dtype"], str(entry["dtype"])), tuple(int(size) for size in entry["shape"])
     if not data_start <= start <= end <= file_size:
         raise DataLoss(f"the safetensors file is truncated: {file.name}")
     if dtype in ITEM_SIZE and math.prod(shape) * ITEM_SIZE[dtype] != end - start:

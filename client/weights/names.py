@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 from polyhead.client.results.records import TrunkInfo
+from polyhead.heads.format.kinds import SCORE_NAME
 
 __all__ = ["LM_HEAD", "SCORE", "SCORE_BIAS", "TensorNames"]
 
 LM_HEAD = "lm_head.weight"
-SCORE = "score.weight"
+SCORE = SCORE_NAME
 SCORE_BIAS = "score.bias"
 
 _WRAPPERS = frozenset({"module", "_orig_mod", "_fsdp_wrapped_module", "_checkpoint_wrapped_module"})

@@ -31,6 +31,7 @@ from polyhead.client.wire.options import PushOptions
 from polyhead.client.wire.requests import enum_number, new_request_id, request_id_for
 from polyhead.client.wire.text_check import check_text
 from polyhead.client.wire.unknown_options import refuse_unknown
+from polyhead.heads.format.kinds import KINDS
 from polyhead.v1 import heads_pb2, types_pb2
 
 __all__ = ["PushPlan", "Upload", "plan_push", "plan_update", "with_removed"]
@@ -41,14 +42,7 @@ _FROM_FOLDER = (
     "trunk_id",
     "precision",
     "untrained",
-    "bias",
-    "read",
-    "append_token_id",
-    "pad_token_id",
-    "unfinished",
-    "violated_token_id",
-    "followed_token_id",
-    "template",
+    *dict.fromkeys(name for kind in KINDS.values() for name in kind.manifest_fields),
 )
 _NOT_IN_UPDATE = {"request_id", "validate_only", "timeout"}  # they belong to the whole
 _MANIFEST_KEYS = frozenset(_FROM_FOLDER) | {"base"}

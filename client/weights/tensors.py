@@ -15,11 +15,11 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client.errors import DataLoss, FailedPrecondition
+from polyhead.heads.format.precision import FILE_DTYPES, ITEM_BYTES
 
 __all__ = ["RawTensor", "Source", "as_source", "to_float32"]
 
-ITEM_SIZE = {"float32": 4, "bfloat16": 2, "float16": 2}  # what heads may be stored in
-SAFETENSORS = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
+ITEM_SIZE = {FILE_DTYPES[name]: size for name, size in ITEM_BYTES.items()}  # what heads may be stored in
 _SHARDED = {"DTensor", "ShardedTensor", "FlatParameter"}
 
 

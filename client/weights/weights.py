@@ -129,12 +129,12 @@ def _place(
     kind: HeadKind,
     found: SortedWeights,
 ) -> None:
-    if standard in (SCORE, SCORE_BIAS) and _has_logits(kind):
+    if standard in (SCORE, SCORE_BIAS) and kind.has_logits:
         found.ignored[name] = f"a {kind.value} head has no scalar output"
     elif standard == SCORE_BIAS:
         found.output_bias = _bias(name, source)
         found.ignored[name] = f"kept beside the file: bias {0.0 - found.output_bias:g}"
-    elif standard == LM_HEAD and not _has_logits(kind):
+    elif standard == LM_HEAD and not kind.has_logits:
         found.ignored[name] = f"a {kind.value} head has no vocabulary output"
     elif standard == LM_HEAD and trunk.tied and is_trunk_embedding(source, given, trunk):
         found.ignored[name] = "tied: it is the trunk's embedding"
@@ -153,12 +153,8 @@ def _use(name: str, standard: str, source: Source, found: SortedWeights) -> None
         found.converted[name] = standard
 
 
-def _has_logits(kind: HeadKind) -> bool:
-    return kind in (HeadKind.POLICY, HeadKind.RULE)
-
-
 def _expected(trunk: TrunkInfo, kind: HeadKind) -> set[str]:
-    output = {SCORE} if not _has_logits(kind) else set() if trunk.tied else {LM_HEAD}
+    output = {SCORE} if not kind.has_logits else set() if trunk.tied else {LM_HEAD}
     return set(trunk.head_tensors) | output
 
 
@@ -195,7 +191,7 @@ def _check_output(standard: Mapping[str, str], kind: HeadKind) -> None:
     """A model of the other kind of output, told before its tensors are compared one by one."""
     outputs = {name: known for name, known in standard.items() if known in (SCORE, LM_HEAD)}
     scores = [name for name, known in outputs.items() if known == SCORE]
-    if _has_logits(kind) and scores and LM_HEAD not in outputs.values() and "v_head" not in scores[0]:
+    if kind.has_logits and scores and LM_HEAD not in outputs.values() and "v_head" not in scores[0]:
         raise InvalidArgument(
             f"these are a scalar model's weights, with {scores[0]!r} and no vocabulary output, and the head is a {kind.value} head\n"
             'hint: push a reward model to "preference" and a critic to "value", or to a new name with kind="preference"',

@@ -5,7 +5,6 @@ from __future__ import annotations
 import dataclasses
 import math
 from collections.abc import Iterable
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -14,6 +13,8 @@ from polyhead.client.results import records, results
 from polyhead.client.weights import tensors
 from polyhead.client.weights.delta import Base
 from polyhead.client.wire.options import Rule
+from polyhead.heads.format.precision import FILE_DTYPES
+from polyhead.heads.format.wire_enums import ContractEnum, wire_numbers
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 __all__ = [
@@ -32,8 +33,6 @@ __all__ = [
     "tensor",
     "trunk_info",
 ]
-
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
 
 
 def sample(message: generation_pb2.Sample, request_id: str, served: results.Served) -> results.Sample:
@@ -376,11 +375,9 @@ def _finish_reason(number: int) -> results.FinishReason:
     return results.FinishReason(_enum_value(types_pb2.FinishReason, number))
 
 
-def _enum_value(enum: Any, number: int) -> str:
+def _enum_value(enum: ContractEnum, number: int) -> str:
     """READ_POSITION_LAST -> "last"; "" for UNSPECIFIED and for numbers of a newer server."""
-    names = {value: name for name, value in enum.items()}
-    zero = names[0].removesuffix("UNSPECIFIED")
-    return names[number].removeprefix(zero).lower() if number and number in names else ""
+    return next((name for name, known in wire_numbers(enum).items() if known == number), "")
 
 
 def _floats(values: Iterable[float]) -> NDArray[np.float32]:
@@ -389,4 +386,4 @@ def _floats(values: Iterable[float]) -> NDArray[np.float32]:
 
 def _dtype(text: str) -> str:
     """The names of torch, of safetensors and of the contract are one."""
-    return _DTYPES.get(text, text.removeprefix("torch."))
+    return FILE_DTYPES.get(text, text.removeprefix("torch."))

@@ -14,6 +14,7 @@ from polyhead.client.wire import prompts as prompt_forms
 from polyhead.client.wire.options import Arm, CopyOptions, GenerateOptions, Rule, SamplingOptions, ScoreOptions, StreamOptions
 from polyhead.client.wire.text_check import lone_surrogate, names_bad_text
 from polyhead.client.wire.unknown_options import refuse_unknown
+from polyhead.heads.format.wire_enums import ContractEnum, wire_numbers
 from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 __all__ = [
@@ -277,15 +278,14 @@ def rollback(to: int | None, expected_generation: int | None, request_id: str) -
     )
 
 
-def enum_number(enum: Any, name: str | None, field: str) -> int:
+def enum_number(enum: ContractEnum, name: str | None, field: str) -> int:
     """The number of READ_POSITION_LAST for "last"; 0, the server's default, for None."""
     if name is None:
         return 0
-    prefix = enum.Name(0).removesuffix("UNSPECIFIED")
-    known = {full.removeprefix(prefix).lower(): number for full, number in enum.items() if number}
+    known = wire_numbers(enum)
     if name not in known:
         raise InvalidArgument(f"{field} must be one of {', '.join(known)}: {str(name)[:40]!r}", field=field)
-    return int(known[name])
+    return known[name]
 
 
 def _arms(

@@ -11,48 +11,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.kinds import HeadKind, OutputKind, ReadPosition, Unfinished, takes_output
 from polyhead.heads.format.lora import LoraAdapter
+from polyhead.heads.format.precision import Precision
 
 FORMAT = 1
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-
-
-class HeadKind(enum.Enum):
-    """What a head computes from boundary states."""
-
-    POLICY = "policy"  # next-token logits, (vocab,) per position
-    PREFERENCE = "preference"  # one scalar at one position
-    RULE = "rule"  # probability that a rule was broken, from two answer tokens of a policy-like output
-    VALUE = "value"  # one scalar per position
-
-    @property
-    def has_logits(self) -> bool:
-        """Whether the output is the vocabulary (the family's own output projection) and not a `score` linear."""
-        return self in (HeadKind.POLICY, HeadKind.RULE)
-
-
-class OutputKind(enum.Enum):
-    """Where a head's output projection comes from."""
-
-    TIED = "tied"  # the trunk's embedding; the file stores nothing
-    OWN = "own"  # `lm_head.weight` in the file
-    SCORE = "score"  # `score.weight`, (1, d_model), in the file
-
-
-class ReadPosition(enum.Enum):
-    """Which token a preference is read at."""
-
-    LAST = "last"  # with `pad_token_id`: the last one that is not padding
-    EOS = "eos"
-    APPEND = "append"  # one given token is appended after the completion and read
-
-
-class Unfinished(enum.Enum):
-    """What a preference head answers for a sample that did not end by itself."""
-
-    READ_LAST = "read_last"
-    OMIT = "omit"
 
 
 @dataclass(frozen=True, slots=True)
@@ -64,7 +29,7 @@ class HeadManifest:
     split_layer: int
     num_layers: int  # of the whole model
     output: OutputKind
-    precision: str = "float32"  # of the trunk that the head was trained on
+    precision: Precision = Precision.FLOAT32  # of the trunk that the head was trained on
     base: str = ""  # "policy@3": the version it was made from; with `lora` the one whose weights it runs on
     untrained: bool = False
     bias: float = 0.0  # preference and value: subtracted from the raw number
@@ -85,10 +50,8 @@ class HeadManifest:
             raise InvalidArgument(
                 f"split_layer must lie inside the model's {self.num_layers} layers: {self.split_layer}", field="manifest.split_layer"
             )
-        if self.kind.has_logits == (self.output is OutputKind.SCORE):
+        if not takes_output(self.kind, self.output):
             raise InvalidArgument(f"a {self.kind.value} head cannot have output {self.output.value!r}", field="manifest.output")
-        if self.precision not in ("float32", "bfloat16", "float16", "int8", "fp8"):
-            raise InvalidArgument(f"unknown precision: {self.precision[:40]!r}", field="manifest.precision")
         if not math.isfinite(self.bias):
             raise InvalidArgument(f"bias must be finite: {self.bias}", field="manifest.bias")
         if self.read is ReadPosition.APPEND and self.append_token_id < 0:
@@ -159,7 +122,7 @@ class HeadManifest:
         return manifest
 
 
-_ENUMS: dict[str, type[enum.Enum]] = {kind.__name__: kind for kind in (HeadKind, OutputKind, ReadPosition, Unfinished)}
+_ENUMS: dict[str, type[enum.Enum]] = {kind.__name__: kind for kind in (HeadKind, OutputKind, ReadPosition, Unfinished, Precision)}
 _PLAIN: dict[str, tuple[type, ...]] = {"str": (str,), "int": (int,), "float": (float, int), "bool": (bool,)}
 
 

@@ -14,6 +14,7 @@ from dataclasses import dataclass
 from typing import Any, BinaryIO, NoReturn
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, PolyheadError
+from polyhead.heads.format.precision import FILE_DTYPES, ITEM_BYTES
 
 MAX_HEADER_BYTES = 1 << 20
 MAX_TENSORS = 20_000
@@ -21,14 +22,13 @@ MAX_METADATA_BYTES = 4096
 MAX_RANK = 4
 PREFIX_BYTES = 8  # little-endian length of the JSON header
 MAGIC_BYTES = 16  # enough to tell what a file is
-ITEM_BYTES = {"F32": 4, "BF16": 2, "F16": 2}
 _OTHER_DTYPES = frozenset(
     {
         "BOOL", "F4", "F6_E2M3", "F6_E3M2", "U8", "I8", "F8_E5M2", "F8_E4M3", "F8_E8M0",
         "F8_E4M3FNUZ", "F8_E5M2FNUZ", "I16", "U16", "I32", "U32", "F64", "I64", "U64", "C64",
     }
 )  # fmt: skip
-_DTYPE_ORDER = ("F32", "BF16", "F16")  # the library writes large items first, so that all stay aligned
+_DTYPE_ORDER = tuple(FILE_DTYPES)
 _NAME = re.compile(r"[A-Za-z0-9_.]{1,256}")
 # Matches from every quote, closed or not, and never gives back: failing at each of a million quotes would take quadratic time.
 _STRING = re.compile(rb'"[^"\\]*+(?:\\.[^"\\]*+)*+(?:"|\\?\Z)', re.DOTALL)

@@ -12,7 +12,7 @@ from torch import nn
 from transformers import AttentionInterface, PreTrainedModel
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model.family import HeadModule, TrunkModule, build_head, named_parameters, set_attention, state_of
 from polyhead.heads.model.skeleton import build_skeleton
 from polyhead.heads.model.spec import refusal

@@ -15,10 +15,10 @@ from torch import nn
 from transformers import PreTrainedModel
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import SCORE_NAME, OutputKind
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.skeleton import build_skeleton
-from polyhead.heads.model.spec import SCORE_NAME, ModelSpec
+from polyhead.heads.model.spec import ModelSpec
 
 _PER_LAYER_LISTS = ("layer_types", "no_rope_layers", "mlp_layer_types")  # read during forward, one entry per layer
 

@@ -16,13 +16,14 @@ import torch
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING, MODEL_FOR_SEQUENCE_CLASSIFICATION_MAPPING
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from polyhead.heads.format.kinds import SCORE_NAME, OutputKind
 from polyhead.heads.format.lora import check_adapter
-from polyhead.heads.format.manifest import HeadManifest, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.model.adapted import Adapter, merged
 from polyhead.heads.model.checkpoint import Checkpoint, Piece, write_weights
 from polyhead.heads.model.family import check_schema
 from polyhead.heads.model.skeleton import build_skeleton
-from polyhead.heads.model.spec import SCORE_NAME, ModelSpec, describe, trunk_id
+from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.model.split import TrunkFacts, copy_companions, fresh_folder, read_head_folder
 
 __all__ = ["merge"]

@@ -22,11 +22,10 @@ from transformers.core_model_loading import WeightRenaming
 from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import SCORE_NAME, OutputKind
 from polyhead.heads.model.checkpoint import Checkpoint, trunk_digest
 from polyhead.heads.model.skeleton import build_skeleton
 
-SCORE_NAME = "score.weight"
 _LAYER_TYPES = ("full_attention", "sliding_attention")
 
 

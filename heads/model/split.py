@@ -22,11 +22,13 @@ from typing import Any
 import torch
 
 from polyhead.heads.format.errors import AlreadyExists, DataLoss, FailedPrecondition, NotFound
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.kinds import SCORE_NAME, HeadKind, OutputKind, model_output
+from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.format.precision import Precision
 from polyhead.heads.format.tensorfile import PREFIX_BYTES, TensorData, read_header, write_canonical
 from polyhead.heads.model.checkpoint import DTYPES, Checkpoint, as_bytes, write_weights
 from polyhead.heads.model.family import initial_head
-from polyhead.heads.model.spec import SCORE_NAME, ModelSpec, describe, trunk_id
+from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.model.weight_files import INDEX_SUFFIX
 
 __all__ = ["TrunkFacts", "copy_companions", "fresh_folder", "read_head_folder", "split", "write_head_folder"]
@@ -64,7 +66,7 @@ class TrunkFacts:
 
 
 def split(
-    model_folder: str | Path, out_folder: str | Path, split_layer: int | None = None, precision: str = "float32"
+    model_folder: str | Path, out_folder: str | Path, split_layer: int | None = None, precision: str = Precision.FLOAT32
 ) -> TrunkFacts:
     """Split a model folder (or hub name). `precision` is what the trunk will be served at; weights keep the source's dtype.
 
@@ -78,7 +80,7 @@ def split(
         num_layers=spec.num_layers,
         tensors={name: checkpoint.sha256(name) for name in spec.trunk_sources},
     )
-    manifest = _first_head(checkpoint, spec, facts.trunk_id, precision)
+    manifest = _first_head(checkpoint, spec, facts.trunk_id, Precision.parse(precision, "manifest.precision"))
     manifest.validate()
     with fresh_folder(out_folder) as out:
         _write_trunk(checkpoint, facts, out / "trunk")
@@ -86,13 +88,13 @@ def split(
     return facts
 
 
-def _first_head(checkpoint: Checkpoint, spec: ModelSpec, trunk_id: str, precision: str) -> HeadManifest:
+def _first_head(checkpoint: Checkpoint, spec: ModelSpec, trunk_id: str, precision: Precision) -> HeadManifest:
     policy = HeadManifest(
         kind=HeadKind.POLICY,
         trunk_id=trunk_id,
         split_layer=spec.split_layer,
         num_layers=spec.num_layers,
-        output=OutputKind.TIED if spec.tied else OutputKind.OWN,
+        output=model_output(HeadKind.POLICY, tied=spec.tied),
         precision=precision,
     )
     if SCORE_NAME not in checkpoint.tensors or checkpoint.info(SCORE_NAME).shape != (1, spec.d_model):

@@ -13,7 +13,7 @@ from transformers import AutoConfig
 
 from polyhead.client import Client
 from polyhead.client.weights.tensors import RawTensor
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model.family import HeadModule, build_head, state_of, trainable_parameters
 from polyhead.heads.model.spec import ModelSpec, describe_config
 

@@ -10,6 +10,7 @@ import numpy as np
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.manifest import parse_reference
+from polyhead.heads.format.precision import Precision
 from polyhead.server.engine.work.sequence import Pool
 from polyhead.server.ood.scores import OodModel
 from polyhead.server.ood.store import OodFit, OodStore
@@ -22,7 +23,7 @@ class TrunkLayers:
     """What a fit is bound to: the trunk as it is served, and the layers whose states are kept."""
 
     trunk_id: str
-    precision: str
+    precision: Precision
     split_layer: int
     tap_layer: int  # 0: none
 

@@ -20,6 +20,7 @@ import safetensors.numpy
 
 from polyhead.heads.format.errors import AlreadyExists, DataLoss, NotFound, PolyheadError, ResourceExhausted
 from polyhead.heads.format.manifest import NAME_PATTERN, check_name
+from polyhead.heads.format.precision import Precision
 from polyhead.heads.store import osio, records
 from polyhead.heads.store.layout import OOD
 from polyhead.heads.store.osio import StoreFiles
@@ -41,7 +42,7 @@ class OodFit:
     name: str
     version: int
     trunk_id: str
-    precision: str  # of the trunk that it was made with
+    precision: Precision  # of the trunk that it was made with
     pool: Pool
     num_prompts: int
     shrinkage: float
@@ -231,4 +232,4 @@ def _to_plain(fit: OodFit) -> dict[str, Any]:
 
 
 def _from_plain(plain: dict[str, Any]) -> OodFit:
-    return OodFit(pool=Pool(int(plain.pop("layer")), Pooling(plain.pop("pooling"))), **plain)
+    return OodFit(pool=Pool(int(plain.pop("layer")), Pooling(plain.pop("pooling"))), precision=Precision(plain.pop("precision")), **plain)

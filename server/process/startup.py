@@ -10,7 +10,8 @@ from pathlib import Path
 import torch
 
 from polyhead.heads.format.errors import FailedPrecondition
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import HeadKind, model_output
+from polyhead.heads.format.precision import Precision
 from polyhead.heads.model import embedded
 from polyhead.heads.model.checkpoint import Checkpoint, resolve_folder
 from polyhead.heads.model.composition import check_composition
@@ -43,8 +44,8 @@ from polyhead.server.versions.residency import Residency
 from polyhead.server.versions.shelf import Shelf
 
 Progress = Callable[[str], None]
-DTYPES = {"float32": torch.float32, "bfloat16": torch.bfloat16}
-QUANTIZATIONS: dict[str, Quantization] = {"int8": "int8", "fp8": "fp8"}
+DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
+QUANTIZATIONS: dict[Precision, Quantization] = {Precision.INT8: "int8", Precision.FP8: "fp8"}
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, read at import: a worker thread would answer the 1 that it set itself
 FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
 
@@ -77,7 +78,7 @@ class Services:
         return Path(self.config.model).name if self.config.model else embedded.NAME
 
     @property
-    def precision(self) -> str:
+    def precision(self) -> Precision:
         return self.config.trunk_dtype
 
     @property
@@ -88,7 +89,7 @@ class Services:
     @property
     def model_bytes(self) -> int:
         """What one unsplit model takes: the trunk and one policy head."""
-        return self.trunk_bytes + self.registry.num_head_bytes(OutputKind.TIED if self.spec.tied else OutputKind.OWN)
+        return self.trunk_bytes + self.registry.num_head_bytes(model_output(HeadKind.POLICY, tied=self.spec.tied))
 
 
 def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, progress: Progress) -> Services:
@@ -218,11 +219,11 @@ def bring_up_heads(services: Services, progress: Progress) -> None:
     if not services.registry.restore():
         progress("making the first five heads from the model's own layers")
         spec = services.spec
-        output = OutputKind.TIED if spec.tied else OutputKind.OWN
+        output = model_output(HeadKind.POLICY, tied=spec.tied)
         services.registry.bootstrap(initial_head(services.checkpoint, spec, output))
 
 
-def head_infos(registry: Registry, precision: str) -> list[HeadInfo]:
+def head_infos(registry: Registry, precision: Precision) -> list[HeadInfo]:
     return [
         HeadInfo(head.name, head.version, head.manifest.kind.value, head.live.digest, head.manifest.precision != precision)
         for head in registry.active.heads.values()
@@ -244,9 +245,9 @@ def server_facts(services: Services) -> ServerFacts:
     )
 
 
-def computed_in(name: str, device: str) -> torch.dtype:
-    """What layers compute in, with weights held as `name` says: beside 8 bits, float32 on the CPU and bfloat16 on a GPU."""
-    return DTYPES.get(name, torch.float32 if device == "cpu" else torch.bfloat16)
+def computed_in(precision: Precision, device: str) -> torch.dtype:
+    """What layers compute in, with weights held at this precision: beside 8 bits, float32 on the CPU and bfloat16 on a GPU."""
+    return DTYPES.get(precision, torch.float32 if device == "cpu" else torch.bfloat16)
 
 
 def free_memory(device: str) -> int:
@@ -278,8 +279,8 @@ def _check_device(name: str) -> None:
 
 
 def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
-    for field, name in (("trunk_dtype", config.trunk_dtype), ("head_dtype", config.head_dtype)):
-        if name == "fp8" and not has_fp8(torch.device(config.device)):
+    for field, precision in (("trunk_dtype", config.trunk_dtype), ("head_dtype", config.head_dtype)):
+        if precision is Precision.FP8 and not has_fp8(torch.device(config.device)):
             raise FailedPrecondition(f"{field} fp8 needs a GPU of compute capability 8.9 or later\nhint: int8 serves here", field=field)
     if spec.tied and computed_in(config.head_dtype, config.device) != computed_in(config.trunk_dtype, config.device):
         raise FailedPrecondition(
@@ -289,7 +290,7 @@ def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
 
 
 def _check_split(checkpoint: Checkpoint, spec: ModelSpec, trunk: TrunkModule) -> None:
-    output = OutputKind.TIED if spec.tied else OutputKind.OWN
+    output = model_output(HeadKind.POLICY, tied=spec.tied)
     embedding = trunk.embedding if spec.tied else None
     tensors = initial_head(checkpoint, spec, output)
     check_composition(trunk, build_head(spec, tensors, output, embedding, trunk.embedding.dtype, trunk.embedding.device))

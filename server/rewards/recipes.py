@@ -12,7 +12,8 @@ from pathlib import Path
 from typing import Any, TypeVar
 
 from polyhead.heads.format.errors import InvalidArgument, PolyheadError
-from polyhead.heads.format.manifest import HeadKind, check_name
+from polyhead.heads.format.kinds import HeadKind
+from polyhead.heads.format.manifest import check_name
 from polyhead.server.rewards.configurations import Configuration, ConfigurationFile, ConfigurationKind, add_once, find_newest, read_file
 from polyhead.server.rewards.formulas import Aggregate, Estimator
 

@@ -7,18 +7,10 @@ from collections.abc import Mapping
 import torch
 from torch import Tensor
 
-from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.format.kinds import FIRST_HEADS, SCORE_NAME, HeadKind, OutputKind, model_output
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.versions.head_loader import to_file
-from polyhead.server.versions.manifests import SCORE_NAME, ServedTrunk
-
-KINDS = {
-    "policy": HeadKind.POLICY,
-    "reference": HeadKind.POLICY,
-    "rule": HeadKind.RULE,
-    "preference": HeadKind.PREFERENCE,
-    "value": HeadKind.VALUE,
-}
+from polyhead.server.versions.manifests import ServedTrunk
 
 
 def add_first_versions(store: HeadStore, trunk: ServedTrunk, policy: Mapping[str, Tensor]) -> dict[str, int]:
@@ -28,13 +20,13 @@ def add_first_versions(store: HeadStore, trunk: ServedTrunk, policy: Mapping[str
     untrained. Killed half-way, it takes up where it was: every version has a request id.
     """
     spec = trunk.spec
-    own_output = OutputKind.TIED if spec.tied else OutputKind.OWN
+    own_output = model_output(HeadKind.POLICY, tied=spec.tied)
     layers = {name: policy[name] for name in spec.head_names}
     score = torch.zeros((1, spec.d_model), dtype=next(iter(layers.values())).dtype)
     files = {own_output: to_file(policy), OutputKind.SCORE: to_file({**layers, SCORE_NAME: score})}
     versions = {}
-    for name, kind in KINDS.items():
-        output = own_output if kind.has_logits else OutputKind.SCORE
+    for name, kind in FIRST_HEADS.items():
+        output = model_output(kind, tied=spec.tied)
         manifest = trunk.new_manifest(kind, output, untrained=not kind.has_logits)
         digest = store.put_blob(files[output])
         versions[name] = store.add_version(name, digest, manifest, request_id=f"bootstrap-{name}").version

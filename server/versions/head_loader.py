@@ -14,8 +14,10 @@ from transformers import PreTrainedModel
 
 from polyhead.heads.format import tensorfile
 from polyhead.heads.format.errors import InvalidArgument
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.format.lora import LoraAdapter, check_adapter
-from polyhead.heads.format.manifest import HeadManifest, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.format.precision import ITEM_BYTES
 from polyhead.heads.format.tensorfile import TensorData, TensorFile
 from polyhead.heads.model.adapted import Adapter, HeadGroup, build_lora_head
 from polyhead.heads.model.family import HeadModule, build_head, head_skeleton
@@ -86,7 +88,7 @@ class HeadLoader:
 
     def num_adapter_bytes(self, file_bytes: int) -> int:
         """Most that an adapter's file takes in memory as it is served: its numbers may have two bytes each in the file."""
-        return file_bytes * self.dtype.itemsize // min(tensorfile.ITEM_BYTES.values())
+        return file_bytes * self.dtype.itemsize // min(ITEM_BYTES.values())
 
     @property
     def max_file_bytes(self) -> int:

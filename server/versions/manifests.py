@@ -7,11 +7,13 @@ from collections.abc import Collection, Mapping
 from dataclasses import dataclass
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.kinds import KINDS, SCORE_NAME, HeadKind, OutputKind, ReadPosition, Unfinished
 from polyhead.heads.format.lora import LoraAdapter
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished
+from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.format.precision import Precision
 from polyhead.heads.model.spec import ModelSpec
 
-SCORE_NAME = "score.weight"
+TOKEN_FIELDS = tuple(name for kind in KINDS.values() for name in kind.manifest_fields if name.endswith("_token_id"))
 
 
 @dataclass(frozen=True, slots=True)
@@ -20,7 +22,7 @@ class ManifestPatch:
 
     kind: HeadKind | None = None
     trunk_id: str | None = None
-    precision: str | None = None
+    precision: Precision | None = None
     output: OutputKind | None = None
     base: str | None = None
     untrained: bool = False  # never taken over: pushed weights were trained unless the caller says otherwise
@@ -49,7 +51,7 @@ class ServedTrunk:
 
     spec: ModelSpec
     trunk_id: str
-    precision: str
+    precision: Precision
     rule: RuleDefaults
 
     def new_manifest(self, kind: HeadKind, output: OutputKind, *, untrained: bool = False) -> HeadManifest:
@@ -107,7 +109,7 @@ class ServedTrunk:
     def check(self, manifest: HeadManifest) -> HeadManifest:
         """The manifest, valid in itself and for this vocabulary."""
         manifest.validate()
-        for name in ("append_token_id", "pad_token_id", "violated_token_id", "followed_token_id"):
+        for name in TOKEN_FIELDS:
             if (token := getattr(manifest, name)) >= self.spec.vocab_size:
                 raise InvalidArgument(
                     f"{name} is outside the vocabulary of {self.spec.vocab_size}: {token}", field=f"manifest.{name}"

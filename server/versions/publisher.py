@@ -9,7 +9,8 @@ from collections.abc import Callable, Collection, Mapping
 from dataclasses import dataclass, field
 
 from polyhead.heads.format.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, ReadPosition, Unfinished, check_name, parse_reference
+from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
+from polyhead.heads.format.manifest import HeadManifest, check_name, parse_reference
 from polyhead.heads.store.store import HeadStore, OpenBlob, Staging, VersionRecord
 from polyhead.server.engine.work.live import ActiveSet, ServedHead
 from polyhead.server.host.pacing import Breather

@@ -27,7 +27,8 @@ from polyhead.heads.format.errors import (
     ResourceExhausted,
     Unavailable,
 )
-from polyhead.heads.format.manifest import OutputKind, check_name, parse_reference
+from polyhead.heads.format.kinds import DEFAULT_HEAD, OutputKind
+from polyhead.heads.format.manifest import check_name, parse_reference
 from polyhead.heads.store import failpoints
 from polyhead.heads.store.osio import FULL_HINT
 from polyhead.heads.store.store import CommitUncertain, GenerationRecord, HeadStore, VersionRecord
@@ -43,7 +44,6 @@ from polyhead.server.versions.shelf import Shelf
 from polyhead.server.versions.watch import GenerationFeed
 
 EXIT_AFTER_COMMIT = 70  # EX_SOFTWARE: the set is committed, but this process cannot serve it
-DEFAULT_HEAD = "policy"
 MAX_LISTED = 16  # names in an error
 FLIP_TIMEOUT_S = 300.0  # an engine that makes no step for so long is dead
 

@@ -16,7 +16,8 @@ from typing import Any
 import torch
 from transformers import AutoModelForCausalLM
 
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.model import embedded
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.family import build_head, build_trunk, initial_head

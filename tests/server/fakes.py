@@ -17,7 +17,7 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.format.errors import DataLoss, PolyheadError
-from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.family import TrunkModule, build_trunk, initial_head
 from polyhead.heads.model.spec import ModelSpec, describe, trunk_id

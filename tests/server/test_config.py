@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 import re
 from pathlib import Path
-from typing import get_args
 
 import pytest
 from pydantic import ValidationError
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
-from polyhead.server.config import OTHER_VARIABLES, Dtype, ServeConfig, load_config
+from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.format.precision import SERVED_PRECISIONS, Precision
+from polyhead.server.config import OTHER_VARIABLES, ServeConfig, load_config
 from tests.certificates import write_pair
 from tests.guards.tree import modules
 
@@ -204,8 +205,8 @@ def test_errors_name_the_variable_or_the_key(monkeypatch: pytest.MonkeyPatch, tm
         load_config({})
 
 
-@pytest.mark.parametrize("dtype", get_args(Dtype))
-def test_heads_can_be_stored_at_every_precision_that_is_served(dtype: str) -> None:
+@pytest.mark.parametrize("dtype", SERVED_PRECISIONS)
+def test_heads_can_be_stored_at_every_precision_that_is_served(dtype: Precision) -> None:
     """`--trunk-dtype fp8` could not store its first heads: unknown precision."""
     manifest = HeadManifest(HeadKind.POLICY, "a" * 64, split_layer=1, num_layers=2, output=OutputKind.TIED, precision=dtype)
     assert HeadManifest.from_json(manifest.to_json()).precision == dtype

@@ -8,7 +8,7 @@ from typing import Any, cast
 import pytest
 
 from polyhead.heads.format.errors import InvalidArgument, NotFound
-from polyhead.heads.format.manifest import HeadKind
+from polyhead.heads.format.kinds import HeadKind
 from polyhead.server.engine.work.sequence import Priority
 from polyhead.server.rpc.messages import requests
 from polyhead.v1 import types_pb2

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor, nn
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.model.family import HeadModule, TrunkModule
 from polyhead.heads.model.skeleton import build_skeleton
 from polyhead.heads.model.spec import ModelSpec, describe_config

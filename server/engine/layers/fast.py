@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 from torch.nn.functional import embedding
 
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model.adapted import Adapter, AdapterRows
 from polyhead.heads.model.family import HeadModule, TrunkModule
 from polyhead.server.engine.layers.attention import AttentionPlan, LayerCall, layer_calls

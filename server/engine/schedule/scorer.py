@@ -11,7 +11,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyhead.heads.format.manifest import HeadKind, ReadPosition, Unfinished
+from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.layers.sampler import Draw, DrawRow
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.sequence import FinishReason, Output, Reading, RuleQuestion, Sample, SamplingParams, Sequence

@@ -17,7 +17,7 @@ import numpy as np
 from torch import Tensor
 
 from polyhead.heads.format.errors import FailedPrecondition, PolyheadError
-from polyhead.heads.format.manifest import HeadKind
+from polyhead.heads.format.kinds import HeadKind
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
 
 if TYPE_CHECKING:

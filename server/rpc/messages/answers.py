@@ -8,31 +8,16 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from polyhead.heads.format.manifest import HeadKind
 from polyhead.server.engine.schedule.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
-from polyhead.server.engine.work.sequence import Drawn, FinishReason, Lease, Sample, SamplingParams
+from polyhead.server.engine.work.sequence import Drawn, Lease, Sample, SamplingParams
 from polyhead.server.metrics.metrics import SampleFacts, Scalar
+from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.ood import ood_error, ood_score
 from polyhead.server.text.replies import ReplyCheck
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 PART_BYTES = 1 << 20  # most bytes of tensor data in one message
 
-_FINISH_REASONS = {
-    FinishReason.EOS: types_pb2.FINISH_REASON_EOS,
-    FinishReason.STOP_ID: types_pb2.FINISH_REASON_STOP_ID,
-    FinishReason.STOP_STRING: types_pb2.FINISH_REASON_STOP_STRING,
-    FinishReason.LENGTH: types_pb2.FINISH_REASON_LENGTH,
-    FinishReason.ABORTED: types_pb2.FINISH_REASON_ABORTED,
-    FinishReason.FAILED: types_pb2.FINISH_REASON_FAILED,
-    FinishReason.GIVEN: types_pb2.FINISH_REASON_UNSPECIFIED,
-}
-KINDS = {
-    HeadKind.POLICY: types_pb2.HEAD_KIND_POLICY,
-    HeadKind.PREFERENCE: types_pb2.HEAD_KIND_PREFERENCE,
-    HeadKind.RULE: types_pb2.HEAD_KIND_RULE,
-    HeadKind.VALUE: types_pb2.HEAD_KIND_VALUE,
-}
 
 
 def served(lease: Lease, trunk_id: str, precision: str, tokenizer_sha256: str) -> types_pb2.Served:
@@ -84,7 +69,7 @@ def sample_message(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward |
         text=sample.text.text if sample.text else "",
         logprobs=sample.logprobs,
         sampling_logprobs=sample.sampling_logprobs,
-        finish_reason=_FINISH_REASONS[sample.finish_reason],
+        finish_reason=enums.FINISH_REASONS.number(sample.finish_reason),
         terminated=sample.is_terminated,
         stop=sample.stop,
         head=sample.head_name,
@@ -131,7 +116,11 @@ def head_score(result: HeadResult, sample: Sample) -> types_pb2.HeadScore:
     """What one head says about one sample."""
     head = result.head
     message = types_pb2.HeadScore(
-        head=result.head_name, kind=KINDS[head.manifest.kind], version=head.version, digest=head.live.digest, error=result.error
+        head=result.head_name,
+        kind=enums.HEAD_KINDS.number(head.manifest.kind),
+        version=head.version,
+        digest=head.live.digest,
+        error=result.error,
     )
     match result.result:
         case PolicyResult() as policy:

@@ -7,28 +7,20 @@ from collections.abc import Iterable
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.manifest import parse_reference
-from polyhead.server.rewards.configurations import Book, Configuration, ConfigurationKind
+from polyhead.server.rewards.configurations import Book, Configuration
 from polyhead.server.rewards.rules import RuleBook
+from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.rules import selected_rules
 from polyhead.v1 import scoring_pb2, types_pb2
 
 MAX_REPLY_BYTES = 3_500_000  # below the 4 MiB cap of one message
 
-_KINDS = {
-    ConfigurationKind.RULE_SET: scoring_pb2.CONFIGURATION_KIND_RULE_SET,
-    ConfigurationKind.RULE_TEMPLATE: scoring_pb2.CONFIGURATION_KIND_RULE_TEMPLATE,
-    ConfigurationKind.RECIPE: scoring_pb2.CONFIGURATION_KIND_RECIPE,
-    ConfigurationKind.TRANSCRIPT_FORMAT: scoring_pb2.CONFIGURATION_KIND_TRANSCRIPT_FORMAT,
-}
-
 
 def listing(message: scoring_pb2.ListConfigurationsRequest, books: Iterable[Book]) -> scoring_pb2.ListConfigurationsResponse:
     """All files of the kind asked for: by kind, then by name, then by version."""
-    wanted = scoring_pb2.CONFIGURATION_KIND_UNSPECIFIED
-    if message.kind != wanted and message.kind not in _KINDS.values():
-        raise InvalidArgument(f"unknown kind: {int(message.kind)}", field="kind")
+    wanted = enums.CONFIGURATION_KINDS.member(message.kind, "kind")
     found = itertools.chain.from_iterable(book.configurations() for book in books)
-    chosen = [each for each in found if message.kind in (wanted, _KINDS[each.kind])]
+    chosen = [each for each in found if wanted in (None, each.kind)]
     response = scoring_pb2.ListConfigurationsResponse(configurations=map(_configuration, sorted(chosen, key=_place)))
     if response.ByteSize() > MAX_REPLY_BYTES:
         raise FailedPrecondition("the files do not fit one message: ask for one kind at a time", field="kind")
@@ -52,12 +44,12 @@ def rule_questions(message: scoring_pb2.TokenizeRulesRequest, book: RuleBook) ->
 
 def _place(each: Configuration) -> tuple[int, str, int]:
     name, version = parse_reference(each.reference, "reference")
-    return _KINDS[each.kind], name, version
+    return int(enums.CONFIGURATION_KINDS.number(each.kind)), name, version
 
 
 def _configuration(each: Configuration) -> scoring_pb2.Configuration:
     return scoring_pb2.Configuration(
-        kind=_KINDS[each.kind],
+        kind=enums.CONFIGURATION_KINDS.number(each.kind),
         reference=each.reference,
         sha256=each.sha256,
         content=each.content,

@@ -4,51 +4,29 @@ from __future__ import annotations
 
 import base64
 import binascii
-import enum
 import json
 import re
-from collections.abc import Mapping
-from typing import Any, TypeVar
+from typing import Any
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.lora import LoraAdapter
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind, ReadPosition, Unfinished, check_name
+from polyhead.heads.format.manifest import HeadManifest, check_name
+from polyhead.heads.format.precision import FILE_DTYPES, Precision
 from polyhead.heads.store.delta import TensorHash
 from polyhead.heads.store.records import check_metrics
 from polyhead.heads.store.store import GenerationRecord, PastGeneration
 from polyhead.heads.store.versions import MAX_LABELS
+from polyhead.server.rpc.messages import enums
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.server.versions.publisher import CopyRequest, Delta, PushRequest
 from polyhead.server.versions.registry import VersionView
-from polyhead.v1 import heads_pb2, types_pb2
+from polyhead.v1 import heads_pb2
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 MAX_NOTE = 1024  # characters
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
-_KINDS: Mapping[int, HeadKind] = {
-    types_pb2.HEAD_KIND_POLICY: HeadKind.POLICY,
-    types_pb2.HEAD_KIND_PREFERENCE: HeadKind.PREFERENCE,
-    types_pb2.HEAD_KIND_RULE: HeadKind.RULE,
-    types_pb2.HEAD_KIND_VALUE: HeadKind.VALUE,
-}
-_OUTPUTS: Mapping[int, OutputKind] = {
-    heads_pb2.OUTPUT_KIND_TIED: OutputKind.TIED,
-    heads_pb2.OUTPUT_KIND_OWN: OutputKind.OWN,
-    heads_pb2.OUTPUT_KIND_SCORE: OutputKind.SCORE,
-}
-_READS: Mapping[int, ReadPosition] = {
-    heads_pb2.READ_POSITION_LAST: ReadPosition.LAST,
-    heads_pb2.READ_POSITION_EOS: ReadPosition.EOS,
-    heads_pb2.READ_POSITION_APPEND: ReadPosition.APPEND,
-}
-_UNFINISHED: Mapping[int, Unfinished] = {
-    heads_pb2.UNFINISHED_READ_LAST: Unfinished.READ_LAST,
-    heads_pb2.UNFINISHED_OMIT: Unfinished.OMIT,
-}
-_DTYPES = {"F32": "float32", "BF16": "bfloat16", "F16": "float16"}
-EnumT = TypeVar("EnumT", bound=enum.Enum)
 
 
 def push_request(header: heads_pb2.PushHeader, request_digest: str) -> PushRequest:
@@ -95,12 +73,12 @@ def copy_request(message: heads_pb2.CopyHeadRequest, request_digest: str) -> Cop
     return CopyRequest(
         source=message.source,
         target=check_name(message.target, "target"),
-        kind=_enum(_KINDS, message.kind, "kind"),
+        kind=enums.HEAD_KINDS.member(message.kind, "kind"),
         bias=message.bias if message.HasField("bias") else None,
-        read=_enum(_READS, message.read, "read"),
+        read=enums.READ_POSITIONS.member(message.read, "read"),
         append_token_id=message.append_token_id if message.HasField("append_token_id") else None,
         pad_token_id=_pad(message, "pad_token_id"),
-        unfinished=_enum(_UNFINISHED, message.unfinished, "unfinished"),
+        unfinished=enums.UNFINISHED.member(message.unfinished, "unfinished"),
         request_id=message.request_id,
         request_digest=request_digest,
         labels=check_labels(message.labels, "labels"),
@@ -142,7 +120,7 @@ def version_message(view: VersionView) -> heads_pb2.HeadVersion:
 
 def tensor_message(tensor: TensorHash) -> heads_pb2.StoredTensor:
     return heads_pb2.StoredTensor(
-        name=tensor.name, dtype=_DTYPES[tensor.dtype], shape=tensor.shape, sha256=tensor.sha256
+        name=tensor.name, dtype=FILE_DTYPES[tensor.dtype], shape=tensor.shape, sha256=tensor.sha256
     )
 
 
@@ -167,17 +145,17 @@ def generation_message(record: GenerationRecord) -> heads_pb2.Generation:
 def manifest_message(manifest: HeadManifest) -> heads_pb2.HeadManifest:
     """A token id that is not used is 0 on the wire."""
     return heads_pb2.HeadManifest(
-        kind=_wire(_KINDS, manifest.kind),
+        kind=enums.HEAD_KINDS.number(manifest.kind),
         trunk_id=manifest.trunk_id,
         precision=manifest.precision,
-        output=_wire(_OUTPUTS, manifest.output),
+        output=enums.OUTPUT_KINDS.number(manifest.output),
         base=manifest.base,
         untrained=manifest.untrained,
         bias=manifest.bias,
-        read=_wire(_READS, manifest.read),
+        read=enums.READ_POSITIONS.number(manifest.read),
         append_token_id=max(0, manifest.append_token_id),
         pad_token_id=manifest.pad_token_id,
-        unfinished=_wire(_UNFINISHED, manifest.unfinished),
+        unfinished=enums.UNFINISHED.number(manifest.unfinished),
         violated_token_id=max(0, manifest.violated_token_id),
         followed_token_id=max(0, manifest.followed_token_id),
         template=manifest.template,
@@ -212,17 +190,17 @@ def page_position(token: str, kind: str, *types: type) -> list[Any] | None:
 def _patch(message: heads_pb2.HeadManifest) -> ManifestPatch:
     prefix = "header.manifest"
     return ManifestPatch(
-        kind=_enum(_KINDS, message.kind, f"{prefix}.kind"),
+        kind=enums.HEAD_KINDS.member(message.kind, f"{prefix}.kind"),
         trunk_id=message.trunk_id or None,
-        precision=message.precision or None,
-        output=_enum(_OUTPUTS, message.output, f"{prefix}.output"),
+        precision=Precision.parse(message.precision, f"{prefix}.precision") if message.precision else None,
+        output=enums.OUTPUT_KINDS.member(message.output, f"{prefix}.output"),
         base=message.base or None,
         untrained=message.untrained,
         bias=message.bias if message.HasField("bias") else None,
-        read=_enum(_READS, message.read, f"{prefix}.read"),
+        read=enums.READ_POSITIONS.member(message.read, f"{prefix}.read"),
         append_token_id=message.append_token_id if message.append_token_id or message.read == heads_pb2.READ_POSITION_APPEND else None,
         pad_token_id=_pad(message, f"{prefix}.pad_token_id"),
-        unfinished=_enum(_UNFINISHED, message.unfinished, f"{prefix}.unfinished"),
+        unfinished=enums.UNFINISHED.member(message.unfinished, f"{prefix}.unfinished"),
         violated_token_id=message.violated_token_id or None,
         followed_token_id=message.followed_token_id or None,
         template=message.template or None,
@@ -261,15 +239,3 @@ def check_labels(labels: Any, field: str) -> tuple[str, ...]:
     if len(labels) > MAX_LABELS:
         raise InvalidArgument(f"at most {MAX_LABELS} labels: {len(labels)}", field=field)
     return tuple(check_name(label, field) for label in labels)
-
-
-def _enum(values: Mapping[int, EnumT], number: int, field: str) -> EnumT | None:
-    if number == 0:
-        return None
-    if number not in values:
-        raise InvalidArgument(f"unknown value: {number}", field=field)
-    return values[number]
-
-
-def _wire(values: Mapping[int, EnumT], value: EnumT) -> Any:
-    return next(number for number, known in values.items() if known is value)

@@ -11,20 +11,10 @@ from polyhead.server.engine.work.sequence import Pool, Pooling, Sample
 from polyhead.server.ood.fits import TrunkLayers
 from polyhead.server.ood.scores import DEFAULT_SHRINKAGE, check_count, check_shrinkage
 from polyhead.server.ood.store import OodFit
+from polyhead.server.rpc.messages import enums
 from polyhead.v1 import trunk_pb2, types_pb2
 
 MAX_PROMPTS = 100_000  # of one fit
-_POOLINGS = {trunk_pb2.POOLING_MEAN: Pooling.MEAN, trunk_pb2.POOLING_LAST: Pooling.LAST}
-_POOLING_NUMBERS = {pooling: number for number, pooling in _POOLINGS.items()}
-
-
-def pooling(value: trunk_pb2.Pooling, field: str) -> Pooling | None:
-    """None if it is not set."""
-    if value == trunk_pb2.POOLING_UNSPECIFIED:
-        return None
-    if value not in _POOLINGS:
-        raise InvalidArgument(f"unknown pooling: {int(value)}", field=field)
-    return _POOLINGS[value]
 
 
 def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int, request_digest: str = "") -> OodFit:
@@ -37,7 +27,7 @@ def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int
         precision=layers.precision,
         pool=Pool(
             layers.resolve(header.layer, default=layers.kept[0], field="header.layer"),
-            pooling(header.pooling, "header.pooling") or Pooling.MEAN,
+            enums.POOLINGS.member(header.pooling, "header.pooling") or Pooling.MEAN,
         ),
         num_prompts=_declared_prompts(header.num_prompts, d_model, shrinkage),
         shrinkage=shrinkage,
@@ -68,7 +58,7 @@ def fit_message(fit: OodFit) -> trunk_pb2.OodFit:
         trunk_id=fit.trunk_id,
         precision=fit.precision,
         layer=fit.pool.layer,
-        pooling=_POOLING_NUMBERS[fit.pool.pooling],
+        pooling=enums.POOLINGS.number(fit.pool.pooling),
         num_prompts=fit.num_prompts,
         shrinkage=fit.shrinkage,
         created_at=fit.created_at,

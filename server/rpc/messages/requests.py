@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.format.manifest import HeadKind
+from polyhead.heads.format.kinds import DEFAULT_HEAD, HeadKind
 from polyhead.server.engine.layers.sampler import sample_seed
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.sequence import (
@@ -29,6 +29,7 @@ from polyhead.server.engine.work.sequence import (
 from polyhead.server.rewards.compose import RewardPlan, Selection
 from polyhead.server.rpc import demand
 from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids, reply_form
 from polyhead.server.rpc.messages.recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
 from polyhead.server.rpc.messages.rules import selected_rules
@@ -47,7 +48,6 @@ MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request
 SAMPLE_BYTES = 500  # of a sample on the wire, beside its tokens and stops
 HEAD_BYTES, RULE_BYTES, OOD_BYTES = 350, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
-DEFAULT_HEAD = "policy"
 
 
 @dataclass(frozen=True, slots=True)
@@ -65,7 +65,8 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
     arms = _checked_arms(message, door)
     for index, text in enumerate(message.prompts):
         door.check_text(num_sure_bytes(text), f"prompts[{index}]")
-    priority, group_size = _priority(message.priority), sum(max(1, arm.n) for arm, _ in arms)
+    priority = enums.PRIORITIES.member(message.priority, "priority") or Priority.BATCH
+    group_size = sum(max(1, arm.n) for arm, _ in arms)
     num_samples = len(message.prompts) * group_size
     if num_samples > MAX_SAMPLES:
         raise InvalidArgument(f"too many samples in one request: {num_samples}, at most {MAX_SAMPLES}", field="prompts")
@@ -150,7 +151,8 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
         raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
     if message.on_swap == types_pb2.ON_SWAP_FOLLOW:
         raise InvalidArgument("nothing is drawn here that could follow a swap: use PIN or ABORT", field="on_swap")
-    priority, least = _priority(message.priority), [demand.item_tokens(item) for item in message.items]
+    priority = enums.PRIORITIES.member(message.priority, "priority") or Priority.BATCH
+    least = [demand.item_tokens(item) for item in message.items]
     for index, length in enumerate(least):
         demand.check_least_length(length, door.max_context, f"items[{index}]")
     door.check_room(priority, sum(least))
@@ -267,7 +269,7 @@ def _request(
         rules=rules,
         with_entropy=spec.entropy,
         num_top=spec.top_logprobs,
-        on_swap=_on_swap(on_swap),
+        on_swap=enums.ON_SWAPS.member(on_swap, "on_swap") or OnSwap.PIN,
         priority=priority,
         pool=ood.pool if ood else None,
         ood=ood,
@@ -323,26 +325,6 @@ def _rules_alone(rule_heads: list[ServedHead]) -> InvalidArgument:
     ways = 'some ids, rules=["no-insults"]; a whole set, rule_set="example-rules@1"; or texts of your own'
     message = f"a head of kind rule needs rules to ask about: {rule_heads[0].reference}"
     return InvalidArgument(f"{message}\nhint: give {ways}; `polyhead configurations` lists sets and ids", field="score.rules")
-
-
-def _on_swap(value: types_pb2.OnSwap) -> OnSwap:
-    match value:
-        case types_pb2.ON_SWAP_UNSPECIFIED | types_pb2.ON_SWAP_PIN:
-            return OnSwap.PIN
-        case types_pb2.ON_SWAP_ABORT:
-            return OnSwap.ABORT
-        case types_pb2.ON_SWAP_FOLLOW:
-            return OnSwap.FOLLOW
-    raise InvalidArgument(f"unknown on_swap: {int(value)}", field="on_swap")
-
-
-def _priority(value: types_pb2.Priority) -> Priority:
-    match value:
-        case types_pb2.PRIORITY_UNSPECIFIED | types_pb2.PRIORITY_BATCH:
-            return Priority.BATCH
-        case types_pb2.PRIORITY_INTERACTIVE:
-            return Priority.INTERACTIVE
-    raise InvalidArgument(f"unknown priority: {int(value)}", field="priority")
 
 
 def _delivery(message: generation_pb2.GenerateRequest, num_samples: int) -> generation_pb2.Delivery:

@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.server.engine.work.sequence import Ended, Finished, Pool, Priority, Request, Sample, Sequence
 from polyhead.server.ood.fits import OodFits
 from polyhead.server.rpc.interceptors import current_call
-from polyhead.server.rpc.messages import answers, prompts, requests
+from polyhead.server.rpc.messages import answers, enums, prompts, requests
 from polyhead.server.rpc.messages import ood as ood_messages
 from polyhead.server.rpc.services.call import Frontend
 from polyhead.server.rpc.services.ood import OodFitting
@@ -160,7 +160,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         self._frontend.check_room(Priority.BATCH, num_tokens)
         layers = self._ood.layers
         layer = layers.resolve(message.layer, default=layers.split_layer, field="layer")
-        pooling = ood_messages.pooling(message.pooling, "pooling")
+        pooling = enums.POOLINGS.member(message.pooling, "pooling")
         request = Request(
             self._frontend.request_id(message.request_id),
             lambda *_: None,

@@ -10,8 +10,9 @@ from torch import Tensor
 from transformers import AutoModelForCausalLM
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.lora import LoraAdapter
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.model.adapted import Adapter, AdapterRows, HeadGroup, build_lora_head
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.family import HeadModule, build_head, build_trunk, initial_head

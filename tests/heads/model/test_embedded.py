@@ -12,7 +12,7 @@ import torch
 from transformers import AutoModelForCausalLM, AutoTokenizer, GenerationConfig
 
 from polyhead.heads.format.errors import FailedPrecondition
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model import embedded, family
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.composition import check_composition

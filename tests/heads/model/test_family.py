@@ -15,7 +15,7 @@ from torch import nn
 from transformers import AttentionInterface, AutoModelForCausalLM, PreTrainedModel
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model import composition, family, skeleton
 from polyhead.heads.model import spec as spec_module
 from polyhead.heads.model.checkpoint import Checkpoint

@@ -13,7 +13,7 @@ from safetensors.torch import load_file
 from transformers import AutoModelForCausalLM, AutoModelForSequenceClassification, PreTrainedModel
 
 from polyhead.heads.format.errors import AlreadyExists, DataLoss, FailedPrecondition, InvalidArgument, NotFound
-from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.model import family
 from polyhead.heads.model import spec as spec_module
 from polyhead.heads.model.checkpoint import Checkpoint

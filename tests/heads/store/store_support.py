@@ -9,8 +9,9 @@ import sys
 from pathlib import Path
 
 from polyhead.heads.format import tensorfile
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.lora import LoraAdapter
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.format.tensorfile import TensorData
 from polyhead.heads.store.records import GenerationRecord
 from polyhead.heads.store.store import HeadStore

@@ -10,8 +10,8 @@ from typing import Any
 import pytest
 
 from polyhead.heads.format.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, PolyheadError
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.lora import LoraAdapter, adapted_digest
-from polyhead.heads.format.manifest import HeadKind, OutputKind
 from polyhead.heads.store import failpoints
 from polyhead.heads.store.records import VersionRecord, decode_version, encode_version
 from polyhead.heads.store.store import HeadStore

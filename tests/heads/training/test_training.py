@@ -6,7 +6,7 @@ from pathlib import Path
 
 import torch
 
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.family import HeadModule, TrunkModule, build_head, build_trunk, initial_head, trainable_parameters
 from polyhead.heads.model.spec import describe, describe_config

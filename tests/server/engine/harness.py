@@ -12,7 +12,8 @@ import torch
 from torch import Tensor
 from transformers import AutoModelForCausalLM, PreTrainedModel
 
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.family import TrunkModule, build_head, build_trunk, initial_head
 from polyhead.heads.model.spec import ModelSpec, describe

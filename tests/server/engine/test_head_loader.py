@@ -5,7 +5,7 @@ from __future__ import annotations
 import pytest
 import torch
 
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model import family
 from polyhead.server.engine.layers import attention
 from polyhead.server.engine.layers.fast import FastHead

@@ -11,7 +11,8 @@ import pytest
 from tokenizers import normalizers
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.configurations import ConfigurationKind
 from polyhead.server.rewards.recipes import RecipeBook

@@ -14,7 +14,8 @@ import numpy as np
 import pytest
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.server.engine.schedule.scorer import plan_readings
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.work.sequence import FinishReason, Output, Request, Sample

@@ -12,7 +12,8 @@ from hypothesis import strategies as st
 from transformers import ByT5Tokenizer
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.model import embedded
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.recipes import RecipeBook

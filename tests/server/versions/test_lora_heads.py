@@ -21,8 +21,8 @@ from polyhead.heads.format.errors import (
     PolyheadError,
     ResourceExhausted,
 )
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.lora import LoraAdapter, adapted_digest
-from polyhead.heads.format.manifest import HeadKind, OutputKind
 from polyhead.server.engine.work.live import LiveHead
 from polyhead.server.versions.head_loader import to_file
 from polyhead.server.versions.manifests import ManifestPatch

@@ -18,7 +18,7 @@ from polyhead.heads.format.errors import (
     PolyheadError,
     ResourceExhausted,
 )
-from polyhead.heads.format.manifest import HeadKind, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.store import failpoints
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.server.versions.publisher import CopyRequest

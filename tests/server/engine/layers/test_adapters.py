@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.lora import LoraAdapter
-from polyhead.heads.format.manifest import HeadKind, OutputKind
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.work.sequence import Request, SamplingParams
 from polyhead.server.versions.head_loader import HeadLoader, to_file

@@ -11,8 +11,8 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from polyhead.heads.format.errors import FailedPrecondition
+from polyhead.heads.format.kinds import HeadKind
 from polyhead.heads.format.lora import LoraAdapter
-from polyhead.heads.format.manifest import HeadKind
 from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.layers.torch.dense import DenseLinear
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits

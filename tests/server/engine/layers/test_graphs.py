@@ -11,8 +11,8 @@ import pytest
 import torch
 from torch import Tensor
 
+from polyhead.heads.format.kinds import HeadKind
 from polyhead.heads.format.lora import LoraAdapter
-from polyhead.heads.format.manifest import HeadKind
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import KvCache
 from polyhead.server.engine.layers.cuda.graphs import SIZES, Recording, StepGraphs, step_graphs

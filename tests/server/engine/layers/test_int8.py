@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from polyhead.heads.format.errors import FailedPrecondition
-from polyhead.heads.format.manifest import OutputKind
+from polyhead.heads.format.kinds import OutputKind
 from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.layers.fast import FastHead
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits

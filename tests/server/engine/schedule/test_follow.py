@@ -11,7 +11,7 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.format.errors import Aborted
-from polyhead.heads.format.manifest import HeadKind
+from polyhead.heads.format.kinds import HeadKind
 from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.live import ActiveSet, LiveHead

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from polyhead.heads.format.manifest import Unfinished
+from polyhead.heads.format.kinds import Unfinished
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.sequence import Event, Request, SamplingParams
 from polyhead.server.host.threads import use_torch_threads

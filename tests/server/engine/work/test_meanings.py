@@ -9,7 +9,7 @@ import pytest
 import torch
 
 from polyhead.heads.format.errors import Aborted, ResourceExhausted
-from polyhead.heads.format.manifest import HeadKind, ReadPosition, Unfinished
+from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.layers.sampler import sample_seed
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.reports import QueueLimits

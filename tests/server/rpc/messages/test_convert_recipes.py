@@ -8,7 +8,8 @@ from typing import Any, cast
 import pytest
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.heads.format.manifest import HeadKind, HeadManifest, OutputKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.manifest import HeadManifest
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.compose import Reward
 from polyhead.server.rewards.recipes import RecipeBook
