@@ -47,7 +47,7 @@ RuleFiles = Annotated[tuple[Path, ...], NoDecode, BeforeValidator(_paths)]
 
 
 class ServeConfig(BaseSettings):
-    """Frozen; an unknown key is an error. Sizes are in bytes, times in seconds. The descriptions are the table in deploy/README.md."""
+    """Frozen; an unknown key is an error. Sizes are in bytes, times in seconds. The descriptions become docs/reference/settings.md."""
 
     model_config = SettingsConfigDict(env_prefix=ENV_PREFIX, frozen=True, extra="forbid", protected_namespaces=())
 

@@ -1,4 +1,4 @@
-"""Rows as text for a person, as a Markdown table for BENCHMARKS.md, and as JSON for a program. Measures nothing."""
+"""Rows as text for a person, as a Markdown table for docs/benchmarks.md, and as JSON for a program. Measures nothing."""
 
 from __future__ import annotations
 

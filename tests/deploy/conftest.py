@@ -72,3 +72,4 @@ def exported(server: LocalServer) -> Exported:
 
 
 DEPLOY = Path(__file__).resolve().parents[2] / "deploy"
+DOCS = DEPLOY.parent / "docs"

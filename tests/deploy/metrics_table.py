@@ -1,4 +1,4 @@
-"""The table of metrics in deploy/README.md, made from what a real server exports. `python -m tests.deploy.metrics_table` writes it anew."""
+"""The table of docs/reference/metrics.md, made from what a server exports. `python -m tests.deploy.metrics_table` writes it anew."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ import tempfile
 from pathlib import Path
 
 from polyhead.client import Client
-from tests.deploy.conftest import DEPLOY, Exported, do_one_of_everything, scrape
+from tests.deploy.conftest import DOCS, Exported, do_one_of_everything, scrape
 from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
 
-README = DEPLOY / "README.md"
+PAGE = DOCS / "reference" / "metrics.md"
 BETWEEN = re.compile(r"(?<=<!-- metrics -->\n).*?(?=<!-- /metrics -->)", re.DOTALL)
 
 
@@ -31,8 +31,8 @@ def _labels(family: str, exported: Exported) -> set[str]:
 
 
 def shown() -> str:
-    found = BETWEEN.search(README.read_text(encoding="utf-8"))
-    assert found, "deploy/README.md has lost its <!-- metrics --> marks"
+    found = BETWEEN.search(PAGE.read_text(encoding="utf-8"))
+    assert found, "docs/reference/metrics.md has lost its <!-- metrics --> marks"
     return found[0]
 
 
@@ -42,7 +42,7 @@ def main() -> None:
         with serving(save_tiny_llama(folder / "model"), folder / "store") as server, Client(server.address, timeout=60) as client:
             do_one_of_everything(client)
             text = table(scrape(server))
-    README.write_text(BETWEEN.sub(lambda _: text, README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(BETWEEN.sub(lambda _: text, PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

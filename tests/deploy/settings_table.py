@@ -1,4 +1,4 @@
-"""The table of settings in deploy/README.md, made from server/config.py. `python -m tests.deploy.settings_table` writes it anew."""
+"""The table of docs/reference/settings.md, made from server/config.py. `python -m tests.deploy.settings_table` writes it anew."""
 
 from __future__ import annotations
 
@@ -7,9 +7,10 @@ import re
 from pydantic.fields import FieldInfo
 
 from polyhead.server.config import ENV_PREFIX, ServeConfig
-from tests.deploy.metrics_table import README
+from tests.deploy.conftest import DOCS
 from tests.deploy.settings import flags
 
+PAGE = DOCS / "reference" / "settings.md"
 BETWEEN = re.compile(r"(?<=<!-- settings -->\n).*?(?=<!-- /settings -->)", re.DOTALL)
 ARGUMENTS = {"model": "`MODEL`"}  # of `polyhead serve`, in place of a flag
 
@@ -37,13 +38,13 @@ def _default(field: FieldInfo) -> str:
 
 
 def shown() -> str:
-    found = BETWEEN.search(README.read_text(encoding="utf-8"))
-    assert found, "deploy/README.md has lost its <!-- settings --> marks"
+    found = BETWEEN.search(PAGE.read_text(encoding="utf-8"))
+    assert found, "docs/reference/settings.md has lost its <!-- settings --> marks"
     return found[0]
 
 
 def main() -> None:
-    README.write_text(BETWEEN.sub(lambda _: table(), README.read_text(encoding="utf-8")), encoding="utf-8")
+    PAGE.write_text(BETWEEN.sub(lambda _: table(), PAGE.read_text(encoding="utf-8")), encoding="utf-8")
 
 
 if __name__ == "__main__":

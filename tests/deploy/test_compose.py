@@ -103,8 +103,8 @@ def test_addresses_inside_are_services_and_their_ports() -> None:
 
 @pytest.mark.parametrize("document", [COMPOSE, {**TLS, "secrets": COMPOSE["secrets"] | TLS["secrets"]}], ids=["plain", "tls"])
 def test_secrets_are_declared_used_and_made_by_the_readme(document: dict[str, Any]) -> None:
-    """They are not in the repository: git ignores their folder, and the README's commands make each of them."""
-    readme = (DEPLOY / "README.md").read_text(encoding="utf-8")
+    """They are not in the repository: git ignores their folder, and the commands of docs/operations.md make each of them."""
+    readme = (DEPLOY.parent / "docs" / "operations.md").read_text(encoding="utf-8")
     for service in document["services"].values():
         used = set(service.get("secrets", ()))
         assert used <= document["secrets"].keys()

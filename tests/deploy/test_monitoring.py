@@ -182,7 +182,7 @@ def test_alerts_are_whole() -> None:
         assert set(rule) <= {"alert", "expr", "for", "labels", "annotations"}
         assert rule["labels"]["severity"] in ("critical", "warning")
         assert re.fullmatch(r"\d+[smh]", rule.get("for", "0s"))
-        assert rule["annotations"]["runbook"] == f"deploy/README.md#{rule['alert'].lower()}"
+        assert rule["annotations"]["runbook"] == f"docs/operations.md#{rule['alert'].lower()}"
 
 
 def test_prometheus_reads_the_rules_and_the_servers_port() -> None:

@@ -1,85 +1,72 @@
-"""Numbers and versions that README.md states are those of the code, and maps of packages name every file."""
+"""The pages hold together: links lead somewhere, every page can be reached, lines are short, and what is named as a file exists."""
 
 from __future__ import annotations
 
-import ast
-import importlib
 import re
-import tomllib
+from pathlib import Path
 
-from polyhead.server.config import ServeConfig
-from polyhead.server.rpc.listen import SERVER_OPTIONS
+import pytest
+
+from tests.guards.documents import INDEX, anchors, file_of, links, pages, prose
 from tests.guards.tree import ROOT
 
-README = (ROOT / "README.md").read_text(encoding="utf-8")
-ROW = re.compile(r"^\| ([^|]+) \| ([\d, ]+)(?: bytes)? \| (`server\.[^|]+`) \|$", re.MULTILINE)
+MAX_LINE = 160
+MAX_README_LINES = 130
+NAMED_FILE = re.compile(r"`((?:client|deploy|docs|heads|protos|server|tests)/[\w./-]+\.(?:md|proto|py|svg|toml|yaml|yml))`")
+HISTORY = ("CHANGELOG.md", "docs/notebook.md")  # they name what was there then
 
 
-def test_limits_are_the_codes() -> None:
-    rows = ROW.findall(README)
-    assert len(rows) >= 14
-    for what, stated, names in rows:
-        constants = re.findall(r"`(server\.[\w.]+)\.([A-Z_]+)`", names)
-        numbers = [int(number) for number in stated.split(",")]
-        actual = [getattr(importlib.import_module(f"polyhead.{module}"), name) for module, name in constants]
-        assert numbers == actual, what
+def shown(page: Path) -> str:
+    return str(page.relative_to(ROOT))
 
 
-def test_both_ways_have_the_stated_message_limit() -> None:
-    options = dict(SERVER_OPTIONS)
-    assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == 4194304
+@pytest.mark.parametrize("page", pages(), ids=shown)
+def test_links_lead_somewhere(page: Path) -> None:
+    wrong = []
+    for number, target in links(page):
+        file, anchor = file_of(page, target), target.partition("#")[2]
+        if not file.exists():
+            wrong.append(f"{shown(page)}:{number}: no such file: {target}")
+        elif anchor and file.suffix == ".md" and anchor not in anchors(file):
+            wrong.append(f"{shown(page)}:{number}: no such heading: {target}")
+    assert not wrong, "\n".join(wrong)
 
 
-def test_limits_that_are_settings_are_their_defaults() -> None:
-    [text] = re.findall(r"^Context: the model's own.*?(?=\n\n)", README, re.MULTILINE | re.DOTALL)
-    fields = ServeConfig.model_fields
-    stated = [int(number) for number in re.findall(r"\b\d+\b", text)]
-    names = [name.lower() for name in re.findall(r"POLYHEAD_([A-Z_]+)", text)]
-    assert names == ["max_queue_requests", "max_queue_tokens", "default_deadline_s"]
-    assert stated == [fields[name].default for name in names]
+def test_every_page_can_be_reached() -> None:
+    """From docs/index.md, link by link; and the README leads to it."""
+    reached, waiting = set(), [INDEX]
+    while waiting:
+        page = waiting.pop()
+        if page not in reached and page.suffix == ".md":
+            reached.add(page)
+            waiting += [file_of(page, target) for _, target in links(page)]
+    unreached = [shown(page) for page in pages() if page.is_relative_to(ROOT / "docs") and page not in reached]
+    assert not unreached, f"no page links to: {', '.join(unreached)}\nhint: a guide belongs in the list of docs/guides/index.md"
+    shown_first = {shown(file_of(ROOT / "README.md", target)) for _, target in links(ROOT / "README.md")}
+    assert shown_first >= {f"docs/{name}.md" for name in ("quickstart", "concepts", "operations", "architecture", "benchmarks")}
 
 
-def test_the_install_table_is_the_projects() -> None:
-    """Each extra exists and brings what is stated, to the letter; the client's requirements are all there."""
-    project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
-    rows = re.findall(r"^\| [^|]+ \| `pip install '?\.(?:\[(\w+)\])?'?` \| ([^|]+) \|$", README, re.MULTILINE)
-    assert [extra for extra, _ in rows] == ["", "cli", "server", "train"]
-    for extra, brings in rows:
-        stated = re.findall(r"`([^`]+)`", brings)
-        assert len(stated) >= 2
-        assert set(stated) <= set(project["optional-dependencies"][extra] if extra else project["dependencies"])
-    assert set(re.findall(r"`([^`]+)`", rows[0][1])) == set(project["dependencies"])
-    minimum = re.search(r"[\d.]+", project["requires-python"])
-    assert minimum
-    assert f"Python {minimum[0]} or newer" in README
-    assert f"Python {minimum[0]}+" in README
+@pytest.mark.parametrize("page", pages(), ids=shown)
+def test_lines_of_prose_are_short(page: Path) -> None:
+    """A table's row is one line whatever its length; prose is not."""
+    lines = [(number, len(line)) for number, line in prose(page) if not line.startswith("|")]
+    assert not [f"{shown(page)}:{number}: {length} characters" for number, length in lines if length > MAX_LINE]
 
 
-def test_references_are_in_the_first_paragraph() -> None:
-    first = README.split("\n\n")[1]
-    assert {"2209.14375", "2203.02155", "2204.05862"} == set(re.findall(r"arxiv\.org/abs/([\d.]+)", first))
+def test_the_readme_fits_one_look() -> None:
+    assert len((ROOT / "README.md").read_text(encoding="utf-8").splitlines()) <= MAX_README_LINES
 
 
-ENGINE = "server/engine"
-MAPPED = (ENGINE, *(f"{ENGINE}/{name}" for name in ("work", "schedule", "blocks", "layers", "layers/cuda", "compiled")), "client/bench")
+@pytest.mark.parametrize("page", [page for page in pages() if shown(page) not in HISTORY], ids=shown)
+def test_files_that_are_named_exist(page: Path) -> None:
+    named = set(NAMED_FILE.findall(page.read_text(encoding="utf-8")))
+    assert not [name for name in sorted(named) if not (ROOT / name).is_file()], shown(page)
 
 
-def test_the_maps_of_packages_are_whole() -> None:
-    """A package whose docstring says what each file is for forgets none, and names none that is gone."""
-    for package in MAPPED:
-        folder = ROOT / package
-        docstring = ast.get_docstring(ast.parse((folder / "__init__.py").read_text(encoding="utf-8")))
-        files = {path.name for path in folder.glob("*.py")} - {"__init__.py"}
-        assert docstring
-        named = set(re.findall(r"\b\w+\.py\b", docstring))
-        assert files <= named, package
-        assert all(any((ROOT / top).rglob(name)) for name in named for top in [package.split("/")[0]]), package
-
-
-def test_every_promise_of_security_names_tests_that_exist() -> None:
-    text = (ROOT / "SECURITY.md").read_text(encoding="utf-8")
-    rows = re.findall(r"^\| [^|]+ \| [^|]+ \| (`tests/[^|]+`) \|$", text, re.MULTILINE)
-    assert len(rows) >= 10
-    for row in rows:
-        for name in re.findall(r"`([^`]+)`", row):
-            assert (ROOT / name).is_file(), name
+def test_a_broken_link_would_be_seen(tmp_path: Path) -> None:
+    page = tmp_path / "page.md"
+    text = "# One `a` & two\n\n# Once\n\n# Once\n\n[x](other.md#y) `[no](link.md)`\n\n```text\n[no](link.md)\n```\n[z](#once-1)\n"
+    page.write_text(text, encoding="utf-8")
+    assert [target for _, target in links(page)] == ["other.md#y", "#once-1"]
+    assert anchors(page) == {"one-a--two", "once", "once-1"}
+    assert not file_of(page, "other.md#y").exists()

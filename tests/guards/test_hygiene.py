@@ -43,11 +43,11 @@ def test_text_files_are_plain() -> None:
     assert not [str(path.relative_to(ROOT)) for path, text in texts() if "\r" in text or not ends[path]]
 
 
-def test_folders_of_the_readme_exist() -> None:
-    """Every folder of its folder map: the text block under that heading, a folder a line, deeper ones indented."""
-    text = (ROOT / "README.md").read_text(encoding="utf-8")
+def test_folders_of_the_map_exist() -> None:
+    """Every folder of the folder map in docs/architecture.md: the text block under that heading, a folder a line, deeper ones indented."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
     found = re.search(r"^#+ +Folder map\b.*?^```text\n(.*?)^```", text, re.MULTILINE | re.DOTALL | re.IGNORECASE)
-    assert found, "README.md has no heading 'Folder map' with a text block"
+    assert found, "docs/architecture.md has no heading 'Folder map' with a text block"
     folders = list(mapped_folders(found[1]))
     assert len(folders) >= 4
     assert not [folder for folder in folders if not (ROOT / folder).is_dir()]

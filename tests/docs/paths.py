@@ -1,0 +1,5 @@
+"""Where the documents are."""
+
+from tests.guards.tree import ROOT
+
+DOCS = ROOT / "docs"
