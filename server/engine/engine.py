@@ -30,7 +30,7 @@ from polyhead.server.engine.work.batch import Batch, HeadRun
 from polyhead.server.engine.work.gaps import StepGaps
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.work.reports import Counters, EngineSnapshot, QueueLimits, SwapReport
-from polyhead.server.engine.work.sequence import (
+from polyhead.server.engine.work.request import (
     Accepted,
     Drawn,
     Ended,

@@ -11,7 +11,7 @@ import numpy as np
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.manifest import parse_reference
 from polyhead.heads.format.precision import Precision
-from polyhead.server.engine.work.sequence import Pool
+from polyhead.server.engine.work.request import Pool
 from polyhead.server.ood.scores import OodModel
 from polyhead.server.ood.store import OodFit, OodStore
 

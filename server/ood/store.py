@@ -25,7 +25,7 @@ from polyhead.heads.store import osio, records
 from polyhead.heads.store.layout import OOD
 from polyhead.heads.store.osio import StoreFiles
 from polyhead.heads.store.records import DamagedRecord
-from polyhead.server.engine.work.sequence import Pool, Pooling
+from polyhead.server.engine.work.request import Pool, Pooling
 from polyhead.server.ood.scores import OodModel
 
 MAX_NAMES = 64

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 import numpy as np
 
 from polyhead.server.engine.schedule.scorer import PolicyResult, PreferenceResult, results
-from polyhead.server.engine.work.sequence import Sample
+from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards import formulas
 from polyhead.server.rewards.formulas import Floats
 from polyhead.server.rewards.recipes import ALPHA, AVERAGE, KL, KL_COEFFICIENT, Form, KlTerm, Part, Read, Recipe

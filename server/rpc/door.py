@@ -6,7 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.sequence import Priority, PromptScorer
+from polyhead.server.engine.work.request import Priority, PromptScorer
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.text.text_bounds import check_fits

@@ -6,7 +6,7 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyhead.server.engine.work.sequence import FinishReason, ReplyForm, Sample
+from polyhead.server.engine.work.request import FinishReason, ReplyForm, Sample
 from polyhead.server.text.continuation import Decode
 
 logger = logging.getLogger(__name__)

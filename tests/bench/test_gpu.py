@@ -28,7 +28,7 @@ from polyhead.server.engine.layers.cuda.varlen import Varlen
 from polyhead.server.engine.layers.fast import FastTrunk
 from polyhead.server.engine.layers.linears import Quantization
 from polyhead.server.engine.work.batch import HeadRun, TrunkRun
-from polyhead.server.engine.work.sequence import Sequence
+from polyhead.server.engine.work.request import Sequence
 
 COMMAND = [sys.executable, "-m", "polyhead.client.cli.main", "bench-gpu"]
 CPU = torch.device("cpu")

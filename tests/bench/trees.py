@@ -25,7 +25,7 @@ from polyhead.heads.model.spec import ModelSpec, describe
 from polyhead.server.engine.build import EngineConfig, build_engine
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.work.sequence import FinishReason, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import FinishReason, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams, Sequence
 
 NUM_RULES, RULE_TOKENS, DIALOGUE_TOKENS = 23, 40, 500
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, NUM_ASKED, ASKED_TOKENS = 32, 18, 64, 5, 23

@@ -9,7 +9,7 @@ import pytest
 
 from polyhead.heads.format.errors import InvalidArgument, NotFound
 from polyhead.heads.format.kinds import HeadKind
-from polyhead.server.engine.work.sequence import Priority
+from polyhead.server.engine.work.request import Priority
 from polyhead.server.rpc.messages import requests
 from polyhead.v1 import types_pb2
 from tests.server.fakes import World

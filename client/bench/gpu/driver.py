@@ -13,8 +13,8 @@ from polyhead.client.bench.gpu.models import ROLES, TEMPLATE
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.work.live import ActiveSet, ServedHead
 from polyhead.server.engine.work.reports import SwapReport
-from polyhead.server.engine.work.sequence import Drawn, Ended, Event, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams
-from polyhead.server.engine.work.sequence import Sequence as Text
+from polyhead.server.engine.work.request import Drawn, Ended, Event, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams
+from polyhead.server.engine.work.request import Sequence as Text
 
 TIMEOUT_S = 600.0
 

@@ -16,7 +16,7 @@ from torch import Tensor
 from polyhead.client.bench.gpu.driver import Driver
 from polyhead.client.bench.gpu.models import Shape
 from polyhead.client.bench.results import OURS, Row, Series, at_least, at_most
-from polyhead.server.engine.work.sequence import Sample
+from polyhead.server.engine.work.request import Sample
 
 LENGTHS = (1, 5, 16, 17, 40)  # of prompts
 MEAN_ERRORS = {"float32": 1e-4, "bfloat16": 0.05, "int8": 0.2, "fp8": 1.0}  # of a log-prob, allowed whatever transformers' own rounding is

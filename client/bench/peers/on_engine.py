@@ -12,7 +12,7 @@ from polyhead.server.host.memory import bound_malloc, return_garbage
 from polyhead.server.host.pacing import bound_spinning
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.work.sequence import Event, Request
+    from polyhead.server.engine.work.request import Event, Request
 
 
 class InProcess:
@@ -37,7 +37,7 @@ class InProcess:
         self.about = {"engine": "our engine", "version": "", "precision": config.trunk_dtype}
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        from polyhead.server.engine.work.sequence import Ended, Request, Sample, SamplingParams, Sequence
+        from polyhead.server.engine.work.request import Ended, Request, Sample, SamplingParams, Sequence
 
         params = SamplingParams(temperature=0.0, max_new_tokens=question["num_tokens"], ignore_eos=True)
         is_over = threading.Event()

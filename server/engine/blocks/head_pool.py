@@ -6,9 +6,9 @@ import heapq
 import itertools
 from dataclasses import dataclass
 
-from polyhead.server.engine.blocks.block import Block, HeadBlock, OutOfBlocks
 from polyhead.server.engine.blocks.cache import KvCache
-from polyhead.server.engine.work.sequence import Reading
+from polyhead.server.engine.work.block import Block, HeadBlock, OutOfBlocks
+from polyhead.server.engine.work.request import Reading
 
 
 @dataclass(frozen=True, slots=True)

@@ -16,10 +16,10 @@ import heapq
 import itertools
 from dataclasses import dataclass
 
-from polyhead.server.engine.blocks.block import Block, OutOfBlocks
 from polyhead.server.engine.blocks.cache import TrunkCache
 from polyhead.server.engine.blocks.head_pool import HeadPool
-from polyhead.server.engine.work.sequence import Sequence
+from polyhead.server.engine.work.block import Block, OutOfBlocks
+from polyhead.server.engine.work.request import Sequence
 
 
 @dataclass(slots=True)

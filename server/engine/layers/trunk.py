@@ -18,7 +18,7 @@ from polyhead.server.engine.layers.cuda.graphs import StepGraphs
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastTrunk
 from polyhead.server.engine.work.batch import TrunkRun
-from polyhead.server.engine.work.sequence import Pool, Pooling
+from polyhead.server.engine.work.request import Pool, Pooling
 
 OWNER = "trunk"  # of recorded steps
 

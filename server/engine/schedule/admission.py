@@ -11,7 +11,7 @@ from collections.abc import Collection
 from polyhead.heads.format.errors import ResourceExhausted
 from polyhead.server.engine.schedule.shares import has_room
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.engine.work.sequence import Priority, Request
+from polyhead.server.engine.work.request import Priority, Request
 
 
 def check_queue(request: Request, open_requests: Collection[Request], limits: QueueLimits) -> None:

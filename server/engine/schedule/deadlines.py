@@ -15,7 +15,7 @@ from collections.abc import Collection, Sequence
 
 from polyhead.heads.format.errors import ResourceExhausted
 from polyhead.server.engine.schedule.pace import Pace
-from polyhead.server.engine.work.sequence import Phase, Request, Sample
+from polyhead.server.engine.work.request import Phase, Request, Sample
 
 MARGIN = 1.1  # steps may come to take so many times what they take now
 RUNNING_SHARE = 0.9  # of a request's whole time: what is kept for running when many wait. More rows draw more than longer waits do

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterable
 
 from polyhead.server.engine.blocks.head_pool import HeadPool
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.work.sequence import Lease, OnSwap, Output, Phase, Reading, Request, Sample
+from polyhead.server.engine.work.request import Lease, OnSwap, Output, Phase, Reading, Request, Sample
 
 
 def lease_to_start_with(sample: Sample) -> Lease:

@@ -11,7 +11,7 @@ import numpy as np
 import numpy.typing as npt
 
 from polyhead.server.engine.work.batch import Batch
-from polyhead.server.engine.work.sequence import Sample
+from polyhead.server.engine.work.request import Sample
 
 FIRST_STEPS = 8  # fewer say nothing: the first ones meet cold caches
 STALE_S = 10.0  # a pace that nobody has kept for so long is none: whatever slowed the steps may be over

@@ -18,7 +18,7 @@ from polyhead.server.engine.schedule.scorer import plan_readings
 from polyhead.server.engine.schedule.turns import Turns
 from polyhead.server.engine.work.batch import Batch, HeadRun, TrunkRun
 from polyhead.server.engine.work.live import ActiveSet
-from polyhead.server.engine.work.sequence import Output, Phase, Reading, Request, Sample, Sequence
+from polyhead.server.engine.work.request import Output, Phase, Reading, Request, Sample, Sequence
 
 
 @dataclass(frozen=True, slots=True)

@@ -14,7 +14,7 @@ from torch import Tensor
 from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.layers.sampler import Draw, DrawRow
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.sequence import FinishReason, Output, Reading, RuleQuestion, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import FinishReason, Output, Reading, RuleQuestion, Sample, SamplingParams, Sequence
 
 RAW = SamplingParams()  # temperature 1, nothing left out
 SLICE_ROWS = 64  # rows of (rows, vocab) log-probs at once: a long completion must not hold its own (c, vocab) a second time

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import collections
 
-from polyhead.server.engine.work.sequence import Priority, Sample
+from polyhead.server.engine.work.request import Priority, Sample
 
 
 class Turns:

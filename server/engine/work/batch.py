@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from polyhead.server.engine.work.live import LiveHead
-from polyhead.server.engine.work.sequence import Reading, Sequence
+from polyhead.server.engine.work.request import Reading, Sequence
 
 
 @dataclass(frozen=True, slots=True)

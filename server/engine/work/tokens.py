@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import logging
 
-from polyhead.server.engine.work.sequence import FinishReason, Sample, Span
+from polyhead.server.engine.work.request import FinishReason, Sample, Span
 
 logger = logging.getLogger(__name__)
 

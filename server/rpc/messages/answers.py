@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polyhead.server.engine.schedule.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
-from polyhead.server.engine.work.sequence import Drawn, Lease, Sample, SamplingParams
+from polyhead.server.engine.work.request import Drawn, Lease, Sample, SamplingParams
 from polyhead.server.metrics.metrics import SampleFacts, Scalar
 from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.ood import ood_error, ood_score

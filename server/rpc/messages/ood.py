@@ -7,7 +7,7 @@ import math
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.manifest import check_name
 from polyhead.heads.store.records import check_request_id
-from polyhead.server.engine.work.sequence import Pool, Pooling, Sample
+from polyhead.server.engine.work.request import Pool, Pooling, Sample
 from polyhead.server.ood.fits import TrunkLayers
 from polyhead.server.ood.scores import DEFAULT_SHRINKAGE, check_count, check_shrinkage
 from polyhead.server.ood.store import OodFit

@@ -14,7 +14,7 @@ from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.kinds import DEFAULT_HEAD, HeadKind
 from polyhead.server.engine.layers.sampler import sample_seed
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.sequence import (
+from polyhead.server.engine.work.request import (
     FinishReason,
     OnSwap,
     Priority,

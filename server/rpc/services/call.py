@@ -14,7 +14,7 @@ from google.protobuf.message import Message
 
 from polyhead.heads.format.errors import Aborted, InvalidArgument
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.work.sequence import Accepted, Event, Finished, Lease, Priority, Request, Sample
+from polyhead.server.engine.work.request import Accepted, Event, Finished, Lease, Priority, Request, Sample
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.process.workers import Workers
 from polyhead.server.rpc.door import Door, Resolve

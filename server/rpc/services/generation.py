@@ -9,7 +9,7 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import grpc
 
 from polyhead.heads.format.errors import Aborted
-from polyhead.server.engine.work.sequence import Accepted, Drawn, Ended, Event, Finished, Sample
+from polyhead.server.engine.work.request import Accepted, Drawn, Ended, Event, Finished, Sample
 from polyhead.server.rewards import compose
 from polyhead.server.rewards.compose import Reward
 from polyhead.server.rpc.messages import answers, recipes, requests

@@ -10,7 +10,7 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 
 from polyhead.heads.format.errors import DataLoss, InvalidArgument, ResourceExhausted
-from polyhead.server.engine.work.sequence import Ended, Finished, Pool, Request
+from polyhead.server.engine.work.request import Ended, Finished, Pool, Request
 from polyhead.server.ood.fits import OodFits
 from polyhead.server.ood.scores import Floats, Moments, fit
 from polyhead.server.ood.store import OodFit, check_same_request, is_answered

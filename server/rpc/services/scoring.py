@@ -7,7 +7,7 @@ from typing import Any
 
 import grpc
 
-from polyhead.server.engine.work.sequence import Ended, Finished, Sample
+from polyhead.server.engine.work.request import Ended, Finished, Sample
 from polyhead.server.rewards import compose
 from polyhead.server.rewards.compose import RewardPlan
 from polyhead.server.rpc.messages import answers, configurations, recipes, requests

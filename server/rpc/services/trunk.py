@@ -14,7 +14,7 @@ from torch import Tensor
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.kinds import OutputKind
-from polyhead.server.engine.work.sequence import Ended, Finished, Pool, Priority, Request, Sample, Sequence
+from polyhead.server.engine.work.request import Ended, Finished, Pool, Priority, Request, Sample, Sequence
 from polyhead.server.ood.fits import OodFits
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, enums, prompts, requests

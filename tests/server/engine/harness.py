@@ -22,7 +22,7 @@ from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.schedule.scorer import HeadResult, results
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.work.reports import SwapReport
-from polyhead.server.engine.work.sequence import (
+from polyhead.server.engine.work.request import (
     Drawn,
     Ended,
     Event,

@@ -22,7 +22,7 @@ from polyhead.heads.format.errors import (
 from polyhead.heads.store import failpoints
 from polyhead.heads.store.osio import StoreIoError
 from polyhead.heads.store.store import HeadStore
-from polyhead.server.engine.work.sequence import Pool, Pooling
+from polyhead.server.engine.work.request import Pool, Pooling
 from polyhead.server.ood import fits as fits_module
 from polyhead.server.ood import store as store_module
 from polyhead.server.ood.fits import OodFits, TrunkLayers

@@ -12,7 +12,7 @@ import pytest
 
 from polyhead.server.engine.schedule.scorer import HeadResult, PolicyResult, PreferenceResult, RuleResult
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.sequence import FinishReason, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import FinishReason, Request, Sample, SamplingParams, Sequence
 from polyhead.server.rewards import compose as compose_module
 from polyhead.server.rewards.compose import Reward, RewardPlan, Selection, choose, compose, ranking
 from polyhead.server.rewards.recipes import Recipe, RecipeBook, read_recipe

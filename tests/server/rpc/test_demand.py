@@ -12,7 +12,7 @@ import pytest
 from polyhead.heads.format.errors import InvalidArgument, ResourceExhausted
 from polyhead.server.engine.schedule.admission import check_queue
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.engine.work.sequence import Priority, Request, Sample
+from polyhead.server.engine.work.request import Priority, Request, Sample
 from polyhead.server.rpc.auth import Caller, Role
 from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.interceptors import Call, current_call

@@ -18,7 +18,7 @@ from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.manifest import HeadManifest
 from polyhead.server.engine.schedule.scorer import plan_readings
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.work.sequence import FinishReason, Output, Request, Sample
+from polyhead.server.engine.work.request import FinishReason, Output, Request, Sample
 from polyhead.server.ood.fits import OodFits, TrunkLayers
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook

@@ -13,7 +13,7 @@ import grpc.aio
 import pytest
 
 from polyhead.server.config import ServeConfig
-from polyhead.server.engine.work.sequence import Sample
+from polyhead.server.engine.work.request import Sample
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.process.startup import bring_up_heads, build_services
 from polyhead.server.process.workers import Workers

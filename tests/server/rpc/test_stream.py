@@ -6,7 +6,7 @@ import asyncio
 
 import pytest
 
-from polyhead.server.engine.work.sequence import Ended, Event, Request
+from polyhead.server.engine.work.request import Ended, Event, Request
 from polyhead.server.rpc.stream import EventStream, hand_over
 from polyhead.server.rpc.unread import Unread
 

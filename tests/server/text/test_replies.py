@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 import pytest
 
-from polyhead.server.engine.work.sequence import FinishReason, ReplyForm, Request, Sample, SamplingParams
-from polyhead.server.engine.work.sequence import Sequence as Tokens
+from polyhead.server.engine.work.request import FinishReason, ReplyForm, Request, Sample, SamplingParams
+from polyhead.server.engine.work.request import Sequence as Tokens
 from polyhead.server.text.replies import check_reply, is_ended, split_marker
 
 USER, AGENT, QUERY = "\n\nUser:", "\n\nSparrow:", "\n\nSearch Query:"

@@ -12,7 +12,7 @@ from torch import Tensor
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.sequence import Pool, Pooling, Request, SamplingParams
+from polyhead.server.engine.work.request import Pool, Pooling, Request, SamplingParams
 from tests.heads.models import FAMILIES, save_tiny
 from tests.server.engine.harness import Bench
 

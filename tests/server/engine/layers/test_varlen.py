@@ -19,7 +19,7 @@ from polyhead.server.engine.layers.attention import AttentionPlan, Segment, atte
 from polyhead.server.engine.layers.cuda.varlen import Varlen, candidates
 from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.sequence import OnSwap, SamplingParams
+from polyhead.server.engine.work.request import OnSwap, SamplingParams
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
 from tests.server.engine.layers.varlen_reference import varlen_reference

@@ -15,7 +15,7 @@ from polyhead.heads.format.kinds import HeadKind
 from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.live import ActiveSet, LiveHead
-from polyhead.server.engine.work.sequence import FinishReason, OnSwap, Phase, Request, Sample, SamplingParams
+from polyhead.server.engine.work.request import FinishReason, OnSwap, Phase, Request, Sample, SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 THIRTY = SamplingParams(max_new_tokens=30)

@@ -11,7 +11,7 @@ from polyhead.heads.format.errors import Aborted
 from polyhead.server.engine import build
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.live import LiveHead
-from polyhead.server.engine.work.sequence import FinishReason, OnSwap, Request, Sample, SamplingParams
+from polyhead.server.engine.work.request import FinishReason, OnSwap, Request, Sample, SamplingParams
 from tests.server.engine.harness import Bench
 from tests.server.engine.schedule.test_follow import assert_each_span_is_its_own_versions, other
 

@@ -8,11 +8,11 @@ from pathlib import Path
 import pytest
 
 from polyhead.heads.format.errors import Aborted, PolyheadError, Unavailable
-from polyhead.server.engine.blocks.block import Block
 from polyhead.server.engine.build import HEAD_BLOCKS_PER_BLOCK
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.batch import Batch, HeadRun, TrunkRun
-from polyhead.server.engine.work.sequence import FinishReason, Phase, Request, SamplingParams
+from polyhead.server.engine.work.block import Block
+from polyhead.server.engine.work.request import FinishReason, Phase, Request, SamplingParams
 from tests.server.engine.harness import Bench
 
 ALL_HEADS = ("reference", "value", "preference", "rule")

@@ -11,7 +11,7 @@ from polyhead.heads.format.errors import Aborted, ResourceExhausted
 from polyhead.server.engine.schedule.admission import check_queue
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.engine.work.sequence import Finished, Priority, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import Finished, Priority, Request, Sample, SamplingParams, Sequence
 from tests.server.engine.harness import Bench
 
 LIMITS = QueueLimits(max_requests=16, max_tokens=1600, interactive_share=0.25)

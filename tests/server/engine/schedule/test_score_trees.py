@@ -11,7 +11,7 @@ import pytest
 
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.work.sequence import Request
+from polyhead.server.engine.work.request import Request
 from tests.server.engine.harness import Bench, scores
 
 PROMPT, REPLY, QUESTION = 37, 9, 23  # tokens: texts part inside a block of 16

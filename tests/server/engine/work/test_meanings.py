@@ -13,7 +13,7 @@ from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.layers.sampler import sample_seed
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.engine.work.sequence import FinishReason, OnSwap, Priority, SamplingParams
+from polyhead.server.engine.work.request import FinishReason, OnSwap, Priority, SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 SIX = SamplingParams(max_new_tokens=6)

@@ -6,7 +6,7 @@ from collections.abc import Callable
 
 import pytest
 
-from polyhead.server.engine.work.sequence import FinishReason, Request, SamplingParams
+from polyhead.server.engine.work.request import FinishReason, Request, SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 SCORED = ("policy", "value", "preference")

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.server.engine.work.sequence import Finished, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import Finished, Request, Sample, SamplingParams, Sequence
 from tests.server.engine.harness import Bench
 
 LENGTH, COUNT = 20, 12

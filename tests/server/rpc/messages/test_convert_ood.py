@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 
 from polyhead.heads.format.errors import DataLoss
-from polyhead.server.engine.work.sequence import Lease, Pool, Pooling, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import Lease, Pool, Pooling, Request, Sample, SamplingParams, Sequence
 from polyhead.server.rpc.messages import answers
 from polyhead.server.rpc.services.ood import OodFitting
 from polyhead.server.text.replies import ReplyCheck

@@ -9,7 +9,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from polyhead.server.engine.work.live import ActiveSet
-from polyhead.server.engine.work.sequence import Drawn, Event, Finished, FinishReason, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import Drawn, Event, Finished, FinishReason, Request, Sample, SamplingParams, Sequence
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.services.generation import _Writer
 

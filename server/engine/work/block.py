@@ -7,7 +7,7 @@ from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.work.sequence import Reading, Sequence
+    from polyhead.server.engine.work.request import Reading, Sequence
 
 
 class OutOfBlocks(Exception):

@@ -21,7 +21,7 @@ from polyhead.heads.format.kinds import HeadKind
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.blocks.block import Block, HeadBlock
+    from polyhead.server.engine.work.block import Block, HeadBlock
 
 
 class FinishReason(enum.Enum):
