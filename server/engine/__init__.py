@@ -1,4 +1,4 @@
-"""The serving engine: one thread that advances sequences over one trunk and many heads. Read work/sequence.py first, then engine.py.
+"""The serving engine: one thread that advances sequences over one trunk and many heads. Read work/request.py first, then engine.py.
 
     engine.py       the loop; all that other threads may ask of it
     build.py        puts an engine together

@@ -27,22 +27,13 @@ from polyhead.server.engine.schedule.admission import check_queue
 from polyhead.server.engine.schedule.scheduler import Scheduler
 from polyhead.server.engine.schedule.scorer import take_rows
 from polyhead.server.engine.work.batch import Batch, HeadRun
+from polyhead.server.engine.work.events import Accepted, Drawn, Ended, Finished
 from polyhead.server.engine.work.gaps import StepGaps
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.reports import Counters, EngineSnapshot, QueueLimits, SwapReport
-from polyhead.server.engine.work.request import (
-    Accepted,
-    Drawn,
-    Ended,
-    Event,
-    Finished,
-    FinishReason,
-    OnSwap,
-    Output,
-    Phase,
-    Request,
-    Sample,
-)
+from polyhead.server.engine.work.request import OnSwap, Output, Phase, Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason
 from polyhead.server.engine.work.tokens import add_token, finish_reason, tail
 from polyhead.server.host.commit import commit
 from polyhead.server.host.threads import use_torch_threads
@@ -348,8 +339,8 @@ class Engine:
         request, slots = sample.request, self.tree.slots(sample.sequence)
         if request.return_states:
             sample.states = self.trunk.states(slots, 0, sample.num_tokens, request.states_layer).cpu()
-        if request.pool is not None:
-            sample.pooled = self.trunk.pooled(slots, len(sample.prompt), request.pool)
+        if request.pooling is not None:
+            sample.pooled = self.trunk.pooled(slots, len(sample.prompt), request.pooling)
 
     def _fail(self, sample: Sample, message: str) -> None:
         sample.finish_reason = FinishReason.FAILED

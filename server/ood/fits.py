@@ -11,7 +11,7 @@ import numpy as np
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.manifest import parse_reference
 from polyhead.heads.format.precision import Precision
-from polyhead.server.engine.work.request import Pool
+from polyhead.server.engine.work.pooling import PromptPooling
 from polyhead.server.ood.scores import OodModel
 from polyhead.server.ood.store import OodFit, OodStore
 
@@ -45,7 +45,7 @@ class TrunkLayers:
 
 @dataclass(frozen=True, slots=True)
 class LoadedFit:
-    """A fit with its numbers: what a request carries (`PromptScorer` in engine/work/sequence.py)."""
+    """A fit with its numbers: what a request carries (`PromptScorer` in rpc/tag.py)."""
 
     fit: OodFit
     model: OodModel
@@ -55,8 +55,8 @@ class LoadedFit:
         return self.fit.reference
 
     @property
-    def pool(self) -> Pool:
-        return self.fit.pool
+    def pooling(self) -> PromptPooling:
+        return self.fit.pooling
 
     def score(self, row: np.ndarray) -> float:
         return self.model.score(row)
@@ -91,9 +91,9 @@ class OodFits:
             problem = f"was made on another trunk: {fit.trunk_id[:12]}... is not {served.trunk_id[:12]}..."
         elif fit.precision != served.precision:
             problem = f"was made at precision {fit.precision}, the trunk is served at {served.precision}\nhint: fit it again"
-        elif fit.pool.layer not in served.kept:
+        elif fit.pooling.layer not in served.kept:
             known = " and ".join(map(str, served.kept))
-            hint = f"start it with --tap-layer {fit.pool.layer}, or fit again"
-            problem = f"reads layer {fit.pool.layer}, the server keeps {known}\nhint: {hint}"
+            hint = f"start it with --tap-layer {fit.pooling.layer}, or fit again"
+            problem = f"reads layer {fit.pooling.layer}, the server keeps {known}\nhint: {hint}"
         if problem:
             raise FailedPrecondition(f"the fit {fit.reference} {problem}", field=field)

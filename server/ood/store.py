@@ -25,7 +25,7 @@ from polyhead.heads.store import osio, records
 from polyhead.heads.store.layout import OOD
 from polyhead.heads.store.osio import StoreFiles
 from polyhead.heads.store.records import DamagedRecord
-from polyhead.server.engine.work.request import Pool, Pooling
+from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 from polyhead.server.ood.scores import OodModel
 
 MAX_NAMES = 64
@@ -43,7 +43,7 @@ class OodFit:
     version: int
     trunk_id: str
     precision: Precision  # of the trunk that it was made with
-    pool: Pool
+    pooling: PromptPooling
     num_prompts: int
     shrinkage: float
     mean_score: float  # of the prompts it was made from
@@ -201,7 +201,7 @@ def check_same_request(first: OodFit, wanted: OodFit) -> OodFit:
     """`first`, if the request that made it asked for the same. AlreadyExists."""
     if is_answered(first, wanted.request_digest):
         return first
-    asked, asks = ((fit.name, fit.pool, fit.shrinkage, fit.num_prompts) for fit in (first, wanted))
+    asked, asks = ((fit.name, fit.pooling, fit.shrinkage, fit.num_prompts) for fit in (first, wanted))
     if asked != asks:
         raise _taken(first)
     return first
@@ -225,11 +225,15 @@ def _path(name: str, version: int, suffix: str) -> str:
 
 
 def _to_plain(fit: OodFit) -> dict[str, Any]:
-    plain = {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit) if field.name != "pool"}
+    plain = {field.name: getattr(fit, field.name) for field in dataclasses.fields(fit) if field.name != "pooling"}
     if not fit.request_digest:
         del plain["request_digest"]  # as older servers read it
-    return {**plain, "layer": fit.pool.layer, "pooling": fit.pool.pooling.value}
+    return {**plain, "layer": fit.pooling.layer, "pooling": fit.pooling.method.value}
 
 
 def _from_plain(plain: dict[str, Any]) -> OodFit:
-    return OodFit(pool=Pool(int(plain.pop("layer")), Pooling(plain.pop("pooling"))), precision=Precision(plain.pop("precision")), **plain)
+    return OodFit(
+        pooling=PromptPooling(int(plain.pop("layer")), Pooling(plain.pop("pooling"))),
+        precision=Precision(plain.pop("precision")),
+        **plain,
+    )

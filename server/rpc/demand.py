@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Sequence
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.server.engine.work.request import SamplingParams
+from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 

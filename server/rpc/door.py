@@ -6,9 +6,10 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.request import Priority, PromptScorer
+from polyhead.server.engine.work.request import Priority
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
+from polyhead.server.rpc.tag import PromptScorer
 from polyhead.server.text.text_bounds import check_fits
 from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.text.transcripts import TranscriptBook

@@ -10,7 +10,9 @@ import logging
 from collections.abc import AsyncIterator, Callable
 
 from polyhead.server.engine.engine import StepEvents
-from polyhead.server.engine.work.request import Ended, Event, Request, Sample
+from polyhead.server.engine.work.events import Ended
+from polyhead.server.engine.work.reader import Event
+from polyhead.server.engine.work.request import Request, Sample
 from polyhead.server.rpc.unread import Account
 
 EVENT_BYTES = 160  # of a token or another event that waits, in memory; what a sample holds is counted by the engine

@@ -6,10 +6,21 @@ import logging
 from collections.abc import Sequence
 from dataclasses import dataclass
 
-from polyhead.server.engine.work.request import FinishReason, ReplyForm, Sample
+from polyhead.server.engine.work.request import Sample
+from polyhead.server.engine.work.sampling import FinishReason
 from polyhead.server.text.continuation import Decode
 
 logger = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True, slots=True)
+class ReplyForm:
+    """What the reply to a prompt must look like."""
+
+    format: str = ""  # "sparrow@1"; "" for the chat template, which asks nothing of a reply
+    ends: tuple[str, ...] = ()  # one of them ends a valid reply
+    openings: tuple[str, ...] = ()  # none of them stands inside one
+    stop_ids: frozenset[int] = frozenset()  # the chat template's own end of a turn, where it is no EOS of the model
 
 
 @dataclass(frozen=True, slots=True)
@@ -30,18 +41,18 @@ class ReplyCheck:
     num_newlines: int  # without those of the marker that ends it
 
 
-def check_reply(sample: Sample, decode: Decode) -> ReplyCheck:
+def check_reply(sample: Sample, form: ReplyForm, decode: Decode) -> ReplyCheck:
     """Look at a finished sample's text, made from its ids."""
     if sample.finish_reason is FinishReason.FAILED:
         return _failed()
     try:
-        text, marker = split_marker(sample.completion, (*sample.form.openings, *_stops(sample)), decode)
+        text, marker = split_marker(sample.completion, (*form.openings, *_stops(sample)), decode)
     except Exception:
         logger.exception("a reply's text could not be made")
         return _failed()
     reasons: tuple[str, ...] = () if sample.is_terminated else ("not_terminated",)
-    if sample.form.ends:
-        reasons += _format_reasons(text, marker, sample)
+    if form.ends:
+        reasons += _format_reasons(text, marker, form, is_terminated=sample.is_terminated)
     return ReplyCheck(not reasons, reasons, text.count("\n"))
 
 
@@ -70,11 +81,11 @@ def split_marker(token_ids: list[int], markers: Sequence[str], decode: Decode) -
     return text[:start], marker
 
 
-def _format_reasons(text: str, marker: str, sample: Sample) -> tuple[str, ...]:
+def _format_reasons(text: str, marker: str, form: ReplyForm, *, is_terminated: bool) -> tuple[str, ...]:
     found = {
-        "wrong_end": (sample.is_terminated or marker != "") and marker not in sample.form.ends,
+        "wrong_end": (is_terminated or marker != "") and marker not in form.ends,
         "empty": not text.strip(),
-        "foreign_opening": any(opening in text for opening in sample.form.openings),
+        "foreign_opening": any(opening in text for opening in form.openings),
     }
     return tuple(reason for reason, is_so in found.items() if is_so)
 

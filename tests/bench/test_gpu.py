@@ -28,7 +28,7 @@ from polyhead.server.engine.layers.cuda.varlen import Varlen
 from polyhead.server.engine.layers.fast import FastTrunk
 from polyhead.server.engine.layers.linears import Quantization
 from polyhead.server.engine.work.batch import HeadRun, TrunkRun
-from polyhead.server.engine.work.request import Sequence
+from polyhead.server.engine.work.sequence import TokenSequence
 
 COMMAND = [sys.executable, "-m", "polyhead.client.cli.main", "bench-gpu"]
 CPU = torch.device("cpu")
@@ -214,7 +214,7 @@ def test_a_step_reads_nothing_back_from_the_device(kernel: Varlen | None, held: 
     ours = random_engine(TINY, RandomWeights(SEED, 0.2, torch.bfloat16, device), config)
     roles, engine = ours.roles(), ours.engine
     for spans in ([(0, 5), (0, 20), (3, 4)], [(4, 5), (16, 17), (3, 4)]):
-        texts = [Sequence(list(range(40))) for _ in spans]
+        texts = [TokenSequence(list(range(40))) for _ in spans]
         for number, text in enumerate(texts):
             text.blocks = [SimpleNamespace(slot=2 * number + each) for each in (1, 2)]  # type: ignore[misc]
         engine.trunk.forward([TrunkRun(text, start, end) for text, (start, end) in zip(texts, spans, strict=True)])

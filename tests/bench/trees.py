@@ -25,7 +25,10 @@ from polyhead.heads.model.spec import ModelSpec, describe
 from polyhead.server.engine.build import EngineConfig, build_engine
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.work.request import FinishReason, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.questions import RuleQuestion, RuleQuestions
+from polyhead.server.engine.work.request import Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 
 NUM_RULES, RULE_TOKENS, DIALOGUE_TOKENS = 23, 40, 500
 NUM_PROMPTS, PROMPT_TOKENS, NEW_TOKENS, NUM_ASKED, ASKED_TOKENS = 32, 18, 64, 5, 23
@@ -89,14 +92,14 @@ def drawing(prompts: list[list[int]], score: tuple[str, ...] = (), suffixes: lis
     request = new_request(score, suffixes or [])
     params = SamplingParams(max_new_tokens=NEW_TOKENS, ignore_eos=True)
     for index, prompt in enumerate(prompts):
-        request.samples.append(Sample(request, index, 0, 0, prompt, Sequence(list(prompt)), params, head_name="policy", seed=index))
+        request.samples.append(Sample(request, index, 0, 0, prompt, TokenSequence(list(prompt)), params, head_name="policy", seed=index))
     return request
 
 
 def given(pairs: list[tuple[list[int], list[int]]], score: tuple[str, ...], suffixes: list[list[int]] | None = None) -> Request:
     request = new_request(score, suffixes or [])
     for index, (prompt, completion) in enumerate(pairs):
-        sample = Sample(request, index, 0, 0, prompt, Sequence([*prompt, *completion]), SamplingParams())
+        sample = Sample(request, index, 0, 0, prompt, TokenSequence([*prompt, *completion]), SamplingParams())
         sample.completion, sample.finish_reason = completion, FinishReason.GIVEN
         request.samples.append(sample)
     return request

@@ -11,10 +11,14 @@ from typing import Any
 
 from polyhead.client.bench.gpu.models import ROLES, TEMPLATE
 from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.work.events import Drawn, Ended
 from polyhead.server.engine.work.live import ActiveSet, ServedHead
+from polyhead.server.engine.work.questions import RuleQuestion, RuleQuestions
+from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.reports import SwapReport
-from polyhead.server.engine.work.request import Drawn, Ended, Event, Request, RuleQuestion, RuleQuestions, Sample, SamplingParams
-from polyhead.server.engine.work.request import Sequence as Text
+from polyhead.server.engine.work.request import Request, Sample
+from polyhead.server.engine.work.sampling import SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 
 TIMEOUT_S = 600.0
 
@@ -117,7 +121,7 @@ class Driver:
         )
         params = SamplingParams(temperature=temperature, max_new_tokens=num_tokens, ignore_eos=True)
         for index, prompt in enumerate(prompts):
-            text = Text(list(prompt))
+            text = TokenSequence(list(prompt))
             request.samples.append(Sample(request, index, 0, 0, list(prompt), text, params, head_name="policy", seed=seed + index))
         rollout.request = request
         self.engine.submit(request)

@@ -12,7 +12,8 @@ from polyhead.server.host.memory import bound_malloc, return_garbage
 from polyhead.server.host.pacing import bound_spinning
 
 if TYPE_CHECKING:
-    from polyhead.server.engine.work.request import Event, Request
+    from polyhead.server.engine.work.reader import Event
+    from polyhead.server.engine.work.request import Request
 
 
 class InProcess:
@@ -37,7 +38,10 @@ class InProcess:
         self.about = {"engine": "our engine", "version": "", "precision": config.trunk_dtype}
 
     def answer(self, question: dict[str, Any]) -> dict[str, Any]:
-        from polyhead.server.engine.work.request import Ended, Request, Sample, SamplingParams, Sequence
+        from polyhead.server.engine.work.events import Ended
+        from polyhead.server.engine.work.request import Request, Sample
+        from polyhead.server.engine.work.sampling import SamplingParams
+        from polyhead.server.engine.work.sequence import TokenSequence
 
         params = SamplingParams(temperature=0.0, max_new_tokens=question["num_tokens"], ignore_eos=True)
         is_over = threading.Event()
@@ -52,7 +56,8 @@ class InProcess:
         head = self.services.registry.active.heads["policy"]
         request = Request("bench", deliver, {"policy": head.manifest.kind}, {})
         for index, prompt in enumerate(question["prompts"]):
-            request.samples.append(Sample(request, index, 0, 0, prompt, Sequence(list(prompt)), params, head_name="policy", seed=index))
+            sequence = TokenSequence(list(prompt))
+            request.samples.append(Sample(request, index, 0, 0, prompt, sequence, params, head_name="policy", seed=index))
         started_at = time.perf_counter()
         self.services.engine.submit(request)
         is_over.wait()

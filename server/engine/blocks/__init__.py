@@ -1,6 +1,5 @@
 """What is kept between steps.
 
-    block.py        a run of tokens and what hangs on it
     tree.py         the tree of blocks: which slot holds which tokens
     head_pool.py    slots for heads' own keys and values
     cache.py        the tensors behind both

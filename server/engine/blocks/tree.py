@@ -19,7 +19,7 @@ from dataclasses import dataclass
 from polyhead.server.engine.blocks.cache import TrunkCache
 from polyhead.server.engine.blocks.head_pool import HeadPool
 from polyhead.server.engine.work.block import Block, OutOfBlocks
-from polyhead.server.engine.work.request import Sequence
+from polyhead.server.engine.work.sequence import TokenSequence
 
 
 @dataclass(slots=True)
@@ -79,7 +79,7 @@ class BlockTree:
         unheld = sum(1 for block in held if block.num_users == 0)
         return -(-num_tokens // self.block_size) - len(match.shared) + unheld
 
-    def place(self, sequence: Sequence, match: Match) -> None:
+    def place(self, sequence: TokenSequence, match: Match) -> None:
         """Give a sequence its blocks: share, copy the common start of a partial one, take new ones for the rest."""
         for block in match.shared:
             self._hold(block)
@@ -98,7 +98,7 @@ class BlockTree:
         sequence.is_placed = True
         self.extend(sequence, position)
 
-    def extend(self, sequence: Sequence, start: int) -> None:
+    def extend(self, sequence: TokenSequence, start: int) -> None:
         """Give every token from `start` on a place in a block of the sequence's own."""
         while start < len(sequence.tokens):
             last = sequence.blocks[-1] if sequence.blocks else None
@@ -111,7 +111,7 @@ class BlockTree:
                 last.tokens.extend(taken)
             start += len(taken)
 
-    def advance(self, sequence: Sequence, num_tokens: int) -> None:
+    def advance(self, sequence: TokenSequence, num_tokens: int) -> None:
         """Record that the next `num_tokens` tokens of a sequence have been computed."""
         while num_tokens:
             block = sequence.blocks[sequence.num_computed // self.block_size]
@@ -122,7 +122,7 @@ class BlockTree:
             if block.num_computed == self.block_size:
                 block.writer = None
 
-    def release(self, sequence: Sequence) -> None:
+    def release(self, sequence: TokenSequence) -> None:
         """Give back a sequence's blocks. What was computed stays findable; what was not is forgotten."""
         for block in reversed(sequence.blocks):
             if block.writer is sequence:
@@ -139,7 +139,7 @@ class BlockTree:
         for root in self._roots.values():
             self.heads.forget_digest(digest, _descendants(root))
 
-    def slots(self, sequence: Sequence) -> list[int]:
+    def slots(self, sequence: TokenSequence) -> list[int]:
         """The sequence's slots, in order."""
         return [block.slot for block in sequence.blocks]
 
@@ -166,7 +166,7 @@ class BlockTree:
                 best, best_length = child, length
         return best, best_length
 
-    def _append(self, sequence: Sequence, tokens: list[int]) -> Block:
+    def _append(self, sequence: TokenSequence, tokens: list[int]) -> Block:
         slot = self._take_slot()  # first: it may remove a root's last block, and the root with it
         parent = sequence.blocks[-1] if sequence.blocks else self._root(sequence.salt)
         block = Block(slot, list(tokens), parent, num_users=1, writer=sequence)

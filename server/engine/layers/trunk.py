@@ -18,7 +18,7 @@ from polyhead.server.engine.layers.cuda.graphs import StepGraphs
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastTrunk
 from polyhead.server.engine.work.batch import TrunkRun
-from polyhead.server.engine.work.request import Pool, Pooling
+from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 
 OWNER = "trunk"  # of recorded steps
 
@@ -87,10 +87,10 @@ class TrunkRunner:
             assert layer in (0, self.module.spec.split_layer), f"nobody keeps the states at layer {layer}"
         return rows.index_select(0, self.state_rows(slots, start, end))
 
-    def pooled(self, slots: list[int], num_tokens: int, pool: Pool) -> np.ndarray:
+    def pooled(self, slots: list[int], num_tokens: int, pooling: PromptPooling) -> np.ndarray:
         """One row for the first `num_tokens` tokens of the text in `slots`: (d_model,) float64, summed as such."""
-        start = num_tokens - 1 if pool.pooling is Pooling.LAST else 0
-        rows = self.states(slots, start, num_tokens, pool.layer)
+        start = num_tokens - 1 if pooling.method is Pooling.LAST else 0
+        rows = self.states(slots, start, num_tokens, pooling.layer)
         return rows.mean(dim=0, dtype=torch.float64).numpy(force=True)
 
     def state_rows(self, slots: list[int], start: int, end: int) -> Tensor:

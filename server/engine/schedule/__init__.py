@@ -5,6 +5,7 @@
     deadlines.py    whether a request can still be in time, asked at the door and in the queue
     pace.py         how long a step takes, learned from the last ones
     turns.py        in which order principals' samples leave the queue
+    leases.py       which version of each head a request uses
     scheduler.py    admission into the pools, chunked prefill, decoding and scoring, all together
     scorer.py       which readings a finished sample needs, and what they say
     follow.py       samples that go on with a newly activated version

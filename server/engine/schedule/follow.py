@@ -12,8 +12,8 @@ from __future__ import annotations
 from collections.abc import Callable, Iterable
 
 from polyhead.server.engine.blocks.head_pool import HeadPool
-from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.work.request import Lease, OnSwap, Output, Phase, Reading, Request, Sample
+from polyhead.server.engine.work.live import ActiveSet, Lease, LiveHead, ServedHead
+from polyhead.server.engine.work.request import OnSwap, Output, Phase, Reading, Request, Sample
 
 
 def lease_to_start_with(sample: Sample) -> Lease:

@@ -13,12 +13,14 @@ from polyhead.heads.format.errors import PolyheadError
 from polyhead.server.engine.blocks.tree import BlockTree
 from polyhead.server.engine.schedule.deadlines import Deadlines, Verdict, too_late
 from polyhead.server.engine.schedule.follow import Follower, lease_to_start_with
+from polyhead.server.engine.schedule.leases import take_lease
 from polyhead.server.engine.schedule.pace import Pace
 from polyhead.server.engine.schedule.scorer import plan_readings
 from polyhead.server.engine.schedule.turns import Turns
 from polyhead.server.engine.work.batch import Batch, HeadRun, TrunkRun
 from polyhead.server.engine.work.live import ActiveSet
-from polyhead.server.engine.work.request import Output, Phase, Reading, Request, Sample, Sequence
+from polyhead.server.engine.work.request import Output, Phase, Reading, Request, Sample
+from polyhead.server.engine.work.sequence import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,7 +199,7 @@ class Scheduler:
         request = sample.request
         if request.lease is None:
             try:
-                request.take_lease(active)
+                take_lease(request, active)
             except PolyheadError as error:
                 self.running.remove(sample)
                 self.refused.append((request, error))
@@ -270,7 +272,7 @@ class Scheduler:
             if sequence.num_outstanding > 1 and budget > 0:
                 budget -= self._add_trunk_run(batch, sequence, budget)
 
-    def _add_trunk_run(self, batch: Batch, sequence: Sequence, budget: int) -> int:
+    def _add_trunk_run(self, batch: Batch, sequence: TokenSequence, budget: int) -> int:
         start = sequence.num_computed
         end = start + min(sequence.num_outstanding, budget)
         num_held = (len(sequence.blocks) - 1) * self.tree.block_size + len(sequence.blocks[-1].tokens)
@@ -365,7 +367,7 @@ def _in_turn(ready: list[tuple[Reading, int]]) -> list[tuple[Reading, int]]:
     return sorted(ready, key=place)
 
 
-def _placed(sample: Sample) -> Iterator[Sequence]:
+def _placed(sample: Sample) -> Iterator[TokenSequence]:
     yield sample.sequence
     for sequence in sample.suffixes:
         if sequence.is_placed:

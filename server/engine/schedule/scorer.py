@@ -14,7 +14,10 @@ from torch import Tensor
 from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.layers.sampler import Draw, DrawRow
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.request import FinishReason, Output, Reading, RuleQuestion, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.questions import RuleQuestion
+from polyhead.server.engine.work.request import Output, Reading, Sample
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 
 RAW = SamplingParams()  # temperature 1, nothing left out
 SLICE_ROWS = 64  # rows of (rows, vocab) log-probs at once: a long completion must not hold its own (c, vocab) a second time
@@ -81,7 +84,7 @@ def plan_readings(sample: Sample, eos_ids: frozenset[int]) -> list[Reading]:
         readings.extend(_readings_of(sample, name, head, eos_ids))
     own_ends = [reading.end for reading in readings if reading.sequence is sample.sequence]
     wants_all = sample.suffixes or sample.request.return_states
-    num_pooled = len(sample.prompt) if sample.request.pool else 0
+    num_pooled = len(sample.prompt) if sample.request.pooling else 0
     sample.sequence.num_wanted = max(sample.sequence.num_computed, sample.num_tokens if wants_all else 0, num_pooled, *own_ends)
     return readings
 
@@ -127,13 +130,13 @@ def _rule_reading(sample: Sample, name: str, head: ServedHead, question: RuleQue
     return Reading(sample, head, name, sequence, Output.ANSWERS, last, last + 1, rule_id=question.rule_id)
 
 
-def _suffixed(sample: Sample, suffix: tuple[int, ...]) -> Sequence:
+def _suffixed(sample: Sample, suffix: tuple[int, ...]) -> TokenSequence:
     """The dialogue exactly as it stands, then the suffix: the tree finds the dialogue, only the suffix is computed, for all heads once."""
     tokens = [*sample.sequence.tokens, *suffix]
     for sequence in sample.suffixes:
         if sequence.tokens == tokens:
             return sequence
-    sequence = Sequence(tokens, sample.sequence.salt, num_wanted=len(tokens))
+    sequence = TokenSequence(tokens, sample.sequence.salt, num_wanted=len(tokens))
     sample.suffixes.append(sequence)
     return sequence
 

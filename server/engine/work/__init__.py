@@ -1,7 +1,14 @@
 """What moves through the engine, plain data.
 
-    sequence.py     requests, their samples, the sequences under them, and readings: one head version's way along one sequence
-    live.py         heads with their weights in memory, and the active set
+    request.py      requests, their samples, and readings: one head version's way along one token sequence
+    sequence.py     token ids on their way through the trunk
+    block.py        a run of tokens and the slot of what was computed for them
+    live.py         heads with their weights in memory, the active set, and the lease on it
+    sampling.py     how tokens are drawn, and why drawing ended
+    questions.py    rule questions as token ids
+    pooling.py      one row of states for a whole prompt
+    reader.py       who is told, and how much may stay unread
+    events.py       what a reader is told
     batch.py        what one step computes
     tokens.py       what one more token does to a sample
     gaps.py         how long a step kept everybody waiting

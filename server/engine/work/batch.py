@@ -6,14 +6,15 @@ from collections.abc import Iterator
 from dataclasses import dataclass, field
 
 from polyhead.server.engine.work.live import LiveHead
-from polyhead.server.engine.work.request import Reading, Sequence
+from polyhead.server.engine.work.request import Reading
+from polyhead.server.engine.work.sequence import TokenSequence
 
 
 @dataclass(frozen=True, slots=True)
 class TrunkRun:
     """The next tokens of one sequence that go through the trunk."""
 
-    sequence: Sequence
+    sequence: TokenSequence
     start: int
     end: int
 

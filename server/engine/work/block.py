@@ -1,17 +1,13 @@
-"""A block: a run of tokens, the slot that holds what was computed for them, and what hangs on it. Plain data."""
+"""A block: a run of tokens, the slot that holds what was computed for them, and the head blocks under it. Plain data."""
 
 from __future__ import annotations
 
 import itertools
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING
-
-if TYPE_CHECKING:
-    from polyhead.server.engine.work.request import Reading, Sequence
 
 
 class OutOfBlocks(Exception):
-    """A pool was asked for more than `num_available` says. A bug of the scheduler's, never a caller's mistake."""
+    """A pool was asked for more blocks than its `num_available`: an error of the scheduler, never of a caller."""
 
 
 @dataclass(eq=False, repr=False, slots=True)
@@ -23,7 +19,7 @@ class HeadBlock:
     block: Block
     num_computed: int = 0
     num_users: int = 0  # readings on it
-    writer: Reading | None = None
+    writer: object | None = None  # the reading that computes it; only compared by identity
     last_used: int = 0
 
 
@@ -37,7 +33,7 @@ class Block:
     children: dict[int, list[Block]] = field(default_factory=dict)  # by first token
     num_computed: int = 0
     num_users: int = 0  # sequences that hold it
-    writer: Sequence | None = None  # the sequence that computes it
+    writer: object | None = None  # the sequence that computes it; only compared by identity
     head_blocks: dict[str, HeadBlock] = field(default_factory=dict)  # by digest
     last_used: int = 0
     salt: str = ""  # of a root

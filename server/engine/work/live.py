@@ -1,4 +1,4 @@
-"""Heads as the engine sees them: weights in memory, the names they serve under, and the set that new requests take."""
+"""Heads in memory, the names they serve under, the active set that new requests take, and the lease by which a request keeps it."""
 
 from __future__ import annotations
 
@@ -18,7 +18,6 @@ class LiveHead:
     digest: str  # names what is computed: the key of everything cached for this head
     module: HeadModule | FastHead | FastLoraHead
     num_bytes: int  # of its own weights; a tied output counts nothing, nor does an adapter's base
-    num_leases: int = 0  # running requests that hold it; written by the engine thread alone
     base: LiveHead | None = None  # of a LoRA head: whose weights it runs on, held in memory by it
     adapter: Adapter | None = None  # of a LoRA head
     group: HeadGroup | FastHeadGroup | None = None  # of a base: runs it and the adapters on it in one pass; made with the first of them
@@ -49,3 +48,15 @@ class ActiveSet:
 
     generation: int
     heads: Mapping[str, ServedHead] = field(default_factory=dict)
+
+
+@dataclass(frozen=True, eq=False, slots=True)
+class Lease:
+    """The generation that a request took at first scheduling, for all its heads and samples."""
+
+    generation: int
+    heads: Mapping[str, ServedHead]  # by the caller's reference
+
+    @property
+    def live_heads(self) -> set[LiveHead]:
+        return {head.live for head in self.heads.values()}

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import logging
 
-from polyhead.server.engine.work.request import FinishReason, Sample, Span
+from polyhead.server.engine.work.request import Sample, Span
+from polyhead.server.engine.work.sampling import FinishReason
 
 logger = logging.getLogger(__name__)
 

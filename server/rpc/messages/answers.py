@@ -9,10 +9,14 @@ import torch
 from torch import Tensor
 
 from polyhead.server.engine.schedule.scorer import HeadResult, PolicyResult, PreferenceResult, ValueResult, results
-from polyhead.server.engine.work.request import Drawn, Lease, Sample, SamplingParams
+from polyhead.server.engine.work.events import Drawn
+from polyhead.server.engine.work.live import Lease
+from polyhead.server.engine.work.request import Sample
+from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.metrics.metrics import SampleFacts, Scalar
 from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.ood import ood_error, ood_score
+from polyhead.server.rpc.tag import tag_of
 from polyhead.server.text.replies import ReplyCheck
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
@@ -81,7 +85,7 @@ def sample_message(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward |
         valid=check.valid,
         invalid_reasons=check.reasons,
         num_newlines=check.num_newlines,
-        format=sample.form.format,
+        format=tag_of(sample.request).form(sample).format,
         sampling=sampling(sample.params),
         reward=reward,
     )
@@ -106,7 +110,7 @@ def scored_item(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | No
         valid=check.valid,
         invalid_reasons=check.reasons,
         num_newlines=check.num_newlines,
-        format=sample.form.format,
+        format=tag_of(sample.request).form(sample).format,
         reward=reward,
         ood=ood_score(sample),
     )

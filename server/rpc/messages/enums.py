@@ -4,7 +4,9 @@ from __future__ import annotations
 
 from polyhead.heads.format.kinds import HeadKind, OutputKind, ReadPosition, Unfinished
 from polyhead.heads.format.wire_enums import WireEnum
-from polyhead.server.engine.work.sequence import FinishReason, OnSwap, Pooling, Priority
+from polyhead.server.engine.work.pooling import Pooling
+from polyhead.server.engine.work.request import OnSwap, Priority
+from polyhead.server.engine.work.sampling import FinishReason
 from polyhead.server.rewards.configurations import ConfigurationKind
 from polyhead.v1 import heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 

@@ -7,11 +7,13 @@ import math
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.manifest import check_name
 from polyhead.heads.store.records import check_request_id
-from polyhead.server.engine.work.request import Pool, Pooling, Sample
+from polyhead.server.engine.work.pooling import Pooling, PromptPooling
+from polyhead.server.engine.work.request import Sample
 from polyhead.server.ood.fits import TrunkLayers
 from polyhead.server.ood.scores import DEFAULT_SHRINKAGE, check_count, check_shrinkage
 from polyhead.server.ood.store import OodFit
 from polyhead.server.rpc.messages import enums
+from polyhead.server.rpc.tag import tag_of
 from polyhead.v1 import trunk_pb2, types_pb2
 
 MAX_PROMPTS = 100_000  # of one fit
@@ -25,7 +27,7 @@ def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int
         version=0,
         trunk_id=layers.trunk_id,
         precision=layers.precision,
-        pool=Pool(
+        pooling=PromptPooling(
             layers.resolve(header.layer, default=layers.kept[0], field="header.layer"),
             enums.POOLINGS.member(header.pooling, "header.pooling") or Pooling.MEAN,
         ),
@@ -57,8 +59,8 @@ def fit_message(fit: OodFit) -> trunk_pb2.OodFit:
         version=fit.version,
         trunk_id=fit.trunk_id,
         precision=fit.precision,
-        layer=fit.pool.layer,
-        pooling=enums.POOLINGS.number(fit.pool.pooling),
+        layer=fit.pooling.layer,
+        pooling=enums.POOLINGS.number(fit.pooling.method),
         num_prompts=fit.num_prompts,
         shrinkage=fit.shrinkage,
         created_at=fit.created_at,
@@ -69,14 +71,15 @@ def fit_message(fit: OodFit) -> trunk_pb2.OodFit:
 
 def ood_score(sample: Sample) -> types_pb2.OodScore | None:
     """None if it was not asked for, or is not finite: `ood_error` then says so."""
-    fit = sample.request.ood
-    if fit is None or sample.ood_score is None or not math.isfinite(sample.ood_score):
+    fit, score = tag_of(sample.request).ood, tag_of(sample.request).ood_scores.get(sample.prompt_index)
+    if fit is None or score is None or not math.isfinite(score):
         return None
-    return types_pb2.OodScore(fit=fit.reference, layer=fit.pool.layer, score=sample.ood_score)
+    return types_pb2.OodScore(fit=fit.reference, layer=fit.pooling.layer, score=score)
 
 
 def ood_error(sample: Sample) -> str:
     """Why a score that was made is not returned; empty if it is."""
-    if sample.request.ood is None or sample.ood_score is None or math.isfinite(sample.ood_score):
+    fit, score = tag_of(sample.request).ood, tag_of(sample.request).ood_scores.get(sample.prompt_index)
+    if fit is None or score is None or math.isfinite(score):
         return ""
-    return f"the out-of-distribution score of {sample.request.ood.reference} is not finite"
+    return f"the out-of-distribution score of {fit.reference} is not finite"

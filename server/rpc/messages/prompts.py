@@ -5,9 +5,8 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.server.engine.work.request import ReplyForm
 from polyhead.server.rpc.door import Door
-from polyhead.server.text.replies import split_marker
+from polyhead.server.text.replies import ReplyForm, split_marker
 from polyhead.server.text.transcripts import Role, TranscriptFormat
 from polyhead.v1 import scoring_pb2, types_pb2
 

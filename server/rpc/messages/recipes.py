@@ -7,7 +7,8 @@ from collections.abc import Iterator, Mapping, Sequence
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, NotFound
 from polyhead.heads.format.kinds import HeadKind
 from polyhead.heads.format.manifest import parse_reference
-from polyhead.server.engine.work.request import RuleQuestions, Sample
+from polyhead.server.engine.work.questions import RuleQuestions
+from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards.compose import Reward, RewardPlan, Selection, ranking
 from polyhead.server.rewards.recipes import Recipe, check_constant
 from polyhead.server.rpc.door import Door

@@ -14,18 +14,10 @@ from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.kinds import DEFAULT_HEAD, HeadKind
 from polyhead.server.engine.layers.sampler import sample_seed
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.request import (
-    FinishReason,
-    OnSwap,
-    Priority,
-    ReplyForm,
-    Request,
-    RuleQuestion,
-    RuleQuestions,
-    Sample,
-    SamplingParams,
-    Sequence,
-)
+from polyhead.server.engine.work.questions import RuleQuestion, RuleQuestions
+from polyhead.server.engine.work.request import OnSwap, Priority, Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rewards.compose import RewardPlan, Selection
 from polyhead.server.rpc import demand
 from polyhead.server.rpc.door import Door
@@ -34,7 +26,8 @@ from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids, rep
 from polyhead.server.rpc.messages.recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
 from polyhead.server.rpc.messages.rules import selected_rules
 from polyhead.server.rpc.messages.sampling import sampling_params
-from polyhead.server.text.replies import is_ended
+from polyhead.server.rpc.tag import Tag, tag_of
+from polyhead.server.text.replies import ReplyForm, is_ended
 from polyhead.server.text.text_bounds import num_sure_bytes
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
@@ -91,6 +84,7 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
     _check_answer_size(work, _largest_reply(work, prompts, arms), group_size)
     door.check_room(priority, num_tokens)
     for prompt_index, prompt in enumerate(prompts):
+        tag_of(request).forms[prompt_index] = prompt.form
         for arm_index, (arm, params) in enumerate(arms):
             request.samples.extend(_samples(request, prompt_index, arm_index, prompt, arm, params, door))
     check_held_states(request, door, "return_states")
@@ -134,11 +128,11 @@ def _samples(
     params, seeds = prompt.params(given), arm.sampling.sample_seeds
     for index in range(max(1, arm.n)):
         seed = seeds[index] if seeds else sample_seed(params.seed, prompt_index, arm_index, index)
-        sequence = Sequence(list(prompt.ids), prompt.salt)
+        sequence = TokenSequence(list(prompt.ids), prompt.salt)
         text = door.tokenizer.stream(params.stop, params.keep_stop, prompt.ids)
         head = arm.head or DEFAULT_HEAD
         yield Sample(
-            request, prompt_index, arm_index, index, prompt.ids, sequence, params, head_name=head, seed=seed, text=text, form=prompt.form
+            request, prompt_index, arm_index, index, prompt.ids, sequence, params, head_name=head, seed=seed, text=text
         )
 
 
@@ -167,8 +161,8 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
     door.check_room(priority, sum(lengths) + len(lengths) * request.num_suffix_tokens)
     for index, (item, (ids, completion)) in enumerate(zip(message.items, texts, strict=True)):
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
-        sample.form = reply_form(item.prompt, door, f"items[{index}].prompt")
-        sample.is_terminated = item.terminated if item.HasField("terminated") else _is_terminated(sample, door)
+        form = tag_of(request).forms[index] = reply_form(item.prompt, door, f"items[{index}].prompt")
+        sample.is_terminated = item.terminated if item.HasField("terminated") else _is_terminated(sample, form, door)
         request.samples.append(sample)
     return Work(request, plan)
 
@@ -183,7 +177,7 @@ def _text_of(item: scoring_pb2.ScoreItem, request: Request, door: Door, field: s
 
 def given_sample(request: Request, index: int, prompt: list[int], completion: list[int], salt: str = "") -> Sample:
     """A sample whose completion is known."""
-    sample = Sample(request, index, 0, 0, prompt, Sequence([*prompt, *completion], salt), SamplingParams())
+    sample = Sample(request, index, 0, 0, prompt, TokenSequence([*prompt, *completion], salt), SamplingParams())
     sample.completion = completion
     sample.finish_reason = FinishReason.GIVEN
     return sample
@@ -205,10 +199,10 @@ def check_held_states(request: Request, door: Door, field: str) -> None:
         )
 
 
-def _is_terminated(sample: Sample, door: Door) -> bool:
+def _is_terminated(sample: Sample, form: ReplyForm, door: Door) -> bool:
     """Whether a given completion ends as a reply does."""
-    ends = door.eos_ids | sample.form.stop_ids
-    return sample.completion[-1] in ends or is_ended(sample.completion, sample.form, door.tokenizer.decode_after(sample.prompt))
+    ends = door.eos_ids | form.stop_ids
+    return sample.completion[-1] in ends or is_ended(sample.completion, form, door.tokenizer.decode_after(sample.prompt))
 
 
 def _with_ends(params: SamplingParams, form: ReplyForm) -> SamplingParams:
@@ -271,8 +265,8 @@ def _request(
         num_top=spec.top_logprobs,
         on_swap=enums.ON_SWAPS.member(on_swap, "on_swap") or OnSwap.PIN,
         priority=priority,
-        pool=ood.pool if ood else None,
-        ood=ood,
+        pooling=ood.pooling if ood else None,
+        tag=Tag(ood=ood),
     )
 
 
@@ -371,7 +365,7 @@ def _reply_bytes(request: Request, params: SamplingParams, num_tokens: int, plan
     num_heads = len(request.score_heads)
     num_policies = sum(request.head_kinds[name] is HeadKind.POLICY for name in request.score_heads)
     token_bytes = 4 * (4 + 2 * num_heads) + 4 * num_policies * (request.with_entropy + 2 * request.num_top)
-    added_bytes = (num_reward_bytes(plan, num_tokens) if plan else 0) + (OOD_BYTES if request.ood else 0)
+    added_bytes = (num_reward_bytes(plan, num_tokens) if plan else 0) + (OOD_BYTES if tag_of(request).ood else 0)
     return own_bytes + num_tokens * token_bytes + num_heads * (HEAD_BYTES + rule_bytes) + added_bytes
 
 

@@ -6,7 +6,7 @@ import math
 import secrets
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.server.engine.work.request import SamplingParams
+from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.messages.prompts import checked_ids
 from polyhead.v1 import types_pb2

@@ -14,7 +14,10 @@ from google.protobuf.message import Message
 
 from polyhead.heads.format.errors import Aborted, InvalidArgument
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.work.request import Accepted, Event, Finished, Lease, Priority, Request, Sample
+from polyhead.server.engine.work.events import Accepted, Finished
+from polyhead.server.engine.work.live import Lease
+from polyhead.server.engine.work.reader import Event
+from polyhead.server.engine.work.request import Priority, Request, Sample
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.process.workers import Workers
 from polyhead.server.rpc.door import Door, Resolve
@@ -22,6 +25,7 @@ from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.stream import EventStream
+from polyhead.server.rpc.tag import tag_of
 from polyhead.v1 import types_pb2
 
 M = TypeVar("M", bound=Message)
@@ -116,7 +120,7 @@ class Frontend:
 
     async def score_prompts(self, samples: Iterable[Sample]) -> None:
         """Out-of-distribution scores of finished samples that asked for them, beside the event loop: d_model^2 work for each prompt."""
-        waiting = [sample for sample in samples if sample.pooled is not None and sample.request.ood is not None]
+        waiting = [sample for sample in samples if sample.pooled is not None and tag_of(sample.request).ood is not None]
         if waiting:
             await self.workers.run(_score_prompts, waiting)
 
@@ -131,10 +135,10 @@ def _nowhere(request: Request, events: list[Event]) -> None:
 
 def _score_prompts(samples: list[Sample]) -> None:
     """Samples of one prompt have one row, and one score."""
-    scores: dict[int, float] = {}
     for sample in samples:
+        tag = tag_of(sample.request)
         assert sample.pooled is not None
-        assert sample.request.ood is not None
-        if sample.prompt_index not in scores:
-            scores[sample.prompt_index] = sample.request.ood.score(sample.pooled)
-        sample.ood_score, sample.pooled = scores[sample.prompt_index], None
+        assert tag.ood is not None
+        if sample.prompt_index not in tag.ood_scores:
+            tag.ood_scores[sample.prompt_index] = tag.ood.score(sample.pooled)
+        sample.pooled = None

@@ -9,11 +9,14 @@ from collections.abc import AsyncIterator, Callable, Iterator
 import grpc
 
 from polyhead.heads.format.errors import Aborted
-from polyhead.server.engine.work.request import Accepted, Drawn, Ended, Event, Finished, Sample
+from polyhead.server.engine.work.events import Accepted, Drawn, Ended, Finished
+from polyhead.server.engine.work.reader import Event
+from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards import compose
 from polyhead.server.rewards.compose import Reward
 from polyhead.server.rpc.messages import answers, recipes, requests
 from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.rpc.tag import tag_of
 from polyhead.server.text.replies import check_reply
 from polyhead.v1 import generation_pb2, generation_pb2_grpc
 
@@ -119,7 +122,8 @@ class _Writer:
     def _composed(self, samples: list[Sample]) -> tuple[list[generation_pb2.Sample], list[Reward]]:
         """Samples of one prompt as messages, and their rewards, none without a recipe."""
         plan = self._work.plan
-        checks = [check_reply(sample, self._frontend.door.tokenizer.decode_after(sample.prompt)) for sample in samples]
+        tag, decode_after = tag_of(self._request), self._frontend.door.tokenizer.decode_after
+        checks = [check_reply(sample, tag.form(sample), decode_after(sample.prompt)) for sample in samples]
         if plan is None:
             return [answers.sample_message(*each, None) for each in zip(samples, checks, strict=True)], []
         rewards = compose.compose(plan, samples, checks)

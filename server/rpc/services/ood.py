@@ -10,7 +10,9 @@ from collections.abc import AsyncIterator, Sequence
 import numpy as np
 
 from polyhead.heads.format.errors import DataLoss, InvalidArgument, ResourceExhausted
-from polyhead.server.engine.work.request import Ended, Finished, Pool, Request
+from polyhead.server.engine.work.events import Ended, Finished
+from polyhead.server.engine.work.pooling import PromptPooling
+from polyhead.server.engine.work.request import Request
 from polyhead.server.ood.fits import OodFits
 from polyhead.server.ood.scores import Floats, Moments, fit
 from polyhead.server.ood.store import OodFit, check_same_request, is_answered
@@ -97,7 +99,7 @@ class OodFitting:
         async for before, prompts in self._prompts(messages, wanted.num_prompts):
             token_ids = await self._frontend.workers.run(self._token_ids, prompts, before)
             for start in range(0, len(token_ids), ENGINE_PROMPTS):
-                rows = await self._rows(token_ids[start : start + ENGINE_PROMPTS], wanted.pool, before + start)
+                rows = await self._rows(token_ids[start : start + ENGINE_PROMPTS], wanted.pooling, before + start)
                 await self._frontend.workers.run(moments.add, rows)
         return moments
 
@@ -112,11 +114,11 @@ class OodFitting:
             found.append((ids, prompt.cache_salt))
         return found
 
-    async def _rows(self, token_ids: list[tuple[list[int], str]], pool: Pool, before: int) -> Floats:
+    async def _rows(self, token_ids: list[tuple[list[int], str]], pooling: PromptPooling, before: int) -> Floats:
         """(prompts, d_model). A full queue makes a fit wait, not fail: what it did so far would be lost."""
         while True:
             try:
-                rows = await self._encode(token_ids, pool)
+                rows = await self._encode(token_ids, pooling)
                 break
             except ResourceExhausted as error:
                 if error.retry_after_s is None:  # the whole queue could not hold it
@@ -127,8 +129,8 @@ class OodFitting:
                 raise DataLoss(f"the trunk's output is not finite for prompts[{index}]")
         return rows
 
-    async def _encode(self, token_ids: list[tuple[list[int], str]], pool: Pool) -> Floats:
-        request = Request(self._frontend.request_id(""), lambda *_: None, head_kinds={}, pinned={}, pool=pool)
+    async def _encode(self, token_ids: list[tuple[list[int], str]], pooling: PromptPooling) -> Floats:
+        request = Request(self._frontend.request_id(""), lambda *_: None, head_kinds={}, pinned={}, pooling=pooling)
         request.samples = [requests.given_sample(request, index, ids, [], salt) for index, (ids, salt) in enumerate(token_ids)]
         rows = np.full((len(token_ids), self._d_model), np.nan)  # a prompt without a result is noticed
         async with self._frontend.running(request) as stream:

@@ -7,11 +7,13 @@ from typing import Any
 
 import grpc
 
-from polyhead.server.engine.work.request import Ended, Finished, Sample
+from polyhead.server.engine.work.events import Ended, Finished
+from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards import compose
 from polyhead.server.rewards.compose import RewardPlan
 from polyhead.server.rpc.messages import answers, configurations, recipes, requests
 from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.rpc.tag import tag_of
 from polyhead.server.text.replies import ReplyCheck, check_reply
 from polyhead.v1 import scoring_pb2, scoring_pb2_grpc, types_pb2
 
@@ -39,7 +41,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             return await self._frontend.workers.run(self._response, work, done)
 
     def _response(self, work: requests.Work, done: list[Sample]) -> scoring_pb2.ScoreResponse:
-        checks = [check_reply(sample, self._frontend.door.tokenizer.decode_after(sample.prompt)) for sample in done]
+        tag, decode_after = tag_of(work.request), self._frontend.door.tokenizer.decode_after
+        checks = [check_reply(sample, tag.form(sample), decode_after(sample.prompt)) for sample in done]
         rewards = _rewards(work.plan, done, checks) if work.plan else [None] * len(done)
         assert work.request.lease is not None
         return scoring_pb2.ScoreResponse(

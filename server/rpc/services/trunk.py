@@ -14,7 +14,10 @@ from torch import Tensor
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.kinds import OutputKind
-from polyhead.server.engine.work.request import Ended, Finished, Pool, Priority, Request, Sample, Sequence
+from polyhead.server.engine.work.events import Ended, Finished
+from polyhead.server.engine.work.pooling import PromptPooling
+from polyhead.server.engine.work.request import Priority, Request, Sample
+from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.ood.fits import OodFits
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, enums, prompts, requests
@@ -168,7 +171,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             pinned={},
             return_states=pooling is None,
             states_layer=layer,
-            pool=None if pooling is None else Pool(layer, pooling),
+            pooling=None if pooling is None else PromptPooling(layer, pooling),
         )
         for index, sequence in enumerate(message.sequences):
             field = f"sequences[{index}].ids"
@@ -176,7 +179,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             if len(ids) > self._frontend.door.max_context:
                 raise InvalidArgument(f"{len(ids)} tokens; the context holds {self._frontend.door.max_context}", field=field)
             sample = requests.given_sample(request, index, ids, [])
-            sample.sequence = Sequence(ids)
+            sample.sequence = TokenSequence(ids)
             request.samples.append(sample)
         requests.check_held_states(request, self._frontend.door, "sequences")
         return request

@@ -20,21 +20,14 @@ from polyhead.heads.model.spec import ModelSpec, describe
 from polyhead.server.engine.build import EngineConfig, build_engine
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.schedule.scorer import HeadResult, results
+from polyhead.server.engine.work.events import Drawn, Ended, Finished
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
+from polyhead.server.engine.work.questions import RuleQuestion, RuleQuestions
+from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.reports import SwapReport
-from polyhead.server.engine.work.request import (
-    Drawn,
-    Ended,
-    Event,
-    Finished,
-    FinishReason,
-    Request,
-    RuleQuestion,
-    RuleQuestions,
-    Sample,
-    SamplingParams,
-    Sequence,
-)
+from polyhead.server.engine.work.request import Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 
 TEMPLATE = "t@1"
 VIOLATED, FOLLOWED = 3, 4
@@ -142,12 +135,12 @@ class Bench:
         params = params or SamplingParams(max_new_tokens=8)
         for index in range(n):
             seed = 77 * len(request.samples) + index
-            request.samples.append(Sample(request, 0, 0, index, prompt, Sequence(list(prompt)), params, head_name="policy", seed=seed))
+            request.samples.append(Sample(request, 0, 0, index, prompt, TokenSequence(list(prompt)), params, head_name="policy", seed=seed))
 
     def given(self, prompt: list[int], completion: list[int], is_terminated: bool = False, **fields: Any) -> Request:
         """A request that scores one completion."""
         request = self.request(**fields)
-        sample = Sample(request, 0, 0, 0, prompt, Sequence([*prompt, *completion]), SamplingParams())
+        sample = Sample(request, 0, 0, 0, prompt, TokenSequence([*prompt, *completion]), SamplingParams())
         sample.completion, sample.finish_reason, sample.is_terminated = completion, FinishReason.GIVEN, is_terminated
         request.samples.append(sample)
         return request

@@ -22,7 +22,7 @@ from polyhead.heads.format.errors import (
 from polyhead.heads.store import failpoints
 from polyhead.heads.store.osio import StoreIoError
 from polyhead.heads.store.store import HeadStore
-from polyhead.server.engine.work.request import Pool, Pooling
+from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 from polyhead.server.ood import fits as fits_module
 from polyhead.server.ood import store as store_module
 from polyhead.server.ood.fits import OodFits, TrunkLayers
@@ -30,7 +30,7 @@ from polyhead.server.ood.scores import OodModel
 from polyhead.server.ood.store import OodFit, OodStore
 
 TRUNK = "ab" * 32
-POOL = Pool(2, Pooling.MEAN)
+POOL = PromptPooling(2, Pooling.MEAN)
 LAYERS = TrunkLayers(TRUNK, "float32", 3, 2)
 
 
@@ -161,7 +161,7 @@ def test_a_request_id_is_answered_once(store: OodStore) -> None:
     first = store.add(make_fit(request_id="r"), make_model())
     assert store.add(make_fit(request_id="r", mean_score=9.0), make_model(1)) == first
     assert len(store.listing()) == 1
-    for change in ({"name": "other"}, {"shrinkage": 0.5}, {"pool": Pool(3, POOL.pooling)}):
+    for change in ({"name": "other"}, {"shrinkage": 0.5}, {"pooling": PromptPooling(3, POOL.method)}):
         with pytest.raises(AlreadyExists, match="helpful@1"):
             store.add(dataclasses.replace(first, **change), make_model())  # type: ignore[arg-type]
 
@@ -210,7 +210,8 @@ BOUND: dict[str, tuple[TrunkLayers, str]] = {
 
 @pytest.mark.parametrize("name", BOUND)
 def test_a_fit_is_bound_to_trunk_precision_and_layer(store: OodStore, name: str) -> None:
-    store.add(make_fit(pool=Pool(3, Pooling.LAST)), make_model())  # version 1 would fit all but trunk and precision: it never stands in
+    # version 1 would fit all but trunk and precision: it never stands in
+    store.add(make_fit(pooling=PromptPooling(3, Pooling.LAST)), make_model())
     store.add(make_fit(), make_model())
     layers, message = BOUND[name]
     with pytest.raises(FailedPrecondition, match=message) as caught:

@@ -12,7 +12,9 @@ import pytest
 
 from polyhead.server.engine.schedule.scorer import HeadResult, PolicyResult, PreferenceResult, RuleResult
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.request import FinishReason, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rewards import compose as compose_module
 from polyhead.server.rewards.compose import Reward, RewardPlan, Selection, choose, compose, ranking
 from polyhead.server.rewards.recipes import Recipe, RecipeBook, read_recipe
@@ -46,7 +48,7 @@ class Samples:
         """A score that is a text is the error of a head that failed."""
         request = cast(Request, None)
         is_given = reason is FinishReason.GIVEN
-        sample = Sample(request, 0, 0, 0, [1], Sequence([1]), SamplingParams(), head_name="" if is_given else "policy")
+        sample = Sample(request, 0, 0, 0, [1], TokenSequence([1]), SamplingParams(), head_name="" if is_given else "policy")
         sample.completion, sample.finish_reason = [5] * num_tokens, reason
         sample.logprobs = [-1.0] * num_tokens
         self.results[sample] = [

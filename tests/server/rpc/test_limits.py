@@ -16,9 +16,11 @@ import pytest
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.manifest import HeadManifest
+from polyhead.server.engine.schedule.leases import take_lease
 from polyhead.server.engine.schedule.scorer import plan_readings
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.work.request import FinishReason, Output, Request, Sample
+from polyhead.server.engine.work.request import Output, Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason
 from polyhead.server.ood.fits import OodFits, TrunkLayers
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
@@ -99,7 +101,7 @@ def prompt(count: int) -> Prompt:
 
 def finish(request: Request) -> None:
     """As if the engine had: every head has answered for every position that it reads."""
-    request.take_lease(ActiveSet(1))
+    take_lease(request, ActiveSet(1))
     for sample in request.samples:
         if not sample.is_given:
             count = sample.params.max_new_tokens

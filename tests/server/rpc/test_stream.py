@@ -6,7 +6,9 @@ import asyncio
 
 import pytest
 
-from polyhead.server.engine.work.request import Ended, Event, Request
+from polyhead.server.engine.work.events import Ended
+from polyhead.server.engine.work.reader import Event
+from polyhead.server.engine.work.request import Request
 from polyhead.server.rpc.stream import EventStream, hand_over
 from polyhead.server.rpc.unread import Unread
 

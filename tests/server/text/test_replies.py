@@ -6,9 +6,10 @@ from collections.abc import Sequence
 
 import pytest
 
-from polyhead.server.engine.work.request import FinishReason, ReplyForm, Request, Sample, SamplingParams
-from polyhead.server.engine.work.request import Sequence as Tokens
-from polyhead.server.text.replies import check_reply, is_ended, split_marker
+from polyhead.server.engine.work.request import Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
+from polyhead.server.text.replies import ReplyForm, check_reply, is_ended, split_marker
 
 USER, AGENT, QUERY = "\n\nUser:", "\n\nSparrow:", "\n\nSearch Query:"
 AGENT_FORM = ReplyForm("sparrow@1", (USER,), (USER, AGENT, QUERY))
@@ -34,10 +35,10 @@ def letters(text: str) -> list[str]:
 
 
 def reply(
-    pieces: list[str], form: ReplyForm = AGENT_FORM, reason: FinishReason = FinishReason.STOP_STRING, stop: str = ""
+    pieces: list[str], reason: FinishReason = FinishReason.STOP_STRING, stop: str = ""
 ) -> tuple[Sample, Pieces]:
     coder = Pieces()
-    sample = Sample(Request("r", lambda *_: None, {}, {}), 0, 0, 0, [1], Tokens([1]), SamplingParams(), form=form)
+    sample = Sample(Request("r", lambda *_: None, {}, {}), 0, 0, 0, [1], TokenSequence([1]), SamplingParams())
     sample.completion, sample.finish_reason, sample.is_terminated, sample.stop = coder.ids(*pieces), reason, reason.is_terminated, stop
     return sample, coder
 
@@ -65,7 +66,7 @@ def reply(
 )
 def test_reasons_and_newlines(pieces: list[str], reason: FinishReason, reasons: tuple[str, ...], num_newlines: int) -> None:
     sample, coder = reply(pieces, reason=reason)
-    check = check_reply(sample, coder.decode)
+    check = check_reply(sample, AGENT_FORM, coder.decode)
     assert (check.reasons, check.num_newlines, check.valid) == (reasons, num_newlines, not reasons)
 
 
@@ -82,15 +83,15 @@ def test_reasons_and_newlines(pieces: list[str], reason: FinishReason, reasons: 
 def test_the_chat_template_asks_for_an_end_alone(
     text: str, reason: FinishReason, stop: str, reasons: tuple[str, ...], num_newlines: int
 ) -> None:
-    sample, coder = reply(letters(text), PLAIN_FORM, reason, stop)
-    check = check_reply(sample, coder.decode)
+    sample, coder = reply(letters(text), reason, stop)
+    check = check_reply(sample, PLAIN_FORM, coder.decode)
     assert (check.reasons, check.num_newlines, check.valid) == (reasons, num_newlines, not reasons)
 
 
 def test_a_stop_string_of_the_callers_is_a_marker_too() -> None:
     """Its newlines are not counted; it is no end of the format's."""
     sample, coder = reply(letters(" Hi.\n."), stop="\n.")
-    check = check_reply(sample, coder.decode)
+    check = check_reply(sample, AGENT_FORM, coder.decode)
     assert (check.reasons, check.num_newlines) == (("wrong_end",), 0)
 
 
@@ -100,7 +101,7 @@ def test_a_tokenizer_that_fails_makes_one_reply_invalid() -> None:
     def broken(ids: Sequence[int]) -> str:
         raise ValueError
 
-    assert check_reply(sample, broken).reasons == ("failed",)
+    assert check_reply(sample, AGENT_FORM, broken).reasons == ("failed",)
 
 
 def test_a_given_reply_ends_with_one_of_its_ends_or_not() -> None:

@@ -14,7 +14,8 @@ from torch import Tensor
 from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.lora import LoraAdapter
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
-from polyhead.server.engine.work.request import Request, SamplingParams
+from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny

@@ -13,7 +13,7 @@ from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
 from polyhead.server.engine.layers.attention import AttentionPlan, Segment, block_attention
-from polyhead.server.engine.work.request import SamplingParams
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench
 
 BLOCK = 16

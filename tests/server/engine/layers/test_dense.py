@@ -17,7 +17,8 @@ from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.layers.torch.dense import DenseLinear
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.request import OnSwap, Sample, SamplingParams
+from polyhead.server.engine.work.request import OnSwap, Sample
+from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny

@@ -8,7 +8,8 @@ from typing import Any
 import pytest
 
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.request import Request, SamplingParams
+from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
 from tests.server.engine.layers.test_adapters import Adapted

@@ -8,7 +8,7 @@ import torch
 
 from polyhead.server.engine.schedule import scorer
 from polyhead.server.engine.schedule.scorer import PolicyResult
-from polyhead.server.engine.work.request import SamplingParams
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 PENALISED = SamplingParams(temperature=0.7, top_p=0.9, repetition_penalty=1.3)

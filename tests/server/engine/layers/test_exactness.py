@@ -10,7 +10,7 @@ import torch
 from polyhead.heads.model.family import TrunkModule
 from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.request import SamplingParams
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.heads.models import FAMILIES, save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
 

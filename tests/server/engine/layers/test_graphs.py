@@ -18,7 +18,8 @@ from polyhead.server.engine.blocks.cache import KvCache
 from polyhead.server.engine.layers.cuda.graphs import SIZES, Recording, StepGraphs, step_graphs
 from polyhead.server.engine.layers.cuda.varlen import Varlen
 from polyhead.server.engine.work.live import ServedHead
-from polyhead.server.engine.work.request import OnSwap, Request, SamplingParams
+from polyhead.server.engine.work.request import OnSwap, Request
+from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny

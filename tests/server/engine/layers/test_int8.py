@@ -12,7 +12,7 @@ from polyhead.heads.format.kinds import OutputKind
 from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.layers.fast import FastHead
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.request import SamplingParams
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
 

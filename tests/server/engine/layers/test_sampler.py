@@ -21,7 +21,7 @@ from transformers import (
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
 from polyhead.server.engine.layers import sampler
 from polyhead.server.engine.layers.sampler import Draw, DrawRow, uniform
-from polyhead.server.engine.work.request import SamplingParams
+from polyhead.server.engine.work.sampling import SamplingParams
 
 
 @pytest.fixture(params=["torch", "compiled"])

@@ -12,7 +12,9 @@ from torch import Tensor
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.request import Pool, Pooling, Request, SamplingParams
+from polyhead.server.engine.work.pooling import Pooling, PromptPooling
+from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.heads.models import FAMILIES, save_tiny
 from tests.server.engine.harness import Bench
 
@@ -85,11 +87,11 @@ def test_cached_and_diverging_prompts_carry_their_taps(tapped: Bench) -> None:
     tapped.assert_blocks_returned()
 
 
-MAKE: dict[str, Callable[[Bench, list[int], Pool], Request]] = {
-    "encoded": lambda bench, prompt, pool: bench.given(prompt, [], pool=pool),
-    "scored without heads": lambda bench, prompt, pool: bench.given(prompt, [5, 6], pool=pool),
-    "scored by a head": lambda bench, prompt, pool: bench.given(prompt, [5, 6], pool=pool, score=("reference",)),
-    "sampled": lambda bench, prompt, pool: bench.sampled(prompt, n=2, params=SIX, pool=pool),
+MAKE: dict[str, Callable[[Bench, list[int], PromptPooling], Request]] = {
+    "encoded": lambda bench, prompt, pool: bench.given(prompt, [], pooling=pool),
+    "scored without heads": lambda bench, prompt, pool: bench.given(prompt, [5, 6], pooling=pool),
+    "scored by a head": lambda bench, prompt, pool: bench.given(prompt, [5, 6], pooling=pool, score=("reference",)),
+    "sampled": lambda bench, prompt, pool: bench.sampled(prompt, n=2, params=SIX, pooling=pool),
 }
 
 
@@ -100,7 +102,7 @@ def test_a_prompts_row_is_the_mean_or_the_last_of_its_own_tokens(tapped: Bench, 
     prompt = tapped.prompt(19)
     states = unsplit_states(tapped, prompt, layer).double().numpy()
     for pooling, wanted in ((Pooling.MEAN, states.mean(axis=0)), (Pooling.LAST, states[-1])):
-        request = MAKE[kind](tapped, prompt, Pool(layer, pooling))
+        request = MAKE[kind](tapped, prompt, PromptPooling(layer, pooling))
         tapped.run(request)
         for sample in request.samples:
             assert sample.pooled is not None
@@ -109,7 +111,7 @@ def test_a_prompts_row_is_the_mean_or_the_last_of_its_own_tokens(tapped: Bench, 
 
 
 def test_a_row_needs_the_prompts_tokens_alone(tapped: Bench) -> None:
-    request = tapped.given(tapped.prompt(30), tapped.prompt(20, 1), pool=Pool(TAP, Pooling.MEAN))
+    request = tapped.given(tapped.prompt(30), tapped.prompt(20, 1), pooling=PromptPooling(TAP, Pooling.MEAN))
     assert tapped.counted(request) == 30
 
 

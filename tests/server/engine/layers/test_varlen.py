@@ -19,7 +19,8 @@ from polyhead.server.engine.layers.attention import AttentionPlan, Segment, atte
 from polyhead.server.engine.layers.cuda.varlen import Varlen, candidates
 from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.request import OnSwap, SamplingParams
+from polyhead.server.engine.work.request import OnSwap
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
 from tests.server.engine.layers.varlen_reference import varlen_reference

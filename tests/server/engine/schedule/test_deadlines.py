@@ -14,8 +14,11 @@ import pytest
 from polyhead.heads.format.errors import ResourceExhausted
 from polyhead.server.engine.schedule.pace import Pace
 from polyhead.server.engine.work.batch import Batch, TrunkRun
+from polyhead.server.engine.work.events import Ended
+from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.engine.work.request import Ended, Event, FinishReason, Request, SamplingParams
+from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from tests.server.engine.harness import Bench
 
 BASE_S, ROW_S, TOKEN_S = 0.020, 0.002, 0.0005  # of a step, of each row that decodes in it, of each other token

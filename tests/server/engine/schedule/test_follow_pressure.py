@@ -11,7 +11,8 @@ from polyhead.heads.format.errors import Aborted
 from polyhead.server.engine import build
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.live import LiveHead
-from polyhead.server.engine.work.request import FinishReason, OnSwap, Request, Sample, SamplingParams
+from polyhead.server.engine.work.request import OnSwap, Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from tests.server.engine.harness import Bench
 from tests.server.engine.schedule.test_follow import assert_each_span_is_its_own_versions, other
 
@@ -136,7 +137,7 @@ def test_swaps_every_few_tokens_with_random_cancels(tight: Bench, llama_folder: 
             tight.engine.tree.check()
     tight.finish(*started)
     tight.assert_blocks_returned()
-    assert [policy.num_leases for policy in swaps.policies] == [0, 0, 0]
+    assert tight.engine.leased_digests() == {}
     samples = [sample for request in started for sample in request.samples]
     for sample in samples:
         assert_spans_are_in_order(sample)

@@ -11,7 +11,9 @@ import torch
 
 from polyhead.heads.format.kinds import Unfinished
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.request import Event, Request, SamplingParams
+from polyhead.server.engine.work.reader import Event
+from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.host.threads import use_torch_threads
 from tests.server.engine.harness import Bench, Ended
 

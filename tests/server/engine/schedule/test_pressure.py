@@ -9,10 +9,12 @@ import pytest
 
 from polyhead.heads.format.errors import Aborted, PolyheadError, Unavailable
 from polyhead.server.engine.build import HEAD_BLOCKS_PER_BLOCK
+from polyhead.server.engine.schedule import scheduler as scheduler_module
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.batch import Batch, HeadRun, TrunkRun
 from polyhead.server.engine.work.block import Block
-from polyhead.server.engine.work.request import FinishReason, Phase, Request, SamplingParams
+from polyhead.server.engine.work.request import Phase
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from tests.server.engine.harness import Bench
 
 ALL_HEADS = ("reference", "value", "preference", "rule")
@@ -153,7 +155,7 @@ def test_a_failing_admission_leaves_nobody_half_admitted(small: Bench, monkeypat
     owner, name = {
         "tree.place": (small.engine.tree, "place"),
         "cache.copy": (small.engine.tree.cache, "copy"),
-        "lease": (Request, "take_lease"),
+        "lease": (scheduler_module, "take_lease"),
     }[place]
     working = getattr(owner, name)
     num_calls = 0

@@ -10,8 +10,11 @@ import pytest
 from polyhead.heads.format.errors import Aborted, ResourceExhausted
 from polyhead.server.engine.schedule.admission import check_queue
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
+from polyhead.server.engine.work.events import Finished
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.engine.work.request import Finished, Priority, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.request import Priority, Request, Sample
+from polyhead.server.engine.work.sampling import SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 from tests.server.engine.harness import Bench
 
 LIMITS = QueueLimits(max_requests=16, max_tokens=1600, interactive_share=0.25)
@@ -19,7 +22,7 @@ LIMITS = QueueLimits(max_requests=16, max_tokens=1600, interactive_share=0.25)
 
 def request(principal: str, num_tokens: int = 10, priority: Priority = Priority.BATCH) -> Request:
     made = Request("r", lambda *_: None, {}, {}, priority=priority, principal=principal)
-    made.samples = [Sample(made, 0, 0, 0, [5] * num_tokens, Sequence([5] * num_tokens), SamplingParams())]
+    made.samples = [Sample(made, 0, 0, 0, [5] * num_tokens, TokenSequence([5] * num_tokens), SamplingParams())]
     made.num_admitted_tokens = num_tokens
     return made
 

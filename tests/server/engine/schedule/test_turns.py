@@ -7,7 +7,8 @@ from pathlib import Path
 import pytest
 
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
-from polyhead.server.engine.work.request import Priority, Request, SamplingParams
+from polyhead.server.engine.work.request import Priority, Request
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench, Finished
 
 LENGTH, CHUNK, NUM_TEXTS = 64, 128, 8

@@ -10,7 +10,8 @@ import pytest
 
 from polyhead.heads.format.errors import Aborted
 from polyhead.server.engine import engine as engine_module
-from polyhead.server.engine.work.request import Request, SamplingParams
+from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench, Ended
 
 

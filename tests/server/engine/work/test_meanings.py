@@ -13,7 +13,8 @@ from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
 from polyhead.server.engine.layers.sampler import sample_seed
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.engine.work.request import FinishReason, OnSwap, Priority, SamplingParams
+from polyhead.server.engine.work.request import OnSwap, Priority
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 SIX = SamplingParams(max_new_tokens=6)
@@ -176,7 +177,7 @@ def test_a_sample_keeps_its_generation_through_a_swap(bench: Bench) -> None:
     plain = bench.unsplit_logprobs([*running.samples[0].prompt, *running.samples[0].completion])
     for index, token in enumerate(running.samples[0].completion):
         assert running.samples[0].logprobs[index] == pytest.approx(plain[19 + index, token].item(), abs=1e-4)
-    assert bench.engine.active.heads["policy"].live.num_leases == 0
+    assert bench.engine.leased_digests() == {}
 
 
 def test_a_name_that_changed_its_kind_refuses_the_request_alone(bench: Bench) -> None:

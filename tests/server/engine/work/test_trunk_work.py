@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from polyhead.server.engine.work.request import SamplingParams
+from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench
 
 EIGHT = SamplingParams(max_new_tokens=8)

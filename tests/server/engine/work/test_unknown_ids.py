@@ -6,7 +6,8 @@ from collections.abc import Callable
 
 import pytest
 
-from polyhead.server.engine.work.request import FinishReason, Request, SamplingParams
+from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from tests.server.engine.harness import Bench, scores
 
 SCORED = ("policy", "value", "preference")

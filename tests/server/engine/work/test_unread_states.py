@@ -7,7 +7,10 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.server.engine.work.request import Finished, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.events import Finished
+from polyhead.server.engine.work.request import Request, Sample
+from polyhead.server.engine.work.sampling import SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 from tests.server.engine.harness import Bench
 
 LENGTH, COUNT = 20, 12
@@ -38,7 +41,7 @@ def encoding(bench: Bench, reader: Window) -> Request:
     request.head_kinds, request.reader = {}, reader
     for index in range(COUNT):
         prompt = bench.prompt(LENGTH, index)
-        sample = Sample(request, index, 0, 0, prompt, Sequence(list(prompt)), SamplingParams())
+        sample = Sample(request, index, 0, 0, prompt, TokenSequence(list(prompt)), SamplingParams())
         request.samples.append(sample)
     return request
 

@@ -8,27 +8,33 @@ import numpy as np
 import pytest
 
 from polyhead.heads.format.errors import DataLoss
-from polyhead.server.engine.work.request import Lease, Pool, Pooling, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.live import Lease
+from polyhead.server.engine.work.pooling import Pooling, PromptPooling
+from polyhead.server.engine.work.request import Request, Sample
+from polyhead.server.engine.work.sampling import SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rpc.messages import answers
 from polyhead.server.rpc.services.ood import OodFitting
+from polyhead.server.rpc.tag import Tag, tag_of
 from polyhead.server.text.replies import ReplyCheck
 
-POOL = Pool(2, Pooling.MEAN)
+POOL = PromptPooling(2, Pooling.MEAN)
 
 
 class Fit:
     reference = "helpful@2"
-    pool = POOL
+    pooling = POOL
 
     def score(self, row: np.ndarray) -> float:
         return float(row.sum())
 
 
 def scored(ood_score: float | None, error: str = "") -> Any:
-    request = Request("r", lambda *_: None, head_kinds={}, pinned={}, ood=Fit(), pool=POOL)
+    request = Request("r", lambda *_: None, head_kinds={}, pinned={}, pooling=POOL, tag=Tag(ood=Fit()))
     request.lease = Lease(1, {})
-    sample = Sample(request, 0, 0, 0, [5], Sequence([5]), SamplingParams(), error=error)
-    sample.ood_score = ood_score
+    sample = Sample(request, 0, 0, 0, [5], TokenSequence([5]), SamplingParams(), error=error)
+    if ood_score is not None:
+        tag_of(request).ood_scores[0] = ood_score
     return answers.scored_item(sample, ReplyCheck(True, (), 0), None)
 
 

@@ -8,8 +8,13 @@ from typing import Any
 from hypothesis import given
 from hypothesis import strategies as st
 
+from polyhead.server.engine.schedule.leases import take_lease
+from polyhead.server.engine.work.events import Drawn, Finished
 from polyhead.server.engine.work.live import ActiveSet
-from polyhead.server.engine.work.request import Drawn, Event, Finished, FinishReason, Request, Sample, SamplingParams, Sequence
+from polyhead.server.engine.work.reader import Event
+from polyhead.server.engine.work.request import Request, Sample
+from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.services.generation import _Writer
 
@@ -18,9 +23,9 @@ FRONTEND: Any = SimpleNamespace(door=SimpleNamespace(tokenizer=SimpleNamespace(d
 
 def streaming_request(num_samples: int) -> Request:
     request = Request("r", lambda *_: None, {}, {}, stream_tokens=True)
-    request.take_lease(ActiveSet(1))
+    take_lease(request, ActiveSet(1))
     for index in range(num_samples):
-        sample = Sample(request, 0, index // 2, index % 2, [5, 6], Sequence([5, 6]), SamplingParams(), head_name="policy")
+        sample = Sample(request, 0, index // 2, index % 2, [5, 6], TokenSequence([5, 6]), SamplingParams(), head_name="policy")
         sample.finish_reason = FinishReason.LENGTH
         request.samples.append(sample)
     return request
