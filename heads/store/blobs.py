@@ -18,6 +18,7 @@ from types import TracebackType
 from typing import TypeVar
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
+from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.store import failpoints, layout, osio
 
 T = TypeVar("T")
@@ -91,8 +92,8 @@ class Staging:
         self._check_open()
         self._sync = _Beside(lambda: self._blobs.files.fsync(self._fd, self._temporary, "blob"))
 
-    def read(self, between: Callable[[], None] = lambda: None) -> memoryview:
-        """The staged bytes in private memory, so that they can be checked before anything is published. `between` its slices is called.
+    def read(self) -> memoryview:
+        """The staged bytes in private memory, so that they can be checked before anything is published.
 
         They were hashed when they were written, a moment ago by this process: not again here.
         """
@@ -100,7 +101,7 @@ class Staging:
         view = _private_memory(self.num_bytes)
         for start in range(0, self.num_bytes, _READ_BYTES):
             _pread(self._fd, view[start : start + _READ_BYTES], start)
-            between()
+            pause_point()
         return view
 
     def pread(self, view: memoryview, offset: int) -> None:
@@ -189,7 +190,7 @@ class OpenBlob:
     def is_intact(self) -> bool:
         """Whether it still has its SHA-256."""
         with osio.plain_errors("could not read a stored head"):
-            return _hash_all(self._fd, self.num_bytes, lambda: None) == self.digest
+            return _hash_all(self._fd, self.num_bytes) == self.digest
 
 
 class BlobFolder:
@@ -281,7 +282,7 @@ class BlobFolder:
         except (OSError, FailedPrecondition):
             return False
         try:
-            return _hash_all(fd, num_bytes, lambda: None) == digest
+            return _hash_all(fd, num_bytes) == digest
         finally:
             os.close(fd)
 
@@ -336,9 +337,9 @@ class BlobFolder:
         """Size of a blob. OSError if it is missing."""
         return self.files.size(layout.blob_path(digest))
 
-    def read(self, digest: str, between: Callable[[], None] = lambda: None) -> memoryview:
-        """The whole blob in private memory; `between` is called after each slice. DataLoss if it is missing or its SHA-256 another one."""
-        data, found = self._hashed(digest, lambda fd, num_bytes: _read_all(fd, num_bytes, between))
+    def read(self, digest: str) -> memoryview:
+        """The whole blob in private memory. DataLoss if it is missing or its SHA-256 another one."""
+        data, found = self._hashed(digest, lambda fd, num_bytes: _read_all(fd, num_bytes))
         if found != digest:
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {digest[:12]}...")
         return data
@@ -352,7 +353,7 @@ class BlobFolder:
                 raise DataLoss(f"the stored head is missing: {digest[:12]}...") from None
         return OpenBlob(fd, num_bytes, digest)
 
-    def verify(self, digest: str, between: Callable[[], None] = lambda: None) -> bool:
+    def verify(self, digest: str) -> bool:
         """Whether the blob has its SHA-256. Reads it, in slices, unless that was done since the file's inode, size and ctime last changed.
 
         False if it is missing.
@@ -362,7 +363,7 @@ class BlobFolder:
         if self.is_rotten(digest):
             return False
         try:
-            return self._hashed(digest, lambda fd, num_bytes: (None, _hash_all(fd, num_bytes, between)))[1] == digest
+            return self._hashed(digest, lambda fd, num_bytes: (None, _hash_all(fd, num_bytes)))[1] == digest
         except DataLoss:
             return False
 
@@ -426,7 +427,7 @@ def _private_memory(num_bytes: int) -> memoryview:
     return memoryview(memory)[:num_bytes]
 
 
-def _read_all(fd: int, num_bytes: int, between: Callable[[], None]) -> tuple[memoryview, str]:
+def _read_all(fd: int, num_bytes: int) -> tuple[memoryview, str]:
     """The first `num_bytes` bytes and their SHA-256; fewer if the file is shorter."""
     view = _private_memory(num_bytes)
     sha256 = hashlib.sha256()
@@ -437,7 +438,7 @@ def _read_all(fd: int, num_bytes: int, between: Callable[[], None]) -> tuple[mem
             break
         sha256.update(view[done : done + count])
         done += count
-        between()
+        pause_point()
     return view[:done], sha256.hexdigest()
 
 
@@ -451,7 +452,7 @@ def _pread(fd: int, view: memoryview, offset: int) -> None:
         done += count
 
 
-def _hash_all(fd: int, num_bytes: int, between: Callable[[], None]) -> str:
+def _hash_all(fd: int, num_bytes: int) -> str:
     slice_ = bytearray(min(num_bytes, _READ_BYTES))
     view = memoryview(slice_)
     sha256 = hashlib.sha256()
@@ -459,5 +460,5 @@ def _hash_all(fd: int, num_bytes: int, between: Callable[[], None]) -> str:
     while done < num_bytes and (count := os.preadv(fd, [view], done)):
         sha256.update(view[:count])
         done += count
-        between()
+        pause_point()
     return sha256.hexdigest()

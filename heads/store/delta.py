@@ -12,6 +12,7 @@ from typing import Protocol
 
 from polyhead.heads.format import tensorfile
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument
+from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.format.tensorfile import TensorEntry, TensorFile
 from polyhead.heads.store import failpoints, osio
 from polyhead.heads.store.blobs import OpenBlob, Staging
@@ -38,15 +39,15 @@ class TensorHash:
     sha256: bytes
 
 
-def hash_tensors(file: Readable, between: Callable[[], None] = lambda: None) -> list[TensorHash]:
-    """Every tensor of a head file, in file order. `between` two of them is called."""
+def hash_tensors(file: Readable) -> list[TensorHash]:
+    """Every tensor of a head file, in file order, with a pause point after each."""
     found = []
     for name, entry in read_header(file).tensors.items():
         sha256 = hashlib.sha256()
         for piece in _slices(file, entry):
             sha256.update(piece)
         found.append(TensorHash(name, entry.dtype, entry.shape, sha256.digest()))
-        between()
+        pause_point()
     return found
 
 
@@ -62,11 +63,10 @@ def rebuild(
     begin: Callable[[int, str], Staging],
     num_bytes: int = 0,
     sha256: str = "",
-    between: Callable[[], None] = lambda: None,
 ) -> Staging:
     """The canonical file of the base's tensors with those of `sent` in their places, staged with `begin` and verified.
 
-    `between` two tensors is called.
+    There is a pause point after each tensor.
 
     FailedPrecondition if a tensor that was sent is not the base's by name, dtype and shape, or if the result has another size or
     SHA-256 than declared (0 and "" declare nothing); InvalidArgument for a file that is none; DataLoss if the base is damaged.
@@ -88,7 +88,7 @@ def rebuild(
                 whole.write(piece)
             with osio.plain_errors("could not store the head"):
                 failpoints.hit("mid_rebuild")
-            between()
+            pause_point()
         _check_digest(whole.verify(), sha256, base)
         with osio.plain_errors("could not store the head"):
             failpoints.hit("after_rebuild")

@@ -21,7 +21,7 @@ import os
 import re
 import threading
 import time
-from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from types import MappingProxyType, TracebackType
 from typing import Any
@@ -29,6 +29,7 @@ from typing import Any
 from polyhead.heads.format.errors import AlreadyExists, Conflict, DataLoss, FailedPrecondition, InvalidArgument, PolyheadError
 from polyhead.heads.format.lora import adapted_digest
 from polyhead.heads.format.manifest import HeadManifest, check_name
+from polyhead.heads.format.pauses import pausing
 from polyhead.heads.store import layout, osio, records
 from polyhead.heads.store.blobs import BlobFolder, OpenBlob, Staging
 from polyhead.heads.store.damage import Inspector, StoreDamage
@@ -209,9 +210,9 @@ class HeadStore:
                 with contextlib.suppress(OSError):
                     self.other_damage = (*self._inspector.find_rotten(), *self._inspector.find_other_damage())
 
-    def verify(self, heads: Mapping[str, int], between: Callable[[], None] = lambda: None) -> None:
+    def verify(self, heads: Mapping[str, int]) -> None:
         """Read the bytes of these versions unless they were read since their files last changed: what a commit of them would do while
-        everybody else waits. `between` is called after each slice. DataLoss; NotFound."""
+        everybody else waits. DataLoss; NotFound."""
         blobs = []
         with self._lock:
             for record in (self._versions.get(*head) for head in heads.items()):
@@ -219,7 +220,7 @@ class HeadStore:
                 if record.manifest.lora is not None:
                     blobs.append(self._versions.get(*record.manifest.base_version()).blob)
         for blob in blobs:
-            self._blobs.verify(blob, between)
+            self._blobs.verify(blob)
         with self._guard("could not verify the heads"):
             self._check_heads(heads)
 
@@ -233,14 +234,12 @@ class HeadStore:
         """A head file held open: deleting its versions does not take it away. DataLoss if it is missing."""
         return self._blobs.open(digest)
 
-    def rebuild(
-        self, base: OpenBlob, sent: Staging, num_bytes: int = 0, sha256: str = "", between: Callable[[], None] = lambda: None
-    ) -> Staging:
+    def rebuild(self, base: OpenBlob, sent: Staging, num_bytes: int = 0, sha256: str = "") -> Staging:
         """The whole file of a push that sent only what differs from `base`, verified; see `heads/store/delta.py`. Both stay open.
 
         `num_bytes` and `sha256` are what the pusher says of the whole file; 0 and "" if it does not know.
         """
-        return rebuild(base, sent, self._blobs.begin_rebuilt, num_bytes, sha256, between)
+        return rebuild(base, sent, self._blobs.begin_rebuilt, num_bytes, sha256)
 
     def put_blob(self, data: bytes | bytearray | memoryview) -> str:
         """Store a head file that is already here; its digest. The same road as a push."""
@@ -253,12 +252,12 @@ class HeadStore:
         layout.blob_path(digest)
         self._blobs.give_up(digest)
 
-    def read_blob(self, digest: str, between: Callable[[], None] = lambda: None) -> memoryview:
+    def read_blob(self, digest: str) -> memoryview:
         """The bytes of a head file in private memory, never a mapped file. DataLoss if it is missing or its SHA-256 is another one.
 
-        `between` is called after each slice.
+        There is a pause point after each slice.
         """
-        return self._blobs.read(digest, between)
+        return self._blobs.read(digest)
 
     # ---- versions
 
@@ -612,5 +611,5 @@ class HeadStore:
 
     @contextlib.contextmanager
     def _guard(self, what: str) -> Iterator[None]:
-        with self._lock, osio.plain_errors(what):
+        with self._lock, pausing(None), osio.plain_errors(what):
             yield

@@ -45,8 +45,8 @@ def _quotas() -> Iterator[float]:
                 yield float(quota) / float(period)
 
 
-class Breather:
-    """Call it between two pieces of work, on the thread that does the work."""
+class Pacer:
+    """What `pause_point` does in the server's worker threads: called between two pieces of work, on the thread that does the work."""
 
     def __init__(
         self,
@@ -61,15 +61,12 @@ class Breather:
         self._worked = worked  # seconds that this thread has computed, since whenever
         self._last = threading.local()
 
-    def __call__(self) -> None:
-        """Pause for as long as this thread has worked since the last call, unless the engine has nothing to do."""
-        self._pause(0.0)
+    def __call__(self, num_received: int = 0) -> None:
+        """Pause for as long as this thread has worked since the last call, unless the engine has nothing to do.
 
-    def slow_down(self, num_bytes: int) -> None:
-        """The same after so many bytes were received. Unless a core is spare, pause at least for as long as they may take."""
-        self._pause(0.0 if self._has_spare_core else num_bytes / RECEIVED_BYTES_PER_S)
-
-    def _pause(self, at_least_s: float) -> None:
+        After `num_received` bytes of an upload, and unless a core is spare, at least for as long as they may take.
+        """
+        at_least_s = 0.0 if self._has_spare_core else num_received / RECEIVED_BYTES_PER_S
         now = self._worked()
         seconds = max(now - getattr(self._last, "worked", now), at_least_s)
         self._last.worked = now

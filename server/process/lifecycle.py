@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import grpc.aio
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition
+from polyhead.heads.format.pauses import pause_point
 from polyhead.server.config import ServeConfig
 from polyhead.server.host.memory import return_garbage
-from polyhead.server.host.pacing import Breather
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.metrics.metrics_http import MetricsServer, serve_metrics
 from polyhead.server.process import card
@@ -184,10 +184,8 @@ async def _caretakers(running: Running, services: Services, stop: StopSignal) ->
 async def _commit_caches(running: Running, services: Services, stop: StopSignal) -> None:
     if not running.config.commit_caches or running.config.device != "cpu":
         return
-    breathe = Breather(lambda: services.engine.is_idle)
-
     def goes_on() -> bool:
-        breathe()
+        pause_point()
         return not stop.asked.is_set()
 
     started_at = time.monotonic()

@@ -25,7 +25,7 @@ from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.layers.cuda.eight_bit import has_fp8
 from polyhead.server.engine.layers.linears import Quantization
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.host.pacing import Breather, has_spare_core
+from polyhead.server.host.pacing import Pacer, has_spare_core
 from polyhead.server.metrics.metrics import HeadInfo, Metrics, ServerFacts
 from polyhead.server.ood.fits import OodFits, TrunkLayers
 from polyhead.server.ood.store import OodStore
@@ -141,8 +141,8 @@ def _build(
     engine = build_engine(config, trunk, eos_ids, max_context)
     served = ServedTrunk(spec, identity, config.trunk_dtype, _rule_defaults(rules))
     tokenizer.report_chat(eos_ids)
-    breathe = Breather(lambda: engine.is_idle, has_spare_core(engine.num_threads if config.device == "cpu" else 1))
-    shelf = build_shelf(config, served, trunk, store, engine, breathe)
+    workers.pause = Pacer(lambda: engine.is_idle, has_spare_core(engine.num_threads if config.device == "cpu" else 1))
+    shelf = build_shelf(config, served, trunk, store, engine)
     registry = Registry(store, served, shelf, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
     trunk_sources = frozenset(spec.trunk_sources)
     publisher = Publisher(
@@ -151,7 +151,6 @@ def _build(
         shelf,
         lambda name: checkpoint.sha256(name) if name in trunk_sources else None,
         lambda: registry.active,
-        breathe,
     )
     layers = TrunkLayers(identity, config.trunk_dtype, spec.split_layer, engine.trunk.tap_layer)
     services = Services(
@@ -201,12 +200,12 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
     return build.build_engine(trunk, sizes, eos_ids, computed_in(config.head_dtype, config.device))
 
 
-def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine, breathe: Breather) -> Shelf:
+def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine) -> Shelf:
     """The road from stored bytes to weights in memory, under the memory budget."""
     embedding = trunk.embedding if served.spec.tied else None
     heads, device = engine.heads, torch.device(config.device)
     dtype = computed_in(config.head_dtype, config.device)
-    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, breathe, heads.weight_bytes)
+    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes)
     budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
     return Shelf(
         store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)

@@ -13,6 +13,8 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from polyhead.heads.format.pauses import Pause, pausing
+
 P = ParamSpec("P")
 R = TypeVar("R")
 NUM_THREADS = 8  # more than the pushes that may run at once
@@ -25,33 +27,37 @@ class Workers:
     """The pools."""
 
     def __init__(self) -> None:
+        self.pause: Pause | None = None  # what long work does between two pieces (heads/format/pauses.py); set once there is an engine
         self._pool = _pool("polyhead-worker", NUM_THREADS)
         self._control = _pool("polyhead-control", NUM_CONTROL_THREADS)
         self._long = _pool("polyhead-long", NUM_LONG_THREADS)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function with the caller's context (request id for the log). A cancel does not stop it."""
-        return await _run(self._pool, partial(function, *args, **kwargs))
+        return await self._run(self._pool, partial(function, *args, **kwargs))
 
     async def run_control(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The same for status, listings, deletions and changes of the active set: short work, whatever requests and pushes do."""
-        return await _run(self._control, partial(function, *args, **kwargs))
+        return await self._run(self._control, partial(function, *args, **kwargs))
 
     async def run_sized(self, num_bytes: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The same for work on a message of `num_bytes`: long ones wait for each other, and nobody for them."""
-        return await _run(self._long if num_bytes > LONG_BYTES else self._pool, partial(function, *args, **kwargs))
+        return await self._run(self._long if num_bytes > LONG_BYTES else self._pool, partial(function, *args, **kwargs))
 
     def close(self) -> None:
         """Wait for what runs; take no more."""
         for pool in (self._pool, self._control, self._long):
             pool.shutdown(wait=True, cancel_futures=True)
 
+    async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], R]) -> R:
+        context = contextvars.copy_context()
+        bound: Callable[[], Any] = partial(context.run, self._paced, call)
+        result: R = await asyncio.get_running_loop().run_in_executor(pool, bound)
+        return result
 
-async def _run(pool: ThreadPoolExecutor, call: Callable[[], R]) -> R:
-    context = contextvars.copy_context()
-    bound: Callable[[], Any] = partial(context.run, call)
-    result: R = await asyncio.get_running_loop().run_in_executor(pool, bound)
-    return result
+    def _paced(self, call: Callable[[], R]) -> R:
+        with pausing(self.pause):
+            return call()
 
 
 def _pool(name: str, num_threads: int) -> ThreadPoolExecutor:

@@ -17,6 +17,7 @@ from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.format.lora import LoraAdapter, check_adapter
 from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.format.precision import ITEM_BYTES
 from polyhead.heads.format.tensorfile import TensorData, TensorFile
 from polyhead.heads.model.adapted import Adapter, HeadGroup, build_lora_head
@@ -50,8 +51,7 @@ class HeadLoader:
         tied_embedding: nn.Parameter | None,
         dtype: torch.dtype,
         device: torch.device,
-        prepare: Callable[[HeadModule, Callable[[], None]], HeadModule | FastHead],
-        breathe: Callable[[], None] = lambda: None,
+        prepare: Callable[[HeadModule], HeadModule | FastHead],
         weight_bytes: Callable[[tuple[int, ...]], int] | None = None,
     ) -> None:
         self.spec = spec
@@ -62,7 +62,6 @@ class HeadLoader:
         self._tied_embedding = tied_embedding  # the trunk's own: shared, never copied, never trained
         self._prepare = prepare  # makes a module run inside the engine
         self._weight_bytes = weight_bytes or (lambda shape: prod(shape) * dtype.itemsize)  # of a tensor as it is held
-        self.breathe = breathe  # called between two pieces of long work
 
     def open(self, data: bytearray | memoryview) -> HeadFile:
         """Check the header before anything else looks at it. InvalidArgument or FailedPrecondition."""
@@ -80,7 +79,7 @@ class HeadLoader:
         for name, tensor in file.tensors.items():
             if not _is_finite(tensor):
                 raise InvalidArgument(f"the tensor holds NaN or infinity: {name!r}", field="data", metadata={"tensor": name})
-            self.breathe()
+            pause_point()
 
     def num_bytes(self, output: OutputKind) -> int:
         """What a head with this output takes in memory as it is served; a tied output takes nothing."""
@@ -99,8 +98,8 @@ class HeadLoader:
     def build(self, digest: str, file: HeadFile, output: OutputKind) -> LiveHead:
         """The file's weights as a module. Tensors that have the served dtype already are used where they are."""
         module = build_head(self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device, self._skeleton)
-        self.breathe()
-        return LiveHead(digest=digest, module=self._prepare(module, self.breathe), num_bytes=self.num_bytes(output))
+        pause_point()
+        return LiveHead(digest=digest, module=self._prepare(module), num_bytes=self.num_bytes(output))
 
     @cached_property
     def _skeleton(self) -> PreTrainedModel:

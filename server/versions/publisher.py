@@ -11,9 +11,9 @@ from dataclasses import dataclass, field
 from polyhead.heads.format.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
 from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
 from polyhead.heads.format.manifest import HeadManifest, check_name, parse_reference
+from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.store.store import HeadStore, OpenBlob, Staging, VersionRecord
 from polyhead.server.engine.work.live import ActiveSet, ServedHead
-from polyhead.server.host.pacing import Breather
 from polyhead.server.versions.manifests import ManifestPatch, ServedTrunk
 from polyhead.server.versions.residency import Pin
 from polyhead.server.versions.shelf import Shelf
@@ -96,19 +96,17 @@ class Publisher:
         shelf: Shelf,
         source_sha256: Callable[[str], str | None],
         active: Callable[[], ActiveSet],
-        breathe: Breather,
     ) -> None:
         self._store = store
         self._trunk = trunk
         self._shelf = shelf
         self._source_sha256 = source_sha256  # a trunk tensor's name in the checkpoint -> its hash, None if unknown
         self._active = active
-        self.breathe = breathe  # between two pieces of long work, and of a file that comes
 
     def take(self, staging: Staging, data: bytearray) -> None:
         """Store the next bytes of a file that is being received."""
         staging.write(data)
-        self.breathe.slow_down(len(data))
+        pause_point(len(data))
 
     def check_size(self, num_bytes: int, field: str) -> None:
         """Refuse a file that no head of this model can fill, before a byte of it is stored."""
@@ -158,7 +156,7 @@ class Publisher:
                 return self._publish_whole(staging, request, None, pin)
             delta = request.delta
             declared = (delta.whole_num_bytes, delta.whole_sha256)
-            with self._store.rebuild(base.file, staging, *declared, self.breathe) as whole:
+            with self._store.rebuild(base.file, staging, *declared) as whole:
                 return self._publish_whole(whole, request, base.record, pin)
 
     def _publish_whole(self, staging: Staging, request: PushRequest, base: VersionRecord | None, pin: Pin) -> Published:
@@ -168,7 +166,7 @@ class Publisher:
             return Published(first, num_compared)
         if not request.is_dry_run:
             staging.begin_sync()
-        file = self._shelf.loader.open(staging.read(self.breathe))
+        file = self._shelf.loader.open(staging.read())
         manifest = self._complete(request, file.names, base)
         digest = self._store.digest_of(sha256, manifest)
         self._warn_of_precision(request.name, manifest)

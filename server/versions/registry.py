@@ -378,7 +378,7 @@ class Registry:
         try:
             self._check_expected(expected_generation)
             self._shelf.load([self._version(*head) for head in heads.items()], pin, change.note)
-            self.store.verify(heads, self._shelf.loader.breathe)
+            self.store.verify(heads)
         except BaseException:
             self._on_swap(heads, "failed", change.seconds)
             raise
@@ -399,7 +399,7 @@ class Registry:
         try:
             self._check_expected(expected_generation)
             loaded = self._shelf.load([self._version(*head) for head in heads.items()], pin, change.note)
-            self.store.verify(heads, self._shelf.loader.breathe)
+            self.store.verify(heads)
             change.note("writing it down")
             record = self._commit(
                 heads,

@@ -86,7 +86,7 @@ class Shelf:
     def _weights(self, record: VersionRecord, built: dict[str, LiveHead]) -> LiveHead:
         live = self.residency.live(record.digest) or built.get(record.digest)
         if live is None:
-            file = self.loader.open(self._store.read_blob(record.blob, self.loader.breathe))
+            file = self.loader.open(self._store.read_blob(record.blob))
             self.loader.check(file, record.manifest)
             live = built[record.digest] = self._build(record.digest, record.manifest, file, built)
         return live

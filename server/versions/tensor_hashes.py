@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import threading
 from collections import OrderedDict
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument
 from polyhead.heads.store.delta import TensorHash, hash_tensors
@@ -16,9 +16,8 @@ MAX_FILES = 8  # a file never changes, so what is kept never goes stale
 class TensorHashes:
     """Methods block; call them from a worker thread."""
 
-    def __init__(self, store: HeadStore, breathe: Callable[[], None]) -> None:
+    def __init__(self, store: HeadStore) -> None:
         self._store = store
-        self._breathe = breathe
         self._kept: OrderedDict[str, Sequence[TensorHash]] = OrderedDict()
         self._lock = threading.Lock()  # held while hashing: the second of two trainers finds what the first one asked for
 
@@ -35,6 +34,6 @@ class TensorHashes:
     def _hash(self, blob: str) -> Sequence[TensorHash]:
         with self._store.open_blob(blob) as file:
             try:
-                return hash_tensors(file, self._breathe)
+                return hash_tensors(file)
             except (InvalidArgument, FailedPrecondition):
                 raise DataLoss(f"the stored head is damaged: {blob[:12]}...") from None

@@ -24,7 +24,6 @@ from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.engine.work.live import ActiveSet, ServedHead
 from polyhead.server.engine.work.reports import EngineSnapshot, SwapReport
-from polyhead.server.host.pacing import Breather
 from polyhead.server.process.workers import Workers
 from polyhead.server.rpc.auth import Authenticator
 from polyhead.server.rpc.handlers import LateHandlers
@@ -112,11 +111,11 @@ class World:
         store = HeadStore.open(store_dir, identity, max_staged=2 * MAX_PUSHES)
         engine = FakeEngine()
         served = ServedTrunk(spec, identity, "float32", RULE)
-        loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module, between: module)
+        loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module: module)
         shelf = Shelf(store, served, loader, engine, Residency(budget, max_idle, engine.leased_digests, engine.drop_head))
         registry = Registry(store, served, shelf, engine, keep_versions=keep_versions)
         hashes = {name: checkpoint.sha256(name) for name in spec.trunk_sources}
-        publisher = Publisher(store, served, shelf, hashes.get, lambda: registry.active, Breather(lambda: True))
+        publisher = Publisher(store, served, shelf, hashes.get, lambda: registry.active)
         policy = initial_head(checkpoint, spec, OutputKind.TIED)
         return cls(spec, identity, trunk, checkpoint, store, engine, shelf, registry, publisher, policy, Workers())
 

@@ -7,7 +7,6 @@ quantised, for int8) and emptied before the next, so that a float copy of the wh
 from __future__ import annotations
 
 import zlib
-from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import Any, cast
 
@@ -17,6 +16,7 @@ from transformers import LlamaConfig, LlamaForCausalLM
 
 from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.format.pauses import Pause, pausing
 from polyhead.heads.model.family import HeadModule, TrunkModule
 from polyhead.heads.model.skeleton import build_skeleton
 from polyhead.heads.model.spec import ModelSpec, describe_config
@@ -163,7 +163,8 @@ def random_trunk(shape: Shape, spec: ModelSpec, context: int, weights: RandomWei
     decoder.norm = nn.Identity()
     weights.fill(decoder.embed_tokens, f"{spec.base}.{spec.embedding}.")
     decoder.rotary_emb.to(weights.device)
-    layers = take_layers(decoder, spec, _calls(shape, shape.split_layer), 0, kit.layer, _filler(decoder.layers, spec, 0, weights))
+    with pausing(_filler(decoder.layers, spec, 0, weights)):
+        layers = take_layers(decoder, spec, _calls(shape, shape.split_layer), 0, kit.layer)
     return FastTrunk(TrunkModule(decoder, spec), layers, rotations(decoder, context), kit)
 
 
@@ -179,17 +180,17 @@ def random_head(ours: RandomEngine, output: OutputKind, weights: RandomWeights) 
         weights.fill(score, "score.")
     else:
         weights.fill(model.lm_head, "lm_head.")
-    filler = _filler(base.layers, spec, spec.split_layer, weights)
-    layers = take_layers(base, spec, _calls(ours.shape, spec.num_head_layers), spec.split_layer, ours.kit.layer, filler)
+    with pausing(_filler(base.layers, spec, spec.split_layer, weights)):
+        layers = take_layers(base, spec, _calls(ours.shape, spec.num_head_layers), spec.split_layer, ours.kit.layer)
     base.norm.weight = nn.Parameter(norm[0], requires_grad=False)
     return FastHead(HeadModule(model if score is None else base, score, spec, output), layers, norm, trunk, ours.kit)
 
 
-def _filler(layers: nn.ModuleList, spec: ModelSpec, first: int, weights: RandomWeights) -> Callable[[], None]:
-    """Fills the first layer now, and one more each time it is called."""
+def _filler(layers: nn.ModuleList, spec: ModelSpec, first: int, weights: RandomWeights) -> Pause:
+    """Fills the first layer now, and one more at each pause point: `take_layers` has one after each layer."""
     waiting = iter(list(enumerate(layers, first)))
 
-    def fill_next() -> None:
+    def fill_next(num_received: int = 0) -> None:
         for number, layer in waiting:
             weights.fill(layer, f"{spec.base}.{spec.layers}.{number}.")
             return

@@ -107,17 +107,15 @@ def fast_trunk(trunk: TrunkModule, max_context: int, kit: Kit) -> FastTrunk | No
     return FastTrunk(trunk, layers, rotations(trunk.decoder, max_context), kit)
 
 
-def fast_head(
-    head: HeadModule, trunk: FastTrunk, kit: Kit, calls: list[LayerCall], between: Callable[[], None] = lambda: None
-) -> FastHead | None:
-    """The same head on fast layers, or None. The plain module's layers are emptied; `between` layers is called.
+def fast_head(head: HeadModule, trunk: FastTrunk, kit: Kit, calls: list[LayerCall]) -> FastHead | None:
+    """The same head on fast layers, or None. The plain module's layers are emptied.
 
     `calls` of any head of this trunk: what differs between them is weights.
     """
     base = head.decoder if head.score is not None else getattr(head.decoder, head.spec.base)
     if not is_known(base, head.spec, calls):
         return None
-    layers = take_layers(base, head.spec, calls, head.spec.split_layer, kit.layer, between)
+    layers = take_layers(base, head.spec, calls, head.spec.split_layer, kit.layer)
     return FastHead(head, layers, norm_weight(getattr(base, head.spec.norm)), trunk, kit)
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Iterable
 from functools import partial
 from typing import cast
 
@@ -37,17 +37,17 @@ class HeadRunner:
         self.graphs = graphs  # of decode steps
         self._calls: list[LayerCall] = []  # of a head's layers, seen in the first one
 
-    def prepare(self, module: HeadModule, between: Callable[[], None] = lambda: None) -> HeadModule | FastHead:
+    def prepare(self, module: HeadModule) -> HeadModule | FastHead:
         """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights.
 
-        `between` is called after each layer that is packed.
+        There is a pause point after each layer that is packed.
         """
         set_attention(module, attention.NAME)
         trunk = self.trunk.module
         if not isinstance(trunk, FastTrunk):
             return module
         self._calls = self._calls or attention.layer_calls(module, module.spec.d_model)
-        return fast_head(module, trunk, self.kit, self._calls, between) or module
+        return fast_head(module, trunk, self.kit, self._calls) or module
 
     def weight_bytes(self, shape: tuple[int, ...]) -> int:
         """What a tensor of a head file takes as it is held here."""

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.model.spec import ModelSpec
 from polyhead.server.engine.layers.attention import LayerCall
 
@@ -89,14 +90,13 @@ def take_layers(
     calls: list[LayerCall],
     first: int,
     pack: Callable[[LayerParts], Any],
-    between: Callable[[], None] = lambda: None,
 ) -> list[Any]:
     """Pack layer by layer, so that never more than one of them is in memory twice. The plain modules are emptied."""
     taken = []
     for number, (layer, call) in enumerate(zip(getattr(base, spec.layers), calls, strict=True), start=first):
         taken.append(pack(LayerParts.of(layer, f"{spec.base}.{spec.layers}.{number}", call)))
         layer.to_empty(device="meta")
-        between()
+        pause_point()
     return taken
 
 

@@ -13,6 +13,7 @@ from typing import Any, TypeVar
 import grpc
 
 from polyhead.heads.format.errors import DataLoss, InvalidArgument, NotFound, PolyheadError
+from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.store import failpoints
 from polyhead.heads.store.store import HeadStore, OpenBlob, Staging
 from polyhead.server.engine.schedule.shares import Shares
@@ -62,7 +63,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self._pushes = Shares("pushes", MAX_PUSHES, hint="wait for one to end")
         self._watches = Shares("watches", MAX_WATCHES, hint="use one watch for the whole process", retry_after_s=10.0)
         self._announcements: dict[int, asyncio.Future[pb.WatchHeadsResponse | None]] = {}  # of the newest generations
-        self._tensors = TensorHashes(store, publisher.breathe)
+        self._tensors = TensorHashes(store)
 
     # ---- versions
 
@@ -134,7 +135,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             yield pb.PullHeadResponse(head=convert.version_message(view))
             sha256 = hashlib.sha256()
             for offset in range(0, blob.num_bytes, MAX_CHUNK):
-                piece = await self._finished(_piece, blob, offset, sha256, self._publisher.breathe)
+                piece = await self._finished(_piece, blob, offset, sha256)
                 yield pb.PullHeadResponse(chunk=pb.Chunk(offset=offset, data=piece))
         if sha256.hexdigest() != blob.digest:
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {blob.digest[:12]}...")
@@ -381,12 +382,12 @@ class _Parts:
         self._waited_s, self._num_bytes = 0.0, 0
 
 
-def _piece(blob: OpenBlob, offset: int, sha256: hashlib._Hash, breathe: Callable[[], None]) -> bytes:
+def _piece(blob: OpenBlob, offset: int, sha256: hashlib._Hash) -> bytes:
     """The next chunk of a head file, hashed on its way."""
     piece = bytearray(min(MAX_CHUNK, blob.num_bytes - offset))
     blob.pread(memoryview(piece), offset)
     sha256.update(piece)
-    breathe()
+    pause_point()
     return bytes(piece)
 
 

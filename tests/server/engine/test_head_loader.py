@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from polyhead.heads.format.kinds import OutputKind
+from polyhead.heads.format.pauses import pausing
 from polyhead.heads.model import family
 from polyhead.server.engine.layers import attention
 from polyhead.server.engine.layers.fast import FastHead
@@ -25,10 +26,11 @@ def test_the_next_head_costs_its_weights_only(bench: Bench, monkeypatch: pytest.
     monkeypatch.setattr(attention, "layer_calls", counted("calls", attention.layer_calls))
     prepare, embedding = bench.engine.heads.prepare, bench.trunk.embedding
     output = OutputKind.TIED if bench.spec.tied else OutputKind.OWN
-    breaths: list[int] = []
-    loader = HeadLoader(bench.spec, embedding, embedding.dtype, torch.device("cpu"), prepare, lambda: breaths.append(len(made)))
+    pauses: list[int] = []
+    loader = HeadLoader(bench.spec, embedding, embedding.dtype, torch.device("cpu"), prepare)
     data = to_file(family.initial_head(bench.checkpoint, bench.spec, output))
-    lives = [loader.build(digest, loader.open(bytearray(data)), output) for digest in ("x", "y")]
+    with pausing(pauses.append):
+        lives = [loader.build(digest, loader.open(bytearray(data)), output) for digest in ("x", "y")]
     assert made == ["skeleton"], "the bench's first head has shown the calls of its layers"
     num_packed = bench.spec.num_head_layers if isinstance(lives[0].module, FastHead) else 0
-    assert len(breaths) == 2 * (1 + num_packed), "a breath after the modules, and after each layer"
+    assert len(pauses) == 2 * (1 + num_packed), "a pause point after the modules, and after each layer"

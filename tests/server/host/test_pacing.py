@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from polyhead.server.host import pacing
-from polyhead.server.host.pacing import MAX_PAUSE_S, MAX_SPINS, RECEIVED_BYTES_PER_S, Breather, bound_spinning, has_spare_core
+from polyhead.server.host.pacing import MAX_PAUSE_S, MAX_SPINS, RECEIVED_BYTES_PER_S, Pacer, bound_spinning, has_spare_core
 from polyhead.server.rpc.services.heads import GATHERED_BYTES
 
 
@@ -17,12 +17,12 @@ class Thread:
 
     def __init__(self, has_spare_core: bool = False) -> None:
         self.worked, self.is_idle, self.pauses = 5.0, False, list[float]()
-        self.breathe = Breather(lambda: self.is_idle, has_spare_core, self.pauses.append, lambda: self.worked)
-        self.breathe()
+        self.pace = Pacer(lambda: self.is_idle, has_spare_core, self.pauses.append, lambda: self.worked)
+        self.pace()
 
     def work(self, seconds: float) -> None:
         self.worked += seconds
-        self.breathe()
+        self.pace()
 
 
 def test_pauses_are_as_long_as_the_work() -> None:
@@ -44,18 +44,18 @@ def test_a_push_is_received_slowly() -> None:
     """The thread that writes a chunk down has worked for little of what it cost to receive it."""
     thread = Thread()
     thread.worked += 0.001
-    thread.breathe.slow_down(RECEIVED_BYTES_PER_S // 50)
+    thread.pace(RECEIVED_BYTES_PER_S // 50)
     thread.worked += 0.05
-    thread.breathe.slow_down(RECEIVED_BYTES_PER_S // 50)
+    thread.pace(RECEIVED_BYTES_PER_S // 50)
     thread.is_idle = True
-    thread.breathe.slow_down(RECEIVED_BYTES_PER_S // 50)
+    thread.pace(RECEIVED_BYTES_PER_S // 50)
     assert [round(pause, 6) for pause in thread.pauses] == [0.02, 0.05]
 
 
 def test_a_spare_core_receives_as_fast_as_it_comes_and_builds_no_faster() -> None:
     thread = Thread(has_spare_core=True)
     thread.worked += 0.001
-    thread.breathe.slow_down(RECEIVED_BYTES_PER_S // 50)
+    thread.pace(RECEIVED_BYTES_PER_S // 50)
     thread.work(0.02)
     assert [round(pause, 6) for pause in thread.pauses] == [0.001, 0.02]
 

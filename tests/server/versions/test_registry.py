@@ -19,6 +19,7 @@ from polyhead.heads.format.errors import (
     ResourceExhausted,
 )
 from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.pauses import pausing
 from polyhead.heads.store import failpoints
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.server.versions.publisher import CopyRequest
@@ -120,20 +121,19 @@ def test_repeated_activation_gets_the_first_answer_before_anything_else(ready: W
 
 def test_a_push_pauses_between_its_pieces(ready: World) -> None:
     """Reading, the check of each tensor, the modules, and each layer that is packed: none of it holds the cores for long."""
-    calls: list[str] = []
-    ready.publisher.breathe = lambda: calls.append("read")
-    ready.shelf.loader.breathe = lambda: calls.append("check or build")
-    ready.push("policy", ready.changed(1))
-    assert calls == ["read"] + ["check or build"] * (len(ready.policy) + 1), "nothing is packed here"
+    calls: list[int] = []
+    with pausing(calls.append):
+        ready.push("policy", ready.changed(1))
+    assert calls == [0] * (1 + len(ready.policy) + 1), "one slice, its tensors and the modules; nothing is packed here"
 
 
 def test_a_version_that_comes_back_into_memory_pauses_between_the_same_pieces(ready: World) -> None:
     """It was read and hashed in one go: a tenth of a second of a core for 85 MB."""
     version = ready.push("policy", ready.changed(1))
     ready.shelf.residency.forget("policy", version)
-    calls: list[str] = []
-    ready.shelf.loader.breathe = lambda: calls.append("read, check or build")
-    ready.registry.activate({"policy": version})
+    calls: list[int] = []
+    with pausing(calls.append):
+        ready.registry.activate({"policy": version})
     assert len(calls) == 1 + len(ready.policy) + 1
 
 

@@ -17,7 +17,7 @@ import torch
 from google.rpc import error_details_pb2, status_pb2
 
 from polyhead.heads.store import failpoints
-from polyhead.server.host.pacing import RECEIVED_BYTES_PER_S, Breather
+from polyhead.server.host.pacing import RECEIVED_BYTES_PER_S, Pacer
 from polyhead.server.versions.head_loader import to_file
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc, types_pb2
@@ -149,14 +149,14 @@ async def test_a_full_disk_is_said_and_logged_and_no_retry_is_asked_for(
 
 async def test_a_pull_pauses_between_its_slices(world: World, stub: Stub) -> None:
     calls: list[int] = []
-    world.publisher.breathe = lambda: calls.append(1)  # type: ignore[assignment]
+    world.workers.pause = calls.append
     await collect(stub.PullHead(pb.PullHeadRequest(head="policy@1")))
-    assert calls == [1], "a small file is one slice"
+    assert calls == [0], "a small file is one slice"
 
 
 async def test_a_push_beside_requests_is_received_slowly(world: World, stub: Stub) -> None:
     pauses: list[float] = []
-    world.publisher.breathe = Breather(lambda: False, sleep=pauses.append)
+    world.workers.pause = Pacer(lambda: False, sleep=pauses.append)
     data = to_file(world.changed(1))
     await stub.PushHead(push(data, 1000))
     assert sum(pauses) >= len(data) / RECEIVED_BYTES_PER_S
