@@ -1,10 +1,11 @@
 # Targets a person types. `make demo` and `make test` need Python 3.11+ and nothing else; both build .venv first.
 PYTHON ?= python3
 VENV ?= .venv
+DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo serve test test-long lint types protos bench bench-gpu clean
+.PHONY: help env demo serve test test-long lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -52,5 +53,14 @@ links:  # mypy cannot follow the import hook of an editable install: give it the
 protos: env  ## generate the stubs
 	$(BIN)/python protos/generate.py
 
+docs: $(DOCS_VENV)/.ready links  ## build the site in build/site, in an environment of its own; warnings are errors
+	PYTHONPATH=.ns $(DOCS_VENV)/bin/sphinx-build -W --keep-going -q -b html -c docs . build/site
+	@echo "build/site/index.html"
+
+$(DOCS_VENV)/.ready: pyproject.toml
+	$(PYTHON) -m venv $(DOCS_VENV)
+	$(DOCS_VENV)/bin/pip install --quiet --disable-pip-version-check '.[docs]'
+	@touch $@
+
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
