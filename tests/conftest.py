@@ -6,6 +6,7 @@ Nothing heavy is imported before a test asks for it.
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,11 +17,16 @@ from hypothesis import settings
 
 from polyhead.client import Client
 from polyhead.client.local import LocalServer, local_server
+from tests.parallel import start_order
 
 settings.register_profile("deterministic", derandomize=True, database=None, deadline=None)
 settings.load_profile("deterministic")
 
 os.environ["POLYHEAD_COMMIT_CACHES"] = "false"  # a resident set is what was used, and many servers share one machine
+os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start: each would compile every module that it imports
+sys.dont_write_bytecode = False
+if "PYTEST_XDIST_WORKER" in os.environ:
+    os.environ["OMP_NUM_THREADS"] = "1"  # of torch, which is not imported yet: as many processes as cores run tests already
 
 NUM_THREADS = 2  # of the embedded model's server, and of the reference that runs while it waits
 _AUDIT = """
@@ -34,6 +40,17 @@ def _write_down(event, arguments):
 
 sys.addaudithook(_write_down)
 """
+
+
+@pytest.hookimpl(optionalhook=True)
+def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
+    from tests.parallel import UnitScheduling
+
+    return UnitScheduling(config, log)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=start_order)
 
 
 @dataclass(frozen=True)

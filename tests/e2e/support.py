@@ -16,8 +16,9 @@ import grpc
 import numpy as np
 from google.rpc import error_details_pb2, status_pb2
 
-from polyhead.client import Client
+from polyhead.client import Client, local
 from polyhead.client.local import LocalServer, local_server
+from tests.e2e.forked import FORKED
 
 PROMPT = [1, 70, 71, 72, 73, 74, 75, 76, 77, 78]
 WIDTH = 32
@@ -31,7 +32,7 @@ def serving(model: Path, store: Path, *flags: str, **settings: object) -> Iterat
     """`polyhead serve` on free ports; `settings` become POLYHEAD_* variables of its environment."""
     environment = {f"POLYHEAD_{name.upper()}": str(value) for name, value in settings.items()}
     arguments = [str(model), "--store", str(store), "--split-layer", "2", "--threads", "1", "--cache-bytes", "32000000", *flags]
-    with mock.patch.dict(os.environ, environment), local_server(arguments) as server:
+    with mock.patch.dict(os.environ, environment), mock.patch.object(local, "subprocess", FORKED), local_server(arguments) as server:
         try:
             yield server
         finally:
