@@ -3,9 +3,11 @@ PYTHON ?= python3
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
+PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+QUICK := tests/server/engine tests/heads/store tests/heads/format tests/client
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo serve test test-long lint types protos docs bench bench-gpu clean
+.PHONY: help env demo serve test test-quick test-long lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,10 +28,13 @@ serve: env  ## a server with the embedded model on 127.0.0.1:50051
 	$(BIN)/polyhead serve
 
 test: env lint types  ## lint, types and all tests but the long ones
-	$(BIN)/python -m pytest -m 'not long'
+	$(PYTEST) -m 'not long'
+
+test-quick: env  ## for the edit loop: engine, store and client on tiny models
+	$(PYTEST) -m 'not long' $(QUICK)
 
 test-long: env  ## the long ones
-	$(BIN)/python -m pytest -m long
+	$(PYTEST) -m long
 
 bench: env  ## our goals beside other engines, in one run: make bench ARGS='--only P1,P2 --peers transformers,llamacpp'
 	$(BIN)/polyhead bench $(ARGS)
@@ -42,7 +47,7 @@ lint: env  ## ruff and buf
 	$(BIN)/buf lint protos
 
 types: env links  ## mypy --strict
-	$(BIN)/mypy -p polyhead.heads -p polyhead.server -p polyhead.client
+	$(BIN)/mypy --num-workers 2 -p polyhead.heads -p polyhead.server -p polyhead.client
 
 .PHONY: links
 links:  # mypy cannot follow the import hook of an editable install: give it the tree as packages
