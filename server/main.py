@@ -20,7 +20,8 @@ from polyhead.server.process.start_errors import explained
 
 if TYPE_CHECKING:
     from polyhead.server.process.card import Addresses
-    from polyhead.server.process.startup import Progress, Services
+    from polyhead.server.process.services import Services
+    from polyhead.server.process.startup import Progress
 
 EXIT_CONFIGURATION = 2  # it cannot start as configured: more tries would not help
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: memory, disk or descriptors are short now; whoever watches the process starts it again

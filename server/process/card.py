@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from polyhead.server.process.startup import Services
+from polyhead.server.process.services import Services
 
 
 @dataclass(frozen=True, slots=True)

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 
 import torch
@@ -29,16 +28,16 @@ from polyhead.server.host.pacing import Pacer, has_spare_core
 from polyhead.server.metrics.metrics import HeadInfo, Metrics, ServerFacts
 from polyhead.server.ood.fits import OodFits, TrunkLayers
 from polyhead.server.ood.store import OodStore
+from polyhead.server.process.services import Services
 from polyhead.server.process.workers import Workers
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
-from polyhead.server.rpc.services.heads import MAX_PUSHES
 from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.text.tokenizer_files import read_eos_ids
 from polyhead.server.text.transcripts import TranscriptBook
 from polyhead.server.versions.head_loader import HeadLoader
 from polyhead.server.versions.manifests import RuleDefaults, ServedTrunk
-from polyhead.server.versions.publisher import Publisher
+from polyhead.server.versions.publisher import MAX_PUSHES, Publisher
 from polyhead.server.versions.registry import Registry
 from polyhead.server.versions.residency import Residency
 from polyhead.server.versions.shelf import Shelf
@@ -48,48 +47,6 @@ DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
 QUANTIZATIONS: dict[Precision, Quantization] = {Precision.INT8: "int8", Precision.FP8: "fp8"}
 DEFAULT_THREADS = torch.get_num_threads()  # torch's own choice, read at import: a worker thread would answer the 1 that it set itself
 FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
-
-
-@dataclass(frozen=True, slots=True)
-class Services:
-    """What the servicers work with."""
-
-    config: ServeConfig
-    spec: ModelSpec
-    checkpoint: Checkpoint
-    trunk: TrunkModule
-    trunk_id: str
-    eos_ids: frozenset[int]
-    max_context: int
-    tokenizer: Tokenizer
-    rules: RuleBook
-    formats: TranscriptBook
-    recipes: RecipeBook
-    engine: Engine
-    store: HeadStore
-    registry: Registry
-    publisher: Publisher
-    metrics: Metrics
-    workers: Workers
-    ood: OodFits
-
-    @property
-    def model_name(self) -> str:
-        return Path(self.config.model).name if self.config.model else embedded.NAME
-
-    @property
-    def precision(self) -> Precision:
-        return self.config.trunk_dtype
-
-    @property
-    def trunk_bytes(self) -> int:
-        """Of its weights as served."""
-        return self.engine.trunk.num_bytes
-
-    @property
-    def model_bytes(self) -> int:
-        """What one unsplit model takes: the trunk and one policy head."""
-        return self.trunk_bytes + self.registry.num_head_bytes(model_output(HeadKind.POLICY, tied=self.spec.tied))
 
 
 def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, progress: Progress) -> Services:

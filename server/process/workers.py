@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import asyncio
 import contextvars
-from collections.abc import Callable
+from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
@@ -17,6 +18,7 @@ from polyhead.heads.format.pauses import Pause, pausing
 
 P = ParamSpec("P")
 R = TypeVar("R")
+OpenT = TypeVar("OpenT", bound=AbstractContextManager[Any])
 NUM_THREADS = 8  # more than the pushes that may run at once
 NUM_CONTROL_THREADS = 4  # none of their calls reads weights or texts
 NUM_LONG_THREADS = 2
@@ -44,6 +46,22 @@ class Workers:
         """The same for work on a message of `num_bytes`: long ones wait for each other, and nobody for them."""
         return await self._run(self._long if num_bytes > LONG_BYTES else self._pool, partial(function, *args, **kwargs))
 
+    async def finish(self, function: Callable[..., R], *args: object) -> R:
+        """As `run`, and stay until it has ended, also if the caller goes away: what it works on belongs to one thread at a time."""
+        return await carried_through(self.run(function, *args))
+
+    async def open(self, function: Callable[..., OpenT], *args: object) -> OpenT:
+        """The same for what has to be closed again: it is closed here if the caller goes away before it can be handed over."""
+        task = asyncio.ensure_future(self.run(function, *args))
+        try:
+            return await asyncio.shield(task)
+        except asyncio.CancelledError:
+            await asyncio.wait([task])
+            if task.exception() is None:
+                with task.result():
+                    raise
+            raise
+
     def close(self) -> None:
         """Wait for what runs; take no more."""
         for pool in (self._pool, self._control, self._long):
@@ -58,6 +76,16 @@ class Workers:
     def _paced(self, call: Callable[[], R]) -> R:
         with pausing(self.pause):
             return call()
+
+
+async def carried_through(work: Awaitable[R]) -> R:
+    """Stay until it has ended, also if the caller goes away."""
+    task = asyncio.ensure_future(work)
+    try:
+        return await asyncio.shield(task)
+    except asyncio.CancelledError:
+        await asyncio.wait([task])
+        raise
 
 
 def _pool(name: str, num_threads: int) -> ThreadPoolExecutor:

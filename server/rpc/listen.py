@@ -3,8 +3,7 @@
 from __future__ import annotations
 
 import logging
-import time
-from typing import Any, NoReturn
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -13,11 +12,16 @@ from grpc_reflection.v1alpha import reflection
 
 from polyhead.heads.format.errors import FailedPrecondition
 from polyhead.server.config import ServeConfig
-from polyhead.server.process.startup import Services
+from polyhead.server.process.services import Services
 from polyhead.server.rpc.connections import HANDSHAKE_MS, MAX_CONNECTIONS, max_connections, raise_descriptor_limit
 from polyhead.server.rpc.handlers import LateHandlers
 from polyhead.server.rpc.health import SERVICES, Health
 from polyhead.server.rpc.interceptors import CallInterceptor
+from polyhead.server.rpc.services.call import CallRunner
+from polyhead.server.rpc.services.generation import GenerationServicer
+from polyhead.server.rpc.services.heads import HeadServicer
+from polyhead.server.rpc.services.scoring import ScoringServicer
+from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.server.rpc.tls import read_pair
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
@@ -83,49 +87,10 @@ def bind(server: grpc.aio.Server, config: ServeConfig) -> int:
 
 def add_servicers(handlers: LateHandlers, services: Services) -> None:
     """Fill in the handlers of all services and open them."""
-    from polyhead.server.rpc.door import Door
-    from polyhead.server.rpc.services.call import Frontend
-    from polyhead.server.rpc.services.generation import GenerationServicer
-    from polyhead.server.rpc.services.heads import HeadServicer
-    from polyhead.server.rpc.services.scoring import ScoringServicer
-    from polyhead.server.rpc.services.trunk import TrunkFacts, TrunkServicer
-
-    registry = services.registry
-    door = Door(
-        tokenizer=services.tokenizer,
-        rules=services.rules,
-        formats=services.formats,
-        recipes=services.recipes,
-        vocab_size=services.spec.vocab_size,
-        max_context=services.max_context,
-        eos_ids=services.eos_ids,
-        resolve=_not_at_a_request,
-        find_ood=services.ood.find,
-        max_held_states=services.config.unread_bytes // services.engine.state_bytes,
-        most_bytes_per_token=services.tokenizer.most_bytes_per_token,
-    )
-    frontend = Frontend(
-        services.engine, door, services.trunk_id, services.precision, services.workers, services.metrics, registry.resolving
-    )
-    facts = TrunkFacts(
-        model_name=services.model_name,
-        checkpoint=services.checkpoint,
-        spec=services.spec,
-        embedding=services.trunk.embedding,
-        trunk_bytes=services.trunk_bytes,
-        model_bytes=services.model_bytes,
-        started_at=time.monotonic(),
-    )
-    trunk = TrunkServicer(frontend, facts, registry, services.store, services.ood, services.config.push_idle_s)
+    runner = CallRunner(services)
     target: Any = handlers  # stands in for a server
-    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(frontend), target)
-    scoring_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(frontend), target)
-    trunk_pb2_grpc.add_TrunkServiceServicer_to_server(trunk, target)
-    push_idle_s, on_received = services.config.push_idle_s, services.metrics.observe_received
-    heads = HeadServicer(registry, services.publisher, services.store, services.workers, push_idle_s, on_received)
-    heads_pb2_grpc.add_HeadServiceServicer_to_server(heads, target)
+    generation_pb2_grpc.add_GenerationServiceServicer_to_server(GenerationServicer(runner), target)
+    scoring_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(runner), target)
+    trunk_pb2_grpc.add_TrunkServiceServicer_to_server(TrunkServicer(runner), target)
+    heads_pb2_grpc.add_HeadServiceServicer_to_server(HeadServicer(services), target)
     handlers.open()
-
-
-def _not_at_a_request(reference: str, field: str) -> NoReturn:
-    raise AssertionError("heads are looked up for a request: `Frontend.admitted` makes its door")

@@ -18,6 +18,8 @@ from polyhead.server.versions.manifests import ManifestPatch, ServedTrunk
 from polyhead.server.versions.residency import Pin
 from polyhead.server.versions.shelf import Shelf
 
+MAX_PUSHES = 4  # at once, each with a staging file
+
 log = logging.getLogger(__name__)
 
 

@@ -131,9 +131,22 @@ class Registry:
 
     @contextlib.contextmanager
     def resolving(self) -> Iterator[Callable[[str, str], ServedHead]]:
-        """Look-ups by (reference, field) for one request: what they find stays in memory until the block ends."""
+        """Look-ups by (reference, field) for one request, all in the set that is active now and each reference once.
+
+        What they find stays in memory until the block ends.
+        """
+        active, found = self._active, dict[str, ServedHead]()
         with self.residency.pinning() as pin:
-            yield lambda reference, field: self.resolve(reference, self._active, field, pin)
+
+            def look_up(reference: str, field: str) -> ServedHead:
+                if reference not in found:
+                    found[reference] = self.resolve(reference, active, field, pin)
+                return found[reference]
+
+            try:
+                yield look_up
+            finally:
+                found.clear()  # whoever still has the look-up holds no weights by it
 
     def resolve(self, reference: str, active: ActiveSet, field: str, pin: Pin) -> ServedHead:
         """As `find`, and a version that is not in memory is loaded; it stays while `pin` lasts.

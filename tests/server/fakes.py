@@ -10,6 +10,8 @@ from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import grpc
 import grpc.aio
@@ -18,6 +20,7 @@ from torch import Tensor
 
 from polyhead.heads.format.errors import DataLoss, PolyheadError
 from polyhead.heads.format.kinds import HeadKind, OutputKind
+from polyhead.heads.format.precision import Precision
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.family import TrunkModule, build_trunk, initial_head
 from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
@@ -30,11 +33,11 @@ from polyhead.server.rpc.handlers import LateHandlers
 from polyhead.server.rpc.health import Health
 from polyhead.server.rpc.interceptors import CallInterceptor
 from polyhead.server.rpc.listen import SERVER_OPTIONS
-from polyhead.server.rpc.services.heads import MAX_PUSHES, HeadServicer
+from polyhead.server.rpc.services.heads import HeadServicer
 from polyhead.server.rpc.unread import Unread
 from polyhead.server.versions.head_loader import HeadLoader, to_file
 from polyhead.server.versions.manifests import ManifestPatch, RuleDefaults, ServedTrunk
-from polyhead.server.versions.publisher import Publisher, PushRequest
+from polyhead.server.versions.publisher import MAX_PUSHES, Publisher, PushRequest
 from polyhead.server.versions.registry import Registry
 from polyhead.server.versions.residency import Residency
 from polyhead.server.versions.shelf import Shelf
@@ -110,7 +113,7 @@ class World:
         trunk = build_trunk(checkpoint, spec, torch.float32)
         store = HeadStore.open(store_dir, identity, max_staged=2 * MAX_PUSHES)
         engine = FakeEngine()
-        served = ServedTrunk(spec, identity, "float32", RULE)
+        served = ServedTrunk(spec, identity, Precision.FLOAT32, RULE)
         loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module: module)
         shelf = Shelf(store, served, loader, engine, Residency(budget, max_idle, engine.leased_digests, engine.drop_head))
         registry = Registry(store, served, shelf, engine, keep_versions=keep_versions)
@@ -162,7 +165,15 @@ async def heads_server(
     on_received: Callable[[str, int], None] = lambda form, num_bytes: None,
 ) -> AsyncIterator[tuple[heads_pb2_grpc.HeadServiceStub, CallInterceptor]]:
     """HeadService over a real connection."""
-    servicer = HeadServicer(world.registry, world.publisher, world.store, world.workers, push_idle_s, on_received)
+    services: Any = SimpleNamespace(
+        registry=world.registry,
+        publisher=world.publisher,
+        store=world.store,
+        workers=world.workers,
+        config=SimpleNamespace(push_idle_s=push_idle_s),
+        metrics=SimpleNamespace(observe_received=on_received),
+    )
+    servicer = HeadServicer(services)
     async with grpc_server(lambda late: heads_pb2_grpc.add_HeadServiceServicer_to_server(servicer, late), authenticator) as (
         channel,
         interceptor,

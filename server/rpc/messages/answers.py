@@ -13,7 +13,6 @@ from polyhead.server.engine.work.events import Drawn
 from polyhead.server.engine.work.live import Lease
 from polyhead.server.engine.work.request import Sample
 from polyhead.server.engine.work.sampling import SamplingParams
-from polyhead.server.metrics.metrics import SampleFacts, Scalar
 from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.ood import ood_error, ood_score
 from polyhead.server.rpc.tag import tag_of
@@ -171,32 +170,6 @@ def sampling(params: SamplingParams) -> types_pb2.Sampling:
         stop_token_ids=sorted(params.stop_token_ids),
         ignore_eos=params.ignore_eos,
     )
-
-
-def sample_facts(sample: Sample) -> SampleFacts:
-    """What the metrics want to know of a finished sample."""
-    found = results(sample) if sample.is_whole else []
-    scalars = [
-        Scalar(each.head.name, each.head.version, float(number))
-        for each in found
-        if (number := _whole_sample_number(each.result)) is not None
-    ]
-    num_gaps = len(sample.completion) - 1
-    has_drawn = sample.first_token_at > 0
-    return SampleFacts(
-        first_token_s=sample.first_token_at - sample.request.submitted_at if has_drawn else -1.0,
-        inter_token_s=(sample.last_token_at - sample.first_token_at) / num_gaps if has_drawn and num_gaps > 0 else -1.0,
-        policy=sample.head.reference if sample.head is not None else "",
-        scalars=tuple(scalars),
-        violations=tuple(rule.p_violate for each in found if isinstance(each.result, tuple) for rule in each.result),
-    )
-
-
-def _whole_sample_number(result: object) -> float | None:
-    """A preference, or the value before the first token; None for other results and for a preference that was left out."""
-    if isinstance(result, PreferenceResult):
-        return result.raw if result.is_present else None
-    return float(result.values[0]) if isinstance(result, ValueResult) else None
 
 
 def states_parts(sample: Sample) -> Iterator[generation_pb2.StatesPart]:

@@ -11,14 +11,14 @@ from polyhead.server.engine.work.questions import RuleQuestions
 from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards.compose import Reward, RewardPlan, Selection, ranking
 from polyhead.server.rewards.recipes import Recipe, check_constant
-from polyhead.server.rpc.door import Door
+from polyhead.server.rpc.request_context import RequestContext
 from polyhead.v1 import generation_pb2, types_pb2
 
 REWARD_BYTES, CONSTANT_BYTES = 300, 24  # of one reward, and of one of its parts or constants beside the name, on the wire
 RANKED_BYTES = 16
 
 
-def plan_reward(spec: types_pb2.ScoringSpec, door: Door, *, is_given: bool) -> RewardPlan | None:
+def plan_reward(spec: types_pb2.ScoringSpec, context: RequestContext, *, is_given: bool) -> RewardPlan | None:
     """The plan of a request, None without a recipe. `is_given`: completions bring no log-probs of their own.
 
     A head that the recipe names is the entry of `heads` with that very name, or else the one entry that pins a version of it
@@ -28,12 +28,12 @@ def plan_reward(spec: types_pb2.ScoringSpec, door: Door, *, is_given: bool) -> R
         if spec.recipe_constants:
             raise InvalidArgument("constants are given, but no recipe", field="score.recipe_constants")
         return None
-    recipe = door.recipes.find(spec.recipe, "score.recipe")
+    recipe = context.recipes.find(spec.recipe, "score.recipe")
     names = [parse_reference(reference, f"score.heads[{index}]")[0] for index, reference in enumerate(spec.heads)]
     heads: dict[str, str] = {}
     for head, kind in _reads(recipe, is_given):
         heads[head] = _reference_of(head, names, list(spec.heads))
-        _check_kind(recipe, heads[head], kind, list(spec.heads), door)
+        _check_kind(recipe, heads[head], kind, list(spec.heads), context)
     return RewardPlan(recipe, _constants(recipe, spec.recipe_constants), heads)
 
 
@@ -67,8 +67,10 @@ def selection(message: generation_pb2.GenerateRequest, num_samples: int) -> Sele
     return Selection(message.select.top, message.select.median)
 
 
-def reward_message(plan: RewardPlan, reward: Reward, rank: int | None) -> types_pb2.Reward:
-    """`rank` is None if the group is not known."""
+def reward_of(plan: RewardPlan | None, reward: Reward | None, rank: int | None) -> types_pb2.Reward | None:
+    """None without a recipe. `rank` is None if the group is not known."""
+    if plan is None or reward is None:
+        return None
     message = types_pb2.Reward(
         recipe=plan.recipe.reference,
         parts=reward.parts,
@@ -83,12 +85,6 @@ def reward_message(plan: RewardPlan, reward: Reward, rank: int | None) -> types_
     if rank is not None:
         message.rank = rank
     return message
-
-
-def reward_messages(plan: RewardPlan, rewards: Sequence[Reward], is_whole_group: bool) -> list[types_pb2.Reward]:
-    """In the order of `rewards`."""
-    places = {index: place for place, index in enumerate(ranking(rewards))} if is_whole_group else {}
-    return [reward_message(plan, reward, places.get(index)) for index, reward in enumerate(rewards)]
 
 
 def ranked_samples(samples: Sequence[Sample], rewards: Sequence[Reward]) -> Iterator[generation_pb2.RankedSample]:
@@ -128,10 +124,10 @@ def _reference_of(head: str, names: list[str], given: list[str]) -> str:
     return pinned[0] if pinned else head
 
 
-def _check_kind(recipe: Recipe, reference: str, kind: HeadKind, given: list[str], door: Door) -> None:
+def _check_kind(recipe: Recipe, reference: str, kind: HeadKind, given: list[str], context: RequestContext) -> None:
     is_ours = reference not in given
     try:
-        head = door.resolve(reference, "score.recipe" if is_ours else f"score.heads[{given.index(reference)}]")
+        head = context.resolve(reference, "score.recipe" if is_ours else f"score.heads[{given.index(reference)}]")
     except NotFound as error:
         if not is_ours:
             raise

@@ -20,12 +20,12 @@ from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rewards.compose import RewardPlan, Selection
 from polyhead.server.rpc import demand
-from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids, reply_form
 from polyhead.server.rpc.messages.recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
 from polyhead.server.rpc.messages.rules import selected_rules
 from polyhead.server.rpc.messages.sampling import sampling_params
+from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.tag import Tag, tag_of
 from polyhead.server.text.replies import ReplyForm, is_ended
 from polyhead.server.text.text_bounds import num_sure_bytes
@@ -53,11 +53,11 @@ class Work:
     selection: Selection | None = None  # None: all of them
 
 
-def generate_request(message: generation_pb2.GenerateRequest, door: Door, request_id: str) -> Work:
+def generate_request(message: generation_pb2.GenerateRequest, context: RequestContext, request_id: str) -> Work:
     """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active."""
-    arms = _checked_arms(message, door)
+    arms = _checked_arms(message, context)
     for index, text in enumerate(message.prompts):
-        door.check_text(num_sure_bytes(text), f"prompts[{index}]")
+        context.check_text(num_sure_bytes(text), f"prompts[{index}]")
     priority = enums.PRIORITIES.member(message.priority, "priority") or Priority.BATCH
     group_size = sum(max(1, arm.n) for arm, _ in arms)
     num_samples = len(message.prompts) * group_size
@@ -66,28 +66,28 @@ def generate_request(message: generation_pb2.GenerateRequest, door: Door, reques
     least = [demand.prompt_tokens(prompt) for prompt in message.prompts]
     most_new = max(params.max_new_tokens for _, params in arms)
     for index, length in enumerate(least):
-        demand.check_least_length(length + most_new, door.max_context, f"prompts[{index}]")
-    door.check_room(priority, demand.generated_tokens(least, arms))
+        demand.check_least_length(length + most_new, context.max_context, f"prompts[{index}]")
+    context.check_room(priority, demand.generated_tokens(least, arms))
     select = selection(message, group_size)
-    plan = plan_reward(message.score, door, is_given=False)
+    plan = plan_reward(message.score, context, is_given=False)
     sampling_heads = list(dict.fromkeys(arm.head or DEFAULT_HEAD for arm, _ in arms))
-    request = _request(message.score, plan, sampling_heads, message.on_swap, priority, num_samples, door, request_id)
+    request = _request(message.score, plan, sampling_heads, message.on_swap, priority, num_samples, context, request_id)
     delivery = _delivery(message, num_samples)
     request.stream_tokens = delivery == generation_pb2.DELIVERY_TOKENS
     request.return_states = message.return_states
     request.holds_groups = delivery == generation_pb2.DELIVERY_GROUPS or (plan is not None and plan.recipe.averages_samples)
     work = Work(request, plan, delivery == generation_pb2.DELIVERY_GROUPS, select)
-    prompts = [_prompt_of(prompt, most_new, request, door, f"prompts[{index}]") for index, prompt in enumerate(message.prompts)]
+    prompts = [_prompt_of(prompt, most_new, request, context, f"prompts[{index}]") for index, prompt in enumerate(message.prompts)]
     num_tokens = demand.generated_tokens([len(prompt.ids) for prompt in prompts], arms, request.num_suffix_tokens)
     if request.return_states and num_tokens > MAX_STATES_TOKENS:
         raise InvalidArgument(f"states of {num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
     _check_answer_size(work, _largest_reply(work, prompts, arms), group_size)
-    door.check_room(priority, num_tokens)
+    context.check_room(priority, num_tokens)
     for prompt_index, prompt in enumerate(prompts):
         tag_of(request).forms[prompt_index] = prompt.form
         for arm_index, (arm, params) in enumerate(arms):
-            request.samples.extend(_samples(request, prompt_index, arm_index, prompt, arm, params, door))
-    check_held_states(request, door, "return_states")
+            request.samples.extend(_samples(request, prompt_index, arm_index, prompt, arm, params, context))
+    check_held_states(request, context, "return_states")
     return work
 
 
@@ -104,43 +104,49 @@ class _Prompt:
         return _with_ends(given, self.form)
 
 
-def _checked_arms(message: generation_pb2.GenerateRequest, door: Door) -> list[tuple[generation_pb2.Arm, SamplingParams]]:
+def _checked_arms(message: generation_pb2.GenerateRequest, context: RequestContext) -> list[tuple[generation_pb2.Arm, SamplingParams]]:
     """At least one. Their heads are those of generation."""
     _check_count(len(message.prompts), MAX_PROMPTS, "prompts")
     arms = list(message.arms) or [generation_pb2.Arm()]
     _check_count(len(arms), MAX_ARMS, "arms")
-    checked = [(arm, _arm_params(arm, f"arms[{index}]", door)) for index, arm in enumerate(arms)]
+    checked = [(arm, _arm_params(arm, f"arms[{index}]", context)) for index, arm in enumerate(arms)]
     for index, arm in enumerate(arms):
-        _check_arm_head(arm, f"arms[{index}]", door)
+        _check_arm_head(arm, f"arms[{index}]", context)
     return checked
 
 
-def _prompt_of(prompt: types_pb2.Prompt, most_new: int, request: Request, door: Door, field: str) -> _Prompt:
-    ids = prompt_ids(prompt, door, field)
-    _check_length(len(ids) + most_new, request, door, field)
-    return _Prompt(ids, prompt.cache_salt, reply_form(prompt, door, field))
+def _prompt_of(prompt: types_pb2.Prompt, most_new: int, request: Request, context: RequestContext, field: str) -> _Prompt:
+    ids = prompt_ids(prompt, context, field)
+    _check_length(len(ids) + most_new, request, context, field)
+    return _Prompt(ids, prompt.cache_salt, reply_form(prompt, context, field))
 
 
 def _samples(
-    request: Request, prompt_index: int, arm_index: int, prompt: _Prompt, arm: generation_pb2.Arm, given: SamplingParams, door: Door
+    request: Request,
+    prompt_index: int,
+    arm_index: int,
+    prompt: _Prompt,
+    arm: generation_pb2.Arm,
+    given: SamplingParams,
+    context: RequestContext,
 ) -> Iterator[Sample]:
     """Those of one prompt and one arm."""
     params, seeds = prompt.params(given), arm.sampling.sample_seeds
     for index in range(max(1, arm.n)):
         seed = seeds[index] if seeds else sample_seed(params.seed, prompt_index, arm_index, index)
         sequence = TokenSequence(list(prompt.ids), prompt.salt)
-        text = door.tokenizer.stream(params.stop, params.keep_stop, prompt.ids)
+        text = context.tokenizer.stream(params.stop, params.keep_stop, prompt.ids)
         head = arm.head or DEFAULT_HEAD
         yield Sample(
             request, prompt_index, arm_index, index, prompt.ids, sequence, params, head_name=head, seed=seed, text=text
         )
 
 
-def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str) -> Work:
+def score_request(message: scoring_pb2.ScoreRequest, context: RequestContext, request_id: str) -> Work:
     """Check and convert a scoring of given completions."""
     _check_count(len(message.items), MAX_PROMPTS, "items")
     for index, item in enumerate(message.items):
-        door.check_text(num_sure_bytes(item.prompt) + len(item.text.encode("utf-8")), f"items[{index}]")
+        context.check_text(num_sure_bytes(item.prompt) + len(item.text.encode("utf-8")), f"items[{index}]")
     if not message.score.heads and not message.score.recipe and not message.score.ood:
         raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
     if message.on_swap == types_pb2.ON_SWAP_FOLLOW:
@@ -148,30 +154,30 @@ def score_request(message: scoring_pb2.ScoreRequest, door: Door, request_id: str
     priority = enums.PRIORITIES.member(message.priority, "priority") or Priority.BATCH
     least = [demand.item_tokens(item) for item in message.items]
     for index, length in enumerate(least):
-        demand.check_least_length(length, door.max_context, f"items[{index}]")
-    door.check_room(priority, sum(least))
-    plan = plan_reward(message.score, door, is_given=True)
-    request = _request(message.score, plan, [], message.on_swap, priority, len(message.items), door, request_id)
+        demand.check_least_length(length, context.max_context, f"items[{index}]")
+    context.check_room(priority, sum(least))
+    plan = plan_reward(message.score, context, is_given=True)
+    request = _request(message.score, plan, [], message.on_swap, priority, len(message.items), context, request_id)
     if message.HasField("sampling"):
-        request.score_sampling = sampling_params(message.sampling, "sampling", door)
-    texts = [_text_of(item, request, door, f"items[{index}]") for index, item in enumerate(message.items)]
+        request.score_sampling = sampling_params(message.sampling, "sampling", context)
+    texts = [_text_of(item, request, context, f"items[{index}]") for index, item in enumerate(message.items)]
     lengths = [len(ids) + len(completion) for ids, completion in texts]
     if sum(_reply_bytes(request, SamplingParams(), length, plan) for length in lengths) > MAX_REPLY_BYTES:
         raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
-    door.check_room(priority, sum(lengths) + len(lengths) * request.num_suffix_tokens)
+    context.check_room(priority, sum(lengths) + len(lengths) * request.num_suffix_tokens)
     for index, (item, (ids, completion)) in enumerate(zip(message.items, texts, strict=True)):
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
-        form = tag_of(request).forms[index] = reply_form(item.prompt, door, f"items[{index}].prompt")
-        sample.is_terminated = item.terminated if item.HasField("terminated") else _is_terminated(sample, form, door)
+        form = tag_of(request).forms[index] = reply_form(item.prompt, context, f"items[{index}].prompt")
+        sample.is_terminated = item.terminated if item.HasField("terminated") else _is_terminated(sample, form, context)
         request.samples.append(sample)
     return Work(request, plan)
 
 
-def _text_of(item: scoring_pb2.ScoreItem, request: Request, door: Door, field: str) -> tuple[list[int], list[int]]:
+def _text_of(item: scoring_pb2.ScoreItem, request: Request, context: RequestContext, field: str) -> tuple[list[int], list[int]]:
     """(prompt, completion)"""
-    ids = prompt_ids(item.prompt, door, f"{field}.prompt")
-    completion = completion_ids(item, ids, door, field)
-    _check_length(len(ids) + len(completion), request, door, field)
+    ids = prompt_ids(item.prompt, context, f"{field}.prompt")
+    completion = completion_ids(item, ids, context, field)
+    _check_length(len(ids) + len(completion), request, context, field)
     return ids, completion
 
 
@@ -183,7 +189,7 @@ def given_sample(request: Request, index: int, prompt: list[int], completion: li
     return sample
 
 
-def check_held_states(request: Request, door: Door, field: str) -> None:
+def check_held_states(request: Request, context: RequestContext, field: str) -> None:
     """The states that leave together must fit what may wait to be read: those of a sample, or of a prompt's group."""
     if not request.return_states:
         return
@@ -191,18 +197,18 @@ def check_held_states(request: Request, door: Door, field: str) -> None:
     for index, sample in enumerate(request.samples):
         groups[sample.prompt_index if request.holds_groups else index] += sample.most_tokens
     most = max(groups.values())
-    if most > door.max_held_states:
+    if most > context.max_held_states:
         raise InvalidArgument(
-            f"states of {most} tokens would wait together to be read, at most {door.max_held_states} can\n"
+            f"states of {most} tokens would wait together to be read, at most {context.max_held_states} can\n"
             "hint: DELIVERY_SAMPLES, fewer samples, shorter texts, or a server with more unread_bytes",
             field=field,
         )
 
 
-def _is_terminated(sample: Sample, form: ReplyForm, door: Door) -> bool:
+def _is_terminated(sample: Sample, form: ReplyForm, context: RequestContext) -> bool:
     """Whether a given completion ends as a reply does."""
-    ends = door.eos_ids | form.stop_ids
-    return sample.completion[-1] in ends or is_ended(sample.completion, form, door.tokenizer.decode_after(sample.prompt))
+    ends = context.eos_ids | form.stop_ids
+    return sample.completion[-1] in ends or is_ended(sample.completion, form, context.tokenizer.decode_after(sample.prompt))
 
 
 def _with_ends(params: SamplingParams, form: ReplyForm) -> SamplingParams:
@@ -213,19 +219,19 @@ def _with_ends(params: SamplingParams, form: ReplyForm) -> SamplingParams:
     return dataclasses.replace(params, stop=params.stop or form.ends, stop_token_ids=params.stop_token_ids | stop_ids)
 
 
-def _arm_params(arm: generation_pb2.Arm, field: str, door: Door) -> SamplingParams:
+def _arm_params(arm: generation_pb2.Arm, field: str, context: RequestContext) -> SamplingParams:
     if arm.n > MAX_SAMPLES_PER_ARM:
         raise InvalidArgument(f"n must lie between 1 and {MAX_SAMPLES_PER_ARM}: {arm.n}", field=f"{field}.n")
     if arm.sampling.sample_seeds and len(arm.sampling.sample_seeds) != max(1, arm.n):
         raise InvalidArgument(
             f"{len(arm.sampling.sample_seeds)} sample seeds for n = {max(1, arm.n)}", field=f"{field}.sampling.sample_seeds"
         )
-    return sampling_params(arm.sampling, f"{field}.sampling", door)
+    return sampling_params(arm.sampling, f"{field}.sampling", context)
 
 
-def _check_arm_head(arm: generation_pb2.Arm, field: str, door: Door) -> None:
+def _check_arm_head(arm: generation_pb2.Arm, field: str, context: RequestContext) -> None:
     reference = arm.head or DEFAULT_HEAD
-    head = door.resolve(reference, f"{field}.head")
+    head = context.resolve(reference, f"{field}.head")
     if head.manifest.kind is not HeadKind.POLICY:
         raise InvalidArgument(f"{reference} is a {head.manifest.kind.value} head and cannot generate", field=f"{field}.head")
 
@@ -237,7 +243,7 @@ def _request(
     on_swap: types_pb2.OnSwap,
     priority: Priority,
     num_samples: int,
-    door: Door,
+    context: RequestContext,
     request_id: str,
 ) -> Request:
     """A request without samples: its heads resolved, those of its recipe added, its rules worded."""
@@ -245,20 +251,20 @@ def _request(
     if len(score_heads) > MAX_HEADS:
         added = ", with those that the recipe reads" if len(score_heads) > len(spec.heads) else ""
         raise InvalidArgument(f"too many heads: {len(score_heads)}{added}, at most {MAX_HEADS}", field="score.heads")
-    scoring = [door.resolve(name, f"score.heads[{index}]") for index, name in enumerate(score_heads)]
+    scoring = [context.resolve(name, f"score.heads[{index}]") for index, name in enumerate(score_heads)]
     if len(set(score_heads)) != len(score_heads):
         raise InvalidArgument("a head is named twice", field="score.heads")
-    _check_distributions(spec, scoring, door)
-    rules = _rule_questions(spec, scoring, priority, num_samples, door)
+    _check_distributions(spec, scoring, context)
+    rules = _rule_questions(spec, scoring, priority, num_samples, context)
     if plan is not None:
         check_weights(plan, rules)
     names = dict.fromkeys([*sampling_heads, *score_heads])
-    ood = door.find_ood(spec.ood, "score.ood") if spec.ood else None
+    ood = context.find_ood(spec.ood, "score.ood") if spec.ood else None
     return Request(
         request_id=request_id,
         deliver=_nowhere,
-        head_kinds={name: door.resolve(name, "head").manifest.kind for name in names},
-        pinned={name: door.resolve(name, "head") for name in names if "@" in name},
+        head_kinds={name: context.resolve(name, "head").manifest.kind for name in names},
+        pinned={name: context.resolve(name, "head") for name in names if "@" in name},
         score_heads=tuple(score_heads),
         rules=rules,
         with_entropy=spec.entropy,
@@ -270,8 +276,8 @@ def _request(
     )
 
 
-def _check_distributions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], door: Door) -> None:
-    most = min(MAX_TOP_LOGPROBS, door.vocab_size)
+def _check_distributions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead], context: RequestContext) -> None:
+    most = min(MAX_TOP_LOGPROBS, context.vocab_size)
     if spec.top_logprobs > most:
         raise InvalidArgument(f"top_logprobs must lie between 0 and {most}: {spec.top_logprobs}", field="score.top_logprobs")
     asked = "entropy" if spec.entropy else "top_logprobs" if spec.top_logprobs else ""
@@ -284,7 +290,7 @@ def _nowhere(request: Request, events: object) -> None:
 
 
 def _rule_questions(
-    spec: types_pb2.ScoringSpec, scoring: list[ServedHead], priority: Priority, num_samples: int, door: Door
+    spec: types_pb2.ScoringSpec, scoring: list[ServedHead], priority: Priority, num_samples: int, context: RequestContext
 ) -> RuleQuestions | None:
     rule_heads = [head for head in scoring if head.manifest.kind is HeadKind.RULE]
     selection = spec.rules
@@ -294,18 +300,18 @@ def _rule_questions(
     if not rule_heads:
         return None
     for head in rule_heads:
-        door.rules.check_head(head.reference, head.manifest.template, "score.heads")
+        context.rules.check_head(head.reference, head.manifest.template, "score.heads")
         if not head.manifest.has_answers:
             raise FailedPrecondition(
                 f"{head.reference} has no answer tokens: its template was not served when it was made\n"
                 "hint: copy it to a new version, which takes them from the template",
                 field="score.heads",
             )
-    reference, rules = selected_rules(selection, door.rules, "score.rules")
-    fixed = [door.rules.templates[head.manifest.template] for head in rule_heads]
+    reference, rules = selected_rules(selection, context.rules, "score.rules")
+    fixed = [context.rules.templates[head.manifest.template] for head in rule_heads]
     num_least = sum(len(template.before) + 1 + len(template.after) for template in fixed)
-    door.check_room(priority, num_samples * len(rules) * num_least)
-    worded = door.rules.suffixes(rules, "score.rules")
+    context.check_room(priority, num_samples * len(rules) * num_least)
+    worded = context.rules.suffixes(rules, "score.rules")
     return RuleQuestions(
         reference, {template: tuple(RuleQuestion(*question) for question in questions) for template, questions in worded.items()}
     )
@@ -336,15 +342,15 @@ def _check_count(count: int, most: int, field: str) -> None:
         raise InvalidArgument(f"between 1 and {most} are allowed: {count}", field=field)
 
 
-def _check_length(num_tokens: int, request: Request, door: Door, field: str) -> None:
+def _check_length(num_tokens: int, request: Request, context: RequestContext, field: str) -> None:
     """The longest text that this sample can become, scoring suffixes included, must fit the context."""
     questions = request.rules.by_template.values() if request.rules else ()
     num_suffix = max((len(question.suffix) for template in questions for question in template), default=1)
     num_suffix = num_suffix if request.score_heads else 0
-    if num_tokens + num_suffix > door.max_context:
+    if num_tokens + num_suffix > context.max_context:
         suffix = f", with {num_suffix} for scoring" if num_suffix else ""
         raise InvalidArgument(
-            f"prompt and reply together have {num_tokens} tokens{suffix}; the context holds {door.max_context}", field=field
+            f"prompt and reply together have {num_tokens} tokens{suffix}; the context holds {context.max_context}", field=field
         )
 
 

@@ -2,30 +2,26 @@
 
 from __future__ import annotations
 
-import asyncio
 import contextlib
-import dataclasses
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Iterator
-from contextlib import AbstractContextManager
+from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TypeVar
 
 from google.protobuf.message import Message
 
 from polyhead.heads.format.errors import Aborted, InvalidArgument
-from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.work.events import Accepted, Finished
 from polyhead.server.engine.work.live import Lease
 from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.request import Priority, Request, Sample
-from polyhead.server.metrics.metrics import Metrics
-from polyhead.server.process.workers import Workers
-from polyhead.server.rpc.door import Door, Resolve
+from polyhead.server.process.services import Services
+from polyhead.server.process.workers import carried_through
+from polyhead.server.rpc.finishing import is_to_score, sample_facts, score_prompts
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers
 from polyhead.server.rpc.messages.requests import Work
+from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.stream import EventStream
-from polyhead.server.rpc.tag import tag_of
 from polyhead.v1 import types_pb2
 
 M = TypeVar("M", bound=Message)
@@ -34,16 +30,10 @@ LOOP_TOKENS = 4096  # that one piece of work on the event loop may go through: s
 
 
 @dataclass(frozen=True, slots=True)
-class Frontend:
-    """What stands between the wire and the engine."""
+class CallRunner:
+    """Between a servicer and the engine. Holds nothing of a call."""
 
-    engine: Engine
-    door: Door
-    trunk_id: str
-    precision: str
-    workers: Workers
-    metrics: Metrics
-    resolving: Callable[[], AbstractContextManager[Resolve]]  # heads that it finds stay in memory until the block ends
+    services: Services
 
     def request_id(self, given: str) -> str:
         """The message's own request id, or the call's."""
@@ -51,12 +41,19 @@ class Frontend:
             raise InvalidArgument(f"a request id has at most {MAX_REQUEST_ID} printable characters", field="request_id")
         return given or current_call.get().request_id
 
+    @contextlib.contextmanager
+    def context(self) -> Iterator[RequestContext]:
+        """What one request is checked against. The heads that it finds stay in memory until the block ends."""
+        with self.services.registry.resolving() as resolve:
+            yield RequestContext.of(self.services, resolve, self.check_room)
+
     @contextlib.asynccontextmanager
-    async def admitted(self, check: Callable[[M, Door, str], Work], message: M, request_id: str) -> AsyncIterator[tuple[Work, EventStream]]:
+    async def admitted(
+        self, check: Callable[[M, RequestContext, str], Work], message: M, request_id: str
+    ) -> AsyncIterator[tuple[Work, EventStream]]:
         """Check a call on a worker thread, then run it. The heads that it names stay in memory until its request holds them."""
-        with self.resolving() as resolve:
-            door = dataclasses.replace(self.door, resolve=resolve, check_room=self.check_room)
-            work = await self.workers.run_sized(message.ByteSize(), check, message, door, request_id)
+        with self.context() as context:
+            work = await self.services.workers.run_sized(message.ByteSize(), check, message, context, request_id)
             stream = self._submit(work.request)
         try:
             yield work, stream
@@ -77,7 +74,7 @@ class Frontend:
         call = current_call.get()
         probe = Request("", _nowhere, {}, {}, priority=priority, num_least_tokens=num_tokens)
         probe.due_at, probe.principal = call.due_at, call.caller.principal
-        self.engine.check_room(probe)
+        self.services.engine.check_room(probe)
 
     def _submit(self, request: Request) -> EventStream:
         call = current_call.get()
@@ -86,19 +83,19 @@ class Frontend:
         request.deadline_at, request.due_at, request.principal = call.deadline_at, call.due_at, call.caller.principal
         for sample in request.samples:  # here, where every request passes: a team's prompts are found by the team alone
             sample.sequence.salt = call.caller.cache_salt(sample.sequence.salt)
-        self.engine.submit(request)
+        self.services.engine.submit(request)
         return stream
 
     def _leave(self, request: Request, stream: EventStream) -> None:
-        self.engine.cancel(request, Aborted("the call was cancelled"))
+        self.services.engine.cancel(request, Aborted("the call was cancelled"))
         stream.close(request)
 
     def _observe(self, event: Event) -> None:
-        """What the histograms want to know of a request, when it is leased and when a sample of it is finished."""
+        """Metrics of a request, when it is leased and when a sample of it is finished."""
         if isinstance(event, Accepted):
-            self.metrics.queue_seconds.observe(event.waited_s)
+            self.services.metrics.queue_seconds.observe(event.waited_s)
         elif isinstance(event, Finished):
-            self.metrics.observe_sample(answers.sample_facts(event.sample))
+            self.services.metrics.observe_sample(sample_facts(event.sample))
 
     async def made(self, messages: Iterator[M], num_tokens: int) -> AsyncIterator[M]:
         """Messages that hold so many tokens: large ones are made on a worker, one at a time, since the event loop is everybody's."""
@@ -106,39 +103,18 @@ class Frontend:
             for message in messages:
                 yield message
             return
-        while (made := await self._stay(self.workers.run(next, messages, None))) is not None:
+        while (made := await carried_through(self.services.workers.run(next, messages, None))) is not None:
             yield made
 
-    async def _stay(self, work: Awaitable[M | None]) -> M | None:
-        """Stay until it has ended, also if the caller goes away: what a message is made of belongs to one thread at a time."""
-        task = asyncio.ensure_future(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
-
     async def score_prompts(self, samples: Iterable[Sample]) -> None:
-        """Out-of-distribution scores of finished samples that asked for them, beside the event loop: d_model^2 work for each prompt."""
-        waiting = [sample for sample in samples if sample.pooled is not None and tag_of(sample.request).ood is not None]
-        if waiting:
-            await self.workers.run(_score_prompts, waiting)
+        """Out-of-distribution scores, on a worker thread."""
+        if waiting := [sample for sample in samples if is_to_score(sample)]:
+            await self.services.workers.run(score_prompts, waiting)
 
     def served(self, lease: Lease) -> types_pb2.Served:
         """Identity of what an answer is computed with."""
-        return answers.served(lease, self.trunk_id, self.precision, self.door.tokenizer.sha256)
+        return answers.served(lease, self.services.trunk_id, self.services.precision, self.services.tokenizer.sha256)
 
 
 def _nowhere(request: Request, events: list[Event]) -> None:
     """A probe hears nothing."""
-
-
-def _score_prompts(samples: list[Sample]) -> None:
-    """Samples of one prompt have one row, and one score."""
-    for sample in samples:
-        tag = tag_of(sample.request)
-        assert sample.pooled is not None
-        assert tag.ood is not None
-        if sample.prompt_index not in tag.ood_scores:
-            tag.ood_scores[sample.prompt_index] = tag.ood.score(sample.pooled)
-        sample.pooled = None

@@ -13,11 +13,9 @@ from polyhead.server.engine.work.events import Accepted, Drawn, Ended, Finished
 from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards import compose
-from polyhead.server.rewards.compose import Reward
+from polyhead.server.rpc import finishing
 from polyhead.server.rpc.messages import answers, recipes, requests
-from polyhead.server.rpc.services.call import Frontend
-from polyhead.server.rpc.tag import tag_of
-from polyhead.server.text.replies import check_reply
+from polyhead.server.rpc.services.call import CallRunner
 from polyhead.v1 import generation_pb2, generation_pb2_grpc
 
 Context = grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb2.GenerateResponse]
@@ -26,27 +24,27 @@ Context = grpc.aio.ServicerContext[generation_pb2.GenerateRequest, generation_pb
 class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     """Prompts in, samples out."""
 
-    def __init__(self, frontend: Frontend) -> None:
-        self._frontend = frontend
+    def __init__(self, runner: CallRunner) -> None:
+        self._runner = runner
 
     async def Generate(  # noqa: N802  the contract's name
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream the events of one request; leaving for whatever reason ends its work."""
-        request_id = self._frontend.request_id(request.request_id)
-        async with self._frontend.admitted(requests.generate_request, request, request_id) as (work, stream):
-            writer = _Writer(self._frontend, work, stream.sent)
+        request_id = self._runner.request_id(request.request_id)
+        async with self._runner.admitted(requests.generate_request, request, request_id) as (work, stream):
+            writer = _Writer(self._runner, work, stream.sent)
             async for events in stream.batches():
-                await self._frontend.score_prompts(event.sample for event in events if isinstance(event, Finished))
-                async for message in self._frontend.made(writer.messages(events), writer.num_tokens(events)):
+                await self._runner.score_prompts(event.sample for event in events if isinstance(event, Finished))
+                async for message in self._runner.made(writer.messages(events), writer.num_tokens(events)):
                     yield message
 
 
 class _Writer:
     """Turns a request's events into messages, in the order that its delivery asks for."""
 
-    def __init__(self, frontend: Frontend, work: requests.Work, sent: Callable[[Sample], None] = lambda sample: None) -> None:
-        self._frontend = frontend
+    def __init__(self, runner: CallRunner, work: requests.Work, sent: Callable[[Sample], None] = lambda sample: None) -> None:
+        self._runner = runner
         self._work = work
         self._sent = sent
         self._request = work.request
@@ -68,14 +66,14 @@ class _Writer:
                 if isinstance(event, Drawn):
                     waiting.setdefault(event.sample, []).append(event)
                 else:
-                    yield from self._message(event)
+                    yield from self._messages_of(event)
             for drawn in waiting.values():
                 yield generation_pb2.GenerateResponse(piece=answers.piece(drawn))
 
-    def _message(self, event: Event) -> Iterator[generation_pb2.GenerateResponse]:
+    def _messages_of(self, event: Event) -> Iterator[generation_pb2.GenerateResponse]:
         match event:
             case Accepted(lease):
-                accepted = generation_pb2.Accepted(request_id=self._request.request_id, served=self._frontend.served(lease))
+                accepted = generation_pb2.Accepted(request_id=self._request.request_id, served=self._runner.served(lease))
                 yield generation_pb2.GenerateResponse(accepted=accepted)
             case Finished(sample, tail):
                 if tail and self._request.stream_tokens:
@@ -97,20 +95,20 @@ class _Writer:
             yield from self._group(group) if self._work.by_group else self._samples(group)
 
     def _samples(self, samples: list[Sample]) -> Iterator[generation_pb2.GenerateResponse]:
-        messages, _ = self._composed(samples)
-        for sample, message in zip(samples, messages, strict=True):
-            yield generation_pb2.GenerateResponse(sample=message)
-            yield from self._states(sample)
-            self._sent(sample)
+        for each in self._finish(samples):
+            yield generation_pb2.GenerateResponse(sample=self._message_of(each))
+            yield from self._states(each.sample)
+            self._sent(each.sample)
 
     def _group(self, group: list[Sample]) -> Iterator[generation_pb2.GenerateResponse]:
-        messages, rewards = self._composed(group)
+        finished = self._finish(group)
+        rewards = [each.reward for each in finished if each.reward is not None]  # none without a recipe
         selection = self._work.selection
         chosen = compose.choose(selection, rewards) if selection else list(range(len(group)))
         yield generation_pb2.GenerateResponse(
             group=generation_pb2.SampleGroup(
                 prompt_index=group[0].prompt_index,
-                samples=[messages[index] for index in chosen],
+                samples=[self._message_of(finished[index]) for index in chosen],
                 ranking=recipes.ranked_samples(group, rewards),
             )
         )
@@ -119,17 +117,13 @@ class _Writer:
         for sample in group:
             self._sent(sample)
 
-    def _composed(self, samples: list[Sample]) -> tuple[list[generation_pb2.Sample], list[Reward]]:
-        """Samples of one prompt as messages, and their rewards, none without a recipe."""
-        plan = self._work.plan
-        tag, decode_after = tag_of(self._request), self._frontend.door.tokenizer.decode_after
-        checks = [check_reply(sample, tag.form(sample), decode_after(sample.prompt)) for sample in samples]
-        if plan is None:
-            return [answers.sample_message(*each, None) for each in zip(samples, checks, strict=True)], []
-        rewards = compose.compose(plan, samples, checks)
+    def _finish(self, samples: list[Sample]) -> list[finishing.Finished]:
+        """Samples of one prompt."""
         is_whole = len(samples) == self._group_size[samples[0].prompt_index]
-        messages = recipes.reward_messages(plan, rewards, is_whole)
-        return [answers.sample_message(*each) for each in zip(samples, checks, messages, strict=True)], rewards
+        return finishing.finish_group(samples, self._work.plan, self._runner.services.tokenizer, is_whole=is_whole)
+
+    def _message_of(self, each: finishing.Finished) -> generation_pb2.Sample:
+        return answers.sample_message(each.sample, each.check, recipes.reward_of(self._work.plan, each.reward, each.rank))
 
     def _states(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
         for part in answers.states_parts(sample):

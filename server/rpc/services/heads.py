@@ -6,38 +6,36 @@ import asyncio
 import contextlib
 import hashlib
 import logging
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Mapping, Sequence
-from typing import Any, TypeVar
+from collections.abc import AsyncIterator, Callable, Mapping, Sequence
+from typing import Any
 
 import grpc
 
 from polyhead.heads.format.errors import DataLoss, InvalidArgument, NotFound, PolyheadError
 from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.store import failpoints
-from polyhead.heads.store.store import HeadStore, OpenBlob, Staging
+from polyhead.heads.store.store import OpenBlob, Staging
 from polyhead.server.engine.schedule.shares import Shares
-from polyhead.server.process.workers import Workers
+from polyhead.server.process.services import Services
+from polyhead.server.process.workers import carried_through
 from polyhead.server.rpc.errors import DeadlineExceeded
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import heads as convert
-from polyhead.server.versions.publisher import DeltaBase, Published, Publisher, PushRequest
-from polyhead.server.versions.registry import Activation, Registry, VersionView
+from polyhead.server.rpc.uploads import Upload
+from polyhead.server.versions.publisher import MAX_PUSHES, DeltaBase, Published, PushRequest
+from polyhead.server.versions.registry import Activation, VersionView
 from polyhead.server.versions.request_digest import request_digest
 from polyhead.server.versions.tensor_hashes import TensorHashes
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
 
 MAX_CHUNK = 1 << 20
-MAX_PUSHES = 4
 MAX_WATCHES = 256
 MAX_ANNOUNCEMENTS = 16
 MIN_BYTES_PER_S = 16 << 10  # of a push, over each minute that was waited for it
 RATE_WINDOW_S = 60.0
 GATHERED_BYTES = 1 << 20  # received bytes that are written at once
 Context = grpc.aio.ServicerContext[Any, Any]
-R = TypeVar("R")
-OpenT = TypeVar("OpenT", bound=contextlib.AbstractContextManager[Any])
 
 log = logging.getLogger(__name__)
 
@@ -45,32 +43,24 @@ log = logging.getLogger(__name__)
 class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     """Thin: reads a request, calls registry or publisher on a worker thread, writes the answer."""
 
-    def __init__(
-        self,
-        registry: Registry,
-        publisher: Publisher,
-        store: HeadStore,
-        workers: Workers,
-        push_idle_s: float,
-        on_received: Callable[[str, int], None] = lambda form, num_bytes: None,
-    ) -> None:
-        self._registry = registry
-        self._publisher = publisher
-        self._store = store
-        self._workers = workers
-        self._push_idle_s = push_idle_s
-        self._on_received = on_received  # ("whole" or "delta", bytes of a chunk)
+    def __init__(self, services: Services) -> None:
+        self._registry = services.registry
+        self._publisher = services.publisher
+        self._store = services.store
+        self._workers = services.workers
+        self._push_idle_s = services.config.push_idle_s
+        self._on_received = services.metrics.observe_received  # ("whole" or "delta", bytes of a chunk)
         self._pushes = Shares("pushes", MAX_PUSHES, hint="wait for one to end")
         self._watches = Shares("watches", MAX_WATCHES, hint="use one watch for the whole process", retry_after_s=10.0)
         self._announcements: dict[int, asyncio.Future[pb.WatchHeadsResponse | None]] = {}  # of the newest generations
-        self._tensors = TensorHashes(store)
+        self._tensors = TensorHashes(services.store)
 
     # ---- versions
 
     async def PushHead(self, request_iterator: AsyncIterator[pb.PushHeadRequest], context: Context) -> pb.PushHeadResponse:  # noqa: N802
         """Header, then chunks. Whatever goes wrong, the staged bytes are gone when the call has ended."""
-        parts = _Parts(request_iterator, self._push_idle_s)
-        header = await parts.header()
+        upload = Upload(request_iterator, "push", self._push_idle_s)
+        header: pb.PushHeader = await upload.header()
         request = convert.push_request(header, await self._bound(header))
         self._publisher.check_size(header.num_bytes, "header.num_bytes")
         self._publisher.check_size(header.delta_num_bytes, "header.delta_num_bytes")
@@ -78,7 +68,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         if first is not None:
             return await self._pushed(Published(first, len(request.trunk_sha256)))
         with self._pushes.held(current_call.get().caller.principal):
-            published = await self._push(parts, request, header)
+            published = await self._push(_Chunks(upload), request, header)
         return await self._pushed(published, await self._tidy_up())
 
     async def _pushed(self, published: Published, removed: Sequence[str] = ()) -> pb.PushHeadResponse:
@@ -89,53 +79,53 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             same_file_as=await self._workers.run(self._publisher.same_file_as, published.record),
         )
 
-    async def _push(self, parts: _Parts, request: PushRequest, header: pb.PushHeader) -> Published:
+    async def _push(self, chunks: _Chunks, request: PushRequest, header: pb.PushHeader) -> Published:
         """Receive what is sent, whole or only what changed, and make it a version."""
         if request.delta is None:
-            await self._finished(self._registry.check_disk, header.num_bytes, "header.num_bytes")
-            return await self._push_file(parts, request, header.num_bytes, header.sha256)
-        base = await self._opened(self._publisher.open_base, request.delta, request.manifest)
+            await self._workers.finish(self._registry.check_disk, header.num_bytes, "header.num_bytes")
+            return await self._push_file(chunks, request, header.num_bytes, header.sha256)
+        base = await self._workers.open(self._publisher.open_base, request.delta, request.manifest)
         with base:
             num_bytes = request.delta.num_bytes + max(request.delta.whole_num_bytes, base.record.num_bytes)
-            await self._finished(self._registry.check_disk, num_bytes, "header.delta_num_bytes")
-            return await self._push_file(parts, request, request.delta.num_bytes, request.delta.sha256, base)
+            await self._workers.finish(self._registry.check_disk, num_bytes, "header.delta_num_bytes")
+            return await self._push_file(chunks, request, request.delta.num_bytes, request.delta.sha256, base)
 
     async def _push_file(
-        self, parts: _Parts, request: PushRequest, num_bytes: int, sha256: str, base: DeltaBase | None = None
+        self, chunks: _Chunks, request: PushRequest, num_bytes: int, sha256: str, base: DeltaBase | None = None
     ) -> Published:
-        staging = await self._opened(self._store.begin_push, num_bytes, sha256)
+        staging = await self._workers.open(self._store.begin_push, num_bytes, sha256)
         try:
-            await self._receive(parts, staging, "whole" if base is None else "delta")
-            return await self._finished(self._publisher.publish, staging, request, base)
+            await self._receive(chunks, staging, "whole" if base is None else "delta")
+            return await self._workers.finish(self._publisher.publish, staging, request, base)
         finally:
-            await self._finished(staging.abort)  # nothing after a publish
+            await self._workers.finish(staging.abort)  # nothing after a publish
 
-    async def _receive(self, parts: _Parts, staging: Staging, form: str) -> None:
+    async def _receive(self, chunks: _Chunks, staging: Staging, form: str) -> None:
         """Chunks to disk, gathered so that a storm of tiny ones costs no thread switch each; written and hashed while the next arrive."""
         gathered, writing = bytearray(), asyncio.ensure_future(asyncio.sleep(0))
         try:
-            async for data in parts.chunks(staging.declared_bytes):
+            async for data in chunks.read(staging.declared_bytes):
                 self._on_received(form, len(data))
                 gathered += data
                 if len(gathered) >= GATHERED_BYTES:
                     await writing
-                    writing = asyncio.ensure_future(self._finished(self._publisher.take, staging, gathered))
+                    writing = asyncio.ensure_future(self._workers.finish(self._publisher.take, staging, gathered))
                     gathered = bytearray()
         finally:  # a staging file belongs to one thread at a time, whatever went wrong here
             await writing
         if gathered:
-            await self._finished(self._publisher.take, staging, gathered)
+            await self._workers.finish(self._publisher.take, staging, gathered)
 
     async def PullHead(  # noqa: N802
         self, request: pb.PullHeadRequest, context: Context
     ) -> AsyncIterator[pb.PullHeadResponse]:
         """A chunk is read from the file when the one before has gone out: a caller who does not read holds one, not the whole head."""
         view = await self._workers.run(self._registry.get, request.head, "head")
-        with await self._opened(self._store.open_blob, view.record.blob) as blob:
+        with await self._workers.open(self._store.open_blob, view.record.blob) as blob:
             yield pb.PullHeadResponse(head=convert.version_message(view))
             sha256 = hashlib.sha256()
             for offset in range(0, blob.num_bytes, MAX_CHUNK):
-                piece = await self._finished(_piece, blob, offset, sha256)
+                piece = await self._workers.finish(_piece, blob, offset, sha256)
                 yield pb.PullHeadResponse(chunk=pb.Chunk(offset=offset, data=piece))
         if sha256.hexdigest() != blob.digest:
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {blob.digest[:12]}...")
@@ -175,7 +165,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
 
     async def LabelHead(self, request: pb.LabelHeadRequest, context: Context) -> pb.LabelHeadResponse:  # noqa: N802
         digest = await self._bound(request)
-        record = await self._stay(
+        record = await carried_through(
             self._workers.run_control(
                 lambda: self._registry.label(
                     request.head,
@@ -277,7 +267,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     async def _change(self, context: Context, heads: Callable[[], Mapping[str, int]], change: Callable[[], Activation]) -> Activation:
         """A change that has begun is carried through, also if the caller goes away. Control's workers do it, unless it must load."""
         is_resident = await self._workers.run_control(lambda: self._registry.is_resident(heads()))
-        done = await self._stay(self._workers.run_control(change) if is_resident else self._workers.run(change))
+        done = await carried_through(self._workers.run_control(change) if is_resident else self._workers.run(change))
         if done.report is not None:
             context.add_done_callback(_acknowledged)  # type: ignore[arg-type]  # types-grpcio names a type of its own
         return done
@@ -296,61 +286,24 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     async def _tidy_up(self) -> list[str]:
         """Old versions go after a new one came: those that went. What fails here is no failure of the push."""
         try:
-            return await self._stay(self._workers.run_control(self._registry.collect))
+            return await carried_through(self._workers.run_control(self._registry.collect))
         except PolyheadError as error:
             log.warning("old versions were not collected: %s", error.message)
             return []
 
-    async def _finished(self, function: Callable[..., R], *args: object) -> R:
-        """Run on a worker thread and stay until it has ended: a staging file belongs to one thread at a time."""
-        return await self._stay(self._workers.run(function, *args))
 
-    async def _stay(self, work: Awaitable[R]) -> R:
-        """Stay until it has ended, also if the caller goes away."""
-        task = asyncio.ensure_future(work)
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            raise
+class _Chunks:
+    """The bytes of one push, in the order that the contract wants, refused if they come too slowly."""
 
-    async def _opened(self, function: Callable[..., OpenT], *args: object) -> OpenT:
-        """The same for what has to be closed again: it is, if the caller goes away before it can be handed over."""
-        task = asyncio.ensure_future(self._workers.run(function, *args))
-        try:
-            return await asyncio.shield(task)
-        except asyncio.CancelledError:
-            await asyncio.wait([task])
-            if task.exception() is None:
-                with task.result():
-                    raise
-            raise
+    def __init__(self, upload: Upload[pb.PushHeadRequest]) -> None:
+        self._upload = upload
+        self._waited_s, self._num_bytes = 0.0, 0  # when the rate was looked at, and since then; disk and hashing are not the pusher's time
 
-
-class _Parts:
-    """The messages of one push, in the order that the contract wants."""
-
-    def __init__(
-        self, messages: AsyncIterator[pb.PushHeadRequest], idle_s: float, now: Callable[[], float] = time.monotonic
-    ) -> None:
-        self._messages = messages
-        self._idle_s = idle_s
-        self._now = now
-        self._waited_s, self._num_bytes = 0.0, 0  # since the rate was looked at; disk and hashing are not the pusher's time
-
-    async def header(self) -> pb.PushHeader:
-        message = await self._next()
-        if message is None or message.WhichOneof("part") != "header":
-            raise InvalidArgument("the first message of a push must be its header", field="header")
-        return message.header
-
-    async def chunks(self, num_bytes: int) -> AsyncIterator[bytes]:
+    async def read(self, num_bytes: int) -> AsyncIterator[bytes]:
         """The data, refused at the first byte that is out of order or too much."""
         received = 0
-        while (message := await self._next()) is not None:
-            if message.WhichOneof("part") != "chunk":
-                raise InvalidArgument("after the header only chunks may come", field="chunk")
-            offset, data = message.chunk.offset, message.chunk.data
+        async for chunk in self._upload.parts("chunk", "chunks"):
+            offset, data = chunk.offset, chunk.data
             if offset != received:
                 raise InvalidArgument(f"chunks must be consecutive: byte {received} was due, not {offset}", field="chunk.offset")
             if not 1 <= len(data) <= MAX_CHUNK:
@@ -361,25 +314,16 @@ class _Parts:
                 raise InvalidArgument(f"more bytes than the header declares: {num_bytes}", field="chunk.data")
             yield data
 
-    async def _next(self) -> pb.PushHeadRequest | None:
-        began_at = self._now()
-        try:
-            async with asyncio.timeout(self._idle_s):
-                return await anext(self._messages, None)
-        except TimeoutError:
-            raise DeadlineExceeded(f"nothing arrived for {self._idle_s:g} s: the push is given up") from None
-        finally:
-            self._waited_s += self._now() - began_at
-
     def _check_rate(self, num_bytes: int) -> None:
         """A push that drips holds a place that others wait for."""
         self._num_bytes += num_bytes
-        if self._waited_s < RATE_WINDOW_S:
+        waited_s = self._upload.waited_s - self._waited_s
+        if waited_s < RATE_WINDOW_S:
             return
-        if self._num_bytes < MIN_BYTES_PER_S * self._waited_s:
-            problem = f"{self._num_bytes} bytes arrived in {self._waited_s:.0f} s, at least {MIN_BYTES_PER_S} a second are wanted"
+        if self._num_bytes < MIN_BYTES_PER_S * waited_s:
+            problem = f"{self._num_bytes} bytes arrived in {waited_s:.0f} s, at least {MIN_BYTES_PER_S} a second are wanted"
             raise DeadlineExceeded(f"the push is given up: {problem}")
-        self._waited_s, self._num_bytes = 0.0, 0
+        self._waited_s, self._num_bytes = self._upload.waited_s, 0
 
 
 def _piece(blob: OpenBlob, offset: int, sha256: hashlib._Hash) -> bytes:

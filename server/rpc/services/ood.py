@@ -13,13 +13,12 @@ from polyhead.heads.format.errors import DataLoss, InvalidArgument, ResourceExha
 from polyhead.server.engine.work.events import Ended, Finished
 from polyhead.server.engine.work.pooling import PromptPooling
 from polyhead.server.engine.work.request import Request
-from polyhead.server.ood.fits import OodFits
 from polyhead.server.ood.scores import Floats, Moments, fit
 from polyhead.server.ood.store import OodFit, check_same_request, is_answered
-from polyhead.server.rpc.errors import DeadlineExceeded
 from polyhead.server.rpc.messages import ood, requests
 from polyhead.server.rpc.messages.prompts import prompt_ids
-from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.rpc.services.call import CallRunner
+from polyhead.server.rpc.uploads import Upload
 from polyhead.server.text.text_bounds import num_sure_bytes
 from polyhead.server.versions.request_digest import request_digest
 from polyhead.v1 import trunk_pb2, types_pb2
@@ -33,49 +32,40 @@ RETRY_S = 5.0
 class OodFitting:
     """Runs fits; each message's prompts are done before the next one is read, so a fast caller fills no memory."""
 
-    def __init__(self, frontend: Frontend, fits: OodFits, d_model: int, idle_s: float) -> None:
-        self._frontend = frontend
-        self._fits = fits
-        self._d_model = d_model
-        self._idle_s = idle_s  # a stream without a message for so long is given up
+    def __init__(self, runner: CallRunner) -> None:
+        self._runner = runner
+        self._services = runner.services
         self._num_running = 0
 
     async def fit(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> OodFit:
         """The new fit, durable; or the first answer to its request id."""
-        header = await self._header(messages)
+        upload = Upload(messages, "fit", self._services.config.push_idle_s)
+        header = await upload.header()
         digest = request_digest(header) if header.request_id else ""
-        first = await self._frontend.workers.run(self._fits.store.find_request, header.request_id)
+        first = await self._services.workers.run(self._services.ood.store.find_request, header.request_id)
         if first is not None and is_answered(first, digest):
             return first
-        wanted = ood.wanted_fit(header, self._fits.layers, self._d_model, digest)
+        wanted = ood.wanted_fit(header, self._services.ood.layers, self._services.spec.d_model, digest)
         if first is not None:
             return check_same_request(first, wanted)
         if self._num_running >= MAX_FITS_AT_ONCE:
             raise ResourceExhausted(f"{self._num_running} fits are under way: try again later", retry_after_s=RETRY_S)
         self._num_running += 1
         try:
-            moments = await self._gather(messages, wanted)
-            return await self._frontend.workers.run(self._finish, wanted, moments)
+            moments = await self._gather(upload, wanted)
+            return await self._services.workers.run(self._finish, wanted, moments)
         finally:
             self._num_running -= 1
 
     # ---- the stream
 
-    async def _header(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> trunk_pb2.FitOodHeader:
-        message = await self._next(messages)
-        if message is None or message.WhichOneof("part") != "header":
-            raise InvalidArgument("the first message of a fit must be its header", field="header")
-        return message.header
-
     async def _prompts(
-        self, messages: AsyncIterator[trunk_pb2.FitOodRequest], declared: int
+        self, upload: Upload[trunk_pb2.FitOodRequest], declared: int
     ) -> AsyncIterator[tuple[int, Sequence[types_pb2.Prompt]]]:
         """(how many came before, a message's prompts). Fewer than declared: the caller went away, its stream ends like any other."""
         count = 0
-        while (message := await self._next(messages)) is not None:
-            if message.WhichOneof("part") != "prompts":
-                raise InvalidArgument("after the header only prompts may come", field="prompts")
-            prompts = message.prompts.prompts
+        async for part in upload.parts("prompts", "prompts"):
+            prompts = part.prompts
             if not 1 <= len(prompts) <= MAX_MESSAGE_PROMPTS:
                 raise InvalidArgument(f"a message has 1 to {MAX_MESSAGE_PROMPTS} prompts: {len(prompts)}", field="prompts")
             if count + len(prompts) > declared:
@@ -85,33 +75,27 @@ class OodFitting:
         if count < declared:
             raise InvalidArgument(f"{declared} prompts were declared, the stream ended after {count}", field="header.num_prompts")
 
-    async def _next(self, messages: AsyncIterator[trunk_pb2.FitOodRequest]) -> trunk_pb2.FitOodRequest | None:
-        try:
-            async with asyncio.timeout(self._idle_s):
-                return await anext(messages, None)
-        except TimeoutError:
-            raise DeadlineExceeded(f"nothing arrived for {self._idle_s:g} s: the fit is given up") from None
-
     # ---- the work
 
-    async def _gather(self, messages: AsyncIterator[trunk_pb2.FitOodRequest], wanted: OodFit) -> Moments:
-        moments = Moments(self._d_model)
-        async for before, prompts in self._prompts(messages, wanted.num_prompts):
-            token_ids = await self._frontend.workers.run(self._token_ids, prompts, before)
+    async def _gather(self, upload: Upload[trunk_pb2.FitOodRequest], wanted: OodFit) -> Moments:
+        moments = Moments(self._services.spec.d_model)
+        async for before, prompts in self._prompts(upload, wanted.num_prompts):
+            token_ids = await self._services.workers.run(self._token_ids, prompts, before)
             for start in range(0, len(token_ids), ENGINE_PROMPTS):
                 rows = await self._rows(token_ids[start : start + ENGINE_PROMPTS], wanted.pooling, before + start)
-                await self._frontend.workers.run(moments.add, rows)
+                await self._services.workers.run(moments.add, rows)
         return moments
 
     def _token_ids(self, prompts: Sequence[types_pb2.Prompt], before: int) -> list[tuple[list[int], str]]:
         """(ids, salt) of each prompt; an error counts prompts from the start of the stream."""
-        door, found = self._frontend.door, []
-        for index, prompt in enumerate(prompts, start=before):
-            door.check_text(num_sure_bytes(prompt), f"prompts[{index}]")
-            ids = prompt_ids(prompt, door, f"prompts[{index}]")
-            if len(ids) > door.max_context:
-                raise InvalidArgument(f"{len(ids)} tokens; the context holds {door.max_context}", field=f"prompts[{index}]")
-            found.append((ids, prompt.cache_salt))
+        found = []
+        with self._runner.context() as context:
+            for index, prompt in enumerate(prompts, start=before):
+                context.check_text(num_sure_bytes(prompt), f"prompts[{index}]")
+                ids = prompt_ids(prompt, context, f"prompts[{index}]")
+                if len(ids) > context.max_context:
+                    raise InvalidArgument(f"{len(ids)} tokens; the context holds {context.max_context}", field=f"prompts[{index}]")
+                found.append((ids, prompt.cache_salt))
         return found
 
     async def _rows(self, token_ids: list[tuple[list[int], str]], pooling: PromptPooling, before: int) -> Floats:
@@ -130,10 +114,10 @@ class OodFitting:
         return rows
 
     async def _encode(self, token_ids: list[tuple[list[int], str]], pooling: PromptPooling) -> Floats:
-        request = Request(self._frontend.request_id(""), lambda *_: None, head_kinds={}, pinned={}, pooling=pooling)
+        request = Request(self._runner.request_id(""), lambda *_: None, head_kinds={}, pinned={}, pooling=pooling)
         request.samples = [requests.given_sample(request, index, ids, [], salt) for index, (ids, salt) in enumerate(token_ids)]
-        rows = np.full((len(token_ids), self._d_model), np.nan)  # a prompt without a result is noticed
-        async with self._frontend.running(request) as stream:
+        rows = np.full((len(token_ids), self._services.spec.d_model), np.nan)  # a prompt without a result is noticed
+        async with self._runner.running(request) as stream:
             async for event in stream.events():
                 if isinstance(event, Finished) and event.sample.pooled is not None:
                     rows[event.sample.prompt_index] = event.sample.pooled
@@ -144,4 +128,4 @@ class OodFitting:
     def _finish(self, wanted: OodFit, moments: Moments) -> OodFit:
         model, spread = fit(moments, wanted.shrinkage, "prompts")
         made = dataclasses.replace(wanted, mean_score=spread.mean, std_score=spread.std, created_at=time.time())
-        return self._fits.store.add(made, model)
+        return self._services.ood.store.add(made, model)

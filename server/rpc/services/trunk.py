@@ -5,8 +5,7 @@ from __future__ import annotations
 import json
 import time
 from collections.abc import AsyncIterator
-from dataclasses import dataclass
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import grpc
 import torch
@@ -18,19 +17,12 @@ from polyhead.server.engine.work.events import Ended, Finished
 from polyhead.server.engine.work.pooling import PromptPooling
 from polyhead.server.engine.work.request import Priority, Request, Sample
 from polyhead.server.engine.work.sequence import TokenSequence
-from polyhead.server.ood.fits import OodFits
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, enums, prompts, requests
 from polyhead.server.rpc.messages import ood as ood_messages
-from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.rpc.services.ood import OodFitting
 from polyhead.v1 import trunk_pb2, trunk_pb2_grpc
-
-if TYPE_CHECKING:
-    from polyhead.heads.model.checkpoint import Checkpoint
-    from polyhead.heads.model.spec import ModelSpec
-    from polyhead.heads.store.store import HeadStore
-    from polyhead.server.versions.registry import Registry
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -48,31 +40,13 @@ CACHE_COUNTERS = (  # by which a hit in the cache shows
 )
 
 
-@dataclass(frozen=True, slots=True)
-class TrunkFacts:
-    """What GetTrunk and GetStatus tell, gathered once."""
-
-    model_name: str
-    checkpoint: Checkpoint
-    spec: ModelSpec
-    embedding: Tensor  # (vocab, d_model)
-    trunk_bytes: int
-    model_bytes: int  # of one unsplit model, as served
-    started_at: float  # time.monotonic()
-
-
 class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     """Identity, tokens, boundary states, status."""
 
-    def __init__(
-        self, frontend: Frontend, facts: TrunkFacts, registry: Registry, store: HeadStore, ood: OodFits, push_idle_s: float
-    ) -> None:
-        self._frontend = frontend
-        self._ood = ood
-        self._fitting = OodFitting(frontend, ood, facts.spec.d_model, push_idle_s)
-        self._facts = facts
-        self._registry = registry
-        self._store = store
+    def __init__(self, runner: CallRunner) -> None:
+        self._runner = runner
+        self._services = runner.services
+        self._fitting = OodFitting(runner)
         self._trunk: trunk_pb2.GetTrunkResponse | None = None
 
     async def GetTrunk(  # noqa: N802
@@ -80,7 +54,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     ) -> trunk_pb2.GetTrunkResponse:
         """Built once: hashing the source takes a moment."""
         if self._trunk is None:
-            self._trunk = await self._frontend.workers.run(self._describe)
+            self._trunk = await self._services.workers.run(self._describe)
         return self._trunk
 
     async def Tokenize(  # noqa: N802
@@ -90,29 +64,29 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         is_plain = request.prompt.WhichOneof("source") == "text" and not request.prompt.assistant_prefix and not request.prompt.format
         if request.without_special_tokens and not is_plain:
             raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
-        return await self._frontend.workers.run_sized(request.ByteSize(), self._tokenized, request)
+        return await self._services.workers.run_sized(request.ByteSize(), self._tokenized, request)
 
     def _tokenized(self, request: trunk_pb2.TokenizeRequest) -> trunk_pb2.TokenizeResponse:
-        door = self._frontend.door
         if request.without_special_tokens:
-            return trunk_pb2.TokenizeResponse(token_ids=door.tokenizer.encode(request.prompt.text, False))
-        return trunk_pb2.TokenizeResponse(token_ids=prompts.written_ids(request.prompt, door, "prompt"))
+            return trunk_pb2.TokenizeResponse(token_ids=self._services.tokenizer.encode(request.prompt.text, False))
+        with self._runner.context() as checked:
+            return trunk_pb2.TokenizeResponse(token_ids=prompts.written_ids(request.prompt, checked, "prompt"))
 
     async def Detokenize(  # noqa: N802
         self, request: trunk_pb2.DetokenizeRequest, context: Context
     ) -> trunk_pb2.DetokenizeResponse:
-        return await self._frontend.workers.run_sized(request.ByteSize(), self._detokenized, request)
+        return await self._services.workers.run_sized(request.ByteSize(), self._detokenized, request)
 
     def _detokenized(self, request: trunk_pb2.DetokenizeRequest) -> trunk_pb2.DetokenizeResponse:
-        ids = prompts.checked_ids(request.token_ids, self._facts.spec.vocab_size, "token_ids") if request.token_ids else []
-        return trunk_pb2.DetokenizeResponse(text=self._frontend.door.tokenizer.decode(ids, request.skip_special_tokens))
+        ids = prompts.checked_ids(request.token_ids, self._services.spec.vocab_size, "token_ids") if request.token_ids else []
+        return trunk_pb2.DetokenizeResponse(text=self._services.tokenizer.decode(ids, request.skip_special_tokens))
 
     async def Encode(  # noqa: N802
         self, request: trunk_pb2.EncodeRequest, context: Context
     ) -> AsyncIterator[trunk_pb2.EncodeResponse]:
         """Stream each sequence's states, or its one row, when they are computed; no head runs."""
-        work = await self._frontend.workers.run_sized(request.ByteSize(), self._encode_work, request)
-        async with self._frontend.running(work) as stream:
+        work = await self._services.workers.run_sized(request.ByteSize(), self._encode_work, request)
+        async with self._runner.running(work) as stream:
             async for event in stream.events():
                 if isinstance(event, Finished) and (encoded := _encoded(event.sample)) is not None:
                     for offset, rows in answers.row_parts(encoded):
@@ -126,16 +100,16 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     async def PullOutputEmbedding(  # noqa: N802
         self, request: trunk_pb2.PullOutputEmbeddingRequest, context: Context
     ) -> AsyncIterator[trunk_pb2.PullOutputEmbeddingResponse]:
-        if not self._facts.spec.tied:
+        if not self._services.spec.tied:
             raise FailedPrecondition("the model's output is not its embedding: it is part of each policy head (PullHead)")
-        for offset, rows in answers.row_parts(self._facts.embedding):
+        for offset, rows in answers.row_parts(self._services.trunk.embedding):
             yield trunk_pb2.PullOutputEmbeddingResponse(offset=offset, rows=answers.tensor(rows))
 
     async def GetStatus(  # noqa: N802
         self, request: trunk_pb2.GetStatusRequest, context: Context
     ) -> trunk_pb2.GetStatusResponse:
         """Numbers of one moment, read without stopping the engine."""
-        status = await self._frontend.workers.run_control(self._status)
+        status = await self._services.workers.run_control(self._status)
         if not current_call.get().sees_all:
             _hide_cache(status)
         return status
@@ -149,10 +123,10 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     async def ListOodFits(  # noqa: N802
         self, request: trunk_pb2.ListOodFitsRequest, context: Context
     ) -> trunk_pb2.ListOodFitsResponse:
-        return await self._frontend.workers.run_control(self._fits)
+        return await self._services.workers.run_control(self._fits)
 
     def _fits(self) -> trunk_pb2.ListOodFitsResponse:
-        return trunk_pb2.ListOodFitsResponse(fits=[ood_messages.fit_message(fit) for fit in self._ood.store.listing()])
+        return trunk_pb2.ListOodFitsResponse(fits=[ood_messages.fit_message(fit) for fit in self._services.ood.store.listing()])
 
     def _encode_work(self, message: trunk_pb2.EncodeRequest) -> Request:
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:
@@ -160,12 +134,12 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         num_tokens = sum(len(sequence.ids) for sequence in message.sequences)
         if message.pooling == trunk_pb2.POOLING_UNSPECIFIED and num_tokens > requests.MAX_STATES_TOKENS:
             raise InvalidArgument(f"{num_tokens} tokens in one request, at most {requests.MAX_STATES_TOKENS}", field="sequences")
-        self._frontend.check_room(Priority.BATCH, num_tokens)
-        layers = self._ood.layers
+        self._runner.check_room(Priority.BATCH, num_tokens)
+        layers = self._services.ood.layers
         layer = layers.resolve(message.layer, default=layers.split_layer, field="layer")
         pooling = enums.POOLINGS.member(message.pooling, "pooling")
         request = Request(
-            self._frontend.request_id(message.request_id),
+            self._runner.request_id(message.request_id),
             lambda *_: None,
             head_kinds={},
             pinned={},
@@ -175,30 +149,30 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         )
         for index, sequence in enumerate(message.sequences):
             field = f"sequences[{index}].ids"
-            ids = prompts.checked_ids(sequence.ids, self._facts.spec.vocab_size, field)
-            if len(ids) > self._frontend.door.max_context:
-                raise InvalidArgument(f"{len(ids)} tokens; the context holds {self._frontend.door.max_context}", field=field)
+            ids = prompts.checked_ids(sequence.ids, self._services.spec.vocab_size, field)
+            if len(ids) > self._services.max_context:
+                raise InvalidArgument(f"{len(ids)} tokens; the context holds {self._services.max_context}", field=field)
             sample = requests.given_sample(request, index, ids, [])
             sample.sequence = TokenSequence(ids)
             request.samples.append(sample)
-        requests.check_held_states(request, self._frontend.door, "sequences")
+        with self._runner.context() as checked:
+            requests.check_held_states(request, checked, "sequences")
         return request
 
     def _describe(self) -> trunk_pb2.GetTrunkResponse:
-        facts, door = self._facts, self._frontend.door
-        spec, checkpoint = facts.spec, facts.checkpoint
+        services, spec, checkpoint = self._services, self._services.spec, self._services.checkpoint
         schema = spec.head_schema(OutputKind.SCORE)
         return trunk_pb2.GetTrunkResponse(
-            trunk_id=self._frontend.trunk_id,
-            precision=self._frontend.precision,
-            model=facts.model_name,
+            trunk_id=services.trunk_id,
+            precision=services.precision,
+            model=services.model_name,
             split_layer=spec.split_layer,
             num_layers=spec.num_layers,
             d_model=spec.d_model,
             vocab_size=spec.vocab_size,
-            context_length=door.max_context,
-            eos_token_ids=sorted(door.eos_ids),
-            tokenizer_sha256=door.tokenizer.sha256,
+            context_length=services.max_context,
+            eos_token_ids=sorted(services.eos_ids),
+            tokenizer_sha256=services.tokenizer.sha256,
             tensors=[
                 trunk_pb2.SourceTensor(name=name, sha256=checkpoint.sha256(name), dtype=str(checkpoint.info(name).dtype))
                 for name in spec.trunk_sources
@@ -206,13 +180,13 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             head_tensors=[trunk_pb2.HeadTensor(name=name, shape=schema[name]) for name in spec.head_names],
             tied=spec.tied,
             config_json=json.dumps(spec.config.to_dict(), default=str, sort_keys=True),
-            tap_layer=self._ood.layers.tap_layer,
+            tap_layer=services.ood.layers.tap_layer,
         )
 
     def _status(self) -> trunk_pb2.GetStatusResponse:
-        engine = self._frontend.engine
+        services, engine, registry = self._services, self._services.engine, self._services.registry
         snapshot, active = engine.snapshot(), engine.active
-        residency, leases = self._registry.residency, engine.leased_names()
+        residency, leases = registry.residency, engine.leased_names()
         return trunk_pb2.GetStatusResponse(
             generation=active.generation,
             active={name: head.version for name, head in active.heads.items()},
@@ -220,10 +194,10 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
                 trunk_pb2.ResidentHead(
                     references=row.references, digest=row.digest, num_bytes=row.num_bytes, num_leases=row.num_leases, active=row.active
                 )
-                for row in self._registry.resident()
+                for row in registry.resident()
             ],
-            trunk_bytes=self._facts.trunk_bytes,
-            model_bytes=self._facts.model_bytes,
+            trunk_bytes=services.trunk_bytes,
+            model_bytes=services.model_bytes,
             num_running=snapshot.num_running,
             num_waiting=snapshot.num_waiting,
             num_blocks=snapshot.num_blocks,
@@ -231,13 +205,13 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             num_cached_blocks=snapshot.num_cached_blocks,
             num_head_blocks=snapshot.num_head_blocks,
             num_filled_head_blocks=snapshot.num_filled_head_blocks,
-            store_bytes=self._store.disk_bytes() + self._ood.store.num_bytes,
-            disk_free_bytes=self._store.disk_space()[0],
+            store_bytes=services.store.disk_bytes() + services.ood.store.num_bytes,
+            disk_free_bytes=services.store.disk_space()[0],
             counters=dict(snapshot.counters),
             last_swap_pause_seconds=snapshot.last_swap_pause_s,
-            damage=self._registry.damage,
-            problems=self._registry.problems,
-            uptime_seconds=time.monotonic() - self._facts.started_at,
+            damage=registry.damage,
+            problems=registry.problems,
+            uptime_seconds=time.monotonic() - services.started_at,
             memory_budget_bytes=residency.budget,
             head_bytes=residency.num_bytes,
             resident_names=[
@@ -253,7 +227,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             max_idle_per_name=residency.max_idle_per_name,
             changes=[
                 trunk_pb2.ChangeUnderWay(what=change.what, step=change.step, seconds=change.seconds)
-                for change in self._registry.changes.running()
+                for change in registry.changes.running()
             ],
         )
 

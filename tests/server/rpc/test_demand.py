@@ -14,17 +14,17 @@ from polyhead.server.engine.schedule.admission import check_queue
 from polyhead.server.engine.work.reports import QueueLimits
 from polyhead.server.engine.work.request import Priority, Request, Sample
 from polyhead.server.rpc.auth import Caller, Role
-from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.interceptors import Call, current_call
 from polyhead.server.rpc.messages import requests
 from polyhead.server.rpc.messages.requests import Work
-from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.rpc.request_context import RequestContext
+from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2, types_pb2
 from tests.server.rpc.test_limits import NOTHING, RULE_SET, Tokenizer
-from tests.server.rpc.test_limits import door as limits_door
+from tests.server.rpc.test_limits import context as limits_context
 
-door = limits_door
+context = limits_context
 QUEUE = QueueLimits(max_tokens=20_000)
 
 
@@ -59,14 +59,14 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
 
 @pytest.fixture
-def narrow(door: Door, made: Made) -> Door:
-    """A door before a queue of 20 000 tokens."""
+def narrow(context: RequestContext, made: Made) -> RequestContext:
+    """A context before a queue of 20 000 tokens."""
 
     def check_room(priority: Priority, num_tokens: int) -> None:
         made.asked.append(num_tokens)
         check_queue(Request("", NOTHING, {}, {}, priority=priority, num_least_tokens=num_tokens), [], QUEUE)
 
-    return dataclasses.replace(door, check_room=check_room)
+    return dataclasses.replace(context, check_room=check_room)
 
 
 def prompts(text: str, ids: int, count: int) -> list[types_pb2.Prompt]:
@@ -88,37 +88,37 @@ def scoring(given: list[types_pb2.Prompt], completion: str, **score: Any) -> sco
 
 
 RULES = {"heads": ["rule0".ljust(64, "-") + "@134217728"], "rules": types_pb2.RuleSelection(rule_set=RULE_SET)}
-BY_COUNTS: dict[str, Callable[[Door], Work]] = {
-    "samples of prompts given as ids": lambda door: requests.generate_request(generation(prompts("", 900, 4), 16, 64), door, "r"),
-    "samples of texts": lambda door: requests.generate_request(generation(prompts("a text", 0, 60), 4, 16, 50), door, "r"),
-    "rules asked after each sample": lambda door: requests.generate_request(generation(prompts("a", 0, 16), 1, 64, **RULES), door, "r"),
-    "ids to score": lambda door: requests.score_request(scoring(prompts("", 900, 40), "b", heads=["policy"]), door, "r"),
-    "rules asked after each item": lambda door: requests.score_request(scoring(prompts("a", 0, 1000), "b", **RULES), door, "r"),
+BY_COUNTS: dict[str, Callable[[RequestContext], Work]] = {
+    "samples of prompts given as ids": lambda it: requests.generate_request(generation(prompts("", 900, 4), 16, 64), it, "r"),
+    "samples of texts": lambda it: requests.generate_request(generation(prompts("a text", 0, 60), 4, 16, 50), it, "r"),
+    "rules asked after each sample": lambda it: requests.generate_request(generation(prompts("a", 0, 16), 1, 64, **RULES), it, "r"),
+    "ids to score": lambda it: requests.score_request(scoring(prompts("", 900, 40), "b", heads=["policy"]), it, "r"),
+    "rules asked after each item": lambda it: requests.score_request(scoring(prompts("a", 0, 1000), "b", **RULES), it, "r"),
 }
 
 
 @pytest.mark.parametrize("what", BY_COUNTS)
-def test_what_counts_show_to_be_too_much_is_refused_before_anything_is_made(what: str, narrow: Door, made: Made) -> None:
+def test_what_counts_show_to_be_too_much_is_refused_before_anything_is_made(what: str, narrow: RequestContext, made: Made) -> None:
     with pytest.raises(ResourceExhausted, match="the whole queue holds 20000"):
         BY_COUNTS[what](narrow)
     assert (made.num_encoded, made.num_samples) == (0, 0)
 
 
-def test_what_only_tokens_show_is_refused_before_samples_are_made(narrow: Door, made: Made) -> None:
+def test_what_only_tokens_show_is_refused_before_samples_are_made(narrow: RequestContext, made: Made) -> None:
     """Each text is tokenised once, whatever is drawn for it."""
     with pytest.raises(ResourceExhausted, match="the request can come to 1843200 tokens"):
         requests.generate_request(generation(prompts("word " * 899, 0, 2), 16, 64), dataclasses.replace(narrow, max_context=1024), "r")
     assert (made.num_encoded, made.num_samples) == (2, 0)
 
 
-def test_ids_that_are_too_long_are_refused_before_any_text_is_tokenised(narrow: Door, made: Made) -> None:
+def test_ids_that_are_too_long_are_refused_before_any_text_is_tokenised(narrow: RequestContext, made: Made) -> None:
     given = [*prompts("a text", 0, 3), *prompts("", 2000, 1)]
     with pytest.raises(InvalidArgument) as caught:
         requests.generate_request(generation(given, 1, 1), narrow, "r")
     assert (caught.value.field, made.num_encoded) == ("prompts[3]", 0)
 
 
-def test_what_is_counted_is_what_the_request_comes_to(narrow: Door, made: Made) -> None:
+def test_what_is_counted_is_what_the_request_comes_to(narrow: RequestContext, made: Made) -> None:
     """The count with tokens is the queue's own, so that nothing passes it and is refused behind it."""
     given = [*prompts("a b c", 0, 2), *prompts("", 7, 1)]
     for work in (
@@ -138,8 +138,7 @@ def test_encode_is_counted_before_its_ids_are_copied(monkeypatch: pytest.MonkeyP
         refused.append(num_tokens)
         raise ResourceExhausted("full", retry_after_s=1.0)
 
-    frontend = cast(Any, SimpleNamespace(check_room=check_room))
-    servicer = TrunkServicer(frontend, cast(Any, SimpleNamespace(spec=SimpleNamespace(d_model=8))), NOTHING, NOTHING, NOTHING, 1.0)
+    servicer = TrunkServicer(cast(Any, SimpleNamespace(check_room=check_room, services=NOTHING)))
     message = trunk_pb2.EncodeRequest(sequences=[types_pb2.TokenIds(ids=[5] * 100)] * 7)
     with pytest.raises(ResourceExhausted):
         servicer._encode_work(message)
@@ -149,8 +148,8 @@ def test_encode_is_counted_before_its_ids_are_copied(monkeypatch: pytest.MonkeyP
 def test_a_probe_has_its_callers_principal_and_deadline() -> None:
     """A refusal by counts must be the one that the whole request would get."""
     asked: list[Request] = []
-    frontend = Frontend(cast(Any, SimpleNamespace(check_room=asked.append)), NOTHING, "", "", NOTHING, NOTHING, NOTHING)
+    runner = CallRunner(cast(Any, SimpleNamespace(engine=SimpleNamespace(check_room=asked.append))))
     current_call.set(Call("/polyhead.v1.GenerationService/Generate", "", Caller(Role.WORKER, "a"), 9.0, NOTHING, due_at=7.0))
-    frontend.check_room(Priority.INTERACTIVE, 15_000)
+    runner.check_room(Priority.INTERACTIVE, 15_000)
     [probe] = asked
     assert (probe.num_tokens, probe.due_at, probe.principal, probe.priority) == (15_000, 7.0, "a", Priority.INTERACTIVE)

@@ -5,6 +5,7 @@ That one more is refused with the field's name, and before any work, is tests/e2
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Sequence
 from types import SimpleNamespace
@@ -16,19 +17,20 @@ import pytest
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.manifest import HeadManifest
+from polyhead.heads.format.precision import Precision
 from polyhead.server.engine.schedule.leases import take_lease
 from polyhead.server.engine.schedule.scorer import plan_readings
 from polyhead.server.engine.work.live import ActiveSet, LiveHead, ServedHead
 from polyhead.server.engine.work.request import Output, Request, Sample
 from polyhead.server.engine.work.sampling import FinishReason
-from polyhead.server.ood.fits import OodFits, TrunkLayers
+from polyhead.server.ood.fits import TrunkLayers
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
-from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.listen import SERVER_OPTIONS
 from polyhead.server.rpc.messages import answers, requests
 from polyhead.server.rpc.messages.sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS
-from polyhead.server.rpc.services.trunk import TrunkFacts, TrunkServicer
+from polyhead.server.rpc.request_context import RequestContext
+from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.server.text.continuation import Decode
 from polyhead.server.text.replies import ReplyCheck
 from polyhead.server.text.transcripts import TranscriptBook
@@ -81,14 +83,14 @@ def resolve(name: str, field: str) -> ServedHead:
 
 
 @pytest.fixture(scope="module")
-def door(tmp_path_factory: pytest.TempPathFactory) -> Door:
+def context(tmp_path_factory: pytest.TempPathFactory) -> RequestContext:
     tokenizer, folder = cast(Any, Tokenizer()), tmp_path_factory.mktemp("rules")
     question = {"template": "{dialogue} so {rule} then", "answers": {"violated": "Yes", "followed": "No"}}
     rules = [{"id": f"rule{index}".ljust(64, "-"), "text": "be kind"} for index in range(23)]
     for name, content in ((RULE_SET, {"rules": rules}), (TEMPLATE, question)):
         (folder / f"{name[:5]}.yaml").write_text(json.dumps({"id": name[:64], "version": 1 << 27, **content}))
     rules, formats = RuleBook(tokenizer, sorted(folder.iterdir())), cast(TranscriptBook, NOTHING)
-    return Door(tokenizer, rules, formats, RecipeBook(), VOCAB, CONTEXT, frozenset({2}), resolve, NOTHING)
+    return RequestContext(tokenizer, rules, formats, RecipeBook(), VOCAB, CONTEXT, frozenset({2}), resolve, NOTHING)
 
 
 def ids(count: int) -> TokenIds:
@@ -119,7 +121,7 @@ def finish(request: Request) -> None:
 
 
 def reply_bytes(sample: Sample) -> int:
-    """As the door counts a sample."""
+    """As the context counts a sample."""
     return requests._reply_bytes(sample.request, sample.params, sample.most_tokens, None)
 
 
@@ -148,11 +150,13 @@ EVERY_RULE, ONE_RULE = RuleSelection(rule_set=RULE_SET), RuleSelection(rule_set=
         (500, ALL, EVERY_RULE),
     ],
 )
-def test_the_largest_answer_of_score_fits_one_message(door: Door, num_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
+def test_the_largest_answer_of_score_fits_one_message(
+    context: RequestContext, num_tokens: int, heads: list[str], rules: RuleSelection | None
+) -> None:
     """Counted before any work by an estimate: it must never be too low, for short items with many rules neither."""
-    probe = requests.score_request(score_request(1, num_tokens, heads, rules), door, "r").request.samples[0]
+    probe = requests.score_request(score_request(1, num_tokens, heads, rules), context, "r").request.samples[0]
     largest = min(requests.MAX_REPLY_BYTES // reply_bytes(probe), requests.MAX_PROMPTS)
-    request = requests.score_request(score_request(largest, num_tokens, heads, rules), door, "r" * 128).request
+    request = requests.score_request(score_request(largest, num_tokens, heads, rules), context, "r" * 128).request
     finish(request)
     items = [answers.scored_item(sample, VALID, None) for sample in request.samples]
     answer = scoring_pb2.ScoreResponse(items=items, request_id="r" * 128)
@@ -160,7 +164,7 @@ def test_the_largest_answer_of_score_fits_one_message(door: Door, num_tokens: in
     assert answer.ByteSize() <= requests.MAX_REPLY_BYTES < dict(SERVER_OPTIONS)["grpc.max_send_message_length"]
     if largest < requests.MAX_PROMPTS:
         with pytest.raises(InvalidArgument) as caught:
-            requests.score_request(score_request(largest + 1, num_tokens, heads, rules), door, "r")
+            requests.score_request(score_request(largest + 1, num_tokens, heads, rules), context, "r")
         assert caught.value.field == "items"
 
 
@@ -174,11 +178,13 @@ def group_request(num_samples: int, max_new_tokens: int, heads: list[str], rules
 
 @pytest.mark.parametrize("max_new_tokens", [1, 500])
 @pytest.mark.parametrize(("heads", "rules"), [([], None), (some(HeadKind.VALUE, 2), None), (ALL, EVERY_RULE)])
-def test_the_largest_group_fits_one_message(door: Door, max_new_tokens: int, heads: list[str], rules: RuleSelection | None) -> None:
+def test_the_largest_group_fits_one_message(
+    context: RequestContext, max_new_tokens: int, heads: list[str], rules: RuleSelection | None
+) -> None:
     """What a sample repeats of its request was not counted: 1024 short ones with 16 stop strings each came to 4 MiB."""
-    probe = requests.generate_request(group_request(1, max_new_tokens, heads, rules), door, "r").request.samples[0]
+    probe = requests.generate_request(group_request(1, max_new_tokens, heads, rules), context, "r").request.samples[0]
     largest = min(requests.MAX_REPLY_BYTES // reply_bytes(probe), requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM)
-    request = requests.generate_request(group_request(largest, max_new_tokens, heads, rules), door, "r").request
+    request = requests.generate_request(group_request(largest, max_new_tokens, heads, rules), context, "r").request
     finish(request)
     samples = [answers.sample_message(sample, VALID, None) for sample in request.samples if sample.prompt_index == 0]
     answer = generation_pb2.GenerateResponse(group=generation_pb2.SampleGroup(samples=samples))
@@ -186,29 +192,32 @@ def test_the_largest_group_fits_one_message(door: Door, max_new_tokens: int, hea
     assert answer.ByteSize() <= requests.MAX_REPLY_BYTES
     if largest < requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM:
         with pytest.raises(InvalidArgument) as caught:
-            requests.generate_request(group_request(largest + 1, max_new_tokens, heads, rules), door, "r")
+            requests.generate_request(group_request(largest + 1, max_new_tokens, heads, rules), context, "r")
         assert caught.value.field == "delivery"
 
 
-def test_states_are_returned_for_exactly_so_many_tokens(door: Door) -> None:
+def test_states_are_returned_for_exactly_so_many_tokens(context: RequestContext) -> None:
     def request(max_new_tokens: int) -> GenerateRequest:
         arms = [Arm(n=64, sampling=Sampling(max_new_tokens=254))] * 15 + [Arm(n=64, sampling=Sampling(max_new_tokens=max_new_tokens))]
         return GenerateRequest(prompts=[prompt(2)], arms=arms, return_states=True)
 
-    assert requests.generate_request(request(254), door, "r").request.num_tokens == requests.MAX_STATES_TOKENS
+    assert requests.generate_request(request(254), context, "r").request.num_tokens == requests.MAX_STATES_TOKENS
     with pytest.raises(InvalidArgument) as caught:
-        requests.generate_request(request(255), door, "r")
+        requests.generate_request(request(255), context, "r")
     assert caught.value.field == "return_states"
     without = request(255)
     without.return_states = False
-    assert requests.generate_request(without, door, "r").request.num_tokens > requests.MAX_STATES_TOKENS
+    assert requests.generate_request(without, context, "r").request.num_tokens > requests.MAX_STATES_TOKENS
 
 
-def test_encode_takes_exactly_so_many_tokens(door: Door) -> None:
-    frontend = cast(Any, SimpleNamespace(door=door, check_room=door.check_room, request_id=str))
-    facts = cast(TrunkFacts, type("Facts", (), {"spec": type("Spec", (), {"vocab_size": VOCAB, "d_model": 8})}))
-    ood = cast(OodFits, SimpleNamespace(layers=TrunkLayers("0" * 64, "float32", 2, 0)))
-    servicer = TrunkServicer(frontend, facts, NOTHING, NOTHING, ood, 60.0)
+def test_encode_takes_exactly_so_many_tokens(context: RequestContext) -> None:
+    spec = SimpleNamespace(vocab_size=VOCAB, d_model=8)
+    ood = SimpleNamespace(layers=TrunkLayers("0" * 64, Precision.FLOAT32, 2, 0))
+    services = SimpleNamespace(spec=spec, ood=ood, max_context=CONTEXT)
+    runner = SimpleNamespace(
+        services=services, check_room=context.check_room, request_id=str, context=lambda: contextlib.nullcontext(context)
+    )
+    servicer = TrunkServicer(cast(Any, runner))
     full = [ids(CONTEXT)] * (requests.MAX_STATES_TOKENS // CONTEXT)
     exact = servicer._encode_work(trunk_pb2.EncodeRequest(sequences=full, request_id="r"))
     assert exact.num_tokens == requests.MAX_STATES_TOKENS

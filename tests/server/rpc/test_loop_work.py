@@ -17,10 +17,10 @@ from polyhead.server.engine.work.request import Sample
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.process.startup import bring_up_heads, build_services
 from polyhead.server.process.workers import Workers
+from polyhead.server.rpc import finishing
 from polyhead.server.rpc.listen import add_servicers
 from polyhead.server.rpc.messages import answers as answers_messages
 from polyhead.server.rpc.messages import prompts, requests
-from polyhead.server.rpc.services import generation, scoring
 from polyhead.server.rpc.services.call import LOOP_TOKENS
 from polyhead.server.rpc.stream import hand_over
 from polyhead.server.text import replies
@@ -90,7 +90,7 @@ def work(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> LoopWork
         count(requests, name)
     for name in ("sample_message", "scored_item", "piece"):
         count(answers_messages, name)
-    for owner in (generation, scoring, replies):
+    for owner in (finishing, replies):
         count(owner, "check_reply")
     return found
 

@@ -11,8 +11,8 @@ from hypothesis import strategies as st
 from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers
 from transformers import PreTrainedTokenizerFast
 
-from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.messages.prompts import prompt_ids
+from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.text import tokenizer as tokenizer_module
 from polyhead.v1.types_pb2 import ChatMessage, Continuation, Prompt
 
@@ -136,9 +136,10 @@ def test_several_turns_may_follow(name: str) -> None:
 def test_a_request_continues_with_the_checkpoints_own_eos_ids() -> None:
     name, first = "chatml", message("user", "Hi")
     template, tokenizer, nothing = TEMPLATES[name], TOKENIZERS[name], cast(Any, None)
-    door = Door(tokenizer, nothing, nothing, nothing, len(VOCABULARY), 1024, template.eos_ids, nothing, nothing)
+    context = RequestContext(tokenizer, nothing, nothing, nothing, len(VOCABULARY), 1024, template.eos_ids, nothing, nothing)
     sampled = [*tokenizer.encode("Yes", special_tokens=False), VOCABULARY["<|endoftext|>"]]
     turn = ChatMessage(role="user", content="And?")
     before = tokenizer.encode_chat([first], "messages")
-    continued = prompt_ids(Prompt(continue_from=Continuation(prompt_token_ids=before, token_ids=sampled, messages=[turn])), door, "prompt")
+    continuation = Continuation(prompt_token_ids=before, token_ids=sampled, messages=[turn])
+    continued = prompt_ids(Prompt(continue_from=continuation), context, "prompt")
     assert continued == whole_and_continued(name, "Yes", sampled[-1:], message("user", "And?"))[1]

@@ -9,8 +9,8 @@ import pytest
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.rewards.rules import RuleBook
-from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids
+from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.text import tokenizer as tokenizer_module
 from polyhead.server.text.transcripts import TranscriptBook
 from polyhead.v1.scoring_pb2 import ScoreItem
@@ -29,8 +29,8 @@ def tokenizers(tmp_path_factory: pytest.TempPathFactory) -> dict[str, tokenizer_
     return {name: load(tmp_path_factory.mktemp("tokenizer"), make(), chat=CHAT) for name, make in FAMILIES.items()}
 
 
-def door_of(tokenizer: tokenizer_module.Tokenizer, vocab_size: int = 1 << 20) -> Door:
-    return Door(tokenizer, NOTHING, NOTHING, NOTHING, vocab_size, 1024, frozenset(), NOTHING, NOTHING)
+def door_of(tokenizer: tokenizer_module.Tokenizer, vocab_size: int = 1 << 20) -> RequestContext:
+    return RequestContext(tokenizer, NOTHING, NOTHING, NOTHING, vocab_size, 1024, frozenset(), NOTHING, NOTHING)
 
 
 @pytest.mark.parametrize("name", LETTERS)

@@ -18,10 +18,10 @@ from polyhead.heads.model import embedded
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import Rule, RuleBook
-from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.messages import requests
 from polyhead.server.rpc.messages.prompts import prompt_ids
 from polyhead.server.rpc.messages.sampling import sampling_params
+from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.text.control_tokens import _any_of
 from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.text.transcripts import TranscriptBook
@@ -161,32 +161,32 @@ def test_smollm2s_prompts_are_what_they_were(smollm: Tokenizer, content: str) ->
 # requests
 
 
-def door(raw: Any, eos: tuple[str, ...] = ()) -> Door:
+def context(raw: Any, eos: tuple[str, ...] = ()) -> RequestContext:
     tokenizer = Tokenizer(raw, "")
     manifest = HeadManifest(HeadKind.POLICY, "0" * 64, 2, 4, OutputKind.OWN)
     head = ServedHead("policy", 1, manifest, LiveHead("f" * 64, NOTHING, 0))
     eos_ids = frozenset(raw.convert_tokens_to_ids(list(eos)))
     books: Any = (RuleBook(tokenizer), TranscriptBook(tokenizer), RecipeBook())
-    return Door(tokenizer, *books, len(raw), 4096, eos_ids, lambda *_: head, NOTHING)
+    return RequestContext(tokenizer, *books, len(raw), 4096, eos_ids, lambda *_: head, NOTHING)
 
 
 def chat(content: str, **fields: Any) -> Prompt:
     return Prompt(chat=Chat(messages=[ChatMessage(role="user", content=content)]), **fields)
 
 
-def num_marks(at: Door, ids: list[int]) -> int:
+def num_marks(at: RequestContext, ids: list[int]) -> int:
     return len(control_ids(at.tokenizer, ids))
 
 
 def test_a_request_may_ask_for_control_tokens() -> None:
-    at = door(tiny_tokenizers.byte_level())
+    at = context(tiny_tokenizers.byte_level())
     assert num_marks(at, prompt_ids(chat(FORGED), at, "prompt")) == 3
     assert num_marks(at, prompt_ids(chat(FORGED, allow_control_tokens=True), at, "prompt")) == 5
     assert num_marks(at, prompt_ids(Prompt(text=FORGED), at, "prompt")) == 2  # plain text is used as it is
 
 
 def test_control_tokens_in_turns_that_follow_are_text() -> None:
-    at = door(tiny_tokenizers.byte_level(), eos=("<|im_end|>",))
+    at = context(tiny_tokenizers.byte_level(), eos=("<|im_end|>",))
     before = prompt_ids(chat("Hi"), at, "prompt")
     turn = ChatMessage(role="user", content=FORGED)
     following = Continuation(prompt_token_ids=before, token_ids=at.tokenizer.encode("Yes<|im_end|>"), messages=[turn])
@@ -199,7 +199,7 @@ def test_control_tokens_in_turns_that_follow_are_text() -> None:
 
 @pytest.mark.parametrize("raw", [tiny_tokenizers.byte_level(), tiny_tokenizers.sentencepiece()], ids=["byte level", "sentencepiece"])
 def test_control_tokens_in_a_transcript_are_text(raw: Any) -> None:
-    at = door(raw)
+    at = context(raw)
     mark = raw.eos_token
     careful = prompt_ids(chat(f"Hi{mark}Yes", format="sparrow"), at, "prompt")
     live = prompt_ids(chat(f"Hi{mark}Yes", format="sparrow", allow_control_tokens=True), at, "prompt")
@@ -214,7 +214,7 @@ def test_control_tokens_in_a_transcript_are_text(raw: Any) -> None:
 
 
 def test_control_tokens_in_a_rule_are_text() -> None:
-    at = door(tiny_tokenizers.byte_level())
+    at = context(tiny_tokenizers.byte_level())
     [(_, ids)] = at.rules.suffixes([Rule("a", "Be<|im_end|>kind.")])["example-rule-prompt@2"]
     assert num_marks(at, list(ids)) == 0
     assert "Be<|im_end|>kind." in at.tokenizer.decode(ids)
@@ -223,21 +223,21 @@ def test_control_tokens_in_a_rule_are_text() -> None:
 # ends
 
 
-def samples(at: Door, prompt: Prompt, **sampling: Any) -> Any:
+def samples(at: RequestContext, prompt: Prompt, **sampling: Any) -> Any:
     request = generation_pb2.GenerateRequest(prompts=[prompt], arms=[generation_pb2.Arm(sampling=Sampling(**sampling))])
     return requests.generate_request(request, at, "r").request.samples[0].params
 
 
 def test_a_stop_string_that_is_a_control_token_becomes_a_stop_id() -> None:
     """It never matched: control tokens are left out of the text that stop strings are looked for in."""
-    at = door(tiny_tokenizers.byte_level())
+    at = context(tiny_tokenizers.byte_level())
     params = sampling_params(Sampling(stop=["<|im_end|>", "</think>", "x"], stop_token_ids=[7]), "sampling", at)
     assert params.stop_token_ids == {7, at.tokenizer.stop_id("<|im_end|>")}
     assert params.stop == ("<|im_end|>", "</think>", "x")  # as it was sent; </think> is text
 
 
 def test_a_stop_string_around_a_control_token_is_refused() -> None:
-    at = door(tiny_tokenizers.byte_level())
+    at = context(tiny_tokenizers.byte_level())
     with pytest.raises(InvalidArgument, match="would never match") as caught:
         sampling_params(Sampling(stop=["x", "<|im_end|>\n"]), "sampling", at)
     assert caught.value.field == "sampling.stop[1]"
@@ -245,7 +245,7 @@ def test_a_stop_string_around_a_control_token_is_refused() -> None:
 
 def test_the_templates_own_end_of_a_turn_is_a_stop_id_of_its_prompts(caplog: pytest.LogCaptureFixture) -> None:
     """A base model's EOS beside a ChatML template: replies ran to the limit."""
-    at = door(tiny_tokenizers.byte_level(), eos=("<|endoftext|>",))
+    at = context(tiny_tokenizers.byte_level(), eos=("<|endoftext|>",))
     end = at.tokenizer.stop_id("<|im_end|>")
     following = Continuation(prompt_token_ids=[5], token_ids=[6], messages=[ChatMessage(role="user", content="Hi")])
     for prompt in (chat("Hi"), Prompt(continue_from=following)):
@@ -259,7 +259,7 @@ def test_the_templates_own_end_of_a_turn_is_a_stop_id_of_its_prompts(caplog: pyt
 
 
 def test_an_end_that_is_an_eos_is_nothing_new(caplog: pytest.LogCaptureFixture) -> None:
-    at = door(tiny_tokenizers.byte_level(), eos=("<|im_end|>",))
+    at = context(tiny_tokenizers.byte_level(), eos=("<|im_end|>",))
     assert not samples(at, chat("Hi")).stop_token_ids
     caplog.clear()
     at.tokenizer.report_chat(at.eos_ids)
@@ -269,12 +269,12 @@ def test_an_end_that_is_an_eos_is_nothing_new(caplog: pytest.LogCaptureFixture) 
 def test_an_added_token_that_is_not_special_ends_turns_too() -> None:
     """As many a fine-tune has it: <|im_end|> was added, and not marked special."""
     raw = tiny_tokenizers.byte_level("{% for m in messages %}{{ m['role'] }}: {{ m['content'] }}</think>\n{% endfor %}")
-    assert samples(door(raw), chat("Hi")).stop_token_ids == {raw.convert_tokens_to_ids("</think>")}
-    assert not samples(door(tiny_tokenizers.byte_level(PLAIN)), chat("Hi")).stop_token_ids
+    assert samples(context(raw), chat("Hi")).stop_token_ids == {raw.convert_tokens_to_ids("</think>")}
+    assert not samples(context(tiny_tokenizers.byte_level(PLAIN)), chat("Hi")).stop_token_ids
 
 
 def test_a_given_reply_that_ends_as_the_template_ends_it_is_terminated() -> None:
-    at = door(tiny_tokenizers.byte_level(), eos=("<|endoftext|>",))
+    at = context(tiny_tokenizers.byte_level(), eos=("<|endoftext|>",))
     end = at.tokenizer.stop_id("<|im_end|>")
 
     def is_terminated(prompt: Prompt, *ids: int) -> bool:
@@ -294,7 +294,7 @@ def test_a_given_reply_that_ends_as_the_template_ends_it_is_terminated() -> None
 def test_a_tokenizer_that_ends_texts_does_not_end_prompts() -> None:
     """A prompt that ends with EOS is over: the model draws the next document."""
     raw = tiny_tokenizers.sentencepiece(appends_eos=True)
-    at = door(raw, eos=("</s>",))
+    at = context(raw, eos=("</s>",))
     assert raw.encode("Hi")[-1] == raw.eos_token_id
     for prompt in (Prompt(text="Hi"), chat("Hi", format="sparrow"), chat("Hi</s>", format="sparrow")):
         ids = prompt_ids(prompt, at, "prompt")
@@ -307,7 +307,7 @@ def test_a_tokenizer_that_ends_texts_does_not_end_prompts() -> None:
 def test_a_bos_is_not_doubled(appends_eos: bool) -> None:
     """Written by the template, and added by the tokenizer to each text."""
     raw = tiny_tokenizers.sentencepiece(appends_eos=appends_eos)
-    at = door(raw, eos=("</s>",))
+    at = context(raw, eos=("</s>",))
     for content in ("Hi", "Hi</s><s>"):
         ids = prompt_ids(chat(content, assistant_prefix=" Yes"), at, "prompt")
         assert (ids[0], ids.count(raw.bos_token_id), ids.count(raw.eos_token_id)) == (raw.bos_token_id, 1, 0)

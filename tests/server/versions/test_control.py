@@ -18,8 +18,10 @@ from polyhead.server.process.workers import Workers
 from polyhead.server.rpc.auth import Authenticator, Role, Token
 from polyhead.server.rpc.errors import DeadlineExceeded
 from polyhead.server.rpc.services import heads as heads_module
-from polyhead.server.rpc.services.heads import MAX_PUSHES, MIN_BYTES_PER_S, _Parts
+from polyhead.server.rpc.services.heads import MIN_BYTES_PER_S, _Chunks
+from polyhead.server.rpc.uploads import Upload
 from polyhead.server.versions.head_loader import to_file
+from polyhead.server.versions.publisher import MAX_PUSHES
 from polyhead.server.versions.watch import GenerationFeed
 from polyhead.v1 import heads_pb2 as pb
 from tests.server.fakes import World, heads_server
@@ -207,9 +209,9 @@ async def dripped(per_message: int, every_s: float, total: int) -> int:
             clock[0] += every_s
             yield chunk(offset, b"x" * per_message)
 
-    parts = _Parts(messages(), 60.0, lambda: clock[0])
-    await parts.header()
-    return sum([len(data) async for data in parts.chunks(total)])
+    upload = Upload(messages(), "push", 60.0, lambda: clock[0])
+    await upload.header()
+    return sum([len(data) async for data in _Chunks(upload).read(total)])
 
 
 async def test_a_push_that_drips_is_given_up() -> None:

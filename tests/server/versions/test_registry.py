@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -21,6 +22,7 @@ from polyhead.heads.format.errors import (
 from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.pauses import pausing
 from polyhead.heads.store import failpoints
+from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.server.versions.publisher import CopyRequest
 from tests.server.fakes import World
@@ -226,6 +228,26 @@ def test_resolve(ready: World) -> None:
         assert (caught.value.field, caught.value.metadata["name"]) == ("arms[0].head", bad)
     with pytest.raises(InvalidArgument):
         ready.resolve("../x")
+
+
+def test_a_request_sees_one_active_set_and_looks_each_head_up_once(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A name was looked up up to four times for one request, each time in the set that was active by then."""
+    looked_up: list[str] = []
+    resolve = ready.registry.resolve
+
+    def counted(reference: str, *others: Any) -> ServedHead:
+        looked_up.append(reference)
+        return resolve(reference, *others)
+
+    monkeypatch.setattr(ready.registry, "resolve", counted)
+    version = ready.push("policy", ready.changed(1))
+    with ready.registry.resolving() as find:
+        first = find("policy", "arms[0].head")
+        ready.registry.activate({"policy": version})
+        assert find("policy", "score.heads[0]") is first
+        assert find("value", "score.heads[1]") is find("value", "score.recipe")
+    assert looked_up == ["policy", "value"]
+    assert ready.resolve("policy").version == version
 
 
 def test_a_load_that_cannot_fit_is_refused_before_it_allocates(world_model: Path, tmp_path: Path) -> None:

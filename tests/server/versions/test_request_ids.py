@@ -174,7 +174,13 @@ async def test_each_field_of_a_fit(tmp_path: Path) -> None:
         model = OodModel(np.zeros(2), np.eye(2), np.ones(2))
         made = store.add(ood.wanted_fit(header, layers, 2, request_digest(header)), model)
         assert OodStore(heads.files, 3).listing() == [made]
-    servicer = OodFitting(cast(Any, SimpleNamespace(workers=SimpleNamespace(run=at_once))), OodFits(store, layers), 2, 1.0)
+    services = SimpleNamespace(
+        workers=SimpleNamespace(run=at_once),
+        ood=OodFits(store, layers),
+        spec=SimpleNamespace(d_model=2),
+        config=SimpleNamespace(push_idle_s=1.0),
+    )
+    servicer = OodFitting(cast(Any, SimpleNamespace(services=services)))
 
     async def fit(asked: Message) -> OodFit:
         async def messages() -> AsyncIterator[trunk_pb2.FitOodRequest]:

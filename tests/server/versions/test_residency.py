@@ -8,6 +8,7 @@ from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, cast
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -15,8 +16,8 @@ from polyhead.heads.format.errors import DataLoss, PolyheadError, ResourceExhaus
 from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.store import failpoints
 from polyhead.server.engine.work.live import LiveHead, ServedHead
-from polyhead.server.rpc.door import Door
-from polyhead.server.rpc.services.call import Frontend
+from polyhead.server.rpc.request_context import RequestContext
+from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.versions.residency import Residency
 from polyhead.v1.generation_pb2 import GenerateRequest
 from tests.server.fakes import World
@@ -289,12 +290,12 @@ class TestPinsEnd:
     def test_after_a_request_that_is_refused(self, tight: World) -> None:
         version = tight.push("policy", tight.changed(1))
 
-        def check(message: object, door: Door, request_id: str) -> Any:
-            door.resolve(f"policy@{version}", "f")
+        def check(message: object, context: RequestContext, request_id: str) -> Any:
+            context.resolve(f"policy@{version}", "f")
             raise DataLoss("no")
 
         async def call() -> None:
-            async with frontend(tight).admitted(check, GenerateRequest(), "r"):
+            async with runner(tight).admitted(check, GenerateRequest(), "r"):
                 pass
 
         with pytest.raises(DataLoss):
@@ -306,14 +307,14 @@ class TestPinsEnd:
         version = tight.push("policy", tight.changed(1))
         gate, done = Gate(), threading.Event()
 
-        def check(message: object, door: Door, request_id: str) -> Any:
+        def check(message: object, context: RequestContext, request_id: str) -> Any:
             gate.wait()
-            door.resolve(f"policy@{version}", "f")
+            context.resolve(f"policy@{version}", "f")
             done.set()
 
         async def call() -> None:
             async def serve() -> None:
-                async with frontend(tight).admitted(check, GenerateRequest(), "r"):
+                async with runner(tight).admitted(check, GenerateRequest(), "r"):
                     pass
 
             task = asyncio.create_task(serve())
@@ -330,7 +331,8 @@ class TestPinsEnd:
         assert not is_resident(tight, f"policy@{version}")
 
 
-def frontend(world: World) -> Frontend:
+def runner(world: World) -> CallRunner:
     """With all that a call needs before it is submitted."""
-    door = Door(NOTHING, NOTHING, NOTHING, NOTHING, 1, 1, frozenset(), NOTHING, NOTHING)
-    return Frontend(NOTHING, door, world.trunk_id, "float32", world.workers, NOTHING, world.registry.resolving)
+    loaded: Any = MagicMock(registry=world.registry, workers=world.workers)
+    loaded.config.unread_bytes, loaded.engine.state_bytes = 1, 1
+    return CallRunner(loaded)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
 from typing import Any, cast
 
 import numpy as np
@@ -57,6 +58,6 @@ async def test_states_that_are_not_finite_end_a_fit(monkeypatch: pytest.MonkeyPa
         return np.array([[1.0, 2.0], [1.0, np.nan]])
 
     monkeypatch.setattr(OodFitting, "_encode", encode)
-    fitting = OodFitting(cast(Any, None), cast(Any, None), 2, 1.0)
+    fitting = OodFitting(cast(Any, SimpleNamespace(services=None)))
     with pytest.raises(DataLoss, match=r"not finite for prompts\[65\]"):
         await fitting._rows([([5], ""), ([6], "")], POOL, before=64)

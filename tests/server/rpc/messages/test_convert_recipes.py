@@ -13,9 +13,9 @@ from polyhead.heads.format.manifest import HeadManifest
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.compose import Reward
 from polyhead.server.rewards.recipes import RecipeBook
-from polyhead.server.rpc.door import Door
 from polyhead.server.rpc.messages import requests
-from polyhead.server.rpc.messages.recipes import num_reward_bytes, plan_reward, reward_message
+from polyhead.server.rpc.messages.recipes import num_reward_bytes, plan_reward, reward_of
+from polyhead.server.rpc.request_context import RequestContext
 from polyhead.v1.generation_pb2 import DELIVERY_GROUPS, DELIVERY_SAMPLES, Arm, GenerateRequest, Selection
 from polyhead.v1.scoring_pb2 import ScoreItem, ScoreRequest
 from polyhead.v1.types_pb2 import Prompt, Sampling, ScoringSpec, TokenIds
@@ -30,11 +30,11 @@ def resolve(reference: str, field: str) -> ServedHead:
 
 
 @pytest.fixture
-def door() -> Door:
+def context() -> RequestContext:
     tokenizer: Any = SimpleNamespace(
         stream=lambda *_: None, decode=lambda ids: "", check_ids=lambda ids, field: ids, decode_after=lambda before: lambda ids: ""
     )
-    return Door(tokenizer, cast(Any, None), cast(Any, None), RecipeBook(), 50_000, 100_000, frozenset(), resolve, cast(Any, None))
+    return RequestContext(tokenizer, cast(Any, None), cast(Any, None), RecipeBook(), 50_000, 100_000, frozenset(), resolve, cast(Any, None))
 
 
 def generate(num_tokens: int, n: int = 1, **fields: Any) -> GenerateRequest:
@@ -42,18 +42,18 @@ def generate(num_tokens: int, n: int = 1, **fields: Any) -> GenerateRequest:
     return GenerateRequest(**{"prompts": [Prompt(token_ids=TokenIds(ids=[5]))], "arms": [arm], "delivery": DELIVERY_SAMPLES, **fields})
 
 
-def refused(door: Door, request: GenerateRequest) -> str:
+def refused(context: RequestContext, request: GenerateRequest) -> str:
     with pytest.raises(InvalidArgument) as caught:
-        requests.generate_request(request, door, "r")
+        requests.generate_request(request, context, "r")
     return caught.value.field
 
 
-def test_a_sample_with_too_many_log_probs_is_refused(door: Door) -> None:
+def test_a_sample_with_too_many_log_probs_is_refused(context: RequestContext) -> None:
     """20 of them are 160 bytes a token: 3.5 MB at some 19,000 tokens of one policy head."""
     many = ScoringSpec(heads=["reference"], top_logprobs=20)
-    assert refused(door, generate(30_000, score=many)) == "score.top_logprobs"
-    requests.generate_request(generate(15_000, score=many), door, "r")
-    requests.generate_request(generate(30_000, score=ScoringSpec(heads=["reference"])), door, "r")
+    assert refused(context, generate(30_000, score=many)) == "score.top_logprobs"
+    requests.generate_request(generate(15_000, score=many), context, "r")
+    requests.generate_request(generate(30_000, score=ScoringSpec(heads=["reference"])), context, "r")
 
 
 @pytest.mark.parametrize(
@@ -64,30 +64,32 @@ def test_a_sample_with_too_many_log_probs_is_refused(door: Door) -> None:
         ScoringSpec(heads=["reference", "preference"], recipe="kl"),
     ],
 )
-def test_groups_and_scores_count_what_is_added_at_each_token(door: Door, spec: ScoringSpec) -> None:
+def test_groups_and_scores_count_what_is_added_at_each_token(context: RequestContext, spec: ScoringSpec) -> None:
     """Without it the answer fits one message, with it not."""
     plain = ScoringSpec(heads=spec.heads)
     fields = {"num_tokens": 3_300, "n": 32, "delivery": DELIVERY_GROUPS}
-    requests.generate_request(generate(**fields, score=plain), door, "r")
-    assert refused(door, generate(**fields, score=spec)) == "delivery"
+    requests.generate_request(generate(**fields, score=plain), context, "r")
+    assert refused(context, generate(**fields, score=spec)) == "delivery"
     items = [ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[5])), token_ids=TokenIds(ids=[6] * 3_300)) for _ in range(32)]
-    requests.score_request(ScoreRequest(items=items, score=plain), door, "r")
+    requests.score_request(ScoreRequest(items=items, score=plain), context, "r")
     with pytest.raises(InvalidArgument) as caught:
-        requests.score_request(ScoreRequest(items=items, score=spec), door, "r")
+        requests.score_request(ScoreRequest(items=items, score=spec), context, "r")
     assert caught.value.field == "items"
 
 
-def test_a_selected_group_counts_what_is_returned(door: Door) -> None:
+def test_a_selected_group_counts_what_is_returned(context: RequestContext) -> None:
     score = ScoringSpec(recipe="kl")
     fields: dict[str, Any] = {"num_tokens": 10_000, "n": 64, "score": score, "delivery": DELIVERY_GROUPS}
-    assert refused(door, generate(**fields)) == "delivery"
-    work = requests.generate_request(generate(**fields, select=Selection(top=1, median=True)), door, "r")
+    assert refused(context, generate(**fields)) == "delivery"
+    work = requests.generate_request(generate(**fields, select=Selection(top=1, median=True)), context, "r")
     assert work.by_group
-    assert refused(door, generate(**fields, select=Selection(top=63))) == "select"
+    assert refused(context, generate(**fields, select=Selection(top=63))) == "select"
 
 
-def test_a_reward_is_counted_at_least_as_large_as_it_is(door: Door) -> None:
-    plan = plan_reward(ScoringSpec(recipe="kl"), door, is_given=False)
+def test_a_reward_is_counted_at_least_as_large_as_it_is(context: RequestContext) -> None:
+    plan = plan_reward(ScoringSpec(recipe="kl"), context, is_given=False)
     assert plan is not None
     reward = Reward({"preference": 1.0, "kl": 2.0}, 1.0, 2.0, 1.0, *([1.0] * 500 for _ in range(2)))  # type: ignore[list-item]
-    assert 500 * 8 < len(reward_message(plan, reward, 63).SerializeToString()) <= num_reward_bytes(plan, 500)
+    message = reward_of(plan, reward, 63)
+    assert message is not None
+    assert 500 * 8 < len(message.SerializeToString()) <= num_reward_bytes(plan, 500)

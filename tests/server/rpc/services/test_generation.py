@@ -18,7 +18,7 @@ from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.services.generation import _Writer
 
-FRONTEND: Any = SimpleNamespace(door=SimpleNamespace(tokenizer=SimpleNamespace(decode_after=lambda before: str)))  # reads replies
+RUNNER: Any = SimpleNamespace(services=SimpleNamespace(tokenizer=SimpleNamespace(decode_after=lambda before: str)))  # reads replies
 
 
 def streaming_request(num_samples: int) -> Request:
@@ -49,7 +49,7 @@ def test_tokens_that_wait_together_become_one_piece_for_each_sample() -> None:
     """Interleaved as the engine draws them, a token of every sample in each step."""
     request = streaming_request(3)
     events: list[Event] = [draw_next(sample) for _ in range(4) for sample in request.samples]
-    messages = list(_Writer(FRONTEND, Work(request, None)).messages(events))
+    messages = list(_Writer(RUNNER, Work(request, None)).messages(events))
     assert [place(message.piece) for message in messages] == [(0, 0), (0, 1), (1, 0)]
     for message, sample in zip(messages, request.samples, strict=True):
         piece = message.piece
@@ -65,7 +65,7 @@ def test_no_token_passes_an_end_or_comes_behind_its_own() -> None:
     request = streaming_request(2)
     a, b = request.samples
     events: list[Event] = [draw_next(a), draw_next(b), draw_next(a), Finished(a, tail="held back"), draw_next(b), draw_next(b)]
-    first, second, tail, ended, last = _Writer(FRONTEND, Work(request, None)).messages(events)
+    first, second, tail, ended, last = _Writer(RUNNER, Work(request, None)).messages(events)
     assert (place(first.piece), first.piece.token_ids) == ((0, 0), a.completion)
     assert (place(second.piece), second.piece.offset, second.piece.token_ids) == ((0, 1), 0, b.completion[:1])
     assert (place(tail.piece), tail.piece.offset, list(tail.piece.token_ids), tail.piece.text) == ((0, 0), 2, [], "held back")
@@ -77,7 +77,7 @@ def test_no_token_passes_an_end_or_comes_behind_its_own() -> None:
 def test_however_events_are_cut_into_lists_the_pieces_make_the_samples(data: st.DataObject) -> None:
     """Each list gives at most one piece a sample before each end; the offsets count on from list to list."""
     request = streaming_request(4)
-    writer = _Writer(FRONTEND, Work(request, None))
+    writer = _Writer(RUNNER, Work(request, None))
     open_samples, received = list(request.samples), {place(sample): [] for sample in request.samples}
     while open_samples:
         events: list[Event] = []

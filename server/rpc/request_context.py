@@ -1,4 +1,4 @@
-"""What a request is checked against at the door, before any model work."""
+"""What one request is checked against: what the server has loaded, and the heads that the request names. Does no model work."""
 
 from __future__ import annotations
 
@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.request import Priority
+from polyhead.server.process.services import Services
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.rpc.tag import PromptScorer
@@ -23,8 +24,8 @@ def _has_room(priority: Priority, num_tokens: int) -> None:
 
 
 @dataclass(frozen=True, slots=True)
-class Door:
-    """What a request is checked against."""
+class RequestContext:
+    """Made for each request by `CallRunner.context`."""
 
     tokenizer: Tokenizer
     rules: RuleBook
@@ -33,11 +34,29 @@ class Door:
     vocab_size: int
     max_context: int  # tokens of prompt and reply together
     eos_ids: frozenset[int]
-    resolve: Resolve  # a request's own: the heads that it finds stay in memory until the engine has the request
+    resolve: Resolve  # of one snapshot of the active set; what it finds stays in memory until the engine has the request
     find_ood: Callable[[str, str], PromptScorer]  # (reference, field): newest or given version; raises NotFound, FailedPrecondition
     max_held_states: int = 1 << 18  # tokens whose states may wait together to be read: of a sample, or of a group that leaves as one
     check_room: CheckRoom = _has_room  # asked with counts before texts are tokenised, and with tokens before samples are built
     most_bytes_per_token: int | None = None  # of text; None: no bound is known
+
+    @classmethod
+    def of(cls, services: Services, resolve: Resolve, check_room: CheckRoom) -> RequestContext:
+        """Of a loaded server."""
+        return cls(
+            tokenizer=services.tokenizer,
+            rules=services.rules,
+            formats=services.formats,
+            recipes=services.recipes,
+            vocab_size=services.spec.vocab_size,
+            max_context=services.max_context,
+            eos_ids=services.eos_ids,
+            resolve=resolve,
+            find_ood=services.ood.find,
+            max_held_states=services.config.unread_bytes // services.engine.state_bytes,
+            check_room=check_room,
+            most_bytes_per_token=services.tokenizer.most_bytes_per_token,
+        )
 
     def check_text(self, num_bytes: int, field: str) -> None:
         """InvalidArgument if so much text cannot fit the context: said before it is tokenised."""
