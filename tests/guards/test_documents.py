@@ -63,6 +63,16 @@ def test_files_that_are_named_exist(page: Path) -> None:
     assert not [name for name in sorted(named) if not (ROOT / name).is_file()], shown(page)
 
 
+@pytest.mark.parametrize("title", ["A request's way", "A pushed head's way"])
+def test_a_walk_names_each_file_once(title: str) -> None:
+    """A newcomer reads from step to step and never has to go back."""
+    text = (ROOT / "docs" / "architecture.md").read_text(encoding="utf-8")
+    walk = text.partition(f"## {title}\n")[2].partition("\n## ")[0]
+    rows = re.findall(r"^\| (\d+) \| `([\w/]+\.py)` \|", walk, re.MULTILINE)
+    assert [int(number) for number, _ in rows] == list(range(1, len(rows) + 1))
+    assert len({file for _, file in rows}) == len(rows) >= 12
+
+
 def test_a_broken_link_would_be_seen(tmp_path: Path) -> None:
     page = tmp_path / "page.md"
     text = "# One `a` & two\n\n# Once\n\n# Once\n\n[x](other.md#y) `[no](link.md)`\n\n```text\n[no](link.md)\n```\n[z](#once-1)\n"

@@ -10,7 +10,7 @@ import pytest
 
 from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
-from tests.guards.test_readme import DEFAULT_ADDRESS, RUNS_ON_A_TINY_MODEL, blocks
+from tests.guards.test_python_blocks import DEFAULT_ADDRESS, RUNS_ON_A_TINY_MODEL, blocks
 from tests.guards.tree import ROOT
 
 DOCUMENT = ROOT / "docs" / "guides" / "reward-model.md"
