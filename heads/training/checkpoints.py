@@ -45,7 +45,7 @@ class CheckpointFolder:
 
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write one and delete the oldest. Raises OSError if the disk is full; the earlier ones stay."""
-        path = self._folder / f"step-{checkpoint.step:09d}.safetensors"
+        path = self._path(checkpoint.step)
         staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         metadata = {"facts": json.dumps(dict(checkpoint.facts)), "identity": json.dumps(self._identity)}
         tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
@@ -63,18 +63,33 @@ class CheckpointFolder:
 
     def newest(self) -> Checkpoint | None:
         """The newest whole checkpoint, None if there is none. Raises CheckpointMismatch for another run's."""
-        for step, path in reversed(self._files()):
-            try:
-                with safe_open(path, framework="pt") as file:
-                    metadata = file.metadata() or {}
-                    tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-            except SafetensorError:
-                continue  # damaged: an older one is better than none
-            if (found := json.loads(metadata["identity"])) != self._identity:
-                keys = sorted(key for key in {*found, *self._identity} if found.get(key) != self._identity.get(key))
-                raise CheckpointMismatch(f"{path} is a checkpoint of another run: {', '.join(keys)} differ\nhint: give another folder")
-            return Checkpoint(step, tensors, json.loads(metadata["facts"]))
+        for step, _ in reversed(self._files()):
+            if (found := self.at(step)) is not None:
+                return found  # a damaged one is passed over: an older one is better than none
         return None
+
+    def at(self, step: int) -> Checkpoint | None:
+        """The checkpoint of a step, None if there is none or it is damaged. Raises CheckpointMismatch for another run's."""
+        path = self._path(step)
+        try:
+            with safe_open(path, framework="pt") as file:
+                metadata = file.metadata() or {}
+                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
+        except (FileNotFoundError, SafetensorError):
+            return None
+        if (found := json.loads(metadata["identity"])) != self._identity:
+            keys = sorted(key for key in {*found, *self._identity} if found.get(key) != self._identity.get(key))
+            raise CheckpointMismatch(f"{path} is a checkpoint of another run: {', '.join(keys)} differ\nhint: give another folder")
+        return Checkpoint(step, tensors, json.loads(metadata["facts"]))
+
+    def forget_after(self, step: int) -> None:
+        """Delete the checkpoints of later steps: a run that went back does not want them."""
+        for later, path in self._files():
+            if later > step:
+                path.unlink()
+
+    def _path(self, step: int) -> Path:
+        return self._folder / f"step-{step:09d}.safetensors"
 
     def _files(self) -> list[tuple[int, Path]]:
         matches = ((_NAME.fullmatch(path.name), path) for path in self._folder.iterdir())

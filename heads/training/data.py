@@ -71,6 +71,16 @@ def read_judgements(path: Path) -> list[RuleJudgement]:
     return _read(path, _judgement)
 
 
+def read_prompt_rows(path: Path) -> list[Prompt]:
+    """Prompts to sample replies to; rows may hold more, such as a reply, which is passed over."""
+    return _read(path, _prompt)
+
+
+def read_dialogue_rows(path: Path) -> list[Messages]:
+    """Whole conversations."""
+    return _read(path, _dialogue)
+
+
 def _read(path: Path, convert: Callable[[dict[str, Any]], T]) -> list[T]:
     rows = []
     for number, line in _lines(path):
@@ -95,6 +105,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text") from None
     yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _dialogue(row: dict[str, Any]) -> Messages:
+    prompt = _prompt(row)
+    if isinstance(prompt, str) or not any(message["role"] == "user" for message in prompt):
+        raise DataError("a dialogue must be a list of messages with at least one of the user")
+    return prompt
 
 
 def _comparison(row: dict[str, Any]) -> Comparison:

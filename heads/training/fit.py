@@ -18,6 +18,7 @@ import torch
 from torch import Tensor, nn
 
 from polyhead.heads.training.checkpoints import Checkpoint, CheckpointFolder
+from polyhead.heads.training.optimiser import HeadOptimiser
 from polyhead.heads.training.tree import by_tokens
 
 
@@ -121,7 +122,7 @@ def fit(
             run.pass_by()
             continue
         loss = run.backward(items, sizes, loss_of)
-        grad_norm = float(nn.utils.clip_grad_norm_(parameters.values(), config.max_grad_norm))
+        grad_norm = run.optimiser.clip(config.max_grad_norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             run.roll_back()
             continue
@@ -130,7 +131,7 @@ def fit(
         on_step(Step(run.step, len(steps), epoch, loss, grad_norm, rate, ends_epoch))
         if run.step % config.checkpoint_steps == 0 or run.step == len(steps):
             run.keep()
-    return Fitted(len(steps), run.average, run.num_rollbacks)
+    return Fitted(len(steps), run.optimiser.average, run.num_rollbacks)
 
 
 def _steps(num_items: int, config: FitConfig) -> Iterator[tuple[int, list[int]]]:
@@ -145,15 +146,12 @@ class _Run:
     """What changes while a run goes on, and its way to the disk and back."""
 
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: FitConfig, checkpoints: CheckpointFolder | None) -> None:
-        self.parameters = parameters
         self.config = config
         self.checkpoints = checkpoints
         self.step = 0
         self.skipped: set[int] = set()  # steps whose loss was not finite
-        self.average = {name: each.detach().clone() for name, each in parameters.items()} if config.average_decay else {}
-        rates = {name: config.learning_rates.get(name, config.learning_rate) for name in parameters}
-        groups = [{"params": [each], "lr": rates[name], "full_lr": rates[name]} for name, each in parameters.items()]
-        self.optimizer = torch.optim.AdamW(groups, betas=config.betas, weight_decay=config.weight_decay)
+        rates = config.learning_rate, config.learning_rates
+        self.optimiser = HeadOptimiser(parameters, *rates, config.betas, config.weight_decay, config.average_decay)
         self._last: Checkpoint | None = None
 
     @property
@@ -170,7 +168,7 @@ class _Run:
 
     def backward(self, items: list[int], sizes: Sequence[int], loss_of: LossOf) -> float:
         """Gradients of the mean loss over the items, a micro-batch at a time; returns that loss."""
-        self.optimizer.zero_grad()
+        self.optimiser.zero_grad()
         total = 0.0
         for micro in by_tokens([sizes[item] for item in items], self.config.micro_batch_tokens):
             with self._precision():
@@ -181,13 +179,8 @@ class _Run:
 
     def update(self, share: float) -> float:
         """One optimiser step at `share` of the learning rates; returns the first of them."""
-        for group in self.optimizer.param_groups:
-            group["lr"] = group["full_lr"] * share
-        self.optimizer.step()
         self.step += 1
-        for name, kept in self.average.items():
-            kept.lerp_(self.parameters[name].detach(), 1.0 - self.config.average_decay)
-        return float(self.optimizer.param_groups[0]["lr"])
+        return self.optimiser.step(share)
 
     def pass_by(self) -> None:
         """A step that is left out."""
@@ -195,7 +188,8 @@ class _Run:
 
     def keep(self) -> None:
         """Remember this state, on disk if there is a folder."""
-        self._last = Checkpoint(self.step, {name: tensor.detach().clone() for name, tensor in self._tensors().items()}, self._facts())
+        tensors = {name: tensor.detach().clone() for name, tensor in self.optimiser.tensors().items()}
+        self._last = Checkpoint(self.step, tensors, {"skipped": sorted(self.skipped), "num_updates": self.optimiser.num_updates})
         if self.checkpoints is not None:
             self.checkpoints.save(self._last)
 
@@ -212,31 +206,10 @@ class _Run:
         self._last = checkpoint
         self.step = checkpoint.step
         self.skipped = set(checkpoint.facts["skipped"])
-        with torch.no_grad():
-            for name, parameter in self.parameters.items():
-                parameter.copy_(checkpoint.tensors[f"parameter/{name}"])
-                if (moment := checkpoint.tensors.get(f"first-moment/{name}")) is not None:
-                    second = checkpoint.tensors[f"second-moment/{name}"]
-                    count = torch.tensor(float(checkpoint.facts["num_updates"]))
-                    self.optimizer.state[parameter] = {"step": count, "exp_avg": moment.clone(), "exp_avg_sq": second.clone()}
-                else:
-                    self.optimizer.state.pop(parameter, None)
-                if name in self.average:
-                    self.average[name].copy_(checkpoint.tensors[f"average/{name}"])
-
-    def _tensors(self) -> dict[str, Tensor]:
-        tensors: dict[str, Tensor] = {}
-        for name, parameter in self.parameters.items():
-            tensors[f"parameter/{name}"] = parameter
-            if state := self.optimizer.state.get(parameter):
-                tensors[f"first-moment/{name}"], tensors[f"second-moment/{name}"] = state["exp_avg"], state["exp_avg_sq"]
-        return tensors | {f"average/{name}": kept for name, kept in self.average.items()}
-
-    def _facts(self) -> dict[str, Any]:
-        return {"skipped": sorted(self.skipped), "num_updates": self.step - sum(skipped < self.step for skipped in self.skipped)}
+        self.optimiser.restore(checkpoint.tensors, checkpoint.facts["num_updates"])
 
     def _precision(self) -> contextlib.AbstractContextManager[Any]:
-        device = next(iter(self.parameters.values())).device.type
+        device = next(iter(self.optimiser.parameters.values())).device.type
         return torch.autocast(device, dtype=torch.bfloat16) if self.config.autocast else contextlib.nullcontext()
 
 

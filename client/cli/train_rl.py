@@ -1,0 +1,213 @@
+"""`polyhead train rl`: reinforcement learning of a served policy. torch is imported when a run begins."""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import enum
+import math
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from polyhead.client.cli.session import Session, connected, fail
+from polyhead.client.errors import PolyheadError
+
+if TYPE_CHECKING:
+    from polyhead.heads.training.rl.prompts import Sourced
+    from polyhead.heads.training.rl.report import RoundReport
+    from polyhead.heads.training.rl.rewards import Reward
+
+__all__ = ["train_rl_command"]
+
+
+class Algo(enum.Enum):
+    """The policy's loss."""
+
+    A2C = "a2c"
+    PPO = "ppo"
+
+
+class RewardFrom(enum.Enum):
+    """Where rewards come from."""
+
+    HEADS = "heads"
+    JUDGE = "judge"
+    RECIPE = "recipe"
+
+
+@connected
+def train_rl_command(
+    session: Session,
+    prompts: Annotated[Path, typer.Option(help='Prompts: JSON lines {"prompt": ...} or {"messages": [...]}; a .txt has a question a line.')],
+    reward: Annotated[RewardFrom, typer.Option(help="heads: preference + rules; judge: a Python function; recipe: one of the server's.")],
+    algo: Annotated[Algo, typer.Option(help="The policy's loss.")] = Algo.PPO,
+    name: Annotated[str, typer.Option(help="Trains policy-NAME and value-NAME, so that several runs share a server.", show_default="none")] = "",
+    judge: Annotated[str, typer.Option(help="With --reward judge: module:function of (prompt, reply).")] = "",
+    recipe: Annotated[str, typer.Option(help="With --reward recipe.")] = "sparrow",
+    preference: Annotated[str, typer.Option(help='With --reward heads: the preference head; "" leaves it out.')] = "preference",
+    rule: Annotated[list[str] | None, typer.Option(help="A rule of the server, by id; may be repeated.", show_default="none")] = None,
+    rule_head: Annotated[str, typer.Option(help="With --reward heads: the rule head.")] = "rule",
+    preference_weight: Annotated[float, typer.Option(help="Of the preference in units of its spread over the first round.")] = 1.0,
+    rule_weight: Annotated[float, typer.Option(help="Of the mean probability that a rule is followed.")] = 1.0,
+    dialogues: Annotated[Path | None, typer.Option(help='Collected conversations as further prompts: {"messages": [...]} a line.')] = None,
+    adversarial: Annotated[int, typer.Option(min=0, help="Questions for each --rule, written by the reference, as further prompts.")] = 0,
+    self_play: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of prompts that go on with the last round's replies.")] = 0.0,
+    rounds: Annotated[int | None, typer.Option(help="Rounds of rollout, update, activation.", show_default="10")] = None,
+    prompts_per_round: Annotated[int | None, typer.Option(help="Prompts of one round.", show_default="12")] = None,
+    samples: Annotated[int | None, typer.Option(help="Replies to each prompt.", show_default="4")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Longest reply.", show_default="24")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Of the draws.", show_default="1")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Of the policy.", show_default="1e-4")] = None,
+    value_learning_rate: Annotated[float | None, typer.Option(help="Of the value head.", show_default="1e-4")] = None,
+    kl_weight: Annotated[float | None, typer.Option(help="KL penalty at every token.", show_default="0.05")] = None,
+    kl_limit: Annotated[float | None, typer.Option(help="Nats a token above which the run goes back.", show_default="0.35")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over a round's replies.", show_default="1")] = None,
+    minibatches: Annotated[int | None, typer.Option(help="Optimiser steps of one pass.", show_default="3")] = None,
+    average: Annotated[float | None, typer.Option(help="Decay of a moving average of the policy, pushed at the end.", show_default="none")] = None,
+    start_from: Annotated[str, typer.Option(help="Head that the policy starts as.")] = "policy",
+    value_from: Annotated[str, typer.Option(help="Head that the value head starts as: a value or a preference head.")] = "value",
+    reference: Annotated[str, typer.Option(help="Head that KL is measured to.")] = "reference",
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.", show_default="none")] = None,
+    seed: Annotated[int, typer.Option(help="Of draws and of the order of prompts.")] = 0,
+    threads: Annotated[int | None, typer.Option(min=1, help="torch threads of this process; 1 on a busy machine.", show_default="all")] = None,
+) -> None:
+    """Train a policy on rewards of its own replies. Each round draws and scores in one call, updates policy and value head on boundary
+    states, and activates both as one change; this process never holds the trunk."""
+    from polyhead.client.cli.train import need_torch
+
+    need_torch()
+    import torch
+
+    from polyhead.heads.training.rl import config as settings
+    from polyhead.heads.training.rl import rounds as loop
+    from polyhead.heads.training.rl.prompts import PromptPool
+
+    if threads is not None:
+        torch.set_num_threads(threads)
+    given = {
+        "rounds": rounds,
+        "prompts": prompts_per_round,
+        "samples": samples,
+        "max_new_tokens": max_new_tokens,
+        "temperature": temperature,
+        "learning_rate": learning_rate,
+        "value_learning_rate": value_learning_rate,
+        "kl_weight": kl_weight,
+        "kl_limit": kl_limit,
+        "epochs": epochs,
+        "minibatches": minibatches,
+        "average_decay": average,
+    }
+    with _sentences(checkpoints), _folder(checkpoints) as folder:
+        config = dataclasses.replace(
+            settings.RLConfig(algorithm=settings.Algorithm(algo.value), seed=seed),
+            **{field: value for field, value in given.items() if value is not None},
+        )
+        rules = tuple(rule or ())
+        weights = (preference_weight, rule_weight)
+        chosen = _reward(reward, judge, recipe, preference, rule_head if rules else "", rules, weights)
+        pool = _prompts(session, prompts, dialogues, adversarial, rules, reference, folder, seed)
+        run = loop.Run(session.client, PromptPool(pool, seed), chosen, folder, name, start_from, value_from, reference, self_play)
+        done: list[RoundReport] = []
+
+        def show(report: RoundReport) -> None:
+            done.append(report)
+            typer.echo(report.line(config.rounds), err=session.as_json)
+
+        loop.train(run, config, show, lambda text: typer.echo(text, err=True))
+        names = {"policy": loop.Arm(session.client, name).policy, "value": loop.Arm(session.client, name).value}
+        heads = {kind: session.client.head(each).ref for kind, each in names.items()}
+        answer = {**heads, "rounds": [report.plain() for report in done]}
+        lines = [f"active: {heads['policy']} and {heads['value']}"]
+        if config.average_decay:
+            answer["average"] = loop.push_average(run, config)
+            lines.append(f"pushed {answer['average']}, the moving average of the policy")
+    session.show(answer, "\n".join(lines))
+
+
+def _reward(source: RewardFrom, judge: str, recipe: str, preference: str, rule: str, rules: tuple[str, ...], weights: Any) -> Reward:
+    from polyhead.heads.training.rl import rewards
+
+    if source is RewardFrom.JUDGE:
+        if not judge:
+            raise ValueError("--reward judge needs a function\nhint: --judge module:function")
+        return rewards.load_judge(judge)
+    if source is RewardFrom.RECIPE:
+        return rewards.RecipeReward(recipe, rules)
+    return rewards.HeadsReward(preference, rule, rules, *weights)
+
+
+def _prompts(
+    session: Session,
+    prompts: Path,
+    dialogues: Path | None,
+    adversarial: int,
+    rules: tuple[str, ...],
+    reference: str,
+    folder: Path,
+    seed: int,
+) -> list[Sourced]:
+    from polyhead.heads.training.rl import prompts as sources
+
+    found = sources.read_questions(prompts)
+    if dialogues is not None:
+        found += sources.read_dialogues(dialogues)
+    if adversarial:
+        if not rules:
+            raise ValueError("--adversarial needs rules to be broken\nhint: name some with --rule")
+        kept = folder / "adversarial.jsonl"
+        written = sources.kept_prompts(kept)
+        if written is None:
+            known = rule_texts(session)
+            written = sources.write_adversarial(session.client, [known.get(each, each) for each in rules], adversarial, reference, seed)
+            sources.keep_prompts(kept, written)
+        found += written
+    return found
+
+
+def rule_texts(session: Session) -> dict[str, str]:
+    """The texts of the server's rules by id."""
+    return {rule.id: rule.text for each in session.client.configurations("rule_set") for rule in each.rules}
+
+
+@contextlib.contextmanager
+def _folder(checkpoints: Path | None) -> Iterator[Path]:
+    """Where the run keeps what it needs to go back: the folder given, or one that goes away with the run."""
+    if checkpoints is not None:
+        checkpoints.mkdir(parents=True, exist_ok=True)
+        yield checkpoints
+    else:
+        with tempfile.TemporaryDirectory(prefix="polyhead-rl-") as folder:
+            yield Path(folder)
+
+
+@contextlib.contextmanager
+def _sentences(checkpoints: Path | None) -> Iterator[None]:
+    """What ended a run, in a sentence, and how it goes on."""
+    from polyhead.heads.training.fit import TrainingFailed
+    from polyhead.heads.training.rl.rollout import RolloutFailed
+    from polyhead.heads.training.rl.served import OtherTrainer
+
+    resumes = "the same command goes on from --checkpoints" if checkpoints else "with --checkpoints FOLDER the same command would go on"
+    hint = f"hint: the server keeps the heads that were activated last; {resumes}"
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.secho(f"interrupted\n{hint}", err=True)
+        raise typer.Exit(130) from None
+    except (ValueError, TrainingFailed, RolloutFailed, OtherTrainer) as error:
+        fail(str(error))
+    except PolyheadError as error:
+        error.args = (f"{error}\n{hint}",)
+        raise
+    except OSError as error:
+        fail(f"{error.strerror}: {error.filename}\n{hint}")
+
+
+def is_number(value: float) -> bool:
+    """Whether a figure can be shown."""
+    return math.isfinite(value)

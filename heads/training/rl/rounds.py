@@ -1,0 +1,231 @@
+"""The RL loop: draw, guard, update, keep, push. Each round ends in one activation of policy and value.
+
+What a round changes is on disk before it is pushed: the rollouts, then the updated heads with their moments. So a run that ends anywhere,
+by an interrupt, a full disk or a server that went away, leaves the server at its last activated pair, and the same run goes on from what
+is on disk with the same bits.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+from polyhead.client import Client
+from polyhead.heads.model.family import HeadModule
+from polyhead.heads.training.checkpoints import Checkpoint, CheckpointFolder
+from polyhead.heads.training.fit import TrainingFailed
+from polyhead.heads.training.remote import pull_module
+from polyhead.heads.training.rl.config import RLConfig
+from polyhead.heads.training.rl.guards import Measured, why_back
+from polyhead.heads.training.rl.learner import Learner, NotFinite
+from polyhead.heads.training.rl.prompts import PromptPool, Sourced, continue_dialogues
+from polyhead.heads.training.rl.report import Drawn, RoundReport, round_report
+from polyhead.heads.training.rl.rewards import Reward, check_heads, spread_of
+from polyhead.heads.training.rl.rollout import Roles, Rollout, draw
+from polyhead.heads.training.rl.rollout_files import RolloutFolder
+from polyhead.heads.training.rl.served import Arm, Pair
+
+
+@dataclass(frozen=True)
+class Run:
+    """Where an RL run finds what it needs."""
+
+    client: Client
+    pool: PromptPool
+    reward: Reward
+    folder: Path  # checkpoints, rollouts, rounds.jsonl
+    name: str = ""  # of the arm: see served.py
+    start_from: str = "policy"
+    value_from: str = "value"  # or a preference head
+    reference: str = "reference"
+    self_play: float = 0.0  # share of a round's prompts that go on with the round before
+
+
+@dataclass
+class State:
+    """What changes from round to round, beside the two heads. Plain JSON."""
+
+    number: int = 0  # rounds that are done
+    attempt: int = 0  # rollbacks so far: each draws anew
+    offset: float | None = None  # mean reward of the first round, taken off every reward
+    spread: float | None = None  # of the preference over the first round
+    measured: list[Measured] = field(default_factory=list)  # of the rounds that are done
+    reports: list[dict[str, Any]] = field(default_factory=list)
+    continued: list[Sourced] = field(default_factory=list)  # self-play's prompts for the next round
+
+    def facts(self) -> dict[str, Any]:
+        return {**vars(self), "measured": [vars(each) for each in self.measured]}
+
+    @classmethod
+    def of(cls, facts: dict[str, Any]) -> State:
+        plain = {name: value for name, value in facts.items() if name in cls.__dataclass_fields__}
+        return cls(**{**plain, "measured": [Measured(**each) for each in facts["measured"]]})
+
+
+OnRound = Callable[[RoundReport], None]
+OnStage = Callable[[str, int], None]  # (what was just done, round): for tests that end a run there
+OnNote = Callable[[str], None]
+
+
+def train(
+    run: Run,
+    config: RLConfig,
+    on_round: OnRound = lambda report: None,
+    on_note: OnNote = lambda text: None,
+    on_stage: OnStage = lambda stage, number: None,
+) -> Learner:
+    """Train until `config.rounds` are done and return both heads, the last pair active. Goes on with a run that the folder holds.
+
+    Raises TrainingFailed after too many rollbacks, the last good pair active; RolloutFailed, RewardError and OtherTrainer;
+    CheckpointMismatch for a folder of another run; the client's errors, and OSError if the disk is full.
+    """
+    loop = _Loop(run, config, on_note, on_stage)
+    loop.start()
+    while loop.state.number < config.rounds:
+        if (report := loop.round()) is not None:
+            on_round(report)
+    return loop.learner
+
+
+class _Loop:
+    """One run under way."""
+
+    def __init__(self, run: Run, config: RLConfig, on_note: OnNote, on_stage: OnStage) -> None:
+        self.run, self.config = run, config
+        self.on_note, self.on_stage = on_note, on_stage
+        self.arm = Arm(run.client, run.name)
+        names = {"name": run.name, "start_from": run.start_from, "value_from": run.value_from, "reference": run.reference}
+        trunk = run.client.trunk()
+        facts = {**names, **run.reward.identity, "trunk_id": trunk.trunk_id, "precision": trunk.precision, "self_play": run.self_play}
+        facts["prompts_sha256"] = _hash_of(run.pool)
+        self.checkpoints = CheckpointFolder(run.folder / "checkpoints", {**config.identity, **facts}, keep=3)
+        self.rollouts = RolloutFolder(run.folder / "rollouts")
+        self.state = State()
+        self.pair = Pair(0, 0)
+        self.learner: Learner
+
+    def start(self) -> None:
+        """Both heads and their versions, from the folder or from the server."""
+        check_heads(self.run.reward, lambda name: self.run.client.head(name).kind)
+        found = self.checkpoints.newest()
+        if found is None:
+            self.pair = self.arm.start(self.run.start_from, self.run.value_from)
+            self.learner = Learner(*self._pulled(self.pair), self.config)
+            self._keep()
+        else:
+            self.learner = Learner(*self._modules(), self.config)
+            self._become(found)
+            self.pair = self.arm.restore(self.learner.policy, self.learner.value, f"rl: resumed after round {self.state.number}")
+            self.on_note(f"going on after round {self.state.number} of {self.config.rounds}")
+
+    def round(self) -> RoundReport | None:
+        """One round; None if it went back instead."""
+        number, seconds, cpu = self.state.number + 1, {}, time.process_time()
+        self.arm.check(self.pair)
+        began_at = time.perf_counter()
+        rollout = self._rollout(number)
+        seconds["rollout"] = time.perf_counter() - began_at
+        self.on_stage("rollout", number)
+        if self.state.spread is None:
+            self.state.spread = spread_of(reply.parts for reply in rollout.replies)
+        rewards = [self.run.reward.reward(reply.parts, self.state.spread) for reply in rollout.replies]
+        drawn = Drawn.of(rollout, rewards)
+        measured = Measured(drawn.reward, drawn.reward_deviation, drawn.kl_per_token)
+        if why := why_back(measured, self.state.measured, self.config):
+            self._back(number, why, to=self.state.number - 1)
+            return None
+        if self.state.offset is None:
+            self.state.offset = drawn.reward
+        targets = self.learner.targets(rollout.replies, [reward - self.state.offset for reward in rewards])
+        try:
+            value_only = number <= self.config.value_only_rounds
+            update = self.learner.update(rollout.groups, targets, self._seed(number), 0.5**self.state.attempt, value_only)
+        except NotFinite as error:
+            self._back(number, str(error), to=self.state.number)
+            return None
+        seconds |= update.seconds
+        self.on_stage("update", number)
+        version, metrics = self.pair.policy, {"round": float(number), "rollout_reward": drawn.reward, "rollout_kl": drawn.kl}
+        report = round_report(number, version, drawn, update, seconds, time.process_time() - cpu, rollout)
+        self.state.continued = self._self_play(rollout, number)
+        self.state.number, self.state.measured = number, [*self.state.measured, measured]
+        self.state.reports = [*self.state.reports, report.plain()]
+        self._keep()
+        self.on_stage("checkpoint", number)
+        began_at = time.perf_counter()
+        self.pair = self.arm.push(self.learner.policy, self.learner.value, metrics, f"rl: round {number}")
+        report.seconds["push"] = self.state.reports[-1]["seconds"]["push"] = time.perf_counter() - began_at
+        self.on_stage("push", number)
+        self._write_log()
+        return report
+
+    def _rollout(self, number: int) -> Rollout:
+        """The stored one of a round that was cut short, or a new one."""
+        found = self.rollouts.load(number, self.state.attempt)
+        if found is None:
+            roles = Roles(f"{self.arm.policy}@{self.pair.policy}", f"{self.arm.value}@{self.pair.value}", self.run.reference)
+            found = draw(self.run.client, self._prompts(number), roles, self.run.reward, self.config, self._seed(number))
+            self.rollouts.save(found, number, self.state.attempt)
+        return found
+
+    def _prompts(self, number: int) -> list[Sourced]:
+        continued = [(prompt, source) for prompt, source in self.state.continued]
+        return [*continued, *self.run.pool.of_round(number, self.config.prompts)][: self.config.prompts]
+
+    def _self_play(self, rollout: Rollout, number: int) -> list[Sourced]:
+        count = round(self.run.self_play * self.config.prompts)
+        head = f"{self.arm.policy}@{self.pair.policy}"
+        return continue_dialogues(self.run.client, rollout, count, head, self._seed(number)) if count else []
+
+    def _seed(self, number: int) -> int:
+        return (self.config.seed * 1009 + self.state.attempt) * 1_000_003 + number
+
+    def _back(self, number: int, why: str, to: int) -> None:
+        """Return to the heads after round `to`, activate them, and go on more slowly."""
+        attempt = self.state.attempt + 1
+        found = self.checkpoints.at(max(0, to))
+        assert found is not None, "the newest three are kept"
+        self._become(found)
+        self.state.attempt = attempt
+        self._keep()
+        self.checkpoints.forget_after(self.state.number)
+        note = f"round {number}: {why}; back to the heads after round {self.state.number}, at half the learning rates"
+        self.pair = self.arm.restore(self.learner.policy, self.learner.value, f"rl: back to round {self.state.number}")
+        if attempt > self.config.most_rollbacks:
+            raise TrainingFailed(f"{note}\nhint: the run ends after {attempt} rollbacks; lower --learning-rate, or raise --kl-weight")
+        self.on_note(note)
+
+    def _become(self, checkpoint: Checkpoint) -> None:
+        self.state = State.of(dict(checkpoint.facts))
+        self.learner.restore(dict(checkpoint.tensors), checkpoint.facts["num_updates"])
+
+    def _keep(self) -> None:
+        facts = {**self.state.facts(), "num_updates": list(self.learner.num_updates)}
+        self.checkpoints.save(Checkpoint(self.state.number, self.learner.tensors(), facts))
+
+    def _pulled(self, pair: Pair) -> tuple[HeadModule, HeadModule]:
+        return (
+            pull_module(self.run.client, f"{self.arm.policy}@{pair.policy}"),
+            pull_module(self.run.client, f"{self.arm.value}@{pair.value}"),
+        )
+
+    def _modules(self) -> tuple[HeadModule, HeadModule]:
+        """Heads of the right shape, whose weights a checkpoint replaces."""
+        active = {head.name for head in self.run.client.heads() if head.active}
+        policy = self.arm.policy if self.arm.policy in active else self.run.start_from
+        return pull_module(self.run.client, policy), pull_module(self.run.client, self.run.value_from)
+
+    def _write_log(self) -> None:
+        path = self.run.folder / "rounds.jsonl"
+        staging = path.with_name(f".{path.name}")
+        staging.write_text("".join(f"{json.dumps(each)}\n" for each in self.state.reports), encoding="utf-8")
+        staging.replace(path)
+
+
+def _hash_of(pool: PromptPool) -> str:
+    return hashlib.sha256(json.dumps(list(pool.prompts)).encode()).hexdigest()
