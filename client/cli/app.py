@@ -18,7 +18,7 @@ from polyhead.client.cli.heads import heads_app
 from polyhead.client.cli.ood import ood_app
 from polyhead.client.cli.session import fail, readable_errors
 from polyhead.client.cli.status import health_command, status_command
-from polyhead.client.cli.train import train_command
+from polyhead.client.cli.train import build_train_app
 
 __all__ = ["build_app"]
 
@@ -44,7 +44,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("configurations")(configurations_command)
     app.add_typer(heads_app, name="heads")
     app.add_typer(ood_app, name="ood")
-    app.command("train")(train_command)
+    app.add_typer(build_train_app(), name="train")
     app.command("split")(split_command)
     app.command("merge")(merge_command)
     _add_bench(app, arguments)

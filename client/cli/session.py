@@ -10,6 +10,7 @@ import math
 import os
 import sys
 from collections.abc import Callable, Mapping
+from importlib.util import find_spec
 from pathlib import Path
 from types import MappingProxyType
 from typing import Annotated, Any, NoReturn
@@ -25,7 +26,7 @@ from polyhead.client.client import Client
 from polyhead.client.errors import InvalidArgument, PolyheadError
 from polyhead.client.transport import DEFAULT_TIMEOUT_S
 
-__all__ = ["Session", "connected", "fail", "human_bytes", "readable_errors", "table"]
+__all__ = ["Session", "connected", "fail", "human_bytes", "need_torch", "readable_errors", "table"]
 
 _PIPE_COLUMNS = 1000  # where nobody looks, names are not cut off
 _OPTIONS: dict[str, tuple[Any, Any]] = {
@@ -117,6 +118,12 @@ def fail(message: str) -> NoReturn:
     """One line to stderr, a line for the hint, exit code 1."""
     typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
     raise typer.Exit(1)
+
+
+def need_torch() -> None:
+    """End a command that trains with a hint where torch or transformers is missing."""
+    if find_spec("torch") is None or find_spec("transformers") is None:
+        fail("training needs torch and transformers\nhint: pip install 'polyhead[cli,train]'")
 
 
 def table(title: str, *columns: str) -> Table:

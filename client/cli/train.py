@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import enum
-from importlib.util import find_spec
+import inspect
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -11,14 +11,16 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
+from polyhead.client.cli.events import event_writer
 from polyhead.client.cli.history import activated
-from polyhead.client.cli.session import Session, connected, fail
+from polyhead.client.cli.session import Session, connected, fail, need_torch
+from polyhead.client.cli.train_rl import train_rl_command
 
 if TYPE_CHECKING:
     from polyhead.heads.training.fit import FitConfig, Step
     from polyhead.heads.training.runs import RunConfig, Trained
 
-__all__ = ["train_command"]
+__all__ = ["build_train_app"]
 
 
 class Task(enum.Enum):
@@ -27,6 +29,7 @@ class Task(enum.Enum):
     SFT = "sft"
     PREFERENCE = "preference"
     RULE = "rule"
+    VALUE = "value"
 
     @property
     def kind(self) -> str:
@@ -34,34 +37,73 @@ class Task(enum.Enum):
         return "policy" if self is Task.SFT else self.value
 
 
-@connected
+_ROWS = {
+    Task.SFT: '{"prompt": ..., "completion": ...}',
+    Task.PREFERENCE: '{"prompt": ..., "chosen": ..., "rejected": ...}, or "replies" with "ranks"',
+    Task.RULE: '{"prompt": ..., "completion": ..., "rule": ..., "label": ...}',
+    Task.VALUE: '{"prompt": ..., "completion": ..., "reward": 0.5}',
+}
+_HELP = {
+    Task.SFT: "Train a policy head to imitate replies",
+    Task.PREFERENCE: "Train a preference head on ranked replies",
+    Task.RULE: "Train a rule head on judgements of rules",
+    Task.VALUE: "Train a value head on replies with rewards",
+}
+
+
+def build_train_app() -> typer.Typer:
+    """`polyhead train` with a command for each task."""
+    app = typer.Typer(help="Train a head on the served trunk; this process never holds the trunk.", no_args_is_help=True)
+    for task in Task:
+        app.command(task.value, help=f"{_HELP[task]} and push it with its metrics. Rows of --data: {_ROWS[task]}")(_command_of(task))
+    app.command("rl")(train_rl_command)
+    return app
+
+
+def _command_of(task: Task) -> Any:
+    """The command of one task, with the options that it has use for."""
+
+    def command(session: Session, **options: Any) -> None:
+        train_command(session, task, **options)
+
+    signature = inspect.signature(train_command, eval_str=True)
+    useless = {"task"} if task is Task.RULE else {"task", "broken_weight"}
+    command.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what `connected` reads
+        parameters=[parameter for name, parameter in signature.parameters.items() if name not in useless]
+    )
+    return connected(command)
+
+
 def train_command(
     session: Session,
-    task: Annotated[Task, typer.Argument(help="sft: replies to imitate; preference: ranked replies; rule: judgements of rules.")],
-    data: Annotated[Path, typer.Option(help='JSON lines: {"prompt": ...} with "completion"; "chosen", "rejected"; or "rule", "label".')],
+    task: Task,
+    data: Annotated[Path, typer.Option(help="JSON lines.")],
     held_out: Annotated[Path | None, typer.Option(help="JSON lines to measure on.", show_default="a share of --data")] = None,
     held_out_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of --data to hold out without --held-out.")] = 0.1,
-    name: Annotated[str, typer.Option(help="Head name to push to.", show_default="policy, preference, rule")] = "",
+    name: Annotated[str, typer.Option(help="Head name to push to.", show_default="policy, preference, rule, value")] = "",
     start_from: Annotated[str, typer.Option(help="Head or version to begin with.", show_default="the active one")] = "",
     activate: Annotated[bool, typer.Option("--activate", help="Activate the finished head.")] = False,
-    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="sft 8, preference 3, rule 2")] = None,
+    epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="sft 8, preference 3, else 2")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one optimiser step.", show_default="8")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Adam's learning rate.", show_default="2e-4, 5e-5, 1e-4")] = None,
-    broken_weight: Annotated[float, typer.Option(help="rule: weight of broken rows; other than 1 it shifts p_violate.")] = 1.0,
+    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.", show_default="sft 2e-4, preference 5e-5, else 1e-4")] = None,
+    broken_weight: Annotated[float, typer.Option(help="Weight of broken rows; other than 1 it shifts p_violate.")] = 1.0,
+    average: Annotated[float | None, typer.Option(help="Push the weights' moving average, with this decay.", show_default="none")] = None,
+    bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")] = False,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the row order and of the choice of held-out rows.")] = 0,
     states: Annotated[Path | None, typer.Option(help="Folder of boundary states.", show_default="in the user's cache folder")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.")] = None,
 ) -> None:
-    """Train a head on the served trunk and push it with its metrics; this process never holds the trunk."""
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        fail("training needs torch and transformers\nhint: pip install 'polyhead[cli,train]'")
+    """Read, train, measure, push."""
+    need_torch()
     from polyhead.heads.training import runs
 
-    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate}
+    given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "average_decay": average}
+    given["autocast"] = bf16 or None
     folders: dict[str, Any] = {} if states is None else {"states": states}
     run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **folders)
     try:
-        trained = _train(session, task, run, runs.settings(task.value, seed=seed, **given))
+        trained = _train(session, task, run, runs.settings(task.value, seed=seed, **given), tensorboard)
     except (ValueError, runs.TrainingFailed) as error:
         fail(str(error))
     except OSError as error:
@@ -74,16 +116,17 @@ def train_command(
     session.show({"head": report.head.ref, "metrics": trained.metrics, "active": activate}, "\n".join(lines))
 
 
-def _train(session: Session, task: Task, run: RunConfig, config: FitConfig) -> Trained:
+def _train(session: Session, task: Task, run: RunConfig, config: FitConfig, tensorboard: Path | None) -> Trained:
     """Run it, with a progress bar on stderr."""
     from polyhead.heads.training import runs
 
-    trainer = {Task.SFT: runs.sft, Task.PREFERENCE: runs.preferences, Task.RULE: runs.rules}[task]
+    trainer = {Task.SFT: runs.sft, Task.PREFERENCE: runs.preferences, Task.RULE: runs.rules, Task.VALUE: runs.values}[task]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    with event_writer(tensorboard) as write, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
         bar = progress.add_task("reading boundary states", total=None)
 
         def show(step: Step) -> None:
+            write({"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}, step.number)
             progress.update(bar, description=f"loss {step.loss:.3f}", completed=step.number, total=step.num_steps)
 
         return trainer(session.client, run, config, show)

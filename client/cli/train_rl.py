@@ -5,7 +5,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
-import math
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
@@ -13,7 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyhead.client.cli.session import Session, connected, fail
+from polyhead.client.cli.events import event_writer
+from polyhead.client.cli.session import Session, connected, fail, need_torch
 from polyhead.client.errors import PolyheadError
 
 if TYPE_CHECKING:
@@ -42,19 +42,19 @@ class RewardFrom(enum.Enum):
 @connected
 def train_rl_command(
     session: Session,
-    prompts: Annotated[Path, typer.Option(help='Prompts: JSON lines {"prompt": ...} or {"messages": [...]}; a .txt has a question a line.')],
-    reward: Annotated[RewardFrom, typer.Option(help="heads: preference + rules; judge: a Python function; recipe: one of the server's.")],
+    prompts: Annotated[Path, typer.Option(help='JSON lines {"prompt": ...} or {"messages": ...}; a .txt has a question a line.')],
+    reward: Annotated[RewardFrom, typer.Option(help="heads: preference and rules; judge: a Python function; recipe: the server's.")],
     algo: Annotated[Algo, typer.Option(help="The policy's loss.")] = Algo.PPO,
-    name: Annotated[str, typer.Option(help="Trains policy-NAME and value-NAME, so that several runs share a server.", show_default="none")] = "",
+    name: Annotated[str, typer.Option(help="Train policy-NAME and value-NAME: runs that share a server.", show_default="none")] = "",
     judge: Annotated[str, typer.Option(help="With --reward judge: module:function of (prompt, reply).")] = "",
     recipe: Annotated[str, typer.Option(help="With --reward recipe.")] = "sparrow",
     preference: Annotated[str, typer.Option(help='With --reward heads: the preference head; "" leaves it out.')] = "preference",
     rule: Annotated[list[str] | None, typer.Option(help="A rule of the server, by id; may be repeated.", show_default="none")] = None,
     rule_head: Annotated[str, typer.Option(help="With --reward heads: the rule head.")] = "rule",
-    preference_weight: Annotated[float, typer.Option(help="Of the preference in units of its spread over the first round.")] = 1.0,
+    preference_weight: Annotated[float, typer.Option(help="Of the preference, in units of its first round's spread.")] = 1.0,
     rule_weight: Annotated[float, typer.Option(help="Of the mean probability that a rule is followed.")] = 1.0,
     dialogues: Annotated[Path | None, typer.Option(help='Collected conversations as further prompts: {"messages": [...]} a line.')] = None,
-    adversarial: Annotated[int, typer.Option(min=0, help="Questions for each --rule, written by the reference, as further prompts.")] = 0,
+    adversarial: Annotated[int, typer.Option(min=0, help="Further prompts: so many for each --rule, written by the reference.")] = 0,
     self_play: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of prompts that go on with the last round's replies.")] = 0.0,
     rounds: Annotated[int | None, typer.Option(help="Rounds of rollout, update, activation.", show_default="10")] = None,
     prompts_per_round: Annotated[int | None, typer.Option(help="Prompts of one round.", show_default="12")] = None,
@@ -67,28 +67,28 @@ def train_rl_command(
     kl_limit: Annotated[float | None, typer.Option(help="Nats a token above which the run goes back.", show_default="0.35")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over a round's replies.", show_default="1")] = None,
     minibatches: Annotated[int | None, typer.Option(help="Optimiser steps of one pass.", show_default="3")] = None,
-    average: Annotated[float | None, typer.Option(help="Decay of a moving average of the policy, pushed at the end.", show_default="none")] = None,
+    average: Annotated[float | None, typer.Option(help="Push the policy's moving average, too, with this decay.")] = None,
     start_from: Annotated[str, typer.Option(help="Head that the policy starts as.")] = "policy",
     value_from: Annotated[str, typer.Option(help="Head that the value head starts as: a value or a preference head.")] = "value",
     reference: Annotated[str, typer.Option(help="Head that KL is measured to.")] = "reference",
-    checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.", show_default="none")] = None,
+    checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.")] = None,
     seed: Annotated[int, typer.Option(help="Of draws and of the order of prompts.")] = 0,
-    threads: Annotated[int | None, typer.Option(min=1, help="torch threads of this process; 1 on a busy machine.", show_default="all")] = None,
+    tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
+    threads: Annotated[int | None, typer.Option(min=1, help="torch threads; 1 on a busy machine.", show_default="all")] = None,
 ) -> None:
     """Train a policy on rewards of its own replies. Each round draws and scores in one call, updates policy and value head on boundary
     states, and activates both as one change; this process never holds the trunk."""
-    from polyhead.client.cli.train import need_torch
-
     need_torch()
     import torch
 
     from polyhead.heads.training.rl import config as settings
     from polyhead.heads.training.rl import rounds as loop
     from polyhead.heads.training.rl.prompts import PromptPool
+    from polyhead.heads.training.rl.served import Arm
 
     if threads is not None:
         torch.set_num_threads(threads)
-    given = {
+    given: dict[str, Any] = {
         "rounds": rounds,
         "prompts": prompts_per_round,
         "samples": samples,
@@ -102,7 +102,7 @@ def train_rl_command(
         "minibatches": minibatches,
         "average_decay": average,
     }
-    with _sentences(checkpoints), _folder(checkpoints) as folder:
+    with _sentences(checkpoints), _folder(checkpoints) as folder, event_writer(tensorboard) as write:
         config = dataclasses.replace(
             settings.RLConfig(algorithm=settings.Algorithm(algo.value), seed=seed),
             **{field: value for field, value in given.items() if value is not None},
@@ -116,15 +116,16 @@ def train_rl_command(
 
         def show(report: RoundReport) -> None:
             done.append(report)
+            write(report.numbers(), report.number)
             typer.echo(report.line(config.rounds), err=session.as_json)
 
-        loop.train(run, config, show, lambda text: typer.echo(text, err=True))
-        names = {"policy": loop.Arm(session.client, name).policy, "value": loop.Arm(session.client, name).value}
-        heads = {kind: session.client.head(each).ref for kind, each in names.items()}
-        answer = {**heads, "rounds": [report.plain() for report in done]}
+        learner = loop.train(run, config, show, lambda text: typer.echo(text, err=True))
+        arm = Arm(session.client, name)
+        heads = {"policy": session.client.head(arm.policy).ref, "value": session.client.head(arm.value).ref}
+        answer: dict[str, Any] = {**heads, "rounds": [report.plain() for report in done]}
         lines = [f"active: {heads['policy']} and {heads['value']}"]
         if config.average_decay:
-            answer["average"] = loop.push_average(run, config)
+            answer["average"] = loop.push_average(run, learner)
             lines.append(f"pushed {answer['average']}, the moving average of the policy")
     session.show(answer, "\n".join(lines))
 
@@ -206,8 +207,3 @@ def _sentences(checkpoints: Path | None) -> Iterator[None]:
         raise
     except OSError as error:
         fail(f"{error.strerror}: {error.filename}\n{hint}")
-
-
-def is_number(value: float) -> bool:
-    """Whether a figure can be shown."""
-    return math.isfinite(value)

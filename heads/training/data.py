@@ -3,6 +3,7 @@
     sft          {"prompt": P, "completion": C}
     preference   {"prompt": P, "chosen": C, "rejected": C}   or   {"prompt": P, "replies": [C, ...], "ranks": [2, 1, ...]}   (1 is best)
     rule         {"prompt": P, "completion": C, "rule": "no-insults", "label": "definitely-broken"}
+    value        {"prompt": P, "completion": C, "reward": 0.5}
 
 P is a text or a list of messages ("messages" is the same as "prompt"), C a text or a list with one assistant message. Other keys are the
 file's own and are passed over, but for "group": metrics are shown for each group of rows apart.
@@ -11,6 +12,7 @@ file's own and are passed over, but for "group": metrics are shown for each grou
 from __future__ import annotations
 
 import json
+import math
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -56,6 +58,15 @@ class RuleJudgement:
     group: str = ""
 
 
+@dataclass(frozen=True)
+class Rewarded:
+    """A reply and what it was worth in the end."""
+
+    prompt: Prompt
+    completion: str
+    reward: float
+
+
 def read_demonstrations(path: Path) -> list[Demonstration]:
     """Rows of `polyhead train sft`."""
     return _read(path, lambda row: Demonstration(_prompt(row), _completion(row, "completion")))
@@ -69,6 +80,11 @@ def read_comparisons(path: Path) -> list[Comparison]:
 def read_judgements(path: Path) -> list[RuleJudgement]:
     """Rows of `polyhead train rule`."""
     return _read(path, _judgement)
+
+
+def read_rewarded(path: Path) -> list[Rewarded]:
+    """Rows of `polyhead train value`."""
+    return _read(path, lambda row: Rewarded(_prompt(row), _completion(row, "completion"), _reward(row)))
 
 
 def read_prompt_rows(path: Path) -> list[Prompt]:
@@ -138,6 +154,13 @@ def _judgement(row: dict[str, Any]) -> RuleJudgement:
     if label not in known:
         raise DataError(f'"label" must be true (broken), false, or one of {", ".join(known)}: {str(label)[:40]!r}')
     return RuleJudgement(_prompt(row), _completion(row, "completion"), rule, RuleLabel(label), _group(row))
+
+
+def _reward(row: dict[str, Any]) -> float:
+    reward = row.get("reward")
+    if isinstance(reward, bool) or not isinstance(reward, int | float) or not math.isfinite(reward):
+        raise DataError(f'"reward" must be a finite number: {str(reward)[:40]!r}')
+    return float(reward)
 
 
 def _prompt(row: dict[str, Any]) -> Prompt:

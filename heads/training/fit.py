@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import Checkpoint, CheckpointFolder
 from polyhead.heads.training.optimiser import HeadOptimiser
 from polyhead.heads.training.tree import by_tokens
@@ -132,6 +133,14 @@ def fit(
         if run.step % config.checkpoint_steps == 0 or run.step == len(steps):
             run.keep()
     return Fitted(len(steps), run.optimiser.average, run.num_rollbacks)
+
+
+@torch.no_grad()
+def become_average(head: HeadModule, fitted: Fitted) -> None:
+    """Put the moving average in place of the weights, if one was kept."""
+    own = trainable_parameters(head)
+    for name, kept in fitted.average.items():
+        own[name].copy_(kept)
 
 
 def _steps(num_items: int, config: FitConfig) -> Iterator[tuple[int, list[int]]]:

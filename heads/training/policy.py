@@ -12,7 +12,7 @@ from polyhead.client import Client
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import Demonstration
-from polyhead.heads.training.fit import FitConfig, Schedule, Step, fit
+from polyhead.heads.training.fit import FitConfig, Schedule, Step, become_average, fit
 from polyhead.heads.training.packing import Packed, Text, pack
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.state_store import StateStore
@@ -46,7 +46,7 @@ def train_policy(
     def loss(items: list[int]) -> torch.Tensor:
         return reply_loss(head, pack([texts[item] for item in items]))
 
-    fit(trainable_parameters(head), [len(text.token_ids) for text in texts], loss, config, checkpoints, on_step)
+    become_average(head, fit(trainable_parameters(head), [len(text.token_ids) for text in texts], loss, config, checkpoints, on_step))
     return head
 
 

@@ -14,7 +14,7 @@ from polyhead.client import Client
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import Comparison
-from polyhead.heads.training.fit import FitConfig, Schedule, Step, fit
+from polyhead.heads.training.fit import FitConfig, Schedule, Step, become_average, fit
 from polyhead.heads.training.losses import pairs_of_ranks, ranking_loss
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.state_store import StateStore
@@ -73,7 +73,7 @@ def train_preference(
         losses = [ranking_loss(each, pairs_of_ranks(row.ranks)) for each, row in zip(scores(head, chosen), chosen, strict=True)]
         return torch.stack(losses).mean()
 
-    fit(trainable_parameters(head), [row.num_tokens for row in ranked], loss, config, checkpoints, on_step)
+    become_average(head, fit(trainable_parameters(head), [row.num_tokens for row in ranked], loss, config, checkpoints, on_step))
     return head
 
 

@@ -16,7 +16,7 @@ from polyhead.client.errors import NotFound
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import DataError, RuleJudgement
-from polyhead.heads.training.fit import FitConfig, Step, fit
+from polyhead.heads.training.fit import FitConfig, Step, become_average, fit
 from polyhead.heads.training.losses import RuleLabel, rule_loss
 from polyhead.heads.training.packing import Text, pack
 from polyhead.heads.training.remote import pull_module
@@ -69,7 +69,7 @@ def train_rule(
         violated, followed = answers(head, asked, items)
         return rule_loss(violated, followed, [asked.labels[item] for item in items], broken_weight)
 
-    fit(trainable_parameters(head), [len(text.token_ids) for text in asked.texts], loss, config, checkpoints, on_step)
+    become_average(head, fit(trainable_parameters(head), [len(text.token_ids) for text in asked.texts], loss, config, checkpoints, on_step))
     return head
 
 

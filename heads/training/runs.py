@@ -19,15 +19,15 @@ import torch
 from polyhead.client import Client, PushReport
 from polyhead.heads.model.embedded import cache_folder
 from polyhead.heads.model.family import HeadModule
-from polyhead.heads.training import policy, preference, rule
+from polyhead.heads.training import policy, preference, rule, value
 from polyhead.heads.training.checkpoints import CheckpointFolder
-from polyhead.heads.training.data import DataError, read_comparisons, read_demonstrations, read_judgements
+from polyhead.heads.training.data import DataError, read_comparisons, read_demonstrations, read_judgements, read_rewarded
 from polyhead.heads.training.fit import FitConfig, Step, TrainingFailed, identity_of
 from polyhead.heads.training.metrics import RuleMetrics, pair_accuracy, rule_metrics
 from polyhead.heads.training.remote import pull_embedding, weights_of
 from polyhead.heads.training.state_store import StateStore
 
-__all__ = ["RunConfig", "Trained", "TrainingFailed", "preferences", "push", "rules", "settings", "sft"]
+__all__ = ["RunConfig", "Trained", "TrainingFailed", "preferences", "push", "rules", "settings", "sft", "values"]
 
 T = TypeVar("T")
 OnStep = Callable[[Step], None]
@@ -104,6 +104,17 @@ def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) ->
     return Trained(head, {name: value for name, value in metrics.items() if math.isfinite(value)}, lines)
 
 
+def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
+    """A value head from replies with rewards."""
+    rows, held_out = _rows(run, read_rewarded, config.seed)
+    states, source = StateStore(client, run.states), run.start_from or "value"
+    checkpoints = _checkpoints(run, config, client, source)
+    head = value.train_value(client, rows, states, source, config, checkpoints, on_step)
+    explained = value.held_out_explained(head, value.encode_rewarded(client, held_out, states))
+    metrics = {"held_out_explained_variance": explained} if math.isfinite(explained) else {}
+    return Trained(head, metrics, [f"held out, {len(held_out)} replies: explained variance {explained:+.3f}"])
+
+
 def push(client: Client, name: str, kind: Any, trained: Trained) -> PushReport:
     """The trained head as a new version of `name`, with its metrics. It is not active."""
     return client.push(name, weights_of(trained.head), kind=kind, metrics=trained.metrics)
@@ -148,7 +159,7 @@ def _checkpoints(run: RunConfig, config: FitConfig, client: Client, source: str)
     return CheckpointFolder(run.checkpoints, identity_of(config, **facts))
 
 
-DEFAULTS = {"sft": policy.FEW_REPLIES, "preference": preference.FEW_PAIRS, "rule": rule.FEW_JUDGEMENTS}
+DEFAULTS = {"sft": policy.FEW_REPLIES, "preference": preference.FEW_PAIRS, "rule": rule.FEW_JUDGEMENTS, "value": value.FEW_REWARDS}
 
 
 def settings(kind: str, **changes: Any) -> FitConfig:

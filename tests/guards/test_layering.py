@@ -22,6 +22,7 @@ MAY_IMPORT = {
     "polyhead.client": {"polyhead.client", "polyhead.v1", "polyhead.heads.format"},
     "polyhead.client.cli": {"polyhead.client.cli", "polyhead.client"},  # an application: commands import what they run when it is asked for
     "polyhead.client.demo": {"polyhead.client.demo", "polyhead.client", "polyhead.heads.model", "polyhead.heads.training"},
+    "polyhead.client.integrations": {"polyhead.client.integrations", "polyhead.client"},  # an application: what other trainers call
     "polyhead.client.bench": {
         "polyhead.client.bench",
         "polyhead.client",
@@ -68,6 +69,16 @@ LAZY = {
         "polyhead.heads.model.merge",
     },
     "polyhead.client.cli.train": {"polyhead.heads.training.runs", "polyhead.heads.training.fit"},
+    "polyhead.client.cli.train_rl": {
+        "polyhead.heads.training.fit",
+        "polyhead.heads.training.rl.config",
+        "polyhead.heads.training.rl.prompts",
+        "polyhead.heads.training.rl.report",
+        "polyhead.heads.training.rl.rewards",
+        "polyhead.heads.training.rl.rollout",
+        "polyhead.heads.training.rl.rounds",
+        "polyhead.heads.training.rl.served",
+    },
     "polyhead.client.cli.store": {"polyhead.heads.store.store", "polyhead.heads.format.errors"},  # repairs the store of a stopped server
 }
 

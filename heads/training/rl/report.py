@@ -50,6 +50,12 @@ class RoundReport:
         """For JSON."""
         return {name: None if value != value else value for name, value in dataclasses.asdict(self).items()}  # JSON has no NaN
 
+    def numbers(self) -> dict[str, float]:
+        """For curves."""
+        plain = {name: value for name, value in dataclasses.asdict(self).items() if isinstance(value, int | float)}
+        named = [("part", self.parts), ("seconds", self.seconds)]
+        return plain | {f"{prefix}/{name}": value for prefix, of in named for name, value in of.items()}
+
     def line(self, rounds: int) -> str:
         """For people."""
         parts = "".join(f" {name} {value:+.2f}" for name, value in self.parts.items() if name not in ("judge", "recipe"))

@@ -92,6 +92,12 @@ def train(
     return loop.learner
 
 
+def push_average(run: Run, learner: Learner) -> str:
+    """The policy's moving average as a version of its own name, "policy-average@1", not active."""
+    name = f"{Arm(run.client, run.name).policy}-average"
+    return f"{name}@{run.client.push_head(name, learner.policy_optimiser.average, kind='policy')}"
+
+
 class _Loop:
     """One run under way."""
 
@@ -121,6 +127,7 @@ class _Loop:
             self.learner = Learner(*self._modules(), self.config)
             self._become(found)
             self.pair = self.arm.restore(self.learner.policy, self.learner.value, f"rl: resumed after round {self.state.number}")
+            self._write_log()
             self.on_note(f"going on after round {self.state.number} of {self.config.rounds}")
 
     def round(self) -> RoundReport | None:

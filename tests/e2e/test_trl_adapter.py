@@ -1,0 +1,88 @@
+"""The TRL adapter on a real server, with a trainer that is only what the adapter reads of one. TRL's own trainers: `make test-trl`."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Iterator
+from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
+
+import pytest
+import torch
+
+from polyhead.client import Client
+from polyhead.client.integrations.trl import Reward, Rollout, client_of, column, freeze_trunk
+from polyhead.client.local import LocalServer
+from tests.e2e.support import serving
+
+ARGS = SimpleNamespace(temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, max_completion_length=5)
+ASKED = [[{"role": "user", "content": text}] for text in ("Why?", "How?")]
+
+
+@pytest.fixture(scope="module")
+def server(tied_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
+    with serving(tied_model, tmp_path_factory.mktemp("trl") / "store") as opened:
+        yield opened
+
+
+@pytest.fixture
+def trainer(server: LocalServer, tied_model: Path) -> Any:
+    from transformers import AutoModelForCausalLM
+
+    model = AutoModelForCausalLM.from_pretrained(tied_model, dtype=torch.float32)
+    freeze_trunk(model, server.address)
+    accelerator = SimpleNamespace(is_main_process=True, num_processes=1, process_index=0, unwrap_model=lambda wrapped: wrapped)
+    return SimpleNamespace(state=SimpleNamespace(global_step=0), args=ARGS, model=model, accelerator=accelerator)
+
+
+def test_rollouts_are_the_trained_models(server: LocalServer, trainer: Any) -> None:
+    """One push a step; log-probs are those of the weights in the trainer; a prompt's repeats are its samples; no two calls draw alike."""
+    rollout = Rollout(server.address, score=["preference", "rule"], rules=["no-insults"])
+    prompts = [ASKED[0]] * 2 + [ASKED[1]] * 3
+    drawn = []
+    for step in (0, 0, 1):
+        trainer.state.global_step = step
+        with torch.no_grad():
+            dict(trainer.model.named_parameters())["model.layers.3.mlp.down_proj.weight"].add_(0.5 * step)
+        drawn.append(rollout(prompts, trainer))
+    versions = [set(each["polyhead_version"]) for each in drawn]
+    assert versions[0] == versions[1] == {min(versions[2]) - 1}
+    assert drawn[0]["completion_ids"] != drawn[1]["completion_ids"]
+    for key, value in drawn[2].items():
+        assert (type(value), len(value)) == (list, 5), key
+    with Client(server.address) as client:
+        assert drawn[2]["prompt_ids"] == [client.tokenize(prompt) for prompt in prompts]
+    for prompt, completion, logprobs in zip(*(drawn[2][key] for key in ("prompt_ids", "completion_ids", "logprobs")), strict=True):
+        with torch.no_grad():
+            logits = trainer.model(torch.tensor([prompt + completion])).logits[0, len(prompt) - 1 : -1]
+        ours = logits.log_softmax(-1).gather(-1, torch.tensor(completion)[:, None])[:, 0]
+        torch.testing.assert_close(ours, torch.tensor(logprobs), atol=1e-4, rtol=0)
+    assert max(map(abs, drawn[0]["polyhead_kl"])) < 1e-4 < max(map(abs, drawn[2]["polyhead_kl"]))
+    assert column("kl", -2.0)(**drawn[2]) == [-2.0 * kl for kl in drawn[2]["polyhead_kl"]]
+    with pytest.raises(ValueError, match="no column 'nothing': kl, preference, rule, version"):
+        column("nothing")(**drawn[2])
+
+
+def test_a_trained_trunk_is_refused(server: LocalServer, trainer: Any) -> None:
+    trainer.model.requires_grad_(True)
+    with pytest.raises(ValueError, match=r"this parameter is trained: model.embed_tokens.weight\nhint: call freeze_trunk"):
+        Rollout(server.address)(ASKED, trainer)
+
+
+def test_a_reward_is_a_direct_call(server: LocalServer) -> None:
+    """Also as a copy, which AsyncGRPO sends to another process; conversational and plain; the ids that were drawn count, not their text."""
+    reward = copy.deepcopy(Reward(server.address, "rule", rules=["no-insults"], weight=3.0))
+    client = client_of(server.address)
+    logged: dict[str, float] = {}
+    found = reward(
+        prompts=ASKED,
+        completions=[[{"role": "assistant", "content": "ab"}], [{"role": "assistant", "content": "cd"}]],
+        completion_ids=[[90, 91], None],
+        log_metric=logged.__setitem__,
+    )
+    direct = client.score([(ASKED[0], [90, 91]), (ASKED[1], "cd")], heads=["rule"], rules=["no-insults"])
+    assert found == [3.0 * item.scores["rule"].p_follow["no-insults"] for item in direct]
+    assert logged == {"polyhead_rule_version": direct[0].scores["rule"].version}
+    assert reward.__name__ == "polyhead_rule"
+    assert Reward(server.address)(prompts=["a"], completions=["b"]) == [0.0]  # a preference head that nobody trained
