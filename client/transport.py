@@ -21,7 +21,17 @@ import grpc
 from polyhead.client.addresses import is_loopback
 from polyhead.client.errors import DeadlineExceeded, InvalidArgument, PolyheadError, ResourceExhausted
 from polyhead.client.wire.text_check import check_text
-from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
+from polyhead.v1 import (
+    generation_pb2,
+    generation_pb2_grpc,
+    heads_pb2,
+    heads_pb2_grpc,
+    options_pb2,
+    scoring_pb2,
+    scoring_pb2_grpc,
+    trunk_pb2,
+    trunk_pb2_grpc,
+)
 
 __all__ = [
     "HEALTH_METHOD",
@@ -49,22 +59,21 @@ _RETRY = {
     "backoffMultiplier": 2,
     "retryableStatusCodes": ["UNAVAILABLE"],
 }
-_NEVER_RETRIED = {
-    "HeadService": ("DeleteHead", "PushHead", "PullHead", "WatchHeads"),  # DeleteHead has no request id: a second try would find nothing
-    "GenerationService": ("Generate",),
-    "TrunkService": ("Encode", "PullOutputEmbedding", "FitOod"),
-}  # streams: with grpcio 1.85 one that is refused while the server drains and then exits hangs for ever, past its deadline
-SERVICE_CONFIG = {
-    "methodConfig": [
-        {
-            "name": [
-                {"service": f"polyhead.v1.{service}", "method": method} for service, methods in _NEVER_RETRIED.items() for method in methods
-            ]
-        },
-        {"name": [{"service": "grpc.health.v1.Health"}]},  # whoever waits for a server asks again himself, and wants to know what failed
-        {"name": [{}], "retryPolicy": _RETRY},
+
+def _retryable() -> list[dict[str, str]]:
+    """Methods that the contract calls retryable. None of them is a stream: with grpcio 1.85 a stream that is refused while the server
+    drains and then exits hangs for ever, past its deadline. Nor is DeleteHead: a second try would find nothing.
+    """
+    return [
+        {"service": service.full_name, "method": method.name}
+        for file in (generation_pb2, scoring_pb2, trunk_pb2, heads_pb2)
+        for service in file.DESCRIPTOR.services_by_name.values()
+        for method in service.methods
+        if method.GetOptions().Extensions[options_pb2.method].retryable
     ]
-}
+
+
+SERVICE_CONFIG = {"methodConfig": [{"name": _retryable(), "retryPolicy": _RETRY}]}
 
 
 @dataclass(frozen=True)

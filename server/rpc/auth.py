@@ -1,4 +1,4 @@
-"""Who calls, and what they may call: bearer tokens, three roles, principals and teams, one table by full method name, default deny.
+"""Who calls, and what they may call: bearer tokens, three roles, principals and teams. What a method asks for is said by the contract.
 
 Knows no request's content.
 """
@@ -17,6 +17,7 @@ from pathlib import Path
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.rpc.errors import PermissionDenied, Unauthenticated
+from polyhead.server.rpc.methods import METHODS, Access
 
 HASH_PREFIX = "sha256:"
 MIN_TOKEN_LENGTH = 16
@@ -29,40 +30,14 @@ class Role(enum.Enum):
     ADMIN = "admin"  # also deletes
 
 
-ANYONE = frozenset(Role) | {None}  # None: a caller without a token
-EVERY_ROLE: frozenset[Role | None] = frozenset(Role)
-TRAINERS: frozenset[Role | None] = frozenset({Role.TRAINER, Role.ADMIN})
-ADMINS: frozenset[Role | None] = frozenset({Role.ADMIN})
-
-ALLOWED: Mapping[str, frozenset[Role | None]] = {
-    "/polyhead.v1.GenerationService/Generate": EVERY_ROLE,
-    "/polyhead.v1.ScoringService/Score": EVERY_ROLE,
-    "/polyhead.v1.ScoringService/ListConfigurations": EVERY_ROLE,
-    "/polyhead.v1.ScoringService/TokenizeRules": EVERY_ROLE,
-    "/polyhead.v1.TrunkService/GetTrunk": EVERY_ROLE,
-    "/polyhead.v1.TrunkService/Tokenize": EVERY_ROLE,
-    "/polyhead.v1.TrunkService/Detokenize": EVERY_ROLE,
-    "/polyhead.v1.TrunkService/Encode": EVERY_ROLE,
-    "/polyhead.v1.TrunkService/PullOutputEmbedding": TRAINERS,
-    "/polyhead.v1.TrunkService/GetStatus": EVERY_ROLE,
-    "/polyhead.v1.TrunkService/FitOod": TRAINERS,
-    "/polyhead.v1.TrunkService/ListOodFits": EVERY_ROLE,
-    "/polyhead.v1.HeadService/PushHead": TRAINERS,
-    "/polyhead.v1.HeadService/PullHead": TRAINERS,
-    "/polyhead.v1.HeadService/CopyHead": TRAINERS,
-    "/polyhead.v1.HeadService/ActivateHeads": TRAINERS,
-    "/polyhead.v1.HeadService/RollbackHeads": TRAINERS,
-    "/polyhead.v1.HeadService/GetHead": EVERY_ROLE,
-    "/polyhead.v1.HeadService/ListHeadTensors": TRAINERS,  # reads a whole file
-    "/polyhead.v1.HeadService/ListHeads": EVERY_ROLE,
-    "/polyhead.v1.HeadService/LabelHead": TRAINERS,
-    "/polyhead.v1.HeadService/DeleteHead": ADMINS,
-    "/polyhead.v1.HeadService/ListGenerations": EVERY_ROLE,
-    "/polyhead.v1.HeadService/WatchHeads": EVERY_ROLE,
-    "/grpc.health.v1.Health/Check": ANYONE,  # probes carry no token
-    "/grpc.health.v1.Health/Watch": ANYONE,
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": EVERY_ROLE,
+_ROLES: Mapping[Access, frozenset[Role | None]] = {  # None: a caller without a token
+    Access.NOBODY: frozenset(),
+    Access.ANYONE: frozenset({*Role, None}),
+    Access.EVERY_ROLE: frozenset(Role),
+    Access.TRAINERS: frozenset({Role.TRAINER, Role.ADMIN}),
+    Access.ADMINS: frozenset({Role.ADMIN}),
 }
+ALLOWED: Mapping[str, frozenset[Role | None]] = {name: _ROLES[method.access] for name, method in METHODS.items()}
 
 
 def hash_token(token: str) -> str:
@@ -129,9 +104,9 @@ class Authenticator:
         return len({token.caller.team for token in self.tokens}) > 1
 
     def check(self, method: str, metadata: Iterable[tuple[str, str | bytes]]) -> Caller:
-        """The caller; raises Unauthenticated or PermissionDenied. A method that the table lacks is denied."""
+        """The caller; raises Unauthenticated or PermissionDenied. A method that says nothing of access is denied."""
         allowed = ALLOWED.get(method)
-        if allowed is None:
+        if not allowed:
             raise PermissionDenied("the method is not open to callers")
         if not self.is_enabled:
             return EVERYONE

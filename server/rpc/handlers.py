@@ -8,7 +8,7 @@ from typing import Any
 import grpc
 
 from polyhead.heads.format.errors import Unavailable
-from polyhead.server.rpc.auth import ALLOWED
+from polyhead.server.rpc.methods import METHODS
 
 RETRY_S = 2.0
 
@@ -40,7 +40,7 @@ class LateHandlers(grpc.GenericRpcHandler):
         if (
             not self._is_open
             and handler_call_details.method.startswith("/polyhead.")
-            and handler_call_details.method in ALLOWED
+            and handler_call_details.method in METHODS
         ):
             return grpc.stream_stream_rpc_method_handler(_not_yet)  # the shape that waits for no message
         return None

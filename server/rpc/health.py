@@ -13,13 +13,8 @@ from typing import Any
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from polyhead.heads.format.errors import NotFound, ResourceExhausted
+from polyhead.server.rpc.methods import SERVICES
 
-SERVICES = (
-    "polyhead.v1.GenerationService",
-    "polyhead.v1.ScoringService",
-    "polyhead.v1.TrunkService",
-    "polyhead.v1.HeadService",
-)
 LIVENESS = "liveness"
 HEAD_PREFIX = "polyhead.v1.head/"
 MAX_WATCHES = 256

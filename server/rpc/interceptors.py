@@ -24,6 +24,7 @@ from polyhead.heads.format.errors import InvalidArgument, PolyheadError, Unavail
 from polyhead.server import logs
 from polyhead.server.rpc.auth import Authenticator, Caller, Role
 from polyhead.server.rpc.errors import DeadlineExceeded, status_code, to_polyhead_error, trailing_metadata
+from polyhead.server.rpc.methods import LONG_LIVED
 from polyhead.server.rpc.unread import Account, Unread
 
 DRAIN_RETRY_S = 2.0
@@ -31,8 +32,6 @@ OWN_SHARE = 0.9  # a deadline below this share of the server's longest is the ca
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
 _MALFORMED = object()  # what the deserializer returns for bytes that are no message
 
-# Streams without an end of their own: they have no deadline of ours, and a drain does not wait for them.
-LONG_LIVED = frozenset({"/grpc.health.v1.Health/Watch", "/polyhead.v1.HeadService/WatchHeads"})
 _ALWAYS_OPEN = ("/grpc.health.v1.",)  # answered while draining
 
 

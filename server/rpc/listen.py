@@ -15,8 +15,9 @@ from polyhead.server.config import ServeConfig
 from polyhead.server.process.services import Services
 from polyhead.server.rpc.connections import HANDSHAKE_MS, MAX_CONNECTIONS, max_connections, raise_descriptor_limit
 from polyhead.server.rpc.handlers import LateHandlers
-from polyhead.server.rpc.health import SERVICES, Health
+from polyhead.server.rpc.health import Health
 from polyhead.server.rpc.interceptors import CallInterceptor
+from polyhead.server.rpc.methods import SERVICES
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.rpc.services.generation import GenerationServicer
 from polyhead.server.rpc.services.heads import HeadServicer

@@ -22,40 +22,43 @@ _runtime_version.ValidateProtobufRuntimeVersion(
 _sym_db = _symbol_database.Default()
 
 
+from polyhead.v1 import options_pb2 as polyhead_dot_v1_dot_options__pb2
 from polyhead.v1 import types_pb2 as polyhead_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpolyhead/v1/generation.proto\x12\x0bpolyhead.v1\x1a\x17polyhead/v1/types.proto\"G\n\x03\x41rm\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\t\n\x01n\x18\x02 \x01(\r\x12\'\n\x08sampling\x18\x03 \x01(\x0b\x32\x15.polyhead.v1.Sampling\"\xcb\x02\n\x0fGenerateRequest\x12$\n\x07prompts\x18\x01 \x03(\x0b\x32\x13.polyhead.v1.Prompt\x12\x1e\n\x04\x61rms\x18\x02 \x03(\x0b\x32\x10.polyhead.v1.Arm\x12\'\n\x08\x64\x65livery\x18\x03 \x01(\x0e\x32\x15.polyhead.v1.Delivery\x12$\n\x07on_swap\x18\x04 \x01(\x0e\x32\x13.polyhead.v1.OnSwap\x12\'\n\x05score\x18\x05 \x01(\x0b\x32\x18.polyhead.v1.ScoringSpec\x12\x15\n\rreturn_states\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\'\n\x08priority\x18\x08 \x01(\x0e\x32\x15.polyhead.v1.Priority\x12&\n\x06select\x18\t \x01(\x0b\x32\x16.polyhead.v1.Selection\"(\n\tSelection\x12\x0b\n\x03top\x18\x01 \x01(\r\x12\x0e\n\x06median\x18\x02 \x01(\x08\"\xa4\x01\n\x05Piece\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\x11\n\tarm_index\x18\x02 \x01(\r\x12\x14\n\x0csample_index\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x10\n\x08logprobs\x18\x06 \x03(\x02\x12\x19\n\x11sampling_logprobs\x18\x07 \x03(\x02\x12\x0c\n\x04text\x18\x08 \x01(\t\"W\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"\x80\x05\n\x06Sample\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\x11\n\tarm_index\x18\x02 \x01(\r\x12\x14\n\x0csample_index\x18\x03 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x10\n\x08logprobs\x18\x07 \x03(\x02\x12\x19\n\x11sampling_logprobs\x18\x08 \x03(\x02\x12\x30\n\rfinish_reason\x18\t \x01(\x0e\x32\x19.polyhead.v1.FinishReason\x12\x12\n\nterminated\x18\n \x01(\x08\x12\x0c\n\x04stop\x18\x0b \x01(\t\x12\x0c\n\x04head\x18\x0c \x01(\t\x12\x14\n\x0chead_version\x18\r \x01(\r\x12\x0e\n\x06\x64igest\x18\x0e \x01(\t\x12 \n\x05spans\x18\x0f \x03(\x0b\x32\x11.polyhead.v1.Span\x12\x13\n\x0bsample_seed\x18\x10 \x01(\x06\x12&\n\x06scores\x18\x11 \x03(\x0b\x32\x16.polyhead.v1.HeadScore\x12\r\n\x05\x65rror\x18\x12 \x01(\t\x12\x19\n\x11num_cached_tokens\x18\x13 \x01(\r\x12\r\n\x05valid\x18\x14 \x01(\x08\x12\'\n\x08sampling\x18\x15 \x01(\x0b\x32\x15.polyhead.v1.Sampling\x12\x17\n\x0finvalid_reasons\x18\x16 \x03(\t\x12\x14\n\x0cnum_newlines\x18\x17 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x18 \x01(\t\x12#\n\x06reward\x18\x19 \x01(\x0b\x32\x13.polyhead.v1.Reward\x12\"\n\x03ood\x18\x1a \x01(\x0b\x32\x15.polyhead.v1.OodScore\"W\n\x0cRankedSample\x12\x11\n\tarm_index\x18\x01 \x01(\r\x12\x14\n\x0csample_index\x18\x02 \x01(\r\x12\x13\n\x06reward\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_reward\"u\n\x0bSampleGroup\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12$\n\x07samples\x18\x02 \x03(\x0b\x32\x13.polyhead.v1.Sample\x12*\n\x07ranking\x18\x03 \x03(\x0b\x32\x19.polyhead.v1.RankedSample\"\x80\x01\n\nStatesPart\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\x11\n\tarm_index\x18\x02 \x01(\r\x12\x14\n\x0csample_index\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12#\n\x06states\x18\x05 \x01(\x0b\x32\x13.polyhead.v1.Tensor\"C\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x06served\x18\x02 \x01(\x0b\x32\x13.polyhead.v1.Served\"\xe8\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.polyhead.v1.AcceptedH\x00\x12#\n\x05piece\x18\x02 \x01(\x0b\x32\x12.polyhead.v1.PieceH\x00\x12%\n\x06sample\x18\x03 \x01(\x0b\x32\x13.polyhead.v1.SampleH\x00\x12)\n\x05group\x18\x04 \x01(\x0b\x32\x18.polyhead.v1.SampleGroupH\x00\x12)\n\x06states\x18\x05 \x01(\x0b\x32\x17.polyhead.v1.StatesPartH\x00\x42\x07\n\x05\x65vent*d\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45LIVERY_TOKENS\x10\x01\x12\x14\n\x10\x44\x45LIVERY_SAMPLES\x10\x02\x12\x13\n\x0f\x44\x45LIVERY_GROUPS\x10\x03\x32^\n\x11GenerationService\x12I\n\x08Generate\x12\x1c.polyhead.v1.GenerateRequest\x1a\x1d.polyhead.v1.GenerateResponse0\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x1cpolyhead/v1/generation.proto\x12\x0bpolyhead.v1\x1a\x19polyhead/v1/options.proto\x1a\x17polyhead/v1/types.proto\"G\n\x03\x41rm\x12\x0c\n\x04head\x18\x01 \x01(\t\x12\t\n\x01n\x18\x02 \x01(\r\x12\'\n\x08sampling\x18\x03 \x01(\x0b\x32\x15.polyhead.v1.Sampling\"\xcb\x02\n\x0fGenerateRequest\x12$\n\x07prompts\x18\x01 \x03(\x0b\x32\x13.polyhead.v1.Prompt\x12\x1e\n\x04\x61rms\x18\x02 \x03(\x0b\x32\x10.polyhead.v1.Arm\x12\'\n\x08\x64\x65livery\x18\x03 \x01(\x0e\x32\x15.polyhead.v1.Delivery\x12$\n\x07on_swap\x18\x04 \x01(\x0e\x32\x13.polyhead.v1.OnSwap\x12\'\n\x05score\x18\x05 \x01(\x0b\x32\x18.polyhead.v1.ScoringSpec\x12\x15\n\rreturn_states\x18\x06 \x01(\x08\x12\x12\n\nrequest_id\x18\x07 \x01(\t\x12\'\n\x08priority\x18\x08 \x01(\x0e\x32\x15.polyhead.v1.Priority\x12&\n\x06select\x18\t \x01(\x0b\x32\x16.polyhead.v1.Selection\"(\n\tSelection\x12\x0b\n\x03top\x18\x01 \x01(\r\x12\x0e\n\x06median\x18\x02 \x01(\x08\"\xa4\x01\n\x05Piece\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\x11\n\tarm_index\x18\x02 \x01(\r\x12\x14\n\x0csample_index\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x10\n\x08logprobs\x18\x06 \x03(\x02\x12\x19\n\x11sampling_logprobs\x18\x07 \x03(\x02\x12\x0c\n\x04text\x18\x08 \x01(\t\"W\n\x04Span\x12\r\n\x05start\x18\x01 \x01(\r\x12\x0b\n\x03\x65nd\x18\x02 \x01(\r\x12\x0f\n\x07version\x18\x03 \x01(\r\x12\x12\n\ngeneration\x18\x04 \x01(\x04\x12\x0e\n\x06\x64igest\x18\x05 \x01(\t\"\x80\x05\n\x06Sample\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\x11\n\tarm_index\x18\x02 \x01(\r\x12\x14\n\x0csample_index\x18\x03 \x01(\r\x12\x18\n\x10prompt_token_ids\x18\x04 \x03(\r\x12\x11\n\ttoken_ids\x18\x05 \x03(\r\x12\x0c\n\x04text\x18\x06 \x01(\t\x12\x10\n\x08logprobs\x18\x07 \x03(\x02\x12\x19\n\x11sampling_logprobs\x18\x08 \x03(\x02\x12\x30\n\rfinish_reason\x18\t \x01(\x0e\x32\x19.polyhead.v1.FinishReason\x12\x12\n\nterminated\x18\n \x01(\x08\x12\x0c\n\x04stop\x18\x0b \x01(\t\x12\x0c\n\x04head\x18\x0c \x01(\t\x12\x14\n\x0chead_version\x18\r \x01(\r\x12\x0e\n\x06\x64igest\x18\x0e \x01(\t\x12 \n\x05spans\x18\x0f \x03(\x0b\x32\x11.polyhead.v1.Span\x12\x13\n\x0bsample_seed\x18\x10 \x01(\x06\x12&\n\x06scores\x18\x11 \x03(\x0b\x32\x16.polyhead.v1.HeadScore\x12\r\n\x05\x65rror\x18\x12 \x01(\t\x12\x19\n\x11num_cached_tokens\x18\x13 \x01(\r\x12\r\n\x05valid\x18\x14 \x01(\x08\x12\'\n\x08sampling\x18\x15 \x01(\x0b\x32\x15.polyhead.v1.Sampling\x12\x17\n\x0finvalid_reasons\x18\x16 \x03(\t\x12\x14\n\x0cnum_newlines\x18\x17 \x01(\r\x12\x0e\n\x06\x66ormat\x18\x18 \x01(\t\x12#\n\x06reward\x18\x19 \x01(\x0b\x32\x13.polyhead.v1.Reward\x12\"\n\x03ood\x18\x1a \x01(\x0b\x32\x15.polyhead.v1.OodScore\"W\n\x0cRankedSample\x12\x11\n\tarm_index\x18\x01 \x01(\r\x12\x14\n\x0csample_index\x18\x02 \x01(\r\x12\x13\n\x06reward\x18\x03 \x01(\x02H\x00\x88\x01\x01\x42\t\n\x07_reward\"u\n\x0bSampleGroup\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12$\n\x07samples\x18\x02 \x03(\x0b\x32\x13.polyhead.v1.Sample\x12*\n\x07ranking\x18\x03 \x03(\x0b\x32\x19.polyhead.v1.RankedSample\"\x80\x01\n\nStatesPart\x12\x14\n\x0cprompt_index\x18\x01 \x01(\r\x12\x11\n\tarm_index\x18\x02 \x01(\r\x12\x14\n\x0csample_index\x18\x03 \x01(\r\x12\x0e\n\x06offset\x18\x04 \x01(\r\x12#\n\x06states\x18\x05 \x01(\x0b\x32\x13.polyhead.v1.Tensor\"C\n\x08\x41\x63\x63\x65pted\x12\x12\n\nrequest_id\x18\x01 \x01(\t\x12#\n\x06served\x18\x02 \x01(\x0b\x32\x13.polyhead.v1.Served\"\xe8\x01\n\x10GenerateResponse\x12)\n\x08\x61\x63\x63\x65pted\x18\x01 \x01(\x0b\x32\x15.polyhead.v1.AcceptedH\x00\x12#\n\x05piece\x18\x02 \x01(\x0b\x32\x12.polyhead.v1.PieceH\x00\x12%\n\x06sample\x18\x03 \x01(\x0b\x32\x13.polyhead.v1.SampleH\x00\x12)\n\x05group\x18\x04 \x01(\x0b\x32\x18.polyhead.v1.SampleGroupH\x00\x12)\n\x06states\x18\x05 \x01(\x0b\x32\x17.polyhead.v1.StatesPartH\x00\x42\x07\n\x05\x65vent*d\n\x08\x44\x65livery\x12\x18\n\x14\x44\x45LIVERY_UNSPECIFIED\x10\x00\x12\x13\n\x0f\x44\x45LIVERY_TOKENS\x10\x01\x12\x14\n\x10\x44\x45LIVERY_SAMPLES\x10\x02\x12\x13\n\x0f\x44\x45LIVERY_GROUPS\x10\x03\x32\x66\n\x11GenerationService\x12Q\n\x08Generate\x12\x1c.polyhead.v1.GenerateRequest\x1a\x1d.polyhead.v1.GenerateResponse\"\x06\x8a\xb5\x18\x02\x08\x01\x30\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polyhead.v1.generation_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_DELIVERY']._serialized_start=2061
-  _globals['_DELIVERY']._serialized_end=2161
-  _globals['_ARM']._serialized_start=70
-  _globals['_ARM']._serialized_end=141
-  _globals['_GENERATEREQUEST']._serialized_start=144
-  _globals['_GENERATEREQUEST']._serialized_end=475
-  _globals['_SELECTION']._serialized_start=477
-  _globals['_SELECTION']._serialized_end=517
-  _globals['_PIECE']._serialized_start=520
-  _globals['_PIECE']._serialized_end=684
-  _globals['_SPAN']._serialized_start=686
-  _globals['_SPAN']._serialized_end=773
-  _globals['_SAMPLE']._serialized_start=776
-  _globals['_SAMPLE']._serialized_end=1416
-  _globals['_RANKEDSAMPLE']._serialized_start=1418
-  _globals['_RANKEDSAMPLE']._serialized_end=1505
-  _globals['_SAMPLEGROUP']._serialized_start=1507
-  _globals['_SAMPLEGROUP']._serialized_end=1624
-  _globals['_STATESPART']._serialized_start=1627
-  _globals['_STATESPART']._serialized_end=1755
-  _globals['_ACCEPTED']._serialized_start=1757
-  _globals['_ACCEPTED']._serialized_end=1824
-  _globals['_GENERATERESPONSE']._serialized_start=1827
-  _globals['_GENERATERESPONSE']._serialized_end=2059
-  _globals['_GENERATIONSERVICE']._serialized_start=2163
-  _globals['_GENERATIONSERVICE']._serialized_end=2257
+  _globals['_GENERATIONSERVICE'].methods_by_name['Generate']._loaded_options = None
+  _globals['_GENERATIONSERVICE'].methods_by_name['Generate']._serialized_options = b'\212\265\030\002\010\001'
+  _globals['_DELIVERY']._serialized_start=2088
+  _globals['_DELIVERY']._serialized_end=2188
+  _globals['_ARM']._serialized_start=97
+  _globals['_ARM']._serialized_end=168
+  _globals['_GENERATEREQUEST']._serialized_start=171
+  _globals['_GENERATEREQUEST']._serialized_end=502
+  _globals['_SELECTION']._serialized_start=504
+  _globals['_SELECTION']._serialized_end=544
+  _globals['_PIECE']._serialized_start=547
+  _globals['_PIECE']._serialized_end=711
+  _globals['_SPAN']._serialized_start=713
+  _globals['_SPAN']._serialized_end=800
+  _globals['_SAMPLE']._serialized_start=803
+  _globals['_SAMPLE']._serialized_end=1443
+  _globals['_RANKEDSAMPLE']._serialized_start=1445
+  _globals['_RANKEDSAMPLE']._serialized_end=1532
+  _globals['_SAMPLEGROUP']._serialized_start=1534
+  _globals['_SAMPLEGROUP']._serialized_end=1651
+  _globals['_STATESPART']._serialized_start=1654
+  _globals['_STATESPART']._serialized_end=1782
+  _globals['_ACCEPTED']._serialized_start=1784
+  _globals['_ACCEPTED']._serialized_end=1851
+  _globals['_GENERATERESPONSE']._serialized_start=1854
+  _globals['_GENERATERESPONSE']._serialized_end=2086
+  _globals['_GENERATIONSERVICE']._serialized_start=2190
+  _globals['_GENERATIONSERVICE']._serialized_end=2292
 # @@protoc_insertion_point(module_scope)

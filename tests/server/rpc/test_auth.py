@@ -11,7 +11,7 @@ from grpc_reflection.v1alpha import reflection_pb2
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.rpc.auth import ALLOWED, Authenticator, Caller, Role, Token, hash_token, load_tokens
 from polyhead.server.rpc.errors import PermissionDenied, Unauthenticated
-from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2
+from polyhead.v1 import generation_pb2, heads_pb2, options_pb2, scoring_pb2, trunk_pb2
 
 FILES = [generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, health_pb2, reflection_pb2]
 METHODS = sorted(
@@ -30,6 +30,18 @@ def bearer(token: str) -> list[tuple[str, str | bytes]]:
 
 def test_the_table_names_exactly_the_methods_that_exist() -> None:
     assert sorted(ALLOWED) == METHODS
+    assert all(ALLOWED.values()), "a method of the contract does not say whose it is"
+
+
+def test_no_stream_is_retried() -> None:
+    """With grpcio 1.85 a stream that is refused while the server drains hangs for ever, past its deadline."""
+    for file in (generation_pb2, heads_pb2, scoring_pb2, trunk_pb2):
+        for service in file.DESCRIPTOR.services_by_name.values():
+            for method in service.methods:
+                facts = method.GetOptions().Extensions[options_pb2.method]
+                is_stream = method.client_streaming or method.server_streaming
+                assert facts.retryable == (not is_stream and method.name != "DeleteHead"), method.full_name
+                assert not facts.long_lived or is_stream
 
 
 @pytest.mark.parametrize("method", METHODS)

@@ -13,7 +13,8 @@ import pytest
 from grpc_health.v1 import health_pb2, health_pb2_grpc
 
 from polyhead.server.rpc import health as health_module
-from polyhead.server.rpc.health import SERVICES, Health, watch_engine
+from polyhead.server.rpc.health import Health, watch_engine
+from polyhead.server.rpc.methods import SERVICES
 from tests.server.fakes import FakeEngine, grpc_server
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
