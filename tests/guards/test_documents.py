@@ -46,6 +46,16 @@ def test_every_page_can_be_reached() -> None:
     assert shown_first >= {f"docs/{name}.md" for name in ("quickstart", "concepts", "operations", "architecture", "benchmarks")}
 
 
+def test_every_page_is_in_the_list_of_an_index() -> None:
+    """The site's tables of contents are made of these lists (docs/conf.py), each page in one of them."""
+    listed = []
+    for index in (page for page in pages() if page.name == "index.md"):
+        names = re.findall(r"^- \[[^\]]+\]\(([^)#]+\.md)\)", index.read_text(encoding="utf-8"), re.MULTILINE)
+        listed += [shown(file_of(index, name)) for name in names]
+    wanted = [shown(page) for page in pages() if page.is_relative_to(ROOT / "docs") and page != INDEX]
+    assert sorted(listed) == sorted([*wanted, "CHANGELOG.md", "CONTRIBUTING.md", "SECURITY.md"])
+
+
 @pytest.mark.parametrize("page", pages(), ids=shown)
 def test_lines_of_prose_are_short(page: Path) -> None:
     """A table's row is one line whatever its length; prose is not."""
