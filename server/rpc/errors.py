@@ -87,6 +87,8 @@ def _error_info(error: PolyheadError) -> Any:
 
 
 def _code_details(error: PolyheadError) -> list[Any]:
+    if error.code not in ("INVALID_ARGUMENT", "NOT_FOUND", "FAILED_PRECONDITION"):
+        return []
     description = _printable(error.message, MAX_MESSAGE)
     field = _printable(error.field, MAX_VALUE)
     if error.code == "INVALID_ARGUMENT":
@@ -95,10 +97,8 @@ def _code_details(error: PolyheadError) -> list[Any]:
     if error.code == "NOT_FOUND":
         name = _printable(error.metadata.get("name", field), MAX_VALUE)
         return [error_details_pb2.ResourceInfo(resource_type="polyhead.dev/Head", resource_name=name, description=description)]
-    if error.code == "FAILED_PRECONDITION":
-        violation = error_details_pb2.PreconditionFailure.Violation(type=error.reason, subject=field, description=description)
-        return [error_details_pb2.PreconditionFailure(violations=[violation])]
-    return []
+    violation = error_details_pb2.PreconditionFailure.Violation(type=error.reason, subject=field, description=description)
+    return [error_details_pb2.PreconditionFailure(violations=[violation])]
 
 
 def _retry_info(seconds: float) -> Any:
@@ -115,5 +115,10 @@ def _pack(detail: Any) -> any_pb2.Any:
 
 def _printable(text: str, limit: int) -> str:
     """Escape what a terminal or a log would act on: control characters, lone surrogates, bidi marks."""
-    escaped = "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text[:limit])
+    lines = [line if line.isprintable() else _escaped(line) for line in text[:limit].split("\n")]
+    escaped = "\\n".join(lines)
     return escaped if len(escaped) <= limit else escaped[: limit - 1] + "…"
+
+
+def _escaped(text: str) -> str:
+    return "".join(char if char.isprintable() else char.encode("unicode_escape").decode("ascii") for char in text)

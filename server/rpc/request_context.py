@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.request import Priority
+from polyhead.server.engine.work.sampling import Draws
 from polyhead.server.process.services import Services
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
@@ -16,10 +17,10 @@ from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.text.transcripts import TranscriptBook
 
 Resolve = Callable[[str, str], ServedHead]  # (reference, field): active or given version; raises NotFound
-CheckRoom = Callable[[Priority, int], None]  # (who waits, tokens that a call comes to at least): raises ResourceExhausted
+CheckRoom = Callable[[Priority, int, Draws | None], None]  # (who waits, tokens that it comes to at least, what it draws): ResourceExhausted
 
 
-def _has_room(priority: Priority, num_tokens: int) -> None:
+def _has_room(priority: Priority, num_tokens: int, draws: Draws | None) -> None:
     """Without an engine there is no queue that could be full."""
 
 

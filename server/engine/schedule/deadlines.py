@@ -100,7 +100,7 @@ class Deadlines:
     def _latest_start(self, request: Request, num_others: int, num_patient: int) -> float:
         """When a request must begin: for its first token, or for all of them if it could have had them in time when it came."""
         first_token_at = request.due_at - self.pace.prefill_s(request.num_prefill_tokens) - self.pace.step_s(1)
-        if not request.samples or not self._is_attainable(request, num_patient):
+        if request.to_draw is None or not self._is_attainable(request, num_patient):
             return first_token_at
         alone_s, beside_s = (MARGIN * self._run_s(request, count) for count in (num_patient, num_others))
         whole_s = RUNNING_SHARE * (request.due_at - request.submitted_at)
@@ -113,11 +113,13 @@ class Deadlines:
 
     def _run_s(self, request: Request, num_others: int, is_long: bool = False) -> float:
         """Seconds for all samples of a request that has not begun, each as long as its first, beside so many rows of others."""
-        num_samples = len(request.samples)
+        if (draws := request.to_draw) is None:
+            return 0.0
+        num_samples = draws.num_samples
         num_rows = min(self.max_rows, max(0, num_others) + num_samples)
         num_rounds = -(-num_samples // self.max_rows)
         step_s = self._step_s(num_rows) if num_others else self.pace.step_s(num_rows)
-        return num_rounds * self.pace.reply_tokens(request.samples[0], is_long) * step_s
+        return num_rounds * self.pace.drawn_tokens(draws.params, is_long=is_long) * step_s
 
     def _step_s(self, num_rows: int) -> float:
         """With the prefill and the scoring that come in between lately."""

@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from polyhead.server.engine.work.batch import Batch
 from polyhead.server.engine.work.request import Sample
+from polyhead.server.engine.work.sampling import SamplingParams
 
 FIRST_STEPS = 8  # fewer say nothing: the first ones meet cold caches
 STALE_S = 10.0  # a pace that nobody has kept for so long is none: whatever slowed the steps may be over
@@ -64,10 +65,12 @@ class Pace:
         `max_new_tokens` is a bound, and most replies end before it. While none has shown how long they are, they may be as long as that,
         and need not have a single token.
         """
-        num_left = sample.params.max_new_tokens - len(sample.completion)
-        if sample.is_given:
-            return 0.0
-        if _is_exact(sample):
+        return 0.0 if sample.is_given else self.drawn_tokens(sample.params, len(sample.completion), is_long)
+
+    def drawn_tokens(self, params: SamplingParams, num_drawn: int = 0, is_long: bool = False) -> float:
+        """The same for a sample of which so many tokens are drawn."""
+        num_left = params.max_new_tokens - num_drawn
+        if _is_exact(params):
             return float(num_left)
         return num_left * (self._long_share if is_long else self._mean_share)
 
@@ -99,7 +102,7 @@ class Pace:
         if sample.is_given or not sample.completion:
             return
         share = len(sample.completion) / sample.params.max_new_tokens
-        if not _is_exact(sample) and (sample.is_whole or share > self._mean_share):
+        if not _is_exact(sample.params) and (sample.is_whole or share > self._mean_share):
             self._note_share(share)
         if sample.is_whole:
             self._stay_s += (REPLY_RATE if self._stay_s else 1.0) * (now - sample.first_token_at - self._stay_s)
@@ -114,9 +117,8 @@ class Pace:
         self._long_share = min(1.0, max(self._mean_share, self._long_share + (0.9 if share > self._long_share else -0.1) * step))
 
 
-def _is_exact(sample: Sample) -> bool:
+def _is_exact(params: SamplingParams) -> bool:
     """Whether nothing ends the reply before max_new_tokens."""
-    params = sample.params
     return params.ignore_eos and not params.stop and not params.stop_token_ids
 
 

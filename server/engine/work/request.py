@@ -22,7 +22,7 @@ from polyhead.server.engine.work.live import Lease, LiveHead, ServedHead
 from polyhead.server.engine.work.pooling import PromptPooling
 from polyhead.server.engine.work.questions import RuleQuestions
 from polyhead.server.engine.work.reader import Event, ReadAtOnce, Reader
-from polyhead.server.engine.work.sampling import FinishReason, SamplingParams, TextStream
+from polyhead.server.engine.work.sampling import Draws, FinishReason, SamplingParams, TextStream
 from polyhead.server.engine.work.sequence import TokenSequence
 
 SAMPLE_BYTES = 1000  # of a sample and its sequence in memory, beside their tokens
@@ -220,6 +220,7 @@ class Request:
     reader: Reader = field(default_factory=ReadAtOnce)
     samples: list[Sample] = field(default_factory=list)
     num_least_tokens: int = 0  # of a request that has no samples yet: what it comes to by its counts
+    draws: Draws | None = None  # the same: what it will draw
     # ---- engine thread
     serial: int = field(default_factory=lambda: next(_serial))
     submitted_at: float = field(default_factory=time.monotonic)
@@ -239,6 +240,13 @@ class Request:
         if not self.samples:
             return self.num_least_tokens
         return sum(sample.most_tokens for sample in self.samples) + len(self.samples) * self.num_suffix_tokens
+
+    @property
+    def to_draw(self) -> Draws | None:
+        """Samples that have not begun, all of them counted as the first; None if nothing is drawn."""
+        if not self.samples or self.samples[0].is_given:
+            return self.draws
+        return Draws(len(self.samples), self.samples[0].params)
 
     @property
     def num_suffix_tokens(self) -> int:

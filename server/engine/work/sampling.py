@@ -57,3 +57,11 @@ class TextStream(Protocol):
 
     def finish(self) -> str:
         """Return the text that was held back."""
+
+
+@dataclass(frozen=True, slots=True)
+class Draws:
+    """So many samples, each drawn like this."""
+
+    num_samples: int
+    params: SamplingParams

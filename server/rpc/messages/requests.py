@@ -16,7 +16,7 @@ from polyhead.server.engine.layers.sampler import sample_seed
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.questions import RuleQuestion, RuleQuestions
 from polyhead.server.engine.work.request import OnSwap, Priority, Request, Sample
-from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sampling import Draws, FinishReason, SamplingParams
 from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rewards.compose import RewardPlan, Selection
 from polyhead.server.rpc import demand
@@ -25,7 +25,7 @@ from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids, rep
 from polyhead.server.rpc.messages.recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
 from polyhead.server.rpc.messages.rules import selected_rules
 from polyhead.server.rpc.messages.sampling import sampling_params
-from polyhead.server.rpc.request_context import RequestContext
+from polyhead.server.rpc.request_context import CheckRoom, RequestContext
 from polyhead.server.rpc.tag import Tag, tag_of
 from polyhead.server.text.replies import ReplyForm, is_ended
 from polyhead.server.text.text_bounds import num_sure_bytes
@@ -53,21 +53,50 @@ class Work:
     selection: Selection | None = None  # None: all of them
 
 
-def generate_request(message: generation_pb2.GenerateRequest, context: RequestContext, request_id: str) -> Work:
-    """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active."""
+@dataclass(frozen=True, slots=True)
+class CountedGeneration:
+    """A generation that was checked by its counts."""
+
+    arms: list[tuple[generation_pb2.Arm, SamplingParams]]
+    priority: Priority
+    num_samples: int
+    num_tokens: int  # that it comes to at least
+
+    def check_room(self, check_room: CheckRoom) -> None:
+        """Raises ResourceExhausted if the engine would refuse it however it goes on."""
+        check_room(self.priority, self.num_tokens, Draws(self.num_samples, self.arms[0][1]))
+
+
+def count_generation(message: generation_pb2.GenerateRequest, context: RequestContext) -> CountedGeneration:
+    """Check what needs neither a tokenizer nor a head: a call that is refused for its counts costs no more than this."""
     arms = _checked_arms(message, context)
     for index, text in enumerate(message.prompts):
         context.check_text(num_sure_bytes(text), f"prompts[{index}]")
     priority = enums.PRIORITIES.member(message.priority, "priority") or Priority.BATCH
-    group_size = sum(max(1, arm.n) for arm, _ in arms)
-    num_samples = len(message.prompts) * group_size
+    num_samples = len(message.prompts) * sum(max(1, arm.n) for arm, _ in arms)
     if num_samples > MAX_SAMPLES:
         raise InvalidArgument(f"too many samples in one request: {num_samples}, at most {MAX_SAMPLES}", field="prompts")
     least = [demand.prompt_tokens(prompt) for prompt in message.prompts]
     most_new = max(params.max_new_tokens for _, params in arms)
     for index, length in enumerate(least):
         demand.check_least_length(length + most_new, context.max_context, f"prompts[{index}]")
-    context.check_room(priority, demand.generated_tokens(least, arms))
+    return CountedGeneration(arms, priority, num_samples, demand.generated_tokens(least, arms))
+
+
+def generate_request(
+    message: generation_pb2.GenerateRequest, context: RequestContext, request_id: str, counted: CountedGeneration | None = None
+) -> Work:
+    """Check and convert a generation. Blocking: it tokenises, and may load a head version that is not active.
+
+    `counted`: what `count_generation` made of the same message, and for which there was room; None: that comes first.
+    """
+    if counted is None:
+        counted = count_generation(message, context)
+        counted.check_room(context.check_room)
+    arms, priority, num_samples = counted.arms, counted.priority, counted.num_samples
+    for index, (arm, _) in enumerate(arms):
+        _check_arm_head(arm, f"arms[{index}]", context)
+    group_size, most_new = num_samples // len(message.prompts), max(params.max_new_tokens for _, params in arms)
     select = selection(message, group_size)
     plan = plan_reward(message.score, context, is_given=False)
     sampling_heads = list(dict.fromkeys(arm.head or DEFAULT_HEAD for arm, _ in arms))
@@ -82,7 +111,7 @@ def generate_request(message: generation_pb2.GenerateRequest, context: RequestCo
     if request.return_states and num_tokens > MAX_STATES_TOKENS:
         raise InvalidArgument(f"states of {num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
     _check_answer_size(work, _largest_reply(work, prompts, arms), group_size)
-    context.check_room(priority, num_tokens)
+    context.check_room(priority, num_tokens, Draws(num_samples, arms[0][1]))
     for prompt_index, prompt in enumerate(prompts):
         tag_of(request).forms[prompt_index] = prompt.form
         for arm_index, (arm, params) in enumerate(arms):
@@ -105,14 +134,11 @@ class _Prompt:
 
 
 def _checked_arms(message: generation_pb2.GenerateRequest, context: RequestContext) -> list[tuple[generation_pb2.Arm, SamplingParams]]:
-    """At least one. Their heads are those of generation."""
+    """At least one. Their heads are not looked at."""
     _check_count(len(message.prompts), MAX_PROMPTS, "prompts")
     arms = list(message.arms) or [generation_pb2.Arm()]
     _check_count(len(arms), MAX_ARMS, "arms")
-    checked = [(arm, _arm_params(arm, f"arms[{index}]", context)) for index, arm in enumerate(arms)]
-    for index, arm in enumerate(arms):
-        _check_arm_head(arm, f"arms[{index}]", context)
-    return checked
+    return [(arm, _arm_params(arm, f"arms[{index}]", context)) for index, arm in enumerate(arms)]
 
 
 def _prompt_of(prompt: types_pb2.Prompt, most_new: int, request: Request, context: RequestContext, field: str) -> _Prompt:
@@ -142,8 +168,20 @@ def _samples(
         )
 
 
-def score_request(message: scoring_pb2.ScoreRequest, context: RequestContext, request_id: str) -> Work:
-    """Check and convert a scoring of given completions."""
+@dataclass(frozen=True, slots=True)
+class CountedScoring:
+    """A scoring that was checked by its counts."""
+
+    priority: Priority
+    num_tokens: int  # that it comes to at least
+
+    def check_room(self, check_room: CheckRoom) -> None:
+        """Raises ResourceExhausted if the engine would refuse it however it goes on."""
+        check_room(self.priority, self.num_tokens, None)
+
+
+def count_scoring(message: scoring_pb2.ScoreRequest, context: RequestContext) -> CountedScoring:
+    """Check what needs neither a tokenizer nor a head."""
     _check_count(len(message.items), MAX_PROMPTS, "items")
     for index, item in enumerate(message.items):
         context.check_text(num_sure_bytes(item.prompt) + len(item.text.encode("utf-8")), f"items[{index}]")
@@ -155,7 +193,17 @@ def score_request(message: scoring_pb2.ScoreRequest, context: RequestContext, re
     least = [demand.item_tokens(item) for item in message.items]
     for index, length in enumerate(least):
         demand.check_least_length(length, context.max_context, f"items[{index}]")
-    context.check_room(priority, sum(least))
+    return CountedScoring(priority, sum(least))
+
+
+def score_request(
+    message: scoring_pb2.ScoreRequest, context: RequestContext, request_id: str, counted: CountedScoring | None = None
+) -> Work:
+    """Check and convert a scoring of given completions. `counted`: as for `generate_request`."""
+    if counted is None:
+        counted = count_scoring(message, context)
+        counted.check_room(context.check_room)
+    priority = counted.priority
     plan = plan_reward(message.score, context, is_given=True)
     request = _request(message.score, plan, [], message.on_swap, priority, len(message.items), context, request_id)
     if message.HasField("sampling"):
@@ -164,7 +212,7 @@ def score_request(message: scoring_pb2.ScoreRequest, context: RequestContext, re
     lengths = [len(ids) + len(completion) for ids, completion in texts]
     if sum(_reply_bytes(request, SamplingParams(), length, plan) for length in lengths) > MAX_REPLY_BYTES:
         raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
-    context.check_room(priority, sum(lengths) + len(lengths) * request.num_suffix_tokens)
+    context.check_room(priority, sum(lengths) + len(lengths) * request.num_suffix_tokens, None)
     for index, (item, (ids, completion)) in enumerate(zip(message.items, texts, strict=True)):
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
         form = tag_of(request).forms[index] = reply_form(item.prompt, context, f"items[{index}].prompt")
@@ -310,7 +358,7 @@ def _rule_questions(
     reference, rules = selected_rules(selection, context.rules, "score.rules")
     fixed = [context.rules.templates[head.manifest.template] for head in rule_heads]
     num_least = sum(len(template.before) + 1 + len(template.after) for template in fixed)
-    context.check_room(priority, num_samples * len(rules) * num_least)
+    context.check_room(priority, num_samples * len(rules) * num_least, None)
     worded = context.rules.suffixes(rules, "score.rules")
     return RuleQuestions(
         reference, {template: tuple(RuleQuestion(*question) for question in questions) for template, questions in worded.items()}

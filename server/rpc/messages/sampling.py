@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-import secrets
+import random
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.engine.work.sampling import SamplingParams
@@ -17,6 +17,7 @@ MAX_STOP_IDS = 64
 MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 10.0
 MAX_TEMPERATURE = 100.0
+_seeds = random.Random()  # whoever asks is told the seed; the system's own numbers cost a call of the system each
 
 
 def sampling_params(message: types_pb2.Sampling, field: str, context: RequestContext) -> SamplingParams:
@@ -35,7 +36,7 @@ def sampling_params(message: types_pb2.Sampling, field: str, context: RequestCon
         keep_stop=message.keep_stop,
         stop_token_ids=frozenset([*message.stop_token_ids, *_control_ids(message, context)]),
         ignore_eos=message.ignore_eos,
-        seed=message.seed if message.HasField("seed") else secrets.randbits(64),
+        seed=message.seed if message.HasField("seed") else _seeds.getrandbits(64),
     )
     if params.top_k >= 1 << 31:
         raise InvalidArgument(f"top_k is out of range: {params.top_k}", field=f"{field}.top_k")

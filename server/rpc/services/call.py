@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import AsyncIterator, Callable, Iterable, Iterator
 from dataclasses import dataclass
-from typing import TypeVar
+from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
 
@@ -14,19 +14,31 @@ from polyhead.server.engine.work.events import Accepted, Finished
 from polyhead.server.engine.work.live import Lease
 from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.request import Priority, Request, Sample
+from polyhead.server.engine.work.sampling import Draws
 from polyhead.server.process.services import Services
 from polyhead.server.process.workers import carried_through
 from polyhead.server.rpc.finishing import is_to_score, sample_facts, score_prompts
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers
 from polyhead.server.rpc.messages.requests import Work
-from polyhead.server.rpc.request_context import RequestContext
+from polyhead.server.rpc.request_context import CheckRoom, RequestContext
 from polyhead.server.rpc.stream import EventStream
 from polyhead.v1 import types_pb2
 
 M = TypeVar("M", bound=Message)
 MAX_REQUEST_ID = 128
 LOOP_TOKENS = 4096  # that one piece of work on the event loop may go through: some milliseconds
+LOOP_BYTES = 16 << 10  # of a message whose counts are looked at there
+
+
+class Counted(Protocol):
+    """A call that was checked by its counts."""
+
+    def check_room(self, check_room: CheckRoom) -> None:
+        """ResourceExhausted if the engine would refuse it however it goes on."""
+
+
+C = TypeVar("C", bound=Counted)
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,11 +61,23 @@ class CallRunner:
 
     @contextlib.asynccontextmanager
     async def admitted(
-        self, check: Callable[[M, RequestContext, str], Work], message: M, request_id: str
+        self,
+        count: Callable[[M, RequestContext], C],
+        check: Callable[[M, RequestContext, str, C | None], Work],
+        message: M,
+        request_id: str,
     ) -> AsyncIterator[tuple[Work, EventStream]]:
-        """Check a call on a worker thread, then run it. The heads that it names stay in memory until its request holds them."""
+        """Check a call by its counts, then as a whole on a worker thread, then run it.
+
+        The counts of a short message are looked at here: under load most calls are refused for them, and a hop to another thread costs
+        more than the look. The heads that a call names stay in memory until its request holds them.
+        """
+        counted, num_bytes = None, message.ByteSize()
         with self.context() as context:
-            work = await self.services.workers.run_sized(message.ByteSize(), check, message, context, request_id)
+            if num_bytes <= LOOP_BYTES:
+                counted = count(message, context)
+                counted.check_room(context.check_room)
+            work = await self.services.workers.run_sized(num_bytes, check, message, context, request_id, counted)
             stream = self._submit(work.request)
         try:
             yield work, stream
@@ -69,10 +93,10 @@ class CallRunner:
         finally:
             self._leave(request, stream)
 
-    def check_room(self, priority: Priority, num_tokens: int) -> None:
-        """ResourceExhausted if a call of so many tokens would be refused however it goes on."""
+    def check_room(self, priority: Priority, num_tokens: int, draws: Draws | None) -> None:
+        """ResourceExhausted if a call of so many tokens, and of such samples, would be refused however it goes on."""
         call = current_call.get()
-        probe = Request("", _nowhere, {}, {}, priority=priority, num_least_tokens=num_tokens)
+        probe = Request("", _nowhere, {}, {}, priority=priority, num_least_tokens=num_tokens, draws=draws)
         probe.due_at, probe.principal = call.due_at, call.caller.principal
         self.services.engine.check_room(probe)
 

@@ -32,7 +32,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream the events of one request; leaving for whatever reason ends its work."""
         request_id = self._runner.request_id(request.request_id)
-        async with self._runner.admitted(requests.generate_request, request, request_id) as (work, stream):
+        async with self._runner.admitted(
+            requests.count_generation, requests.generate_request, request, request_id
+        ) as (work, stream):
             writer = _Writer(self._runner, work, stream.sent)
             async for events in stream.batches():
                 await self._runner.score_prompts(event.sample for event in events if isinstance(event, Finished))

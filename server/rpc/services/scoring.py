@@ -29,7 +29,9 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         """Score every item; an item whose numbers are bad says so and harms no other."""
         request_id = self._runner.request_id(request.request_id)
         done: list[Sample] = []
-        async with self._runner.admitted(requests.score_request, request, request_id) as (work, stream):
+        async with self._runner.admitted(
+            requests.count_scoring, requests.score_request, request, request_id
+        ) as (work, stream):
             async for event in stream.events():
                 if isinstance(event, Finished):
                     done.append(event.sample)

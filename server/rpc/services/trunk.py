@@ -134,7 +134,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         num_tokens = sum(len(sequence.ids) for sequence in message.sequences)
         if message.pooling == trunk_pb2.POOLING_UNSPECIFIED and num_tokens > requests.MAX_STATES_TOKENS:
             raise InvalidArgument(f"{num_tokens} tokens in one request, at most {requests.MAX_STATES_TOKENS}", field="sequences")
-        self._runner.check_room(Priority.BATCH, num_tokens)
+        self._runner.check_room(Priority.BATCH, num_tokens, None)
         layers = self._services.ood.layers
         layer = layers.resolve(message.layer, default=layers.split_layer, field="layer")
         pooling = enums.POOLINGS.member(message.pooling, "pooling")

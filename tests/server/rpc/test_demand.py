@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import asyncio
+import contextlib
 import dataclasses
 from collections.abc import Callable
 from types import SimpleNamespace
@@ -13,12 +15,13 @@ from polyhead.heads.format.errors import InvalidArgument, ResourceExhausted
 from polyhead.server.engine.schedule.admission import check_queue
 from polyhead.server.engine.work.reports import QueueLimits
 from polyhead.server.engine.work.request import Priority, Request, Sample
+from polyhead.server.engine.work.sampling import Draws, SamplingParams
 from polyhead.server.rpc.auth import Caller, Role
 from polyhead.server.rpc.interceptors import Call, current_call
 from polyhead.server.rpc.messages import requests
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.request_context import RequestContext
-from polyhead.server.rpc.services.call import CallRunner
+from polyhead.server.rpc.services.call import LOOP_BYTES, CallRunner
 from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2, types_pb2
 from tests.server.rpc.test_limits import NOTHING, RULE_SET, Tokenizer
@@ -62,7 +65,7 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 def narrow(context: RequestContext, made: Made) -> RequestContext:
     """A context before a queue of 20 000 tokens."""
 
-    def check_room(priority: Priority, num_tokens: int) -> None:
+    def check_room(priority: Priority, num_tokens: int, draws: Draws | None) -> None:
         made.asked.append(num_tokens)
         check_queue(Request("", NOTHING, {}, {}, priority=priority, num_least_tokens=num_tokens), [], QUEUE)
 
@@ -134,7 +137,7 @@ def test_what_is_counted_is_what_the_request_comes_to(narrow: RequestContext, ma
 def test_encode_is_counted_before_its_ids_are_copied(monkeypatch: pytest.MonkeyPatch) -> None:
     refused: list[int] = []
 
-    def check_room(priority: Priority, num_tokens: int) -> None:
+    def check_room(priority: Priority, num_tokens: int, draws: Draws | None) -> None:
         refused.append(num_tokens)
         raise ResourceExhausted("full", retry_after_s=1.0)
 
@@ -150,6 +153,58 @@ def test_a_probe_has_its_callers_principal_and_deadline() -> None:
     asked: list[Request] = []
     runner = CallRunner(cast(Any, SimpleNamespace(engine=SimpleNamespace(check_room=asked.append))))
     current_call.set(Call("/polyhead.v1.GenerationService/Generate", "", Caller(Role.WORKER, "a"), 9.0, NOTHING, due_at=7.0))
-    runner.check_room(Priority.INTERACTIVE, 15_000)
+    runner.check_room(Priority.INTERACTIVE, 15_000, Draws(2, SamplingParams()))
     [probe] = asked
     assert (probe.num_tokens, probe.due_at, probe.principal, probe.priority) == (15_000, 7.0, "a", Priority.INTERACTIVE)
+    assert probe.to_draw == Draws(2, SamplingParams())
+
+
+class TestRefusalOnTheLoop:
+    """Under load most calls are refused for their counts: a hop to a worker thread took a third of a refusal's processor time."""
+
+    @pytest.fixture
+    def on_worker(self) -> list[int]:
+        """Sizes of messages that a worker was asked to look at."""
+        return []
+
+    @pytest.fixture
+    def full(self, context: RequestContext, on_worker: list[int], monkeypatch: pytest.MonkeyPatch) -> CallRunner:
+        """In front of an engine that has no room."""
+
+        def check_room(request: Request) -> None:
+            raise ResourceExhausted("full", retry_after_s=1.0)
+
+        async def run_sized(num_bytes: int, check: Callable[..., Work], *args: Any) -> Work:
+            on_worker.append(num_bytes)
+            return check(*args)
+
+        current_call.set(Call("/polyhead.v1.GenerationService/Generate", "", Caller(Role.WORKER, "a"), 9.0, NOTHING))
+        services = SimpleNamespace(engine=SimpleNamespace(check_room=check_room), workers=SimpleNamespace(run_sized=run_sized))
+        runner = CallRunner(cast(Any, services))
+        with_room = dataclasses.replace(context, check_room=runner.check_room)
+        monkeypatch.setattr(CallRunner, "context", lambda self: contextlib.nullcontext(with_room))
+        return runner
+
+    @staticmethod
+    async def call(frontend: CallRunner, message: generation_pb2.GenerateRequest) -> None:
+        async with frontend.admitted(requests.count_generation, requests.generate_request, message, "r"):
+            pass
+
+    def test_a_short_call_is_refused_without_a_worker(self, full: CallRunner, made: Made, on_worker: list[int]) -> None:
+        with pytest.raises(ResourceExhausted, match="full"):
+            asyncio.run(self.call(full, generation(prompts("a text", 0, 3), 2, 2)))
+        assert (on_worker, made.num_encoded) == ([], 0)
+
+    def test_wrong_input_is_named_all_the_same(self, full: CallRunner) -> None:
+        """A client would send it again for ever."""
+        with pytest.raises(InvalidArgument) as caught:
+            asyncio.run(self.call(full, generation(prompts("a text", 0, 3), 2, 65)))
+        assert caught.value.field == "arms[0].n"
+
+    def test_a_long_message_is_looked_at_by_a_worker(self, full: CallRunner, made: Made, on_worker: list[int]) -> None:
+        """The event loop is everybody's."""
+        message = generation(prompts("", 900, 16), 1, 1)
+        assert message.ByteSize() > LOOP_BYTES
+        with pytest.raises(ResourceExhausted, match="full"):
+            asyncio.run(self.call(full, message))
+        assert (on_worker, made.num_samples) == ([message.ByteSize()], 0)

@@ -7,6 +7,7 @@ import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any, cast
 from unittest.mock import MagicMock
 
@@ -23,7 +24,8 @@ from polyhead.v1.generation_pb2 import GenerateRequest
 from tests.server.fakes import World
 
 BUDGET, SIZE = 200, 100
-NOTHING: Any = None
+BUDGET, SIZE = 200, 100
+ANY_ROOM = SimpleNamespace(check_room=lambda check_room: None)
 
 
 class Module:
@@ -290,12 +292,12 @@ class TestPinsEnd:
     def test_after_a_request_that_is_refused(self, tight: World) -> None:
         version = tight.push("policy", tight.changed(1))
 
-        def check(message: object, context: RequestContext, request_id: str) -> Any:
+        def check(message: object, context: RequestContext, request_id: str, counted: object) -> Any:
             context.resolve(f"policy@{version}", "f")
             raise DataLoss("no")
 
         async def call() -> None:
-            async with runner(tight).admitted(check, GenerateRequest(), "r"):
+            async with runner(tight).admitted(lambda *_: ANY_ROOM, check, GenerateRequest(), "r"):
                 pass
 
         with pytest.raises(DataLoss):
@@ -307,14 +309,14 @@ class TestPinsEnd:
         version = tight.push("policy", tight.changed(1))
         gate, done = Gate(), threading.Event()
 
-        def check(message: object, context: RequestContext, request_id: str) -> Any:
+        def check(message: object, context: RequestContext, request_id: str, counted: object) -> Any:
             gate.wait()
             context.resolve(f"policy@{version}", "f")
             done.set()
 
         async def call() -> None:
             async def serve() -> None:
-                async with runner(tight).admitted(check, GenerateRequest(), "r"):
+                async with runner(tight).admitted(lambda *_: ANY_ROOM, check, GenerateRequest(), "r"):
                     pass
 
             task = asyncio.create_task(serve())

@@ -18,7 +18,7 @@ from polyhead.server.engine.work.events import Ended
 from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.reports import QueueLimits
 from polyhead.server.engine.work.request import Request
-from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sampling import Draws, FinishReason, SamplingParams
 from tests.server.engine.harness import Bench
 
 BASE_S, ROW_S, TOKEN_S = 0.020, 0.002, 0.0005  # of a step, of each row that decodes in it, of each other token
@@ -143,6 +143,19 @@ def test_nobody_is_refused_before_a_pace_is_known(loaded: Loaded) -> None:
     for _ in range(200):
         loaded.ask(deadline_s=0.001)
     assert loaded.counters.late_requests == 0
+
+
+def test_counts_alone_tell_who_would_be_too_late(paced: Loaded) -> None:
+    """The door asked with the first token alone, so that nine of ten of those refused had been tokenised and built before."""
+    paced.fill()
+    while not paced.num_refused:
+        with contextlib.suppress(ResourceExhausted):
+            paced.ask()
+    assert paced.counters.late_requests == 1
+    now, params = paced.clock.now, SamplingParams(max_new_tokens=REPLY, ignore_eos=True)
+    probe = paced.bench.request(num_least_tokens=1, draws=Draws(1, params), due_at=now + DEADLINE_S, submitted_at=now)
+    with pytest.raises(ResourceExhausted):
+        paced.bench.engine.check_room(probe)
 
 
 def test_a_first_token_that_would_come_too_late_is_refused_at_once(paced: Loaded) -> None:
