@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 QUICK := tests/server/engine tests/heads/store tests/heads/format tests/client
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo serve test test-quick test-long lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate serve test test-quick test-long test-web lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -24,6 +24,9 @@ $(VENV)/.ready: pyproject.toml constraints.txt
 demo: env  ## one round on a real model: chat, score, train, swap under load, roll back
 	@$(BIN)/python -m polyhead.client.demo.demo
 
+annotate: env  ## collect judgements of the embedded model's replies in a browser: prints an invite link
+	@$(BIN)/python -m polyhead.client.annotate.trial
+
 serve: env  ## a server with the embedded model on 127.0.0.1:50051
 	$(BIN)/polyhead serve
 
@@ -35,6 +38,16 @@ test-quick: env  ## for the edit loop: engine, store and client on tiny models
 
 test-long: env  ## the long ones
 	$(PYTEST) -m long
+
+test-web: env $(VENV)/.web  ## the frontend in a real browser: needs Debian's chromium, fonts-noto-cjk and npm
+	$(BIN)/python -m pytest tests/web $(WEB_TESTS)
+
+$(VENV)/.web: pyproject.toml
+	@command -v chromium >/dev/null || { echo "no chromium on this machine: apt-get install chromium fonts-noto-cjk"; exit 1; }
+	@command -v npm >/dev/null || { echo "no npm on this machine: apt-get install npm"; exit 1; }
+	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,web-test]'
+	cd $(VENV) && npm install --silent --no-save --no-audit --no-fund --prefix web axe-core@4.14.1
+	@touch $@
 
 bench: env  ## our goals beside other engines, in one run: make bench ARGS='--only P1,P2 --peers transformers,llamacpp'
 	$(BIN)/polyhead bench $(ARGS)

@@ -48,7 +48,7 @@ from polyhead.client.results.results import (
 )
 from polyhead.client.weights.tensors import RawTensor
 from polyhead.client.wire.options import Arm, Rule
-from polyhead.client.wire.prompts import continue_from
+from polyhead.client.wire.prompts import Continuation, continue_from
 
 __all__ = [
     "Arm",
@@ -58,6 +58,7 @@ __all__ = [
     "Candidate",
     "Client",
     "Configuration",
+    "Continuation",
     "Evidence",
     "FinishReason",
     "Generation",

@@ -53,6 +53,12 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=start_order)
 
 
+def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:
+    """The browser's tests have an environment of their own: they run where they are named, as `make test-web` does."""
+    is_web = collection_path == Path(__file__).parent / "web"
+    return True if is_web and not any("tests/web" in argument for argument in config.args) else None
+
+
 @dataclass(frozen=True)
 class RunningServer:
     """A server process that several tests talk to."""

@@ -1,5 +1,5 @@
-"""The command line, put together. `serve`, `bench` and `bench-gpu` are imported only when asked for, so that a client-only install
-works."""
+"""The command line, put together. `serve`, `annotate`, `bench` and `bench-gpu` are imported only when asked for, so that a client-only
+install works."""
 
 from __future__ import annotations
 
@@ -47,6 +47,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.add_typer(build_train_app(), name="train")
     app.command("split")(split_command)
     app.command("merge")(merge_command)
+    _add_annotate(app, arguments)
     _add_bench(app, arguments)
     _add_bench_gpu(app, arguments)
     return app
@@ -61,6 +62,15 @@ def _add_serve(app: typer.Typer, arguments: Sequence[str]) -> None:
         app.command("serve", context_settings=_ANYTHING)(_serve_missing)
     else:
         register(app)
+
+
+def _add_annotate(app: typer.Typer, arguments: Sequence[str]) -> None:
+    if not _is_asked("annotate", arguments):
+        return
+    if all(find_spec(name) for name in ("starlette", "uvicorn", "jinja2", "python_multipart", "yaml")):
+        app.add_typer(importlib.import_module("polyhead.client.annotate.commands").annotate_app, name="annotate")
+    else:
+        app.command("annotate", context_settings=_ANYTHING)(_annotate_missing)
 
 
 def _add_bench(app: typer.Typer, arguments: Sequence[str]) -> None:
@@ -88,6 +98,11 @@ def _add_bench_gpu(app: typer.Typer, arguments: Sequence[str]) -> None:
 def _is_asked(command: str, arguments: Sequence[str]) -> bool:
     """Whether it is the command of these arguments, or none is: then all are listed."""
     return next((argument for argument in arguments if not argument.startswith("-")), command) == command
+
+
+def _annotate_missing() -> None:
+    """Collect people's judgements (needs the annotate extra)."""
+    fail("the collection frontend is not installed\nhint: pip install 'polyhead[annotate]'")
 
 
 def _bench_missing() -> None:

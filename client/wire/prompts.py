@@ -26,7 +26,7 @@ _ROLES = ("system", "user", "assistant")
 
 @dataclass(frozen=True, slots=True)
 class Continuation:
-    """Made by `continue_from`."""
+    """A conversation by its exact ids, with the turns that follow: made by `continue_from`, or from ids that were stored."""
 
     prompt_token_ids: list[int]
     token_ids: list[int]

@@ -21,6 +21,7 @@ MAY_IMPORT = {
     "polyhead.heads.training": {"polyhead.heads.training", "polyhead.heads.model", "polyhead.heads.format", "polyhead.client"},
     "polyhead.client": {"polyhead.client", "polyhead.v1", "polyhead.heads.format"},
     "polyhead.client.cli": {"polyhead.client.cli", "polyhead.client"},  # an application: commands import what they run when it is asked for
+    "polyhead.client.annotate": {"polyhead.client.annotate", "polyhead.client"},  # an application; a test of its own: public names alone
     "polyhead.client.demo": {"polyhead.client.demo", "polyhead.client", "polyhead.heads.model", "polyhead.heads.training"},
     "polyhead.client.integrations": {"polyhead.client.integrations", "polyhead.client"},  # an application: what other trainers call
     "polyhead.client.bench": {
@@ -63,6 +64,7 @@ MAY_IMPORT = {
 LAZY = {
     "polyhead.client.cli.app": {
         "polyhead.server.main",  # serve
+        "polyhead.client.annotate.commands",  # annotate
         "polyhead.client.bench.command",  # bench
         "polyhead.client.bench.gpu.command",  # bench-gpu
         "polyhead.heads.model.split",
@@ -163,4 +165,17 @@ def test_the_engine_knows_no_wire() -> None:
         for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""])
         if isinstance(node, (ast.Import, ast.ImportFrom)) and name.split(".")[0] in ("grpc", "google")
     ]
+    assert not wrong, "\n".join(wrong)
+
+
+def test_the_frontend_uses_what_the_client_offers_to_everyone() -> None:
+    """It is an application like any other user's: names of `polyhead.client` itself. The trial alone starts a server, too."""
+    wrong = []
+    for module, path in modules().items():
+        if module.startswith("polyhead.client.annotate"):
+            for target, _, node in imports(path):
+                is_own = target.startswith("polyhead.client.annotate")
+                is_public = isinstance(node, ast.ImportFrom) and node.module == "polyhead.client"
+                is_trial = module.endswith(".trial") and target == "polyhead.client.local"
+                wrong += [] if is_own or is_public or is_trial else [f"{shown(path, node)}: {target}"]
     assert not wrong, "\n".join(wrong)

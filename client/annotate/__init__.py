@@ -1,0 +1,17 @@
+"""The data-collection frontend: people compare, rank, rate and attack the live heads, and their answers train the next ones.
+
+An application over the public `polyhead.client`: one process, one event loop, one SQLite file.
+
+    commands.py      `polyhead annotate`
+    config.py        a project's YAML
+    database.py      the file, its transactions and its log of events; schema.sql has the tables
+    accounts.py      people, invites, sign-in codes, sessions
+    projects.py      versions of projects, rounds
+    assignments.py   who works on what: leases, skips, releases
+    dialogues.py     turns, candidates, views: what was shown to whom, in which order
+    drawing.py       replies from polyhead; turns.py runs one draw a turn and tells the pages
+    bodies.py        what an answer of each kind must hold; answers.py stores it
+    state.py         what a browser may see
+    exports/         files for trainers
+    web/             HTTP: security, pages, JSON routes, event streams
+"""

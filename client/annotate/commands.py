@@ -1,0 +1,242 @@
+"""`polyhead annotate`: make a database, serve it, check a project, invite people, export what they said."""
+
+from __future__ import annotations
+
+import asyncio
+import functools
+import ipaddress
+import os
+import stat
+from collections.abc import Callable
+from importlib.resources import files
+from pathlib import Path
+from typing import Annotated, NoReturn
+
+import typer
+
+from polyhead.client import AsyncClient, PolyheadError
+from polyhead.client.annotate import accounts, projects
+from polyhead.client.annotate.config import ProjectConfig, read_project
+from polyhead.client.annotate.database import Database, DatabaseError
+from polyhead.client.annotate.problems import Problem
+from polyhead.client.annotate.yaml_reader import ConfigError
+
+DEFAULT_DB = Path("annotate.db")
+DEFAULT_PORT = 8080
+_Db = Annotated[Path, typer.Option("--db", help="The database file.")]
+
+annotate_app = typer.Typer(help="Collect people's judgements of live replies, and hand them to trainers.", no_args_is_help=True)
+
+
+def readable(command: Callable[..., None]) -> Callable[..., None]:
+    """What can go wrong, in one line and a hint."""
+
+    @functools.wraps(command)
+    def run(*args: object, **kwargs: object) -> None:
+        try:
+            command(*args, **kwargs)
+        except (DatabaseError, ConfigError, Problem, PolyheadError) as error:
+            _fail(str(error))
+        except OSError as error:
+            _fail(f"{error.strerror}: {error.filename}")
+
+    return run
+
+
+@annotate_app.command("init")
+@readable
+def init_command(
+    db: _Db = DEFAULT_DB,
+    project: Annotated[Path | None, typer.Option(help="A project's YAML file. Default: choose the best of four replies.")] = None,
+    url: Annotated[str, typer.Option(help="Where people will reach the pages, for the invite link.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
+) -> None:
+    """Make a database with an admin, a first project with an open round, and an invite link."""
+    config = read_project(project.read_text(encoding="utf-8"), str(project)) if project else default_project()
+    code, link = initialise(db, config, url)
+    typer.echo(f"database       {db}")
+    typer.echo(f"admin's code   {code}   (shown once: keep it)")
+    typer.echo(f"invite link    {link}   (five people, two weeks)")
+    typer.echo(f"next           polyhead annotate serve --db {db}")
+
+
+@annotate_app.command("serve")
+@readable
+def serve_command(
+    db: _Db = DEFAULT_DB,
+    host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
+    port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.")] = DEFAULT_PORT,
+    server: Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the model server.")] = "127.0.0.1:50051",
+    token_file: Annotated[
+        Path | None, typer.Option(help="File with the model server's token, role annotator; for its owner alone.")
+    ] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Trust the certificates in this PEM file for the model server.")] = None,
+    tls_cert: Annotated[Path | None, typer.Option(help="Certificate of these pages (PEM).")] = None,
+    tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
+    behind_proxy: Annotated[
+        bool, typer.Option("--behind-proxy", help="A proxy on this machine ends TLS and sets X-Forwarded-For.")
+    ] = False,
+) -> None:
+    """Serve the pages. Beyond loopback they are served with TLS, or not at all."""
+    _check_address(host, tls_cert, tls_key, is_behind_proxy=behind_proxy)
+    token = read_token(token_file) if token_file else os.environ.get("POLYHEAD_TOKEN")
+    certificates = tls_ca.read_bytes() if tls_ca else None
+    database = Database.open(db)
+    database.lock()
+    try:
+        asyncio.run(_serve(database, server, token, certificates, host, port, tls_cert, tls_key, is_behind_proxy=behind_proxy))
+    finally:
+        database.close()
+
+
+@annotate_app.command("check")
+@readable
+def check_command(
+    file: Annotated[Path, typer.Argument(help="A project's YAML file.")],
+    server: Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the model server.")] = "127.0.0.1:50051",
+    token_file: Annotated[Path | None, typer.Option(help="File with the model server's token.")] = None,
+) -> None:
+    """Read a project's file and ask the model server for its heads and rules."""
+    config = read_project(file.read_text(encoding="utf-8"), str(file))
+    token = read_token(token_file) if token_file else os.environ.get("POLYHEAD_TOKEN")
+    for line in asyncio.run(_ask_server(config, server, token)):
+        typer.echo(line)
+
+
+@annotate_app.command("project")
+@readable
+def project_command(file: Annotated[Path, typer.Argument(help="A project's YAML file.")], db: _Db = DEFAULT_DB) -> None:
+    """Store a project, or a new version of it, and open a round on it."""
+    config = read_project(file.read_text(encoding="utf-8"), str(file))
+    database = Database.open(db)
+    stored = projects.store_project(database, config, "command line")
+    projects.open_round(database, stored, "command line")
+    typer.echo(f"project {config.slug} is open: version {projects.open_project(database, config.slug).version}")
+
+
+@annotate_app.command("invite")
+@readable
+def invite_command(
+    db: _Db = DEFAULT_DB,
+    role: Annotated[str, typer.Option(help="annotator, adjudicator, admin.")] = "annotator",
+    uses: Annotated[int, typer.Option(min=1, help="How many people may use the link.")] = 1,
+    url: Annotated[str, typer.Option(help="Where people reach the pages.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
+) -> None:
+    """Print an invite link; it ends after two weeks."""
+    if role not in accounts.ROLES:
+        _fail(f"unknown role: {role}\nhint: {', '.join(accounts.ROLES)}")
+    typer.echo(f"{url.rstrip('/')}/i/{accounts.create_invite(Database.open(db), role, max_uses=uses, by='command line')}")
+
+
+@annotate_app.command("export")
+@readable
+def export_command(
+    out: Annotated[Path, typer.Argument(help="The file to write: JSON lines.")],
+    format_name: Annotated[
+        str, typer.Option("--format", help="trl-preference, polyhead-pairs, ...; a wrong one lists all.")
+    ] = "polyhead-pairs",
+    project: Annotated[str, typer.Option(help="The project's slug.")] = "helpful",
+    db: _Db = DEFAULT_DB,
+    round_number: Annotated[int, typer.Option("--round", help="One round alone. Default: all.")] = 0,
+    until_seq: Annotated[int, typer.Option(help="The log up to this event: the same number gives the same file. Default: all.")] = 0,
+    exclude: Annotated[str, typer.Option(help="What to leave out: leak, late, gold.")] = "leak,gold",
+) -> None:
+    """Write judgements for a trainer, with a file that says where each row comes from and a card that counts what was left out."""
+    from polyhead.client.annotate.exports.judgements import EXCLUSIONS, Filters
+    from polyhead.client.annotate.exports.writing import export
+
+    chosen = tuple(each for each in exclude.split(",") if each)
+    if unknown := [each for each in chosen if each not in EXCLUSIONS]:
+        _fail(f"cannot leave out: {unknown[0]}\nhint: {', '.join(EXCLUSIONS)}")
+    written = export(Database.open(db), project, format_name, out, Filters(round_number, until_seq, chosen), "command line")
+    typer.echo(f"{written.num_rows} rows of {written.num_answers} answers in {out}, log up to {written.until_seq}")
+    for reason, count in written.left_out.items():
+        typer.echo(f"left out, {reason}: {count}")
+
+
+def default_project() -> ProjectConfig:
+    """Choose the best of four: two of the policy, two of the reference."""
+    return read_project(
+        files("polyhead.client.annotate").joinpath("default_project.yaml").read_text(encoding="utf-8"), "default_project.yaml"
+    )
+
+
+def initialise(path: Path, config: ProjectConfig, url: str) -> tuple[str, str]:
+    """(the admin's sign-in code, an invite link) of a new database with one project under way."""
+    database = Database.create(path)
+    try:
+        _, code = accounts.create_account(database, "admin", "admin")
+        project = projects.store_project(database, config, "init")
+        projects.open_round(database, project, "init")
+        token = accounts.create_invite(database, max_uses=5, by="init")
+    finally:
+        database.close()
+    return accounts.shown_code(code), f"{url.rstrip('/')}/i/{token}"
+
+
+def read_token(path: Path) -> str:
+    """A token from a file that nobody but its owner, and its group, may read."""
+    if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP):
+        _fail(f"the token file is open to other users: {path}\nhint: chmod 600 {path}")
+    return path.read_text(encoding="utf-8").strip()
+
+
+def is_loopback(host: str) -> bool:
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return host == "localhost"
+
+
+def _check_address(host: str, certificate: Path | None, key: Path | None, *, is_behind_proxy: bool) -> None:
+    if bool(certificate) != bool(key):
+        _fail("--tls-cert and --tls-key belong together")
+    if not is_loopback(host) and not certificate and not is_behind_proxy:
+        _fail(
+            f"refusing to listen on {host} without TLS\nhint: give --tls-cert and --tls-key, or let a proxy end TLS and say --behind-proxy"
+        )
+
+
+async def _serve(
+    db: Database, target: str, token: str | None, certificates: bytes | None, host: str, port: int, certificate: Path | None,
+    key: Path | None, *, is_behind_proxy: bool,
+) -> None:  # fmt: skip
+    import uvicorn
+
+    from polyhead.client.annotate.web.app import make_app
+
+    is_https = certificate is not None or is_behind_proxy
+    async with AsyncClient(target, token=token, root_certificates=certificates, timeout=120) as client:
+        app = make_app(db, client, is_https=is_https, is_behind_proxy=is_behind_proxy)
+        config = uvicorn.Config(
+            app, host=host, port=port, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
+            timeout_graceful_shutdown=5, ssl_certfile=certificate, ssl_keyfile=key,
+        )  # fmt: skip
+        server = uvicorn.Server(config)
+        task = asyncio.create_task(server.serve())
+        while not server.started and not task.done():  # noqa: ASYNC110  uvicorn has no event for it
+            await asyncio.sleep(0.02)
+        if server.started:
+            bound = server.servers[0].sockets[0].getsockname()[1]
+            scheme = "https" if certificate else "http"
+            typer.echo(f"polyhead annotate   {scheme}://{host}:{bound}   {db.path}   replies from {target}")
+        await task
+
+
+async def _ask_server(config: ProjectConfig, target: str, token: str | None) -> list[str]:
+    """Each head of the file as the server has it."""
+    lines = []
+    async with AsyncClient(target, token=token, timeout=20) as client:
+        for name in (*config.head_names, *config.hidden.heads):
+            head = await client.head(name)
+            lines.append(f"head {name}: version {head.version}, {head.kind.value}")
+        if config.rules.rule_set:
+            known = [each.reference for each in await client.configurations("rule_set")]
+            if not any(config.rules.rule_set in (each, each.partition("@")[0]) for each in known):
+                _fail(f"the server has no rule set {config.rules.rule_set}\nhint: it has {', '.join(known)}")
+            lines.append(f"rule set {config.rules.rule_set}: known")
+    return [*lines, f"project {config.slug}: ready"]
+
+
+def _fail(message: str) -> NoReturn:
+    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
+    raise typer.Exit(1)

@@ -1,0 +1,121 @@
+"""Judgements as they were at one point of the log: what was asked, what was shown, what was answered, by whom, on which heads."""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterator
+from dataclasses import dataclass, field
+from typing import Any
+
+from polyhead.client.annotate import dialogues, projects
+from polyhead.client.annotate.config import Kind, ProjectConfig
+from polyhead.client.annotate.database import Database, Row
+
+EXCLUSIONS = ("leak", "late", "gold")
+DEFAULT_EXCLUSIONS = ("leak", "gold")
+
+
+@dataclass(frozen=True)
+class Judgement:
+    """One answer and what it is about."""
+
+    answer_id: str
+    kind: Kind
+    body: dict[str, Any]
+    polarity: str
+    messages: list[dict[str, str]]  # what the replies answer to
+    candidates: dict[str, Row]  # by id, in the order shown
+    dialogue: str  # rows of one dialogue stay together in a split
+    rule: dict[str, str] | None
+    turns: list[dict[str, Any]] = field(default_factory=list)  # of `probe`: {"id", "messages", "reply"}
+    about: dict[str, Any] = field(default_factory=dict)  # where it comes from, for the keys file
+    config: ProjectConfig | None = None
+
+
+@dataclass
+class Filters:
+    """Which answers are taken. `until_seq` 0: all that there are."""
+
+    round_number: int = 0
+    until_seq: int = 0
+    exclude: tuple[str, ...] = DEFAULT_EXCLUSIONS
+
+
+def judgements(db: Database, slug: str, filters: Filters, left_out: Counter[str]) -> Iterator[Judgement]:
+    """Of one project, in the order in which they came. What is left out is counted by its reason."""
+    project = projects.find_project(db, slug)
+    until = filters.until_seq or last_seq(db)
+    withdrawn = _withdrawn(db, until)
+    for row in db.all(_ANSWERS, project.id, until):
+        reason = withdrawn.get(row.id) or _why_not(db, row, filters)
+        if reason == "other round":
+            continue
+        if reason:
+            left_out[reason] += 1
+            continue
+        yield _judgement(db, row, project.id)
+
+
+def last_seq(db: Database) -> int:
+    return int(db.value("SELECT coalesce(max(seq), 0) FROM events"))
+
+
+_ANSWERS = """SELECT n.*, a.account_id, a.item_id, a.late, p.pseudonym, r.number AS round_number, i.gold_kind, i.content_json, i.source,
+    e.seq
+    FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN accounts p ON p.id = a.account_id JOIN items i ON i.id = a.item_id
+    JOIN rounds r ON r.id = i.round_id JOIN events e ON e.kind = 'answers.insert' AND json_extract(e.body_json, '$.id') = n.id
+    WHERE r.project_id = ? AND e.seq <= ? ORDER BY e.seq"""
+
+
+def _withdrawn(db: Database, until: int) -> dict[str, str]:
+    """Answer -> why it no longer counts, as the log says up to there."""
+    rows = db.all("SELECT body_json FROM events WHERE kind = 'answers.change' AND seq <= ? ORDER BY seq", until)
+    states = {body["id"]: body["state"] for body in (json.loads(row.body_json) for row in rows) if "state" in body}
+    return {key: state for key, state in states.items() if state != "current"}
+
+
+def _why_not(db: Database, row: Row, filters: Filters) -> str:
+    if filters.round_number and row.round_number != filters.round_number:
+        return "other round"
+    if "gold" in filters.exclude and row.gold_kind:
+        return "gold"
+    if "late" in filters.exclude and row.late:
+        return "late"
+    if row.json("body").get("erased"):
+        return "erased"
+    query = "SELECT 1 FROM view_slots s JOIN candidates c ON c.id = s.candidate_id WHERE s.view_id = ? AND c.has_identity_leak = 1"
+    if "leak" in filters.exclude and row.view_id and db.one(query, row.view_id):
+        return "leak"
+    return ""
+
+
+def _judgement(db: Database, row: Row, project_id: str) -> Judgement:
+    config = projects.config_of(db, project_id, row.project_version)
+    content = row.json("content")
+    turn = db.one("SELECT * FROM turns WHERE id = ?", row.turn_id) if row.turn_id else None
+    slots = dialogues.slots_of(db, row.view_id) if row.view_id else []
+    dialogue = turn.dialogue_id if turn else row.assignment_id
+    about = {
+        "answer": row.id, "item": row.item_id, "round": row.round_number, "annotator": row.pseudonym, "view": row.view_id,
+        "locale": row.locale, "project_version": row.project_version, "source": row.source, "late": bool(row.late), "seq": row.seq,
+        "order": [slot.id for slot in slots],
+        "heads": {slot.id: {"head": slot.head_name, "version": slot.head_version, "digest": slot.digest} for slot in slots},
+    }  # fmt: skip
+    messages = turn.json("messages") if turn else content.get("messages", [])
+    turns = _probe_turns(db, row) if row.kind == Kind.PROBE.value else []
+    candidates = {slot.id: slot for slot in slots}
+    return Judgement(
+        row.id, Kind(row.kind), row.json("body"), row.polarity, messages, candidates, dialogue, content.get("rule"), turns, about, config
+    )
+
+
+def _probe_turns(db: Database, row: Row) -> list[dict[str, Any]]:
+    assignment = db.one("SELECT * FROM assignments WHERE id = ?", row.assignment_id)
+    assert assignment is not None
+    found = []
+    for turn in dialogues.turns_of(db, assignment):
+        reply = dialogues.continued_with(db, turn)
+        if reply is not None:
+            found.append({"id": turn.id, "messages": turn.json("messages"), "reply": reply.text})
+    return found

@@ -1,0 +1,66 @@
+"""Which reply a judgement prefers to which: pairs and ranks of every kind that compares. Ties prefer nothing."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Any
+
+from polyhead.client.annotate.bodies import middle_of
+from polyhead.client.annotate.config import Kind
+from polyhead.client.annotate.exports.judgements import Judgement
+
+Pair = tuple[str, str]  # (the better one's id, the other's)
+
+
+def ranks_of(judgement: Judgement) -> dict[str, int]:
+    """1 for the best; equal numbers are ties. Empty for a kind that compares nothing. A `worse` polarity is turned round here."""
+    ranks = _marked(judgement)
+    if judgement.polarity == "worse" and ranks:
+        most = max(ranks.values())
+        ranks = {key: most + 1 - rank for key, rank in ranks.items()}
+    return ranks
+
+
+def pairs_of(judgement: Judgement) -> Iterator[Pair]:
+    """All pairs whose ranks differ, in the order shown: of `choose` the K - 1 with the best one, of a ranking all ordered pairs."""
+    ranks = ranks_of(judgement)
+    for better in ranks:
+        yield from ((better, other) for other in ranks if ranks[better] < ranks[other])
+
+
+def margin_of(judgement: Judgement) -> float | None:
+    """How sure the preference is, 0 to 1: |position - middle| / (points - 1) * 2 of a scale. None where no scale was asked."""
+    body = judgement.body
+    position, scale = (
+        (body.get("position"), body.get("scale")) if judgement.kind is Kind.COMPARE else (body.get("strength"), _scale(judgement))
+    )
+    if position is None or not scale:
+        return None
+    middle = middle_of(scale)
+    return round(float(abs(position - middle)) / (middle - 1), 4)
+
+
+def _marked(judgement: Judgement) -> dict[str, int]:
+    """As the person marked them, 1 for what was marked first."""
+    body, shown = judgement.body, list(judgement.candidates)
+    if judgement.kind is Kind.CHOOSE:
+        first = {body["least_bad"]} if body["none_good"] else {body["choice"], *body["tied"]}
+        return {each: 1 if each in first else 2 for each in shown} if first & set(shown) else {}
+    if judgement.kind is Kind.RANK:
+        return {each: body["ranks"][each] for each in shown}
+    if judgement.kind is Kind.RATE:
+        overall = {each: body["ratings"][each]["overall"] for each in shown}
+        order = sorted(set(overall.values()), reverse=True)
+        return {each: order.index(overall[each]) + 1 for each in shown}
+    if judgement.kind is Kind.COMPARE and body["position"] is not None:
+        side = body["position"] - middle_of(body["scale"])
+        return dict(zip(shown, (1, 1) if side == 0 else (1, 2) if side < 0 else (2, 1), strict=True))
+    return {}
+
+
+def _scale(judgement: Judgement) -> str:
+    return judgement.config.answer.strength.value if judgement.config else ""
+
+
+def reply(text: str) -> list[dict[str, Any]]:
+    return [{"role": "assistant", "content": text}]

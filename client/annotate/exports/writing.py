@@ -1,0 +1,89 @@
+"""Writes an export: ROWS.jsonl, beside it ROWS.keys.jsonl, whose line i says where row i comes from, and a card that counts.
+
+The same database and the same `until_seq` give the same bytes.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import os
+from collections import Counter
+from dataclasses import dataclass
+from pathlib import Path
+
+from polyhead.client.annotate import projects
+from polyhead.client.annotate.database import Database, new_id, to_json
+from polyhead.client.annotate.exports.formats import FORMATS
+from polyhead.client.annotate.exports.judgements import Filters, judgements, last_seq
+from polyhead.client.annotate.problems import Invalid
+
+
+@dataclass(frozen=True)
+class Written:
+    """What an export came to."""
+
+    path: Path
+    num_rows: int
+    num_answers: int
+    left_out: dict[str, int]  # by reason
+    until_seq: int
+
+
+def export(db: Database, slug: str, format_name: str, path: Path, filters: Filters, by: str) -> Written:
+    """Invalid for a format that is not known, NotThere for a project that is not."""
+    if format_name not in FORMATS:
+        raise Invalid(f"unknown format: {format_name[:40]!r}\nhint: {', '.join(FORMATS)}", field="format")
+    until = filters.until_seq or last_seq(db)
+    filters = Filters(filters.round_number, until, filters.exclude)
+    rows: list[str] = []
+    keys: list[str] = []
+    left_out: Counter[str] = Counter()
+    num_answers = 0
+    for judgement in judgements(db, slug, filters, left_out):
+        num_answers += 1
+        for row in FORMATS[format_name](judgement, left_out):
+            rows.append(to_json(row))
+            keys.append(to_json({**judgement.about, "dialogue": judgement.dialogue, "polarity": judgement.polarity}))
+    digest = _write(path, rows)
+    _write(path.with_suffix(".keys.jsonl"), keys)
+    written = Written(path, len(rows), num_answers, dict(sorted(left_out.items())), until)
+    _write(path.with_suffix(".md"), [_card(db, slug, format_name, written, filters)])
+    chosen = {"project": slug, "round": filters.round_number, "exclude": filters.exclude}
+    row = {
+        "id": new_id(), "format": format_name, "filters_json": to_json(chosen), "up_to_seq": until,
+        "num_rows": len(rows), "left_out_json": to_json(written.left_out), "sha256": digest,
+        "created_by": by,
+        "created_at": db.now(),
+    }  # fmt: skip
+    with db.transaction():
+        db.insert("exports", row, by)
+    return written
+
+
+def _write(path: Path, lines: list[str]) -> bytes:
+    """Whole or not at all, for its owner alone: annotators' words are in it. The SHA-256 of the bytes."""
+    data = "".join(f"{line}\n" for line in lines).encode()
+    beside = path.with_name(f".{path.name}.{os.getpid()}")
+    descriptor = os.open(beside, os.O_CREAT | os.O_TRUNC | os.O_WRONLY, 0o600)
+    with os.fdopen(descriptor, "wb") as file:
+        file.write(data)
+        file.flush()
+        os.fsync(file.fileno())
+    beside.replace(path)
+    return hashlib.sha256(data).digest()
+
+
+def _card(db: Database, slug: str, format_name: str, written: Written, filters: Filters) -> str:
+    project = projects.open_project(db, slug)
+    lines = [
+        f"# {project.config.words(project.config.title, 'en') or slug}",
+        "",
+        f"{written.num_rows} rows of {written.num_answers} answers, format `{format_name}`, kind `{project.config.kind.value}`,"
+        f" log up to {written.until_seq}.",
+        "",
+        "Left out, by reason:" if written.left_out else "Nothing was left out.",
+        *(f"- {reason}: {count}" for reason, count in written.left_out.items()),
+        "",
+        f"Excluded by choice: {', '.join(filters.exclude) or 'nothing'}. `{written.path.stem}.keys.jsonl` says where each row comes from.",
+    ]
+    return "\n".join(lines)

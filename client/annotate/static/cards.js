@@ -1,0 +1,37 @@
+// Replies as cards: all at once, in the order of the view, each with its full text. The control of the task's kind stands at the foot.
+import { el, word } from "./dom.js";
+
+export const cardOf = (cards, digit) => cards.find((card) => card.letters.includes("ABCDEFGHI"[digit - 1]));
+export const lettersOf = (card) => card.letters.join(word("card.and"));
+
+export function drawCards(cards, { controlOf, onReport, isNew }) {
+  const columns = cards.length === 1 || cards.length > 4 ? 1 : 2;
+  return el("div", { class: "cards", data: { columns, ...(isNew ? { new: "" } : {}) } }, cards.map((card) => drawCard(card, controlOf, onReport)));
+}
+
+function drawCard(card, controlOf, onReport) {
+  const id = `card-${card.slot}`;
+  const isShared = card.letters.length > 1;
+  return el("article", { class: "card", "aria-labelledby": id, data: { card: card.id } },
+    el("header", {},
+      el("h2", { id, tabindex: "-1" }, isShared ? word("card.same", { letters: lettersOf(card) }) : word("card.reply", { letter: card.letters[0] })),
+      el("button", { type: "button", class: "quiet report", "aria-label": `${word("card.report")}: ${word("card.reply", { letter: lettersOf(card) })}`, onclick: () => onReport(card) }, word("card.report"))),
+    el("p", { class: "text", dir: "auto" }, card.text || el("span", { class: "soft" }, word("card.empty"))),
+    card.cut && el("p", { class: "cut" }, word("card.cut")),
+    card.evidence && drawEvidence(card.evidence),
+    el("div", { class: "control" }, controlOf(card)));
+}
+
+function drawEvidence(evidence) {
+  const isWeb = /^https?:\/\//.test(evidence.url ?? "");
+  return el("div", { class: "evidence" },
+    el("strong", {}, evidence.title || evidence.url || ""),
+    el("p", { dir: "auto" }, evidence.snippet || ""),
+    isWeb && el("a", { href: evidence.url, target: "_blank", rel: "noopener noreferrer nofollow" }, word("card.source")));
+}
+
+export function moveFocus(step) {
+  const headings = [...document.querySelectorAll(".card h2")];
+  const at = headings.findIndex((heading) => heading.closest(".card").contains(document.activeElement));
+  headings[Math.min(headings.length - 1, Math.max(0, at < 0 ? (step > 0 ? 0 : headings.length - 1) : at + step))]?.focus();
+}

@@ -1,0 +1,168 @@
+"""Who may call what. Every route is made here, with its roles; one that names none is open to nobody.
+
+A handler gets the site and the person; problems that it raises become answers here, in the form that the route speaks.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+from collections.abc import Awaitable, Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+from jinja2 import Environment, PackageLoader, StrictUndefined
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from polyhead.client.annotate import accounts
+from polyhead.client.annotate.accounts import Person, csrf_token
+from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.drawing import Model
+from polyhead.client.annotate.locales import NAMES, Catalog, catalog, preferred
+from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignIn
+from polyhead.client.annotate.turns import Turns
+from polyhead.client.annotate.web.security import SAFE_METHODS, Limits, check_csrf, check_origin
+
+ANYONE = frozenset({"", "annotator", "adjudicator", "admin"})  # "": nobody is signed in
+PEOPLE = frozenset({"annotator", "adjudicator", "admin"})
+WORKERS = frozenset({"annotator", "admin"})
+ADMINS = frozenset({"admin"})
+
+log = logging.getLogger(__name__)
+
+
+@dataclass
+class Site:
+    """What all handlers share."""
+
+    db: Database
+    model: Model
+    turns: Turns
+    is_https: bool = False
+    is_behind_proxy: bool = False
+    limits: Limits = field(default_factory=Limits)
+    tabs: dict[str, str] = field(default_factory=dict)  # assignment -> the tab that works on it
+    templates: Environment = field(
+        default_factory=lambda: Environment(
+            loader=PackageLoader("polyhead.client.annotate", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+        )
+    )
+
+    @property
+    def cookie(self) -> str:
+        """A browser takes the prefix from secure connections alone, and sends such a cookie to this host alone."""
+        return "__Host-polyhead" if self.is_https else "polyhead"
+
+    def token(self, request: Request) -> str:
+        return request.cookies.get(self.cookie, "")
+
+    def set_cookie(self, response: Response, token: str) -> None:
+        response.set_cookie(
+            self.cookie, token, max_age=accounts.SESSION_DAYS * 86_400, path="/", secure=self.is_https, httponly=True, samesite="lax"
+        )
+
+    def page(
+        self, request: Request, template: str, person: Person | None, status: int = 200, *, token: str = "", **values: Any
+    ) -> Response:
+        """HTML. A visitor who is not signed in gets a cookie, too: forms are bound to it. `token`: of a new session."""
+        token = token or self.token(request) or accounts.make_token()
+        words = catalog(locale_of(request, person))
+        settings = self.db.value("SELECT settings_json FROM accounts WHERE id = ?", person.id) if person else "{}"
+        known = {
+            "t": words,
+            "person": person,
+            "csrf": csrf_token(token),
+            "languages": NAMES,
+            "settings": json.loads(settings or "{}"),
+            **values,
+        }
+        response = Response(self.templates.get_template(template).render(known), status, media_type="text/html")
+        if token != self.token(request):
+            self.set_cookie(response, token)
+        return response
+
+
+Handler = Callable[[Request, Site, Any], Awaitable[Response]]
+
+
+def route(path: str, handler: Handler, allow: frozenset[str], methods: tuple[str, ...] = ("GET",), *, is_form: bool = False) -> Route:
+    """One route and who may take it. Paths below /api answer in JSON."""
+    is_api = "/api/" in path
+
+    async def run(request: Request) -> Response:
+        site: Site = request.app.state.site
+        person: Person | None = None
+        try:
+            person = accounts.person_of_session(site.db, site.token(request))
+            await _check(request, site, person, allow, is_form=is_form)
+            return await handler(request, site, person)
+        except Problem as problem:
+            return _answer(request, site, person, problem, is_api=is_api)
+        except Exception:
+            log.exception("%s %s failed", request.method, path)
+            return _answer(request, site, person, Broken(), is_api=is_api)
+
+    made = Route(path, run, methods=list(methods), name=f"{handler.__module__}.{handler.__name__}")
+    made.allow = allow  # type: ignore[attr-defined]  # what the test of all routes reads
+    return made
+
+
+class Broken(Problem):
+    """A mistake of ours: the log has it, the page says nothing of it."""
+
+    status, code = 500, "BROKEN"
+
+
+async def json_body(request: Request) -> dict[str, Any]:
+    """The request's JSON object. Invalid for anything else."""
+    try:
+        body = json.loads(await request.body())
+        json.dumps(body, ensure_ascii=False, allow_nan=False).encode()  # half a character, and numbers that JSON lacks, fail here
+    except UnicodeEncodeError:
+        raise Invalid("the body holds characters that are no text", code="TEXT_CHARACTERS") from None
+    except (ValueError, RecursionError):
+        raise Invalid("the body is not JSON") from None
+    if not isinstance(body, dict):
+        raise Invalid("the body is not an object")
+    return body
+
+
+def locale_of(request: Request, person: Person | None) -> str:
+    asked = request.query_params.get("lang", "")
+    if asked in NAMES and person is None:
+        return asked
+    return person.locale if person else preferred(request.headers.get("accept-language", ""))
+
+
+def words_of(request: Request, person: Person | None) -> Catalog:
+    return catalog(locale_of(request, person))
+
+
+async def _check(request: Request, site: Site, person: Person | None, allow: frozenset[str], *, is_form: bool) -> None:
+    if request.method not in SAFE_METHODS:
+        check_origin(request, is_https=site.is_https)
+        expected = csrf_token(site.token(request)) if site.token(request) else ""
+        presented = (await request.form()).get("csrf") if is_form else request.headers.get("x-csrf-token")
+        if person is None and "" not in allow:
+            raise SignIn("nobody is signed in")
+        check_csrf(presented, expected or "none")
+    role = person.role if person else ""
+    if role not in allow:
+        raise SignIn("nobody is signed in") if person is None else Forbidden(f"not open to the role {role}")
+
+
+def _answer(request: Request, site: Site, person: Person | None, problem: Problem, *, is_api: bool) -> Response:
+    headers = {"retry-after": str(int(problem.retry_after_s + 1))} if problem.retry_after_s else {}
+    key = f"error.{problem.name}"
+    words = words_of(request, person)
+    if is_api:
+        body = {"code": problem.name, "message_key": key if words.has(key) else "error.BROKEN", "field": problem.field}
+        return JSONResponse({**body, "retry_after_s": problem.retry_after_s}, problem.status, headers)
+    if isinstance(problem, SignIn):
+        return RedirectResponse("/login", 303)
+    text = words(key) if words.has(key) else words("error.BROKEN")
+    response = site.page(request, "message.html", person, problem.status, text=text)
+    response.headers.update(headers)
+    return response

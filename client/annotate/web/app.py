@@ -1,0 +1,72 @@
+"""The web application, put together. One process and one event loop: its state is the database and what is being drawn."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+from collections.abc import AsyncIterator
+from importlib.resources import files
+from pathlib import Path
+
+from starlette.applications import Starlette
+from starlette.routing import BaseRoute, Mount
+from starlette.staticfiles import StaticFiles
+from starlette.types import ASGIApp
+
+from polyhead.client import AsyncClient, Status, errors
+from polyhead.client.annotate import projects, rules
+from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.drawing import Model
+from polyhead.client.annotate.turns import Turns
+from polyhead.client.annotate.web import api, pages
+from polyhead.client.annotate.web.access import Site
+from polyhead.client.annotate.web.security import Secure
+
+log = logging.getLogger(__name__)
+
+
+def make_app(db: Database, client: AsyncClient, *, is_https: bool = False, is_behind_proxy: bool = False) -> ASGIApp:
+    """The application over an open database and a client of the model server."""
+    model = Model(client)
+    site = Site(db, model, Turns(db, model), is_https, is_behind_proxy)
+    static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate"))) / "static"), name="static")
+    routes: list[BaseRoute] = [*pages.ROUTES, *api.ROUTES, static, *pages.LAST]
+
+    @contextlib.asynccontextmanager
+    async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        site.turns.resume()
+        watching = asyncio.create_task(model.keep_watching(lambda status: _bind_rounds(db, status)))
+        reading = asyncio.create_task(_read_rules(site))
+        try:
+            yield
+        finally:
+            for task in (watching, reading):
+                task.cancel()
+            await asyncio.gather(watching, reading, return_exceptions=True)
+            await site.turns.close()
+
+    app = Starlette(routes=routes, lifespan=lifespan)
+    app.state.site = site
+    return Secure(app, is_https=is_https)
+
+
+def _bind_rounds(db: Database, status: Status) -> None:
+    """A round that was opened while no server answered notes what is served as soon as one does."""
+    for row in db.all("SELECT id FROM rounds WHERE closed_at IS NULL AND generation IS NULL"):
+        projects.bind_round(db, row.id, status)
+
+
+async def _read_rules(site: Site) -> None:
+    """The rules of projects that assign one, as the server words them; asked again while it does not answer."""
+    missing = {each.config.slug: each for each in projects.list_projects(site.db) if each.config.rules.rule_set}
+    while missing:
+        for slug, project in list(missing.items()):
+            try:
+                rules.store_rules(site.db, project, *await site.model.rules(project.config.rules.rule_set))
+                del missing[slug]
+            except errors.NotFound as error:
+                log.error("project %s: %s", slug, error.message)
+                del missing[slug]
+            except errors.PolyheadError:
+                await asyncio.sleep(2.0)

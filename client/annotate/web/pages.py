@@ -1,0 +1,193 @@
+"""HTML pages of people who judge: invite, sign-in, consent, home, guidelines, the task, settings. The task itself is drawn by static/."""
+
+from __future__ import annotations
+
+import json
+from datetime import UTC, datetime
+from typing import Any
+from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
+
+from starlette.requests import Request
+from starlette.responses import JSONResponse, RedirectResponse, Response
+from starlette.routing import Route
+
+from polyhead.client.annotate import accounts, answers, assignments, projects, state
+from polyhead.client.annotate.accounts import Person
+from polyhead.client.annotate.locales import NAMES
+from polyhead.client.annotate.problems import Forbidden, NotThere
+from polyhead.client.annotate.projects import OpenProject
+from polyhead.client.annotate.web.access import ANYONE, PEOPLE, WORKERS, Site, locale_of, route, words_of
+from polyhead.client.annotate.web.security import address_of
+
+SIGN_INS_A_MINUTE = 5
+
+
+async def invite_page(request: Request, site: Site, person: Person | None) -> Response:
+    """Looking at an invite spends nothing: previews of links look, too."""
+    token = request.path_params["token"]
+    accounts.find_invite(site.db, token)
+    return site.page(request, "invite.html", None, invite=token, names=accounts.offer_pseudonyms(site.db), locale=locale_of(request, None))
+
+
+async def accept_invite(request: Request, site: Site, person: Person | None) -> Response:
+    """The new account, its sign-in code shown once."""
+    site.limits.count("sign-in", address_of(dict(request.scope), is_behind_proxy=site.is_behind_proxy), SIGN_INS_A_MINUTE)
+    form = await request.form()
+    locale = _known_locale(str(form.get("locale", "")))
+    languages = tuple(each for each in NAMES if each in form.getlist("languages")) or (locale,)
+    account, code = accounts.accept_invite(
+        site.db, request.path_params["token"], str(form.get("pseudonym", "")), locale, languages, _known_zone(str(form.get("timezone", "")))
+    )
+    token = accounts.open_session(site.db, account)
+    made = accounts.person_of_session(site.db, token)
+    return site.page(request, "welcome.html", made, token=token, code=accounts.shown_code(code))
+
+
+async def login_page(request: Request, site: Site, person: Person | None) -> Response:
+    return RedirectResponse("/", 303) if person else site.page(request, "login.html", None, wrong=False)
+
+
+async def login(request: Request, site: Site, person: Person | None) -> Response:
+    """A new session at each sign-in: a cookie that was there before opens nothing."""
+    site.limits.count("sign-in", address_of(dict(request.scope), is_behind_proxy=site.is_behind_proxy), SIGN_INS_A_MINUTE)
+    try:
+        account = accounts.account_of_code(site.db, str((await request.form()).get("code", "")))
+    except Forbidden:
+        return site.page(request, "login.html", None, 403, wrong=True)
+    response = RedirectResponse("/", 303)
+    site.set_cookie(response, accounts.open_session(site.db, account.id))
+    return response
+
+
+async def logout(request: Request, site: Site, person: Person) -> Response:
+    accounts.close_session(site.db, site.token(request))
+    response = RedirectResponse("/login", 303)
+    response.delete_cookie(site.cookie, path="/", secure=site.is_https, httponly=True, samesite="lax")
+    return response
+
+
+async def consent_page(request: Request, site: Site, person: Person) -> Response:
+    return site.page(request, "consent.html", person)
+
+
+async def consent(request: Request, site: Site, person: Person) -> Response:
+    form = await request.form()
+    if not (form.get("stored") and form.get("stop")):
+        return site.page(request, "consent.html", person, 422)
+    accounts.give_consent(site.db, person.id, words_of(request, person)("consent.text"), person.locale)
+    return RedirectResponse("/", 303)
+
+
+async def home(request: Request, site: Site, person: Person) -> Response:
+    """A card a project, and the last answers."""
+    if not accounts.has_consented(site.db, person.id):
+        return RedirectResponse("/consent", 303)
+    shown = [_card(site, person, each) for each in projects.list_projects(site.db) if each.row.state in ("open", "paused")]
+    since = datetime.now(UTC)
+    return site.page(request, "home.html", person, projects=shown, last=_last(site, person), now=since)
+
+
+async def guide_page(request: Request, site: Site, person: Person) -> Response:
+    project = projects.open_project(site.db, request.path_params["slug"])
+    text = project.config.words(project.config.guidelines, person.locale)
+    return site.page(request, "guide.html", person, project=_card(site, person, project), guidelines=text)
+
+
+async def task_page(request: Request, site: Site, person: Person) -> Response:
+    """The shell of the task: what is in it comes from /api."""
+    if not accounts.has_consented(site.db, person.id):
+        return RedirectResponse("/consent", 303)
+    project = projects.open_project(site.db, request.path_params["slug"])
+    words = words_of(request, person)
+    shown = state.shown_project(project, person.locale)
+    guidelines = project.config.words(project.config.guidelines, person.locale)
+    return site.page(
+        request, "task.html", person, project=shown, guidelines=guidelines, words=json.dumps(dict(words.words), ensure_ascii=False)
+    )
+
+
+async def me_page(request: Request, site: Site, person: Person) -> Response:
+    return site.page(request, "me.html", person)
+
+
+async def save_me(request: Request, site: Site, person: Person) -> Response:
+    """Language, theme, text size, whether Enter sends."""
+    form = await request.form()
+    known = {"theme": ("auto", "light", "dark"), "size": ("small", "normal", "large"), "enter": ("newline", "send")}
+    settings = {name: str(form.get(name)) for name, values in known.items() if form.get(name) in values}
+    with site.db.transaction():
+        changes = {"settings_json": json.dumps(settings), "locale": _known_locale(str(form.get("locale", person.locale)))}
+        site.db.change("accounts", person.id, changes, person.id)
+    return RedirectResponse("/", 303)
+
+
+async def health(request: Request, site: Site, person: Person | None) -> Response:
+    """Two booleans, for probes."""
+    is_writable = True
+    try:
+        with site.db.transaction():
+            pass
+    except Exception:
+        is_writable = False
+    return JSONResponse({"database": is_writable, "polyhead": site.model.is_up}, 200 if is_writable else 503)
+
+
+def _card(site: Site, person: Person, project: OpenProject) -> dict[str, Any]:
+    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
+    since = int(today.timestamp() * 1000)
+    return {
+        **state.shown_project(project, person.locale),
+        "today": assignments.count_today(site.db, person.id, project, since),
+        "all": assignments.count_today(site.db, person.id, project, 0),
+        "has_open": assignments.current(site.db, person.id, project) is not None,
+        "is_paused": project.row.state == "paused" or not project.round_id,
+        "is_down": project.is_live and not site.model.is_up,
+    }
+
+
+def _last(site: Site, person: Person) -> list[dict[str, Any]]:
+    now = site.db.now()
+    return [
+        {
+            "id": row.id,
+            "slug": row.slug,
+            "kind": row.kind,
+            "minutes": (now - row.received_at) // 60_000,
+            "can_undo": now - row.received_at <= answers.UNDO_MS,
+        }
+        for row in answers.last_of(site.db, person.id)
+    ]
+
+
+def _known_locale(locale: str) -> str:
+    return locale if locale in NAMES else "en"
+
+
+def _known_zone(name: str) -> str:
+    try:
+        ZoneInfo(name)
+    except (ZoneInfoNotFoundError, ValueError, OSError):
+        return "UTC"
+    return name
+
+
+async def _gone(request: Request, site: Site, person: Person | None) -> Response:
+    raise NotThere("no such page")
+
+
+ROUTES: list[Route] = [
+    route("/", home, PEOPLE),
+    route("/i/{token}", invite_page, ANYONE),
+    route("/i/{token}", accept_invite, ANYONE, ("POST",), is_form=True),
+    route("/login", login_page, ANYONE),
+    route("/login", login, ANYONE, ("POST",), is_form=True),
+    route("/logout", logout, PEOPLE, ("POST",), is_form=True),
+    route("/consent", consent_page, PEOPLE),
+    route("/consent", consent, PEOPLE, ("POST",), is_form=True),
+    route("/p/{slug}", guide_page, WORKERS),
+    route("/p/{slug}/task", task_page, WORKERS),
+    route("/me", me_page, PEOPLE),
+    route("/me", save_me, PEOPLE, ("POST",), is_form=True),
+    route("/healthz", health, ANYONE),
+]
+LAST: list[Route] = [route("/{path:path}", _gone, ANYONE)]

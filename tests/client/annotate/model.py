@@ -1,0 +1,115 @@
+"""A model server in place of polyhead's: replies are scripted, and every secret of a sample is a value that nothing else has."""
+
+from __future__ import annotations
+
+import asyncio
+import dataclasses
+from collections import defaultdict
+from collections.abc import AsyncGenerator, Sequence
+from typing import Any, cast
+
+from polyhead.client import (
+    Arm,
+    AsyncClient,
+    Continuation,
+    FinishReason,
+    Sample,
+    Sampling,
+    Served,
+    Span,
+    Status,
+    TrunkInfo,
+    errors,
+)
+from polyhead.client.streams import AsyncStream
+from polyhead.client.wire import convert
+from tests.client.fake_server import make_sample, make_trunk
+
+TOKENIZER = "70cafe" * 10
+SECRETS = (
+    *("canary-trunk", "canary-precision", "canary-digest", "canary-error", "canary-head", "771100", "424242", "99000", "313131"),
+    TOKENIZER,
+)
+
+
+class FakeModel:
+    """What the frontend calls of AsyncClient. `texts` are handed out in turn; while `gate` is closed nothing is finished."""
+
+    def __init__(self, texts: Sequence[str] = ()) -> None:
+        self.texts = list(texts)
+        self.calls: list[dict[str, Any]] = []
+        self.failures: list[Exception] = []  # raised by the next calls of samples
+        self.broken: dict[int, int] = defaultdict(int)  # index of a reply in its call -> how often it fails
+        self.gate = asyncio.Event()
+        self.gate.set()
+        self.num_cancelled = 0
+        self.version = 313131
+        self._count = 0
+
+    @property
+    def client(self) -> AsyncClient:
+        return cast(AsyncClient, self)
+
+    def samples(self, prompts: Sequence[Any], **options: Any) -> AsyncStream[Sample]:
+        self.calls.append({"prompt": prompts[0], **options})
+        return AsyncStream(self._samples(prompts[0], options))
+
+    async def _samples(self, prompt: Any, options: dict[str, Any]) -> AsyncGenerator[Sample, None]:
+        if self.failures:
+            raise self.failures.pop(0)
+        number = 0
+        try:
+            for arm_index, arm in enumerate(options["arms"]):
+                for sample_index in range(arm.n):
+                    await self.gate.wait()
+                    yield self._sample(prompt, arm, arm_index, sample_index, number, options["request_id"])
+                    number += 1
+        except (asyncio.CancelledError, GeneratorExit):
+            self.num_cancelled += 1
+            raise
+
+    def _sample(self, prompt: Any, arm: Arm, arm_index: int, sample_index: int, number: int, request_id: str) -> Sample:
+        self._count += 1
+        served = Served("canary-trunk", "canary-precision", 424242, {}, TOKENIZER)
+        made = convert.sample(make_sample(0, arm_index, sample_index), request_id, served)
+        is_broken = self.broken[number] > 0
+        self.broken[number] -= is_broken
+        before = [*prompt.prompt_token_ids, *prompt.token_ids] if isinstance(prompt, Continuation) else [5]
+        return dataclasses.replace(
+            made,
+            prompt_token_ids=[*before, 7],
+            token_ids=[8, self._count],
+            text=self.texts.pop(0) if self.texts else f"reply {self._count}",
+            finish_reason=FinishReason.FAILED if is_broken else FinishReason.EOS,
+            error="canary-error" if is_broken else "",
+            head=arm.head,
+            head_version=self.version,
+            digest=f"canary-digest-{arm.head}",
+            sample_seed=990000 + self._count,
+            sampling=Sampling(0.5, 1.0, 0, 0.0, 1.0, 771100, 97, (), False, (), False),
+            spans=(Span(0, 2, self.version, 424242, f"canary-digest-{arm.head}"),),
+        )
+
+    async def status(self) -> Status:
+        if self.failures and isinstance(self.failures[0], errors.Unavailable):
+            raise self.failures[0]
+        numbers = {field.name: 0 for field in dataclasses.fields(Status) if field.default is dataclasses.MISSING}
+        known: Any = {
+            **numbers,
+            "generation": 424242,
+            "active": {"policy": self.version},
+            "resident_heads": (),
+            "damage": "",
+            "counters": {},
+        }
+        return Status(**known)
+
+    async def trunk(self) -> TrunkInfo:
+        return dataclasses.replace(convert.trunk_info(trunk_response()), tokenizer_sha256=TOKENIZER)
+
+    async def configurations(self, kind: Any = None) -> list[Any]:
+        return []
+
+
+def trunk_response() -> Any:
+    return make_trunk(tied=True)

@@ -1,0 +1,182 @@
+"""Choose the best of four in a real browser: by keys only, and through everything that happens to a browser."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from tests.web.conftest import TEXTS, Served, assert_accessible, focus_next, sign_in, watch
+
+SHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
+
+
+def begin_work(page: Any, served: Served, locale: str = "en") -> None:
+    """From the sign-in to the empty message field."""
+    sign_in(page, served, served.account(locale=locale))
+    focus_next(page, "a.primary")
+    page.keyboard.press("Enter")
+    page.wait_for_url("**/p/helpful")
+    focus_next(page, "a.primary")
+    page.keyboard.press("Enter")
+    expect(page.locator("#message")).to_be_focused()
+
+
+def say(page: Any, text: str) -> None:
+    page.keyboard.type(text)
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".card")).to_have_count(4)
+
+
+def bodies(served: Served) -> list[dict[str, Any]]:
+    return [row.json("body") for row in served.db.all("SELECT * FROM answers ORDER BY received_at")]
+
+
+def test_a_dialogue_by_keys_only(page: Any, served: Served) -> None:
+    """Sign-in, consent, two turns, choice, tie, none and the least bad, undo, skip, finish; never a click."""
+    begin_work(page, served)
+    say(page, "Why is the sky blue?")
+    assert sorted(page.locator(".card .text").all_inner_texts()) == sorted(TEXTS)  # markup stays text
+    page.keyboard.press("Digit3")
+    chosen = page.locator(".card.is-marked .text").inner_text()
+    expect(page.locator("#summary")).to_have_text("C")
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn.assistant .said")).to_have_text(chosen)
+    expect(page.locator("#message")).to_be_focused()
+    say(page, "And at dusk?")
+    page.keyboard.press("Numpad0")
+    expect(page.locator("#work .notice")).to_contain_text("least bad")
+    page.keyboard.press("Enter")  # nothing is marked yet: nothing is sent
+    page.keyboard.press("Digit2")
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn.assistant")).to_have_count(2)
+    page.keyboard.press("Escape")
+    page.evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("KeyU")
+    expect(page.locator("#summary")).to_have_text("Least bad: B")  # the old answer is the draft
+    page.keyboard.press("Digit0")
+    page.keyboard.press("Digit1")
+    page.keyboard.press("KeyT")
+    page.keyboard.press("Digit4")
+    expect(page.locator("#summary")).to_have_text("A = D")
+    page.keyboard.press("KeyC")
+    page.keyboard.type("12 both are fine")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#message")).to_be_focused()
+    focus_next(page, ".composer button:not(.primary)")
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_have_text("Write your first message")
+    stored = bodies(served)
+    assert [bool(body["none_good"]) for body in stored] == [False, True, False]
+    assert len(stored[2]["tied"]) == 1
+    assert stored[2]["comment"] == "12 both are fine"
+
+
+def test_nothing_is_shown_before_all_replies_are_there(page: Any, served: Served) -> None:
+    begin_work(page, served)
+    served.on_loop(served.model.gate.clear)
+    page.keyboard.type("Why is the sky blue?")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#status")).to_contain_text("0 of 4")
+    assert not any(text in page.content() for text in TEXTS)
+    page.reload()
+    expect(page.locator("#status")).to_contain_text("0 of 4")
+    served.on_loop(served.model.gate.set)
+    expect(page.locator(".card")).to_have_count(4)
+    assert served.db.value("SELECT count(*) FROM turns") == 1
+
+
+def test_an_input_methods_enter_sends_nothing(page: Any, served: Served) -> None:
+    """Its Enter and digits pick words; keyCode 229 stands for them where isComposing is missing."""
+    begin_work(page, served)
+    page.keyboard.type("Hello")
+    compose = """(init) => document.activeElement.dispatchEvent(new KeyboardEvent('keydown',
+        {key: 'Enter', code: 'Enter', ctrlKey: true, bubbles: true, ...init}))"""
+    page.evaluate(compose, {"isComposing": True})
+    page.evaluate(compose, {"keyCode": 229})
+    expect(page.locator("#message")).to_have_value("Hello")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".card")).to_have_count(4)
+    page.evaluate("() => document.body.dispatchEvent(new KeyboardEvent('keydown', {code: 'Digit1', isComposing: true, bubbles: true}))")
+    expect(page.locator(".card.is-marked")).to_have_count(0)
+    assert served.db.value("SELECT count(*) FROM turns") == 1
+
+
+def test_an_answer_survives_a_line_that_is_down(browser: Any, served: Served) -> None:
+    """Given while offline, it waits in the browser over a reload, and is stored once when the line is back."""
+    context = browser.new_context()
+    context.set_default_timeout(10_000)
+    page = context.new_page()
+    begin_work(page, served)
+    say(page, "Why is the sky blue?")
+    context.set_offline(True)
+    page.keyboard.press("Digit1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#banner")).to_contain_text("Not connected")
+    assert bodies(served) == []
+    assert page.evaluate("() => JSON.parse(localStorage.getItem('polyhead.outbox')).length") == 1
+    context.set_offline(False)
+    page.reload()
+    expect(page.locator(".turn.assistant")).to_have_count(1)
+    assert len(bodies(served)) == 1
+    assert page.evaluate("() => JSON.parse(localStorage.getItem('polyhead.outbox')).length") == 0
+    context.close()
+
+
+def test_a_reload_keeps_order_and_marks(page: Any, served: Served) -> None:
+    begin_work(page, served)
+    say(page, "Why is the sky blue?")
+    before = page.locator(".card .text").all_inner_texts()
+    page.keyboard.press("Digit4")
+    page.reload()
+    expect(page.locator("#summary")).to_have_text("D")
+    assert page.locator(".card .text").all_inner_texts() == before
+
+
+def test_trusted_types_refuse_markup(browser: Any, served: Served) -> None:
+    page = browser.new_page()
+    page.goto(f"{served.address}/login")
+    refused = page.evaluate("() => { try { document.body.innerHTML = '<b>x</b>'; return ''; } catch (error) { return error.name; } }")
+    page.close()
+    assert refused == "TypeError"
+
+
+@pytest.mark.parametrize(
+    ("name", "locale", "options"),
+    [
+        ("light", "en", {"viewport": {"width": 1280, "height": 860}}),
+        ("dark-zh", "zh-Hans", {"viewport": {"width": 1280, "height": 860}, "color_scheme": "dark"}),
+        ("phone", "en", {"viewport": {"width": 320, "height": 700}, "has_touch": True, "is_mobile": True}),
+    ],
+)
+def test_pages_are_accessible_and_fit(browser: Any, served: Served, name: str, locale: str, options: dict[str, Any]) -> None:
+    """axe-core on every page, no sideways scrolling; screenshots for people to look at."""
+    context = browser.new_context(reduced_motion="reduce", **options)  # axe measures colours: nothing may be half faded in
+    page = context.new_page()
+    problems = watch(page, served)
+
+    def look(what: str) -> None:
+        assert_accessible(page, f"{name} {what}")
+        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), f"{name} {what} scrolls sideways"
+        SHOTS.mkdir(parents=True, exist_ok=True)
+        page.screenshot(path=SHOTS / f"{what}-{name}.png")
+
+    page.goto(f"{served.address}/login")
+    look("login")
+    begin_work(page, served, locale)
+    look("compose")
+    say(page, "Why is the sky blue?")
+    page.keyboard.press("Digit3")
+    look("choose")
+    page.keyboard.press("Digit0")
+    page.keyboard.press("Digit2")
+    look("least-bad")
+    page.keyboard.press("Shift+Slash")
+    look("keys")
+    for path in ("/", "/me", "/p/helpful", "/no/such/page"):
+        page.goto(served.address + path)
+        look(f"page{path.replace('/', '-')}")
+    context.close()
+    assert [each for each in problems if "404" not in each] == []
