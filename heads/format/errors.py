@@ -9,8 +9,7 @@ PolyheadError
 ├── ResourceExhausted   queue, memory, quota or disk is full                         admission, registry, store
 ├── DataLoss            stored or computed numbers are damaged                       store, sampler
 ├── Unavailable         starting or draining                                         server
-├── Aborted             ended by a swap, a cancel or a deadline                      engine
-└── Unimplemented       reserved by the contract, not built yet                      server
+└── Aborted             ended by a swap, a cancel or a deadline                      engine
 
 `code` is the name of the gRPC status code, `reason` the machine-readable name of the case.
 Messages say what happened, then the value, then what to do; they never hold a path or another exception's text.
@@ -86,8 +85,3 @@ class Unavailable(PolyheadError):
 class Aborted(PolyheadError):
     code = "ABORTED"
     reason = "ABORTED"
-
-
-class Unimplemented(PolyheadError):
-    code = "UNIMPLEMENTED"
-    reason = "NOT_IMPLEMENTED_YET"

@@ -59,7 +59,6 @@ class TensorFile:
     """A header that passed every check: the tensors cover the rest of the file exactly."""
 
     tensors: Mapping[str, TensorEntry]  # in file order
-    header_bytes: int  # prefix and JSON: where the data starts
     file_bytes: int
 
     def data(self, file: bytes | bytearray | memoryview) -> dict[str, TensorData]:
@@ -113,7 +112,7 @@ def read_header(first_bytes: bytes | bytearray | memoryview, file_size: int) -> 
     entries = {_check_tensor_name(name): _read_entry(name, entry, end) for name, entry in parsed.items()}
     ordered = dict(sorted(entries.items(), key=lambda item: item[1].start))
     _check_cover(ordered, end, file_size)
-    return TensorFile(ordered, end, file_size)
+    return TensorFile(ordered, file_size)
 
 
 def find_mismatches(tensors: Mapping[str, TensorEntry], expected: Mapping[str, Sequence[int]]) -> list[str]:

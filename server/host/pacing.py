@@ -7,16 +7,15 @@ Knows neither what is built nor what runs.
 
 from __future__ import annotations
 
-import contextlib
 import os
 import threading
 import time
-from collections.abc import Callable, Iterator
-from pathlib import Path
+from collections.abc import Callable
+
+from polyhead.server.host.cgroups import cpu_quotas
 
 MAX_PAUSE_S = 0.1  # after one piece that took long
 RECEIVED_BYTES_PER_S = 32 << 20  # at most: of a push's time, the wire and its other end take more than the thread that writes it down
-OWN_CGROUP, CGROUPS = Path("/proc/self/cgroup"), Path("/sys/fs/cgroup")  # of version 2
 MAX_SPINS = "3000"  # a tenth of a millisecond
 
 
@@ -32,17 +31,7 @@ def bound_spinning() -> None:
 def has_spare_core(num_threads: int) -> bool:
     """Whether this process may use more cores than the engine's so many threads: by its affinity, and by its cgroups' quotas."""
     num_cores = float(len(os.sched_getaffinity(0)))
-    return min([num_cores, *_quotas()]) >= num_threads + 1
-
-
-def _quotas() -> Iterator[float]:
-    """Cores' worth of time that each cgroup around this process may use, where one is limited: a container's, a unit's of systemd."""
-    with contextlib.suppress(OSError):
-        own = OWN_CGROUP.read_text(encoding="ascii").rpartition("::/")[2].strip()
-        for folder in (CGROUPS / own, *(CGROUPS / own).parents):
-            with contextlib.suppress(OSError, ValueError):  # none, or "max"
-                quota, period = (folder / "cpu.max").read_text(encoding="ascii").split()
-                yield float(quota) / float(period)
+    return min([num_cores, *cpu_quotas()]) >= num_threads + 1
 
 
 class Pacer:

@@ -27,7 +27,7 @@ _WORDS = {
     "path_type": "must be a path",
     "tuple_type": "must be a list",
 }
-_SECRETS = ("token_worker", "token_trainer", "token_admin")
+SECRETS = ("token_worker", "token_trainer", "token_admin")  # neither shown in an error nor given as a flag
 
 
 def setting_error(error: ValidationError, flags: Collection[str], variables: Collection[str], prefix: str) -> InvalidArgument:
@@ -45,7 +45,7 @@ def setting_error(error: ValidationError, flags: Collection[str], variables: Col
     words = _WORDS.get(first["type"])
     if words is None:
         return InvalidArgument(f"{shown}: {_own_text(first)}", field=field)
-    given = "" if name in _SECRETS else f": {repr(first['input'])[:80]}"
+    given = "" if name in SECRETS else f": {repr(first['input'])[:80]}"
     return InvalidArgument(f"{shown} {words.format(**first.get('ctx', {}))}{given}", field=field)
 
 

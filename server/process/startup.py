@@ -24,6 +24,7 @@ from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.layers.cuda.eight_bit import has_fp8
 from polyhead.server.engine.layers.linears import Quantization
 from polyhead.server.engine.work.reports import QueueLimits
+from polyhead.server.host.cgroups import memory_left
 from polyhead.server.host.pacing import Pacer, has_spare_core
 from polyhead.server.metrics.metrics import HeadInfo, Metrics, ServerFacts
 from polyhead.server.ood.fits import OodFits, TrunkLayers
@@ -35,12 +36,12 @@ from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.text.tokenizer_files import read_eos_ids
 from polyhead.server.text.transcripts import TranscriptBook
+from polyhead.server.versions.head_cache import HeadCache
 from polyhead.server.versions.head_loader import HeadLoader
 from polyhead.server.versions.manifests import RuleDefaults, ServedTrunk
 from polyhead.server.versions.publisher import MAX_PUSHES, Publisher
 from polyhead.server.versions.registry import Registry
 from polyhead.server.versions.residency import Residency
-from polyhead.server.versions.shelf import Shelf
 
 Progress = Callable[[str], None]
 DTYPES = {Precision.FLOAT32: torch.float32, Precision.BFLOAT16: torch.bfloat16}
@@ -99,13 +100,13 @@ def _build(
     served = ServedTrunk(spec, identity, config.trunk_dtype, _rule_defaults(rules))
     tokenizer.report_chat(eos_ids)
     workers.pause = Pacer(lambda: engine.is_idle, has_spare_core(engine.num_threads if config.device == "cpu" else 1))
-    shelf = build_shelf(config, served, trunk, store, engine)
-    registry = Registry(store, served, shelf, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
+    cache = build_head_cache(config, served, trunk, store, engine)
+    registry = Registry(store, served, cache, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
     trunk_sources = frozenset(spec.trunk_sources)
     publisher = Publisher(
         store,
         served,
-        shelf,
+        cache,
         lambda name: checkpoint.sha256(name) if name in trunk_sources else None,
         lambda: registry.active,
     )
@@ -157,14 +158,14 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
     return build.build_engine(trunk, sizes, eos_ids, computed_in(config.head_dtype, config.device))
 
 
-def build_shelf(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine) -> Shelf:
+def build_head_cache(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine) -> HeadCache:
     """The road from stored bytes to weights in memory, under the memory budget."""
     embedding = trunk.embedding if served.spec.tied else None
     heads, device = engine.heads, torch.device(config.device)
     dtype = computed_in(config.head_dtype, config.device)
     loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes)
     budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
-    return Shelf(
+    return HeadCache(
         store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)
     )
 
@@ -207,17 +208,14 @@ def computed_in(precision: Precision, device: str) -> torch.dtype:
 
 
 def free_memory(device: str) -> int:
-    """Bytes that can be had now: of the GPU, or of the machine within the limit of our control group."""
+    """Bytes that can be had now: of the GPU, or of the machine within the limits of its control groups."""
     if device.startswith("cuda"):
         return int(torch.cuda.mem_get_info(device)[0])
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in Path("/proc/meminfo").read_text().splitlines():
         if line.startswith("MemAvailable:"):
             free = int(line.split()[1]) * 1024
-    limit, used = Path("/sys/fs/cgroup/memory.max"), Path("/sys/fs/cgroup/memory.current")
-    if limit.is_file() and used.is_file() and (most := limit.read_text().strip()) != "max":
-        free = min(free, max(0, int(most) - int(used.read_text())))
-    return free
+    return min([free, *memory_left()])
 
 
 def _model_folder(config: ServeConfig, progress: Progress) -> Path:

@@ -14,9 +14,9 @@ from polyhead.heads.format.manifest import HeadManifest, check_name, parse_refer
 from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.store.store import HeadStore, OpenBlob, Staging, VersionRecord
 from polyhead.server.engine.work.live import ActiveSet, ServedHead
+from polyhead.server.versions.head_cache import HeadCache
 from polyhead.server.versions.manifests import ManifestPatch, ServedTrunk
 from polyhead.server.versions.residency import Pin
-from polyhead.server.versions.shelf import Shelf
 
 MAX_PUSHES = 4  # at once, each with a staging file
 
@@ -95,13 +95,13 @@ class Publisher:
         self,
         store: HeadStore,
         trunk: ServedTrunk,
-        shelf: Shelf,
+        cache: HeadCache,
         source_sha256: Callable[[str], str | None],
         active: Callable[[], ActiveSet],
     ) -> None:
         self._store = store
         self._trunk = trunk
-        self._shelf = shelf
+        self._cache = cache
         self._source_sha256 = source_sha256  # a trunk tensor's name in the checkpoint -> its hash, None if unknown
         self._active = active
 
@@ -112,7 +112,7 @@ class Publisher:
 
     def check_size(self, num_bytes: int, field: str) -> None:
         """Refuse a file that no head of this model can fill, before a byte of it is stored."""
-        most = self._shelf.loader.max_file_bytes
+        most = self._cache.loader.max_file_bytes
         if num_bytes > most:
             raise ResourceExhausted(f"a head of this model has at most {most} bytes: {num_bytes}", field=field)
 
@@ -152,7 +152,7 @@ class Publisher:
 
     def publish(self, staging: Staging, request: PushRequest, base: DeltaBase | None = None) -> Published:
         """Check a staged file and make it a version. Leaves nothing behind if any check fails."""
-        with staging, self._shelf.residency.pinning() as pin:
+        with staging, self._cache.residency.pinning() as pin:
             staging.verify()
             if request.delta is None or base is None:
                 return self._publish_whole(staging, request, None, pin)
@@ -168,15 +168,15 @@ class Publisher:
             return Published(first, num_compared)
         if not request.is_dry_run:
             staging.begin_sync()
-        file = self._shelf.loader.open(staging.read())
+        file = self._cache.loader.open(staging.read())
         manifest = self._complete(request, file.names, base)
         digest = self._store.digest_of(sha256, manifest)
         self._warn_of_precision(request.name, manifest)
-        live = self._shelf.try_out(digest, request.name, manifest, file, pin)
+        live = self._cache.try_out(digest, request.name, manifest, file, pin)
         if request.is_dry_run:
             return Published(_unstored(request, digest, sha256, manifest, staging.num_bytes), num_compared)
         record = self._store_version(staging, request, manifest)
-        self._shelf.residency.add(ServedHead(record.name, record.version, record.manifest, live))
+        self._cache.residency.add(ServedHead(record.name, record.version, record.manifest, live))
         return Published(record, num_compared)
 
     def same_file_as(self, record: VersionRecord) -> str:

@@ -38,9 +38,9 @@ from polyhead.server.host.memory import return_freed_pages
 from polyhead.server.versions.changes import Change, Changes
 from polyhead.server.versions.engine_port import EnginePort
 from polyhead.server.versions.first_heads import add_first_versions
+from polyhead.server.versions.head_cache import HeadCache
 from polyhead.server.versions.manifests import ServedTrunk
 from polyhead.server.versions.residency import Pin, ResidentHead
-from polyhead.server.versions.shelf import Shelf
 from polyhead.server.versions.watch import GenerationFeed
 
 EXIT_AFTER_COMMIT = 70  # EX_SOFTWARE: the set is committed, but this process cannot serve it
@@ -74,7 +74,7 @@ class Registry:
         self,
         store: HeadStore,
         trunk: ServedTrunk,
-        shelf: Shelf,
+        cache: HeadCache,
         engine: EnginePort,
         *,
         keep_versions: int = 10,
@@ -82,10 +82,10 @@ class Registry:
     ) -> None:
         self.store = store
         self.trunk = trunk
-        self.residency = shelf.residency
+        self.residency = cache.residency
         self.feed = GenerationFeed()
         self.changes = Changes()
-        self._shelf = shelf
+        self._cache = cache
         self._engine = engine
         self._keep_versions = keep_versions
         self._on_swap = on_swap  # (head names, "ok" or "failed", seconds)
@@ -163,7 +163,7 @@ class Registry:
             record = self.store.get(name, version)
         except NotFound:
             raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
-        served = self._shelf.load([record], pin)[name]
+        served = self._cache.load([record], pin)[name]
         self.residency.trim()
         return served
 
@@ -207,7 +207,7 @@ class Registry:
 
     def num_head_bytes(self, output: OutputKind) -> int:
         """What a head with this output takes in memory."""
-        return self._shelf.loader.num_bytes(output)
+        return self._cache.loader.num_bytes(output)
 
     def resident(self) -> list[ResidentHead]:
         return self.residency.listing(_digests(self._active))
@@ -230,7 +230,7 @@ class Registry:
         if record is None:
             return False
         with self.residency.pinning() as pin:
-            self._flip(record, self._shelf.load([self.store.get(*head) for head in record.heads.items()], pin))
+            self._flip(record, self._cache.load([self.store.get(*head) for head in record.heads.items()], pin))
         return True
 
     # ---- changes of the active set
@@ -390,7 +390,7 @@ class Registry:
         """Before the change has its turn: one whose heads are in memory, an emergency rollback above all, waits for no load."""
         try:
             self._check_expected(expected_generation)
-            self._shelf.load([self._version(*head) for head in heads.items()], pin, change.note)
+            self._cache.load([self._version(*head) for head in heads.items()], pin, change.note)
             self.store.verify(heads)
         except BaseException:
             self._on_swap(heads, "failed", change.seconds)
@@ -411,7 +411,7 @@ class Registry:
     ) -> Activation:
         try:
             self._check_expected(expected_generation)
-            loaded = self._shelf.load([self._version(*head) for head in heads.items()], pin, change.note)
+            loaded = self._cache.load([self._version(*head) for head in heads.items()], pin, change.note)
             self.store.verify(heads)
             change.note("writing it down")
             record = self._commit(
@@ -449,7 +449,7 @@ class Registry:
         if not to_generation:
             raise FailedPrecondition("the active set is damaged: name the generation to go back to", field="to_generation")
         target = self._generation(to_generation, "to_generation")
-        loaded = self._shelf.load([self._version(*head) for head in target.heads.items()], pin, change.note)
+        loaded = self._cache.load([self._version(*head) for head in target.heads.items()], pin, change.note)
         try:
             record = self.store.repair_to(to_generation, request_id=request_id, request_digest=request_digest)
         except CommitUncertain as error:

@@ -35,12 +35,12 @@ from polyhead.server.rpc.interceptors import CallInterceptor
 from polyhead.server.rpc.listen import SERVER_OPTIONS
 from polyhead.server.rpc.services.heads import HeadServicer
 from polyhead.server.rpc.unread import Unread
+from polyhead.server.versions.head_cache import HeadCache
 from polyhead.server.versions.head_loader import HeadLoader, to_file
 from polyhead.server.versions.manifests import ManifestPatch, RuleDefaults, ServedTrunk
 from polyhead.server.versions.publisher import MAX_PUSHES, Publisher, PushRequest
 from polyhead.server.versions.registry import Registry
 from polyhead.server.versions.residency import Residency
-from polyhead.server.versions.shelf import Shelf
 from polyhead.v1 import heads_pb2_grpc
 from tests.heads.models import save_tiny
 
@@ -59,10 +59,6 @@ class FakeEngine:
     refuse: Callable[[ServedHead], PolyheadError | None] = lambda head: None
     now: EngineSnapshot = IDLE
     is_idle: bool = True
-
-    def start(self) -> None: ...
-    def stop(self, timeout_s: float) -> None: ...
-    def drain(self) -> None: ...
 
     def activate(self, active: ActiveSet) -> Future[SwapReport]:
         self.active = active
@@ -99,7 +95,7 @@ class World:
     checkpoint: Checkpoint
     store: HeadStore
     engine: FakeEngine
-    shelf: Shelf
+    cache: HeadCache
     registry: Registry
     publisher: Publisher
     policy: dict[str, Tensor]
@@ -115,12 +111,12 @@ class World:
         engine = FakeEngine()
         served = ServedTrunk(spec, identity, Precision.FLOAT32, RULE)
         loader = HeadLoader(spec, trunk.embedding, torch.float32, torch.device("cpu"), lambda module: module)
-        shelf = Shelf(store, served, loader, engine, Residency(budget, max_idle, engine.leased_digests, engine.drop_head))
-        registry = Registry(store, served, shelf, engine, keep_versions=keep_versions)
+        cache = HeadCache(store, served, loader, engine, Residency(budget, max_idle, engine.leased_digests, engine.drop_head))
+        registry = Registry(store, served, cache, engine, keep_versions=keep_versions)
         hashes = {name: checkpoint.sha256(name) for name in spec.trunk_sources}
-        publisher = Publisher(store, served, shelf, hashes.get, lambda: registry.active)
+        publisher = Publisher(store, served, cache, hashes.get, lambda: registry.active)
         policy = initial_head(checkpoint, spec, OutputKind.TIED)
-        return cls(spec, identity, trunk, checkpoint, store, engine, shelf, registry, publisher, policy, Workers())
+        return cls(spec, identity, trunk, checkpoint, store, engine, cache, registry, publisher, policy, Workers())
 
     def changed(self, seed: int) -> dict[str, Tensor]:
         """The policy's tensors, moved a little."""
@@ -143,7 +139,7 @@ class World:
 
     @property
     def head_bytes(self) -> int:
-        return self.shelf.loader.num_bytes(OutputKind.TIED)
+        return self.cache.loader.num_bytes(OutputKind.TIED)
 
     def close(self) -> None:
         self.workers.close()

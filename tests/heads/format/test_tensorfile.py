@@ -48,7 +48,6 @@ def test_a_good_file() -> None:
     file = pack({"__metadata__": {"format": "pt"}, **GOOD})
     parsed = read(file)
     start = len(file) - 32
-    assert parsed.header_bytes == start
     assert parsed.tensors["a"] == tensorfile.TensorEntry("F32", (2, 3), start, start + 24)
     assert parsed.tensors["b"] == tensorfile.TensorEntry("BF16", (4,), start + 24, start + 32)
     assert {name: len(tensor.data) for name, tensor in parsed.data(file).items()} == {"a": 24, "b": 8}
@@ -310,7 +309,7 @@ def test_the_canonical_file_is_the_one_that_the_library_writes(shapes: dict[str,
     ours = canonical_bytes({name: as_data(array) for name, array in arrays.items()})
     assert ours == safetensors.numpy.save(arrays)
     parsed = read(ours)
-    assert parsed.header_bytes % 8 == 0
+    assert min(entry.start for entry in parsed.tensors.values()) % 8 == 0
     assert canonical_bytes(dict(reversed(parsed.data(ours).items()))) == ours
 
 

@@ -7,7 +7,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.server.host import pacing
+from polyhead.server.host import cgroups
 from polyhead.server.host.pacing import MAX_PAUSE_S, MAX_SPINS, RECEIVED_BYTES_PER_S, Pacer, bound_spinning, has_spare_core
 from polyhead.server.rpc.services.heads import GATHERED_BYTES
 
@@ -83,8 +83,8 @@ def test_a_core_is_spare_if_the_engine_does_not_take_them_all(
     for folder, quota in quotas.items():
         (tmp_path / "fs" / folder).mkdir(parents=True, exist_ok=True)
         (tmp_path / "fs" / folder / "cpu.max").write_text(quota)
-    monkeypatch.setattr(pacing, "OWN_CGROUP", tmp_path / "own")
-    monkeypatch.setattr(pacing, "CGROUPS", tmp_path / "fs")
+    monkeypatch.setattr(cgroups, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path / "fs")
     monkeypatch.setattr(os, "sched_getaffinity", lambda pid: {4, 5, 8, 9})
     assert [has_spare_core(num_threads) for num_threads in (1, 2, 3, 4, 5)] == [num_threads < num_cores for num_threads in (1, 2, 3, 4, 5)]
 

@@ -66,8 +66,8 @@ def output(live: LiveHead) -> torch.Tensor:
 def assert_serves_adapter(world: World, reference: str, seed: int = 0) -> None:
     """The head computes what the merged one does, over the very weights of its base."""
     live = live_of(world, reference)
-    file = world.shelf.loader.open(bytearray(to_file(merge_by_hand(world.policy, adapter(world, seed), 0.5))))
-    merged = world.shelf.loader.build("merged", file, OutputKind.TIED)
+    file = world.cache.loader.open(bytearray(to_file(merge_by_hand(world.policy, adapter(world, seed), 0.5))))
+    merged = world.cache.loader.build("merged", file, OutputKind.TIED)
     assert torch.allclose(output(live), output(merged), atol=1e-4)
     assert live.base is not None
     own = {parameter.data_ptr() for parameter in live.base.module.parameters()}
@@ -239,7 +239,7 @@ def tight(world_model: Path, tmp_path: Path) -> Iterator[World]:
     """Room for the first two files, one more head and a few adapters."""
     world = World.open(world_model, tmp_path / "tight")
     world.registry.bootstrap(world.policy)
-    world.shelf.residency.budget = world.shelf.residency.num_bytes + world.head_bytes * 3 // 2
+    world.cache.residency.budget = world.cache.residency.num_bytes + world.head_bytes * 3 // 2
     yield world
     world.close()
 
@@ -249,12 +249,12 @@ def resident(world: World) -> dict[str, int]:
 
 
 def test_ten_adapters_count_their_own_bytes_only(ready: World) -> None:
-    before = ready.shelf.residency.num_bytes
-    ready.shelf.residency.max_idle_per_name = 20
+    before = ready.cache.residency.num_bytes
+    ready.cache.residency.max_idle_per_name = 20
     for seed in range(10):
         push_adapter(ready, seed=seed)
     own = sum(4 * tensor.numel() for tensor in adapter(ready).values())
-    assert ready.shelf.residency.num_bytes == before + 10 * own
+    assert ready.cache.residency.num_bytes == before + 10 * own
     assert resident(ready)["policy@5"] == own
 
 
@@ -263,7 +263,7 @@ def test_a_base_stays_in_memory_with_its_adapter(tight: World) -> None:
     base = tight.push("base", tight.changed(1))
     version = push_adapter(tight, base=f"base@{base}")
     tight.registry.activate({"policy": version})
-    weights = tight.shelf.residency.live(tight.store.get("base", base).digest)
+    weights = tight.cache.residency.live(tight.store.get("base", base).digest)
     assert weights is not None
     with pytest.raises(ResourceExhausted):
         tight.push("other", tight.changed(2))
@@ -274,10 +274,10 @@ def test_a_base_stays_in_memory_with_its_adapter(tight: World) -> None:
     digest = weights.digest
     del weights
     other = tight.push("other", tight.changed(2))
-    assert tight.shelf.residency.live(tight.store.get("base", base).digest) is None, "idle base and adapter made way"
+    assert tight.cache.residency.live(tight.store.get("base", base).digest) is None, "idle base and adapter made way"
     assert f"policy@{version}" not in resident(tight)
     assert tight.engine.dropped.index(tight.store.get("policy", version).digest) < tight.engine.dropped.index(digest)
-    tight.shelf.residency.forget("other", other)
+    tight.cache.residency.forget("other", other)
     push_again = push_adapter(tight, seed=1, base=f"base@{base}")
     assert_base_is_resident_once(tight, "base", base)
     assert f"policy@{push_again}" in resident(tight)
@@ -297,14 +297,14 @@ def assert_base_is_resident_once(world: World, name: str, version: int) -> None:
     digest = world.store.get(name, version).digest
     rows = [head for head in world.registry.resident() if head.digest == digest]
     assert [(row.references, row.num_bytes) for row in rows] == [((f"{name}@{version}",), world.head_bytes)]
-    assert world.shelf.residency.num_bytes == sum(head.num_bytes for head in world.registry.resident())
+    assert world.cache.residency.num_bytes == sum(head.num_bytes for head in world.registry.resident())
 
 
 def test_trimming_and_forgetting_leave_the_base_of_a_resident_adapter(ready: World) -> None:
     base = ready.push("base", ready.changed(1))
     version = push_adapter(ready, base=f"base@{base}")
     ready.registry.activate({"policy": version})
-    residency = ready.shelf.residency
+    residency = ready.cache.residency
     residency.max_idle_per_name = 0
     copied = ready.publisher.copy(CopyRequest(source=f"base@{base}", target="base"))
     live_of(ready, f"base@{copied.version}")
@@ -326,7 +326,7 @@ def test_the_limit_per_name_spares_the_base_of_another_names_adapter(ready: Worl
     version = push_adapter(ready, "trial", base=f"base@{base}")
     for seed in (2, 3, 4):
         ready.push("base", ready.changed(seed))
-    ready.shelf.residency.max_idle_per_name = 1
+    ready.cache.residency.max_idle_per_name = 1
     ready.registry.collect()
     assert {reference for reference in resident(ready) if reference.startswith(("base", "trial"))} == {"base@1", "base@4", "trial@1"}
     ready.registry.delete(f"trial@{version}", "head")
@@ -339,7 +339,7 @@ def test_a_base_that_does_not_fit_is_refused_before_it_is_loaded(tight: World) -
     version = push_adapter(tight, base=f"base@{base}")
     tight.push("other", tight.changed(2))
     tight.registry.activate({"policy": tight.push("policy", tight.changed(2))})
-    tight.shelf.residency.budget = tight.shelf.residency.num_bytes + tight.head_bytes // 2
+    tight.cache.residency.budget = tight.cache.residency.num_bytes + tight.head_bytes // 2
     warmed = len(tight.engine.warmed)
     with pytest.raises(ResourceExhausted):
         tight.resolve(f"policy@{version}")

@@ -132,7 +132,7 @@ def test_a_push_pauses_between_its_pieces(ready: World) -> None:
 def test_a_version_that_comes_back_into_memory_pauses_between_the_same_pieces(ready: World) -> None:
     """It was read and hashed in one go: a tenth of a second of a core for 85 MB."""
     version = ready.push("policy", ready.changed(1))
-    ready.shelf.residency.forget("policy", version)
+    ready.cache.residency.forget("policy", version)
     calls: list[int] = []
     with pausing(calls.append):
         ready.registry.activate({"policy": version})
@@ -217,7 +217,7 @@ def test_resolve(ready: World) -> None:
     assert ready.resolve("policy") is active.heads["policy"]
     assert ready.resolve("policy@1") is active.heads["policy"]
     version = ready.push("policy", ready.changed(1))
-    ready.shelf.residency.forget("policy", version)
+    ready.cache.residency.forget("policy", version)
     assert registry.find(f"policy@{version}", active, "f") is None
     loaded = ready.resolve(f"policy@{version}")
     assert (loaded.version, loaded.live.digest != active.heads["policy"].live.digest) == (version, True)
@@ -410,13 +410,13 @@ def test_evicted_weights_are_freed_without_the_garbage_collector(ready: World) -
     import weakref
 
     version = ready.push("policy", ready.changed(1))
-    head = ready.shelf.residency.served("policy", version)
+    head = ready.cache.residency.served("policy", version)
     assert head is not None
     module = weakref.ref(head.live.module)
     gc.disable()
     try:
         del head
-        ready.shelf.residency.forget("policy", version)
+        ready.cache.residency.forget("policy", version)
         assert module() is None
     finally:
         gc.enable()

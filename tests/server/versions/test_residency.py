@@ -192,7 +192,7 @@ def test_a_push_that_was_let_in_before_a_flip_spares_the_new_set(
     """What is active was looked up before the wait for a turn to load: the set of that moment, not of the eviction's."""
     version = tight.push("policy", tight.changed(1))
     gate = Gate()
-    monkeypatch.setattr(tight.shelf.loader, "check", gated(gate, tight.shelf.loader.check))
+    monkeypatch.setattr(tight.cache.loader, "check", gated(gate, tight.cache.loader.check))
     pushing: Future[Any] = pool.submit(tight.push, "other", tight.changed(2))
     assert gate.reached.wait(30)
     tight.registry.activate({"policy": version})

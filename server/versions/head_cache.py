@@ -1,5 +1,5 @@
-"""Brings stored versions into memory, ready to run: memory is checked first, a file shared by versions is loaded once.
-A LoRA head brings its base along.
+"""Heads in memory, ready to run, and how a stored version gets there: memory is checked first, a file shared by versions is loaded once,
+a LoRA head comes with its base.
 
 Knows the store, the loader and the budget; not which set is active.
 """
@@ -18,7 +18,7 @@ from polyhead.server.versions.manifests import ServedTrunk
 from polyhead.server.versions.residency import Pin, Residency
 
 
-class Shelf:
+class HeadCache:
     """One load at a time; methods block."""
 
     def __init__(self, store: HeadStore, trunk: ServedTrunk, loader: HeadLoader, engine: EnginePort, residency: Residency) -> None:

@@ -1,0 +1,44 @@
+"""How much memory the groups around a process leave it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from polyhead.server.host import cgroups
+from polyhead.server.process import startup
+
+
+@pytest.fixture
+def tree(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> Path:
+    """A unit in a slice; neither has a limit yet."""
+    (tmp_path / "own").write_text("1:cpu:/else\n0::/system.slice/a.service\n")
+    (tmp_path / "fs/system.slice/a.service").mkdir(parents=True)
+    (tmp_path / "memory.max").write_text("1")  # above the root of all groups: none of ours
+    monkeypatch.setattr(cgroups, "OWN_CGROUP", tmp_path / "own")
+    monkeypatch.setattr(cgroups, "CGROUPS", tmp_path / "fs")
+    return tmp_path / "fs"
+
+
+def limit(folder: Path, most: str, used: int, unused_files: int = 0) -> None:
+    (folder / "memory.max").write_text(f"{most}\n")
+    (folder / "memory.current").write_text(f"{used}\n")
+    (folder / "memory.stat").write_text(f"anon 5\ninactive_file {unused_files}\n")
+
+
+def test_a_units_own_limit_counts(tree: Path) -> None:
+    """Only the limit of the topmost group was read: under systemd's MemoryMax= the budget was made of the machine's whole memory."""
+    assert not list(cgroups.memory_left())
+    limit(tree / "system.slice/a.service", "1000", used=400, unused_files=100)
+    limit(tree / "system.slice", "max", used=10**12)
+    assert list(cgroups.memory_left()) == [700]
+    assert startup.free_memory("cpu") == 700
+
+
+def test_the_narrowest_group_decides(tree: Path) -> None:
+    limit(tree / "system.slice/a.service", "1000", used=400)
+    limit(tree / "system.slice", "500", used=480)
+    limit(tree, "100", used=400)
+    assert sorted(cgroups.memory_left()) == [0, 20, 600]
+    assert startup.free_memory("cpu") == 0
