@@ -18,7 +18,6 @@ from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
 from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledKit
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.layers import attention
 from polyhead.server.engine.layers.cuda.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.layers.cuda.graphs import step_graphs
 from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
@@ -27,6 +26,7 @@ from polyhead.server.engine.layers.heads import HeadRunner
 from polyhead.server.engine.layers.kits import Kit, TorchKit
 from polyhead.server.engine.layers.linears import Quantization
 from polyhead.server.engine.layers.sampler import Draw, draw
+from polyhead.server.engine.layers.torch import attention
 from polyhead.server.engine.layers.torch.dense import dense_linears
 from polyhead.server.engine.layers.trunk import TrunkRunner
 from polyhead.server.engine.schedule.scheduler import Scheduler, SchedulerLimits

@@ -23,11 +23,11 @@ from polyhead.heads.model.spec import ModelSpec, describe_config
 from polyhead.server.engine.blocks.cache import CacheShape
 from polyhead.server.engine.build import EngineConfig, assemble, kit_for
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.layers.attention import LayerCall
 from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
 from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.layers.kits import Kit
 from polyhead.server.engine.layers.llama import rotations, take_layers
+from polyhead.server.engine.layers.torch.attention import LayerCall
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 
 SPREAD = 0.02  # standard deviation of a matrix's numbers: what such models start their training with

@@ -16,8 +16,8 @@ from polyhead.server.engine.compiled.jobs import ATTEND, JOB, LAYER, LAYERS, PAN
 from polyhead.server.engine.compiled.machine import PANEL
 from polyhead.server.engine.compiled.matrices import Matrix, packed_bytes, split_halves
 from polyhead.server.engine.compiled.region import Job, region, scratch
-from polyhead.server.engine.layers.attention import AttentionPlan, Segment
 from polyhead.server.engine.layers.llama import LayerParts, paired
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment
 
 LARGEST_HEAD, LARGEST_BLOCK = 512, 512  # numbers and tokens: what a thread's scratch has room for
 NUMBER_BYTES = {torch.float32: 4, torch.float16: 2}  # of keys and values as they are kept

@@ -16,9 +16,9 @@ from torch.nn.functional import embedding
 from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model.adapted import Adapter, AdapterRows
 from polyhead.heads.model.family import HeadModule, TrunkModule
-from polyhead.server.engine.layers.attention import AttentionPlan, LayerCall, layer_calls
 from polyhead.server.engine.layers.kits import Kit, Rows
 from polyhead.server.engine.layers.llama import NormWeight, is_known, norm_weight, rotations, take_layers
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, LayerCall, layer_calls
 
 
 class FastTrunk:

@@ -14,12 +14,12 @@ from polyhead.heads.format.errors import DataLoss
 from polyhead.heads.model.adapted import AdapterRows
 from polyhead.heads.model.family import HeadModule, set_attention
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.layers import attention
-from polyhead.server.engine.layers.attention import AttentionPlan, LayerCall, Segment
 from polyhead.server.engine.layers.cuda.graphs import StepGraphs
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastHead, FastLoraHead, FastTrunk, fast_head
 from polyhead.server.engine.layers.kits import Kit
+from polyhead.server.engine.layers.torch import attention
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, LayerCall, Segment
 from polyhead.server.engine.layers.trunk import TrunkRunner
 from polyhead.server.engine.work.batch import HeadRun
 from polyhead.server.engine.work.live import LiveHead

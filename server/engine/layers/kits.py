@@ -10,9 +10,9 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from polyhead.heads.model.adapted import AdapterRows
-from polyhead.server.engine.layers.attention import AttentionPlan
 from polyhead.server.engine.layers.linears import Linears
 from polyhead.server.engine.layers.llama import LayerParts
+from polyhead.server.engine.layers.torch.attention import AttentionPlan
 from polyhead.server.engine.layers.torch.stack import Norm, TorchLayer, TorchStack
 
 

@@ -13,10 +13,10 @@ from torch import Tensor, nn
 
 from polyhead.heads.model.family import TrunkModule
 from polyhead.server.engine.blocks.cache import TrunkCache
-from polyhead.server.engine.layers.attention import AttentionPlan, Segment
 from polyhead.server.engine.layers.cuda.graphs import StepGraphs
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastTrunk
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment
 from polyhead.server.engine.work.batch import TrunkRun
 from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 

@@ -8,8 +8,8 @@ import torch
 from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.format.pauses import pausing
 from polyhead.heads.model import family
-from polyhead.server.engine.layers import attention
 from polyhead.server.engine.layers.fast import FastHead
+from polyhead.server.engine.layers.torch import attention
 from polyhead.server.versions import head_loader
 from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.server.engine.harness import Bench

@@ -18,8 +18,8 @@ import torch
 from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import KvCache
-from polyhead.server.engine.layers.attention import AttentionPlan
 from polyhead.server.engine.layers.cuda.varlen import RaggedRows
+from polyhead.server.engine.layers.torch.attention import AttentionPlan
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows
 

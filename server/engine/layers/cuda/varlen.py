@@ -20,7 +20,7 @@ from polyhead.server.engine.layers.cuda.upload import upload
 
 if TYPE_CHECKING:
     from polyhead.server.engine.blocks.cache import KvCache
-    from polyhead.server.engine.layers.attention import Segment
+    from polyhead.server.engine.layers.torch.attention import Segment
 
 LARGEST_HEAD = 256  # numbers; FlashAttention's limit
 NEEDED = ("scale", "window_size", "enable_gqa", "seqused_k")  # parameters that came after the function did

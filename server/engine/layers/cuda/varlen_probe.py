@@ -13,8 +13,8 @@ import torch
 from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.layers.attention import AttentionPlan, Segment, attend
 from polyhead.server.engine.layers.cuda.varlen import Varlen, candidates
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment, attend
 
 TOLERANCE = 0.02  # of the norm; roundings of bfloat16 alone make 0.004
 GROUP = 2  # query heads to a key head

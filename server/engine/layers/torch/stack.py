@@ -15,9 +15,9 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
 from polyhead.heads.model.adapted import AdapterRows
-from polyhead.server.engine.layers.attention import AttentionPlan, attend
 from polyhead.server.engine.layers.linears import Gated, Linear, Linears
 from polyhead.server.engine.layers.llama import LayerParts, NormWeight, paired
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, attend
 
 
 @dataclass(frozen=True, slots=True)

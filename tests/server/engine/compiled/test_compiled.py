@@ -26,8 +26,8 @@ from polyhead.server.engine.compiled.machine import HAS_HALVES, LANES, PANEL
 from polyhead.server.engine.compiled.matrices import Matrix, split_halves
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.stack import CompiledKit, CompiledStack
-from polyhead.server.engine.layers.attention import AttentionPlan, Segment
 from polyhead.server.engine.layers.hadamard import spread
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment
 
 SHARES = {False: 5e-6, True: 0.03}  # of a product's size, by whether it is in int8
 SIZES = ((48, 64), (45, 66), (576, 1536))

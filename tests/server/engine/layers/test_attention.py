@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.layers.attention import AttentionPlan, Segment, block_attention
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment, block_attention
 from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench
 

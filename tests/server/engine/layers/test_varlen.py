@@ -15,9 +15,9 @@ from torch import Tensor
 
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.layers.attention import AttentionPlan, Segment, attend
 from polyhead.server.engine.layers.cuda.varlen import Varlen, candidates
 from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
+from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment, attend
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.request import OnSwap
 from polyhead.server.engine.work.sampling import SamplingParams
