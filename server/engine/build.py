@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
+from torch import Tensor
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.model.family import TrunkModule, set_attention
@@ -16,17 +17,21 @@ from polyhead.server.engine.compiled.attention import LARGEST_WIDENED
 from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
-from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledKit
+from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledAttention, CompiledKit
 from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.layers import attention
 from polyhead.server.engine.layers.cuda.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.layers.cuda.graphs import step_graphs
+from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
 from polyhead.server.engine.layers.fast import FastTrunk, fast_trunk
 from polyhead.server.engine.layers.heads import HeadRunner
 from polyhead.server.engine.layers.kits import Kit, TorchKit
+from polyhead.server.engine.layers.layer_calls import LayerCall, layer_calls
 from polyhead.server.engine.layers.linears import Quantization
+from polyhead.server.engine.layers.plan import AttentionBackend
 from polyhead.server.engine.layers.sampler import Draw, draw
-from polyhead.server.engine.layers.torch import attention
+from polyhead.server.engine.layers.torch.attention import TorchAttention
 from polyhead.server.engine.layers.torch.dense import dense_linears
 from polyhead.server.engine.layers.trunk import TrunkRunner
 from polyhead.server.engine.schedule.scheduler import Scheduler, SchedulerLimits
@@ -60,49 +65,91 @@ def build_engine(
 
     Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`.
     """
-    shape = cache_shape(trunk, config.block_size)
-    shapes = _kept(config, shape, replace(shape, dtype=head_dtype or shape.dtype))
-    num_blocks_for(trunk.spec, config, *shapes)  # before the weights are taken
+    calls = layer_calls(trunk, trunk.spec.d_model)
+    shape = cache_shape(calls, trunk.embedding, config.block_size)
+    setup = KvSetup(shape, attention_for(shape, has_softcap=any(call.softcap is not None for call in calls)))
+    like_heads = replace(setup, shape=replace(shape, dtype=head_dtype or shape.dtype))
+    num_blocks_for(trunk.spec, config, *_kept(config, setup, like_heads))  # before the weights are taken
     set_attention(trunk, attention.NAME)
     max_context = min(config.max_context, trunk.spec.context_length)
-    layers = fast_trunk(trunk, max_context, kit_for(config.trunk_quantization, config, shape)) if config.is_fast else None
+    layers = fast_trunk(trunk, max_context, kit_for(config.trunk_quantization, config, setup)) if config.is_fast else None
     if layers is None:
         _check_plain(config)
-    return assemble(layers or trunk, shape, config, eos_ids, head_dtype)
+    return assemble(layers or trunk, setup, config, eos_ids, head_dtype)
 
 
 def assemble(
     trunk: TrunkModule | FastTrunk,
-    shape: CacheShape,
+    setup: KvSetup,
     config: EngineConfig,
     eos_ids: frozenset[int],
     head_dtype: torch.dtype | None = None,
 ) -> Engine:
-    """An engine around the layers that will run. `shape` is the trunk's."""
-    spec = trunk.spec
-    head_shape = replace(shape, dtype=head_dtype or shape.dtype)
-    if head_shape != shape:
-        head_shape = replace(head_shape, varlen=working_varlen(head_shape) if shape.varlen else None)
+    """An engine around the layers that will run. `setup` is the trunk's."""
+    spec, head_setup = trunk.spec, _head_setup(setup, head_dtype)
+    head_kit, draw_tokens = kit_for(config.head_quantization, config, head_setup), draw_for(config, head_setup)
     if isinstance(trunk, FastTrunk):
-        shape, head_shape = (replace(each, is_compiled=can_compile(each)) for each in _kept(config, shape, head_shape))
-    num_blocks = num_blocks_for(spec, config, shape, head_shape)
+        setup, head_setup = (_compiled(each) for each in _kept(config, setup, head_setup))
+    num_blocks = num_blocks_for(spec, config, setup, head_setup)
     floor = _scoring_floor(spec, config)
     tap_layer = chosen_tap_layer(spec, config.tap_layer)
-    cache = TrunkCache(shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0)
-    head_cache = KvCache(head_shape, spec.num_head_layers, HEAD_BLOCKS_PER_BLOCK * num_blocks + 1)
+    cache = TrunkCache(
+        setup.shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0, is_compiled=setup.is_compiled
+    )
+    num_head_slots = HEAD_BLOCKS_PER_BLOCK * num_blocks + 1
+    head_cache = KvCache(head_setup.shape, spec.num_head_layers, num_head_slots, is_compiled=head_setup.is_compiled)
     max_tokens = min(config.max_context, spec.context_length) + config.block_size
     can_record = config.has_graphs and isinstance(trunk, FastTrunk)
-    graphs, head_graphs = (step_graphs(each, max_tokens) if can_record else None for each in (cache.kv, head_cache))
-    trunk_runner = TrunkRunner(trunk, cache, tap_layer, graphs=graphs)
+    recordable = ((cache.kv, setup.attention), (head_cache, head_setup.attention))
+    graphs, head_graphs = (step_graphs(*each, max_tokens) if can_record else None for each in recordable)
+    trunk_runner = TrunkRunner(trunk, cache, setup.attention, tap_layer, graphs=graphs)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids, spec.vocab_size)
-    heads = HeadRunner(trunk_runner, head_cache, kit_for(config.head_quantization, config, head_shape), head_graphs)
-    return Engine(trunk_runner, heads, tree, scheduler, draw_for(config, head_shape), config.queue, config.num_threads)
+    heads = HeadRunner(trunk_runner, head_cache, head_setup.attention, head_kit, head_graphs)
+    return Engine(trunk_runner, heads, tree, scheduler, draw_tokens, config.queue, config.num_threads)
 
 
-def kit_for(quantization: Quantization, config: EngineConfig, shape: CacheShape) -> Kit:
+@dataclass(frozen=True, slots=True)
+class KvSetup:
+    """The sizes of a trunk's or the heads' keys and values, and how their layers attend over them."""
+
+    shape: CacheShape
+    attention: AttentionBackend
+
+    @property
+    def can_compile(self) -> bool:
+        """Whether compiled layers can work on such a cache."""
+        shape = self.shape
+        is_float = shape.device.type == "cpu" and shape.dtype == torch.float32 and not isinstance(self.attention, VarlenAttention)
+        return is_float and shape.head_dim <= LARGEST_HEAD and shape.block_size <= LARGEST_BLOCK
+
+    @property
+    def is_compiled(self) -> bool:
+        return isinstance(self.attention, CompiledAttention)
+
+
+def attention_for(shape: CacheShape, *, has_softcap: bool = False) -> AttentionBackend:
+    """One call a layer where a kernel for that works on this device; else torch's own calls, which alone know a soft-cap."""
+    kernel = None if has_softcap else working_varlen(shape)
+    return kernel or TorchAttention()
+
+
+def _head_setup(setup: KvSetup, head_dtype: torch.dtype | None) -> KvSetup:
+    """The trunk's, in the heads' dtype. A kernel is tried again for another dtype."""
+    shape = replace(setup.shape, dtype=head_dtype or setup.shape.dtype)
+    if shape == setup.shape or not isinstance(setup.attention, VarlenAttention):
+        return KvSetup(shape, setup.attention)
+    return KvSetup(shape, attention_for(shape))
+
+
+def _compiled(setup: KvSetup) -> KvSetup:
+    """With the attention of compiled layers, where these can run."""
+    return KvSetup(setup.shape, CompiledAttention()) if setup.can_compile else setup
+
+
+def kit_for(quantization: Quantization, config: EngineConfig, setup: KvSetup) -> Kit:
     """How weights are held and run: compiled in float32 on the CPU, by torch's calls elsewhere."""
-    if config.is_fast and can_compile(shape):
+    if config.is_fast and setup.can_compile:
         if quantization == "fp8":
             raise FailedPrecondition("fp8 is for GPUs; on the CPU int8 serves")
         region()  # compiled now, and not in the first request
@@ -110,18 +157,12 @@ def kit_for(quantization: Quantization, config: EngineConfig, shape: CacheShape)
     if config.is_deterministic:
         raise FailedPrecondition("bit for bit the same needs float32 or int8 on the CPU", field="deterministic")
     form = FORMATS.get(quantization)
-    return TorchKit(eight_bit_linears(form, shape.dtype) if form else dense_linears(shape.dtype))
+    return TorchKit(eight_bit_linears(form, setup.shape.dtype) if form else dense_linears(setup.shape.dtype))
 
 
-def draw_for(config: EngineConfig, shape: CacheShape) -> Draw:
+def draw_for(config: EngineConfig, setup: KvSetup) -> Draw:
     """How heads' logits are read: as `kit_for` has their weights."""
-    return compiled_draw if config.is_fast and can_compile(shape) else draw
-
-
-def can_compile(shape: CacheShape) -> bool:
-    """Whether compiled layers can work on such a cache."""
-    is_float = shape.device.type == "cpu" and shape.dtype == torch.float32 and shape.varlen is None
-    return is_float and shape.head_dim <= LARGEST_HEAD and shape.block_size <= LARGEST_BLOCK
+    return compiled_draw if config.is_fast and setup.can_compile else draw
 
 
 def _check_plain(config: EngineConfig) -> None:
@@ -140,12 +181,12 @@ def _check_plain(config: EngineConfig) -> None:
             )
 
 
-def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> int:
+def num_blocks_for(spec: ModelSpec, config: EngineConfig, setup: KvSetup, head_setup: KvSetup) -> int:
     """How many trunk blocks `cache_bytes` pays for, each with its share of head blocks. InvalidArgument if that is too few."""
     num_states = 2 if chosen_tap_layer(spec, config.tap_layer) else 1  # kept of each token
-    state_bytes = config.block_size * spec.d_model * shape.dtype.itemsize
-    block_bytes = shape.kv_bytes(spec.split_layer) + num_states * state_bytes
-    head_block_bytes = head_shape.kv_bytes(spec.num_head_layers)
+    state_bytes = config.block_size * spec.d_model * setup.shape.dtype.itemsize
+    block_bytes = setup.shape.kv_bytes(spec.split_layer) + num_states * state_bytes
+    head_block_bytes = head_setup.shape.kv_bytes(spec.num_head_layers)
     num_blocks = config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
     if num_blocks < 2 * _scoring_floor(spec, config) + 2:
         raise InvalidArgument(
@@ -156,17 +197,18 @@ def num_blocks_for(spec: ModelSpec, config: EngineConfig, shape: CacheShape, hea
     return num_blocks
 
 
-def _kept(config: EngineConfig, shape: CacheShape, head_shape: CacheShape) -> tuple[CacheShape, CacheShape]:
-    """The shapes with what keys and values are kept in: by int8 layers in float16, whose rounding is far below their own.
+def _kept(config: EngineConfig, setup: KvSetup, head_setup: KvSetup) -> tuple[KvSetup, KvSetup]:
+    """The setups with what keys and values are kept in: by int8 layers in float16, whose rounding is far below their own.
 
     A number beyond 65504 becomes infinite there, and fails its sample.
     """
 
-    def kept(each: CacheShape, quantization: Quantization) -> CacheShape:
-        has_room = HAS_HALVES and can_compile(each) and each.block_size * each.head_dim <= LARGEST_WIDENED
-        return replace(each, kv_dtype=torch.float16) if quantization == "int8" and has_room else each
+    def kept(each: KvSetup, quantization: Quantization) -> KvSetup:
+        shape = each.shape
+        has_room = HAS_HALVES and each.can_compile and shape.block_size * shape.head_dim <= LARGEST_WIDENED
+        return replace(each, shape=replace(shape, kv_dtype=torch.float16)) if quantization == "int8" and has_room else each
 
-    return kept(shape, config.trunk_quantization), kept(head_shape, config.head_quantization)
+    return kept(setup, config.trunk_quantization), kept(head_setup, config.head_quantization)
 
 
 def _scoring_floor(spec: ModelSpec, config: EngineConfig) -> int:
@@ -190,17 +232,13 @@ def chosen_tap_layer(spec: ModelSpec, asked: int) -> int:
     return asked
 
 
-def cache_shape(trunk: TrunkModule, block_size: int) -> CacheShape:
-    """Sizes of keys and values, measured on one token (configs name them differently, or name what the family ignores).
+def cache_shape(calls: list[LayerCall], weight: Tensor, block_size: int) -> CacheShape:
+    """Sizes of keys and values as the layers ask for them; dtype and device are those of `weight`.
 
     Raises FailedPrecondition where they differ from layer to layer, or between keys and values.
     """
-    weight = trunk.embedding
-    calls = attention.layer_calls(trunk, trunk.spec.d_model)
     seen = {shape for call in calls for shape in ((call.num_kv_heads, call.head_dim), (call.num_kv_heads, call.value_dim))}
     if len(seen) != 1:
         raise FailedPrecondition(f"the layers differ in the number or size of their key heads, which one cache cannot hold: {sorted(seen)}")
     num_kv_heads, head_dim = seen.pop()
-    shape = CacheShape(num_kv_heads, head_dim, block_size, weight.dtype, weight.device)
-    has_softcap = any(call.softcap is not None for call in calls)
-    return shape if has_softcap else replace(shape, varlen=working_varlen(shape))
+    return CacheShape(num_kv_heads, head_dim, block_size, weight.dtype, weight.device)

@@ -20,7 +20,7 @@ from torch import Tensor
 
 from polyhead.heads.format.errors import Aborted, PolyheadError, ResourceExhausted, Unavailable
 from polyhead.server.engine.blocks.tree import BlockTree
-from polyhead.server.engine.layers.heads import CANARY_TOKENS, HeadRunner, canary
+from polyhead.server.engine.layers.heads import CANARY_TOKENS, HeadRunner
 from polyhead.server.engine.layers.sampler import Draw, DrawRow
 from polyhead.server.engine.layers.trunk import TrunkRunner
 from polyhead.server.engine.schedule.admission import check_queue
@@ -211,8 +211,7 @@ class Engine:
         """Run a head once on random states, on the caller's thread beside the engine. Raises DataLoss if its output is not finite."""
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(CANARY_TOKENS, self.trunk.cache.states.shape[1], generator=generator)
-        shape = self.heads.cache.shape
-        canary(head.live.module, states.to(shape.device), shape, len(self.heads.cache.layers))
+        self.heads.try_out(head.live, states)
 
     # ---- the engine's thread
 

@@ -22,11 +22,12 @@ from polyhead.client.bench.gpu.models import LLAMA_8B, LLAMA_70B, TINY, RandomEn
 from polyhead.client.bench.gpu.work import PLANS, SEED, config_for
 from polyhead.client.bench.report import block
 from polyhead.server.engine import build
-from polyhead.server.engine.build import kit_for
+from polyhead.server.engine.build import KvSetup, kit_for
 from polyhead.server.engine.layers.cuda.graphs import StepGraphs
-from polyhead.server.engine.layers.cuda.varlen import Varlen
+from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.engine.layers.fast import FastTrunk
 from polyhead.server.engine.layers.linears import Quantization
+from polyhead.server.engine.layers.torch.attention import TorchAttention
 from polyhead.server.engine.work.batch import HeadRun, TrunkRun
 from polyhead.server.engine.work.sequence import TokenSequence
 
@@ -141,7 +142,7 @@ def test_a_large_split_needs_room(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_what_is_predicted_is_what_is_served(held: Quantization) -> None:
     config = replace(config_for(TINY, SIZES, torch.bfloat16), trunk_quantization=held, head_quantization=held)
     ours = random_engine(TINY, RandomWeights(SEED, 0.2, torch.bfloat16, CPU), config)
-    kit = kit_for(held, config, ours.engine.trunk.cache.kv.shape)
+    kit = kit_for(held, config, KvSetup(ours.engine.trunk.cache.kv.shape, TorchAttention()))
     served = ours.engine.trunk.num_bytes + sum(head.live.num_bytes for head in ours.roles().values())
     assert num_served_bytes(ours.spec, kit, torch.bfloat16, 3, 2) == served
 
@@ -200,16 +201,20 @@ class Again:
 
 
 @pytest.mark.parametrize("held", QUANTIZATIONS)
-@pytest.mark.parametrize("kernel", [None, Varlen(empty_kernel), Varlen(empty_kernel, is_paged=True)], ids=["own", "gathered", "paged"])
-def test_a_step_reads_nothing_back_from_the_device(kernel: Varlen | None, held: Quantization, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(
+    "kernel", [None, VarlenAttention(empty_kernel), VarlenAttention(empty_kernel, is_paged=True)], ids=["own", "gathered", "paged"]
+)
+def test_a_step_reads_nothing_back_from_the_device(
+    kernel: VarlenAttention | None, held: Quantization, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """On a device without numbers: reading one there, which a GPU would be waited for and no graph can hold, raises. So do most
     operations on tensors of two devices."""
     device = torch.device("meta")
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(RandomWeights, "tensor", lambda made, name, shape: torch.empty(shape, dtype=made.dtype, device=made.device))
-    monkeypatch.setattr(models, "working_varlen", lambda shape: kernel)
+    monkeypatch.setattr(build, "working_varlen", lambda shape: kernel)
     if kernel is not None and kernel.is_paged:
-        monkeypatch.setattr(build, "step_graphs", lambda cache, max_tokens: StepGraphs(cache, max_tokens, Again))
+        monkeypatch.setattr(build, "step_graphs", lambda cache, attention, max_tokens: StepGraphs(cache, attention, max_tokens, Again))
     config = replace(config_for(TINY, SIZES, torch.bfloat16), trunk_quantization=held, head_quantization=held)
     ours = random_engine(TINY, RandomWeights(SEED, 0.2, torch.bfloat16, device), config)
     roles, engine = ours.roles(), ours.engine

@@ -124,6 +124,48 @@ def test_imports_run_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_no_imports_run_in_a_circle() -> None:
+    """Imports inside functions and for type checkers alone count as well: whoever reads one module of a circle has to read all."""
+    known = modules()
+    graph = {module: {target for target, _, _ in imports(path)} & set(known) - {module} for module, path in known.items()}
+    found = [" <-> ".join(sorted(circle)) for circle in circles(graph)]
+    assert not found, "\n".join(found)
+
+
+def circles(graph: dict[str, set[str]]) -> list[set[str]]:
+    """Groups of nodes that reach each other."""
+    reached = {node: descendants(node, graph) for node in graph}
+    found: list[set[str]] = []
+    for node in graph:
+        circle = {other for other in reached[node] if node in reached[other]}
+        if circle and circle not in found:
+            found.append(circle)
+    return found
+
+
+def descendants(node: str, graph: dict[str, set[str]]) -> set[str]:
+    found: set[str] = set()
+    waiting = [*graph[node]]
+    while waiting:
+        if (target := waiting.pop()) not in found:
+            found.add(target)
+            waiting += graph[target]
+    return found
+
+
+@pytest.mark.parametrize(
+    ("edges", "wanted"),
+    [
+        (["ab", "bc", "ac"], []),
+        (["ab", "ba", "bc"], ["ab"]),
+        (["ab", "bc", "ca", "cd", "de", "ed"], ["abc", "de"]),
+    ],
+)
+def test_circles_are_found(edges: list[str], wanted: list[str]) -> None:
+    graph = {node: {edge[1] for edge in edges if edge[0] == node} for node in "abcde"}
+    assert sorted("".join(sorted(circle)) for circle in circles(graph)) == wanted
+
+
 @pytest.mark.parametrize("module", sorted(LAZY))
 def test_exceptions_are_in_use(module: str) -> None:
     """The list of exceptions holds none that went away."""

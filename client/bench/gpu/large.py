@@ -13,7 +13,8 @@ from polyhead.client.bench.gpu.models import RandomWeights, Shape, num_served_by
 from polyhead.client.bench.gpu.work import GIB, SCORED, SEED, Sizes, config_for, random_prompts
 from polyhead.client.bench.results import Row, Series
 from polyhead.server.engine.blocks.cache import CacheShape
-from polyhead.server.engine.build import EngineConfig, kit_for
+from polyhead.server.engine.build import EngineConfig, KvSetup, kit_for
+from polyhead.server.engine.layers.torch.attention import TorchAttention
 from polyhead.server.engine.schedule.scorer import results
 
 SPARE = 0.05  # of the memory, for activations and what libraries take
@@ -64,7 +65,7 @@ def large_bytes(shape: Shape, config: EngineConfig, dtype: torch.dtype, device: 
     """Weights, caches, and what the largest matrix of a layer takes while it is quantised."""
     spec = shape.spec(config.max_context)
     cache = CacheShape(shape.num_kv_heads, shape.head_dim, config.block_size, dtype, device)
-    kit = kit_for(config.head_quantization, config, cache)
+    kit = kit_for(config.head_quantization, config, KvSetup(cache, TorchAttention()))
     largest = 2 * shape.d_inner * shape.d_model * QUANTIZING_BYTES
     return num_served_bytes(spec, kit, dtype, num_logit_heads=3, num_score_heads=2) + config.cache_bytes + largest
 

@@ -21,6 +21,7 @@ from polyhead.client.bench.gpu.work import GIB, SCORED, SEED, Sizes, random_prom
 from polyhead.client.bench.peers.on_transformers import Transformers
 from polyhead.client.bench.results import OURS, Row, Series
 from polyhead.heads.format.errors import PolyheadError
+from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 
 FAILURES = (PolyheadError, RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError)  # ours, torch's, a peer's
 COPIES = 10
@@ -88,8 +89,10 @@ def step_bytes(ours: RandomEngine, streams: int, context: int) -> int:
 
 
 def graphs_note(ours: RandomEngine) -> str:
-    varlen, graphs = ours.engine.trunk.cache.kv.shape.varlen, ours.engine.trunk.graphs
-    attention = "attention.py's own" if varlen is None else "varlen_attn, " + ("paged" if varlen.is_paged else "gathered blocks")
+    used, graphs = ours.engine.trunk.attention, ours.engine.trunk.graphs
+    attention = "torch's own calls"
+    if isinstance(used, VarlenAttention):
+        attention = "varlen_attn, " + ("paged" if used.is_paged else "gathered blocks")
     return f"attention: {attention}; decode steps replayed from CUDA graphs: {graphs.num_replayed if graphs else 0}"
 
 

@@ -21,13 +21,12 @@ from polyhead.heads.model.family import HeadModule, TrunkModule
 from polyhead.heads.model.skeleton import build_skeleton
 from polyhead.heads.model.spec import ModelSpec, describe_config
 from polyhead.server.engine.blocks.cache import CacheShape
-from polyhead.server.engine.build import EngineConfig, assemble, kit_for
+from polyhead.server.engine.build import EngineConfig, KvSetup, assemble, attention_for, kit_for
 from polyhead.server.engine.engine import Engine
-from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
 from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.layers.kits import Kit
+from polyhead.server.engine.layers.layer_calls import LayerCall
 from polyhead.server.engine.layers.llama import rotations, take_layers
-from polyhead.server.engine.layers.torch.attention import LayerCall
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 
 SPREAD = 0.02  # standard deviation of a matrix's numbers: what such models start their training with
@@ -151,10 +150,10 @@ def random_engine(shape: Shape, weights: RandomWeights, config: EngineConfig) ->
     context = config.max_context
     spec = shape.spec(context)
     cache = CacheShape(shape.num_kv_heads, shape.head_dim, config.block_size, weights.dtype, weights.device)
-    cache = replace(cache, varlen=working_varlen(cache))
-    trunk = random_trunk(shape, spec, context, weights, kit_for(config.trunk_quantization, config, cache))
-    engine = assemble(trunk, cache, config, frozenset())
-    return RandomEngine(shape, spec, engine, kit_for(config.head_quantization, config, cache), weights)
+    setup = KvSetup(cache, attention_for(cache))
+    trunk = random_trunk(shape, spec, context, weights, kit_for(config.trunk_quantization, config, setup))
+    engine = assemble(trunk, setup, config, frozenset())
+    return RandomEngine(shape, spec, engine, kit_for(config.head_quantization, config, setup), weights)
 
 
 def random_trunk(shape: Shape, spec: ModelSpec, context: int, weights: RandomWeights, kit: Kit) -> FastTrunk:

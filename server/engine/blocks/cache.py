@@ -10,14 +10,10 @@ from __future__ import annotations
 import math
 import mmap
 from dataclasses import dataclass
-from typing import TYPE_CHECKING
 
 import numpy as np
 import torch
 from torch import Tensor
-
-if TYPE_CHECKING:
-    from polyhead.server.engine.layers.cuda.varlen import Varlen
 
 OVERREAD_BYTES = 64  # past the end: compiled layers read whole vectors
 
@@ -31,8 +27,6 @@ class CacheShape:
     block_size: int
     dtype: torch.dtype
     device: torch.device
-    varlen: Varlen | None = None  # attends to these keys in one call a layer; None: as attention.py does
-    is_compiled: bool = False  # compiled layers read and write them; they ask a plan for its segments alone
     kv_dtype: torch.dtype | None = None  # of keys and values as they are kept; None: `dtype`
 
     @property
@@ -46,10 +40,12 @@ class CacheShape:
 
 
 class KvCache:
-    """Keys and values of `num_layers` layers for `num_slots` blocks. Compiled layers have an order of their own within a block."""
+    """Keys and values of `num_layers` layers for `num_slots` blocks."""
 
-    def __init__(self, shape: CacheShape, num_layers: int, num_slots: int) -> None:
+    def __init__(self, shape: CacheShape, num_layers: int, num_slots: int, *, is_compiled: bool = False) -> None:
+        """`is_compiled`: for compiled layers, which order a block in their own way and never read a key that was not written."""
         self.shape = shape
+        self.is_compiled = is_compiled
         self.num_slots = num_slots
         size = (num_slots, shape.block_size, 2, shape.num_kv_heads, shape.head_dim)
         self.layers = [_lazy_zeros(size, shape.kept_dtype, shape.device) for _ in range(num_layers)]
@@ -70,15 +66,15 @@ class KvCache:
         return kv[:, :, 0].transpose(1, 2), kv[:, :, 1].transpose(1, 2)
 
     def clear(self, slot: int) -> None:
-        """Forget what a slot held. Compiled layers never read a key that was not written."""
-        if self.shape.is_compiled:
+        """Forget what a slot held."""
+        if self.is_compiled:
             return
         for layer in self._slots:
             layer[slot].zero_()
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Copy the first tokens of one slot to another, or more."""
-        if self.shape.is_compiled:
+        if self.is_compiled:
             num_tokens = self.shape.block_size
         for layer in self.layers:
             layer[target, :num_tokens] = layer[source, :num_tokens]
@@ -87,8 +83,10 @@ class KvCache:
 class TrunkCache:
     """What is cached for each token of the trunk: keys, values, the boundary state, and with a tap the state at one layer inside."""
 
-    def __init__(self, shape: CacheShape, num_layers: int, d_model: int, num_slots: int, *, has_taps: bool = False) -> None:
-        self.kv = KvCache(shape, num_layers, num_slots)
+    def __init__(
+        self, shape: CacheShape, num_layers: int, d_model: int, num_slots: int, *, has_taps: bool = False, is_compiled: bool = False
+    ) -> None:
+        self.kv = KvCache(shape, num_layers, num_slots, is_compiled=is_compiled)
         self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, shape.device)
         self.taps = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, shape.device) if has_taps else None
 

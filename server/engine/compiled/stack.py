@@ -11,13 +11,14 @@ from torch import Tensor
 from torch.utils.weak import WeakTensorKeyDictionary
 
 from polyhead.heads.model.adapted import AdapterRows, LowRank
+from polyhead.server.engine.blocks.cache import KvCache
 from polyhead.server.engine.compiled.calls import CompiledLinear, CompiledNorm, SharedLinear, gate, prepared_bytes, product
 from polyhead.server.engine.compiled.jobs import ATTEND, JOB, LAYER, LAYERS, PANELS, SCRATCH_BYTES, SEGMENT
 from polyhead.server.engine.compiled.machine import PANEL
 from polyhead.server.engine.compiled.matrices import Matrix, packed_bytes, split_halves
 from polyhead.server.engine.compiled.region import Job, region, scratch
 from polyhead.server.engine.layers.llama import LayerParts, paired
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment
+from polyhead.server.engine.layers.plan import Segment, StepPlan
 
 LARGEST_HEAD, LARGEST_BLOCK = 512, 512  # numbers and tokens: what a thread's scratch has room for
 NUMBER_BYTES = {torch.float32: 4, torch.float16: 2}  # of keys and values as they are kept
@@ -51,8 +52,11 @@ class Tables:
     segments: np.ndarray  # SEGMENT
     slots: np.ndarray  # int64
 
-    @classmethod
-    def of(cls, segments: Sequence[Segment]) -> Tables:
+
+class CompiledAttention:
+    """Of compiled layers, which attend within `CompiledStack.forward`: it prepares a step for them."""
+
+    def prepare(self, cache: KvCache, segments: list[Segment]) -> Tables:
         table = np.zeros(len(segments), SEGMENT)
         slots: list[int] = []
         row = 0
@@ -63,7 +67,10 @@ class Tables:
             slots += segment.slots
             row += num_rows
         table[:] = records
-        return cls(table, np.array(slots, dtype=np.int64))
+        return Tables(table, np.array(slots, dtype=np.int64))
+
+    def attend(self, plan: StepPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None = None) -> Tensor:
+        raise AssertionError("this plan is for compiled layers")
 
 
 class CompiledStack:
@@ -81,7 +88,7 @@ class CompiledStack:
         self,
         x_TD: Tensor,
         positions_T: Tensor,
-        plan: AttentionPlan,
+        plan: StepPlan,
         *,
         tap: int = 0,
         rows: Tensor | None = None,
@@ -105,14 +112,14 @@ class CompiledStack:
         num_asked = len(x_TD)
         if rows is not None:
             assert plan.asked is not None
-            asked = Tables.of(plan.asked.segments)
+            asked: Tables = plan.asked.prepared
             num_asked = len(rows)
             job["num_asked"], job["asked_rows"], job["num_asked_segments"] = num_asked, rows.data_ptr(), len(asked.segments)
             job["asked_segments"], job["asked_slots"] = asked.segments.ctypes.data, asked.slots.ctypes.data
         region().run(job)
         return x_TD[:num_asked]
 
-    def _attention_job(self, kind: int, first: int, last: int, num_rows: int, positions: Tensor, plan: AttentionPlan) -> Job:
+    def _attention_job(self, kind: int, first: int, last: int, num_rows: int, positions: Tensor, plan: StepPlan) -> Job:
         layer = self.layers[first]
         widths = (layer.num_heads + 2 * layer.num_kv_heads) * layer.head_dim, layer.num_heads * layer.head_dim, layer.inner_width
         job = np.zeros(1, JOB)
@@ -123,9 +130,7 @@ class CompiledStack:
         )
         for name, address in zip(("scratch", "rows", "row_scales", "row_sums", "qkv", "attended", "inner"), addresses, strict=True):
             job[name] = address
-        if plan.tables is None:
-            plan.tables = Tables.of(plan.segments)
-        tables = plan.tables
+        tables: Tables = plan.prepared
         job["kind"], job["num_rows"], job["num_asked"] = kind, num_rows, -1
         job["layers"], job["num_layers"] = self._records.ctypes.data + first * self._records.itemsize, last - first
         job["num_heads"], job["num_kv_heads"], job["head_dim"] = layer.num_heads, layer.num_kv_heads, layer.head_dim
@@ -139,7 +144,7 @@ class CompiledStack:
         return job
 
     def _forward_adapted(
-        self, number: int, x_TD: Tensor, positions: Tensor, plan: AttentionPlan, parts: Sequence[AdapterRows]
+        self, number: int, x_TD: Tensor, positions: Tensor, plan: StepPlan, parts: Sequence[AdapterRows]
     ) -> Tensor:
         """The same with adapters, each added to its own rows of every product; so nothing is fused behind a product."""
         layer = self.layers[number]

@@ -3,7 +3,9 @@
     trunk.py        the trunk over a step's new tokens
     heads.py        one head over its readings
     sampler.py      draws next tokens
-    attention.py    over blocks, for transformers' own modules and for torch/stack.py
+    plan.py         a step as layers see it, and what an attention back end is
+    attention.py    where transformers' own modules meet the plan and the caches
+    layer_calls.py  what each layer asks of its attention function
     fast.py         our own layers for the llama-like families: a trunk, and heads on it
     llama.py        takes such a layer's weights out of transformers' modules
     kits.py         what fast.py asks of a way to hold and run weights; ../compiled/ is one, torch/stack.py the other

@@ -17,8 +17,9 @@ from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model.adapted import Adapter, AdapterRows
 from polyhead.heads.model.family import HeadModule, TrunkModule
 from polyhead.server.engine.layers.kits import Kit, Rows
+from polyhead.server.engine.layers.layer_calls import LayerCall, layer_calls
 from polyhead.server.engine.layers.llama import NormWeight, is_known, norm_weight, rotations, take_layers
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, LayerCall, layer_calls
+from polyhead.server.engine.layers.plan import StepPlan
 
 
 class FastTrunk:
@@ -46,7 +47,7 @@ class FastTrunk:
             self.rotations[dtype] = torch.view_as_complex(rounded)
         return self.rotations[dtype]
 
-    def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, plan: AttentionPlan) -> Tensor:
+    def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, plan: StepPlan) -> Tensor:
         """(1, T, d_model)."""
         x_TD = embedding(input_ids_1T[0], self.embedding)
         return self.stack.forward(x_TD, position_ids_1T[0], plan, tap=self.tap_layer)[None]
@@ -68,7 +69,7 @@ class FastHead:
         position_ids_1T: Tensor,
         rows: Tensor,
         *,
-        plan: AttentionPlan,
+        plan: StepPlan,
         parts: Sequence[AdapterRows] = (),
     ) -> Tensor:
         """(rows, vocab) logits or (rows,) scalars; `states` may be overwritten. `parts`: rows of T that adapters own."""
@@ -82,7 +83,7 @@ class FastHeadGroup:
     def __init__(self, base: FastHead) -> None:
         self._base = base
 
-    def __call__(self, parts: Sequence[AdapterRows], *inputs: Tensor, plan: AttentionPlan) -> Tensor:
+    def __call__(self, parts: Sequence[AdapterRows], *inputs: Tensor, plan: StepPlan) -> Tensor:
         return self._base(*inputs, plan=plan, parts=parts)
 
 
@@ -94,7 +95,7 @@ class FastLoraHead:
         self._base = base
         self._parts = [AdapterRows(slice(None), adapter)]
 
-    def __call__(self, *inputs: Tensor, plan: AttentionPlan) -> Tensor:
+    def __call__(self, *inputs: Tensor, plan: StepPlan) -> Tensor:
         return self._base(*inputs, plan=plan, parts=self._parts)
 
 

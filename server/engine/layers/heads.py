@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable
 from functools import partial
 from typing import cast
 
@@ -13,13 +12,14 @@ from torch import Tensor
 from polyhead.heads.format.errors import DataLoss
 from polyhead.heads.model.adapted import AdapterRows
 from polyhead.heads.model.family import HeadModule, set_attention
-from polyhead.server.engine.blocks.cache import CacheShape, KvCache
+from polyhead.server.engine.blocks.cache import KvCache
+from polyhead.server.engine.layers import attention, layer_calls
 from polyhead.server.engine.layers.cuda.graphs import StepGraphs
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastHead, FastLoraHead, FastTrunk, fast_head
 from polyhead.server.engine.layers.kits import Kit
-from polyhead.server.engine.layers.torch import attention
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, LayerCall, Segment
+from polyhead.server.engine.layers.layer_calls import LayerCall
+from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
 from polyhead.server.engine.layers.trunk import TrunkRunner
 from polyhead.server.engine.work.batch import HeadRun
 from polyhead.server.engine.work.live import LiveHead
@@ -30,9 +30,10 @@ CANARY_TOKENS = 8
 class HeadRunner:
     """Layers [k, L) of any head, over the pool that all heads share."""
 
-    def __init__(self, trunk: TrunkRunner, cache: KvCache, kit: Kit, graphs: StepGraphs | None = None) -> None:
+    def __init__(self, trunk: TrunkRunner, cache: KvCache, attention: AttentionBackend, kit: Kit, graphs: StepGraphs | None = None) -> None:
         self.trunk = trunk
         self.cache = cache
+        self.attention = attention
         self.kit = kit  # of fast layers
         self.graphs = graphs  # of decode steps
         self._calls: list[LayerCall] = []  # of a head's layers, seen in the first one
@@ -46,7 +47,7 @@ class HeadRunner:
         trunk = self.trunk.module
         if not isinstance(trunk, FastTrunk):
             return module
-        self._calls = self._calls or attention.layer_calls(module, module.spec.d_model)
+        self._calls = self._calls or layer_calls.layer_calls(module, module.spec.d_model)
         return fast_head(module, trunk, self.kit, self._calls) or module
 
     def weight_bytes(self, shape: tuple[int, ...]) -> int:
@@ -64,7 +65,7 @@ class HeadRunner:
         positions = [position for run in runs for position in range(run.start, run.end)]
         state_rows, positions_T, wanted = upload((self._state_rows(runs), positions, _wanted_rows(runs)), self.trunk.device)
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
-        plan = self._plan(segments, (run.first_new_key for run in runs))
+        plan = self._plan(segments, [run.first_new_key for run in runs])
         plan.asked = self._asked(runs)
         adapted = _adapter_rows(runs)
         if not adapted and isinstance(head.module, FastHead) and self.graphs is not None and self.graphs.can_run(plan):
@@ -75,28 +76,32 @@ class HeadRunner:
         assert head.group is not None, "a head got its group before the first adapter on it was served"
         return head.group(adapted, *inputs, plan=plan).float()
 
+    def try_out(self, head: LiveHead, states: Tensor) -> None:
+        """Run a head once on these boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
+        canary(head.module, states.to(self.trunk.device), self.cache, self.attention)
+
     def forget(self, digest: str) -> None:
         """The head's weights are no longer in memory."""
         if self.graphs is not None:
             self.graphs.forget(digest)
 
-    def _every_row(self, head: FastHead, state_rows: Tensor, positions_T: Tensor, plan: AttentionPlan) -> Tensor:
+    def _every_row(self, head: FastHead, state_rows: Tensor, positions_T: Tensor, plan: StepPlan) -> Tensor:
         return head(self._states(state_rows), positions_T[None], torch.arange(len(positions_T), device=positions_T.device), plan=plan)
 
     def _states(self, state_rows: Tensor) -> Tensor:
         """(1, T, d_model), in the heads' dtype."""
         return self.trunk.cache.states.index_select(0, state_rows)[None].to(self.cache.shape.dtype)
 
-    def _asked(self, runs: list[HeadRun]) -> AttentionPlan | None:
+    def _asked(self, runs: list[HeadRun]) -> StepPlan | None:
         """The plan of the positions whose output is wanted; None if those are all. Nothing is written by it."""
         if all(run.num_rows == run.end - run.start for run in runs):
             return None
         wanted = [run for run in runs if run.num_rows]
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.first_row, run.end) for run in wanted]
-        return self._plan(segments, (run.end for run in wanted))
+        return self._plan(segments, [run.end for run in wanted])
 
-    def _plan(self, segments: list[Segment], new_from: Iterable[int]) -> AttentionPlan:
-        return AttentionPlan.build(self.cache, segments, new_from)
+    def _plan(self, segments: list[Segment], new_from: list[int]) -> StepPlan:
+        return StepPlan.build(self.cache, self.attention, segments, new_from)
 
     def _state_rows(self, runs: list[HeadRun]) -> list[int]:
         size = self.cache.shape.block_size
@@ -131,12 +136,12 @@ def _adapter_rows(runs: list[HeadRun]) -> list[AdapterRows]:
 
 
 @torch.inference_mode()
-def canary(module: HeadModule | FastHead | FastLoraHead, states: Tensor, shape: CacheShape, num_layers: int) -> None:
-    """Run a head once on these boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
-    num_tokens = states.shape[0]
+def canary(module: HeadModule | FastHead | FastLoraHead, states: Tensor, like: KvCache, attention: AttentionBackend) -> None:
+    """`HeadRunner.try_out`, over a cache of its own that is made like the heads'."""
+    num_tokens, shape = states.shape[0], like.shape
     num_slots = -(-num_tokens // shape.block_size)
-    cache = KvCache(shape, num_layers, num_slots + 1)
-    plan = AttentionPlan.build(cache, [Segment(list(range(1, num_slots + 1)), 0, num_tokens)], [0])
+    cache = KvCache(shape, len(like.layers), num_slots + 1, is_compiled=like.is_compiled)
+    plan = StepPlan.build(cache, attention, [Segment(list(range(1, num_slots + 1)), 0, num_tokens)], [0])
     positions = torch.arange(num_tokens, device=states.device)
     output = module(states[None].to(shape.dtype), positions[None], positions, plan=plan)
     if not torch.isfinite(output).all():

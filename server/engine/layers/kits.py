@@ -12,7 +12,7 @@ from torch.nn.functional import linear
 from polyhead.heads.model.adapted import AdapterRows
 from polyhead.server.engine.layers.linears import Linears
 from polyhead.server.engine.layers.llama import LayerParts
-from polyhead.server.engine.layers.torch.attention import AttentionPlan
+from polyhead.server.engine.layers.plan import StepPlan
 from polyhead.server.engine.layers.torch.stack import Norm, TorchLayer, TorchStack
 
 
@@ -46,7 +46,7 @@ class Stack(Protocol):
         self,
         x_TD: Tensor,
         positions_T: Tensor,
-        plan: AttentionPlan,
+        plan: StepPlan,
         *,
         tap: int = 0,
         rows: Tensor | None = None,

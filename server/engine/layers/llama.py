@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.model.spec import ModelSpec
-from polyhead.server.engine.layers.torch.attention import LayerCall
+from polyhead.server.engine.layers.layer_calls import LayerCall
 
 LAYERS = frozenset({"LlamaDecoderLayer", "MistralDecoderLayer", "Qwen2DecoderLayer", "Qwen3DecoderLayer"})
 DTYPES = frozenset({torch.float32, torch.bfloat16, torch.float16})

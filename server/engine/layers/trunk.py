@@ -16,7 +16,7 @@ from polyhead.server.engine.blocks.cache import TrunkCache
 from polyhead.server.engine.layers.cuda.graphs import StepGraphs
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastTrunk
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment
+from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
 from polyhead.server.engine.work.batch import TrunkRun
 from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 
@@ -30,6 +30,7 @@ class TrunkRunner:
         self,
         module: TrunkModule | FastTrunk,
         cache: TrunkCache,
+        attention: AttentionBackend,
         tap_layer: int = 0,
         *,
         graphs: StepGraphs | None = None,
@@ -37,6 +38,7 @@ class TrunkRunner:
         assert (cache.taps is not None) == (tap_layer > 0), "a tap layer and room for its states go together"
         self.module = module
         self.cache = cache
+        self.attention = attention
         self.tap_layer = tap_layer  # 0: none
         self.graphs = graphs  # of decode steps
         self.device = cache.kv.shape.device
@@ -64,15 +66,14 @@ class TrunkRunner:
             self.device,
         )
         segments = [Segment([block.slot for block in run.sequence.blocks], run.start, run.end) for run in runs]
-        starts = (run.start for run in runs)
-        plan = AttentionPlan.build(self.cache.kv, segments, starts)
+        plan = StepPlan.build(self.cache.kv, self.attention, segments, [run.start for run in runs])
         plan.taps = self.cache.taps
         if self.graphs is not None and self.graphs.can_run(plan):
             self.graphs.run(OWNER, self._compute, tokens, positions, plan)
         else:
             self._compute(tokens, positions, plan)
 
-    def _compute(self, tokens_T: Tensor, positions_T: Tensor, plan: AttentionPlan) -> Tensor:
+    def _compute(self, tokens_T: Tensor, positions_T: Tensor, plan: StepPlan) -> Tensor:
         states_TD: Tensor = self.module(tokens_T[None], positions_T[None], plan=plan)[0]
         self.cache.states.index_copy_(0, plan.write_rows, states_TD)
         return states_TD
@@ -102,5 +103,5 @@ class TrunkRunner:
 def _tap(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
     """Keep what enters the layer. The step's plan says where; a pass without one (the checks at load) keeps nothing."""
     plan = kwargs.get("plan")
-    if isinstance(plan, AttentionPlan):
+    if isinstance(plan, StepPlan):
         plan.keep_tap((args[0] if args else kwargs["hidden_states"])[0])

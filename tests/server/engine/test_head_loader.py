@@ -8,8 +8,8 @@ import torch
 from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.format.pauses import pausing
 from polyhead.heads.model import family
+from polyhead.server.engine.layers import layer_calls
 from polyhead.server.engine.layers.fast import FastHead
-from polyhead.server.engine.layers.torch import attention
 from polyhead.server.versions import head_loader
 from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.server.engine.harness import Bench
@@ -23,7 +23,7 @@ def test_the_next_head_costs_its_weights_only(bench: Bench, monkeypatch: pytest.
         return lambda *given: (made.append(what), function(*given))[1]  # type: ignore[operator]
 
     monkeypatch.setattr(head_loader, "head_skeleton", counted("skeleton", family.head_skeleton))
-    monkeypatch.setattr(attention, "layer_calls", counted("calls", attention.layer_calls))
+    monkeypatch.setattr(layer_calls, "layer_calls", counted("calls", layer_calls.layer_calls))
     prepare, embedding = bench.engine.heads.prepare, bench.trunk.embedding
     output = OutputKind.TIED if bench.spec.tied else OutputKind.OWN
     pauses: list[int] = []

@@ -18,14 +18,14 @@ import torch
 from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import KvCache
-from polyhead.server.engine.layers.cuda.varlen import RaggedRows
-from polyhead.server.engine.layers.torch.attention import AttentionPlan
+from polyhead.server.engine.layers.cuda.varlen import RaggedRows, VarlenAttention
+from polyhead.server.engine.layers.plan import AttentionBackend, StepPlan
 
 SIZES = (1, 2, 4, 8, 16, 32, 64, 128, 256)  # rows
 
 logger = logging.getLogger(__name__)
 
-Compute = Callable[[Tensor, Tensor, AttentionPlan], Tensor]  # ids or rows of states, positions, the step's plan -> output rows
+Compute = Callable[[Tensor, Tensor, StepPlan], Tensor]  # ids or rows of states, positions, the step's plan -> output rows
 
 
 class Recording(Protocol):
@@ -42,13 +42,13 @@ Record = Callable[[Callable[[], Tensor]], Recording]
 class StepGraphs:
     """Recordings of the layers over one cache, by owner (the trunk, or a head's weights) and size. Made when first needed."""
 
-    def __init__(self, cache: KvCache, max_tokens: int, record: Record) -> None:
-        assert cache.shape.varlen is not None
-        assert cache.shape.varlen.is_paged, "attention in a graph follows a table of blocks"
+    def __init__(self, cache: KvCache, attention: VarlenAttention, max_tokens: int, record: Record) -> None:
+        assert attention.is_paged, "attention in a graph follows a table of blocks"
         device, largest = cache.shape.device, SIZES[-1]
         self.num_recorded = 0
         self.num_replayed = 0
         self._cache = cache
+        self._attention = attention
         self._record = record
         self._width = -(-max_tokens // cache.shape.block_size)
         self._numbers = torch.zeros(3, largest, dtype=torch.long, device=device)  # first input, positions, rows written
@@ -58,15 +58,15 @@ class StepGraphs:
         self._recordings: dict[str, dict[int, Recording]] = {}
         self._is_broken = False
 
-    def can_run(self, plan: AttentionPlan) -> bool:
+    def can_run(self, plan: StepPlan) -> bool:
         """Whether a step of this plan can be recorded."""
-        ragged = plan.ragged
-        if self._is_broken or ragged is None or ragged.table is None or plan.asked is not None or plan.new_rows is not None:
+        rows: RaggedRows = plan.prepared
+        if self._is_broken or rows.table is None or plan.asked is not None or plan.new_rows is not None:
             return False
-        is_decode = ragged.most_queries == 1 and 0 < len(plan.write_rows) <= SIZES[-1]
-        return is_decode and ragged.table.shape[1] <= self._width
+        is_decode = rows.most_queries == 1 and 0 < len(plan.write_rows) <= SIZES[-1]
+        return is_decode and rows.table.shape[1] <= self._width
 
-    def run(self, owner: str, compute: Compute, first: Tensor, positions: Tensor, plan: AttentionPlan) -> Tensor:
+    def run(self, owner: str, compute: Compute, first: Tensor, positions: Tensor, plan: StepPlan) -> Tensor:
         """What `compute(first, positions, plan)` returns and writes. `compute` may differ between calls only by its owner."""
         num_rows = len(first)
         size = next(size for size in SIZES if size >= num_rows)
@@ -82,11 +82,9 @@ class StepGraphs:
         """The owner's weights go: a recording knows where they were, and keeps them alive."""
         self._recordings.pop(owner, None)
 
-    def _is_recorded(self, recordings: dict[int, Recording], size: int, compute: Compute, plan: AttentionPlan) -> bool:
+    def _is_recorded(self, recordings: dict[int, Recording], size: int, compute: Compute, plan: StepPlan) -> bool:
         """Record this size; False if that fails, after which everything runs as it is."""
-        still = AttentionPlan(
-            self._cache, self._numbers[2, :size], None, taps=plan.taps, ragged=self._rows(size)
-        )
+        still = StepPlan(self._cache, self._attention, self._numbers[2, :size], None, self._rows(size), taps=plan.taps)
         try:
             recordings[size] = self._record(lambda: compute(self._numbers[0, :size], self._numbers[1, :size], still))
         except RuntimeError as error:
@@ -99,22 +97,19 @@ class StepGraphs:
 
     def _rows(self, size: int) -> RaggedRows:
         """Of a step with `size` sequences, wherever their ends are."""
-        assert self._cache.shape.varlen is not None
         most_keys = self._width * self._cache.shape.block_size
-        return RaggedRows(
-            self._cache.shape.varlen, self._starts[: size + 1], self._num_keys[:size], 1, most_keys, table=self._table[:size]
-        )
+        return RaggedRows(self._starts[: size + 1], self._num_keys[:size], 1, most_keys, table=self._table[:size])
 
-    def _fill(self, size: int, first: Tensor, positions: Tensor, plan: AttentionPlan) -> None:
+    def _fill(self, size: int, first: Tensor, positions: Tensor, plan: StepPlan) -> None:
         """The step's numbers where recordings read them. What a table holds past a sequence's end is read by nobody."""
-        assert plan.ragged is not None
-        assert plan.ragged.table is not None
-        width = plan.ragged.table.shape[1]
+        rows: RaggedRows = plan.prepared
+        assert rows.table is not None
+        width = rows.table.shape[1]
         given = torch.stack((first, positions, plan.write_rows))
         for target, source in (
             (self._numbers[:, :size], given),
-            (self._num_keys[None, :size], plan.ragged.num_keys[None]),
-            (self._table.T[:width, :size], plan.ragged.table.T),
+            (self._num_keys[None, :size], rows.num_keys[None]),
+            (self._table.T[:width, :size], rows.table.T),
         ):
             num_rows = source.shape[1]
             target[:, :num_rows] = source
@@ -149,9 +144,8 @@ class _CudaRecording:
         self._graph.replay()
 
 
-def step_graphs(cache: KvCache, max_tokens: int) -> StepGraphs | None:
+def step_graphs(cache: KvCache, attention: AttentionBackend, max_tokens: int) -> StepGraphs | None:
     """For a cache on a GPU whose attention can be recorded; else None."""
-    varlen = cache.shape.varlen
-    if cache.shape.device.type != "cuda" or varlen is None or not varlen.is_paged:
+    if cache.shape.device.type != "cuda" or not isinstance(attention, VarlenAttention) or not attention.is_paged:
         return None
-    return StepGraphs(cache, max_tokens, CudaRecorder(cache.shape.device))
+    return StepGraphs(cache, attention, max_tokens, CudaRecorder(cache.shape.device))

@@ -7,14 +7,14 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable
-from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.layers.cuda.varlen import Varlen, candidates
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment, attend
+from polyhead.server.engine.layers.cuda.varlen import VarlenAttention, candidates
+from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
+from polyhead.server.engine.layers.torch.attention import TorchAttention
 
 TOLERANCE = 0.02  # of the norm; roundings of bfloat16 alone make 0.004
 GROUP = 2  # query heads to a key head
@@ -23,8 +23,8 @@ WINDOW = 20
 logger = logging.getLogger(__name__)
 
 
-def working_varlen(shape: CacheShape, kernels: Iterable[Varlen] | None = None) -> Varlen | None:
-    """The first kernel that agrees with attention.py's own way; None if none does, or none is known for this device."""
+def working_varlen(shape: CacheShape, kernels: Iterable[VarlenAttention] | None = None) -> VarlenAttention | None:
+    """The first kernel that agrees with torch/attention.py; None if none does, or none is known for this device."""
     for kernel in candidates(shape.device, shape.dtype, shape.head_dim) if kernels is None else kernels:
         kind = "paged" if kernel.is_paged else "gathered"
         try:
@@ -39,7 +39,7 @@ def working_varlen(shape: CacheShape, kernels: Iterable[Varlen] | None = None) -
 
 
 @torch.inference_mode()
-def _error(shape: CacheShape, kernel: Varlen) -> float:
+def _error(shape: CacheShape, kernel: VarlenAttention) -> float:
     """The largest difference on decoding, prefilling and continued sequences, with a window and without. NaN counts as infinite."""
     size = shape.block_size
     ends = [(0, size + 3), (3 * size + 1, 3 * size + 2), (2 * size, 2 * size + 7), (0, 1)]
@@ -47,17 +47,17 @@ def _error(shape: CacheShape, kernel: Varlen) -> float:
     segments = [
         Segment([slot + each for each in range(-(-end // size))], start, end) for slot, (start, end) in zip(first, ends, strict=True)
     ]
-    cache = KvCache(replace(shape, varlen=None), 1, 1 + sum(len(segment.slots) for segment in segments))
+    cache = KvCache(shape, 1, 1 + sum(len(segment.slots) for segment in segments))
     generator = torch.Generator().manual_seed(0)
     cache.layers[0].copy_(torch.randn(cache.layers[0].shape, generator=generator))
     num_rows = sum(end - start for start, end in ends)
     queries = torch.randn(num_rows, GROUP * shape.num_kv_heads, shape.head_dim, generator=generator).to(shape.device, shape.dtype)
     cache.layers[0][0].zero_()
-    plain = AttentionPlan.build(cache, segments, (segment.end for segment in segments))
-    cache.shape = replace(shape, varlen=kernel)
-    ragged = AttentionPlan.build(cache, segments, (segment.end for segment in segments))
+    ways: tuple[AttentionBackend, ...] = (kernel, TorchAttention())
+    plans = [StepPlan.build(cache, way, segments, [segment.end for segment in segments]) for way in ways]
     scale = shape.head_dim**-0.5
-    return max(_distance(attend(ragged, 0, queries, scale, window), attend(plain, 0, queries, scale, window)) for window in (0, WINDOW))
+    pairs = ([plan.attention.attend(plan, 0, queries, scale, window) for plan in plans] for window in (0, WINDOW))
+    return max(_distance(found, wanted) for found, wanted in pairs)
 
 
 def _distance(found: Tensor, wanted: Tensor) -> float:

@@ -1,1 +1,1 @@
-"""Our own layers in torch's calls, for every device and dtype."""
+"""Layers and attention in torch's own calls, for every device and dtype."""

@@ -17,7 +17,7 @@ from torch.nn.functional import rms_norm, silu
 from polyhead.heads.model.adapted import AdapterRows
 from polyhead.server.engine.layers.linears import Gated, Linear, Linears
 from polyhead.server.engine.layers.llama import LayerParts, NormWeight, paired
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, attend
+from polyhead.server.engine.layers.plan import StepPlan
 
 
 @dataclass(frozen=True, slots=True)
@@ -49,7 +49,7 @@ class TorchLayer:
         linears: tuple[Linear | Gated, ...] = (self.qkv, self.out, self.gated, self.down)
         return sum(norm.weight.nbytes for norm in norms) + sum(each.num_bytes for each in linears)
 
-    def forward(self, x_TD: Tensor, rotations: Tensor, plan: AttentionPlan, rows: Tensor | None = None) -> Tensor:
+    def forward(self, x_TD: Tensor, rotations: Tensor, plan: StepPlan, rows: Tensor | None = None) -> Tensor:
         """(T, D) in, (T, D) out; with `rows`, only those rows out. `rotations` (T, 1, head_dim / 2), complex: each position's rotation."""
         queries = self._queries(self.qkv(self.norm(x_TD)), rotations, plan)
         if rows is not None:
@@ -57,11 +57,11 @@ class TorchLayer:
             x_TD, queries, plan = x_TD[rows], queries[rows], plan.asked
         if not len(x_TD):
             return x_TD
-        attended = attend(plan, self.index, queries, self.scaling, self.window)
+        attended = plan.attention.attend(plan, self.index, queries, self.scaling, self.window)
         x_TD = self.out.add_to(attended.reshape(len(x_TD), -1), x_TD)
         return self.down.add_to(self.gated(self.mlp_norm(x_TD)), x_TD)
 
-    def forward_adapted(self, x_TD: Tensor, rotations: Tensor, plan: AttentionPlan, parts: Sequence[AdapterRows]) -> Tensor:
+    def forward_adapted(self, x_TD: Tensor, rotations: Tensor, plan: StepPlan, parts: Sequence[AdapterRows]) -> Tensor:
         """The same with adapters, each added to its own rows of every product; so nothing is fused behind a product."""
         normed = self.norm(x_TD)
         qkv = self.qkv(normed)
@@ -70,14 +70,15 @@ class TorchLayer:
         self._add(parts, "self_attn.q_proj", normed, qkv[:, :keys], self.num_heads)
         self._add(parts, "self_attn.k_proj", normed, qkv[:, keys:values], self.num_kv_heads)
         self._add(parts, "self_attn.v_proj", normed, qkv[:, values:])
-        attended = attend(plan, self.index, self._queries(qkv, rotations, plan), self.scaling, self.window).reshape(len(x_TD), -1)
+        queries = self._queries(qkv, rotations, plan)
+        attended = plan.attention.attend(plan, self.index, queries, self.scaling, self.window).reshape(len(x_TD), -1)
         x_TD = x_TD + self._add(parts, "self_attn.o_proj", attended, self.out(attended))
         normed = self.mlp_norm(x_TD)
         gate, up = self.gated.parts(normed)
         inner = silu(self._add(parts, "mlp.gate_proj", normed, gate)) * self._add(parts, "mlp.up_proj", normed, up)
         return x_TD + self._add(parts, "mlp.down_proj", inner, self.down(inner))
 
-    def _queries(self, qkv: Tensor, rotations: Tensor, plan: AttentionPlan) -> Tensor:
+    def _queries(self, qkv: Tensor, rotations: Tensor, plan: StepPlan) -> Tensor:
         """Rotate queries and keys where they stand, write keys and values, and return the queries, (T, heads, head_dim)."""
         num_tokens, num_turned = len(qkv), self.num_heads + self.num_kv_heads
         qkv = qkv.view(num_tokens, num_turned + self.num_kv_heads, self.head_dim)
@@ -111,7 +112,7 @@ class TorchStack:
         self,
         x_TD: Tensor,
         positions_T: Tensor,
-        plan: AttentionPlan,
+        plan: StepPlan,
         *,
         tap: int = 0,
         rows: Tensor | None = None,

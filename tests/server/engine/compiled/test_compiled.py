@@ -25,9 +25,9 @@ from polyhead.server.engine.compiled.jobs import ATTEND, LAYER, PANELS
 from polyhead.server.engine.compiled.machine import HAS_HALVES, LANES, PANEL
 from polyhead.server.engine.compiled.matrices import Matrix, split_halves
 from polyhead.server.engine.compiled.region import region
-from polyhead.server.engine.compiled.stack import CompiledKit, CompiledStack
+from polyhead.server.engine.compiled.stack import CompiledAttention, CompiledKit, CompiledStack
 from polyhead.server.engine.layers.hadamard import spread
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment
+from polyhead.server.engine.layers.plan import Segment, StepPlan
 
 SHARES = {False: 5e-6, True: 0.03}  # of a product's size, by whether it is in int8
 SIZES = ((48, 64), (45, 66), (576, 1536))
@@ -188,8 +188,8 @@ class OneLayer:
     def __init__(
         self, num_heads: int, num_kv_heads: int, head_dim: int, block_size: int, window: int = 0, kv_dtype: torch.dtype | None = None
     ) -> None:
-        shape = CacheShape(num_kv_heads, head_dim, block_size, torch.float32, torch.device("cpu"), is_compiled=True, kv_dtype=kv_dtype)
-        self.cache = KvCache(shape, 1, 200)
+        shape = CacheShape(num_kv_heads, head_dim, block_size, torch.float32, torch.device("cpu"), kv_dtype=kv_dtype)
+        self.cache = KvCache(shape, 1, 200, is_compiled=True)
         self.cache.layers[0].fill_(float("nan"))
         self.window, self.scale = window, head_dim**-0.5
         record = np.zeros(1, LAYER)
@@ -206,7 +206,7 @@ class OneLayer:
     def __call__(self, segments: list[Segment], qkv: Tensor, new_from: list[int] | None = None) -> Tensor:
         """(T, heads, head_dim) of rows (T, heads + 2 kv_heads, head_dim)."""
         layer = self.stack.layers[0]
-        plan = AttentionPlan.build(self.cache, segments, new_from or [segment.start for segment in segments])
+        plan = StepPlan.build(self.cache, CompiledAttention(), segments, new_from or [segment.start for segment in segments])
         positions = torch.tensor([position for each in segments for position in range(each.start, each.end)])
         out, qkv = torch.empty(len(qkv), layer.num_heads, layer.head_dim), qkv.clone()
         job = self.stack._attention_job(ATTEND, 0, 1, len(qkv), positions, plan)

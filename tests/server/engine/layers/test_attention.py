@@ -12,7 +12,9 @@ from hypothesis import strategies as st
 from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment, block_attention
+from polyhead.server.engine.layers.attention import block_attention
+from polyhead.server.engine.layers.plan import Segment, StepPlan
+from polyhead.server.engine.layers.torch.attention import TorchAttention
 from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench
 
@@ -87,14 +89,14 @@ def test_any_mix_of_lengths_is_padded_to_twice_at_most_and_answered_row_by_row(
     query = torch.randn(1, 4, len(ends), 8, generator=generator)
     key, value = torch.randn(2, 1, 2, len(ends), 8, generator=generator).unbind()
 
-    def attend(rows: list[int]) -> tuple[Tensor, AttentionPlan]:
-        plan = AttentionPlan.build(cache, [segments[row] for row in rows], [segments[row].start for row in rows])
+    def attend(rows: list[int]) -> tuple[Tensor, StepPlan]:
+        plan = StepPlan.build(cache, TorchAttention(), [segments[row] for row in rows], [segments[row].start for row in rows])
         layer = SimpleNamespace(layer_idx=0)
         inputs = (each[:, :, rows] for each in (query, key, value))
         return block_attention(layer, *inputs, None, plan=plan, sliding_window=window, softcap=softcap)[0][0], plan  # type: ignore[arg-type]
 
     together, plan = attend(list(range(len(ends))))
-    assert sorted(row for group in plan.decodes for row in group.rows.tolist()) == list(range(len(ends)))
-    assert sum(group.slots.numel() for group in plan.decodes) <= 2 * sum(num_blocks)
+    assert sorted(row for group in plan.prepared.decodes for row in group.rows.tolist()) == list(range(len(ends)))
+    assert sum(group.slots.numel() for group in plan.prepared.decodes) <= 2 * sum(num_blocks)
     for row in range(len(ends)):
         torch.testing.assert_close(together[row], attend([row])[0][0], atol=1e-5, rtol=1e-5)

@@ -16,7 +16,7 @@ from polyhead.heads.format.lora import LoraAdapter
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import KvCache
 from polyhead.server.engine.layers.cuda.graphs import SIZES, Recording, StepGraphs, step_graphs
-from polyhead.server.engine.layers.cuda.varlen import Varlen
+from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.request import OnSwap, Request
 from polyhead.server.engine.work.sampling import SamplingParams
@@ -26,7 +26,7 @@ from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
 from tests.server.engine.layers.varlen_reference import varlen_reference
 
-PAGED = Varlen(varlen_reference, is_paged=True)
+PAGED = VarlenAttention(varlen_reference, is_paged=True)
 DRAWN = SamplingParams(max_new_tokens=12)
 
 
@@ -46,7 +46,7 @@ def opened(
 ) -> Bench:
     """An engine whose paged attention and graphs are played on the CPU."""
     monkeypatch.setattr(build, "working_varlen", lambda shape: PAGED)
-    monkeypatch.setattr(build, "step_graphs", lambda cache, max_tokens: StepGraphs(cache, max_tokens, record))
+    monkeypatch.setattr(build, "step_graphs", lambda cache, attention, max_tokens: StepGraphs(cache, attention, max_tokens, record))
     return Bench.open(folder, 2, **{"max_context": 128, **config})
 
 
@@ -186,5 +186,5 @@ def test_a_recorder_that_fails_is_given_up(llama_folder: Path, monkeypatch: pyte
 
 def test_only_a_gpu_with_paged_attention_has_graphs(llama_folder: Path) -> None:
     cache: KvCache = Bench.open(llama_folder, 2).engine.trunk.cache.kv
-    assert step_graphs(cache, 64) is None
+    assert step_graphs(cache, PAGED, 64) is None
     assert SIZES[-1] == 256

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import logging
-from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +14,10 @@ from torch import Tensor
 
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.layers.cuda.varlen import Varlen, candidates
+from polyhead.server.engine.layers.cuda.varlen import VarlenAttention, candidates
 from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
-from polyhead.server.engine.layers.torch.attention import AttentionPlan, Segment, attend
+from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
+from polyhead.server.engine.layers.torch.attention import TorchAttention
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.request import OnSwap
 from polyhead.server.engine.work.sampling import SamplingParams
@@ -27,22 +27,30 @@ from tests.server.engine.layers.varlen_reference import varlen_reference
 
 BLOCK = 4
 SHAPE = CacheShape(2, 8, BLOCK, torch.float32, torch.device("cpu"))
-KERNELS = {"gathered": Varlen(varlen_reference), "paged": Varlen(varlen_reference, is_paged=True)}
+KERNELS = {"gathered": VarlenAttention(varlen_reference), "paged": VarlenAttention(varlen_reference, is_paged=True)}
 DRAWN = SamplingParams(max_new_tokens=16)
 
 
 @pytest.fixture(params=sorted(KERNELS))
-def kernel(request: pytest.FixtureRequest) -> Varlen:
+def kernel(request: pytest.FixtureRequest) -> VarlenAttention:
     return KERNELS[request.param]
 
 
-def caches(num_slots: int, kernel: Varlen) -> list[KvCache]:
-    """Two with the same random keys: attention's own way, and the kernel's. What nobody may see is NaN in the second."""
-    plain, ragged = (KvCache(replace(SHAPE, varlen=each), 1, num_slots) for each in (None, kernel))
+Way = tuple[KvCache, AttentionBackend]
+
+
+def ways(num_slots: int, kernel: VarlenAttention) -> tuple[Way, Way]:
+    """Two with the same random keys: torch's own calls, and the kernel. What nobody may see is NaN in the second."""
+    plain, ragged = (KvCache(SHAPE, 1, num_slots) for _ in range(2))
     plain.layers[0].copy_(torch.randn(plain.layers[0].shape, generator=torch.Generator().manual_seed(1)))
     plain.layers[0][0] = 0.0
     ragged.layers[0].copy_(plain.layers[0])
-    return [plain, ragged]
+    return (plain, TorchAttention()), (ragged, kernel)
+
+
+def attend(way: Way, segments: list[Segment], new_from: list[int], queries: Tensor) -> Tensor:
+    plan = StepPlan.build(*way, segments, new_from)
+    return plan.attention.attend(plan, 0, queries, 0.3, 0)
 
 
 @given(
@@ -65,39 +73,38 @@ def test_any_mix_of_prefill_and_decode(runs: list[tuple[int, int]], window: int,
     num_rows = sum(length for _, length in runs)
     qkv = torch.randn(num_rows, num_heads + 4, 8, generator=generator)
     found = []
-    for cache in caches(1 + sum(counts), KERNELS[name]):
-        plan = AttentionPlan.build(cache, segments, new_from)
+    for way in ways(1 + sum(counts), KERNELS[name]):
+        plan = StepPlan.build(*way, segments, new_from)
         plan.write(0, qkv[:, num_heads:].view(num_rows, 2, 2, 8))
-        found.append(attend(plan, 0, qkv[:, :num_heads], 0.3, window))
+        found.append(plan.attention.attend(plan, 0, qkv[:, :num_heads], 0.3, window))
     torch.testing.assert_close(found[1], found[0], atol=1e-5, rtol=1e-5)
 
 
-def test_what_lies_past_a_sequences_end_is_never_read(kernel: Varlen) -> None:
+def test_what_lies_past_a_sequences_end_is_never_read(kernel: VarlenAttention) -> None:
     """A block's unwritten rest, and other sequences' blocks: a NaN there stays there."""
-    plain, ragged = caches(6, kernel)
+    plain, (ragged, _) = ways(6, kernel)
     segments = [Segment([2, 4], 3, 6), Segment([5], 0, 1)]
     ragged.layers[0][4, 2:] = ragged.layers[0][5, 1:] = ragged.layers[0][3] = float("nan")
     queries = torch.randn(4, 4, 8)
     ends = [segment.end for segment in segments]
-    found, wanted = (attend(AttentionPlan.build(cache, segments, ends), 0, queries, 0.3, 0) for cache in (ragged, plain))
+    found, wanted = (attend(way, segments, ends, queries) for way in ((ragged, kernel), plain))
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
-def test_nothing_asked_for_needs_no_call(kernel: Varlen) -> None:
-    cache = caches(2, kernel)[1]
-    assert attend(AttentionPlan.build(cache, [], []), 0, torch.empty(0, 4, 8), 0.3, 0).shape == (0, 4, 8)
+def test_nothing_asked_for_needs_no_call(kernel: VarlenAttention) -> None:
+    assert attend(ways(2, kernel)[1], [], [], torch.empty(0, 4, 8)).shape == (0, 4, 8)
 
 
 @pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
 @pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
 def test_the_engine_on_one_call_a_layer(
-    family: str, is_fast: bool, kernel: Varlen, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    family: str, is_fast: bool, kernel: VarlenAttention, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mixed lengths, windows, chunks, scoring from cached states, rules, and a swap that running samples follow."""
     monkeypatch.setattr(build, "working_varlen", lambda shape: kernel)
     save_tiny(family, tmp_path)
     bench = Bench.open(tmp_path, 2, max_context=128, scheduler=SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1), is_fast=is_fast)
-    assert bench.engine.trunk.cache.kv.shape.varlen is bench.engine.heads.cache.shape.varlen is kernel
+    assert bench.engine.trunk.attention is bench.engine.heads.attention is kernel
     rules = {"x": (10, 11, 12), "y": (10, 11, 20, 21)}
     requests = [
         bench.sampled(bench.prompt(length, length), params=DRAWN, score=("reference", "value", "rule"), rules=rules)
@@ -123,11 +130,11 @@ def test_a_softcap_keeps_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyP
     monkeypatch.setattr(build, "working_varlen", lambda shape: KERNELS["gathered"])
     save_tiny("gemma2", tmp_path)
     bench = Bench.open(tmp_path, 2, max_context=128)
-    assert bench.engine.trunk.cache.kv.shape.varlen is None
-    assert bench.engine.heads.cache.shape.varlen is None
+    assert isinstance(bench.engine.trunk.attention, TorchAttention)
+    assert isinstance(bench.engine.heads.attention, TorchAttention)
 
 
-def test_a_kernel_is_tried_before_it_serves(kernel: Varlen, caplog: pytest.LogCaptureFixture) -> None:
+def test_a_kernel_is_tried_before_it_serves(kernel: VarlenAttention, caplog: pytest.LogCaptureFixture) -> None:
     """One that forgets the window, one that fails, one that gives NaN: each is passed by, with a line that says why."""
 
     def without_window(*inputs: Any, window_size: tuple[int, int], **others: Any) -> Tensor:
@@ -140,7 +147,7 @@ def test_a_kernel_is_tried_before_it_serves(kernel: Varlen, caplog: pytest.LogCa
         return torch.full_like(inputs[0], float("nan"))
 
     shape = CacheShape(2, 8, 16, torch.bfloat16, torch.device("cpu"))
-    broken = [Varlen(without_window, kernel.is_paged), Varlen(failing), Varlen(nan)]
+    broken = [VarlenAttention(without_window, kernel.is_paged), VarlenAttention(failing), VarlenAttention(nan)]
     with caplog.at_level(logging.WARNING):
         assert working_varlen(shape, [*broken, kernel]) is kernel
         assert working_varlen(shape, broken) is None
