@@ -138,7 +138,7 @@ def _bring_up(running: Running, progress: Progress) -> Services:
     services = build_services(running.config, running.metrics, running.workers, progress)
     for found in services.store.other_damage:
         log.warning("damaged, but not active: %s; repair: stop the server, then run: %s", found.what, found.repair)
-    services.engine.sink = lambda outbox: None
+    services.engine.outbox.sink = lambda outbox: None
     services.engine.start()
     try:
         bring_up_heads(services, progress)
@@ -159,7 +159,7 @@ async def _caretakers(running: Running, services: Services, stop: StopSignal) ->
     from polyhead.server.rpc.stream import hand_over
 
     loop = asyncio.get_running_loop()
-    services.engine.sink = lambda outbox: hand_over(loop, outbox)
+    services.engine.outbox.sink = lambda outbox: hand_over(loop, outbox)
     _show_heads(running.health, services.registry)
     running.metrics.know_heads(services.registry.active.heads)
     watchdog = Watchdog(services.engine.snapshot, running.config.hang_limit_s)

@@ -13,7 +13,7 @@ import threading
 import time
 from collections.abc import Callable, Mapping
 
-from polyhead.server.engine.engine import end_process
+from polyhead.server.engine.requests import end_process
 from polyhead.server.engine.work.reports import EngineSnapshot
 
 PERIOD_S = 1.0

@@ -9,7 +9,7 @@ import asyncio
 import logging
 from collections.abc import AsyncIterator, Callable
 
-from polyhead.server.engine.engine import StepEvents
+from polyhead.server.engine.outbox import StepEvents
 from polyhead.server.engine.work.events import Ended
 from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.request import Request, Sample

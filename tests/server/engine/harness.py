@@ -188,7 +188,7 @@ class Bench:
         self.engine.tree.check()
         assert self.engine.tree.num_used == 0
         assert self.engine.tree.heads.num_idle == self.engine.tree.heads.num_filled
-        assert not self.engine._open
+        assert self.engine.is_idle
 
 
 def scores(sample: Sample) -> dict[str, HeadResult]:

@@ -40,7 +40,7 @@ async def channel(tmp_path: Path) -> AsyncIterator[grpc.aio.Channel]:
     )
     workers, loop = Workers(), asyncio.get_running_loop()
     services = await workers.run(build_services, config, Metrics(), workers, lambda step: None)
-    services.engine.sink = lambda outbox: hand_over(loop, outbox)
+    services.engine.outbox.sink = lambda outbox: hand_over(loop, outbox)
     services.engine.start()
     await workers.run(bring_up_heads, services, lambda step: None)
     async with grpc_server(lambda late: add_servicers(late, services), max_call_s=120.0) as (opened, _, _):

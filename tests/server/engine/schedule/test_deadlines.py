@@ -80,7 +80,7 @@ class Loaded:
             self.step()
 
     def run(self) -> None:
-        while self.bench.engine._open:
+        while not self.bench.engine.is_idle:
             self.step()
 
     def offer(self, rate: float, seconds: float, seed: int = 0) -> float:

@@ -53,7 +53,7 @@ def test_a_step_that_only_finishes_samples_is_not_followed_by_a_wait(
             all_ended.set()
 
     def wait() -> None:
-        open_while_waiting.append(len(engine._open))
+        open_while_waiting.append(len(engine.requests))
         sleep()
 
     sleep = engine._wait

@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 
 from polyhead.heads.format.errors import Aborted
-from polyhead.server.engine import engine as engine_module
+from polyhead.server.engine import outbox as outbox_module
 from polyhead.server.engine.work.request import Request
 from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench, Ended
@@ -26,7 +26,7 @@ def bench(llama_folder: Path) -> Bench:
     def end(problem: str) -> None:
         raise ProcessEnded(problem)
 
-    opened.engine.end_process = end
+    opened.engine.requests.end_process = end
     return opened
 
 
@@ -67,7 +67,7 @@ def step_often(bench: Bench) -> None:
 
 def test_a_text_that_cannot_be_ended_ends_its_sample_all_the_same(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     request = bench.sampled(bench.prompt(5), params=SamplingParams(max_new_tokens=3))
-    monkeypatch.setattr(engine_module, "tail", faulty)
+    monkeypatch.setattr(outbox_module, "tail", faulty)
     bench.run(request)
     [ended] = [event for event in bench.events if isinstance(event, Ended)]
     assert ended.error is None

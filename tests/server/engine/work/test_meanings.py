@@ -236,7 +236,7 @@ def test_boundary_states_are_the_trunks_output(bench: Bench) -> None:
 
 def test_a_full_queue_answers_at_once(bench: Bench) -> None:
     """Batch work has three of four places; an interactive caller still gets in, and a long batch request does not keep it out."""
-    bench.engine.queue = QueueLimits(max_requests=4, max_tokens=1000, interactive_share=0.25)
+    bench.engine.requests.limits = QueueLimits(max_requests=4, max_tokens=1000, interactive_share=0.25)
     bench.engine.submit(bench.sampled(bench.prompt(5), n=4, params=SamplingParams(max_new_tokens=200)))
     with pytest.raises(ResourceExhausted) as caught:
         bench.engine.submit(bench.sampled(bench.prompt(5)))
@@ -246,7 +246,7 @@ def test_a_full_queue_answers_at_once(bench: Bench) -> None:
 
 def test_a_request_larger_than_the_whole_queue_is_refused_for_good(bench: Bench) -> None:
     """An empty queue took in one request of any size, and nobody else got in until it was done."""
-    bench.engine.queue = QueueLimits(max_tokens=1000, interactive_share=0.25)
+    bench.engine.requests.limits = QueueLimits(max_tokens=1000, interactive_share=0.25)
     prompt, hundred = bench.prompt(25), SamplingParams(max_new_tokens=100)
     for priority in Priority:
         huge = bench.sampled(prompt, n=8, params=hundred, priority=priority)
@@ -267,7 +267,7 @@ def test_a_request_larger_than_the_whole_queue_is_refused_for_good(bench: Bench)
 
 
 def test_the_queue_counts_requests(bench: Bench) -> None:
-    bench.engine.queue = QueueLimits(max_requests=4, interactive_share=0.25)
+    bench.engine.requests.limits = QueueLimits(max_requests=4, interactive_share=0.25)
     for _ in range(3):
         bench.engine.submit(bench.sampled(bench.prompt(5)))
     with pytest.raises(ResourceExhausted):
