@@ -1,4 +1,4 @@
-"""What a step has to say: events are gathered, and handed over in one call when the step has ended. The engine never waits for a reader."""
+"""A step's events are gathered, and handed over in one call when the step has ended. The engine never waits for a reader."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""The requests that are open: how they are admitted, what others may ask of them, and every way in which one ends before it is whole.
+"""The open requests: how one is admitted, what is counted over all of them, and every way in which one ends.
 
 Knows no tensor. Callers' threads use `admit`, `check_room` and the counts; everything below the line belongs to the engine's thread.
 """
@@ -23,7 +23,7 @@ from polyhead.server.engine.work.sampling import FinishReason
 
 logger = logging.getLogger(__name__)
 
-EXIT_ENGINE_FAILED = 71  # it hangs (server/process/watchdog.py), or cannot give back what a request held
+EXIT_ENGINE_FAILED = 71  # the engine hangs (server/process/watchdog.py), or failed to give back a request's blocks
 
 
 class OpenRequests:

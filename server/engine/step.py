@@ -44,7 +44,7 @@ class Stepper:
         self.counters.head_seconds_us += int((ended_at - trunk_done_at) * 1e6)
 
     def _forward_head(self, head: LiveHead, runs: list[HeadRun]) -> None:
-        """Runs whose sample ended in this step, on another head, are left out before this: they have given their blocks back."""
+        """Run one head. The caller has left out runs whose sample ended in this step, on another head: their blocks are given back."""
         if not runs:
             return
         rows = self.heads.forward(head, runs)

@@ -1,7 +1,7 @@
 """The tensors behind the blocks: keys and values per layer and slot, boundary states, taps. Knows slots and rows, not tokens or requests.
 
-One slot holds one block; slot 0 holds none: it stays zero and pads tables. Where torch attends, a slot is cleared when it is taken: masked
-values are multiplied by 0 there, and a NaN left behind would survive that. Memory is committed when it is first written, not when the
+One slot holds one block. Slot 0 holds none: it stays zero and pads tables. Where torch attends, a slot is cleared when it is taken: masked
+values are multiplied by 0 there, and a NaN of an earlier block would stay a NaN. Memory is committed when it is first written, not when the
 cache is made, or ahead of that by server/host/commit.py.
 """
 
@@ -31,7 +31,7 @@ class CacheShape:
 
     @property
     def kept_dtype(self) -> torch.dtype:
-        """Of keys and values in the cache. Whoever computes with them does so in `dtype`."""
+        """Of keys and values in the cache. Layers compute with them in `dtype`."""
         return self.kv_dtype or self.dtype
 
     def kv_bytes(self, num_layers: int) -> int:
@@ -73,7 +73,7 @@ class KvCache:
             layer[slot].zero_()
 
     def copy(self, source: int, target: int, num_tokens: int) -> None:
-        """Copy the first tokens of one slot to another, or more."""
+        """Copy at least the first `num_tokens` tokens of one slot to another: the whole block in the compiled layers' order."""
         if self.is_compiled:
             num_tokens = self.shape.block_size
         for layer in self.layers:

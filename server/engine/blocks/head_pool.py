@@ -1,4 +1,4 @@
-"""Slots for heads' own keys and values, which hang on the trunk's blocks by head digest. Knows no tree and no scheduling."""
+"""Slots for heads' own keys and values, which belong to the trunk's blocks, by head digest. Knows no tree and no scheduling."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polyhead.server.engine.work.request import Reading
 
 @dataclass(frozen=True, slots=True)
 class Twin:
-    """Another block that begins with the same tokens, with a head's keys for them: two texts that part inside a block."""
+    """Another block that begins with the same tokens, with a head's keys for them: two texts that part inside the block."""
 
     index: int  # of the block whose twin it is, among those of a reading
     head_block: HeadBlock
@@ -21,7 +21,7 @@ class Twin:
 
 
 class HeadPool:
-    """Slots for heads' own keys and values. Those that no reading uses are the first to go."""
+    """Slots for heads' own keys and values. Those that no reading uses are evicted, the longest unused first."""
 
     def __init__(self, cache: KvCache) -> None:
         self.cache = cache
@@ -93,7 +93,7 @@ class HeadPool:
                 head_block.writer = None
 
     def release(self, reading: Reading) -> None:
-        """Give back a reading's head blocks and what it was promised; what was computed stays until somebody needs the room."""
+        """Give back a reading's head blocks and what it was promised; what was computed stays cached until its slot is needed."""
         for head_block in reversed(reading.head_blocks):  # a text's end is evicted first: what is left is still its start
             if head_block.writer is reading:
                 head_block.writer = None
@@ -104,13 +104,13 @@ class HeadPool:
         reading.num_reserved = 0
 
     def forget_block(self, block: Block) -> None:
-        """A trunk block goes, and with it what heads computed for it."""
+        """Free what heads computed for a trunk block that is removed."""
         for head_block in list(block.head_blocks.values()):
             assert head_block.num_users == 0, "a reading holds a block that no sequence holds"
             self._free_one(head_block)
 
     def forget_digest(self, digest: str, blocks: list[Block]) -> None:
-        """A head is no longer in memory: its idle keys are of no use."""
+        """Free a head's idle keys: it is no longer in memory."""
         for block in blocks:
             head_block = block.head_blocks.get(digest)
             if head_block is not None and head_block.num_users == 0:
@@ -153,7 +153,7 @@ class HeadPool:
         self.num_idle += 1
         head_block.last_used = next(self._clock)
         heapq.heappush(self._idle, (head_block.last_used, id(head_block), head_block))
-        if len(self._idle) > 2 * self.num_slots:  # mostly stale: nothing pops them while slots are free
+        if len(self._idle) > 2 * self.num_slots:  # mostly stale: entries are popped only when no slot is free
             self._idle = [entry for entry in self._idle if _is_idle(entry)]
             heapq.heapify(self._idle)
 
@@ -172,7 +172,7 @@ class HeadPool:
 
 
 def _is_idle(entry: tuple[int, int, HeadBlock]) -> bool:
-    """Whether a heap entry still tells the truth."""
+    """Whether a heap entry is current: the head block may have been used or freed since it was pushed."""
     last_used, _, head_block = entry
     is_current = head_block.block.head_blocks.get(head_block.digest) is head_block
     return is_current and head_block.num_users == 0 and head_block.last_used == last_used

@@ -1,11 +1,12 @@
 """Which slot holds which tokens: a tree of blocks keyed by the chain of token ids, shared by every request and every head.
 
-A block is a run of at most `block_size` tokens whose trunk keys, values and boundary states live and die together. Its parent is the
-block before it, so a path from the root spells a text, and tokens are compared, never hashes of them. A full block is shared; a partly
-filled one belongs to the sequence that fills it, and others copy what they share. A block that is being computed is waited for.
+A block is a run of at most `block_size` tokens whose trunk keys, values and boundary states are kept and evicted together. Its parent is
+the block before it, so a path from the root spells a text, and tokens are compared, never hashes of them. A full block is shared; a partly
+filled one belongs to the sequence that fills it, and others copy what they have in common with it. A block that is being computed is
+waited for.
 
-Hanging on each block, by head digest, are the keys and values that heads computed for the same tokens. A new head version finds the
-block and its boundary states, and none of the old version's keys. Nothing here ever removes a block because a head changed.
+Each block has, by head digest, the keys and values that heads computed for the same tokens. A new head version finds the block and its
+boundary states, and none of the old version's keys. No block is ever removed because a head changed.
 
 Knows tokens and slots; the tensors are in cache.py, and who gets blocks first is decided in scheduler.py.
 """
@@ -29,7 +30,7 @@ class Match:
     shared: list[Block]  # full blocks, in order
     partial: Block | None = None  # a block that starts with the next tokens
     num_partial: int = 0  # how many of its tokens can be copied
-    pending: Block | None = None  # somebody is computing the next tokens: come back later
+    pending: Block | None = None  # the block whose tokens another sequence is computing: match again in a later step
 
 
 class BlockTree:
@@ -40,7 +41,7 @@ class BlockTree:
         self.heads = heads
         self.block_size = cache.kv.shape.block_size
         self.num_slots = cache.kv.num_slots - 1  # slot 0 is never taken
-        self.num_cached = 0  # blocks that nobody holds
+        self.num_cached = 0  # blocks that no sequence holds
         self.num_used = 0  # blocks that some sequence holds
         self._free = list(range(cache.kv.num_slots - 1, 0, -1))
         self._roots: dict[str, Block] = {}  # by salt
@@ -49,7 +50,7 @@ class BlockTree:
 
     @property
     def num_available(self) -> int:
-        """Blocks that can be taken now: free ones, and cached ones that nobody holds."""
+        """Blocks that can be taken now: free ones, and cached ones that no sequence holds."""
         return len(self._free) + self.num_cached
 
     def match(self, tokens: list[int], salt: str) -> Match:
@@ -74,7 +75,7 @@ class BlockTree:
         return found
 
     def num_needed(self, match: Match, num_tokens: int) -> int:
-        """Blocks that a sequence of `num_tokens` takes out of `num_available`: new ones, and those it holds that nobody held yet."""
+        """Blocks that a sequence of `num_tokens` takes out of `num_available`: new ones, and cached ones that no sequence holds yet."""
         held = [*match.shared, match.partial] if match.partial is not None else match.shared
         unheld = sum(1 for block in held if block.num_users == 0)
         return -(-num_tokens // self.block_size) - len(match.shared) + unheld
@@ -86,7 +87,7 @@ class BlockTree:
             sequence.blocks.append(block)
         position = len(match.shared) * self.block_size
         if match.partial is not None:
-            self._hold(match.partial)  # so that taking a slot cannot evict what is about to be copied
+            self._hold(match.partial)  # taking a slot must not evict what is about to be copied
             try:
                 copy = self._append(sequence, sequence.tokens[position : position + match.num_partial])
                 self.cache.copy(match.partial.slot, copy.slot, match.num_partial)
@@ -135,7 +136,7 @@ class BlockTree:
         sequence.is_placed = False
 
     def forget_digest(self, digest: str) -> None:
-        """A head is no longer in memory: its idle keys are of no use."""
+        """Free a head's idle keys: it is no longer in memory."""
         for root in self._roots.values():
             self.heads.forget_digest(digest, _descendants(root))
 
@@ -144,7 +145,7 @@ class BlockTree:
         return [block.slot for block in sequence.blocks]
 
     def check(self) -> None:
-        """Assert that every slot is accounted for exactly once. For tests, and for an operator who asks."""
+        """Assert that every slot is accounted for exactly once. For tests."""
         seen = [block for root in self._roots.values() for block in _descendants(root)]
         slots = [block.slot for block in seen] + self._free
         assert sorted(slots) == list(range(1, self.num_slots + 1)), "a slot is lost or held twice"
@@ -218,7 +219,7 @@ class BlockTree:
         raise OutOfBlocks("no block is free and none can be evicted")
 
     def _remove(self, block: Block) -> None:
-        """Forget a block that nobody holds."""
+        """Remove a block that no sequence holds."""
         parent = block.parent
         if block.tokens:
             _detach(block)
@@ -235,13 +236,13 @@ class BlockTree:
 
     def _evictable_now(self, block: Block) -> None:
         heapq.heappush(self._evictable, (block.last_used, id(block), block))
-        if len(self._evictable) > 2 * self.num_slots:  # mostly stale: nothing pops them while slots are free
+        if len(self._evictable) > 2 * self.num_slots:  # mostly stale: entries are popped only when no slot is free
             self._evictable = [entry for entry in self._evictable if _can_evict(entry)]
             heapq.heapify(self._evictable)
 
 
 def _can_evict(entry: tuple[int, int, Block]) -> bool:
-    """Whether a heap entry still tells the truth."""
+    """Whether a heap entry is current: the block may have been used or removed since it was pushed."""
     last_used, _, block = entry
     return block.num_users == 0 and not block.children and block.last_used == last_used and block.parent is not None
 

@@ -1,7 +1,7 @@
 """Our own layers for the llama-like families, beside transformers' modules and tested against them: a trunk, and heads on it.
 
-`fast_trunk` and `fast_head` answer None for what they do not know, and the plain modules serve. Both take over the modules' weights. How
-these are held and run is a kit's matter (kits.py).
+`fast_trunk` and `fast_head` return None for families that they do not know; the plain modules serve these. Both take over the modules'
+weights. A kit (kits.py) holds and runs them.
 """
 
 from __future__ import annotations
@@ -29,7 +29,7 @@ class FastTrunk:
         """`layers` as the kit packed them; `rotations` (max_context, head_dim / 2), complex: each position's rotation."""
         self.spec = trunk.spec
         self.embedding = trunk.embedding
-        self.tied_output = kit.tied(self.embedding.detach()) if self.spec.tied else None  # a tied head's, and so held once
+        self.tied_output = kit.tied(self.embedding.detach()) if self.spec.tied else None  # of tied heads, held once
         self.rotations = {torch.float32: rotations}  # by the dtype they are rounded to; heads share them
         self.stack = kit.stack(layers, self.rotations_at(self.embedding.dtype))
         self.tap_layer = 0  # what enters it is kept; 0: nothing
@@ -61,7 +61,7 @@ class FastHead:
         self.stack = kit.stack(layers, trunk.rotations_at(head.dtype))
         self.norm = kit.norm(*norm)
         self._project, output_bytes = _projection(head, trunk, kit)
-        self.num_bytes = self.stack.num_bytes + norm[0].nbytes + output_bytes  # what nobody shares
+        self.num_bytes = self.stack.num_bytes + norm[0].nbytes + output_bytes  # of weights that are not shared
 
     def __call__(
         self,

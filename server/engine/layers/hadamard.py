@@ -1,8 +1,8 @@
-"""Before a row becomes int8 it is spread: each block of it is multiplied by a Hadamard matrix, so that large numbers are shared out.
+"""Before a row is quantised to int8, each block of it is multiplied by a Hadamard matrix, which distributes large numbers over the block.
 
-One scale serves a whole row, and a number far larger than the others leaves them few levels. The matrix is orthogonal, and the weights'
-rows are spread as well, so that products stay what they are: (x H) (W H)' = x W'. The idea is QuaRot's (arXiv 2404.00456); in blocks
-it costs next to nothing. fp8 gains nothing by it: the steps between its numbers grow with them.
+A row has one scale, and a number far larger than the others leaves them few levels. The matrix is orthogonal, and the weights' rows are
+multiplied by it, too, so that products do not change: (x H) (W H)' = x W'. The idea is QuaRot's (arXiv 2404.00456); in blocks
+it costs little. fp8 gains nothing by it: the steps between its numbers grow with them.
 """
 
 from __future__ import annotations

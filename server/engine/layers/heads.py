@@ -28,7 +28,7 @@ CANARY_TOKENS = 8
 
 
 class HeadRunner:
-    """Layers [k, L) of any head, over the pool that all heads share."""
+    """Layers [k, L) of any head, over the cache that all heads share."""
 
     def __init__(self, trunk: TrunkRunner, cache: KvCache, attention: AttentionBackend, kit: Kit, graphs: StepGraphs | None = None) -> None:
         self.trunk = trunk

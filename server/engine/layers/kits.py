@@ -1,4 +1,4 @@
-"""Ways to hold and run the layers of a trunk or a head: what fast.py asks of them, and torch's. compiled/stack.py has the other."""
+"""Ways to hold and run the layers of a trunk or a head: the interface that fast.py uses, and torch's way (compiled: compiled/stack.py)."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ class Rows(Protocol):
 
 
 class HeldRows(Rows, Protocol):
-    """The same, and what its weight takes."""
+    """The same, with the bytes of its weight."""
 
     @property
     def num_bytes(self) -> int:
-        """Of the weight as it is held; 0 if it is somebody else's."""
+        """Of the weight as it is held; 0 if it belongs to another part."""
         ...
 
 

@@ -1,4 +1,4 @@
-"""What our own layers ask of frozen weights that torch multiplies: dense.py holds them as they are, eight_bit.py in int8 or fp8."""
+"""The interface of frozen weights that torch multiplies: torch/dense.py holds them as they are, cuda/eight_bit.py in int8 or fp8."""
 
 from __future__ import annotations
 
@@ -47,5 +47,5 @@ class Linears:
 
     linear: Callable[[Tensor, Tensor | None], Linear]  # weight (out, in), bias (out)
     gated: Callable[[Tensor, Tensor | None, Tensor, Tensor | None], Gated]  # gate and up, each with its bias
-    shared: Callable[[Tensor], Linear]  # of a weight that somebody else reads as well
+    shared: Callable[[Tensor], Linear]  # of a weight that another part reads as well
     weight_bytes: Callable[[tuple[int, ...]], int]  # of one tensor of a head file, as it is held

@@ -1,4 +1,4 @@
-"""What a layer of the llama-like families consists of, taken out of transformers' modules: all that our own layers know of them."""
+"""The weights and sizes of a layer of the llama-like families, taken out of transformers' modules for our own layers."""
 
 from __future__ import annotations
 

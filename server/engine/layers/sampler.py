@@ -77,7 +77,7 @@ def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
     largest = logits.amax(dim=-1, keepdim=True)
     log_sums = (logits - largest).exp_().sum(dim=-1, keepdim=True).log_()
     ids, num_tokens = [row.token_id for row in rows], logits.shape[1]
-    if max(ids, default=-1) >= num_tokens:  # to be looked up beyond the logits: such a row says nothing, like one that is not finite
+    if max(ids, default=-1) >= num_tokens:  # beyond the vocabulary: the row is treated as one that is not finite
         log_sums[[token >= num_tokens for token in ids]] = math.nan
         ids = [min(token, num_tokens - 1) for token in ids]
     is_finite = ~log_sums.isnan()  # one NaN or +inf among a row's logits, and all of its log-probs are
@@ -173,7 +173,7 @@ def _nucleus(probs: Tensor, top_p: float) -> Tensor:
 def _pick(logprobs: Tensor, rows: list[DrawRow]) -> Tensor:
     """Invert the cumulative distribution at each row's own uniform number. Greedy rows hold one token, which is what comes out.
 
-    Sums of GROUP tokens find the group, and a second look the token in it; one that cannot come is never found.
+    Sums of GROUP tokens find the group, then the token in it; a token of probability 0 is never found.
     """
     if all(row.params.temperature == 0.0 for row in rows):
         return _likeliest(logprobs)

@@ -85,7 +85,7 @@ class TrunkRunner:
             assert self.cache.taps is not None
             rows = self.cache.taps
         else:
-            assert layer in (0, self.module.spec.split_layer), f"nobody keeps the states at layer {layer}"
+            assert layer in (0, self.module.spec.split_layer), f"the states at layer {layer} are not kept"
         return rows.index_select(0, self.state_rows(slots, start, end))
 
     def pooled(self, slots: list[int], num_tokens: int, pooling: PromptPooling) -> np.ndarray:
@@ -101,7 +101,7 @@ class TrunkRunner:
 
 
 def _tap(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
-    """Keep what enters the layer. The step's plan says where; a pass without one (the checks at load) keeps nothing."""
+    """Keep what enters the layer, where the step's plan says. A pass without a plan (the checks at load) keeps nothing."""
     plan = kwargs.get("plan")
     if isinstance(plan, StepPlan):
         plan.keep_tap((args[0] if args else kwargs["hidden_states"])[0])

@@ -18,7 +18,7 @@ def check_queue(request: Request, open_requests: Collection[Request], limits: Qu
     """Raises ResourceExhausted if the share of the request's kind is full; an interactive caller may use the batch work's, too.
 
     In a full queue a principal below its fair share gets a place all the same, out of a reserve beyond the limits (shares.py).
-    A request that the whole queue could not hold is refused for good: there is nothing to wait for.
+    A request that the whole queue could not hold is refused for good: waiting would not help.
     """
     if request.num_tokens > limits.max_tokens:
         raise ResourceExhausted(
@@ -52,7 +52,7 @@ def _is_below_its_share(request: Request, of_same_kind: Collection[Request], lim
 
 
 def _has_room(open_requests: Collection[Request], num_tokens: int, limits: QueueLimits, share: float) -> bool:
-    """Whether one more fits a share of the queue. A first request always does: it may take more than the share, up to the whole."""
+    """Whether one more fits a share of the queue. The first open request always fits: it may take more than the share, up to the whole."""
     num_open_tokens = sum(each.num_admitted_tokens for each in open_requests)
     is_short = not open_requests or num_open_tokens + num_tokens <= limits.max_tokens * share
     return is_short and len(open_requests) < max(1.0, limits.max_requests * share)

@@ -1,9 +1,9 @@
-"""What deadlines ask of admission: who could not have a first token in time, who may join those that run, who has waited too long.
+"""Admission by deadlines: which requests are refused at submission, which samples may start, which have waited too long.
 
-A request is refused at the door only if its wait, its prefill and its first token would pass its deadline: `max_new_tokens` is a bound,
-and replies end before it. In the queue, work in progress comes first: nobody joins whose row would slow those that run past their
-deadlines, or who would run too slowly to be in time himself. Who has waited for so long that he could not be in time any more, though he
-could have been when he came, is refused then. Only deadlines that callers gave count (`due_at`). Knows no blocks and no tokens.
+A request is refused at submission only if its wait, its prefill and its first token would pass its deadline: `max_new_tokens` is a bound,
+and replies end before it. In the queue, running work comes first: a sample does not start if its row would slow running samples past
+their deadlines, or if it would run too slowly to meet its own. A request that could have met its deadline when it came, and has waited
+until it cannot any more, is refused then. Only deadlines that callers gave count (`due_at`). Knows no blocks and no tokens.
 """
 
 from __future__ import annotations
@@ -18,15 +18,15 @@ from polyhead.server.engine.schedule.pace import Pace
 from polyhead.server.engine.work.request import Phase, Request, Sample
 
 MARGIN = 1.1  # steps may come to take so many times what they take now
-RUNNING_SHARE = 0.9  # of a request's whole time: what is kept for running when many wait. More rows draw more than longer waits do
-HOPELESS = 0.75  # who would need steps shorter than this times the present ones is lost already, and holds up nobody
+RUNNING_SHARE = 0.9  # of a request's whole time: what is kept for running when many wait, since more rows draw more tokens a second
+HOPELESS = 0.75  # a sample that needs steps shorter than this times the present ones misses its deadline anyway, and holds up no other
 FIRST_ROWS = 8  # with a deadline that run before a pace is known
-CROWD = 2.0  # those who cannot be in time make steps at most so many times as long as they are for one of them
+CROWD = 2.0  # samples that cannot meet their deadlines may make steps at most this many times as long as one of them alone does
 LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0
 
 
 class Verdict(enum.Enum):
-    """What becomes of a waiting sample in this step."""
+    """The decision on a waiting sample in this step."""
 
     START = "start"
     WAIT = "wait"
@@ -39,9 +39,9 @@ class Deadlines:
     def __init__(self, pace: Pace, max_rows: int) -> None:
         self.pace = pace
         self.max_rows = max_rows  # that run at once
-        self.most_rows = 0  # rows that ran when somebody was last told to wait; 0: nobody waits
+        self.most_rows = 0  # rows that ran when a sample was last told to wait; 0: none waits
 
-    # ---- at the door
+    # ---- at submission
 
     def check(self, request: Request, open_requests: Collection[Request], num_running: int, now: float) -> None:
         """Raises ResourceExhausted, with RetryInfo, if the request's first token would come too late."""
@@ -55,7 +55,7 @@ class Deadlines:
             raise too_late(f"about {wait_s:.2g} s of work come first", late_s)
 
     def _queue_s(self, num_ahead: int, num_running: int) -> float:
-        """Until one more row may run: as many must end as there are before it beyond those that fit."""
+        """Seconds until one more row may run: as many rows must end as are ahead of it beyond those that fit."""
         num_too_many = num_running + num_ahead + 1 - self.most_rows if self.most_rows else 0
         return max(0, num_too_many) * self.pace.stay_s / max(1, num_running)
 
@@ -80,14 +80,14 @@ class Deadlines:
         return Verdict.WAIT if is_harming else Verdict.START
 
     def _is_slow(self, request: Request, num_running: int, num_patient: int, now: float) -> bool:
-        """Whether a request would run too slowly beside those that run: too late, or in a crowd of those who are late anyway."""
+        """Whether a request would run too slowly beside the running rows: late, or among too many that are late anyway."""
         if self._is_attainable(request, num_patient, is_long=True):
             return now + MARGIN * self._run_s(request, num_running, is_long=True) > request.due_at
         num_own = len(request.samples)
         return self.pace.step_s(num_running + num_own) > CROWD * self.pace.step_s(num_patient + num_own)
 
     def _is_harming(self, hurried: Sequence[Sample], num_running: int, num_more: int, now: float) -> bool:
-        """Whether so many more rows would make somebody late who would be in time at the present pace."""
+        """Whether so many more rows would make a running sample late that would be in time at the present pace."""
         present_s, step_s = HOPELESS * self._step_s(num_running), MARGIN * self._step_s(num_running + num_more)
         for sample in hurried:
             num_left = self.pace.reply_tokens(sample, is_long=True)
@@ -98,7 +98,7 @@ class Deadlines:
     # ---- times
 
     def _latest_start(self, request: Request, num_others: int, num_patient: int) -> float:
-        """When a request must begin: for its first token, or for all of them if it could have had them in time when it came."""
+        """When a request must begin: to have its first token in time, or all of them if that was possible when it came."""
         first_token_at = request.due_at - self.pace.prefill_s(request.num_prefill_tokens) - self.pace.step_s(1)
         if request.to_draw is None or not self._is_attainable(request, num_patient):
             return first_token_at
@@ -107,7 +107,7 @@ class Deadlines:
         return min(first_token_at, request.due_at - max(min(whole_s, beside_s), alone_s / MARGIN))
 
     def _is_attainable(self, request: Request, num_patient: int, is_long: bool = False) -> bool:
-        """Whether it could be in time if only those ran who have no deadline."""
+        """Whether it could be in time beside nothing but the rows that have no deadline."""
         alone_s = self._run_s(request, num_patient, is_long) + self.pace.prefill_s(request.num_prefill_tokens)
         return alone_s <= request.due_at - request.submitted_at
 
@@ -122,12 +122,12 @@ class Deadlines:
         return num_rounds * self.pace.drawn_tokens(draws.params, is_long=is_long) * step_s
 
     def _step_s(self, num_rows: int) -> float:
-        """With the prefill and the scoring that come in between lately."""
+        """With the prefill and the scoring that were lately done in between."""
         return self.pace.drag * self.pace.step_s(num_rows)
 
 
 def _ahead(request: Request, open_requests: Collection[Request]) -> tuple[int, int]:
-    """(samples that start before this request, their prefill tokens). Principals take turns: of another one's, as many as of its own."""
+    """(samples that start before this request, their prefill tokens). Of another principal, as many samples count as of its own."""
     waiting: collections.Counter[str] = collections.Counter()
     num_first = num_prefill = num_all = 0
     for each in open_requests:
@@ -144,7 +144,7 @@ def _ahead(request: Request, open_requests: Collection[Request]) -> tuple[int, i
 
 
 def too_late(reason: str, retry_after_s: float) -> ResourceExhausted:
-    """What a request is told that could not be in time."""
+    """The error of a request that cannot meet its deadline."""
     return ResourceExhausted(
         f"the deadline would pass before the request could be served: {reason}\nhint: give it more time, or send it again later",
         retry_after_s=min(MOST_RETRY_S, max(LEAST_RETRY_S, retry_after_s)),

@@ -1,8 +1,8 @@
-"""FOLLOW: a running sample goes on with a newly activated head version between two tokens, and the old one serves until then.
+"""on_swap=FOLLOW: a running sample goes on with a newly activated head version between two tokens; the old one draws until then.
 
-An activation turns the sample towards the new version: a second reading of the text so far, its `successor`, which is scheduled like any
-head prefill and works on cached boundary states alone. The old version draws on until the successor has come as far; then that takes
-over. An activation in between turns the sample again. Scoring is no concern of this: it keeps the request's lease.
+An activation gives the sample a `successor`: a second reading of the text so far, by the new version, scheduled like any head prefill and
+computed from cached boundary states alone. The old version draws on until the successor has read as far; then the successor takes over.
+An activation in between replaces the successor. Scoring keeps the request's lease.
 
 Knows leases and head blocks; what a step computes is decided in scheduler.py.
 """
@@ -24,13 +24,13 @@ def lease_to_start_with(sample: Sample) -> Lease:
 
 
 class Follower:
-    """Turns samples towards what is active, and lets the new version take over where it has caught up."""
+    """Gives samples successors of the active version, and lets these take over once they have caught up."""
 
     def __init__(self, pool: HeadPool) -> None:
         self.pool = pool
 
     def turn(self, request: Request, active: ActiveSet) -> bool:
-        """Aim at what is active now. Returns whether the request has samples that follow, now or when they start."""
+        """Make the request's samples follow `active`. Returns whether it has samples that follow, now or when they start."""
         samples = [sample for sample in request.samples if _is_following(sample) and sample.phase in (Phase.WAITING, Phase.GENERATING)]
         found = _found(active, request, {sample.head_name for sample in samples})
         if not found:
@@ -57,7 +57,7 @@ class Follower:
                 self._take_over(sample)
 
     def leave(self, sample: Sample) -> None:
-        """A sample draws no more: what it holds for a version to come, and the weights of an old one, may go."""
+        """A sample draws no more: give back its successor's blocks, and stop holding weights that no other sample of its request uses."""
         self._abandon(sample)
         newest = sample.request.sampling_lease
         if sample.head is not None and newest is not None and sample.head.live not in newest.live_heads:
@@ -80,7 +80,7 @@ class Follower:
             sample.successor = Reading(sample, target, sample.head_name, sample.sequence, Output.NEXT_TOKEN, never, never)
 
     def _start(self, successor: Reading, reading: Reading, room: int) -> int:
-        """Take head blocks for the text so far and have the rest promised, as admission does. Returns how many, 0 if it must wait."""
+        """Take head blocks for the text so far and reserve the rest, as admission does. Returns how many, 0 if it must wait."""
         sequence, size = successor.sequence, self.pool.block_size
         blocks = sequence.blocks[: -(-sequence.num_computed // size)]
         num_more = -(-successor.sample.most_tokens // size) - len(blocks)
@@ -126,7 +126,7 @@ def _draw_with(sample: Sample, head: ServedHead) -> None:
 
 
 def _heads_in_use(request: Request) -> set[LiveHead]:
-    """What scoring and pinned arms keep, what samples turn to or will start on, and what they are drawn with until then."""
+    """Weights of scoring heads and pinned arms, of the versions that samples follow or will start on, and of those that draw until then."""
     assert request.lease is not None
     assert request.sampling_lease is not None
     kept = {head.live for name, head in request.lease.heads.items() if name in request.score_heads or name in request.pinned}

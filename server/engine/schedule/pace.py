@@ -1,4 +1,4 @@
-"""How long steps take and how long replies become, learned from those that were: what admission asks before it plans with a deadline.
+"""How long steps take and how long replies become, estimated from recent ones: admission plans deadlines with it.
 
 Written by the engine's thread once a step and once a sample, read from any. Knows no queue and no deadline.
 """
@@ -14,12 +14,12 @@ from polyhead.server.engine.work.batch import Batch
 from polyhead.server.engine.work.request import Sample
 from polyhead.server.engine.work.sampling import SamplingParams
 
-FIRST_STEPS = 8  # fewer say nothing: the first ones meet cold caches
-STALE_S = 10.0  # a pace that nobody has kept for so long is none: whatever slowed the steps may be over
+FIRST_STEPS = 8  # fewer are not enough: the first ones run on cold caches
+STALE_S = 10.0  # after so long without a step the estimates are not used: whatever slowed the steps may be over
 MEMORY = 0.97  # what a step counts beside the one after it
-KEPT = 0.01  # how much the estimates before count where steps, all alike, say nothing about their parts
+KEPT = 0.01  # weight of the earlier estimates where recent steps are too alike to tell rows from prefill tokens
 DRAG_RATE, REPLY_RATE = 0.05, 0.1  # how far one step moves the drag, one reply the lengths
-LARGEST_SURPRISE = 4.0  # a step that took more times what was expected counts as so many: one stall is no pace
+LARGEST_SURPRISE = 4.0  # a step that took longer than so many times the expected counts as that: one stall must not set the pace
 SCALE = np.array([1.0, 16.0, 64.0])  # as many rows, as many prefill tokens count as much as the step itself
 Numbers = npt.NDArray[np.float64]
 
@@ -32,12 +32,12 @@ class Pace:
         self._noted_at = -math.inf
         self._parts: tuple[float, float, float] = (0.0, 0.0, 0.0)  # seconds of any step, of each row, of each prefill token
         self._squares, self._products = np.zeros((3, 3)), np.zeros(3)  # of what steps were made of: sums that forget
-        self._drag = 1.0  # steps that decode took so many times what their rows alone ask: other work came in between
+        self._drag = 1.0  # decode steps took so many times what their rows alone need: prefill and scoring ran in between
         self._mean_share, self._long_share = 0.0, 1.0  # of max_new_tokens: replies' mean length, and their ninth decile; none has ended
         self._stay_s = 0.0  # from a sample's first token to its end
 
     def is_known(self, now: float) -> bool:
-        """Whether there were steps enough, the last of them not long ago. Before that nobody is refused."""
+        """Whether there were steps enough, the last of them not long ago. Before that no request is refused."""
         return self._num_steps >= FIRST_STEPS and now - self._noted_at <= STALE_S
 
     @property
@@ -62,8 +62,8 @@ class Pace:
     def reply_tokens(self, sample: Sample, is_long: bool = False) -> float:
         """Tokens that a sample still draws; with `is_long`, at most as many, nine times of ten.
 
-        `max_new_tokens` is a bound, and most replies end before it. While none has shown how long they are, they may be as long as that,
-        and need not have a single token.
+        `max_new_tokens` is a bound, and most replies end before it. Until one has ended, the mean is taken as 0 and the ninth decile as the
+        bound.
         """
         return 0.0 if sample.is_given else self.drawn_tokens(sample.params, len(sample.completion), is_long)
 

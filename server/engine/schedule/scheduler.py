@@ -1,4 +1,4 @@
-"""Who advances in a step, and by how much: admission into the pools, chunked prefill, decoding and scoring, all together.
+"""Chooses a step's work: admission into the block pools, chunked prefill, decoding and scoring, all together.
 
 Knows blocks and budgets. It touches no tensor and never waits.
 """
@@ -28,7 +28,7 @@ class SchedulerLimits:
     """Bounds of one step and of the pools."""
 
     max_running: int = 128  # samples in the pools
-    chunk_tokens: int = 512  # prefill tokens of a step when nobody is decoding
+    chunk_tokens: int = 512  # prefill tokens of a step in which no row decodes
     min_chunk_tokens: int = 32
     target_step_s: float = 0.25  # a prefill chunk shrinks until steps with decoding rows stay near this
     scoring_floor: int = 64  # blocks of either pool kept for scoring, so that one scoring job can always run
@@ -48,7 +48,7 @@ class Scheduler:
         self.waiting: list[Sample] = []
         self.running: list[Sample] = []
         self.newly_leased: list[Request] = []  # emptied by the engine
-        self.refused: list[tuple[Request, PolyheadError]] = []  # no lease to be had, or too late; emptied by the engine
+        self.refused: list[tuple[Request, PolyheadError]] = []  # without a lease, or too late; emptied by the engine
         self.turns = Turns()
         self.pace = Pace()
         self.deadlines = Deadlines(self.pace, limits.max_running)
@@ -74,7 +74,7 @@ class Scheduler:
         return batch
 
     def forget_step(self) -> set[Request]:
-        """A step has failed: requests that it was about to refuse, and nothing else of what it found."""
+        """Drop what a failed step has found. Returns the requests that it was about to refuse."""
         refused = {request for request, _ in self.refused}
         self.refused, self.unreadable = [], []
         self.newly_leased.clear()
@@ -92,7 +92,7 @@ class Scheduler:
             run.reading.cursor = run.end
 
     def fit_chunk(self, batch: Batch, seconds: float) -> None:
-        """Fit the prefill chunk to the measured step, so that a long prompt, or one that a head reads again, stalls nobody who decodes."""
+        """Fit the prefill chunk to the measured step, so that a long prompt, or one that a head reads again, does not stall decoding."""
         lengths = [run.end - run.start for run in batch.trunk_runs]
         head_lengths = [run.end - run.start for run in batch.head_runs]
         num_prefill = max(sum(length for length in each if length > 1) for each in (lengths, head_lengths))  # the chunk bounds either
@@ -137,16 +137,16 @@ class Scheduler:
     # ---- admission
 
     def _admit(self, active: ActiveSet, now: float) -> None:
-        """Move samples from the queue into the pools. What stops them is what those at the door must wait for."""
+        """Move samples from the queue into the pools. The rows that ran when one had to wait are what new requests must wait for."""
         self.deadlines.most_rows = len(self.running) if self._start_waiting(active, now) else 0
 
     def _start_waiting(self, active: ActiveSet, now: float) -> bool:
-        """First come first served, as far as pools and deadlines go; one that waits for a block being computed is passed by.
+        """First come first served, as far as pools and deadlines go; one that needs a block being computed is passed by.
 
         Returns whether pools or deadlines stopped it: those who were only passed by start with one of the next steps.
         """
-        pending: set[tuple[str, int]] = set()  # prompts whose next block somebody computes: their other samples wait, too
-        ahead: set[Request] = set()  # of their reader
+        pending: set[tuple[str, int]] = set()  # prompts whose next block is being computed: their other samples wait, too
+        ahead: set[Request] = set()  # their states wait to be read
         late: set[Request] = set()
         for sample in list(self.waiting):
             if len(self.running) >= self.limits.max_running:
@@ -175,7 +175,7 @@ class Scheduler:
                 return True
             self.waiting.remove(sample)
             self.turns.start(sample)
-            self.running.append(sample)  # before anything that can fail: what is running is ended by a step that fails
+            self.running.append(sample)  # before anything that can fail: a failed step ends what is running
             sample.request.num_waiting -= 1
             if self._lease(sample, active):
                 self.tree.place(sample.sequence, match)
@@ -195,7 +195,7 @@ class Scheduler:
         return not request.reader.has_room(num_begun * request.num_state_bytes, num_tokens * request.num_state_bytes)
 
     def _lease(self, sample: Sample, active: ActiveSet) -> bool:
-        """The first sample of a request takes the lease for all of them. Returns whether there was one to be had."""
+        """The first sample of a request takes the lease for all of them. Returns False if the lease was refused."""
         request = sample.request
         if request.lease is None:
             try:
@@ -222,7 +222,7 @@ class Scheduler:
         sequence.num_reserved = num_blocks - len(sequence.blocks)
         sample.num_cached_tokens = min(sequence.num_cached, len(sample.prompt))
         if sample.highest_id >= self.vocab_size:
-            self.unreadable.append(sample)  # it would end the step for everybody in it, and on a GPU the process
+            self.unreadable.append(sample)  # it would fail the step for all samples in it, and on a GPU end the process
             return
         if sample.head is None:
             self.begin_scoring(sample)
@@ -310,7 +310,7 @@ class Scheduler:
         return ready
 
     def _readings(self) -> Iterator[Reading]:
-        """In the order in which they get the chunk. A successor has its sample's place: others may wait for the keys that it computes."""
+        """In the order in which they get the chunk. A successor has its sample's place: others may need the keys that it computes."""
         ordered = self._by_priority()
         for sample in ordered:
             if sample.phase is Phase.GENERATING and sample.reading is not None:
@@ -345,10 +345,10 @@ class Scheduler:
 
 
 def _in_turn(ready: list[tuple[Reading, int]]) -> list[tuple[Reading, int]]:
-    """Who has one position to go comes first, and takes nothing of the chunk; then prefill; then scoring by priority, head by head.
+    """Readings with one position left come first, and use nothing of the chunk; then prefill; then scoring by priority, head by head.
 
-    The head that the first of these samples lacks comes first, for all of them: one pass over many texts takes less time than many over
-    one each. Whose head somebody draws with meanwhile gives nobody a turn.
+    The head that the first of these samples needs comes first, for all samples: one pass over many texts takes less time than many over
+    one each. That a sample draws with a head meanwhile does not move its scoring forward.
     """
 
     def work(reading: Reading) -> tuple[int, str]:

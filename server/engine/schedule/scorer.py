@@ -1,4 +1,4 @@
-"""Scoring is head-only work on boundary states: which readings a finished sample needs, and what their rows mean.
+"""Scoring, which is head-only work on boundary states: the readings that a finished sample needs, and the results in their rows.
 
 With p prompt tokens and c completion tokens, position p - 1 + t is where completion token t is predicted.
 """
@@ -20,7 +20,7 @@ from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from polyhead.server.engine.work.sequence import TokenSequence
 
 RAW = SamplingParams()  # temperature 1, nothing left out
-SLICE_ROWS = 64  # rows of (rows, vocab) log-probs at once: a long completion must not hold its own (c, vocab) a second time
+SLICE_ROWS = 64  # rows of (rows, vocab) log-probs at once: a long completion must not need its (c, vocab) log-probs a second time
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,7 +66,7 @@ class ValueResult:
 
 @dataclass(frozen=True, slots=True)
 class HeadResult:
-    """What one head says about one sample."""
+    """One head's result for one sample."""
 
     head_name: str  # as the caller named it
     head: ServedHead
@@ -131,7 +131,7 @@ def _rule_reading(sample: Sample, name: str, head: ServedHead, question: RuleQue
 
 
 def _suffixed(sample: Sample, suffix: tuple[int, ...]) -> TokenSequence:
-    """The dialogue exactly as it stands, then the suffix: the tree finds the dialogue, only the suffix is computed, for all heads once."""
+    """The dialogue's ids unchanged, then the suffix: the tree finds the dialogue, and only the suffix is computed, for all heads once."""
     tokens = [*sample.sequence.tokens, *suffix]
     for sequence in sample.suffixes:
         if sequence.tokens == tokens:
@@ -182,12 +182,12 @@ def _logprobs_of(reading: Reading, logits: Tensor, first: int, draw: Draw) -> np
 
 
 def _entropy(raw: Tensor) -> Tensor:
-    """(rows,) in nats, from (rows, vocab) log-probs. A token that cannot come has log-prob -inf and adds nothing."""
+    """(rows,) in nats, from (rows, vocab) log-probs. A token of probability 0 has log-prob -inf and adds nothing."""
     return -(raw.exp() * raw.clamp(min=torch.finfo(raw.dtype).min)).sum(dim=-1)
 
 
 def results(sample: Sample) -> list[HeadResult]:
-    """What every scoring head says, in the order asked for."""
+    """The result of every scoring head, in the order asked for."""
     assert sample.request.lease is not None
     found = []
     for name in sample.request.score_heads:

@@ -1,7 +1,7 @@
-"""Shares of what callers hold together: a queue's places, its tokens, pushes, watches, bytes. Max-min fair; knows principals by name only.
+"""Fair shares of a limit that callers hold together: a queue's places, its tokens, pushes, watches, bytes. Max-min fair among principals.
 
-Whoever comes alone may have everything. When all is taken, a principal above its fair share is refused until others have theirs, and one
-below it still gets a place, out of a reserve beyond the total: what others hold already is never taken away.
+A principal that is alone may have everything. When all is taken, a principal above its fair share is refused until others have theirs, and
+one below it still gets a place, out of a reserve beyond the total: what others hold already is never taken away.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ RESERVE = 0.25  # of the total, beyond it, for principals below their fair share
 
 
 def fair_share(total: float, others: Iterable[float]) -> float:
-    """What one principal may have when it wants as much as it can get and the others keep what they hold, at most as much each.
+    """The most that one principal may hold while the others keep what they hold, at most as much each.
 
-    Small holdings leave their rest to the larger ones (water-filling).
+    What small holdings leave is divided among the larger ones (water-filling).
     """
     held = sorted(others)
     for index, amount in enumerate(held):
@@ -92,7 +92,7 @@ class Shares:
             self.give_back(principal, amount)
 
     def _refusal(self, principal: str) -> ResourceExhausted:
-        """Says nothing of who the others are."""
+        """Names no other principal."""
         own, taken = self._held.get(principal, 0), sum(self._held.values())
         hint = f"\nhint: {self._hint}" if self._hint else ""
         return ResourceExhausted(

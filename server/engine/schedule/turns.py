@@ -1,7 +1,7 @@
-"""In which order waiting samples start: fair among principals by tokens, first come first served within one. Knows no blocks.
+"""The order in which waiting samples start: fair among principals by tokens, first come first served within one. Knows no blocks.
 
-Start-time fair queueing (Goyal, Vin and Cheng, 1996). A sample's turn is where its principal's samples before it end, counted in tokens, or
-where the queue is now, if those are through: whoever has little gets in between those of whoever has much, and nobody saves up turns.
+Start-time fair queueing (Goyal, Vin and Cheng, 1996). A sample's turn, in tokens, is where its principal's earlier samples end, or where
+the queue is now if these have started: a principal with few samples is served between those of one with many, and turns cannot be saved.
 """
 
 from __future__ import annotations
@@ -33,7 +33,7 @@ class Turns:
         self._num_waiting[_kind(sample)] -= 1
 
     def leave(self, sample: Sample) -> None:
-        """A sample leaves the queue without its turn. Once nothing of its principal waits, what it took back does not count against it."""
+        """A sample leaves the queue without its turn. Once its principal has none waiting, the tokens of those that left do not count."""
         kind = _kind(sample)
         self._num_waiting[kind] -= 1
         if not self._num_waiting[kind]:

@@ -7,10 +7,10 @@
     sampling.py     how tokens are drawn, and why drawing ended
     questions.py    rule questions as token ids
     pooling.py      one row of states for a whole prompt
-    reader.py       who is told, and how much may stay unread
-    events.py       what a reader is told
+    reader.py       who gets results, and how much may stay unread
+    events.py       the kinds of results
     batch.py        what one step computes
     tokens.py       what one more token does to a sample
-    gaps.py         how long a step kept everybody waiting
-    reports.py      limits that the engine is told, counters that it keeps
+    gaps.py         the longest time between two steps
+    reports.py      limits of the queue, and the engine's counters
 """

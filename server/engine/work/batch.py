@@ -26,7 +26,7 @@ class HeadRun:
     reading: Reading
     start: int
     end: int
-    first_new_key: int  # keys before this position are cached; those rows are only queried
+    first_new_key: int  # keys before this position are cached: these rows only query
 
     @property
     def first_row(self) -> int:

@@ -1,4 +1,4 @@
-"""How long a step kept everybody waiting: what a stall looks like from outside. Knows times only."""
+"""The longest time between two steps: how long a step kept all running samples waiting. Knows times only."""
 
 from __future__ import annotations
 
@@ -12,13 +12,13 @@ class StepGaps:
     """
 
     def __init__(self) -> None:
-        self._ended_at: float | None = None  # of the step before; None: there was nothing to do
+        self._ended_at: float | None = None  # end of the step before; None: it had nothing to do
         self._window_at = 0.0  # when the present window began
         self._longest = 0.0  # within it
         self._before = 0.0  # within the one before
 
     def note(self, now: float, *, has_worked: bool) -> None:
-        """A step has ended, or was none."""
+        """A step has ended, or had nothing to do."""
         if has_worked and self._ended_at is not None:
             self._turn(now)
             self._longest = max(self._longest, now - self._ended_at)

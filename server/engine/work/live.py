@@ -1,4 +1,4 @@
-"""Heads in memory, the names they serve under, the active set that new requests take, and the lease by which a request keeps it."""
+"""Heads in memory, the names they serve under, the active set, and the lease by which a request keeps one generation of it."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ class LiveHead:
     num_bytes: int  # of its own weights; a tied output counts nothing, nor does an adapter's base
     base: LiveHead | None = None  # of a LoRA head: whose weights it runs on, held in memory by it
     adapter: Adapter | None = None  # of a LoRA head
-    group: HeadGroup | FastHeadGroup | None = None  # of a base: runs it and the adapters on it in one pass; made with the first of them
+    group: HeadGroup | FastHeadGroup | None = None  # of a base: runs it and the adapters on it in one pass; made with the first adapter
 
     @property
     def weights(self) -> LiveHead:
@@ -44,7 +44,7 @@ class ServedHead:
 
 @dataclass(frozen=True, eq=False, slots=True)
 class ActiveSet:
-    """What new requests use: changes as a whole."""
+    """The versions that new requests use. It changes as a whole."""
 
     generation: int
     heads: Mapping[str, ServedHead] = field(default_factory=dict)

@@ -1,4 +1,4 @@
-"""What the engine is told to bear, and what it says about itself: plain numbers."""
+"""Limits of the queue, and what the engine reports: plain numbers."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 @dataclass(frozen=True, slots=True)
 class QueueLimits:
-    """Bounds of what may be waiting or running; beyond them a caller is told to come back."""
+    """Bounds of what may wait and run together; beyond them a request is refused with RetryInfo."""
 
     max_requests: int = 256
     max_tokens: int = 1_000_000  # prompt + max_new over all open requests
@@ -17,9 +17,9 @@ class QueueLimits:
 
 @dataclass(frozen=True, slots=True)
 class SwapReport:
-    """What an activation did."""
+    """What an activation did to running requests."""
 
-    pause_s: float  # how long the engine did nothing else
+    pause_s: float  # between two steps
     num_pinned: int  # running requests that keep what they have
     num_aborted: int
     num_following: int  # running requests whose sampling goes on with the new versions

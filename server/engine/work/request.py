@@ -38,7 +38,7 @@ class OnSwap(enum.Enum):
 
 
 class Priority(enum.IntEnum):
-    """Who waits; the lower value is scheduled first."""
+    """The kind of caller; the lower value is scheduled first."""
 
     INTERACTIVE = 0
     BATCH = 1
@@ -91,7 +91,7 @@ class Reading:
 
 @dataclass(frozen=True, slots=True)
 class Span:
-    """Who drew a run of a sample's tokens. It ends where the next one starts."""
+    """Which head version drew a run of a sample's tokens. It ends where the next one starts."""
 
     start: int  # index of its first token within the sample
     head: ServedHead
@@ -122,7 +122,7 @@ class Sample:
     head: ServedHead | None = None  # draws the next token
     generation: int = 0  # under which the sample took that head up
     seed: int = 0
-    turn: int = 0  # its place among those that wait, in tokens (turns.py)
+    turn: int = 0  # its place among waiting samples, in tokens (turns.py)
     text: TextStream | None = None
     completion: list[int] = field(default_factory=list)
     logprobs: list[float] = field(default_factory=list)
@@ -140,7 +140,7 @@ class Sample:
     done: list[Reading] = field(default_factory=list)
     states: Tensor | None = None  # (prompt + completion tokens, d_model), on the host
     pooled: np.ndarray | None = None  # (d_model,) float64: the prompt's row, with the request's `pooling`
-    num_held: int = 0  # bytes that wait with it to be read; set when it is finished
+    num_held: int = 0  # its bytes that count as unread; set when it is finished
     num_cached_tokens: int = 0
     first_token_at: float = 0.0  # time.monotonic()
     last_token_at: float = 0.0
@@ -157,14 +157,14 @@ class Sample:
         return SAMPLE_BYTES + TOKEN_BYTES * len(self.completion) + 8 * len(self.sequence.tokens) + rows + states
 
     def let_go(self) -> None:
-        """It was sent: nobody asks for its content any more."""
+        """Drop its content: it was sent."""
         self.num_held = 0
         self.states = self.pooled = None
         self.completion, self.logprobs, self.sampling_logprobs, self.done = [], [], [], []
 
     @property
     def is_whole(self) -> bool:
-        """Whether it came to its end and was scored."""
+        """Whether it was neither aborted nor failed."""
         return self.finish_reason not in (FinishReason.ABORTED, FinishReason.FAILED)
 
     @property
@@ -179,7 +179,7 @@ class Sample:
 
     @property
     def highest_id(self) -> int:
-        """The highest token id that it begins with or will be asked with."""
+        """The highest token id of its sequence and of its rule questions."""
         questions = self.request.rules.by_template.values() if self.request.rules else ()
         suffixes = (question.suffix for template in questions for question in template)
         return max(max(tokens, default=0) for tokens in (self.sequence.tokens, *suffixes))
@@ -198,9 +198,9 @@ class Request:
     """One call's work. The engine thread owns everything below the line."""
 
     request_id: str
-    deliver: Callable[[Request, list[Event]], None]  # takes a step's events; where it runs is the engine's sink's affair
-    head_kinds: Mapping[str, HeadKind]  # references to lease, sampling and scoring, and the kind that each had at the door
-    pinned: Mapping[str, ServedHead]  # those with an explicit version, resolved at the door
+    deliver: Callable[[Request, list[Event]], None]  # takes a step's events, on the thread that the outbox's sink chooses
+    head_kinds: Mapping[str, HeadKind]  # references to lease, sampling and scoring, and the kind that each had when the request was checked
+    pinned: Mapping[str, ServedHead]  # those with an explicit version, resolved when the request was checked
     score_heads: tuple[str, ...] = ()
     rules: RuleQuestions | None = None
     score_sampling: SamplingParams | None = None  # Score: parameters for sampling_logprobs
@@ -208,7 +208,7 @@ class Request:
     num_top: int = 0  # likeliest tokens that policy-kind scoring heads name at each position
     on_swap: OnSwap = OnSwap.PIN
     priority: Priority = Priority.BATCH
-    principal: str = ""  # for whom it counts
+    principal: str = ""  # the caller whose share it counts against
     stream_tokens: bool = False
     return_states: bool = False
     holds_groups: bool = False  # nothing of a prompt is read before all its samples are finished
@@ -216,7 +216,7 @@ class Request:
     pooling: PromptPooling | None = None  # also make one row of each prompt
     tag: object = None  # the servicer's own (rpc/tag.py); never read here
     deadline_at: float = math.inf  # time.monotonic(); ends the request
-    due_at: float = math.inf  # the same if the caller gave it: what admission plans with. inf: he waits as long as it takes
+    due_at: float = math.inf  # the same if the caller gave one: admission plans with it. inf: no deadline
     reader: Reader = field(default_factory=ReadAtOnce)
     samples: list[Sample] = field(default_factory=list)
     num_least_tokens: int = 0  # of a request that has no samples yet: what it comes to by its counts
@@ -256,12 +256,12 @@ class Request:
         return num_rule_heads * max((sum(len(question.suffix) for question in questions) for questions in templates), default=0)
 
     def hold(self, heads: Set[LiveHead]) -> None:
-        """These weights must stay in memory for this request, and no others."""
+        """Keep these weights in memory for this request, and no others."""
         self.held = frozenset(heads)
 
     def let_go(self) -> None:
-        """Untie what refers to each other, once neither the engine nor a reader wants it: left to the garbage collector, heads' weights
-        would stay in memory until it comes by.
+        """Break the reference circles of a request that is over: until the garbage collector runs, they would keep heads' weights in
+        memory.
         """
         for sample in self.samples:
             sample.reading = sample.successor = None

@@ -1,4 +1,4 @@
-"""What one more token does to a sample: its record, its text, its end. Knows no other sample and no head."""
+"""One more token of a sample: it is recorded, becomes text, and may be the last. Knows no other sample and no head."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ logger = logging.getLogger(__name__)
 
 
 def add_token(sample: Sample, token_id: int, logprob: float, sampling_logprob: float, now: float) -> str:
-    """Record a drawn token, who drew it, and when. Returns the text that it makes certain."""
+    """Record a drawn token, the head that drew it, and when. Returns the text that no later token can change."""
     assert sample.head is not None
     if not sample.spans or sample.spans[-1].head is not sample.head:
         sample.spans.append(Span(len(sample.completion), sample.head, sample.generation))
@@ -48,7 +48,7 @@ def finish_reason(sample: Sample, token_id: int, eos_ids: frozenset[int]) -> Fin
 
 
 def tail(sample: Sample) -> str:
-    """Text that was held back. A tokenizer that fails here must not keep the sample from ending."""
+    """Text that was held back; "" if the tokenizer fails, so that the sample ends all the same."""
     try:
         return sample.text.finish() if sample.text else ""
     except Exception:

@@ -1,9 +1,9 @@
 """Weights in 8 bits on CUDA: by torch's own products of int8 or of fp8, which tensor cores compute.
 
-Each weight has a scale per output and each row of activations its own, so that no row minds its neighbours. The product is of the numbers
-without their scales, which come after it, in float32: integer sums are exact, and of fp8's products every GPU and library knows
-the one without scales a row. Sides are padded to what the kernel takes. It reads a byte a weight; weights dequantised first would be read,
-written and read again.
+Each weight has a scale per output and each row of activations its own, so that rows do not depend on each other. The numbers are
+multiplied without their scales, which are applied afterwards, in float32: integer sums are exact, and the fp8 product without a scale for
+each row is the one that every GPU and library supports. Sides are padded to multiples that the kernel takes. One byte a weight is read;
+weights dequantised first would be read, written and read again.
 """
 
 from __future__ import annotations

@@ -1,7 +1,7 @@
 """CUDA graphs of decode steps: what a trunk or a head launches for one token of each sequence, recorded once and launched as one.
 
-A graph knows addresses, not tensors: a step's numbers are copied to where it was recorded with, and its rows are padded to a size that was
-recorded. A padding row repeats the step's first: it writes what that one writes, where it writes it, and nobody reads its output.
+A graph is bound to addresses: a step's numbers are copied to the buffers it was recorded with, and its rows are padded to a size that was
+recorded. A padding row repeats the step's first: it writes the same numbers to the same place, and its output is not read.
 
 Recorded are steps of one new token a sequence and every row's output, on attention that follows a table of blocks (FlashAttention 3):
 gathered blocks change their number with every token. Prefills, mixed steps, adapters, plain modules and rows beyond the largest size run
@@ -71,7 +71,7 @@ class StepGraphs:
         num_rows = len(first)
         size = next(size for size in SIZES if size >= num_rows)
         recordings = self._recordings.setdefault(owner, {})
-        self._fill(size, first, positions, plan)  # before recording: that computes this very step
+        self._fill(size, first, positions, plan)  # before recording, which computes this step
         if size not in recordings and not self._is_recorded(recordings, size, compute, plan):
             return compute(first, positions, plan)
         recordings[size].replay()
@@ -79,7 +79,7 @@ class StepGraphs:
         return recordings[size].output[:num_rows].clone()
 
     def forget(self, owner: str) -> None:
-        """The owner's weights go: a recording knows where they were, and keeps them alive."""
+        """Drop the owner's recordings: they would keep its weights in memory."""
         self._recordings.pop(owner, None)
 
     def _is_recorded(self, recordings: dict[int, Recording], size: int, compute: Compute, plan: StepPlan) -> bool:
@@ -101,7 +101,7 @@ class StepGraphs:
         return RaggedRows(self._starts[: size + 1], self._num_keys[:size], 1, most_keys, table=self._table[:size])
 
     def _fill(self, size: int, first: Tensor, positions: Tensor, plan: StepPlan) -> None:
-        """The step's numbers where recordings read them. What a table holds past a sequence's end is read by nobody."""
+        """The step's numbers where recordings read them. What a table holds past a sequence's end is never read."""
         rows: RaggedRows = plan.prepared
         assert rows.table is not None
         width = rows.table.shape[1]
@@ -117,7 +117,7 @@ class StepGraphs:
 
 
 class CudaRecorder:
-    """Records with CUDA graphs, which share one pool of memory: they never run at the same time."""
+    """Records with CUDA graphs. They share one memory pool, since they never run at the same time."""
 
     def __init__(self, device: torch.device) -> None:
         self._device = device
@@ -136,7 +136,7 @@ class _CudaRecording:
                 compute()  # what a kernel library sets up on its first call cannot be recorded
             torch.cuda.current_stream().wait_stream(stream)
             self._graph = torch.cuda.CUDAGraph()
-            # Heads are loaded by other threads meanwhile: what they allocate is not ours to forbid.
+            # Other threads load heads meanwhile, and must be able to allocate.
             with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
                 self.output = compute()
 

@@ -1,6 +1,6 @@
-"""Numbers of a step on their way to the device: on a GPU one copy for all of them, which nobody waits for.
+"""A step's numbers are copied to the device: on a GPU all of them in one copy, without a wait.
 
-A tensor made there from a list costs a copy of its own, and the host stands still until the GPU has done all it was told before.
+A tensor made there from a list costs a copy of its own, and the host waits until the GPU has done everything queued before it.
 """
 
 from __future__ import annotations

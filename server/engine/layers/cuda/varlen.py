@@ -1,7 +1,7 @@
 """Attention of a whole step in one call a layer: each sequence's new tokens over its own cached keys, prefill and decode alike.
 
 torch's `varlen_attn` (FlashAttention, CUDA, 16 bits) computes it: over blocks gathered into one row of keys, or, where FlashAttention 3
-could be activated, over the cache as it lies. It knows no soft-cap; for that, and for float32, torch/attention.py serves.
+could be activated, over the cache in place. It has no soft-cap; for that, and for float32, torch/attention.py serves.
 """
 
 from __future__ import annotations
@@ -110,7 +110,7 @@ def candidates(device: torch.device, dtype: torch.dtype, head_dim: int) -> Itera
 
 
 def _activate_paging(device: torch.device) -> bool:
-    """Whether FlashAttention 3 is there now. Version 4 pages on another generation of GPUs, which nobody here has tried."""
+    """Whether FlashAttention 3 is there now. Version 4 follows block tables on a later generation of GPUs: not tried."""
     if torch.cuda.get_device_capability(device)[0] != 9:
         return False
     with contextlib.suppress(Exception):  # its package is missing, or was built for another torch: gathered blocks serve

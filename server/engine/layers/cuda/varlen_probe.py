@@ -1,6 +1,6 @@
-"""Which of the kernels that may attend in one call a layer does so rightly here: each is tried on a small cache before it serves.
+"""Tries kernels that attend in one call a layer on a small cache, and chooses the first that agrees with torch's own calls.
 
-A driver, a build of torch or a package of FlashAttention that nobody has tried must not give plausible wrong numbers.
+An untested driver, build of torch or package of FlashAttention could give plausible wrong numbers.
 """
 
 from __future__ import annotations

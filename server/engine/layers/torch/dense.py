@@ -29,7 +29,7 @@ class DenseLinear:
 
 
 class SharedLinear:
-    """Of a weight that others read as well. Takes nothing of its own."""
+    """Of a weight that another part holds: it needs no memory of its own."""
 
     __slots__ = ("_weight",)
     num_bytes = 0

@@ -1,8 +1,8 @@
 """The layers of a trunk or a head in torch's own calls: for GPUs and for 16 bits. On the CPU in float32 and int8, compiled/ runs them.
 
-What it saves beside transformers' modules, layer by layer: query, key and value in one product; rotation in place, as one complex product
-(the two numbers of a pair stand side by side); keys and values written as they stand; in a head's last layer, no query work for
-positions whose output nobody asks for.
+It does less than transformers' modules: query, key and value in one product; rotation in place, as one complex product (the two numbers
+of a pair lie side by side); keys and values written without a copy; in a head's last layer, no query work for positions whose
+output is not asked for.
 """
 
 from __future__ import annotations
