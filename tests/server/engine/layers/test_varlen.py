@@ -103,7 +103,8 @@ def test_the_engine_on_one_call_a_layer(
     """Mixed lengths, windows, chunks, scoring from cached states, rules, and a swap that running samples follow."""
     monkeypatch.setattr(build, "working_varlen", lambda shape: kernel)
     save_tiny(family, tmp_path)
-    bench = Bench.open(tmp_path, 2, max_context=128, scheduler=SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1, target_step_s=1e6), is_fast=is_fast)
+    limits = SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1, target_step_s=1e6)  # chunks do not shrink on a slow machine
+    bench = Bench.open(tmp_path, 2, max_context=128, scheduler=limits, is_fast=is_fast)
     assert bench.engine.trunk.attention is bench.engine.heads.attention is kernel
     rules = {"x": (10, 11, 12), "y": (10, 11, 20, 21)}
     requests = [
