@@ -59,12 +59,6 @@ class Shares:
         with self._lock:
             return self._held.get(principal, 0)
 
-    @property
-    def num_taken(self) -> float:
-        """What all hold together."""
-        with self._lock:
-            return sum(self._held.values())
-
     def take(self, principal: str, amount: float = 1) -> None:
         """Hold `amount` more. ResourceExhausted, with a time to come back, if there is no room for this principal."""
         with self._lock:

@@ -17,7 +17,7 @@ from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPl
 from polyhead.server.engine.layers.torch.attention import TorchAttention
 
 TOLERANCE = 0.02  # of the norm; roundings of bfloat16 alone make 0.004
-GROUP = 2  # query heads to a key head
+HEADS_PER_KEY_HEAD = 2
 WINDOW = 20
 
 logger = logging.getLogger(__name__)
@@ -51,7 +51,8 @@ def _error(shape: CacheShape, kernel: VarlenAttention) -> float:
     generator = torch.Generator().manual_seed(0)
     cache.layers[0].copy_(torch.randn(cache.layers[0].shape, generator=generator))
     num_rows = sum(end - start for start, end in ends)
-    queries = torch.randn(num_rows, GROUP * shape.num_kv_heads, shape.head_dim, generator=generator).to(shape.device, shape.dtype)
+    num_heads = HEADS_PER_KEY_HEAD * shape.num_kv_heads
+    queries = torch.randn(num_rows, num_heads, shape.head_dim, generator=generator).to(shape.device, shape.dtype)
     cache.layers[0][0].zero_()
     ways: tuple[AttentionBackend, ...] = (kernel, TorchAttention())
     plans = [StepPlan.build(cache, way, segments, [segment.end for segment in segments]) for way in ways]

@@ -64,12 +64,12 @@ def test_a_block_gives_back_what_it_held_also_after_an_error() -> None:
 
     def fail() -> None:
         with shares.held("a"):
-            taken.append(shares.num_taken)
+            taken.append(shares.num_held("a"))
             raise KeyError
 
     with pytest.raises(KeyError):
         fail()
-    assert (taken, shares.num_taken) == ([1], 0)
+    assert (taken, shares.num_held("a")) == ([1], 0)
 
 
 def test_a_refusal_tells_ones_own_part_and_names_nobody() -> None:
