@@ -5,18 +5,22 @@ from __future__ import annotations
 import pytest
 from xdist.scheduler import LoadScopeScheduling
 
-TOGETHER = ("tests/smollm/", "tests/deploy/")  # folders whose tests share one server: a second process would start a second one
-SLOW_FIRST = ("tests/smollm/", "tests/bench/", "tests/e2e/", "tests/deploy/", "tests/guards/", "tests/server/process/")
+SHARED = {  # tests that use one server together: a second process would start a second one
+    "the embedded model": ("tests/smollm/", "tests/guards/test_python_blocks.py"),
+    "tests/deploy": ("tests/deploy/",),
+}
+# The embedded model's server compiles for a minute on a new machine: what needs nothing compiled comes beside it. Then what is long.
+ORDER = (*SHARED["the embedded model"], "tests/heads/", "tests/client/", "tests/bench/", "tests/e2e/", "tests/deploy/", "tests/guards/")
 
 
 def unit_of(node_id: str) -> str:
-    """What one process runs from start to end: a folder that shares a server, else a file with its module's fixtures."""
-    return next((folder for folder in TOGETHER if node_id.startswith(folder)), node_id.partition("::")[0])
+    """What one process runs from start to end: tests that share a server, else a file with its module's fixtures."""
+    return next((unit for unit, places in SHARED.items() if node_id.startswith(places)), node_id.partition("::")[0])
 
 
 def start_order(item: pytest.Item) -> int:
-    """Long units come first, so that all processes end at about the same time."""
-    return next((place for place, folder in enumerate(SLOW_FIRST) if item.nodeid.startswith(folder)), len(SLOW_FIRST))
+    """Place in ORDER, or behind it: short units come last, so that all processes end at about the same time."""
+    return next((place for place, folder in enumerate(ORDER) if item.nodeid.startswith(folder)), len(ORDER))
 
 
 class UnitScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no types

@@ -45,3 +45,8 @@ class WireEnum(Generic[E]):
         if number not in self._members and number != 0:
             raise InvalidArgument(f"unknown {field.rpartition('.')[2]}: {int(number)}", field=field)
         return self._members.get(number)
+
+    def member_or(self, number: int, field: str, default: E) -> E:
+        """The same with `default` for 0. Not `or`: a member may be false, as Priority.INTERACTIVE is."""
+        member = self.member(number, field)
+        return default if member is None else member

@@ -32,6 +32,7 @@ def _parameters_on_meta() -> Iterator[None]:
     """
     owner = threading.get_ident()
     register, init_weights = nn.Module.register_parameter, PreTrainedModel.init_weights
+    resets = {kind: kind.reset_parameters for kind in (nn.Linear, nn.Embedding)}  # torch draws numbers there: a third of the time
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and threading.get_ident() == owner:
@@ -42,10 +43,18 @@ def _parameters_on_meta() -> Iterator[None]:
         if threading.get_ident() != owner:
             init_weights(model)
 
+    def reset_nothing(module: nn.Linear | nn.Embedding) -> None:
+        if threading.get_ident() != owner:
+            next(reset for kind, reset in resets.items() if isinstance(module, kind))(module)
+
     nn.Module.register_parameter = register_on_meta  # type: ignore[assignment, method-assign]
     PreTrainedModel.init_weights = init_nothing
+    for kind in resets:
+        kind.reset_parameters = reset_nothing  # type: ignore[method-assign]
     try:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
         PreTrainedModel.init_weights = init_weights
+        for kind, reset in resets.items():
+            kind.reset_parameters = reset  # type: ignore[method-assign]

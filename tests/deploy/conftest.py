@@ -42,7 +42,7 @@ def read_page(text: str) -> Exported:
 
 
 def scrape(server: LocalServer) -> Exported:
-    with urllib.request.urlopen(f"http://127.0.0.1:{server.ready['metrics_port']}/metrics", timeout=10) as answer:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.ready['metrics_port']}/metrics", timeout=60) as answer:
         return read_page(answer.read().decode())
 
 

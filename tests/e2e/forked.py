@@ -66,6 +66,14 @@ class ForkedServer:
             os.close(self._status)
         return self.returncode
 
+    def communicate(self, timeout: float | None = None) -> tuple[str, str]:
+        """What is left on its stdout and stderr, when it has ended. A server writes no more to stdout than a pipe holds."""
+        errors, output = ("" if file.closed else file.read() for file in (self.stderr, self.stdout))
+        self.wait(timeout)
+        self.stdout.close()
+        self.stderr.close()
+        return output, errors
+
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
             os.kill(self.pid, number)

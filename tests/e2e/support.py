@@ -75,7 +75,7 @@ def assert_reveals_nothing(error: Any, sent: bytes = b"") -> None:
     assert not re.search(r"/|Traceback|\w+(Error|Exception)\b|Error\(|<class|object at 0x|File \"", said), said
 
 
-def eventually(is_so: Callable[[], bool], within_s: float = 15.0, what: str = "it") -> None:
+def eventually(is_so: Callable[[], bool], within_s: float = 60.0, what: str = "it") -> None:
     end_at = time.monotonic() + within_s
     while not is_so():
         assert time.monotonic() < end_at, f"{what} did not come true within {within_s:g} s"

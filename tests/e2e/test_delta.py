@@ -39,7 +39,7 @@ def weights(client: Client, ref: str = "policy@1") -> dict[str, np.ndarray]:
 
 def received(server: LocalServer) -> dict[str, int]:
     """Bytes of pushes by form, from the metrics page."""
-    page = urllib.request.urlopen(f"http://127.0.0.1:{server.ready['metrics_port']}/metrics", timeout=10).read().decode()
+    page = urllib.request.urlopen(f"http://127.0.0.1:{server.ready['metrics_port']}/metrics", timeout=60).read().decode()
     found = re.findall(r'^polyhead_push_received_bytes_total\{form="(\w+)"\} ([\d.e+]+)$', page, re.MULTILINE)
     return {form: int(float(value)) for form, value in found}
 

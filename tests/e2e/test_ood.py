@@ -229,7 +229,7 @@ def test_a_full_queue_makes_a_fit_wait(tiny_model: Path, tmp_path: Path) -> None
 
 
 def test_fits_are_bounded_and_one_that_is_left_keeps_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    with serving(tiny_model, tmp_path, push_idle_s=2.0) as server, Client(server.address) as client:
+    with serving(tiny_model, tmp_path, push_idle_s=5.0) as server, Client(server.address) as client:
         with grpc.insecure_channel(server.address) as channel:
             forever = threading.Event()
 

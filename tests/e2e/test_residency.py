@@ -180,7 +180,7 @@ def abort_by_an_activation(client: Client, head: str) -> None:
 
 
 def miss_the_deadline(client: Client, head: str) -> None:
-    with pytest.raises(DeadlineExceeded):
+    with pytest.raises((DeadlineExceeded, ResourceExhausted)):  # on a busy machine it is refused at the door
         client.generate([PROMPT], head=head, max_new_tokens=3000, ignore_eos=True, timeout=0.1)
 
 
@@ -212,4 +212,4 @@ def test_weights_go_as_soon_as_nothing_uses_them(uncollected: Client, use: Calla
         assert_blocks_returned(client)
         client.delete_head(f"many@{version}")
         before = before or client.status().head_bytes
-    eventually(lambda: client.status().head_bytes <= before, 5.0, f"{before} bytes of heads: {client.status().head_bytes}")
+    eventually(lambda: client.status().head_bytes <= before, what=f"{before} bytes of heads: {client.status().head_bytes}")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
 import hashlib
 import time
@@ -83,6 +84,13 @@ class FakeEngine:
 
     def drop_head(self, digest: str) -> None:
         self.dropped.append(digest)
+
+
+async def until(is_so: Callable[[], object]) -> None:
+    """Wait for what has no event of its own. A test that slept for a moment instead would need a quiet machine."""
+    async with asyncio.timeout(60):
+        while not is_so():  # noqa: ASYNC110
+            await asyncio.sleep(0.01)
 
 
 @dataclass

@@ -29,7 +29,7 @@ def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int
         precision=layers.precision,
         pooling=PromptPooling(
             layers.resolve(header.layer, default=layers.kept[0], field="header.layer"),
-            enums.POOLINGS.member(header.pooling, "header.pooling") or Pooling.MEAN,
+            enums.POOLINGS.member_or(header.pooling, "header.pooling", Pooling.MEAN),
         ),
         num_prompts=_declared_prompts(header.num_prompts, d_model, shrinkage),
         shrinkage=shrinkage,

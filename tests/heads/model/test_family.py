@@ -336,11 +336,13 @@ def test_a_skeleton_of_a_big_model_allocates_next_to_nothing() -> None:
 
 def test_other_threads_make_real_parameters_while_a_skeleton_is_built() -> None:
     """The patch that sends parameters to the meta device is global; it must only act in the thread that builds."""
-    stop, devices = threading.Event(), set()
+    stop, devices, are_drawn = threading.Event(), set(), set()
 
     def make_modules() -> None:
         while not stop.is_set():
-            devices.add(nn.Linear(2, 2).weight.device.type)
+            weight = nn.Linear(4, 64).weight
+            devices.add(weight.device.type)
+            are_drawn.add(bool(0.0 < weight.abs().max() <= 0.5))
 
     thread = threading.Thread(target=make_modules)
     thread.start()
@@ -349,6 +351,7 @@ def test_other_threads_make_real_parameters_while_a_skeleton_is_built() -> None:
     stop.set()
     thread.join()
     assert devices == {"cpu"}
+    assert are_drawn == {True}
 
 
 def test_the_part_does_not_write_to_the_checkpoints_config(tmp_path: Path) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any
 
@@ -40,7 +41,6 @@ class Bench:
     checkpoint: Checkpoint
     spec: ModelSpec
     trunk: TrunkModule
-    model: PreTrainedModel  # unsplit, as transformers loads it
     engine: Engine
     events: list[Event] = field(default_factory=list)
     tensors: dict[str, dict[str, Tensor]] = field(default_factory=dict)  # of the heads that were made, by digest
@@ -54,10 +54,14 @@ class Bench:
         spec = describe(checkpoint, split_layer)
         trunk = build_trunk(checkpoint, spec, dtype)
         engine = build_engine(trunk, EngineConfig(**{"cache_bytes": 64 << 20, "max_context": 256, **config}), eos_ids)
-        model = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype).eval()
-        bench = cls(checkpoint, spec, trunk, model, engine)
+        bench = cls(checkpoint, spec, trunk, engine)
         bench.activate(1, policy=bench.policy("a"), value=bench.scalar("b"))
         return bench
+
+    @cached_property
+    def model(self) -> PreTrainedModel:
+        """Unsplit, as transformers loads it."""
+        return AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, dtype=self.trunk.embedding.dtype).eval()
 
     def policy(self, digest: str, change: Callable[[dict[str, Tensor]], None] = lambda tensors: None) -> LiveHead:
         """A policy head from the checkpoint, changed at will."""

@@ -15,7 +15,7 @@ from tests.server.fakes import FakeEngine
 def scrape(metrics: Metrics) -> dict[str, float]:
     server = serve_metrics(metrics.registry, "127.0.0.1", 0)
     try:
-        text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=5).read().decode()
+        text = urllib.request.urlopen(f"http://127.0.0.1:{server.port}/metrics", timeout=60).read().decode()
     finally:
         server.close()
     samples = [sample for family in text_string_to_metric_families(text) for sample in family.samples]

@@ -15,7 +15,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.server.rpc import health as health_module
 from polyhead.server.rpc.health import Health, watch_engine
 from polyhead.server.rpc.methods import SERVICES
-from tests.server.fakes import FakeEngine, grpc_server
+from tests.server.fakes import FakeEngine, grpc_server, until
 
 SERVING = health_pb2.HealthCheckResponse.SERVING
 NOT_SERVING = health_pb2.HealthCheckResponse.NOT_SERVING
@@ -55,7 +55,7 @@ async def test_over_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
         health.set_ready(True)
         assert (await second.read()).status == SERVING  # the library forgot all watchers of a name when one left
         second.cancel()
-        await asyncio.sleep(0.1)
+        await until(lambda: health._num_watches == 0)
         unknown = stub.Watch(health_pb2.HealthCheckRequest(service="polyhead.v1.head/late"))
         assert (await unknown.read()).status == UNKNOWN
         health.set_heads(["late"])
@@ -68,11 +68,9 @@ async def test_a_hung_engine_takes_the_server_down_until_it_moves_again() -> Non
     health.set_ready(True)
     engine.now = dataclasses.replace(engine.now, num_open=1, last_step_at=time.monotonic() - 6.0)
     watching = asyncio.create_task(watch_engine(health, engine.snapshot, period_s=0.01))
-    await asyncio.sleep(0.05)
-    assert (health.status(""), health.status("liveness")) == (NOT_SERVING, NOT_SERVING)
+    await until(lambda: (health.status(""), health.status("liveness")) == (NOT_SERVING, NOT_SERVING))
     engine.now = dataclasses.replace(engine.now, num_open=0)
-    await asyncio.sleep(0.05)
-    assert (health.status(""), health.status("liveness")) == (SERVING, SERVING)
+    await until(lambda: (health.status(""), health.status("liveness")) == (SERVING, SERVING))
     watching.cancel()
     with contextlib.suppress(asyncio.CancelledError):
         await watching

@@ -17,7 +17,7 @@ from polyhead.server.rpc.stream import _dispatch
 from polyhead.server.rpc.unread import IDLE_S, Account, Unread
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc
-from tests.server.fakes import grpc_address, grpc_server
+from tests.server.fakes import grpc_address, grpc_server, until
 
 KIB = 1 << 10
 MIB = 1 << 20
@@ -178,12 +178,6 @@ class Endless(heads_pb2_grpc.HeadServiceServicer):
 
     async def GetHead(self, request: Any, context: Any) -> Any:  # noqa: N802
         return pb.GetHeadResponse()
-
-
-async def until(is_so: Any) -> None:
-    async with asyncio.timeout(20):
-        while not is_so():  # noqa: ASYNC110  what the server does has no event here
-            await asyncio.sleep(0.01)
 
 
 async def stalled_call(endless: Endless, channel: Any) -> Any:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+from unittest import mock
 
 import pytest
 
@@ -12,9 +13,9 @@ from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.kinds import KINDS, HeadKind, OutputKind, model_output, takes_output
 from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.format.wire_enums import WireEnum, wire_numbers
-from polyhead.server.rpc.messages import enums
+from polyhead.server.rpc.messages import enums, requests
 from polyhead.server.versions.manifests import ManifestPatch
-from polyhead.v1 import heads_pb2, types_pb2
+from polyhead.v1 import generation_pb2, heads_pb2, types_pb2
 
 MAPS = {name: each for name, each in vars(enums).items() if isinstance(each, WireEnum)}
 
@@ -47,9 +48,18 @@ def test_every_member_goes_there_and_back(name: str) -> None:
     for member, number in each._numbers.items():
         assert each.number(member) == number
         assert each.member(number, "f") is member
+        assert all(each.member_or(number, "f", default) is member for default in each._numbers)
     with pytest.raises(InvalidArgument, match="unknown x: 99") as caught:
         each.member(99, "a.x")
     assert caught.value.field == "a.x"
+
+
+def test_an_interactive_caller_is_one() -> None:
+    """Priority.INTERACTIVE is 0, so false: `member(...) or Priority.BATCH` put people into the queue of the batch work."""
+    for name, number in (("INTERACTIVE", 1), ("BATCH", 2), ("BATCH", 0)):
+        message = generation_pb2.GenerateRequest(priority=number, prompts=[types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=[5]))])
+        context = mock.Mock(max_context=100)
+        assert requests.count_generation(message, context).priority.name == name
 
 
 def test_nothing_of_the_contract_is_forgotten() -> None:

@@ -21,7 +21,7 @@ from polyhead.server.host.pacing import RECEIVED_BYTES_PER_S, Pacer
 from polyhead.server.versions.head_loader import to_file
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc, types_pb2
-from tests.server.fakes import World, heads_server
+from tests.server.fakes import World, heads_server, until
 
 Stub = heads_pb2_grpc.HeadServiceStub
 
@@ -29,7 +29,7 @@ Stub = heads_pb2_grpc.HeadServiceStub
 @pytest.fixture
 async def stub(world: World) -> AsyncIterator[Stub]:
     world.registry.bootstrap(world.policy)
-    async with heads_server(world, push_idle_s=0.5) as (opened, _):
+    async with heads_server(world, push_idle_s=60.0) as (opened, _):
         yield opened
 
 
@@ -195,21 +195,27 @@ async def test_other_refusals(world: World, stub: Stub) -> None:
     assert_nothing_staged(world)
 
 
-async def test_an_abandoned_push_is_reclaimed(world: World, stub: Stub) -> None:
+def num_staged(world: World) -> int:
+    return len(list((Path(world.store.path) / "staging").iterdir()))
+
+
+async def test_an_abandoned_push_is_reclaimed(world: World) -> None:
     data = to_file(world.changed(1))
+    world.registry.bootstrap(world.policy)
 
     async def stall() -> AsyncIterator[pb.PushHeadRequest]:
         yield header(data)
         yield chunk(0, data[:100])
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
 
-    await refused(stub.PushHead(stall()), "DEADLINE_EXCEEDED")
-    assert_nothing_staged(world)
-    call = stub.PushHead(stall())
-    await asyncio.sleep(0.2)
-    call.cancel()
-    await asyncio.sleep(0.2)
-    assert_nothing_staged(world)
+    async with heads_server(world, push_idle_s=0.1) as (impatient, _):
+        await refused(impatient.PushHead(stall()), "DEADLINE_EXCEEDED")
+        assert_nothing_staged(world)
+    async with heads_server(world, push_idle_s=60.0) as (stub, _):
+        call = stub.PushHead(stall())
+        await until(lambda: num_staged(world) == 1)
+        call.cancel()
+        await until(lambda: num_staged(world) == 0)
 
 
 async def test_at_most_four_pushes_at_once(world: World, stub: Stub) -> None:
@@ -217,14 +223,14 @@ async def test_at_most_four_pushes_at_once(world: World, stub: Stub) -> None:
 
     async def stall() -> AsyncIterator[pb.PushHeadRequest]:
         yield header(data)
-        await asyncio.sleep(30)
+        await asyncio.Event().wait()
 
     calls = [stub.PushHead(stall()) for _ in range(4)]
-    await asyncio.sleep(0.2)
+    await until(lambda: num_staged(world) == 4)
     await refused(stub.PushHead(push(data)), "RESOURCE_EXHAUSTED")
     for call in calls:
         call.cancel()
-    await asyncio.sleep(0.3)
+    await until(lambda: num_staged(world) == 0)
     assert (await stub.PushHead(push(data))).head.version == 2
 
 
@@ -300,8 +306,7 @@ async def test_a_base_deleted_while_the_push_runs_is_still_there_for_it(world: W
 
     call = stub.PushHead(parts())
     await begun.wait()
-    await asyncio.sleep(0.3)
-    assert list((Path(world.store.path) / "staging").iterdir()), "the push has opened its base"
+    await until(lambda: num_staged(world))  # the push has opened its base
     await stub.DeleteHead(pb.DeleteHeadRequest(head="policy@2"))
     assert hashlib.sha256(base).hexdigest() not in {path.name for path in (Path(world.store.path) / "blobs").iterdir()}
     go_on.set()
