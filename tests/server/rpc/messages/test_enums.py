@@ -56,9 +56,9 @@ def test_every_member_goes_there_and_back(name: str) -> None:
 
 def test_an_interactive_caller_is_one() -> None:
     """Priority.INTERACTIVE is 0, so false: `member(...) or Priority.BATCH` put people into the queue of the batch work."""
-    for name, number in (("INTERACTIVE", 1), ("BATCH", 2), ("BATCH", 0)):
+    for name, number in (("BATCH", 0), ("BATCH", types_pb2.PRIORITY_BATCH), ("INTERACTIVE", types_pb2.PRIORITY_INTERACTIVE)):
         message = generation_pb2.GenerateRequest(priority=number, prompts=[types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=[5]))])
-        context = mock.Mock(max_context=100)
+        context = mock.Mock(max_context=1000)
         assert requests.count_generation(message, context).priority.name == name
 
 
