@@ -32,7 +32,8 @@ def _parameters_on_meta() -> Iterator[None]:
     """
     owner = threading.get_ident()
     register, init_weights = nn.Module.register_parameter, PreTrainedModel.init_weights
-    resets = {kind: kind.reset_parameters for kind in (nn.Linear, nn.Embedding)}  # torch draws numbers there: a third of the time
+    kinds: tuple[Any, ...] = (nn.Linear, nn.Embedding)  # torch draws their numbers when it makes one: a third of the time here
+    resets = {kind: kind.reset_parameters for kind in kinds}
 
     def register_on_meta(module: nn.Module, name: str, param: nn.Parameter | None) -> None:
         if param is not None and threading.get_ident() == owner:
@@ -43,18 +44,18 @@ def _parameters_on_meta() -> Iterator[None]:
         if threading.get_ident() != owner:
             init_weights(model)
 
-    def reset_nothing(module: nn.Linear | nn.Embedding) -> None:
+    def reset_nothing(module: nn.Module) -> None:
         if threading.get_ident() != owner:
             next(reset for kind, reset in resets.items() if isinstance(module, kind))(module)
 
     nn.Module.register_parameter = register_on_meta  # type: ignore[assignment, method-assign]
     PreTrainedModel.init_weights = init_nothing
-    for kind in resets:
-        kind.reset_parameters = reset_nothing  # type: ignore[method-assign]
+    for kind in kinds:
+        kind.reset_parameters = reset_nothing
     try:
         yield
     finally:
         nn.Module.register_parameter = register  # type: ignore[method-assign]
         PreTrainedModel.init_weights = init_weights
         for kind, reset in resets.items():
-            kind.reset_parameters = reset  # type: ignore[method-assign]
+            kind.reset_parameters = reset
