@@ -77,7 +77,7 @@ class OpenRequests:
     def _check_queue_and_deadline(self, request: Request) -> None:
         check_queue(request, self._open.values(), self.limits)
         try:
-            self.scheduler.deadlines.check(request, self._open.values(), len(self.scheduler.running), self.clock())
+            self.scheduler.deadlines.check(request, self._open.values(), self.scheduler.num_rows, self.clock())
         except ResourceExhausted:
             self.counters.late_requests += 1
             raise

@@ -21,6 +21,7 @@ class UploadMessage(Protocol):
 
 
 M = TypeVar("M", bound=UploadMessage)
+RATE_WINDOW_S = 60.0  # of waiting for messages, over which the rate is looked at
 
 
 class Upload(Generic[M]):
@@ -32,6 +33,18 @@ class Upload(Generic[M]):
         self._what = what  # "push", "fit": for errors
         self._idle_s = idle_s
         self._now = now
+        self._rated_s, self._num_bytes = 0.0, 0  # when the rate was looked at, and since then; what is done here is not the sender's time
+
+    def check_rate(self, num_bytes: int, least_per_s: int) -> None:
+        """So much has come. DeadlineExceeded for an upload that drips: it holds a place that others wait for."""
+        self._num_bytes += num_bytes
+        waited_s = self.waited_s - self._rated_s
+        if waited_s < RATE_WINDOW_S:
+            return
+        if self._num_bytes < least_per_s * waited_s:
+            problem = f"{self._num_bytes} bytes arrived in {waited_s:.0f} s, at least {least_per_s} a second are wanted"
+            raise DeadlineExceeded(f"the {self._what} is given up: {problem}")
+        self._rated_s, self._num_bytes = self.waited_s, 0
 
     async def header(self) -> Any:
         """The first message's header."""

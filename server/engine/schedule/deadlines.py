@@ -48,7 +48,7 @@ class Deadlines:
         if math.isinf(request.due_at) or not self.pace.is_known(now):
             return
         num_ahead, num_prefill = _ahead(request, open_requests)
-        num_patient = sum(max(0, each.num_open - each.num_waiting) for each in open_requests if math.isinf(each.due_at))
+        num_patient = sum(_num_begun(each) for each in open_requests if math.isinf(each.due_at))
         wait_s = self._queue_s(num_ahead, num_running) + self.pace.prefill_s(num_prefill)
         late_s = now + wait_s - self._latest_start(request, num_running + num_ahead, num_patient)
         if late_s > 0.0:
@@ -61,16 +61,16 @@ class Deadlines:
 
     # ---- in the queue
 
-    def verdict(self, sample: Sample, running: Sequence[Sample], num_waiting: int, now: float) -> Verdict:
+    def verdict(self, sample: Sample, running: Sequence[Sample], num_to_draw: int, now: float) -> Verdict:
         """Whether a sample joins those that run, waits, or has waited too long. A request that has begun is never refused."""
-        request, num_running = sample.request, len(running)
-        hurried = [each for each in running if not math.isinf(each.request.due_at)]
+        request, num_running = sample.request, count_rows(running)
+        hurried = [each for each in running if _is_row(each) and not math.isinf(each.request.due_at)]
         if not self.pace.is_known(now):
             is_crowd = len(hurried) >= FIRST_ROWS and not math.isinf(request.due_at)
             return Verdict.WAIT if is_crowd else Verdict.START
         num_patient = num_running - len(hurried)
         if request.lease is None and not math.isinf(request.due_at):
-            num_others = num_running + num_waiting - len(request.samples)
+            num_others = num_running + num_to_draw - (0 if sample.is_given else len(request.samples))
             if now > self._latest_start(request, num_others, num_patient):
                 return Verdict.REFUSE
             if hurried and self._is_slow(request, num_running, num_patient, now):
@@ -126,12 +126,30 @@ class Deadlines:
         return self.pace.drag * self.pace.step_s(num_rows)
 
 
+def count_rows(running: Collection[Sample]) -> int:
+    """Samples that draw, or are about to: what is scored is done in between, and shows as drag."""
+    return sum(map(_is_row, running))
+
+
+def _is_row(sample: Sample) -> bool:
+    return not sample.is_given and sample.phase is not Phase.SCORING
+
+
+def _num_begun(request: Request) -> int:
+    """Samples that have begun to draw; what is only scored draws no token."""
+    return 0 if _is_given(request) else max(0, request.num_open - request.num_waiting)
+
+
+def _is_given(request: Request) -> bool:
+    return bool(request.samples) and request.samples[0].is_given
+
+
 def _ahead(request: Request, open_requests: Collection[Request]) -> tuple[int, int]:
     """(samples that start before this request, their prefill tokens). Of another principal, as many samples count as of its own."""
     waiting: collections.Counter[str] = collections.Counter()
     num_first = num_prefill = num_all = 0
     for each in open_requests:
-        count = 0 if each.samples and each.samples[0].is_given else each.num_waiting  # what is only scored draws no token
+        count = 0 if _is_given(each) else each.num_waiting
         if each.priority < request.priority:
             num_first += count
         elif each.priority is request.priority:

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 from polyhead.heads.format.errors import PolyheadError
 from polyhead.server.engine.blocks.tree import BlockTree
-from polyhead.server.engine.schedule.deadlines import Deadlines, Verdict, too_late
+from polyhead.server.engine.schedule.deadlines import Deadlines, Verdict, count_rows, too_late
 from polyhead.server.engine.schedule.follow import Follower, lease_to_start_with
 from polyhead.server.engine.schedule.leases import take_lease
 from polyhead.server.engine.schedule.pace import Pace
@@ -19,7 +19,7 @@ from polyhead.server.engine.schedule.scorer import plan_readings
 from polyhead.server.engine.schedule.turns import Turns
 from polyhead.server.engine.work.batch import Batch, HeadRun, TrunkRun
 from polyhead.server.engine.work.live import ActiveSet
-from polyhead.server.engine.work.request import Output, Phase, Reading, Request, Sample
+from polyhead.server.engine.work.request import Output, Phase, Priority, Reading, Request, Sample
 from polyhead.server.engine.work.sequence import TokenSequence
 
 
@@ -61,7 +61,7 @@ class Scheduler:
         for sample in request.samples:
             self.turns.give(sample)
         self.waiting.extend(request.samples)
-        self.waiting.sort(key=lambda sample: (sample.request.priority, sample.turn, sample.request.serial))  # stable
+        self.waiting.sort(key=_place)  # stable
 
     def schedule(self, active: ActiveSet, now: float) -> Batch:
         """Choose the next step's work. `now`: time.monotonic()."""
@@ -138,13 +138,21 @@ class Scheduler:
 
     def _admit(self, active: ActiveSet, now: float) -> None:
         """Move samples from the queue into the pools. The rows that ran when one had to wait are what new requests must wait for."""
-        self.deadlines.most_rows = len(self.running) if self._start_waiting(active, now) else 0
+        self.deadlines.most_rows = self.num_rows if self._start_waiting(active, now) else 0
+
+    @property
+    def num_rows(self) -> int:
+        """Samples that draw a token each step, or are about to. May be read from any thread."""
+        return count_rows(list(self.running))
 
     def _start_waiting(self, active: ActiveSet, now: float) -> bool:
         """First come first served, as far as pools and deadlines go; one that needs a block being computed is passed by.
 
         Returns whether pools or deadlines stopped it: those who were only passed by start with one of the next steps.
         """
+        if self.turns.close_gaps(self.waiting):
+            self.waiting.sort(key=_place)
+        num_to_draw = sum(not sample.is_given for sample in self.waiting)
         pending: set[tuple[str, int]] = set()  # prompts whose next block is being computed: their other samples wait, too
         ahead: set[Request] = set()  # their states wait to be read
         late: set[Request] = set()
@@ -154,7 +162,7 @@ class Scheduler:
             prompt = (sample.sequence.salt, id(sample.prompt))
             if sample.request in ahead or sample.request in late or prompt in pending:
                 continue
-            verdict = self.deadlines.verdict(sample, self.running, len(self.waiting), now)
+            verdict = self.deadlines.verdict(sample, self.running, num_to_draw, now)
             if verdict is Verdict.WAIT:
                 return True
             if verdict is Verdict.REFUSE:
@@ -174,6 +182,7 @@ class Scheduler:
             if num_needed > self._num_unpromised() or num_head_blocks > self._num_unpromised_heads():
                 return True
             self.waiting.remove(sample)
+            num_to_draw -= not sample.is_given
             self.turns.start(sample)
             self.running.append(sample)  # before anything that can fail: a failed step ends what is running
             sample.request.num_waiting -= 1
@@ -372,3 +381,8 @@ def _placed(sample: Sample) -> Iterator[TokenSequence]:
     for sequence in sample.suffixes:
         if sequence.is_placed:
             yield sequence
+
+
+def _place(sample: Sample) -> tuple[Priority, int, int]:
+    """In the queue."""
+    return sample.request.priority, sample.turn, sample.request.serial

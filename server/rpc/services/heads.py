@@ -18,7 +18,6 @@ from polyhead.heads.store.store import OpenBlob, Staging
 from polyhead.server.engine.schedule.shares import Shares
 from polyhead.server.process.services import Services
 from polyhead.server.process.workers import carried_through
-from polyhead.server.rpc.errors import DeadlineExceeded
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import heads as convert
 from polyhead.server.rpc.uploads import Upload
@@ -31,9 +30,9 @@ from polyhead.v1 import heads_pb2_grpc
 
 MAX_CHUNK = 1 << 20
 MAX_WATCHES = 256
+MAX_PULLS = 64  # each holds a file open
 MAX_ANNOUNCEMENTS = 16
 MIN_BYTES_PER_S = 16 << 10  # of a push, over each minute that was waited for it
-RATE_WINDOW_S = 60.0
 GATHERED_BYTES = 1 << 20  # received bytes that are written at once
 Context = grpc.aio.ServicerContext[Any, Any]
 
@@ -52,6 +51,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         self._on_received = services.metrics.observe_received  # ("whole" or "delta", bytes of a chunk)
         self._pushes = Shares("pushes", MAX_PUSHES, hint="wait for one to end")
         self._watches = Shares("watches", MAX_WATCHES, hint="use one watch for the whole process", retry_after_s=10.0)
+        self._pulls = Shares("pulls", MAX_PULLS, hint="wait for one to end")
         self._announcements: dict[int, asyncio.Future[pb.WatchHeadsResponse | None]] = {}  # of the newest generations
         self._tensors = TensorHashes(services.store)
 
@@ -121,7 +121,8 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     ) -> AsyncIterator[pb.PullHeadResponse]:
         """A chunk is read from the file when the one before has gone out: a caller who does not read holds one, not the whole head."""
         view = await self._workers.run(self._registry.get, request.head, "head")
-        with await self._workers.open(self._store.open_blob, view.record.blob) as blob:
+        blob_id, principal = view.record.blob, current_call.get().caller.principal
+        with self._pulls.held(principal), await self._workers.open(self._store.open_blob, blob_id) as blob:
             yield pb.PullHeadResponse(head=convert.version_message(view))
             sha256 = hashlib.sha256()
             for offset in range(0, blob.num_bytes, MAX_CHUNK):
@@ -297,7 +298,6 @@ class _Chunks:
 
     def __init__(self, upload: Upload[pb.PushHeadRequest]) -> None:
         self._upload = upload
-        self._waited_s, self._num_bytes = 0.0, 0  # when the rate was looked at, and since then; disk and hashing are not the pusher's time
 
     async def read(self, num_bytes: int) -> AsyncIterator[bytes]:
         """The data, refused at the first byte that is out of order or too much."""
@@ -309,21 +309,10 @@ class _Chunks:
             if not 1 <= len(data) <= MAX_CHUNK:
                 raise InvalidArgument(f"a chunk has 1 to {MAX_CHUNK} bytes: {len(data)}", field="chunk.data")
             received += len(data)
-            self._check_rate(len(data))
+            self._upload.check_rate(len(data), MIN_BYTES_PER_S)
             if received > num_bytes:
                 raise InvalidArgument(f"more bytes than the header declares: {num_bytes}", field="chunk.data")
             yield data
-
-    def _check_rate(self, num_bytes: int) -> None:
-        """A push that drips holds a place that others wait for."""
-        self._num_bytes += num_bytes
-        waited_s = self._upload.waited_s - self._waited_s
-        if waited_s < RATE_WINDOW_S:
-            return
-        if self._num_bytes < MIN_BYTES_PER_S * waited_s:
-            problem = f"{self._num_bytes} bytes arrived in {waited_s:.0f} s, at least {MIN_BYTES_PER_S} a second are wanted"
-            raise DeadlineExceeded(f"the push is given up: {problem}")
-        self._waited_s, self._num_bytes = self._upload.waited_s, 0
 
 
 def _piece(blob: OpenBlob, offset: int, sha256: hashlib._Hash) -> bytes:

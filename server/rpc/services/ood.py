@@ -12,9 +12,10 @@ import numpy as np
 from polyhead.heads.format.errors import DataLoss, InvalidArgument, ResourceExhausted
 from polyhead.server.engine.work.events import Ended, Finished
 from polyhead.server.engine.work.pooling import PromptPooling
-from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.request import Priority, Request
 from polyhead.server.ood.scores import Floats, Moments, fit
 from polyhead.server.ood.store import OodFit, check_same_request, is_answered
+from polyhead.server.rpc import demand
 from polyhead.server.rpc.messages import ood, requests
 from polyhead.server.rpc.messages.prompts import prompt_ids
 from polyhead.server.rpc.services.call import CallRunner
@@ -26,6 +27,7 @@ from polyhead.v1 import trunk_pb2, types_pb2
 MAX_MESSAGE_PROMPTS = 256
 MAX_FITS_AT_ONCE = 2  # each holds matrices of 8 * d_model^2 bytes
 ENGINE_PROMPTS = 64  # of one engine request: a fit never fills the queue
+MIN_BYTES_PER_S = 64  # over each minute that was waited for prompts: a fit that drips holds a place
 RETRY_S = 5.0
 
 
@@ -68,6 +70,7 @@ class OodFitting:
             prompts = part.prompts
             if not 1 <= len(prompts) <= MAX_MESSAGE_PROMPTS:
                 raise InvalidArgument(f"a message has 1 to {MAX_MESSAGE_PROMPTS} prompts: {len(prompts)}", field="prompts")
+            upload.check_rate(part.ByteSize(), MIN_BYTES_PER_S)
             if count + len(prompts) > declared:
                 raise InvalidArgument(f"more prompts came than were declared: {declared}", field="header.num_prompts")
             yield count, prompts
@@ -80,18 +83,38 @@ class OodFitting:
     async def _gather(self, upload: Upload[trunk_pb2.FitOodRequest], wanted: OodFit) -> Moments:
         moments = Moments(self._services.spec.d_model)
         async for before, prompts in self._prompts(upload, wanted.num_prompts):
+            await self._when_there_is_room(prompts, before)
             token_ids = await self._services.workers.run(self._token_ids, prompts, before)
             for start in range(0, len(token_ids), ENGINE_PROMPTS):
                 rows = await self._rows(token_ids[start : start + ENGINE_PROMPTS], wanted.pooling, before + start)
                 await self._services.workers.run(moments.add, rows)
         return moments
 
+    async def _when_there_is_room(self, prompts: Sequence[types_pb2.Prompt], before: int) -> None:
+        """By counts alone: what is too long is refused, and what the queue has no room for waits, before any text is tokenised."""
+        num_tokens = await self._services.workers.run(self._least_tokens, prompts, before)
+        while True:
+            try:
+                return self._runner.check_room(Priority.BATCH, num_tokens, None)
+            except ResourceExhausted as error:
+                if error.retry_after_s is None:  # the whole queue could not hold it
+                    raise
+                await asyncio.sleep(error.retry_after_s)
+
+    def _least_tokens(self, prompts: Sequence[types_pb2.Prompt], before: int) -> int:
+        """Of the largest engine request that these prompts become."""
+        least = [demand.prompt_tokens(prompt) for prompt in prompts]
+        with self._runner.context() as context:
+            for index, (prompt, length) in enumerate(zip(prompts, least, strict=True), start=before):
+                context.check_text(num_sure_bytes(prompt), f"prompts[{index}]")
+                demand.check_least_length(length, context.max_context, f"prompts[{index}]")
+        return max(sum(least[start : start + ENGINE_PROMPTS]) for start in range(0, len(least), ENGINE_PROMPTS))
+
     def _token_ids(self, prompts: Sequence[types_pb2.Prompt], before: int) -> list[tuple[list[int], str]]:
         """(ids, salt) of each prompt; an error counts prompts from the start of the stream."""
         found = []
         with self._runner.context() as context:
             for index, prompt in enumerate(prompts, start=before):
-                context.check_text(num_sure_bytes(prompt), f"prompts[{index}]")
                 ids = prompt_ids(prompt, context, f"prompts[{index}]")
                 if len(ids) > context.max_context:
                     raise InvalidArgument(f"{len(ids)} tokens; the context holds {context.max_context}", field=f"prompts[{index}]")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import dataclasses
-from collections.abc import Callable
+from collections.abc import AsyncIterator, Callable
 from types import SimpleNamespace
 from typing import Any, cast
 
@@ -17,12 +17,15 @@ from polyhead.server.engine.work.reports import QueueLimits
 from polyhead.server.engine.work.request import Priority, Request, Sample
 from polyhead.server.engine.work.sampling import Draws, SamplingParams
 from polyhead.server.rpc.auth import Caller, Role
+from polyhead.server.rpc.errors import DeadlineExceeded
 from polyhead.server.rpc.interceptors import Call, current_call
 from polyhead.server.rpc.messages import requests
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.services.call import LOOP_BYTES, CallRunner
+from polyhead.server.rpc.services.ood import OodFitting
 from polyhead.server.rpc.services.trunk import TrunkServicer
+from polyhead.server.rpc.uploads import Upload
 from polyhead.v1 import generation_pb2, scoring_pb2, trunk_pb2, types_pb2
 from tests.server.rpc.test_limits import NOTHING, RULE_SET, Tokenizer
 from tests.server.rpc.test_limits import context as limits_context
@@ -208,3 +211,55 @@ class TestRefusalOnTheLoop:
         with pytest.raises(ResourceExhausted, match="full"):
             asyncio.run(self.call(full, message))
         assert (on_worker, made.num_samples) == ([message.ByteSize()], 0)
+
+
+class TestFit:
+    """FitOod tokenised a message of up to 256 prompts before anything was counted."""
+
+    @staticmethod
+    def fitting(context: RequestContext, check_room: Callable[..., None]) -> OodFitting:
+        async def run(function: Callable[..., Any], *args: Any) -> Any:
+            return function(*args)
+
+        services = SimpleNamespace(workers=SimpleNamespace(run=run), spec=SimpleNamespace(d_model=8))
+        runner = SimpleNamespace(services=services, check_room=check_room, context=lambda: contextlib.nullcontext(context))
+        return OodFitting(cast(Any, runner))
+
+    @staticmethod
+    def upload(given: list[types_pb2.Prompt], clock: list[float] | None = None, every_s: float = 0.0) -> Upload[trunk_pb2.FitOodRequest]:
+        """A message for each prompt, so many seconds apart by a clock that only they move."""
+        clock = clock or [0.0]
+
+        async def messages() -> AsyncIterator[trunk_pb2.FitOodRequest]:
+            for prompt in given:
+                clock[0] += every_s
+                yield trunk_pb2.FitOodRequest(prompts=trunk_pb2.FitOodPrompts(prompts=[prompt]))
+
+        return Upload(messages(), "fit", 60.0, lambda: clock[0])
+
+    def test_what_the_queue_cannot_hold_is_refused_before_it_is_tokenised(self, context: RequestContext, made: Made) -> None:
+        def check_room(priority: Priority, num_tokens: int, draws: Draws | None) -> None:
+            made.asked.append(num_tokens)
+            raise ResourceExhausted("the whole queue could not hold it")
+
+        wanted = cast(Any, SimpleNamespace(num_prompts=2))
+        with pytest.raises(ResourceExhausted):
+            asyncio.run(self.fitting(context, check_room)._gather(self.upload(prompts("a text", 0, 2)), wanted))
+        assert (made.asked, made.num_encoded) == ([1], 0)
+
+    def test_ids_that_are_too_long_are_refused_by_their_count(self, context: RequestContext, made: Made) -> None:
+        asked = self.fitting(context, context.check_room)
+        with pytest.raises(InvalidArgument) as caught:
+            asyncio.run(asked._when_there_is_room([*prompts("a text", 0, 1), *prompts("", context.max_context + 1, 1)], 5))
+        assert (caught.value.field, made.num_encoded) == ("prompts[6]", 0)
+
+    def test_a_fit_that_drips_is_given_up(self, context: RequestContext) -> None:
+        """A prompt a minute kept one of two places for hours."""
+
+        async def read(every_s: float) -> int:
+            fitting, upload = self.fitting(context, context.check_room), self.upload(prompts("a", 0, 200), every_s=every_s)
+            return len([before async for before, _ in fitting._prompts(upload, 200)])
+
+        assert asyncio.run(read(0.05)) == 200
+        with pytest.raises(DeadlineExceeded, match=r"the fit is given up: .* at least 64 a second"):
+            asyncio.run(read(30.0))

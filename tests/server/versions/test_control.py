@@ -173,6 +173,23 @@ async def test_watches_are_counted_by_who_holds_them(ready: World, monkeypatch: 
             watch.cancel()
 
 
+async def test_pulls_are_counted_by_who_holds_them(ready: World, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each holds a file open, of the few that are kept for the store."""
+    monkeypatch.setattr(heads_module, "MAX_PULLS", 2)
+    piece, gate = heads_module._piece, threading.Event()
+    monkeypatch.setattr(heads_module, "_piece", lambda *args: gate.wait(60) and piece(*args))
+    async with heads_server(ready, authenticator=AUTHENTICATOR) as (stub, _):
+        pulls = [stub.PullHead(pb.PullHeadRequest(head="policy@1"), metadata=TOKENS["ann"]) for _ in range(2)]
+        for pull in pulls:
+            await pull.read()
+        await refused(stub.PullHead(pb.PullHeadRequest(head="policy@1"), metadata=TOKENS["ann"]).read(), "RESOURCE_EXHAUSTED")
+        gate.set()
+        for pull in pulls:
+            while await pull.read() is not grpc.aio.EOF:
+                pass
+        assert [message async for message in stub.PullHead(pb.PullHeadRequest(head="policy@1"), metadata=TOKENS["ann"])]
+
+
 # ---- pushes
 
 

@@ -12,12 +12,13 @@ from typing import Any
 import pytest
 
 from polyhead.heads.format.errors import ResourceExhausted
+from polyhead.server.engine.schedule.deadlines import Verdict
 from polyhead.server.engine.schedule.pace import Pace
 from polyhead.server.engine.work.batch import Batch, TrunkRun
 from polyhead.server.engine.work.events import Ended
 from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.reports import QueueLimits
-from polyhead.server.engine.work.request import Request
+from polyhead.server.engine.work.request import Phase, Request
 from polyhead.server.engine.work.sampling import Draws, FinishReason, SamplingParams
 from tests.server.engine.harness import Bench
 
@@ -189,6 +190,20 @@ def test_a_group_that_waits_for_its_prompt_keeps_nobody_out(paced: Loaded) -> No
     assert paced.counters.late_requests == 0
     paced.run()
     paced.bench.assert_blocks_returned()
+
+
+def test_texts_that_are_only_scored_are_no_rows(paced: Loaded) -> None:
+    """Each counted as a row that draws: a call that had time enough waited until all of them had been scored."""
+    bench, now = paced.bench, paced.clock.now
+    times: dict[str, Any] = {"due_at": now + DEADLINE_S, "submitted_at": now}
+    texts = [bench.given([5], [6], score=("reference",), **times).samples[0] for _ in range(100)]
+    for text in texts:
+        text.phase = Phase.SCORING
+    params = SamplingParams(max_new_tokens=REPLY, ignore_eos=True)
+    asked, drawing = (bench.sampled([5], params=params, **times).samples[0] for _ in range(2))
+    drawing.phase = Phase.GENERATING
+    bench.engine.scheduler.pace._parts = (BASE_S, ROW_S, TOKEN_S)
+    assert bench.engine.scheduler.deadlines.verdict(asked, [*texts, drawing], 1, now) is Verdict.START
 
 
 def test_max_new_tokens_is_a_bound_and_no_reason_to_refuse(paced: Loaded) -> None:

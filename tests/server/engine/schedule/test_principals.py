@@ -118,3 +118,19 @@ def test_nobody_saves_up_turns_nor_pays_for_what_was_taken_back(bench: Bench) ->
     requests = [sampled(bench, principal, 40 + index) for index, principal in enumerate("aabb")]
     bench.run(*requests)
     assert order(bench)[-4:] in ("abab", "baba")
+
+
+def test_a_batch_that_is_taken_back_gives_its_turns_back_while_others_of_its_principal_wait(bench: Bench) -> None:
+    """The request behind it kept its place, behind tokens that nobody would draw: "bbbba"."""
+    bench.start(sampled(bench, "x", 0))
+    batch = [sampled(bench, "a", 1 + index, length=10) for index in range(5)]
+    others = [sampled(bench, principal, 10 + index, length=10) for index, principal in enumerate("abbbb")]
+    for each in (*batch, *others):
+        bench.engine.submit(each)
+    bench.engine._empty_inbox()
+    for each in batch:
+        bench.engine.cancel(each, Aborted("taken back"))
+    bench.engine._empty_inbox()
+    bench.events.clear()
+    bench.finish(*others)
+    assert order(bench).replace("x", "") in ("abbbb", "babbb")
