@@ -22,7 +22,8 @@ A wrong *type* of argument is a TypeError, before anything is sent.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import contextlib
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from typing import Any, ClassVar
 
@@ -30,6 +31,7 @@ import grpc
 from google.rpc import error_details_pb2, status_pb2
 
 from polyhead.client.addresses import proxy_variable
+from polyhead.heads.format import errors as format_errors
 
 __all__ = [
     "Aborted",
@@ -49,6 +51,7 @@ __all__ = [
     "Unauthenticated",
     "Unavailable",
     "Unimplemented",
+    "as_client_errors",
     "from_rpc_error",
 ]
 
@@ -175,6 +178,16 @@ def from_rpc_error(error: Any, target: str) -> PolyheadError:
     if kind is Unauthenticated and "\nhint:" not in message:
         message += "\nhint: give the client a token="
     return kind(message, **facts)
+
+
+@contextlib.contextmanager
+def as_client_errors() -> Iterator[None]:
+    """Errors of heads/format, which server and client share, as the client's own of the same name."""
+    try:
+        yield
+    except format_errors.PolyheadError as error:
+        kind = next((known for known in _BY_CODE.values() if known.__name__ == type(error).__name__), Internal)
+        raise kind(error.message, field=error.field) from None
 
 
 def _plain_message(code: grpc.StatusCode, details: str, target: str) -> str:

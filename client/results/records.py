@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 
 from polyhead.client.results.results import HeadKind
 from polyhead.client.wire.options import Rule
+from polyhead.heads.format.lora import LoraAdapter
 
 __all__ = [
     "Calibration",
@@ -54,17 +55,6 @@ class TrunkInfo:
     tied: bool
     config_json: str = field(repr=False)
     tap_layer: int = 0  # a layer inside the trunk whose states are kept, too; 0: none
-
-
-@dataclass(frozen=True, slots=True)
-class LoraAdapter:
-    """How a LoRA head's file is applied to its base: base(x) + scaling * B(A x). Patterns are by full module name."""
-
-    rank: int
-    alpha: float  # scaling is alpha / rank, or alpha / sqrt(rank) with use_rslora
-    use_rslora: bool = False
-    rank_pattern: dict[str, int] = field(default_factory=dict)
-    alpha_pattern: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)

@@ -7,16 +7,18 @@ So equal weights have equal files, and equal digests, whoever serialised them.
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 
+from polyhead.client.errors import as_client_errors
 from polyhead.client.weights.tensors import Source
+from polyhead.heads.format.precision import FILE_DTYPES
+from polyhead.heads.format.tensorfile import header_of, in_order
 
 __all__ = ["CanonicalFile", "serialise"]
 
 CHUNK_BYTES = 1 << 20  # the contract's limit for one message
-_ORDER = {"float32": (0, "F32"), "bfloat16": (1, "BF16"), "float16": (2, "F16")}
+_FILE_NAMES = {name: spelled for spelled, name in FILE_DTYPES.items()}
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,20 +48,15 @@ class CanonicalFile:
 
 def serialise(tensors: Mapping[str, Source], *, hash_each: bool = False) -> CanonicalFile:
     """Lay the file out and hash it: reads every tensor once, one at a time."""
-    names = sorted(tensors, key=lambda name: (_ORDER[tensors[name].dtype][0], name.encode()))
-    header, offset = {}, 0
-    for name in names:
-        source = tensors[name]
-        end = offset + source.num_bytes
-        header[name] = {"dtype": _ORDER[source.dtype][1], "shape": list(source.shape), "data_offsets": [offset, end]}
-        offset = end
-    text = json.dumps(header, separators=(",", ":"), ensure_ascii=False).encode()
-    text += b" " * (-len(text) % 8)
-    head = len(text).to_bytes(8, "little") + text
+    layout = {name: (_FILE_NAMES.get(each.dtype, each.dtype), each.shape) for name, each in tensors.items()}
+    with as_client_errors():
+        names = in_order({name: dtype for name, (dtype, _) in layout.items()})
+        head = header_of({name: (*layout[name], tensors[name].num_bytes) for name in names})
     digest, each = hashlib.sha256(head), {}
     for name in names:
         data = tensors[name].read()
         digest.update(data)
         if hash_each:
             each[name] = hashlib.sha256(data).digest()
-    return CanonicalFile(head, tuple(tensors[name] for name in names), len(head) + offset, digest.hexdigest(), each)
+    num_bytes = len(head) + sum(tensors[name].num_bytes for name in names)
+    return CanonicalFile(head, tuple(tensors[name] for name in names), num_bytes, digest.hexdigest(), each)

@@ -7,22 +7,21 @@ model.safetensors, the shards of model.safetensors.index.json. A folder that was
 from __future__ import annotations
 
 import json
-import math
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
-from polyhead.client.errors import DataLoss, FailedPrecondition, InvalidArgument
-from polyhead.client.weights.tensors import ITEM_SIZE, Source
+from polyhead.client.errors import DataLoss, FailedPrecondition, InvalidArgument, as_client_errors
+from polyhead.client.weights.tensors import Source
 from polyhead.heads.format.precision import FILE_DTYPES
+from polyhead.heads.format.safetensors_file import PlacedTensor, place_tensors
 
 __all__ = ["ADAPTER_CONFIG", "read_folder", "read_header", "read_json"]
 
 ADAPTER_CONFIG, ADAPTER_WEIGHTS = "adapter_config.json", "adapter_model.safetensors"  # what PEFT writes
 _SINGLE, _INDEX = "model.safetensors", "model.safetensors.index.json"
 _SHARD = re.compile(r"(?P<stem>.+)-\d+-(?P<of>of-\d+)\.safetensors")
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _SAVE_AGAIN = "hint: save or download the folder again"
 _NO_PICKLE = "hint: save with save_pretrained (safetensors; never pickle)"
 
@@ -95,38 +94,17 @@ def read_json(file: Path) -> dict[str, Any]:
 
 def read_header(file: Path) -> dict[str, Source]:
     """Where each tensor of a safetensors file lies. Raises DataLoss if the file is not whole."""
-    size = file.stat().st_size
-    with file.open("rb") as opened:
-        length = int.from_bytes(opened.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-            raise DataLoss(f"not a whole safetensors file: {file.name}")
-        try:
-            header: dict[str, Any] = json.loads(opened.read(length))
-            header.pop("__metadata__", None)
-            return dict(_sources(file, 8 + length, size, header))
-        except (ValueError, KeyError, TypeError, AttributeError, RecursionError):
-            raise DataLoss(f"the safetensors file has a damaged header: {file.name}") from None
+    with as_client_errors():
+        return {name: _from_file(file, placed) for name, placed in place_tensors(file).items()}
 
 
-def _sources(file: Path, data_start: int, file_size: int, header: Mapping[str, Any]) -> Iterator[tuple[str, Source]]:
-    for name, entry in header.items():
-        yield name, _from_file(file, data_start, file_size, entry)
-
-
-def _from_file(file: Path, data_start: int, file_size: int, entry: Mapping[str, Any]) -> Source:
-    start, end = (int(offset) + data_start for offset in entry["data_offsets"])
-    dtype, shape = FILE_DTYPES.get(entry["dtype"], str(entry["dtype"])), tuple(int(size) for size in entry["shape"])
-    if not data_start <= start <= end <= file_size:
-        raise DataLoss(f"the safetensors file is truncated: {file.name}")
-    if dtype in ITEM_SIZE and math.prod(shape) * ITEM_SIZE[dtype] != end - start:
-        raise DataLoss(f"the safetensors file has a damaged header: {file.name}")
-
+def _from_file(file: Path, placed: PlacedTensor) -> Source:
     def read() -> memoryview:
         with file.open("rb") as opened:
-            opened.seek(start)
-            data = opened.read(end - start)
-        if len(data) != end - start:
+            opened.seek(placed.start)
+            data = opened.read(placed.num_bytes)
+        if len(data) != placed.num_bytes:
             raise DataLoss(f"the file became shorter while it was read: {file.name}")
         return memoryview(data)
 
-    return Source(dtype, shape, read)
+    return Source(FILE_DTYPES.get(placed.dtype, placed.dtype), placed.shape, read)

@@ -19,6 +19,7 @@ import torch
 from transformers import AutoConfig
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument, NotFound
+from polyhead.heads.format.safetensors_file import place_tensors
 from polyhead.heads.model.weight_files import find_weight_files, read_json
 
 __all__ = ["Checkpoint", "Piece", "TensorInfo", "canonical_config", "resolve_folder", "trunk_digest", "write_weights"]
@@ -38,7 +39,6 @@ DTYPES: dict[str, torch.dtype] = {
     "F8_E5M2": torch.float8_e5m2,
 }
 _DTYPE_NAMES = {dtype: name for name, dtype in DTYPES.items()}
-_MAX_HEADER_BYTES = 100_000_000  # safetensors' own limit
 _READ_BYTES = 1 << 20
 _ALIGNMENT = 64  # of the first tensor in files we write: kernels on a mapped, unaligned weight give other last bits
 _HUB_IGNORED = ["consolidated*", "*/*.safetensors"]  # second copies of the weights in other layouts
@@ -307,32 +307,13 @@ def _index(folder: Path, config: Mapping[str, Any]) -> dict[str, TensorInfo]:
 
 
 def read_header(path: Path) -> dict[str, TensorInfo]:
-    """Parse a safetensors header without touching the weights; every number is checked against the file's size."""
-    size = path.stat().st_size
-    with path.open("rb") as file:
-        length = int.from_bytes(file.read(8), "little")
-        if size < 8 or length > min(_MAX_HEADER_BYTES, size - 8):
-            raise DataLoss(f"not a whole safetensors file: {path.name!r}\nhint: download or save it again")
-        try:
-            header = json.loads(file.read(length))
-        except (ValueError, RecursionError):
-            raise DataLoss(f"the safetensors header is not JSON: {path.name!r}") from None
-    if not isinstance(header, dict):
-        raise DataLoss(f"the safetensors header is not an object: {path.name!r}")
-    header.pop("__metadata__", None)
-    return {name: _tensor_info(path.name, name, entry, 8 + length, size) for name, entry in header.items()}
-
-
-def _tensor_info(file: str, name: str, entry: Any, data_start: int, file_size: int) -> TensorInfo:
-    try:
-        dtype, shape = DTYPES[entry["dtype"]], tuple(int(n) for n in entry["shape"])
-        start, end = (int(n) for n in entry["data_offsets"])
-    except (KeyError, TypeError, ValueError):
-        raise InvalidArgument(f"{file} holds a tensor whose header entry is not understood: {name[:120]!r}") from None
-    is_inside = 0 <= start <= end <= file_size - data_start
-    if not is_inside or min(shape, default=0) < 0 or end - start != math.prod(shape) * dtype.itemsize:
-        raise DataLoss(f"{file} is truncated or damaged at tensor {name[:120]!r}\nhint: download or save it again")
-    return TensorInfo(file=file, dtype=dtype, shape=shape, start=data_start + start, num_bytes=end - start)
+    """A weight file's tensors. InvalidArgument for a dtype that nothing here can hold."""
+    found = {}
+    for name, placed in place_tensors(path).items():
+        if placed.dtype not in DTYPES:
+            raise InvalidArgument(f"{path.name} holds a tensor whose dtype is not understood: {name[:120]!r} ({placed.dtype[:40]})")
+        found[name] = TensorInfo(path.name, DTYPES[placed.dtype], placed.shape, placed.start, placed.num_bytes)
+    return found
 
 
 def _read_exactly(file: BinaryIO, buffer: memoryview, name: str) -> None:

@@ -179,9 +179,15 @@ def test_entries_that_do_not_fit_the_file(entry: dict[str, Any], tmp_path: Path)
 
 
 @pytest.mark.parametrize("entry", [{"dtype": "F4"}, {"dtype": "F32", "shape": [2]}, [], None, {"dtype": "F32", "shape": ["x"]}])
-def test_entries_that_are_not_understood(entry: Any, tmp_path: Path) -> None:
+def test_entries_that_are_no_tensors(entry: Any, tmp_path: Path) -> None:
     write_raw(tmp_path / "x.safetensors", {"a": entry}, 8)
-    with pytest.raises(InvalidArgument, match="not understood"):
+    with pytest.raises(DataLoss, match="damaged at tensor 'a'"):
+        read_header(tmp_path / "x.safetensors")
+
+
+def test_a_dtype_that_is_not_understood(tmp_path: Path) -> None:
+    write_raw(tmp_path / "x.safetensors", {"a": {"dtype": "F4", "shape": [2], "data_offsets": [0, 1]}}, 8)
+    with pytest.raises(InvalidArgument, match="not understood: 'a'"):
         read_header(tmp_path / "x.safetensors")
 
 
