@@ -25,15 +25,19 @@ _FIELD = "manifest.lora"
 
 @dataclass(frozen=True, slots=True)
 class LoraAdapter:
-    """How an adapter's file is applied to its base. Patterns are by full module name, `model.layers.27.self_attn.q_proj`."""
+    """How a LoRA head's file is applied to its base: base(x) + scaling * B(A x).
+
+    Patterns are by full module name, `model.layers.27.self_attn.q_proj`.
+    """
 
     rank: int
-    alpha: float
+    alpha: float  # scaling is alpha / rank, or alpha / sqrt(rank) with use_rslora
     use_rslora: bool = False
     rank_pattern: Mapping[str, int] = field(default_factory=dict, hash=False)
     alpha_pattern: Mapping[str, float] = field(default_factory=dict, hash=False)
 
     def rank_of(self, module: str) -> int:
+        """By its pattern, or `rank`."""
         return self.rank_pattern.get(module, self.rank)
 
     def scaling_of(self, module: str) -> float:
