@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
 QUICK := tests/server/engine tests/heads/store tests/heads/format tests/client
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate serve test test-quick test-long test-web lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf test-trl serve test test-quick test-long test-web lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -26,6 +26,9 @@ demo: env  ## one round on a real model: chat, score, train, swap under load, ro
 
 annotate: env  ## collect judgements of the embedded model's replies in a browser: prints an invite link
 	@$(BIN)/python -m polyhead.client.annotate.trial
+
+rlhf: env  ## the whole loop: two judges, three arms of RL, a table: make rlhf ARGS='--reward heads --folder runs/rlhf'
+	$(BIN)/python -m polyhead.client.rlhf.rlhf $(ARGS)
 
 serve: env  ## a server with the embedded model on 127.0.0.1:50051
 	$(BIN)/polyhead serve
@@ -47,6 +50,16 @@ $(VENV)/.web: pyproject.toml
 	@command -v npm >/dev/null || { echo "no npm on this machine: apt-get install npm"; exit 1; }
 	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,web-test]'
 	cd $(VENV) && npm install --silent --no-save --no-audit --no-fund --prefix web axe-core@4.14.1
+	@touch $@
+
+TRL_VENV ?= .venv-trl
+test-trl: $(TRL_VENV)/.ready  ## the TRL adapter with TRL's own trainers, in an environment of its own
+	TRL_EXPERIMENTAL_SILENCE=1 OMP_NUM_THREADS=1 $(TRL_VENV)/bin/python -m pytest tests/trl -p no:cacheprovider
+
+$(TRL_VENV)/.ready: pyproject.toml constraints.txt
+	@echo "building $(TRL_VENV): torch, transformers, TRL, about two minutes"
+	$(PYTHON) -m venv $(TRL_VENV)
+	$(TRL_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 'trl>=1.16,<2'
 	@touch $@
 
 bench: env  ## our goals beside other engines, in one run: make bench ARGS='--only P1,P2 --peers transformers,llamacpp'
@@ -81,4 +94,4 @@ $(DOCS_VENV)/.ready: pyproject.toml
 	@touch $@
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TRL_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist

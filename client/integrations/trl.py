@@ -157,19 +157,19 @@ def column(name: str, weight: float = 1.0) -> Callable[..., list[float | None]]:
 
 def freeze_trunk(model: Any, target: str, token: str | None = None) -> list[str]:
     """Let only what the server serves as a head require gradients; returns those names."""
-    own = client_of(target, token).trunk().head_tensors
+    trunk = client_of(target, token).trunk().tensors
     named = dict(model.named_parameters())
     for name, parameter in named.items():
-        parameter.requires_grad_(name in own)
-    return [name for name in named if name in own]
+        parameter.requires_grad_(name not in trunk)
+    return [name for name in named if name not in trunk]
 
 
 def head_weights(model: Any, client: Client) -> dict[str, Any]:
     """The model's parameters that a head has. Raises ValueError for a trunk parameter that is being trained."""
-    own = client.trunk().head_tensors
+    trunk = client.trunk().tensors
     weights = {}
     for name, parameter in model.named_parameters():
-        if name in own:
+        if name not in trunk:
             weights[name] = parameter
         elif parameter.requires_grad:
             raise ValueError(f"the trunk is frozen, but this parameter is trained: {name}\nhint: call freeze_trunk(model, target) first")

@@ -11,7 +11,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from polyhead.client import Client
+from polyhead.client import Client, Rule
 from polyhead.client.errors import NotFound
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
@@ -36,11 +36,16 @@ class Asked:
     followed_id: int
 
 
-def encode_judgements(client: Client, rows: Sequence[RuleJudgement], states: StateStore) -> Asked:
-    """The rows that are not unsure, with their questions. Raises DataError for a rule that the server does not know."""
+def encode_judgements(
+    client: Client, rows: Sequence[RuleJudgement], states: StateStore, rules: Sequence[str | Rule] | None = None
+) -> Asked:
+    """The rows that are not unsure, with their questions. Raises DataError for a rule that the server does not know.
+
+    `rules` gives rules by their text; left out, the rows name rules of the server.
+    """
     rows = [row for row in rows if row.label.target is not None]
     try:
-        questions = client.tokenize_rules(sorted({row.rule for row in rows}))
+        questions = client.tokenize_rules(rules or sorted({row.rule for row in rows}))
     except NotFound as error:
         raise DataError(f"a rule of the data is not one of the server's: {error}") from None
     ids_of = dict(questions.token_ids)
@@ -58,11 +63,12 @@ def train_rule(
     config: FitConfig = FEW_JUDGEMENTS,
     broken_weight: float = 1.0,
     embedding: nn.Parameter | None = None,
+    rules: Sequence[str | Rule] | None = None,
     checkpoints: CheckpointFolder | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> HeadModule:
     """Train a copy of `start_from` on judgements and return it; nothing is pushed."""
-    asked = encode_judgements(client, rows, states)
+    asked = encode_judgements(client, rows, states, rules)
     head = pull_module(client, start_from, embedding)
 
     def loss(items: list[int]) -> torch.Tensor:

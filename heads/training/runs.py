@@ -88,7 +88,7 @@ def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) ->
     states, source = StateStore(client, run.states), run.start_from or "rule"
     embedding = pull_embedding(client) if client.trunk().tied else None
     checkpoints = _checkpoints(run, config, client, source)
-    head = rule.train_rule(client, rows, states, source, config, run.broken_weight, embedding, checkpoints, on_step)
+    head = rule.train_rule(client, rows, states, source, config, run.broken_weight, embedding, None, checkpoints, on_step)
     asked = rule.encode_judgements(client, held_out, states)
     found = rule.held_out_probabilities(head, asked)
     targets = [label.target or 0.0 for label in asked.labels]

@@ -23,9 +23,18 @@ MAY_IMPORT = {
     "polyhead.client.cli": {"polyhead.client.cli", "polyhead.client"},  # an application: commands import what they run when it is asked for
     "polyhead.client.annotate": {"polyhead.client.annotate", "polyhead.client"},  # an application; a test of its own: public names alone
     "polyhead.client.demo": {"polyhead.client.demo", "polyhead.client", "polyhead.heads.model", "polyhead.heads.training"},
+    "polyhead.client.rlhf": {
+        "polyhead.client.rlhf",
+        "polyhead.client",
+        "polyhead.client.bench.plot",
+        "polyhead.heads.model",
+        "polyhead.heads.training",
+    },
+    "polyhead.client.bench.plot": set(),  # numbers and geometry: nothing of ours
     "polyhead.client.integrations": {"polyhead.client.integrations", "polyhead.client"},  # an application: what other trainers call
     "polyhead.client.bench": {
         "polyhead.client.bench",
+        "polyhead.client.bench.plot",
         "polyhead.client",
         "polyhead.heads.format",
         "polyhead.heads.model",

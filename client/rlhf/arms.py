@@ -1,0 +1,105 @@
+"""The three arms of the demonstration, and how each is rewarded: by the judges themselves, or by heads that learned from them."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+
+from polyhead.client import Client, Sample
+from polyhead.client.rlhf import judges
+from polyhead.client.rlhf.measure import ask
+from polyhead.heads.training.data import Comparison, Prompt, RuleJudgement
+from polyhead.heads.training.losses import RuleLabel
+from polyhead.heads.training.metrics import pair_accuracy, rule_metrics
+from polyhead.heads.training.preference import FEW_PAIRS, encode_ranked, held_out_margins, train_preference
+from polyhead.heads.training.remote import weights_of
+from polyhead.heads.training.rl.rewards import HeadsReward, JudgeReward, Reward
+from polyhead.heads.training.rule import FEW_JUDGEMENTS, encode_judgements, held_out_probabilities, train_rule
+from polyhead.heads.training.state_store import StateStore
+
+PREFERENCE, RULE = "preference-judged", "rule-judged"
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One way to weigh the two judges."""
+
+    name: str
+    preference_weight: float  # a standard deviation of the base's preference
+    rule_weight: float  # of "the rule is kept"; learned heads need about twice the judges' weight
+
+    def reward(self, source: str, spread: float) -> Reward:
+        """`source` is "judge" or "heads"."""
+        if source == "heads":
+            rule = RULE if self.rule_weight else ""
+            liked = PREFERENCE if self.preference_weight else ""
+            return HeadsReward(liked, rule, (judges.RULE,), self.preference_weight, 2 * self.rule_weight)
+
+        def judge(prompt: Prompt, text: str) -> float:
+            return self.preference_weight * judges.preference(text) / spread + self.rule_weight * (not judges.is_broken(text))
+
+        return JudgeReward(judge, f"{self.name}, spread {spread:.6f}")
+
+
+ARMS = (Arm("preference", 1.0, 0.0), Arm("rule", 0.0, 2.0), Arm("mix", 1.0, 2.0))
+
+
+@dataclass(frozen=True)
+class Learned:
+    """How good the two learned heads are on questions that they were not trained on."""
+
+    pair_accuracy: float
+    num_pairs: int
+    rule_auc: float
+    rule_auc_in_conflict: float  # among replies in the first person: what the overall figure hides
+    rule_ece: float
+
+
+def train_judged_heads(
+    client: Client, questions: Sequence[str], drawn: Sequence[Sample], held_out: Sequence[str], held_drawn: Sequence[Sample], folder: Path
+) -> Learned:
+    """A preference and a rule head from the judges' verdicts on the base's replies, pushed and activated under names of their own."""
+    states = StateStore(client, folder / "states")
+    rows, unseen = _comparisons(questions, drawn), _comparisons(held_out, held_drawn)
+    liked = train_preference(client, rows, states, config=dataclasses.replace(FEW_PAIRS, epochs=2))
+    accuracy = pair_accuracy([margin for each in held_out_margins(liked, encode_ranked(client, unseen, states)) for margin in each])
+    judged, unseen_judged = _balanced(_judgements(questions, drawn)), _judgements(held_out, held_drawn)
+    ruled = train_rule(client, judged, states, config=FEW_JUDGEMENTS, rules=[judges.RULE])
+    found = held_out_probabilities(ruled, encode_judgements(client, unseen_judged, states, [judges.RULE]))
+    targets = [row.label.target or 0.0 for row in unseen_judged]
+    conflict = [index for index, row in enumerate(unseen_judged) if judges.preference(row.completion) > 0]
+    overall = rule_metrics(found, targets)
+    within = rule_metrics([found[index] for index in conflict], [targets[index] for index in conflict])
+    weights = {PREFERENCE: weights_of(liked), RULE: weights_of(ruled)}
+    kinds = {PREFERENCE: {"kind": "preference"}, RULE: {"kind": "rule"}}
+    client.update(weights, options=kinds, note="rlhf: heads that learned from the judges")  # type: ignore[arg-type]
+    return Learned(accuracy.share, accuracy.count, overall.auc, within.auc, overall.ece)
+
+
+def _comparisons(questions: Sequence[str], drawn: Sequence[Sample]) -> list[Comparison]:
+    """A row for each question whose replies are not all liked equally."""
+    rows = []
+    for index, question in enumerate(questions):
+        replies = [each.text for each in drawn if each.prompt_index == index and each.text]
+        scores = [judges.preference(text) for text in replies]
+        if len(set(scores)) > 1:
+            order = sorted(set(scores), reverse=True)
+            rows.append(Comparison(ask(question), tuple(replies), tuple(order.index(each) + 1 for each in scores)))
+    return rows
+
+
+def _judgements(questions: Sequence[str], drawn: Sequence[Sample]) -> list[RuleJudgement]:
+    labels = {True: RuleLabel.DEFINITELY_BROKEN, False: RuleLabel.DEFINITELY_FOLLOWED}
+    texts = [(ask(questions[each.prompt_index]), each.text) for each in drawn if each.text]
+    return [RuleJudgement(prompt, text, judges.RULE.id, labels[judges.is_broken(text)]) for prompt, text in texts]
+
+
+def _balanced(rows: Sequence[RuleJudgement]) -> list[RuleJudgement]:
+    """As many broken as kept: all of the fewer kind. It shifts p_violate: the calibration error says by how much."""
+    sides = [[row for row in rows if row.label.target == target] for target in (1.0, 0.0)]
+    count, order = min(map(len, sides)), np.random.default_rng(0)
+    return [side[index] for side in sides for index in sorted(order.permutation(len(side))[:count])]

@@ -1,0 +1,190 @@
+"""`make rlhf`: base rates, three arms of RL side by side, and what became of each on held-out questions.
+
+A server process is started on the embedded model; this process is its client and its trainer, and never holds the trunk. What is finished
+stays in --folder: the same command goes on from there.
+"""
+
+from __future__ import annotations
+
+import argparse
+import dataclasses
+import json
+import platform
+import resource
+import sys
+import tempfile
+import time
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from polyhead.client import Client, Sample
+from polyhead.client.local import local_server
+from polyhead.client.rlhf import judges
+from polyhead.client.rlhf.arms import ARMS, PREFERENCE, RULE, Arm, train_judged_heads
+from polyhead.client.rlhf.measure import ask, measure, of_samples, sample
+from polyhead.client.rlhf.page import page, plots, table
+from polyhead.heads.model import embedded
+from polyhead.heads.training.rl import rounds
+from polyhead.heads.training.rl.config import RLConfig
+from polyhead.heads.training.rl.learner import Learner
+from polyhead.heads.training.rl.prompts import PromptPool
+from polyhead.heads.training.rl.served import Arm as Served
+from polyhead.heads.training.state_store import StateStore
+from polyhead.heads.training.verify import verify
+
+MIB = 1 << 20
+
+
+class Story:
+    """The demonstration, a method a chapter; every result is kept in `folder` as soon as it is there."""
+
+    def __init__(self, client: Client, options: argparse.Namespace, folder: Path) -> None:
+        self.client, self.options, self.folder = client, options, folder
+        questions = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf-8"))
+        self.train, self.held_out = questions["train"][: options.train_questions], questions["held_out"][: options.held_out]
+        self.heads = [PREFERENCE, RULE] if options.reward == "heads" else []
+        self.tokens = options.tokens
+        self.kept = folder / "results.json"
+        self.results: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {"arms": {}, "seconds": 0.0}
+        self._base: list[Sample] | None = None
+
+    def run(self) -> dict[str, Any]:
+        """All chapters that are not there yet."""
+        print(f"two judges, in place of people:\n\n{Path(judges.__file__).read_text().split('RULE =')[1].split(chr(10), 2)[2]}")
+        if "base" not in self.results:
+            self.base_rates()
+        for arm in ARMS:
+            if arm.name not in self.results["arms"]:
+                self.arm(arm)
+        return self.results
+
+    @property
+    def base(self) -> list[Sample]:
+        """The reference's replies to the held-out questions, as measured ones are drawn."""
+        if self._base is None:
+            self._base = sample(self.client, "reference", self.held_out, self.options.held_out_samples, self.heads, self.tokens)
+        return self._base
+
+    def base_rates(self) -> None:
+        """How often the judges are content with the base, and the learned heads if they are to reward."""
+        began_at = time.monotonic()
+        drawn = sample(self.client, "reference", self.train, self.options.base_samples, [], self.tokens, seed=7)
+        liked = np.array([judges.preference(each.text) for each in drawn])
+        broken = np.array([judges.is_broken(each.text) for each in drawn], float)
+        by_prompt: dict[int, set[bool]] = {}
+        for each in drawn:
+            by_prompt.setdefault(each.prompt_index, set()).add(judges.is_broken(each.text))
+        self.results["spread"] = float(liked.std()) or 1.0
+        self.results["base_rates"] = {
+            "replies": len(drawn),
+            "preference": float(liked.mean()),
+            "broken": float(broken.mean()),
+            "correlation": float(np.corrcoef(liked, broken)[0, 1]) if liked.std() and broken.std() else 0.0,
+            "prompts_with_both": float(np.mean([len(found) == 2 for found in by_prompt.values()])),
+        }
+        if self.heads:
+            held = sample(self.client, "reference", self.held_out, self.options.base_samples, [], self.tokens, seed=8)
+            learned = train_judged_heads(self.client, self.train, drawn, self.held_out, held, self.folder)
+            self.results["learned"] = dataclasses.asdict(learned)
+            print(f"learned heads, held out: {learned}")
+        self.results["base"] = dataclasses.asdict(of_samples(self.base, self.base, self.heads, []))
+        print(f"base rates of {len(drawn)} replies: {self.results['base_rates']}")
+        self._keep(began_at)
+
+    def arm(self, arm: Arm) -> None:
+        """Train one arm and measure it."""
+        began_at = time.monotonic()
+        print(f"\narm {arm.name}: {arm.preference_weight:g} x preference / spread + {arm.rule_weight:g} x rule kept")
+        config = RLConfig(rounds=self.options.rounds, prompts=self.options.prompts, max_new_tokens=self.tokens, kl_limit=0.8)
+        pool = PromptPool([(ask(question), "questions") for question in self.train], seed=config.seed)
+        reward = arm.reward(self.options.reward, self.results["spread"])
+        run = rounds.Run(self.client, pool, reward, self.folder / arm.name, arm.name, start_from="reference")
+        learner = rounds.train(run, config, lambda report: print(report.line(config.rounds), flush=True), print)
+        head = Served(self.client, arm.name).policy
+        measured = measure(self.client, head, self.held_out, self.base, self.heads, self.options.held_out_samples, self.tokens)
+        lines = (self.folder / arm.name / "rounds.jsonl").read_text().splitlines()
+        self.results["arms"][arm.name] = {
+            "measure": dataclasses.asdict(measured),
+            "rounds": [json.loads(line) for line in lines],
+            "gap": self._gap(learner, head),
+            "memory": memory(learner, self.client),
+        }
+        print(f"held out: {measured}")
+        self._keep(began_at)
+
+    def _gap(self, learner: Learner, head: str) -> float:
+        """Between the trainer's head and the served one, on base replies."""
+        items = [(list(each.prompt_token_ids), list(each.token_ids)) for each in self.base[:4]]
+        return verify(self.client, learner.policy, head, items, StateStore(self.client, self.folder / "states"))
+
+    def _keep(self, began_at: float) -> None:
+        self.results["seconds"] += time.monotonic() - began_at
+        self.kept.write_text(json.dumps(self.results, indent=1))
+
+
+def memory(learner: Learner, client: Client) -> dict[str, float]:
+    """MiB: what the trainer's tensors take, what this process took at most, and what trainers of whole models would hold in float32.
+
+    Those hold a policy and a value model with gradients and both moments, and a reference: (4 + 4 + 1) copies of all parameters.
+    """
+    own = sum(each.numel() * each.element_size() for each in learner.tensors().values())
+    gradients = sum(each.numel() * 4 for part in (learner.policy_optimiser, learner.value_optimiser) for each in part.parameters.values())
+    trunk = client.trunk()
+    matrix = trunk.vocab_size * trunk.d_model
+    num_own = trunk.num_layers - trunk.split_layer
+    layers = sum(int(np.prod(shape)) for shape in trunk.head_tensors.values()) / num_own  # of one, a share of the norm included
+    embedding, whole = 4 * matrix if trunk.tied else 0, 4 * (layers * trunk.num_layers + matrix * (1 if trunk.tied else 2))
+    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
+    return {"trainer": (own + gradients + embedding) / MIB, "peak": peak, "whole_models": 9 * whole / MIB}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Start a server on the embedded model and tell the story."""
+    options = _options(arguments)
+    torch.set_num_threads(options.threads)
+    embedded.prepare(print)
+    with tempfile.TemporaryDirectory(prefix="polyhead-rlhf-") as temporary:
+        folder = options.folder or Path(temporary)
+        folder.mkdir(parents=True, exist_ok=True)
+        flags = ["--store", str(folder / "heads"), "--keep-versions", "4", *options.serve.split()]
+        with local_server(flags) as server, Client(server.address, timeout=1800.0) as client:
+            client.wait_ready(120.0)
+            results = Story(client, options, folder).run()
+        print(f"\n{table(results)}\n\n{results['seconds']:.0f} s in all")
+        if options.page is not None:
+            command = f"make rlhf ARGS='{' '.join(arguments if arguments is not None else sys.argv[1:])}'"
+            _write_page(options.page, results, command)
+    return 0
+
+
+def _write_page(path: Path, results: dict[str, Any], command: str) -> None:
+    images = path.parent.parent / "images"
+    images.mkdir(exist_ok=True)
+    (images / "rlhf-rounds.svg").write_text(plots(results), encoding="utf-8")
+    machine = f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} trainer threads"
+    path.write_text(page(results, command, machine), encoding="utf-8")
+
+
+def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
+    parser = argparse.ArgumentParser(prog="make rlhf ARGS=...", description=__doc__.splitlines()[0] if __doc__ else "")
+    parser.add_argument("--reward", choices=["judge", "heads"], default="judge", help="the judges, or heads that learned from them")
+    parser.add_argument("--rounds", type=int, default=10)
+    parser.add_argument("--prompts", type=int, default=12, help="of one round, four samples each")
+    parser.add_argument("--tokens", type=int, default=24, help="of a reply at most")
+    parser.add_argument("--train-questions", type=int, default=160)
+    parser.add_argument("--base-samples", type=int, default=8, help="replies to each question for base rates and learned heads")
+    parser.add_argument("--held-out", type=int, default=40, help="questions")
+    parser.add_argument("--held-out-samples", type=int, default=4)
+    parser.add_argument("--threads", type=int, default=1, help="of the trainer; two busy processes on two cores wait for each other")
+    parser.add_argument("--serve", default="", help="flags for polyhead serve")
+    parser.add_argument("--folder", type=Path, default=None, help="keeps what is finished; the same command goes on from it")
+    parser.add_argument("--page", type=Path, default=None, help="write a page with table and plots")
+    return parser.parse_args(arguments)
+
+
+if __name__ == "__main__":
+    sys.exit(main())
