@@ -26,7 +26,7 @@ from polyhead.client.client import Client
 from polyhead.client.errors import InvalidArgument, PolyheadError
 from polyhead.client.transport import DEFAULT_TIMEOUT_S
 
-__all__ = ["Session", "connected", "fail", "human_bytes", "need_torch", "readable_errors", "table"]
+__all__ = ["Session", "connected", "fail", "human_bytes", "need_torch", "readable_errors", "reason_of", "table"]
 
 _PIPE_COLUMNS = 1000  # where nobody looks, names are not cut off
 _OPTIONS: dict[str, tuple[Any, Any]] = {
@@ -124,6 +124,11 @@ def need_torch() -> None:
     """End a command that trains with a hint where torch or transformers is missing."""
     if find_spec("torch") is None or find_spec("transformers") is None:
         fail("training needs torch and transformers\nhint: pip install 'polyhead[cli,train]'")
+
+
+def reason_of(error: OSError) -> str:
+    """What the system says, and of which file; a full disk names none."""
+    return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
 
 
 def table(title: str, *columns: str) -> Table:

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from polyhead.client.cli.events import event_writer
 from polyhead.client.cli.history import activated
-from polyhead.client.cli.session import Session, connected, fail, need_torch
+from polyhead.client.cli.session import Session, connected, fail, need_torch, reason_of
 from polyhead.client.cli.train_rl import train_rl_command
 
 if TYPE_CHECKING:
@@ -108,7 +108,9 @@ def train_command(
         fail(str(error))
     except OSError as error:
         hint = "\nhint: what was trained is in --checkpoints; the same command resumes" if checkpoints else ""
-        fail(f"{error.strerror}: {error.filename}{hint}")
+        fail(f"{reason_of(error)}{hint}")
+    if not runs.Processes.launched().is_main:
+        return  # another process of the run pushes
     report = runs.push(session.client, name or task.kind, task.kind, trained)
     lines = [*trained.lines, f"pushed {report.head.ref}"]
     if activate:

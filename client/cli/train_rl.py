@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polyhead.client.cli.events import event_writer
-from polyhead.client.cli.session import Session, connected, fail, need_torch
+from polyhead.client.cli.session import Session, connected, fail, need_torch, reason_of
 from polyhead.client.errors import PolyheadError
 
 if TYPE_CHECKING:
@@ -206,4 +206,4 @@ def _sentences(checkpoints: Path | None) -> Iterator[None]:
         error.args = (f"{error}\n{hint}",)
         raise
     except OSError as error:
-        fail(f"{error.strerror}: {error.filename}\n{hint}")
+        fail(f"{reason_of(error)}\n{hint}")

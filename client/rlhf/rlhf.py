@@ -50,6 +50,9 @@ class Story:
         self.tokens = options.tokens
         self.kept = folder / "results.json"
         self.results: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {"arms": {}, "seconds": 0.0}
+        told = {name: value for name, value in vars(options).items() if name not in ("folder", "page", "threads", "serve", "rounds")}
+        if self.results.setdefault("options", told) != told:
+            raise ValueError(f"{folder} holds a run with other options: {self.results['options']}\nhint: give another --folder")
         self._base: list[Sample] | None = None
 
     def run(self) -> dict[str, Any]:
@@ -92,7 +95,7 @@ class Story:
             self.results["learned"] = dataclasses.asdict(learned)
             print(f"learned heads, held out: {learned}")
         self.results["base"] = dataclasses.asdict(of_samples(self.base, self.base, self.heads, []))
-        print(f"base rates of {len(drawn)} replies: {self.results['base_rates']}")
+        print(f"base rates of {len(drawn)} replies: {self.results['base_rates']}", flush=True)
         self._keep(began_at)
 
     def arm(self, arm: Arm) -> None:
@@ -100,6 +103,7 @@ class Story:
         began_at = time.monotonic()
         print(f"\narm {arm.name}: {arm.preference_weight:g} x preference / spread + {arm.rule_weight:g} x rule kept")
         config = RLConfig(rounds=self.options.rounds, prompts=self.options.prompts, max_new_tokens=self.tokens, kl_limit=0.8)
+        config = dataclasses.replace(config, learning_rate=self.options.learning_rate)
         pool = PromptPool([(ask(question), "questions") for question in self.train], seed=config.seed)
         reward = arm.reward(self.options.reward, self.results["spread"])
         run = rounds.Run(self.client, pool, reward, self.folder / arm.name, arm.name, start_from="reference")
@@ -149,16 +153,28 @@ def main(arguments: Sequence[str] | None = None) -> int:
     embedded.prepare(print)
     with tempfile.TemporaryDirectory(prefix="polyhead-rlhf-") as temporary:
         folder = options.folder or Path(temporary)
-        folder.mkdir(parents=True, exist_ok=True)
-        flags = ["--store", str(folder / "heads"), "--keep-versions", "4", *options.serve.split()]
-        with local_server(flags) as server, Client(server.address, timeout=1800.0) as client:
-            client.wait_ready(120.0)
-            results = Story(client, options, folder).run()
+        try:
+            results = _told(options, folder)
+        except KeyboardInterrupt:
+            print("interrupted\nhint: with --folder FOLDER the same command goes on with what is finished", file=sys.stderr)
+            return 130
+        except ValueError as error:
+            print(f"error: {error}", file=sys.stderr)
+            return 1
         print(f"\n{table(results)}\n\n{results['seconds']:.0f} s in all")
         if options.page is not None:
             command = f"make rlhf ARGS='{' '.join(arguments if arguments is not None else sys.argv[1:])}'"
             _write_page(options.page, results, command)
     return 0
+
+
+def _told(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
+    """The story on a server of its own."""
+    folder.mkdir(parents=True, exist_ok=True)
+    flags = ["--store", str(folder / "heads"), "--keep-versions", "4", *options.serve.split()]
+    with local_server(flags) as server, Client(server.address, timeout=1800.0) as client:
+        client.wait_ready(120.0)
+        return Story(client, options, folder).run()
 
 
 def _write_page(path: Path, results: dict[str, Any], command: str) -> None:
@@ -174,6 +190,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--reward", choices=["judge", "heads"], default="judge", help="the judges, or heads that learned from them")
     parser.add_argument("--rounds", type=int, default=10)
     parser.add_argument("--prompts", type=int, default=12, help="of one round, four samples each")
+    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the policies")
     parser.add_argument("--tokens", type=int, default=24, help="of a reply at most")
     parser.add_argument("--train-questions", type=int, default=160)
     parser.add_argument("--base-samples", type=int, default=8, help="replies to each question for base rates and learned heads")

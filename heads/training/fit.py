@@ -20,6 +20,7 @@ from torch import Tensor, nn
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import Checkpoint, CheckpointFolder
 from polyhead.heads.training.optimiser import HeadOptimiser
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.tree import by_tokens
 
 
@@ -157,6 +158,7 @@ class _Run:
     def __init__(self, parameters: Mapping[str, nn.Parameter], config: FitConfig, checkpoints: CheckpointFolder | None) -> None:
         self.config = config
         self.checkpoints = checkpoints
+        self.processes = Processes.launched()
         self.step = 0
         self.skipped: set[int] = set()  # steps whose loss was not finite
         rates = config.learning_rate, config.learning_rates
@@ -170,6 +172,7 @@ class _Run:
     def start(self) -> None:
         """Go on from the newest checkpoint, or keep the beginning."""
         found = self.checkpoints.newest() if self.checkpoints is not None else None
+        self.processes.wait()  # nobody writes before all have read
         if found is not None:
             self._restore(found)
         else:
@@ -178,13 +181,14 @@ class _Run:
     def backward(self, items: list[int], sizes: Sequence[int], loss_of: LossOf) -> float:
         """Gradients of the mean loss over the items, a micro-batch at a time; returns that loss."""
         self.optimiser.zero_grad()
-        total = 0.0
-        for micro in by_tokens([sizes[item] for item in items], self.config.micro_batch_tokens):
+        total, own = 0.0, self.processes.share(items)
+        for micro in by_tokens([sizes[item] for item in own], self.config.micro_batch_tokens):
             with self._precision():
-                loss = loss_of([items[index] for index in micro]) * (len(micro) / len(items))
+                loss = loss_of([own[index] for index in micro]) * (len(micro) / len(items))
             torch.autograd.backward(loss)
             total += float(loss.detach())
-        return total
+        self.processes.sum_gradients(self.optimiser.parameters.values())
+        return self.processes.sum(total)
 
     def update(self, share: float) -> float:
         """One optimiser step at `share` of the learning rates; returns the first of them."""
@@ -199,7 +203,7 @@ class _Run:
         """Remember this state, on disk if there is a folder."""
         tensors = {name: tensor.detach().clone() for name, tensor in self.optimiser.tensors().items()}
         self._last = Checkpoint(self.step, tensors, {"skipped": sorted(self.skipped), "num_updates": self.optimiser.num_updates})
-        if self.checkpoints is not None:
+        if self.checkpoints is not None and self.processes.is_main:
             self.checkpoints.save(self._last)
 
     def roll_back(self) -> None:

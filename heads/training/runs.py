@@ -24,10 +24,11 @@ from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import DataError, read_comparisons, read_demonstrations, read_judgements, read_rewarded
 from polyhead.heads.training.fit import FitConfig, Step, TrainingFailed, identity_of
 from polyhead.heads.training.metrics import RuleMetrics, pair_accuracy, rule_metrics
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_embedding, weights_of
 from polyhead.heads.training.state_store import StateStore
 
-__all__ = ["RunConfig", "Trained", "TrainingFailed", "preferences", "push", "rules", "settings", "sft", "values"]
+__all__ = ["Processes", "RunConfig", "Trained", "TrainingFailed", "preferences", "push", "rules", "settings", "sft", "values"]
 
 T = TypeVar("T")
 OnStep = Callable[[Step], None]

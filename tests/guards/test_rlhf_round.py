@@ -8,18 +8,20 @@ from typing import Any
 import pytest
 
 from tests.e2e.support import serving
+from tests.e2e.tiny import save_tiny_llama
 from tests.guards.test_python_blocks import DEFAULT_ADDRESS, RUNS_ON_A_TINY_MODEL, blocks
 from tests.guards.tree import ROOT
 
 DOCUMENT = ROOT / "docs" / "guides" / "rlhf-round.md"
 
 
-def test_its_python_runs(tied_model: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     sources = blocks(DOCUMENT, RUNS_ON_A_TINY_MODEL)
     assert len(sources) == 3
     monkeypatch.chdir(tmp_path)
     namespace: dict[str, Any] = {"__name__": "page"}
-    with serving(tied_model, tmp_path / "store") as server:
+    model = save_tiny_llama(tmp_path / "model", tied=True)
+    with serving(model, tmp_path / "store") as server:
         for source in sources:
             exec(compile(source.replace(DEFAULT_ADDRESS, server.address), str(DOCUMENT), "exec"), namespace)
     assert all(len(sample.spans) > 1 for sample in namespace["samples"])
