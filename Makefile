@@ -54,7 +54,7 @@ $(VENV)/.web: pyproject.toml
 
 TRL_VENV ?= .venv-trl
 test-trl: $(TRL_VENV)/.ready  ## the TRL adapter with TRL's own trainers, in an environment of its own
-	TRL_EXPERIMENTAL_SILENCE=1 OMP_NUM_THREADS=1 $(TRL_VENV)/bin/python -m pytest tests/trl -p no:cacheprovider
+	TRL_EXPERIMENTAL_SILENCE=1 OMP_NUM_THREADS=1 $(TRL_VENV)/bin/python -m pytest tests/trl -W default
 
 $(TRL_VENV)/.ready: pyproject.toml constraints.txt
 	@echo "building $(TRL_VENV): torch, transformers, TRL, about two minutes"
