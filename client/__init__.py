@@ -45,6 +45,7 @@ from polyhead.client.results.results import (
     Served,
     Span,
     ValueScore,
+    WorkDone,
 )
 from polyhead.client.weights.tensors import RawTensor
 from polyhead.client.wire.options import Arm, Rule
@@ -91,6 +92,7 @@ __all__ = [
     "Status",
     "TrunkInfo",
     "ValueScore",
+    "WorkDone",
     "blind",
     "continue_from",
     "errors",

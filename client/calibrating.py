@@ -1,9 +1,9 @@
-"""A preference head's bias from reference completions: its mean raw score on them. Makes no calls: both clients drive it.
+"""A preference head's bias and scale from reference completions: mean and deviation of their raw scores. Both clients drive it.
 
 plan = CalibrationPlan(head, items)               # refuses what is wrong in itself
 with plan.counting():                             # for each of plan.batches()
     plan.take(score(batch, heads=[plan.head.ref]))
-plan.bias; plan.result(...)
+copy_head(..., bias=plan.bias, scale=plan.scale); plan.result(...)
 """
 
 from __future__ import annotations
@@ -23,11 +23,13 @@ from polyhead.client.results.results import HeadKind, PreferenceScore, ScoredIte
 
 __all__ = ["CalibrationPlan"]
 
+MIN_STD = 1e-9  # what a server takes as a scale at least
+
 
 class CalibrationPlan:
     """One version's raw scores on the references, gathered batch by batch."""
 
-    def __init__(self, head: HeadVersion, items: Sequence[Any]) -> None:
+    def __init__(self, head: HeadVersion, items: Sequence[Any], scale: bool = False) -> None:
         """FailedPrecondition for a head of another kind; InvalidArgument without items."""
         if head.kind is not HeadKind.PREFERENCE:
             raise FailedPrecondition(f"only a preference head has a bias: {head.ref} is a {head.kind.value} head", field="head")
@@ -36,6 +38,7 @@ class CalibrationPlan:
         if not items:
             raise InvalidArgument("there are no references to calibrate with", field="items")
         self.head = head
+        self._scales = scale
         self._items = items
         self._raw: list[float] = []
 
@@ -75,6 +78,24 @@ class CalibrationPlan:
         """The mean raw score, which centres these references on 0."""
         return float(np.mean(self._raw, dtype=np.float64))
 
+    @property
+    def std(self) -> float:
+        """Standard deviation of the raw scores."""
+        return float(np.std(self._raw, dtype=np.float64))
+
+    @property
+    def scale(self) -> float | None:
+        """Of the new version; None: the source's. FailedPrecondition if the scores do not differ, and are to be scaled."""
+        if not self._scales:
+            return None
+        if self.std < MIN_STD:
+            raise FailedPrecondition(
+                f"the {len(self._raw)} references have one raw score, which no scale gives a variance of 1: {self.bias:g}\n"
+                "hint: leave scale out, or give references that differ",
+                field="items",
+            )
+        return self.std
+
     def result(self, version: int, generation: Generation | None) -> Calibration:
         return Calibration(
             name=self.head.name,
@@ -83,6 +104,7 @@ class CalibrationPlan:
             old_bias=self.head.manifest.bias,
             bias=self.bias,
             num_items=len(self._raw),
-            std=float(np.std(self._raw, dtype=np.float64)),
+            std=self.std,
             generation=generation,
+            scale=self.scale or self.head.manifest.scale,
         )

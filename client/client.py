@@ -33,6 +33,7 @@ from polyhead.client.results.records import (
 )
 from polyhead.client.results.results import Piece, Sample, ScoredItem
 from polyhead.client.streams import PieceStream, Stream
+from polyhead.client.tokenizing import TokenizePlan
 from polyhead.client.transport import DEFAULT_TIMEOUT_S, LOOKUP_TIMEOUT_S, Deadline, Endpoint, why_not_ready
 from polyhead.client.weights.delta import Base
 from polyhead.client.weights.pushing import PushPlan, Upload, plan_push, plan_update, with_removed
@@ -170,6 +171,25 @@ class Client:
         request = trunk_pb2.TokenizeRequest(prompt=message, without_special_tokens=not special_tokens)
         return list(self._lookup(lambda stubs: stubs.trunk.Tokenize, request).token_ids)
 
+    def tokenize_batch(
+        self,
+        prompts: Sequence[Prompt],
+        *,
+        special_tokens: bool = True,
+        assistant_prefix: str = "",
+        format: str = "",
+        reply_role: str = "",
+        role_prompt: str | None = None,
+        allow_control_tokens: bool = False,
+    ) -> list[list[int]]:
+        """`tokenize` of any number of prompts, many a call. Errors name the prompt: `prompts[17].text`."""
+        form: Any = {"assistant_prefix": assistant_prefix, "format": format, "reply_role": reply_role, "role_prompt": role_prompt}
+        plan = TokenizePlan(prompts, special_tokens, {**form, "allow_control_tokens": allow_control_tokens})
+        for request in plan.requests():
+            with plan.counting():
+                plan.take(self._lookup(lambda stubs: stubs.trunk.Tokenize, request))
+        return plan.ids
+
     def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
         """Text of `ids`."""
         request = trunk_pb2.DetokenizeRequest(token_ids=token_ids(ids, "ids"), skip_special_tokens=skip_special_tokens)
@@ -264,19 +284,21 @@ class Client:
         ref: str,
         items: Sequence[Any],
         *,
+        scale: bool = False,
         activate: bool = False,
         expected_generation: int | None = None,
         timeout: float | None = None,
     ) -> Calibration:
         """A new version of a preference head, without bytes, whose bias is the mean raw score of reference completions.
 
+        With `scale` its scale is their standard deviation, so that a reward made of it has unit variance.
         `ref` is "preference" (the active version) or "preference@3"; `items` as in `score`.
         """
-        plan = CalibrationPlan(self.head(ref), items)
+        plan = CalibrationPlan(self.head(ref), items, scale)
         for batch in plan.batches():
             with plan.counting():
                 plan.take(self.score(batch, heads=[plan.head.ref], timeout=timeout))
-        version = self.copy_head(plan.head.ref, plan.head.name, bias=plan.bias, timeout=timeout)
+        version = self.copy_head(plan.head.ref, plan.head.name, bias=plan.bias, scale=plan.scale, timeout=timeout)
         if not activate:
             return plan.result(version, None)
         note = f"calibrated {plan.head.ref}"
@@ -289,15 +311,17 @@ class Client:
         *,
         deactivate: Sequence[str] = (),
         expected_generation: int | None = None,
+        expected_versions: Mapping[str, int] | None = None,
         request_id: str = "",
         note: str = "",
         timeout: float | None = None,
     ) -> Generation:
         """Make versions active as one change; names in `deactivate` leave the active set ("policy" has to stay).
 
-        Raises Conflict if the active generation is not `expected_generation`.
+        Raises Conflict if the active generation is not `expected_generation`, or if for one of the names in `expected_versions` another
+        version is active (0: none may be). So runs that train heads of their own can share a server: other names may change meanwhile.
         """
-        request = requests.activate(heads, deactivate, expected_generation, request_id, note)
+        request = requests.activate(heads, deactivate, expected_generation, expected_versions, request_id, note)
         response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
         return convert.activated(response)
 
@@ -307,13 +331,14 @@ class Client:
         *,
         options: Mapping[str, PushOptions] | None = None,
         expected_generation: int | None = None,
+        expected_versions: Mapping[str, int] | None = None,
         request_id: str = "",
         note: str = "",
         timeout: float | None = None,
     ) -> Generation:
         """Push a new version of each name, then activate all of them as one change. Nothing is sent before all were checked.
 
-        `options`: by name, what `push_head` takes, such as {"policy": {"metrics": {"loss": 0.3}}}.
+        `options`: by name, what `push_head` takes, such as {"policy": {"metrics": {"loss": 0.3}}}. `expected_*` as in `activate`.
         """
         request_id = request_id or requests.new_request_id()
         trunk = self.trunk()
@@ -321,7 +346,14 @@ class Client:
         uploads = [self._prepare(plan, trunk) for plan in plans]
         reports = [self._send(upload, timeout or self._timeout) for upload in uploads]
         versions = {report.head.name: report.version for report in reports}
-        done = self.activate(versions, expected_generation=expected_generation, request_id=request_id, note=note, timeout=timeout)
+        done = self.activate(
+            versions,
+            expected_generation=expected_generation,
+            expected_versions=expected_versions,
+            request_id=request_id,
+            note=note,
+            timeout=timeout,
+        )
         return with_removed(done, reports)
 
     def rollback(

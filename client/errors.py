@@ -107,7 +107,7 @@ class Aborted(PolyheadError):
 
 
 class Conflict(Aborted):
-    """The active set is another one than `expected_generation`: read it again, decide again."""
+    """The active set is not `expected_generation`, or a name's version not that of `expected_versions`: read again, decide again."""
 
 
 class FailedPrecondition(PolyheadError):

@@ -59,6 +59,11 @@ class ServeConfig(BaseSettings):
     store: Path | None = Field(None, description="Folder of the heads; empty: named after the model, under the user's state folder")
     trunk_dtype: ServedPrecision = Field(Precision.FLOAT32, description="Precision of the trunk: float32, bfloat16, int8, or fp8 on a GPU")
     head_dtype: ServedPrecision = Field(Precision.FLOAT32, description="Precision of the heads: float32, bfloat16, int8, or fp8 on a GPU")
+    output_dtype: Annotated[Precision | None, BeforeValidator(lambda raw: _served(raw) if raw else None)] = Field(
+        None,
+        description="Precision of the output projection to the vocabulary: float32, bfloat16, int8, or fp8 on a GPU; "
+        "empty: as trunk_dtype if it is tied to the embedding, else as head_dtype",
+    )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")
     layers: Literal["fast", "plain"] = Field(
         "fast", description="fast: our own for llama-like families; plain: transformers'"

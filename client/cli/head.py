@@ -33,6 +33,7 @@ def shown(head: HeadVersion, generations: Sequence[Generation]) -> dict[str, str
         "metrics": ", ".join(f"{name} {value:g}" for name, value in sorted(head.metrics.items())) or "none",
         "base": _base(manifest),
         "trained on": f"trunk {manifest.trunk_id[:12]}, {manifest.precision}",
+        **(_scalar_rows(manifest) if head.kind in (HeadKind.PREFERENCE, HeadKind.VALUE) else {}),
         **(_preference_rows(manifest) if head.kind is HeadKind.PREFERENCE else {}),
         **(_rule_rows(manifest) if head.kind is HeadKind.RULE else {}),
         "digest": head.digest,
@@ -50,10 +51,16 @@ def _base(manifest: HeadManifest) -> str:
     return manifest.base
 
 
+def _scalar_rows(manifest: HeadManifest) -> dict[str, str]:
+    return {
+        "bias": f"{manifest.bias:g}, subtracted from the raw score",
+        "scale": f"{manifest.scale:g}, which what is left is divided by",
+    }
+
+
 def _preference_rows(manifest: HeadManifest) -> dict[str, str]:
     appended = f", {manifest.append_token_id}" if manifest.read == "append" else ""
     return {
-        "bias": f"{manifest.bias:g}, subtracted from the raw score",
         "read": f"{manifest.read}{appended}: {_READS.get(manifest.read, 'of a newer server')}",
         "unfinished": f"{manifest.unfinished}, of samples that did not end by themselves",
     }

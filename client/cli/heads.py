@@ -65,14 +65,15 @@ def push_command(
     base: Annotated[
         str, typer.Option(help="The version it was made from, policy@3: only tensors that differ are sent. An adapter runs on it.")
     ] = "",
-    bias: Annotated[float | None, typer.Option(help="Preference: subtracted from the raw score.")] = None,
+    bias: Annotated[float | None, typer.Option(help="Preference, value: subtracted from the raw score.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Preference, value: what is left is divided by it.")] = None,
     label: Annotated[list[str] | None, typer.Option(help="Keep the version for good; repeatable.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="What its trainer measured: loss=0.31; repeatable.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Also make it active.")] = False,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, store nothing.")] = False,
 ) -> None:
     """Upload a new version."""
-    options: Any = {"kind": kind, "base": base, "bias": bias, "labels": label or [], "validate_only": validate_only}
+    options: Any = {"kind": kind, "base": base, "bias": bias, "scale": scale, "labels": label or [], "validate_only": validate_only}
     options["metrics"] = dict(_measured(each) for each in metric or [])
     report = session.client.push(name, folder, **options)
     lines = [f"{report.head.name}@{report.version}" if report.version else "valid; nothing was stored"]
@@ -116,9 +117,10 @@ def copy_command(
     target: Annotated[str, typer.Argument(help="Name of the new version.")],
     kind: Annotated[str | None, typer.Option(help="Another kind with the same output: policy and rule, or preference and value.")] = None,
     bias: Annotated[float | None, typer.Option(help="Another bias.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Another scale.")] = None,
 ) -> None:
-    """A new version without bytes: reference from policy@7, value from preference, a new bias."""
-    options: Any = {"kind": kind, "bias": bias}
+    """A new version without bytes: reference from policy@7, value from preference, a new bias or scale."""
+    options: Any = {"kind": kind, "bias": bias, "scale": scale}
     version = session.client.copy_head(source, target, **options)
     session.show({"head": target, "version": version}, f"{target}@{version}")
 
@@ -129,14 +131,16 @@ def calibrate_command(
     session: Session,
     ref: Annotated[str, typer.Argument(help="preference@3; preference alone means the active version.")],
     data: Annotated[Path, typer.Option(help='JSON lines: {"prompt" or "messages": ..., "completion": "..."}.')],
+    scale: Annotated[bool, typer.Option("--scale", help="Also give those scores a standard deviation of 1.")] = False,
     activate: Annotated[bool, typer.Option("--activate", help="Also make the new version active.")] = False,
     expected: _Expected = None,
 ) -> None:
     """A new version of a preference head, without bytes, whose scores of reference completions average 0."""
     file = jsonl.read_references(data)
     with file.naming_lines():
-        done = session.client.calibrate(ref, file.items, activate=activate, expected_generation=expected)
+        done = session.client.calibrate(ref, file.items, scale=scale, activate=activate, expected_generation=expected)
     lines = [f"{done.name}@{done.version} from {done.source}", f"bias {done.old_bias:.6g} -> {done.bias:.6g}"]
+    lines += [f"scale {done.scale:.6g}"] if scale else []
     lines.append(f"measured on {done.num_items} references, raw scores {done.bias:.4f} ± {done.std:.4f}")
     session.show(done, "\n".join(lines + ([generation_line(done.generation)] if done.generation else [])))
 
@@ -148,11 +152,16 @@ def activate_command(
     refs: Annotated[list[str] | None, typer.Argument(help="One or several of policy@7.")] = None,
     deactivate: Annotated[list[str] | None, typer.Option(help="Name that leaves the active set; repeatable.")] = None,
     expected: _Expected = None,
+    expected_head: Annotated[
+        list[str] | None, typer.Option(help="Refuse unless this version, policy@6, is active; policy@0: none is. Repeatable.")
+    ] = None,
     note: _Note = "",
 ) -> None:
     """Make versions active as one change."""
-    heads = dict(_split(ref) for ref in refs or ())
-    generation = session.client.activate(heads, deactivate=deactivate or (), expected_generation=expected, note=note)
+    heads, expected_versions = (dict(_split(ref) for ref in given or ()) for given in (refs, expected_head))
+    generation = session.client.activate(
+        heads, deactivate=deactivate or (), expected_generation=expected, expected_versions=expected_versions, note=note
+    )
     session.show(generation, "\n".join(activated(generation)))
 
 

@@ -58,6 +58,8 @@ def _reward_line(reward: Reward) -> str:
 def _part_lines(reward: Reward) -> list[str]:
     """A line for each part, with its constant where it has one of its own."""
     constants = {name: f" (times {reward.constants[name]:g})" for name in reward.parts if name in reward.constants}
+    if "kl_coefficient" in reward.constants:
+        constants["kl"] = f" (times {-reward.constants['kl_coefficient']:g}, in the reward with KL alone)"
     return [f"  {name} {value:.4f}{constants.get(name, '')}" for name, value in reward.parts.items()]
 
 
@@ -69,7 +71,8 @@ def _score_text(score: HeadScore) -> str:
     if isinstance(score, PolicyScore):
         return f"log-prob {score.logprobs.sum():.3f} of {len(score.logprobs)} tokens"
     if isinstance(score, PreferenceScore):
-        return f"{score.value:.4f} (raw {score.raw:.4f}, bias {score.bias:.4f})" if score.present else "left out: unfinished"
+        scale = f", scale {score.scale:.4f}" if score.scale != 1 else ""
+        return f"{score.value:.4f} (raw {score.raw:.4f}, bias {score.bias:.4f}{scale})" if score.present else "left out: unfinished"
     if isinstance(score, RuleScores):
         return ", ".join(f"{rule} broken {p:.3f} (answer mass {score.answer_mass[rule]:.2f})" for rule, p in score.p_violate.items())
     if isinstance(score, ValueScore):

@@ -55,6 +55,8 @@ class TrunkInfo:
     tied: bool
     config_json: str = field(repr=False)
     tap_layer: int = 0  # a layer inside the trunk whose states are kept, too; 0: none
+    head_precision: str = ""  # of heads' layers; "" from a server that does not say
+    output_precision: str = ""  # of output projections to the vocabulary: in 8 bits log-probs lie up to some tenths from a trainer's
 
 
 @dataclass(frozen=True, slots=True)
@@ -75,6 +77,7 @@ class HeadManifest:
     followed_token_id: int
     template: str
     lora: LoraAdapter | None = None  # the file is an adapter
+    scale: float = 1.0  # preference and value: a number is (raw - bias) / scale
     pad_token_id: int = -1  # with "last": passed over at the end, as transformers' ForSequenceClassification passes over its padding
 
     @property
@@ -178,7 +181,7 @@ class PushReport:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A version whose bias centres given references on 0."""
+    """A version whose bias centres given references on 0, and whose scale, if asked for, gives them unit variance."""
 
     name: str
     version: int  # the new one
@@ -188,6 +191,7 @@ class Calibration:
     num_items: int
     std: float  # of their raw scores
     generation: Generation | None  # with activate=True
+    scale: float = 1.0  # of the new version: `std` with scale=True, else that of the source
 
 
 @dataclass(frozen=True, slots=True)

@@ -28,6 +28,7 @@ __all__ = [
     "Served",
     "Span",
     "ValueScore",
+    "WorkDone",
 ]
 
 Floats = NDArray[np.float32]
@@ -134,11 +135,12 @@ class PolicyScore(HeadScore):
 class PreferenceScore(HeadScore):
     """A preference head's scalar; comparable within one version only."""
 
-    value: float  # raw - bias
+    value: float  # (raw - bias) / scale
     raw: float
     bias: float
     present: bool  # False: the head leaves unfinished samples out, and the numbers mean nothing
     position: int  # index of the token that was read, from the start of the prompt
+    scale: float = 1.0
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -208,6 +210,15 @@ class RankedSample:
     reward: float  # NaN if it has none
 
 
+@dataclass(frozen=True, slots=True)
+class WorkDone:
+    """What a sample or an item took. A request's work is the sum: what its samples share is counted for the one that computed it."""
+
+    trunk_tokens: int  # that went through the trunk; what was found in the cache did not
+    head_tokens: int  # that went through heads, each head counted
+    queue_seconds: float | None  # the request's wait for its first scheduling; None where several teams share the server
+
+
 @dataclass(frozen=True, slots=True, eq=False)
 class Sample:
     """One finished sample: everything that a training step needs, and everything that repeats it."""
@@ -242,6 +253,7 @@ class Sample:
     num_newlines: int = 0  # in the reply, without those of the marker that ends it
     format: str = ""  # the transcript format it was checked against, with version
     ood: OodScore | None = None  # of the prompt, with ood=
+    work: WorkDone | None = None  # what it took; None from a server that does not say
 
     @property
     def generation(self) -> int:
@@ -267,6 +279,7 @@ class ScoredItem:
     num_newlines: int = 0
     format: str = ""
     ood: OodScore | None = None  # of the prompt, with ood=
+    work: WorkDone | None = None  # what it took; None from a server that does not say
 
     @property
     def generation(self) -> int:

@@ -65,6 +65,7 @@ def sample(message: generation_pb2.Sample, request_id: str, served: results.Serv
         format=message.format,
         reward=_reward(message.reward) if message.HasField("reward") else None,
         ood=_ood_score(message),
+        work=_work(message),
     )
 
 
@@ -103,7 +104,15 @@ def scored_item(message: scoring_pb2.ScoredItem, request_id: str, served: result
         num_newlines=message.num_newlines,
         format=message.format,
         ood=_ood_score(message),
+        work=_work(message),
     )
+
+
+def _work(message: generation_pb2.Sample | scoring_pb2.ScoredItem) -> results.WorkDone | None:
+    if not message.HasField("work"):
+        return None
+    done = message.work
+    return results.WorkDone(done.trunk_tokens, done.head_tokens, done.queue_seconds if done.HasField("queue_seconds") else None)
 
 
 def configuration(message: scoring_pb2.Configuration) -> records.Configuration:
@@ -202,6 +211,8 @@ def trunk_info(message: trunk_pb2.GetTrunkResponse) -> records.TrunkInfo:
         tied=message.tied,
         config_json=message.config_json,
         tap_layer=message.tap_layer,
+        head_precision=message.head_precision,
+        output_precision=message.output_precision,
     )
 
 
@@ -271,7 +282,7 @@ def _score(message: types_pb2.HeadScore) -> results.HeadScore:
         return _policy_score(about, message.policy)
     if result == "preference":
         p = message.preference
-        return results.PreferenceScore(*about, value=p.value, raw=p.raw, bias=p.bias, present=p.present, position=p.position)
+        return results.PreferenceScore(*about, p.value, p.raw, p.bias, p.present, p.position, p.scale or 1.0)
     if result == "rule":
         return _rule_scores(about, message.rule)
     if result == "value":
@@ -346,6 +357,7 @@ def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:
         base=message.base,
         untrained=message.untrained,
         bias=message.bias,
+        scale=message.scale if message.HasField("scale") else 1.0,
         read=read,
         append_token_id=message.append_token_id if read == "append" else -1,
         unfinished=_enum_value(heads_pb2.Unfinished, message.unfinished),

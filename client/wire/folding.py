@@ -40,9 +40,10 @@ def best_order(sample: Sample) -> int:
 class Rows:
     """Rows of one matrix that come in order, in parts."""
 
-    def __init__(self) -> None:
-        self._parts: list[Floats] = []
-        self.num_rows = 0
+    def __init__(self, first: Floats | None = None) -> None:
+        """`first`: rows that are known already."""
+        self._parts: list[Floats] = [] if first is None else [first]
+        self.num_rows = 0 if first is None else len(first)
 
     def add(self, offset: int, part: types_pb2.Tensor) -> None:
         """Raises DataLoss if rows are missing in between."""
@@ -69,6 +70,8 @@ class GenerateFold:
         self._served = Served()
         self._waiting: dict[_Key, Sample] = {}
         self._states: dict[_Key, Rows] = {}
+        self._prompts: dict[int, Floats] = {}  # states of prompts that more samples are to come of: sent once each
+        self._num_left: dict[int, int] = {}  # samples to come, by prompt; all of them where it says nothing
         self._num_done = 0
 
     def feed(self, message: generation_pb2.GenerateResponse) -> Iterator[Piece | Sample]:
@@ -94,6 +97,7 @@ class GenerateFold:
     def _with_group(self, group: generation_pb2.SampleGroup) -> Iterator[Sample]:
         if self._top:
             self._num_expected -= self._group_size - max(len(group.samples), self._top)
+            self._num_left[group.prompt_index] = len(group.samples)
         ranking = convert.ranking(group.ranking)
         for sample in group.samples:
             yield from self._finished(sample, ranking)
@@ -108,7 +112,9 @@ class GenerateFold:
 
     def _with_part(self, message: generation_pb2.StatesPart) -> Iterator[Sample]:
         key = (message.prompt_index, message.arm_index, message.sample_index)
-        rows = self._states.setdefault(key, Rows())
+        if key not in self._states:
+            self._states[key] = Rows(self._prompts.get(message.prompt_index) if message.offset else None)
+        rows = self._states[key]
         rows.add(message.offset, message.states)
         sample = self._waiting.get(key)
         if sample is not None and rows.num_rows >= len(sample.prompt_token_ids) + len(sample.token_ids):
@@ -116,8 +122,19 @@ class GenerateFold:
 
     def _complete(self, key: _Key) -> Sample:
         self._num_done += 1
-        rows = self._states.pop(key, None)
-        return dataclasses.replace(self._waiting.pop(key), states=rows.joined() if rows else None)
+        rows, sample = self._states.pop(key, None), self._waiting.pop(key)
+        states = rows.joined() if rows else None
+        self._keep_prompt(sample, states)
+        return dataclasses.replace(sample, states=states)
+
+    def _keep_prompt(self, sample: Sample, states: Floats | None) -> None:
+        """For the prompt's other samples, as long as there are any to come."""
+        index = sample.prompt_index
+        self._num_left[index] = self._num_left.get(index, self._group_size) - 1
+        if not self._num_left[index]:
+            self._prompts.pop(index, None)
+        elif states is not None and index not in self._prompts:
+            self._prompts[index] = states[: len(sample.prompt_token_ids)].copy()
 
 
 class HeadFile:

@@ -104,6 +104,7 @@ class PushOptions(TypedDict, total=False):
     # An adapter runs on it (default: the active version of its own name).
     base: str
     bias: float | None  # preference and value: subtracted from the raw number; weights with a bias of their own bring it
+    scale: float | None  # preference and value: what is left is divided by it, so that a reward has unit variance
     read: ReadName | None  # preference: which token is read
     append_token_id: int | None
     pad_token_id: int | None  # with read "last": passed over at the end; -1: none
@@ -126,6 +127,7 @@ class CopyOptions(TypedDict, total=False):
 
     kind: KindName | None
     bias: float | None
+    scale: float | None
     read: ReadName | None
     append_token_id: int | None
     pad_token_id: int | None  # with read "last": passed over at the end; -1: none

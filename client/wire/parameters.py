@@ -72,6 +72,7 @@ _TEXTS = {
     "kind": '"policy", "preference", "rule" or "value". Default: as the folder says, else as the base or the name\'s active version.',
     "base": 'the version that it was made from, "policy@3": only tensors that differ are sent; an adapter runs on it. Default: none.',
     "bias": "of a preference or value head: subtracted from the raw number. Default: as in the base or the active version.",
+    "scale": "of a preference or value head: what is left after the bias is divided by it. Default: as in the base or the active version.",
     "read": 'which token a preference head reads: "last", "eos" or "append". Default: as in the base or the active version.',
     "append_token_id": 'with read="append": the token that is put behind the completion. Default: as in the base or the active version.',
     "pad_token_id": 'with read="last": this token is passed over at the end; -1: none. Default: as in the base or the active version.',

@@ -129,6 +129,7 @@ def generate(
         score=_with_details(spec, recipe_constants, entropy, top_logprobs),
         select=_selection(best, median, recipe),
         return_states=return_states,
+        prompt_states_once=return_states,
         request_id=request_id,
     )
 
@@ -224,6 +225,7 @@ def copy_head(
     *,
     kind: str | None = None,
     bias: float | None = None,
+    scale: float | None = None,
     read: str | None = None,
     append_token_id: int | None = None,
     pad_token_id: int | None = None,
@@ -239,6 +241,7 @@ def copy_head(
         target=target,
         kind=cast(Any, enum_number(types_pb2.HeadKind, kind, "kind")),
         bias=bias,
+        scale=scale,
         read=cast(Any, enum_number(heads_pb2.ReadPosition, read, "read")),
         append_token_id=append_token_id,
         pad_token_id=pad_token_id,
@@ -255,17 +258,26 @@ def label_head(ref: str, add: Sequence[str], remove: Sequence[str], request_id: 
 
 @names_bad_text
 def activate(
-    heads: Mapping[str, int] | None, deactivate: Sequence[str], expected_generation: int | None, request_id: str, note: str
+    heads: Mapping[str, int] | None,
+    deactivate: Sequence[str],
+    expected_generation: int | None,
+    expected_versions: Mapping[str, int] | None,
+    request_id: str,
+    note: str,
 ) -> heads_pb2.ActivateHeadsRequest:
     heads = {} if heads is None else heads
     if isinstance(deactivate, str):
         raise TypeError(f'deactivate must be a list of names: str\nhint: write ["{deactivate}"]')
     if not isinstance(heads, Mapping) or not all(isinstance(version, int) for version in heads.values()):
         raise TypeError('heads must map names to version numbers, such as {"policy": 7}')
+    expected = {} if expected_versions is None else expected_versions
+    if not isinstance(expected, Mapping) or not all(isinstance(version, int) for version in expected.values()):
+        raise TypeError('expected_versions must map names to version numbers, such as {"policy": 6}; 0: none is active')
     return heads_pb2.ActivateHeadsRequest(
         heads=heads,
         deactivate=deactivate,
         expected_generation=expected_generation,
+        expected_versions=expected,
         request_id=request_id or new_request_id(),
         note=note,
     )

@@ -72,10 +72,10 @@ class KindFacts:
 KINDS: Mapping[HeadKind, KindFacts] = {
     HeadKind.POLICY: KindFacts(True, ReadAt.COMPLETION, "policy", ()),
     HeadKind.PREFERENCE: KindFacts(
-        False, ReadAt.POSITION, "preference", ("bias", "read", "append_token_id", "pad_token_id", "unfinished")
+        False, ReadAt.POSITION, "preference", ("bias", "scale", "read", "append_token_id", "pad_token_id", "unfinished")
     ),
     HeadKind.RULE: KindFacts(True, ReadAt.SUFFIX, "rule", ("template", "violated_token_id", "followed_token_id")),
-    HeadKind.VALUE: KindFacts(False, ReadAt.COMPLETION, "value", ("bias",)),
+    HeadKind.VALUE: KindFacts(False, ReadAt.COMPLETION, "value", ("bias", "scale")),
 }
 
 SCORE_NAME = "score.weight"  # the tensor of a scalar output, (1, d_model)

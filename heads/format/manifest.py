@@ -16,6 +16,7 @@ from polyhead.heads.format.lora import LoraAdapter
 from polyhead.heads.format.precision import Precision
 
 FORMAT = 1
+MIN_SCALE, MAX_SCALE = 1e-9, 1e9
 NAME_PATTERN = re.compile(r"[a-z0-9][a-z0-9._-]{0,63}")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -33,6 +34,7 @@ class HeadManifest:
     base: str = ""  # "policy@3": the version it was made from; with `lora` the one whose weights it runs on
     untrained: bool = False
     bias: float = 0.0  # preference and value: subtracted from the raw number
+    scale: float = 1.0  # preference and value: what is left is divided by it, so that a reward has unit variance without other weights
     read: ReadPosition = ReadPosition.LAST
     append_token_id: int = -1  # with ReadPosition.APPEND
     pad_token_id: int = -1  # with ReadPosition.LAST: passed over at the end, as transformers' ForSequenceClassification does
@@ -41,6 +43,10 @@ class HeadManifest:
     followed_token_id: int = -1
     template: str = ""  # rule: "example-rule-prompt@1"
     lora: LoraAdapter | None = None  # the file is an adapter, applied beside the weights of `base`
+
+    def centred(self, raw: float) -> float:
+        """What a raw number of a preference or value head stands for: (raw - bias) / scale."""
+        return (raw - self.bias) / self.scale
 
     def validate(self) -> None:
         """Raise InvalidArgument naming the first field that is wrong in itself (the trunk is compared elsewhere)."""
@@ -54,6 +60,8 @@ class HeadManifest:
             raise InvalidArgument(f"a {self.kind.value} head cannot have output {self.output.value!r}", field="manifest.output")
         if not math.isfinite(self.bias):
             raise InvalidArgument(f"bias must be finite: {self.bias}", field="manifest.bias")
+        if not MIN_SCALE <= self.scale <= MAX_SCALE:  # NaN neither
+            raise InvalidArgument(f"scale must lie between {MIN_SCALE:g} and {MAX_SCALE:g}: {self.scale}", field="manifest.scale")
         if self.read is ReadPosition.APPEND and self.append_token_id < 0:
             raise InvalidArgument("read position 'append' needs append_token_id", field="manifest.append_token_id")
         if self.kind is HeadKind.RULE:
@@ -86,6 +94,8 @@ class HeadManifest:
         """Canonical text: sorted keys, enums by value."""
         values = {field.name: getattr(self, field.name) for field in dataclasses.fields(self)}
         plain = {key: value.value if isinstance(value, enum.Enum) else value for key, value in values.items()}
+        if plain["scale"] == 1.0:  # as files were written before there was a scale: older servers read them
+            del plain["scale"]
         if (lora := plain.pop("lora")) is not None:
             plain["lora"] = lora.to_plain()
         return json.dumps({"format": FORMAT, **plain}, sort_keys=True, indent=2) + "\n"

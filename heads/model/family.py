@@ -104,16 +104,21 @@ def build_head(
     dtype: torch.dtype,
     device: torch.device | str = "cpu",
     skeleton: PreTrainedModel | None = None,
+    output_dtype: torch.dtype | None = None,
 ) -> HeadModule:
     """A head of exactly these tensors (global names). Tensors that already have the dtype and device are used, not copied.
 
     `tied_embedding` is the trunk's `embedding` itself and is needed with OutputKind.TIED; it is shared and stays frozen. `skeleton`, which
-    `head_skeleton` made, spares whoever builds many heads the time to make one; it is copied.
+    `head_skeleton` made, spares whoever builds many heads the time to make one; it is copied. An output of its own gets `output_dtype`
+    where that is given.
     """
     check_schema(spec, tensors, output)
     model = head_skeleton(spec) if skeleton is None else copy.deepcopy(skeleton)
     base = getattr(model, spec.base)
-    local = {spec.to_local(name): tensors[name].detach().to(device=device, dtype=dtype) for name in spec.head_schema(output)}
+    dtypes = {spec.output: output_dtype or dtype}
+    local = {
+        spec.to_local(name): tensors[name].detach().to(device=device, dtype=dtypes.get(name, dtype)) for name in spec.head_schema(output)
+    }
     if output is OutputKind.SCORE:
         score = _bare_linear(local.pop(SCORE_NAME))
         base_local = {name.removeprefix(f"{spec.base}."): tensor for name, tensor in local.items()}

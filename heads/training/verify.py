@@ -7,6 +7,7 @@ from collections.abc import Sequence
 import torch
 
 from polyhead.client import Client
+from polyhead.client.results.records import HeadManifest
 from polyhead.client.results.results import HeadScore, PolicyScore, PreferenceScore, ScoredItem, ValueScore
 from polyhead.heads.model.family import HeadModule
 from polyhead.heads.training.losses import token_logprobs
@@ -24,19 +25,22 @@ def verify(client: Client, head: HeadModule, reference: str, items: Sequence[Ite
     """
     if not items:
         raise ValueError("no items: a gap needs at least one text")
+    manifest = client.head(reference).manifest
     scored = client.score(list(items), heads=[reference])
     rows = states.states([prompt + completion for prompt, completion in items])
-    return max(_gap(head, reference, item, row) for item, row in zip(scored, rows, strict=True))
+    return max(_gap(head, manifest, reference, item, row) for item, row in zip(scored, rows, strict=True))
 
 
 @torch.no_grad()
-def _gap(head: HeadModule, reference: str, item: ScoredItem, states_TD: torch.Tensor) -> float:
+def _gap(head: HeadModule, manifest: HeadManifest, reference: str, item: ScoredItem, states_TD: torch.Tensor) -> float:
     if item.error:
         raise ValueError(f"the server could not score an item: {item.error}")
     score = item.scores[reference]
     first, end = _rows(score, len(item.prompt_token_ids), len(states_TD))
     output = head(states_TD[None], torch.arange(len(states_TD))[None], torch.arange(first, end))
     ours = token_logprobs(output, item.token_ids) if isinstance(score, PolicyScore) else output.float()
+    if isinstance(score, ValueScore):  # served without the bias, and scaled
+        ours = (ours - manifest.bias) / manifest.scale
     return float((ours - torch.tensor(_served(score))).abs().max())
 
 

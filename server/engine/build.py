@@ -26,7 +26,7 @@ from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
 from polyhead.server.engine.layers.fast import FastTrunk, fast_trunk
 from polyhead.server.engine.layers.heads import HeadRunner
-from polyhead.server.engine.layers.kits import Kit, TorchKit
+from polyhead.server.engine.layers.kits import Kit, OutputApart, TorchKit
 from polyhead.server.engine.layers.layer_calls import LayerCall, layer_calls
 from polyhead.server.engine.layers.linears import Quantization
 from polyhead.server.engine.layers.plan import AttentionBackend
@@ -41,6 +41,14 @@ HEAD_BLOCKS_PER_BLOCK = 3  # head blocks in the pool for each trunk block: the s
 
 
 @dataclass(frozen=True, slots=True)
+class OutputForm:
+    """How output projections to the vocabulary are held, whatever trunk and heads are held in."""
+
+    quantization: Quantization
+    dtype: torch.dtype  # that they compute in
+
+
+@dataclass(frozen=True, slots=True)
 class EngineConfig:
     """Sizes and bounds; the defaults suit two cores and SmolLM2."""
 
@@ -50,6 +58,7 @@ class EngineConfig:
     is_fast: bool = True  # our own layers where the family and the device allow it; else transformers' modules
     trunk_quantization: Quantization = "none"  # both need our own layers, and fp8 torch's products
     head_quantization: Quantization = "none"
+    output: OutputForm | None = None  # None: a tied output as the trunk is held, a head's own as the head is
     is_deterministic: bool = False  # refuse what cannot keep results the same bit for bit: all but compiled layers
     has_graphs: bool = True  # CUDA graphs of decode steps, where attention can be recorded (graphs.py)
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
@@ -72,7 +81,7 @@ def build_engine(
     num_blocks_for(trunk.spec, config, *_kept(config, setup, like_heads))  # before the weights are taken
     set_attention(trunk, attention.NAME)
     max_context = min(config.max_context, trunk.spec.context_length)
-    layers = fast_trunk(trunk, max_context, kit_for(config.trunk_quantization, config, setup)) if config.is_fast else None
+    layers = fast_trunk(trunk, max_context, _kit(config.trunk_quantization, config, setup)) if config.is_fast else None
     if layers is None:
         _check_plain(config)
     return assemble(layers or trunk, setup, config, eos_ids, head_dtype)
@@ -87,7 +96,7 @@ def assemble(
 ) -> Engine:
     """An engine around the layers that will run. `setup` is the trunk's."""
     spec, head_setup = trunk.spec, _head_setup(setup, head_dtype)
-    head_kit, draw_tokens = kit_for(config.head_quantization, config, head_setup), draw_for(config, head_setup)
+    head_kit, draw_tokens = _kit(config.head_quantization, config, head_setup), draw_for(config, head_setup)
     if isinstance(trunk, FastTrunk):
         setup, head_setup = (_compiled(each) for each in _kept(config, setup, head_setup))
     num_blocks = num_blocks_for(spec, config, setup, head_setup)
@@ -147,6 +156,15 @@ def _compiled(setup: KvSetup) -> KvSetup:
     return KvSetup(setup.shape, CompiledAttention()) if setup.can_compile else setup
 
 
+def _kit(quantization: Quantization, config: EngineConfig, setup: KvSetup) -> Kit:
+    """Layers as `kit_for` has them, and outputs as the configuration wants them."""
+    layers, output = kit_for(quantization, config, setup), config.output
+    if output is None:
+        return layers
+    apart = KvSetup(replace(setup.shape, dtype=output.dtype), TorchAttention())  # which matters to layers alone
+    return OutputApart(layers, kit_for(output.quantization, config, apart), output.dtype)
+
+
 def kit_for(quantization: Quantization, config: EngineConfig, setup: KvSetup) -> Kit:
     """How weights are held and run: compiled in float32 on the CPU, by torch's calls elsewhere."""
     if config.is_fast and setup.can_compile:
@@ -170,6 +188,7 @@ def _check_plain(config: EngineConfig) -> None:
     asked = {
         "trunk_dtype": config.trunk_quantization != "none",
         "head_dtype": config.head_quantization != "none",
+        "output_dtype": config.output is not None,
         "deterministic": config.is_deterministic,
     }
     for field_name, is_asked in asked.items():

@@ -97,7 +97,8 @@ class OpenRequests:
     def announce_leases(self) -> None:
         for request in self.scheduler.newly_leased:
             assert request.lease is not None
-            self.outbox.add(request, Accepted(request.lease, self.clock() - request.submitted_at))
+            request.queue_s = self.clock() - request.submitted_at
+            self.outbox.add(request, Accepted(request.lease, request.queue_s))
         self.scheduler.newly_leased.clear()
 
     def expire(self, now: float) -> None:

@@ -44,6 +44,7 @@ def card(services: Services, addresses: Addresses) -> str:
         "model": f"{services.model_name}: {spec.num_layers} layers, split at {spec.split_layer}, {spec.vocab_size} tokens",
         "trunk": f"{services.trunk_id[:16]}…  {config.trunk_dtype} on {config.device}, {_mib(memory.trunk)}",
         "heads": f"{heads}  (generation {active.generation}, {config.head_dtype}, {_mib(memory.heads)})",
+        "outputs": f"to the vocabulary in {services.output_precision}",
         "memory": f"{_mib(memory.trunk + memory.heads)} of weights, {_mib(memory.peak)} if all names are swapped at once; "
         f"as unsplit models {_mib(memory.unsplit)}",
         "budget": f"{_mib(services.registry.residency.budget)} for heads, {_mib(config.cache_bytes)} for caches",
@@ -59,7 +60,7 @@ def card(services: Services, addresses: Addresses) -> str:
 def ready_line(services: Services, addresses: Addresses) -> str:
     """One JSON object: printed when the server is SERVING, or cannot serve because its active set is damaged."""
     memory = Memory.of(services)
-    active = services.registry.active
+    active, config = services.registry.active, services.config
     return json.dumps(
         {
             "event": "damaged" if services.registry.damage else "ready",
@@ -70,6 +71,8 @@ def ready_line(services: Services, addresses: Addresses) -> str:
             "split_layer": services.spec.split_layer,
             "trunk_id": services.trunk_id,
             "precision": services.precision,
+            "head_precision": config.head_dtype,
+            "output_precision": services.output_precision,
             "generation": active.generation,
             "heads": {name: head.version for name, head in sorted(active.heads.items())},
             "trunk_bytes": memory.trunk,

@@ -59,6 +59,11 @@ class Services:
         return self.config.trunk_dtype
 
     @property
+    def output_precision(self) -> Precision:
+        """How output projections to the vocabulary are held."""
+        return self.config.output_dtype or (self.config.trunk_dtype if self.spec.tied else self.config.head_dtype)
+
+    @property
     def trunk_bytes(self) -> int:
         """Of its weights as served."""
         return self.engine.trunk.num_bytes

@@ -149,6 +149,7 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         is_fast=config.layers == "fast",
         trunk_quantization=QUANTIZATIONS.get(config.trunk_dtype, "none"),
         head_quantization=QUANTIZATIONS.get(config.head_dtype, "none"),
+        output=_output_form(config),
         is_deterministic=config.deterministic,
         has_graphs=config.cuda_graphs,
         num_threads=config.threads or DEFAULT_THREADS,
@@ -163,7 +164,7 @@ def build_head_cache(config: ServeConfig, served: ServedTrunk, trunk: TrunkModul
     embedding = trunk.embedding if served.spec.tied else None
     heads, device = engine.heads, torch.device(config.device)
     dtype = computed_in(config.head_dtype, config.device)
-    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes)
+    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes, _output_dtype(config))
     budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
     return HeadCache(
         store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)
@@ -202,6 +203,21 @@ def server_facts(services: Services) -> ServerFacts:
     )
 
 
+def _output_dtype(config: ServeConfig) -> torch.dtype | None:
+    """What outputs compute in, if that is said; 8 bits on a GPU compute as the head does."""
+    if config.output_dtype is None:
+        return None
+    is_eight_bit = config.output_dtype in QUANTIZATIONS
+    return computed_in(config.head_dtype if is_eight_bit and config.device != "cpu" else config.output_dtype, config.device)
+
+
+def _output_form(config: ServeConfig) -> build.OutputForm | None:
+    dtype = _output_dtype(config)
+    if config.output_dtype is None or dtype is None:
+        return None
+    return build.OutputForm(QUANTIZATIONS.get(config.output_dtype, "none"), dtype)
+
+
 def computed_in(precision: Precision, device: str) -> torch.dtype:
     """What layers compute in, with weights held at this precision: beside 8 bits, float32 on the CPU and bfloat16 on a GPU."""
     return DTYPES.get(precision, torch.float32 if device == "cpu" else torch.bfloat16)
@@ -233,7 +249,8 @@ def _check_device(name: str) -> None:
 
 
 def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
-    for field, precision in (("trunk_dtype", config.trunk_dtype), ("head_dtype", config.head_dtype)):
+    named = (("trunk_dtype", config.trunk_dtype), ("head_dtype", config.head_dtype), ("output_dtype", config.output_dtype))
+    for field, precision in named:
         if precision is Precision.FP8 and not has_fp8(torch.device(config.device)):
             raise FailedPrecondition(f"{field} fp8 needs a GPU of compute capability 8.9 or later\nhint: int8 serves here", field=field)
     if spec.tied and computed_in(config.head_dtype, config.device) != computed_in(config.trunk_dtype, config.device):

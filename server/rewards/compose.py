@@ -137,7 +137,7 @@ class _Reader:
         assert isinstance(preference, PreferenceResult), _CHECKED
         if not preference.is_present:
             raise _NoNumber(f"{self._plan.heads[head]} leaves out samples that did not end by themselves")
-        return preference.raw - preference.bias
+        return preference.value
 
     def _rules(self, part: Part) -> float:
         rules = self._result(part.head)

@@ -32,6 +32,7 @@ class Tag:
     """Of one request; by prompt index what its prompts share."""
 
     ood: PromptScorer | None = None
+    shows_queue: bool = True  # its wait: not where other teams' work would show in it
     forms: dict[int, ReplyForm] = field(default_factory=dict)  # of those that are not the default
     ood_scores: dict[int, float] = field(default_factory=dict)  # of finished prompts, with `ood`
 

@@ -52,7 +52,8 @@ class HeadLoader:
         dtype: torch.dtype,
         device: torch.device,
         prepare: Callable[[HeadModule], HeadModule | FastHead],
-        weight_bytes: Callable[[tuple[int, ...]], int] | None = None,
+        weight_bytes: Callable[[str, tuple[int, ...]], int] | None = None,
+        output_dtype: torch.dtype | None = None,
     ) -> None:
         self.spec = spec
         self.dtype = dtype
@@ -61,7 +62,8 @@ class HeadLoader:
         self._trunk_names = frozenset(spec.trunk_names)
         self._tied_embedding = tied_embedding  # the trunk's own: shared, never copied, never trained
         self._prepare = prepare  # makes a module run inside the engine
-        self._weight_bytes = weight_bytes or (lambda shape: prod(shape) * dtype.itemsize)  # of a tensor as it is held
+        self._weight_bytes = weight_bytes or (lambda _, shape: prod(shape) * dtype.itemsize)  # of a tensor, by name, as held
+        self._output_dtype = output_dtype  # of an output of its own; None: as the rest
 
     def open(self, data: bytearray | memoryview) -> HeadFile:
         """Check the header before anything else looks at it. InvalidArgument or FailedPrecondition."""
@@ -83,7 +85,7 @@ class HeadLoader:
 
     def num_bytes(self, output: OutputKind) -> int:
         """What a head with this output takes in memory as it is served; a tied output takes nothing."""
-        return sum(map(self._weight_bytes, self.spec.head_schema(output).values()))
+        return sum(self._weight_bytes(name, shape) for name, shape in self.spec.head_schema(output).items())
 
     def num_adapter_bytes(self, file_bytes: int) -> int:
         """Most that an adapter's file takes in memory as it is served: its numbers may have two bytes each in the file."""
@@ -97,7 +99,9 @@ class HeadLoader:
 
     def build(self, digest: str, file: HeadFile, output: OutputKind) -> LiveHead:
         """The file's weights as a module. Tensors that have the served dtype already are used where they are."""
-        module = build_head(self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device, self._skeleton)
+        module = build_head(
+            self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device, self._skeleton, self._output_dtype
+        )
         pause_point()
         return LiveHead(digest=digest, module=self._prepare(module), num_bytes=self.num_bytes(output))
 

@@ -27,6 +27,7 @@ class ManifestPatch:
     base: str | None = None
     untrained: bool = False  # never taken over: pushed weights were trained unless the caller says otherwise
     bias: float | None = None
+    scale: float | None = None
     read: ReadPosition | None = None
     append_token_id: int | None = None
     pad_token_id: int | None = None  # -1: none

@@ -71,6 +71,7 @@ class CopyRequest:
     target: str
     kind: HeadKind | None = None
     bias: float | None = None
+    scale: float | None = None
     read: ReadPosition | None = None
     append_token_id: int | None = None
     pad_token_id: int | None = None
@@ -199,7 +200,7 @@ class Publisher:
         source = self._source(request.source)
         changed = {
             name: value
-            for name in ("kind", "bias", "read", "append_token_id", "pad_token_id", "unfinished")
+            for name in ("kind", "bias", "scale", "read", "append_token_id", "pad_token_id", "unfinished")
             if (value := getattr(request, name)) is not None
         }
         base = source.manifest.base if source.manifest.lora else f"{source.name}@{source.version}"

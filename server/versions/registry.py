@@ -11,7 +11,7 @@ import logging
 import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from torch import Tensor
@@ -65,6 +65,17 @@ class VersionView:
     record: VersionRecord
     is_active: bool
     is_resident: bool
+
+
+@dataclass(frozen=True, slots=True)
+class Expected:
+    """What must be active for a change to be made."""
+
+    generation: int | None = None  # None: any
+    versions: Mapping[str, int] = field(default_factory=dict)  # of these names; 0: none of the name. Other names may be any
+
+
+ANY = Expected()
 
 
 class Registry:
@@ -240,7 +251,7 @@ class Registry:
         heads: Mapping[str, int],
         *,
         deactivate: Collection[str] = (),
-        expected_generation: int | None = None,
+        expected: Expected = ANY,
         request_id: str = "",
         request_digest: str = "",
         note: str = "",
@@ -255,15 +266,15 @@ class Registry:
         with self._changing(f"activation of {', '.join(names)}") as (change, pin):
             if first := self._answered(request_id, request_digest, heads):
                 return Activation(first, None)
-            self._load_ahead(heads, expected_generation, change, pin)
+            self._load_ahead(heads, expected, change, pin)
             with self._mutation:
-                return self._activate(heads, deactivate, expected_generation, request_id, request_digest, note, change, pin)
+                return self._activate(heads, deactivate, expected, request_id, request_digest, note, change, pin)
 
     def _activate(
         self,
         heads: Mapping[str, int],
         deactivate: Collection[str],
-        expected_generation: int | None,
+        expected: Expected,
         request_id: str,
         request_digest: str,
         note: str,
@@ -279,7 +290,7 @@ class Registry:
         return self._change(
             merged,
             current.number if current else None,
-            expected_generation,
+            expected,
             request_id=request_id,
             request_digest=request_digest,
             note=note,
@@ -292,7 +303,7 @@ class Registry:
         self,
         to_generation: int | None = None,
         *,
-        expected_generation: int | None = None,
+        expected: Expected = ANY,
         request_id: str = "",
         request_digest: str = "",
     ) -> Activation:
@@ -301,14 +312,14 @@ class Registry:
             if first := self._answered(request_id, request_digest, {}):
                 return Activation(first, None)
             if self.store.damage is None and (heads := self.rollback_heads(to_generation)):
-                self._load_ahead(heads, expected_generation, change, pin)
+                self._load_ahead(heads, expected, change, pin)
             with self._mutation:
-                return self._rollback(to_generation, expected_generation, request_id, request_digest, change, pin)
+                return self._rollback(to_generation, expected, request_id, request_digest, change, pin)
 
     def _rollback(
         self,
         to_generation: int | None,
-        expected_generation: int | None,
+        expected: Expected,
         request_id: str,
         request_digest: str,
         change: Change,
@@ -327,7 +338,7 @@ class Registry:
         return self._change(
             target.heads,
             target.parent,
-            expected_generation,
+            expected,
             request_id=request_id,
             request_digest=request_digest,
             note=note,
@@ -386,10 +397,10 @@ class Registry:
         with self.changes.begin(what) as change, self.residency.pinning() as pin:
             yield change, pin
 
-    def _load_ahead(self, heads: Mapping[str, int], expected_generation: int | None, change: Change, pin: Pin) -> None:
+    def _load_ahead(self, heads: Mapping[str, int], expected: Expected, change: Change, pin: Pin) -> None:
         """Before the change has its turn: one whose heads are in memory, an emergency rollback above all, waits for no load."""
         try:
-            self._check_expected(expected_generation)
+            self._check_expected(expected)
             self._cache.load([self._version(*head) for head in heads.items()], pin, change.note)
             self.store.verify(heads)
         except BaseException:
@@ -400,7 +411,7 @@ class Registry:
         self,
         heads: Mapping[str, int],
         parent: int | None,
-        expected_generation: int | None,
+        expected: Expected,
         *,
         request_id: str,
         request_digest: str,
@@ -410,7 +421,7 @@ class Registry:
         pin: Pin,
     ) -> Activation:
         try:
-            self._check_expected(expected_generation)
+            self._check_expected(expected)
             loaded = self._cache.load([self._version(*head) for head in heads.items()], pin, change.note)
             self.store.verify(heads)
             change.note("writing it down")
@@ -418,7 +429,7 @@ class Registry:
                 heads,
                 request_id=request_id,
                 request_digest=request_digest,
-                expected_generation=expected_generation,
+                expected_generation=expected.generation,
                 parent=parent,
                 note=note,
             )
@@ -503,16 +514,23 @@ class Registry:
             if name not in before:
                 raise NotFound(f"no active head of this name: {name!r}", field="deactivate", metadata={"name": name})
 
-    def _check_expected(self, expected: int | None) -> None:
-        """The store asks again when it commits; asking first spares the work."""
+    def _check_expected(self, expected: Expected) -> None:
+        """Asked first, which spares the work, and again when it is the change's turn."""
         current = self.store.current
-        number = current.number if current else 0
-        if expected is not None and expected != number:
+        number, heads = (current.number, current.heads) if current else (0, {})
+        if expected.generation is not None and expected.generation != number:
             raise Conflict(
-                f"the active set has moved on: generation {number}, not {expected}",
+                f"the active set has moved on: generation {number}, not {expected.generation}",
                 field="expected_generation",
                 metadata={"current_generation": str(number)},
             )
+        for name, version in expected.versions.items():
+            if (found := heads.get(name, 0)) != version:
+                raise Conflict(
+                    f"{name} has moved on: {_shown(name, found)} is active, not {_shown(name, version)}",
+                    field=f"expected_versions[{name}]",
+                    metadata={"current_generation": str(number), "name": name, "current_version": str(found)},
+                )
 
     def _answered(self, request_id: str, request_digest: str, heads: Mapping[str, int]) -> GenerationRecord | None:
         """The generation that this request made before. AlreadyExists if its id stands for another request."""
@@ -533,3 +551,7 @@ def _unknown_name(name: str, active: ActiveSet, field: str) -> NotFound:
 
 def _digests(active: ActiveSet) -> set[str]:
     return {head.live.digest for head in active.heads.values()}
+
+
+def _shown(name: str, version: int) -> str:
+    return f"{name}@{version}" if version else f"no {name}"

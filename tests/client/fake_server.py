@@ -224,6 +224,9 @@ class FakeServer(
 
     async def Tokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("Tokenize", request, context)
+        if request.prompts:
+            sequences = [types_pb2.TokenIds(ids=[len(word) for word in prompt.text.split()]) for prompt in request.prompts]
+            return trunk_pb2.TokenizeResponse(sequences=sequences)
         return trunk_pb2.TokenizeResponse(token_ids=[len(word) for word in request.prompt.text.split()])
 
     async def Detokenize(self, request: Any, context: Any) -> Any:  # noqa: N802
@@ -374,12 +377,15 @@ def _generate_answer(request: Any) -> list[Any]:
         return [response(group=_best(p, samples, request.select)) for p in range(len(request.prompts))]
     if request.delivery == generation_pb2.DELIVERY_GROUPS:
         return [*messages, response(group=generation_pb2.SampleGroup(samples=samples))]
+    known_prompts: set[int] = set()
     for sample in samples:
         messages.append(response(sample=sample))
         if request.return_states:
             key = {"prompt_index": sample.prompt_index, "arm_index": sample.arm_index, "sample_index": sample.sample_index}
             states = np.arange(5 * D_MODEL, dtype=np.float32).reshape(5, D_MODEL)
-            messages.append(response(states=generation_pb2.StatesPart(**key, offset=0, states=make_tensor(states[:2]))))
+            if not request.prompt_states_once or key["prompt_index"] not in known_prompts:
+                known_prompts.add(key["prompt_index"])
+                messages.append(response(states=generation_pb2.StatesPart(**key, offset=0, states=make_tensor(states[:2]))))
             messages.append(response(states=generation_pb2.StatesPart(**key, offset=2, states=make_tensor(states[2:]))))
     return messages
 

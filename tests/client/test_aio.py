@@ -42,6 +42,7 @@ def test_generate_stream_and_lookups(server: FakeServer) -> None:
             assert (await client.encode([5, 6])).shape == (2, 4)
             assert (await client.output_embedding()).shape == EMBEDDING.shape
             assert await client.tokenize("ab c") == [2, 1]
+            assert await client.tokenize_batch(["ab c", "abc"]) == [[2, 1], [3]]
             assert await client.detokenize([1]) == "x"
             assert len(await client.configurations("rule_set")) == 2
             assert (await client.tokenize_rules(["no-insults"])).token_ids == {"no-insults": [7, 8]}

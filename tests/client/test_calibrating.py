@@ -35,6 +35,22 @@ def test_bias_and_spread_by_hand() -> None:
     assert (done.name, done.version, done.source) == ("preference", 4, REF)
 
 
+def test_a_scale_gives_the_references_unit_variance() -> None:
+    plan = CalibrationPlan(head(), [("p", "c")] * 2, scale=True)
+    plan.take([item(score(1.0)), item(score(5.0))])
+    assert (plan.bias, plan.scale, plan.result(4, None).scale) == (3.0, 2.0, 2.0)
+    plain = CalibrationPlan(head(), [("p", "c")] * 2)
+    plain.take([item(score(1.0)), item(score(5.0))])
+    assert (plain.scale, plain.result(4, None).scale) == (None, 1.0)
+
+
+def test_equal_scores_cannot_be_scaled() -> None:
+    plan = CalibrationPlan(head(), [("p", "c")] * 2, scale=True)
+    plan.take([item(score(1.0)), item(score(1.0))])
+    with pytest.raises(errors.FailedPrecondition, match="one raw score"):
+        _ = plan.scale
+
+
 def test_batches_cover_every_item_once() -> None:
     items = [("p", str(index)) for index in range(2 * BATCH_ITEMS + 1)]
     batches = list(CalibrationPlan(head(), items).batches())

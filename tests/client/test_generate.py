@@ -253,6 +253,11 @@ def test_states_come_with_their_sample(client: Client) -> None:
     assert samples[0].states[4, 3] == 19
 
 
+def test_a_prompts_states_that_come_once_are_every_samples(client: Client, server: FakeServer) -> None:
+    samples = client.generate(["x", "y"], n=3, return_states=True)
+    assert [s.states.tolist() for s in samples if s.states is not None] == [np.arange(5 * D_MODEL).reshape(5, D_MODEL).tolist()] * 6
+
+
 def test_missing_sample_is_an_error_not_a_shorter_list(
     client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -201,6 +201,7 @@ def test_trunk_calls(client: Client) -> None:
     info = client.trunk()
     assert (info.d_model, info.tensors[TRUNK_NAMES[0]].dtype, info.head_tensors[LAYER]) == (D_MODEL, "float32", (8, D_MODEL))
     assert client.tokenize("ab c") == [2, 1]
+    assert client.tokenize_batch(["ab c", "abc"]) == [[2, 1], [3]]
     assert client.detokenize([1, 2]) == "x xx"
     assert client.encode([5, 6])[:, 0].tolist() == [5, 6]
     assert [states.shape for states in client.encode([[5, 6], [7]])] == [(2, D_MODEL), (1, D_MODEL)]
@@ -220,6 +221,10 @@ def test_labels_and_removals(client: Client, server: FakeServer) -> None:
 
 
 def test_a_name_leaves_the_active_set(client: Client, server: FakeServer) -> None:
+    client.activate({"policy": 7}, expected_versions={"policy": 6, "reference": 0})
+    assert dict(server.requests["ActivateHeads"][-1].expected_versions) == {"policy": 6, "reference": 0}
+    with pytest.raises(TypeError, match="expected_versions must map"):
+        client.activate({"policy": 7}, expected_versions={"policy": "6"})  # type: ignore[dict-item]
     client.activate(deactivate=["reference"])
     assert list(server.requests["ActivateHeads"][-1].deactivate) == ["reference"]
     with pytest.raises(TypeError, match="deactivate must be a list"):

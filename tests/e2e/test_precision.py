@@ -10,6 +10,9 @@ import pytest
 import torch
 
 from polyhead.client import Client
+from polyhead.heads.training.remote import pull_module, weights_of
+from polyhead.heads.training.state_store import StateStore
+from polyhead.heads.training.verify import verify
 from tests.e2e.support import PROMPT, constant_policy, fresh_salt, serving
 
 PROMPTS = [PROMPT, [1, 90, 91], [1, *range(20, 90)], [1, *range(40, 60)]]
@@ -35,6 +38,19 @@ def test_the_same_bits_through_grpc(dtypes: tuple[str, str], tied_model: Path, t
             items = client.score(order, heads=["reference"], cache_salt=fresh_salt())
             by_ids = {tuple(ids): logprobs for ids, logprobs, _ in wanted}
             assert [list(item.scores["reference"].logprobs) for item in items] == [by_ids[tuple(ids)] for _, ids in order]
+
+
+@pytest.mark.parametrize("output", ["", "float32"])
+def test_the_outputs_precision_is_told_and_kept_by_pushes(output: str, tied_model: Path, tmp_path: Path) -> None:
+    """An int8 trunk with float32 heads and output: the trainer's own module and the server agree. Without, they are apart."""
+    flags = ("--trunk-dtype", "int8", *(("--output-dtype", output) if output else ()))
+    with serving(tied_model, tmp_path / "store", *flags) as server, Client(server.address, timeout=60) as client:
+        trunk = client.trunk()
+        assert (trunk.precision, trunk.head_precision, trunk.output_precision) == ("int8", "float32", output or "int8")
+        head = pull_module(client, "policy")
+        version = client.push_head("policy", weights_of(head), kind="policy")
+        gap = verify(client, head, f"policy@{version}", [(PROMPT, [90, 91, 92, 93])], StateStore(client, tmp_path))
+        assert gap < 1e-4 if output else gap > 1e-3
 
 
 def test_a_head_is_pushed_and_swapped_in_int8(tiny_model: Path, tmp_path: Path) -> None:

@@ -172,6 +172,16 @@ def test_kl_is_returned_for_each_token_and_apart_from_the_reward(client: Client)
     assert batch["reward"].tolist() == [reward_of(sample).reward for sample in samples]
 
 
+def test_preference_rules_and_kl_in_one_call(client: Client) -> None:
+    """The reference's log-probs are scored in the same call, whose answer has every part."""
+    [sample] = client.generate(["Why?"], temperature=0.7, recipe="rlhf", recipe_constants={"rules": 2.0}, rules=RULES, **DRAW)
+    reward, kl = reward_of(sample), float((sample.logprobs - sample.scores["reference"].logprobs).sum())
+    assert set(reward.parts) == {"preference", "rules", "kl"}
+    assert reward.parts["rules"] == pytest.approx(sum(follow(sample)) / len(RULES), abs=1e-5)
+    assert reward.reward == pytest.approx(sample.scores["preference"].value + 2.0 * reward.parts["rules"], abs=1e-5)
+    assert reward.with_kl == pytest.approx(reward.reward - 0.05 * kl, abs=1e-4)
+
+
 def test_each_arm_brings_its_own_logprobs_to_the_kl(client: Client) -> None:
     """Nothing is run for the policy itself, and a sample of the reference has no KL."""
     far, near = client.generate(["Why?"], arms=[Arm("policy"), Arm("reference@1")], recipe="kl", **DRAW)

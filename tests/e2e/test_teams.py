@@ -96,6 +96,17 @@ def test_the_count_of_cached_tokens_is_of_ones_own_team(teams: Teams) -> None:
     assert max(cached("blue-worker"), cached("worker")) <= 1
 
 
+def test_a_wait_that_shows_other_teams_work_is_told_to_an_admin_alone(teams: Teams) -> None:
+    """A sample's own work is of its team's cache: everybody sees it."""
+    for name, is_shown in (("red-worker", False), ("admin", True)):
+        [sample] = teams.clients[name].generate([[1, 40, 41]], max_new_tokens=2, ignore_eos=True)
+        [item] = teams.clients[name].score([([1, 40, 41], [42])], heads=["reference"])
+        for work in (sample.work, item.work):
+            assert work is not None
+            assert work.head_tokens > 0
+            assert (work.queue_seconds is not None) == is_shown
+
+
 def test_a_fit_finds_no_other_teams_prompts(teams: Teams) -> None:
     """The prompts of one fit have one beginning: it is computed once, for each team."""
     cold = teams.computed("red-trainer", lambda client: fit(client, 95))

@@ -31,7 +31,7 @@ class Arm(_message.Message):
     def __init__(self, head: _Optional[str] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompts", "arms", "delivery", "on_swap", "score", "return_states", "request_id", "priority", "select")
+    __slots__ = ("prompts", "arms", "delivery", "on_swap", "score", "return_states", "request_id", "priority", "select", "prompt_states_once")
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     ARMS_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
@@ -41,6 +41,7 @@ class GenerateRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_STATES_ONCE_FIELD_NUMBER: _ClassVar[int]
     prompts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Prompt]
     arms: _containers.RepeatedCompositeFieldContainer[Arm]
     delivery: Delivery
@@ -50,7 +51,8 @@ class GenerateRequest(_message.Message):
     request_id: str
     priority: _types_pb2.Priority
     select: Selection
-    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., return_states: _Optional[bool] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., select: _Optional[_Union[Selection, _Mapping]] = ...) -> None: ...
+    prompt_states_once: bool
+    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., return_states: _Optional[bool] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., select: _Optional[_Union[Selection, _Mapping]] = ..., prompt_states_once: _Optional[bool] = ...) -> None: ...
 
 class Selection(_message.Message):
     __slots__ = ("top", "median")
@@ -95,7 +97,7 @@ class Span(_message.Message):
     def __init__(self, start: _Optional[int] = ..., end: _Optional[int] = ..., version: _Optional[int] = ..., generation: _Optional[int] = ..., digest: _Optional[str] = ...) -> None: ...
 
 class Sample(_message.Message):
-    __slots__ = ("prompt_index", "arm_index", "sample_index", "prompt_token_ids", "token_ids", "text", "logprobs", "sampling_logprobs", "finish_reason", "terminated", "stop", "head", "head_version", "digest", "spans", "sample_seed", "scores", "error", "num_cached_tokens", "valid", "sampling", "invalid_reasons", "num_newlines", "format", "reward", "ood")
+    __slots__ = ("prompt_index", "arm_index", "sample_index", "prompt_token_ids", "token_ids", "text", "logprobs", "sampling_logprobs", "finish_reason", "terminated", "stop", "head", "head_version", "digest", "spans", "sample_seed", "scores", "error", "num_cached_tokens", "valid", "sampling", "invalid_reasons", "num_newlines", "format", "reward", "ood", "work")
     PROMPT_INDEX_FIELD_NUMBER: _ClassVar[int]
     ARM_INDEX_FIELD_NUMBER: _ClassVar[int]
     SAMPLE_INDEX_FIELD_NUMBER: _ClassVar[int]
@@ -122,6 +124,7 @@ class Sample(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     OOD_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     prompt_index: int
     arm_index: int
     sample_index: int
@@ -148,7 +151,8 @@ class Sample(_message.Message):
     format: str
     reward: _types_pb2.Reward
     ood: _types_pb2.OodScore
-    def __init__(self, prompt_index: _Optional[int] = ..., arm_index: _Optional[int] = ..., sample_index: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[float]] = ..., sampling_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., terminated: _Optional[bool] = ..., stop: _Optional[str] = ..., head: _Optional[str] = ..., head_version: _Optional[int] = ..., digest: _Optional[str] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., sample_seed: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[_types_pb2.HeadScore, _Mapping]]] = ..., error: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., valid: _Optional[bool] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., invalid_reasons: _Optional[_Iterable[str]] = ..., num_newlines: _Optional[int] = ..., format: _Optional[str] = ..., reward: _Optional[_Union[_types_pb2.Reward, _Mapping]] = ..., ood: _Optional[_Union[_types_pb2.OodScore, _Mapping]] = ...) -> None: ...
+    work: _types_pb2.WorkDone
+    def __init__(self, prompt_index: _Optional[int] = ..., arm_index: _Optional[int] = ..., sample_index: _Optional[int] = ..., prompt_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., text: _Optional[str] = ..., logprobs: _Optional[_Iterable[float]] = ..., sampling_logprobs: _Optional[_Iterable[float]] = ..., finish_reason: _Optional[_Union[_types_pb2.FinishReason, str]] = ..., terminated: _Optional[bool] = ..., stop: _Optional[str] = ..., head: _Optional[str] = ..., head_version: _Optional[int] = ..., digest: _Optional[str] = ..., spans: _Optional[_Iterable[_Union[Span, _Mapping]]] = ..., sample_seed: _Optional[int] = ..., scores: _Optional[_Iterable[_Union[_types_pb2.HeadScore, _Mapping]]] = ..., error: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., valid: _Optional[bool] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., invalid_reasons: _Optional[_Iterable[str]] = ..., num_newlines: _Optional[int] = ..., format: _Optional[str] = ..., reward: _Optional[_Union[_types_pb2.Reward, _Mapping]] = ..., ood: _Optional[_Union[_types_pb2.OodScore, _Mapping]] = ..., work: _Optional[_Union[_types_pb2.WorkDone, _Mapping]] = ...) -> None: ...
 
 class RankedSample(_message.Message):
     __slots__ = ("arm_index", "sample_index", "reward")

@@ -41,7 +41,7 @@ UNFINISHED_READ_LAST: Unfinished
 UNFINISHED_OMIT: Unfinished
 
 class HeadManifest(_message.Message):
-    __slots__ = ("kind", "trunk_id", "precision", "output", "base", "untrained", "bias", "read", "append_token_id", "unfinished", "violated_token_id", "followed_token_id", "template", "lora", "pad_token_id")
+    __slots__ = ("kind", "trunk_id", "precision", "output", "base", "untrained", "bias", "read", "append_token_id", "unfinished", "violated_token_id", "followed_token_id", "template", "lora", "pad_token_id", "scale")
     KIND_FIELD_NUMBER: _ClassVar[int]
     TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,7 @@ class HeadManifest(_message.Message):
     TEMPLATE_FIELD_NUMBER: _ClassVar[int]
     LORA_FIELD_NUMBER: _ClassVar[int]
     PAD_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     kind: _types_pb2.HeadKind
     trunk_id: str
     precision: str
@@ -72,7 +73,8 @@ class HeadManifest(_message.Message):
     template: str
     lora: LoraAdapter
     pad_token_id: int
-    def __init__(self, kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., output: _Optional[_Union[OutputKind, str]] = ..., base: _Optional[str] = ..., untrained: _Optional[bool] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., violated_token_id: _Optional[int] = ..., followed_token_id: _Optional[int] = ..., template: _Optional[str] = ..., lora: _Optional[_Union[LoraAdapter, _Mapping]] = ..., pad_token_id: _Optional[int] = ...) -> None: ...
+    scale: float
+    def __init__(self, kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., output: _Optional[_Union[OutputKind, str]] = ..., base: _Optional[str] = ..., untrained: _Optional[bool] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., violated_token_id: _Optional[int] = ..., followed_token_id: _Optional[int] = ..., template: _Optional[str] = ..., lora: _Optional[_Union[LoraAdapter, _Mapping]] = ..., pad_token_id: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class LoraAdapter(_message.Message):
     __slots__ = ("rank", "alpha", "use_rslora", "rank_pattern", "alpha_pattern", "fan_in_fan_out")
@@ -247,7 +249,7 @@ class PullHeadResponse(_message.Message):
     def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., chunk: _Optional[_Union[Chunk, _Mapping]] = ...) -> None: ...
 
 class CopyHeadRequest(_message.Message):
-    __slots__ = ("source", "target", "kind", "bias", "read", "append_token_id", "unfinished", "request_id", "labels", "pad_token_id")
+    __slots__ = ("source", "target", "kind", "bias", "read", "append_token_id", "unfinished", "request_id", "labels", "pad_token_id", "scale")
     SOURCE_FIELD_NUMBER: _ClassVar[int]
     TARGET_FIELD_NUMBER: _ClassVar[int]
     KIND_FIELD_NUMBER: _ClassVar[int]
@@ -258,6 +260,7 @@ class CopyHeadRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     LABELS_FIELD_NUMBER: _ClassVar[int]
     PAD_TOKEN_ID_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     source: str
     target: str
     kind: _types_pb2.HeadKind
@@ -268,7 +271,8 @@ class CopyHeadRequest(_message.Message):
     request_id: str
     labels: _containers.RepeatedScalarFieldContainer[str]
     pad_token_id: int
-    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., pad_token_id: _Optional[int] = ...) -> None: ...
+    scale: float
+    def __init__(self, source: _Optional[str] = ..., target: _Optional[str] = ..., kind: _Optional[_Union[_types_pb2.HeadKind, str]] = ..., bias: _Optional[float] = ..., read: _Optional[_Union[ReadPosition, str]] = ..., append_token_id: _Optional[int] = ..., unfinished: _Optional[_Union[Unfinished, str]] = ..., request_id: _Optional[str] = ..., labels: _Optional[_Iterable[str]] = ..., pad_token_id: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class CopyHeadResponse(_message.Message):
     __slots__ = ("head", "removed")
@@ -279,8 +283,15 @@ class CopyHeadResponse(_message.Message):
     def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ActivateHeadsRequest(_message.Message):
-    __slots__ = ("heads", "expected_generation", "request_id", "note", "deactivate")
+    __slots__ = ("heads", "expected_generation", "request_id", "note", "deactivate", "expected_versions")
     class HeadsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class ExpectedVersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
         VALUE_FIELD_NUMBER: _ClassVar[int]
@@ -292,12 +303,14 @@ class ActivateHeadsRequest(_message.Message):
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     DEACTIVATE_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     heads: _containers.ScalarMap[str, int]
     expected_generation: int
     request_id: str
     note: str
     deactivate: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ..., deactivate: _Optional[_Iterable[str]] = ...) -> None: ...
+    expected_versions: _containers.ScalarMap[str, int]
+    def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ..., deactivate: _Optional[_Iterable[str]] = ..., expected_versions: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class ActivateHeadsResponse(_message.Message):
     __slots__ = ("generation", "num_pinned_requests", "num_aborted_requests", "num_following_requests", "removed")

@@ -124,7 +124,7 @@ class HeadServiceServicer:
         raise NotImplementedError('Method not implemented!')
 
     def CopyHead(self, request, context):
-        """A new version without bytes: same weights under another name, kind, bias or reading.
+        """A new version without bytes: same weights under another name, kind, bias, scale or reading.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

@@ -43,7 +43,7 @@ class HeadServiceStub:
     PullHead: _grpc.UnaryStreamMultiCallable[_heads_pb2.PullHeadRequest, _heads_pb2.PullHeadResponse]
     """Download one version: its record, then its bytes."""
     CopyHead: _grpc.UnaryUnaryMultiCallable[_heads_pb2.CopyHeadRequest, _heads_pb2.CopyHeadResponse]
-    """A new version without bytes: same weights under another name, kind, bias or reading."""
+    """A new version without bytes: same weights under another name, kind, bias, scale or reading."""
     ActivateHeads: _grpc.UnaryUnaryMultiCallable[_heads_pb2.ActivateHeadsRequest, _heads_pb2.ActivateHeadsResponse]
     """Make one or several versions active as one change. Running requests keep the generation that they began with."""
     RollbackHeads: _grpc.UnaryUnaryMultiCallable[_heads_pb2.RollbackHeadsRequest, _heads_pb2.RollbackHeadsResponse]
@@ -78,7 +78,7 @@ class HeadServiceAsyncStub(HeadServiceStub):
     PullHead: _aio.UnaryStreamMultiCallable[_heads_pb2.PullHeadRequest, _heads_pb2.PullHeadResponse]  # type: ignore[assignment]
     """Download one version: its record, then its bytes."""
     CopyHead: _aio.UnaryUnaryMultiCallable[_heads_pb2.CopyHeadRequest, _heads_pb2.CopyHeadResponse]  # type: ignore[assignment]
-    """A new version without bytes: same weights under another name, kind, bias or reading."""
+    """A new version without bytes: same weights under another name, kind, bias, scale or reading."""
     ActivateHeads: _aio.UnaryUnaryMultiCallable[_heads_pb2.ActivateHeadsRequest, _heads_pb2.ActivateHeadsResponse]  # type: ignore[assignment]
     """Make one or several versions active as one change. Running requests keep the generation that they began with."""
     RollbackHeads: _aio.UnaryUnaryMultiCallable[_heads_pb2.RollbackHeadsRequest, _heads_pb2.RollbackHeadsResponse]  # type: ignore[assignment]
@@ -128,7 +128,7 @@ class HeadServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _heads_pb2.CopyHeadRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_heads_pb2.CopyHeadResponse, _abc.Awaitable[_heads_pb2.CopyHeadResponse]]:
-        """A new version without bytes: same weights under another name, kind, bias or reading."""
+        """A new version without bytes: same weights under another name, kind, bias, scale or reading."""
 
     @_abc_1.abstractmethod
     def ActivateHeads(

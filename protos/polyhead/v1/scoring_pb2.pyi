@@ -51,7 +51,7 @@ class ScoreRequest(_message.Message):
     def __init__(self, items: _Optional[_Iterable[_Union[ScoreItem, _Mapping]]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., request_id: _Optional[str] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
 
 class ScoredItem(_message.Message):
-    __slots__ = ("prompt_token_ids", "token_ids", "terminated", "scores", "error", "num_cached_tokens", "valid", "invalid_reasons", "num_newlines", "format", "reward", "ood")
+    __slots__ = ("prompt_token_ids", "token_ids", "terminated", "scores", "error", "num_cached_tokens", "valid", "invalid_reasons", "num_newlines", "format", "reward", "ood", "work")
     PROMPT_TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
     TERMINATED_FIELD_NUMBER: _ClassVar[int]
@@ -64,6 +64,7 @@ class ScoredItem(_message.Message):
     FORMAT_FIELD_NUMBER: _ClassVar[int]
     REWARD_FIELD_NUMBER: _ClassVar[int]
     OOD_FIELD_NUMBER: _ClassVar[int]
+    WORK_FIELD_NUMBER: _ClassVar[int]
     prompt_token_ids: _containers.RepeatedScalarFieldContainer[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
     terminated: bool
@@ -76,7 +77,8 @@ class ScoredItem(_message.Message):
     format: str
     reward: _types_pb2.Reward
     ood: _types_pb2.OodScore
-    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., terminated: _Optional[bool] = ..., scores: _Optional[_Iterable[_Union[_types_pb2.HeadScore, _Mapping]]] = ..., error: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., valid: _Optional[bool] = ..., invalid_reasons: _Optional[_Iterable[str]] = ..., num_newlines: _Optional[int] = ..., format: _Optional[str] = ..., reward: _Optional[_Union[_types_pb2.Reward, _Mapping]] = ..., ood: _Optional[_Union[_types_pb2.OodScore, _Mapping]] = ...) -> None: ...
+    work: _types_pb2.WorkDone
+    def __init__(self, prompt_token_ids: _Optional[_Iterable[int]] = ..., token_ids: _Optional[_Iterable[int]] = ..., terminated: _Optional[bool] = ..., scores: _Optional[_Iterable[_Union[_types_pb2.HeadScore, _Mapping]]] = ..., error: _Optional[str] = ..., num_cached_tokens: _Optional[int] = ..., valid: _Optional[bool] = ..., invalid_reasons: _Optional[_Iterable[str]] = ..., num_newlines: _Optional[int] = ..., format: _Optional[str] = ..., reward: _Optional[_Union[_types_pb2.Reward, _Mapping]] = ..., ood: _Optional[_Union[_types_pb2.OodScore, _Mapping]] = ..., work: _Optional[_Union[_types_pb2.WorkDone, _Mapping]] = ...) -> None: ...
 
 class ScoreResponse(_message.Message):
     __slots__ = ("items", "served", "request_id")

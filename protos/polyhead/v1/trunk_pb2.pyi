@@ -41,7 +41,7 @@ class HeadTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetTrunkResponse(_message.Message):
-    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json", "tap_layer")
+    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json", "tap_layer", "head_precision", "output_precision")
     TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -57,6 +57,8 @@ class GetTrunkResponse(_message.Message):
     TIED_FIELD_NUMBER: _ClassVar[int]
     CONFIG_JSON_FIELD_NUMBER: _ClassVar[int]
     TAP_LAYER_FIELD_NUMBER: _ClassVar[int]
+    HEAD_PRECISION_FIELD_NUMBER: _ClassVar[int]
+    OUTPUT_PRECISION_FIELD_NUMBER: _ClassVar[int]
     trunk_id: str
     precision: str
     model: str
@@ -72,21 +74,27 @@ class GetTrunkResponse(_message.Message):
     tied: bool
     config_json: str
     tap_layer: int
-    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ..., tap_layer: _Optional[int] = ...) -> None: ...
+    head_precision: str
+    output_precision: str
+    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ..., tap_layer: _Optional[int] = ..., head_precision: _Optional[str] = ..., output_precision: _Optional[str] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
-    __slots__ = ("prompt", "without_special_tokens")
+    __slots__ = ("prompt", "without_special_tokens", "prompts")
     PROMPT_FIELD_NUMBER: _ClassVar[int]
     WITHOUT_SPECIAL_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    PROMPTS_FIELD_NUMBER: _ClassVar[int]
     prompt: _types_pb2.Prompt
     without_special_tokens: bool
-    def __init__(self, prompt: _Optional[_Union[_types_pb2.Prompt, _Mapping]] = ..., without_special_tokens: _Optional[bool] = ...) -> None: ...
+    prompts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Prompt]
+    def __init__(self, prompt: _Optional[_Union[_types_pb2.Prompt, _Mapping]] = ..., without_special_tokens: _Optional[bool] = ..., prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ...) -> None: ...
 
 class TokenizeResponse(_message.Message):
-    __slots__ = ("token_ids",)
+    __slots__ = ("token_ids", "sequences")
     TOKEN_IDS_FIELD_NUMBER: _ClassVar[int]
+    SEQUENCES_FIELD_NUMBER: _ClassVar[int]
     token_ids: _containers.RepeatedScalarFieldContainer[int]
-    def __init__(self, token_ids: _Optional[_Iterable[int]] = ...) -> None: ...
+    sequences: _containers.RepeatedCompositeFieldContainer[_types_pb2.TokenIds]
+    def __init__(self, token_ids: _Optional[_Iterable[int]] = ..., sequences: _Optional[_Iterable[_Union[_types_pb2.TokenIds, _Mapping]]] = ...) -> None: ...
 
 class DetokenizeRequest(_message.Message):
     __slots__ = ("token_ids", "skip_special_tokens")

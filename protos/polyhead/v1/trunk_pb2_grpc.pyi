@@ -36,7 +36,7 @@ class TrunkServiceStub:
     GetTrunk: _grpc.UnaryUnaryMultiCallable[_trunk_pb2.GetTrunkRequest, _trunk_pb2.GetTrunkResponse]
     """Identity and sizes."""
     Tokenize: _grpc.UnaryUnaryMultiCallable[_trunk_pb2.TokenizeRequest, _trunk_pb2.TokenizeResponse]
-    """Text or a conversation to ids."""
+    """Texts or conversations to ids."""
     Detokenize: _grpc.UnaryUnaryMultiCallable[_trunk_pb2.DetokenizeRequest, _trunk_pb2.DetokenizeResponse]
     """Ids to text."""
     Encode: _grpc.UnaryStreamMultiCallable[_trunk_pb2.EncodeRequest, _trunk_pb2.EncodeResponse]
@@ -58,7 +58,7 @@ class TrunkServiceAsyncStub(TrunkServiceStub):
     GetTrunk: _aio.UnaryUnaryMultiCallable[_trunk_pb2.GetTrunkRequest, _trunk_pb2.GetTrunkResponse]  # type: ignore[assignment]
     """Identity and sizes."""
     Tokenize: _aio.UnaryUnaryMultiCallable[_trunk_pb2.TokenizeRequest, _trunk_pb2.TokenizeResponse]  # type: ignore[assignment]
-    """Text or a conversation to ids."""
+    """Texts or conversations to ids."""
     Detokenize: _aio.UnaryUnaryMultiCallable[_trunk_pb2.DetokenizeRequest, _trunk_pb2.DetokenizeResponse]  # type: ignore[assignment]
     """Ids to text."""
     Encode: _aio.UnaryStreamMultiCallable[_trunk_pb2.EncodeRequest, _trunk_pb2.EncodeResponse]  # type: ignore[assignment]
@@ -89,7 +89,7 @@ class TrunkServiceServicer(metaclass=_abc_1.ABCMeta):
         request: _trunk_pb2.TokenizeRequest,
         context: _ServicerContext,
     ) -> _typing.Union[_trunk_pb2.TokenizeResponse, _abc.Awaitable[_trunk_pb2.TokenizeResponse]]:
-        """Text or a conversation to ids."""
+        """Texts or conversations to ids."""
 
     @_abc_1.abstractmethod
     def Detokenize(

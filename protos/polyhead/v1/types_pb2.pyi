@@ -197,18 +197,20 @@ class PolicyScore(_message.Message):
     def __init__(self, logprobs: _Optional[_Iterable[float]] = ..., sampling_logprobs: _Optional[_Iterable[float]] = ..., entropies: _Optional[_Iterable[float]] = ..., top_token_ids: _Optional[_Iterable[int]] = ..., top_logprobs: _Optional[_Iterable[float]] = ...) -> None: ...
 
 class PreferenceScore(_message.Message):
-    __slots__ = ("raw", "bias", "value", "present", "position")
+    __slots__ = ("raw", "bias", "value", "present", "position", "scale")
     RAW_FIELD_NUMBER: _ClassVar[int]
     BIAS_FIELD_NUMBER: _ClassVar[int]
     VALUE_FIELD_NUMBER: _ClassVar[int]
     PRESENT_FIELD_NUMBER: _ClassVar[int]
     POSITION_FIELD_NUMBER: _ClassVar[int]
+    SCALE_FIELD_NUMBER: _ClassVar[int]
     raw: float
     bias: float
     value: float
     present: bool
     position: int
-    def __init__(self, raw: _Optional[float] = ..., bias: _Optional[float] = ..., value: _Optional[float] = ..., present: _Optional[bool] = ..., position: _Optional[int] = ...) -> None: ...
+    scale: float
+    def __init__(self, raw: _Optional[float] = ..., bias: _Optional[float] = ..., value: _Optional[float] = ..., present: _Optional[bool] = ..., position: _Optional[int] = ..., scale: _Optional[float] = ...) -> None: ...
 
 class RuleScore(_message.Message):
     __slots__ = ("rule_id", "p_violate", "p_follow", "answer_mass")
@@ -309,6 +311,16 @@ class HeadScore(_message.Message):
     value: ValueScore
     error: str
     def __init__(self, head: _Optional[str] = ..., kind: _Optional[_Union[HeadKind, str]] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., policy: _Optional[_Union[PolicyScore, _Mapping]] = ..., preference: _Optional[_Union[PreferenceScore, _Mapping]] = ..., rule: _Optional[_Union[RuleScores, _Mapping]] = ..., value: _Optional[_Union[ValueScore, _Mapping]] = ..., error: _Optional[str] = ...) -> None: ...
+
+class WorkDone(_message.Message):
+    __slots__ = ("trunk_tokens", "head_tokens", "queue_seconds")
+    TRUNK_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    HEAD_TOKENS_FIELD_NUMBER: _ClassVar[int]
+    QUEUE_SECONDS_FIELD_NUMBER: _ClassVar[int]
+    trunk_tokens: int
+    head_tokens: int
+    queue_seconds: float
+    def __init__(self, trunk_tokens: _Optional[int] = ..., head_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
 
 class Served(_message.Message):
     __slots__ = ("trunk_id", "precision", "generation", "head_versions", "tokenizer_sha256")

@@ -220,3 +220,6 @@ class CompiledKit:
 
     def weight_bytes(self, shape: tuple[int, ...]) -> int:
         return packed_bytes(shape, is_int8=self.is_int8)
+
+    def output_bytes(self, shape: tuple[int, ...]) -> int:
+        return packed_bytes(shape, is_int8=self.is_int8)

@@ -50,10 +50,11 @@ class HeadRunner:
         self._calls = self._calls or layer_calls.layer_calls(module, module.spec.d_model)
         return fast_head(module, trunk, self.kit, self._calls) or module
 
-    def weight_bytes(self, shape: tuple[int, ...]) -> int:
-        """What a tensor of a head file takes as it is held here."""
-        if isinstance(self.trunk.module, FastTrunk):
-            return self.kit.weight_bytes(shape)
+    def weight_bytes(self, name: str, shape: tuple[int, ...]) -> int:
+        """What a tensor of a head file, by its global name, takes as it is held here."""
+        trunk = self.trunk.module
+        if isinstance(trunk, FastTrunk):
+            return self.kit.output_bytes(shape) if name == trunk.spec.output else self.kit.weight_bytes(shape)
         return math.prod(shape) * self.cache.shape.dtype.itemsize
 
     @torch.inference_mode()

@@ -6,6 +6,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, Protocol
 
+import torch
 from torch import Tensor
 from torch.nn.functional import linear
 
@@ -86,6 +87,10 @@ class Kit(Protocol):
         """Of one tensor of a head file, as it is held."""
         ...
 
+    def output_bytes(self, shape: tuple[int, ...]) -> int:
+        """The same of an output projection."""
+        ...
+
 
 @dataclass(frozen=True, slots=True)
 class TorchKit:
@@ -113,3 +118,52 @@ class TorchKit:
 
     def weight_bytes(self, shape: tuple[int, ...]) -> int:
         return self.linears.weight_bytes(shape)
+
+    def output_bytes(self, shape: tuple[int, ...]) -> int:
+        return self.linears.weight_bytes(shape)
+
+
+@dataclass(frozen=True, slots=True)
+class OutputApart:
+    """A kit whose output projections are another's: logits in a precision of their own, beside layers in 8 or 16 bits."""
+
+    layers: Kit
+    outputs: Kit
+    dtype: torch.dtype  # that outputs compute in
+
+    def layer(self, parts: LayerParts) -> Any:
+        return self.layers.layer(parts)
+
+    def stack(self, layers: Sequence[Any], rotations: Tensor) -> Stack:
+        return self.layers.stack(layers, rotations)
+
+    def norm(self, weight: Tensor, eps: float) -> Rows:
+        return self.layers.norm(weight, eps)
+
+    def score(self, weight_OI: Tensor) -> Rows:
+        return self.layers.score(weight_OI)
+
+    def linear(self, weight_OI: Tensor) -> HeldRows:
+        return _InDtype(self.outputs.linear(weight_OI.to(self.dtype)), self.dtype)
+
+    def tied(self, weight_OI: Tensor) -> HeldRows:
+        """A copy only where the embedding has another dtype."""
+        is_same = weight_OI.dtype == self.dtype
+        return _InDtype(self.outputs.tied(weight_OI), self.dtype) if is_same else self.linear(weight_OI)
+
+    def weight_bytes(self, shape: tuple[int, ...]) -> int:
+        return self.layers.weight_bytes(shape)
+
+    def output_bytes(self, shape: tuple[int, ...]) -> int:
+        return self.outputs.output_bytes(shape)
+
+
+class _InDtype:
+    """A product whose inputs are first brought to its dtype."""
+
+    def __init__(self, rows: HeldRows, dtype: torch.dtype) -> None:
+        self._rows, self._dtype = rows, dtype
+        self.num_bytes = rows.num_bytes
+
+    def __call__(self, x_TI: Tensor) -> Tensor:
+        return self._rows(x_TI.to(self._dtype))

@@ -84,12 +84,14 @@ class Scheduler:
         """The batch's trunk work is done."""
         for run in batch.trunk_runs:
             self.tree.advance(run.sequence, run.end - run.start)
+            run.sequence.num_trunk_tokens += run.end - run.start
 
     def commit_heads(self, runs: list[HeadRun]) -> None:
         """These head runs are done."""
         for run in runs:
             self.pool.advance(run.reading, run.start, run.end)
             run.reading.cursor = run.end
+            run.reading.sample.num_head_tokens += run.end - run.start
 
     def fit_chunk(self, batch: Batch, seconds: float) -> None:
         """Fit the prefill chunk to the measured step, so that a long prompt, or one that a head reads again, does not stall decoding."""

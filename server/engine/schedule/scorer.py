@@ -42,6 +42,12 @@ class PreferenceResult:
     bias: float
     is_present: bool
     position: int
+    scale: float = 1.0
+
+    @property
+    def value(self) -> float:
+        """Centred and scaled: comparable within one version."""
+        return (self.raw - self.bias) / self.scale
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,7 +63,7 @@ class RuleResult:
 class ValueResult:
     """`values[t]` is V before completion token t; `bootstrap_value` is V after the last one, 0 if the sample is terminated.
 
-    V is the head's raw number minus the version's bias.
+    V is the head's raw number minus the version's bias, divided by its scale.
     """
 
     values: np.ndarray  # (c,)
@@ -207,13 +213,14 @@ def _result(
         case HeadKind.POLICY:
             return _policy_result(readings[0], sample.request.num_top)
         case HeadKind.VALUE:
-            values = np.concatenate(readings[0].values) - np.float32(head.manifest.bias)
+            values = (np.concatenate(readings[0].values) - np.float32(head.manifest.bias)) / np.float32(head.manifest.scale)
             num = len(sample.completion)
             return ValueResult(values[:num], 0.0 if sample.is_terminated else float(values[num]))
         case HeadKind.PREFERENCE:
             if not readings:
-                return PreferenceResult(0.0, head.manifest.bias, False, 0)
-            return PreferenceResult(float(readings[0].values[-1][-1]), head.manifest.bias, True, readings[0].first)
+                return PreferenceResult(0.0, head.manifest.bias, False, 0, head.manifest.scale)
+            raw = float(readings[0].values[-1][-1])
+            return PreferenceResult(raw, head.manifest.bias, True, readings[0].first, head.manifest.scale)
         case HeadKind.RULE:
             assert sample.request.rules is not None
             order = {question.rule_id: i for i, question in enumerate(sample.request.rules.by_template[head.manifest.template])}

@@ -142,12 +142,18 @@ class Sample:
     pooled: np.ndarray | None = None  # (d_model,) float64: the prompt's row, with the request's `pooling`
     num_held: int = 0  # its bytes that count as unread; set when it is finished
     num_cached_tokens: int = 0
+    num_head_tokens: int = 0  # that went through heads for it
     first_token_at: float = 0.0  # time.monotonic()
     last_token_at: float = 0.0
 
     @property
     def is_given(self) -> bool:
         return self.head_name == ""
+
+    @property
+    def num_trunk_tokens(self) -> int:
+        """That went through the trunk for it, its questions' included."""
+        return self.sequence.num_trunk_tokens + sum(suffix.num_trunk_tokens for suffix in self.suffixes)
 
     @property
     def num_bytes(self) -> int:
@@ -224,6 +230,7 @@ class Request:
     # ---- engine thread
     serial: int = field(default_factory=lambda: next(_serial))
     submitted_at: float = field(default_factory=time.monotonic)
+    queue_s: float = 0.0  # from its arrival to its lease
     lease: Lease | None = None
     sampling_lease: Lease | None = None  # what samples start to be drawn with: the lease, or with FOLLOW what was activated since
     held: frozenset[LiveHead] = frozenset()  # weights that must stay; replaced as a whole, since other threads read it

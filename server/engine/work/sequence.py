@@ -19,6 +19,7 @@ class TokenSequence:
     is_placed: bool = False
     num_computed: int = 0  # tokens whose boundary states exist
     num_cached: int = 0  # of those, found in the cache at placement
+    num_trunk_tokens: int = 0  # that went through the trunk for it, those given up and computed again counted again
     num_reserved: int = 0  # blocks promised to this sequence and not yet taken
 
     @property

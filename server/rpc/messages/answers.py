@@ -87,6 +87,7 @@ def sample_message(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward |
         format=tag_of(sample.request).form(sample).format,
         sampling=sampling(sample.params),
         reward=reward,
+        work=work_done(sample),
     )
     if sample.last_head is not None:
         message.head_version, message.digest = sample.last_head.version, sample.last_head.live.digest
@@ -112,7 +113,16 @@ def scored_item(sample: Sample, check: ReplyCheck, reward: types_pb2.Reward | No
         format=tag_of(sample.request).form(sample).format,
         reward=reward,
         ood=ood_score(sample),
+        work=work_done(sample),
     )
+
+
+def work_done(sample: Sample) -> types_pb2.WorkDone:
+    """What a finished sample took, and how long its request waited where the caller may know."""
+    message = types_pb2.WorkDone(trunk_tokens=sample.num_trunk_tokens, head_tokens=sample.num_head_tokens)
+    if tag_of(sample.request).shows_queue:
+        message.queue_seconds = sample.request.queue_s
+    return message
 
 
 def head_score(result: HeadResult, sample: Sample) -> types_pb2.HeadScore:
@@ -137,7 +147,8 @@ def head_score(result: HeadResult, sample: Sample) -> types_pb2.HeadScore:
                 types_pb2.PreferenceScore(
                     raw=preference.raw,
                     bias=preference.bias,
-                    value=preference.raw - preference.bias,
+                    scale=preference.scale,
+                    value=preference.value,
                     present=preference.is_present,
                     position=preference.position,
                 )
@@ -172,16 +183,16 @@ def sampling(params: SamplingParams) -> types_pb2.Sampling:
     )
 
 
-def states_parts(sample: Sample) -> Iterator[generation_pb2.StatesPart]:
-    """A sample's boundary states, a part at a time."""
+def states_parts(sample: Sample, first: int = 0) -> Iterator[generation_pb2.StatesPart]:
+    """A sample's boundary states from token `first` on, a part at a time."""
     if sample.states is None:
         return
-    for offset, rows in row_parts(sample.states):
+    for offset, rows in row_parts(sample.states[first:]):
         yield generation_pb2.StatesPart(
             prompt_index=sample.prompt_index,
             arm_index=sample.arm_index,
             sample_index=sample.sample_index,
-            offset=offset,
+            offset=first + offset,
             states=tensor(rows),
         )
 

@@ -24,6 +24,7 @@ from polyhead.v1 import heads_pb2
 
 DEFAULT_PAGE = 100
 MAX_PAGE = 1000
+MAX_EXPECTED = 64  # names of one activation's condition
 MAX_NOTE = 1024  # characters
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
@@ -75,6 +76,7 @@ def copy_request(message: heads_pb2.CopyHeadRequest, request_digest: str) -> Cop
         target=check_name(message.target, "target"),
         kind=enums.HEAD_KINDS.member(message.kind, "kind"),
         bias=message.bias if message.HasField("bias") else None,
+        scale=message.scale if message.HasField("scale") else None,
         read=enums.READ_POSITIONS.member(message.read, "read"),
         append_token_id=message.append_token_id if message.HasField("append_token_id") else None,
         pad_token_id=_pad(message, "pad_token_id"),
@@ -99,6 +101,18 @@ def activation_heads(message: heads_pb2.ActivateHeadsRequest) -> dict[str, int]:
     for index, name in enumerate(message.deactivate):
         check_name(name, f"deactivate[{index}]")
     return dict(message.heads)
+
+
+def expected_versions(message: heads_pb2.ActivateHeadsRequest) -> dict[str, int]:
+    """Name to the version that must be active, checked."""
+    if len(message.expected_versions) > MAX_EXPECTED:
+        raise InvalidArgument(f"{len(message.expected_versions)} names, at most {MAX_EXPECTED}", field="expected_versions")
+    for name, version in message.expected_versions.items():
+        field = f"expected_versions[{name[:64]}]"
+        check_name(name, field)
+        if version >= 1_000_000_000:
+            raise InvalidArgument(f"not a version number: {version}", field=field)
+    return dict(message.expected_versions)
 
 
 def version_message(view: VersionView) -> heads_pb2.HeadVersion:
@@ -152,6 +166,7 @@ def manifest_message(manifest: HeadManifest) -> heads_pb2.HeadManifest:
         base=manifest.base,
         untrained=manifest.untrained,
         bias=manifest.bias,
+        scale=manifest.scale,
         read=enums.READ_POSITIONS.number(manifest.read),
         append_token_id=max(0, manifest.append_token_id),
         pad_token_id=manifest.pad_token_id,
@@ -197,6 +212,7 @@ def _patch(message: heads_pb2.HeadManifest) -> ManifestPatch:
         base=message.base or None,
         untrained=message.untrained,
         bias=message.bias if message.HasField("bias") else None,
+        scale=message.scale if message.HasField("scale") else None,
         read=enums.READ_POSITIONS.member(message.read, f"{prefix}.read"),
         append_token_id=message.append_token_id if message.append_token_id or message.read == heads_pb2.READ_POSITION_APPEND else None,
         pad_token_id=_pad(message, f"{prefix}.pad_token_id"),

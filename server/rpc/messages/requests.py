@@ -39,7 +39,7 @@ MAX_HEADS = 16
 MAX_TOP_LOGPROBS = 20
 MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request
-SAMPLE_BYTES = 500  # of a sample on the wire, beside its tokens and stops
+SAMPLE_BYTES = 530  # of a sample on the wire, beside its tokens and stops
 HEAD_BYTES, RULE_BYTES, OOD_BYTES = 350, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
 
 
@@ -51,6 +51,7 @@ class Work:
     plan: RewardPlan | None  # None: no recipe
     by_group: bool = False  # a prompt's samples leave together
     selection: Selection | None = None  # None: all of them
+    prompt_states_once: bool = False  # a prompt's states leave with one of its samples
 
 
 @dataclass(frozen=True, slots=True)
@@ -105,7 +106,7 @@ def generate_request(
     request.stream_tokens = delivery == generation_pb2.DELIVERY_TOKENS
     request.return_states = message.return_states
     request.holds_groups = delivery == generation_pb2.DELIVERY_GROUPS or (plan is not None and plan.recipe.averages_samples)
-    work = Work(request, plan, delivery == generation_pb2.DELIVERY_GROUPS, select)
+    work = Work(request, plan, delivery == generation_pb2.DELIVERY_GROUPS, select, message.prompt_states_once)
     prompts = [_prompt_of(prompt, most_new, request, context, f"prompts[{index}]") for index, prompt in enumerate(message.prompts)]
     num_tokens = demand.generated_tokens([len(prompt.ids) for prompt in prompts], arms, request.num_suffix_tokens)
     if request.return_states and num_tokens > MAX_STATES_TOKENS:

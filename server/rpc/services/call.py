@@ -23,6 +23,7 @@ from polyhead.server.rpc.messages import answers
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.request_context import CheckRoom, RequestContext
 from polyhead.server.rpc.stream import EventStream
+from polyhead.server.rpc.tag import tag_of
 from polyhead.v1 import types_pb2
 
 M = TypeVar("M", bound=Message)
@@ -107,6 +108,7 @@ class CallRunner:
         request.deadline_at, request.due_at, request.principal = call.deadline_at, call.due_at, call.caller.principal
         for sample in request.samples:  # here, where every request passes: a team's prompts are found by the team alone
             sample.sequence.salt = call.caller.cache_salt(sample.sequence.salt)
+        tag_of(request).shows_queue = call.sees_all
         self.services.engine.submit(request)
         return stream
 

@@ -51,6 +51,7 @@ class _Writer:
         self._sent = sent
         self._request = work.request
         self._groups: dict[int, list[Sample]] = collections.defaultdict(list)
+        self._known_prompts: set[int] = set()  # whose states the caller has
         self._group_size = collections.Counter(sample.prompt_index for sample in work.request.samples)
 
     def num_tokens(self, events: list[Event]) -> int:
@@ -128,5 +129,9 @@ class _Writer:
         return answers.sample_message(each.sample, each.check, recipes.reward_of(self._work.plan, each.reward, each.rank))
 
     def _states(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
-        for part in answers.states_parts(sample):
+        """The prompt's go along with the first of its samples that has states, if the caller wants them once."""
+        is_known = sample.prompt_index in self._known_prompts
+        for part in answers.states_parts(sample, len(sample.prompt) if is_known else 0):
             yield generation_pb2.GenerateResponse(states=part)
+        if self._work.prompt_states_once and sample.states is not None:
+            self._known_prompts.add(sample.prompt_index)

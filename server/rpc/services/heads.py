@@ -22,7 +22,7 @@ from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import heads as convert
 from polyhead.server.rpc.uploads import Upload
 from polyhead.server.versions.publisher import MAX_PUSHES, DeltaBase, Published, PushRequest
-from polyhead.server.versions.registry import Activation, VersionView
+from polyhead.server.versions.registry import Activation, Expected, VersionView
 from polyhead.server.versions.request_digest import request_digest
 from polyhead.server.versions.tensor_hashes import TensorHashes
 from polyhead.v1 import heads_pb2 as pb
@@ -188,13 +188,14 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     async def ActivateHeads(self, request: pb.ActivateHeadsRequest, context: Context) -> pb.ActivateHeadsResponse:  # noqa: N802
         digest = await self._bound(request)
         heads = convert.activation_heads(request)
+        expected = Expected(_optional(request, "expected_generation"), convert.expected_versions(request))
         done = await self._change(
             context,
             lambda: heads,
             lambda: self._registry.activate(
                 heads,
                 deactivate=request.deactivate,
-                expected_generation=_optional(request, "expected_generation"),
+                expected=expected,
                 request_id=request.request_id,
                 request_digest=digest,
                 note=request.note,
@@ -216,7 +217,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             lambda: self._registry.rollback_heads(to_generation),
             lambda: self._registry.rollback(
                 to_generation,
-                expected_generation=_optional(request, "expected_generation"),
+                expected=Expected(_optional(request, "expected_generation")),
                 request_id=request.request_id,
                 request_digest=digest,
             ),

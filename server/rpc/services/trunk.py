@@ -20,13 +20,16 @@ from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, enums, prompts, requests
 from polyhead.server.rpc.messages import ood as ood_messages
+from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.rpc.services.ood import OodFitting
-from polyhead.v1 import trunk_pb2, trunk_pb2_grpc
+from polyhead.v1 import trunk_pb2, trunk_pb2_grpc, types_pb2
 
 Context = grpc.aio.ServicerContext[Any, Any]
 
 MAX_SEQUENCES = 1024
+MAX_TOKENIZE_BYTES = (1 << 20) + (8 << 10)  # of several prompts and what frames them; their ids then fit one message
+TOKEN_IDS_BYTES = 8  # of a list of ids on the wire, beside the ids
 CACHE_COUNTERS = (  # by which a hit in the cache shows
     "prompt_tokens",
     "cache_hit_tokens",
@@ -60,17 +63,29 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
     async def Tokenize(  # noqa: N802
         self, request: trunk_pb2.TokenizeRequest, context: Context
     ) -> trunk_pb2.TokenizeResponse:
-        """Off the event loop: a long text takes a while."""
-        is_plain = request.prompt.WhichOneof("source") == "text" and not request.prompt.assistant_prefix and not request.prompt.format
-        if request.without_special_tokens and not is_plain:
-            raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
+        """Off the event loop: a long text takes a while. Counts and bytes are looked at before anything is tokenised."""
+        if request.prompts:
+            _check_batch(request)
+        for prompt in request.prompts or [request.prompt]:
+            is_plain = prompt.WhichOneof("source") == "text" and not prompt.assistant_prefix and not prompt.format
+            if request.without_special_tokens and not is_plain:
+                raise InvalidArgument("only plain text can go without special tokens", field="without_special_tokens")
         return await self._services.workers.run_sized(request.ByteSize(), self._tokenized, request)
 
     def _tokenized(self, request: trunk_pb2.TokenizeRequest) -> trunk_pb2.TokenizeResponse:
-        if request.without_special_tokens:
-            return trunk_pb2.TokenizeResponse(token_ids=self._services.tokenizer.encode(request.prompt.text, False))
+        is_bare = request.without_special_tokens
         with self._runner.context() as checked:
-            return trunk_pb2.TokenizeResponse(token_ids=prompts.written_ids(request.prompt, checked, "prompt"))
+            if not request.prompts:
+                return trunk_pb2.TokenizeResponse(token_ids=_ids(request.prompt, is_bare, checked, "prompt"))
+            response, num_bytes = trunk_pb2.TokenizeResponse(), 0
+            for index, prompt in enumerate(request.prompts):
+                field = f"prompts[{index}]"
+                ids = types_pb2.TokenIds(ids=_ids(prompt, is_bare, checked, field))
+                num_bytes += ids.ByteSize() + TOKEN_IDS_BYTES
+                if num_bytes > requests.MAX_REPLY_BYTES:  # a chat template that writes much, again and again
+                    raise InvalidArgument("the ids would not fit one message: send fewer prompts at a time", field=field)
+                response.sequences.append(ids)
+            return response
 
     async def Detokenize(  # noqa: N802
         self, request: trunk_pb2.DetokenizeRequest, context: Context
@@ -181,6 +196,8 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             tied=spec.tied,
             config_json=json.dumps(spec.config.to_dict(), default=str, sort_keys=True),
             tap_layer=services.ood.layers.tap_layer,
+            head_precision=services.config.head_dtype,
+            output_precision=services.output_precision,
         )
 
     def _status(self) -> trunk_pb2.GetStatusResponse:
@@ -230,6 +247,19 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
                 for change in registry.changes.running()
             ],
         )
+
+
+def _ids(prompt: types_pb2.Prompt, is_bare: bool, checked: RequestContext, field: str) -> list[int]:
+    return checked.tokenizer.encode(prompt.text, False) if is_bare else prompts.written_ids(prompt, checked, field)
+
+
+def _check_batch(request: trunk_pb2.TokenizeRequest) -> None:
+    if request.HasField("prompt"):
+        raise InvalidArgument("give one prompt, or several, not both", field="prompts")
+    if len(request.prompts) > MAX_SEQUENCES:
+        raise InvalidArgument(f"between 1 and {MAX_SEQUENCES} prompts: {len(request.prompts)}", field="prompts")
+    if request.ByteSize() > MAX_TOKENIZE_BYTES:
+        raise InvalidArgument(f"{request.ByteSize()} bytes of prompts in one call, at most {MAX_TOKENIZE_BYTES}", field="prompts")
 
 
 def _hide_cache(status: trunk_pb2.GetStatusResponse) -> None:

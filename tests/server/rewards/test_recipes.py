@@ -24,7 +24,7 @@ def write(folder: Path, text: str) -> Path:
 
 def test_the_shipped_recipes() -> None:
     book = RecipeBook()
-    assert set(book.recipes) == {"sparrow@1", "rerank@1", "preference@1", "kl@1"}
+    assert set(book.recipes) == {"sparrow@1", "rerank@1", "preference@1", "kl@1", "rlhf@1", "sparrow-kl@1"}
     sparrow = book.find("sparrow", "recipe")
     assert sparrow.form is Form.SUM
     assert [part.read.value for part in sparrow.parts] == ["preference", "rules", "tokens", "newlines", "invalid"]

@@ -152,6 +152,25 @@ def test_kl_takes_a_drawn_samples_own_logprobs_and_a_given_ones_policy(samples: 
     assert reward.token_rewards == pytest.approx([-0.1 * kl[0], -0.1 * kl[1], 2.0 - 0.1 * kl[2]])
 
 
+@pytest.mark.parametrize("weights", [{}, {"preference": 0.0}, {"rules": 0.0}, {"rules": 4.0, "kl_coefficient": 0.1}])
+def test_preference_rules_and_kl_in_one_reward(samples: Samples, weights: dict[str, float]) -> None:
+    """r = 1.5 - 0.5; AGG = (0.75 + 0.25) / 2; kl = -1 - log-prob of the reference; the three arms of an RL round by constants alone."""
+    by = {"preference": 1.0, "rules": 1.0, "kl_coefficient": 0.05} | weights
+    sample = samples.add(2, preference=preference(1.5, 0.5), rule=rules(a=0.25, b=0.75), reference=policy(-2.0, -0.5))
+    [reward] = compose(plan("rlhf", weights), [sample], [VALID])
+    assert reward.parts == {"preference": 1.0, "rules": 0.5, "kl": 0.5}
+    assert reward.reward == pytest.approx(by["preference"] * 1.0 + by["rules"] * 0.5)
+    assert reward.with_kl == pytest.approx(reward.reward - by["kl_coefficient"] * 0.5)
+    assert reward.token_rewards == pytest.approx([-by["kl_coefficient"], reward.reward + by["kl_coefficient"] * 0.5])
+
+
+def test_sparrows_reward_with_kl_is_sparrows_reward(samples: Samples) -> None:
+    sample = samples.add(2, preference=preference(1.5, 0.5), rule=rules(a=0.25, b=0.75), reference=policy(-2.0, -0.5))
+    [plain], [with_kl] = (compose(plan(name), [sample], [ReplyCheck(False, ("empty",), 3)]) for name in ("sparrow", "sparrow-kl"))
+    assert with_kl.reward == plain.reward
+    assert with_kl.with_kl == pytest.approx(plain.reward - 0.05 * 0.5)
+
+
 @pytest.mark.parametrize(("estimator", "first"), [("k1", -0.5), ("k2", 0.125), ("k3", math.exp(0.5) - 1 - 0.5)])
 def test_any_recipe_takes_any_estimator(samples: Samples, tmp_path: Path, estimator: str, first: float) -> None:
     kl = f"kl: {{reference: reference, policy: policy, coefficient: 1.0, estimator: {estimator}}}\n"

@@ -30,7 +30,7 @@ from polyhead.server.rpc.listen import SERVER_OPTIONS
 from polyhead.server.rpc.messages import answers, requests
 from polyhead.server.rpc.messages.sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS
 from polyhead.server.rpc.request_context import RequestContext
-from polyhead.server.rpc.services.trunk import TrunkServicer
+from polyhead.server.rpc.services.trunk import MAX_SEQUENCES, MAX_TOKENIZE_BYTES, TrunkServicer
 from polyhead.server.text.continuation import Decode
 from polyhead.server.text.replies import ReplyCheck
 from polyhead.server.text.transcripts import TranscriptBook
@@ -224,3 +224,21 @@ def test_encode_takes_exactly_so_many_tokens(context: RequestContext) -> None:
     with pytest.raises(InvalidArgument) as caught:
         servicer._encode_work(trunk_pb2.EncodeRequest(sequences=[*full, ids(1)], request_id="r"))
     assert caught.value.field == "sequences"
+
+
+@pytest.mark.parametrize(
+    ("given", "field"),
+    [
+        ({"prompts": [Prompt(text="x")] * (MAX_SEQUENCES + 1)}, "prompts"),
+        ({"prompts": [Prompt(text="x" * (MAX_TOKENIZE_BYTES // 2))] * 3}, "prompts"),
+        ({"prompts": [Prompt(text="x")], "prompt": Prompt(text="x")}, "prompts"),
+        ({"prompts": [Prompt(text="x"), prompt(2)], "without_special_tokens": True}, "without_special_tokens"),
+    ],
+)
+async def test_several_prompts_are_bounded_before_any_is_tokenised(given: dict[str, Any], field: str) -> None:
+    """There is no tokenizer here, and no worker."""
+    services = SimpleNamespace(spec=SimpleNamespace(d_model=8), ood=None)
+    servicer = TrunkServicer(cast(Any, SimpleNamespace(services=services)))
+    with pytest.raises(InvalidArgument) as caught:
+        await servicer.Tokenize(trunk_pb2.TokenizeRequest(**given), cast(Any, None))
+    assert caught.value.field == field

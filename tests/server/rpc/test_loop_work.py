@@ -108,6 +108,9 @@ async def test_large_calls_are_worked_on_beside_the_event_loop(channel: grpc.aio
     trunk, text = trunk_pb2_grpc.TrunkServiceStub(channel), "a" * LONG
     ids = (await trunk.Tokenize(trunk_pb2.TokenizeRequest(prompt=types_pb2.Prompt(text=text), without_special_tokens=True))).token_ids
     assert len(ids) == LONG
+    several = [types_pb2.Prompt(text=text[:size]) for size in (3, LONG // 2)]
+    batch = (await trunk.Tokenize(trunk_pb2.TokenizeRequest(prompts=several, without_special_tokens=True))).sequences
+    assert [each.ids for each in batch] == [ids[:3], ids[: LONG // 2]]
     assert (await trunk.Detokenize(trunk_pb2.DetokenizeRequest(token_ids=ids))).text == text
     sequences = [types_pb2.TokenIds(ids=ids[:100])] * 100
     pooled = trunk.Encode(trunk_pb2.EncodeRequest(sequences=sequences, pooling=trunk_pb2.POOLING_LAST))

@@ -22,6 +22,7 @@ from polyhead.server.rpc.services.heads import MIN_BYTES_PER_S, _Chunks
 from polyhead.server.rpc.uploads import Upload
 from polyhead.server.versions.head_loader import to_file
 from polyhead.server.versions.publisher import MAX_PUSHES
+from polyhead.server.versions.registry import Expected
 from polyhead.server.versions.watch import GenerationFeed
 from polyhead.v1 import heads_pb2 as pb
 from tests.server.fakes import World, heads_server
@@ -111,7 +112,7 @@ def test_an_activation_that_was_overtaken_keeps_its_expectation(
 
     def activate() -> None:
         try:
-            ready.registry.activate({"policy": 3}, expected_generation=2)
+            ready.registry.activate({"policy": 3}, expected=Expected(2))
         except PolyheadError as error:
             failed.append(error)
 

@@ -113,6 +113,8 @@ async def test_a_name_leaves_the_active_set(small: World) -> None:
     [
         (pb.ActivateHeadsRequest(deactivate=["policy"]), "INVALID_ARGUMENT", "deactivate"),
         (pb.ActivateHeadsRequest(deactivate=["../x"]), "INVALID_ARGUMENT", "deactivate[0]"),
+        (pb.ActivateHeadsRequest(heads={"policy": 1}, expected_versions={"../x": 1}), "INVALID_ARGUMENT", "expected_versions[../x]"),
+        (pb.ActivateHeadsRequest(heads={"policy": 1}, expected_versions={"policy": 9}), "ABORTED", ""),
         (pb.ActivateHeadsRequest(heads={"value": 1}, deactivate=["value"]), "INVALID_ARGUMENT", "deactivate"),
         (pb.ActivateHeadsRequest(deactivate=["nobody"]), "NOT_FOUND", ""),
     ],

@@ -25,6 +25,7 @@ from polyhead.heads.store import failpoints
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.server.versions.publisher import CopyRequest
+from polyhead.server.versions.registry import Expected
 from tests.server.fakes import World
 
 
@@ -103,7 +104,7 @@ def test_restore_refuses_a_damaged_set_and_names_the_repair(world_model: Path, t
 
 def test_activation_merges_and_reports(ready: World) -> None:
     version = ready.push("policy", ready.changed(1))
-    done = ready.registry.activate({"policy": version}, expected_generation=1, request_id="a", note="round 1")
+    done = ready.registry.activate({"policy": version}, expected=Expected(1), request_id="a", note="round 1")
     assert (done.record.number, done.record.parent, done.record.note) == (2, 1, "round 1")
     assert done.report is not None
     assert done.report.num_pinned == 2
@@ -113,8 +114,8 @@ def test_activation_merges_and_reports(ready: World) -> None:
 
 def test_repeated_activation_gets_the_first_answer_before_anything_else(ready: World) -> None:
     version = ready.push("policy", ready.changed(1))
-    first = ready.registry.activate({"policy": version}, expected_generation=1, request_id="a")
-    again = ready.registry.activate({"policy": version}, expected_generation=1, request_id="a")
+    first = ready.registry.activate({"policy": version}, expected=Expected(1), request_id="a")
+    again = ready.registry.activate({"policy": version}, expected=Expected(1), request_id="a")
     assert again.record == first.record
     assert again.report is None
     with pytest.raises(AlreadyExists):
@@ -151,9 +152,32 @@ def test_a_sum_that_overflows_is_looked_at_again(ready: World) -> None:
 
 def test_stale_generation_is_a_conflict(ready: World) -> None:
     with pytest.raises(Conflict) as caught:
-        ready.registry.activate({"policy": 1}, expected_generation=7)
+        ready.registry.activate({"policy": 1}, expected=Expected(7))
     assert caught.value.metadata == {"current_generation": "1"}
     assert_unchanged(ready, 1)
+
+
+def test_a_name_that_moved_on_is_a_conflict_and_another_one_is_not(ready: World) -> None:
+    """Two runs share a server: each asks for the version that it activated itself, and only its own name counts."""
+    first, second = ready.push("policy", ready.changed(1)), ready.push("policy", ready.changed(2))
+    ready.registry.activate({"policy": first}, expected=Expected(versions={"policy": 1}))
+    ready.registry.activate({"reference": 1}, expected=Expected(versions={"reference": 1, "nobody": 0}))
+    with pytest.raises(Conflict, match=r"policy has moved on: policy@2 is active, not policy@1") as caught:
+        ready.registry.activate({"policy": second}, expected=Expected(versions={"policy": 1}))
+    assert caught.value.field == "expected_versions[policy]"
+    assert caught.value.metadata == {"current_generation": "3", "name": "policy", "current_version": str(first)}
+    for wrong in ({"policy": 0}, {"nobody": 1}):
+        with pytest.raises(Conflict):
+            ready.registry.activate({"policy": second}, expected=Expected(versions=wrong))
+    assert ready.registry.active.generation == 3
+
+
+def test_a_retry_gets_its_answer_before_the_condition_is_looked_at(ready: World) -> None:
+    version = ready.push("policy", ready.changed(1))
+    condition = Expected(versions={"policy": 1})
+    first = ready.registry.activate({"policy": version}, expected=condition, request_id="a", request_digest="d")
+    again = ready.registry.activate({"policy": version}, expected=condition, request_id="a", request_digest="d")
+    assert again.record.number == first.record.number
 
 
 def test_unknown_version_names_the_field(ready: World) -> None:
@@ -379,6 +403,8 @@ class TestCopy:
         assert record.manifest.kind is HeadKind.VALUE
         biased = ready.publisher.copy(CopyRequest(source="preference", target="preference", bias=0.5))
         assert biased.manifest.bias == 0.5
+        scaled = ready.publisher.copy(CopyRequest(source="preference", target="preference", scale=2.0))
+        assert (scaled.manifest.scale, scaled.manifest.bias, biased.manifest.scale) == (2.0, 0.0, 1.0)
 
     def test_another_output_is_refused(self, ready: World) -> None:
         with pytest.raises(InvalidArgument):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from pathlib import Path
 
 import pytest
@@ -153,7 +154,7 @@ def test_bytes_are_half_and_counted_as_they_are(llama_folder: Path) -> None:
     half, whole = Bench.open(llama_folder, 2, dtype=torch.bfloat16), Bench.open(llama_folder, 2)
     head, schema = half.policy("c").module, half.spec.head_schema(half.policy("c").module.output)
     assert isinstance(head, FastHead)
-    assert head.num_bytes == sum(map(half.engine.heads.weight_bytes, schema.values()))
+    assert head.num_bytes == sum(itertools.starmap(half.engine.heads.weight_bytes, schema.items()))
     assert 2 * half.engine.trunk.num_bytes == whole.engine.trunk.num_bytes
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from pathlib import Path
 
 import pytest
@@ -9,6 +10,8 @@ import torch
 
 from polyhead.heads.format.errors import FailedPrecondition
 from polyhead.heads.format.kinds import OutputKind
+from polyhead.heads.model.family import build_head
+from polyhead.server.engine.build import OutputForm
 from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.layers.fast import FastHead
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
@@ -64,7 +67,7 @@ def test_a_quarter_of_the_bytes_and_counted_as_they_are(llama_folder: Path) -> N
         for live, output in ((bench.policy("c"), OutputKind.TIED), (bench.scalar("d"), OutputKind.SCORE)):
             assert isinstance(live.module, FastHead)
             schema = bench.spec.head_schema(output)
-            assert live.module.num_bytes == sum(map(bench.engine.heads.weight_bytes, schema.values()))
+            assert live.module.num_bytes == sum(itertools.starmap(bench.engine.heads.weight_bytes, schema.items()))
     assert small.policy("e").module.num_bytes < 0.45 * plain.policy("e").module.num_bytes, "32 numbers a row: a scale weighs much"
     first, second = small.policy("f").module, small.policy("g").module
     assert isinstance(first, FastHead)
@@ -72,12 +75,51 @@ def test_a_quarter_of_the_bytes_and_counted_as_they_are(llama_folder: Path) -> N
     assert first._project is second._project is small.engine.trunk.module.tied_output  # type: ignore[union-attr]
 
 
-@pytest.mark.parametrize("setting", ["trunk_quantization", "head_quantization", "is_deterministic"])
+@pytest.mark.parametrize("family", ["llama", "mistral"])  # tied, and with an output of its own
+@pytest.mark.parametrize("held", [INT8, {"trunk_quantization": "int8"}], ids=["both", "trunk"])
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_outputs_in_a_precision_of_their_own(family: str, held: dict[str, bool], dtype: torch.dtype, tmp_path: Path) -> None:
+    """A tied output was quantised with the trunk, so that log-probs were tenths from those of the trainer's own head."""
+    save_tiny(family, tmp_path)
+    form, plain = OutputForm("none", dtype), Bench.open(tmp_path, split_layer=2, max_context=128)
+    bench = Bench.open(tmp_path, split_layer=2, max_context=128, output=form, **held)
+    states = torch.randn(1, 5, bench.spec.d_model)
+    weight = plain.model.get_output_embeddings().weight.detach()
+    for live in (bench.policy("c"), bench.policy("d")):
+        assert isinstance(live.module, FastHead)
+        logits = live.module._project(states[0]).float()
+        assert (logits - states[0] @ weight.T).abs().max() < (2e-5 if dtype == torch.float32 else 0.05) * states.abs().max()
+        schema = bench.spec.head_schema(live.module.output)
+        assert live.module.num_bytes == sum(itertools.starmap(bench.engine.heads.weight_bytes, schema.items()))
+    taken = bench.engine.trunk.num_bytes - Bench.open(tmp_path, split_layer=2, max_context=128, **held).engine.trunk.num_bytes
+    copy = weight.nbytes // 2 if dtype == torch.bfloat16 else 0  # float32 reads the embedding itself
+    assert taken == (copy - weight.numel() - 4 * len(weight) if bench.spec.tied else 0)
+
+
+def test_a_float32_output_gives_the_trainers_log_probs(llama_folder: Path) -> None:
+    """With float32 heads behind an int8 trunk: what the plain module makes of the served boundary states, drawn and scored."""
+    bench = Bench.open(llama_folder, split_layer=2, output=OutputForm("none", torch.float32), trunk_quantization="int8")
+    request = bench.sampled(bench.prompt(20), params=GREEDY, score=("reference",), return_states=True)
+    bench.run(request)
+    sample = request.samples[0]
+    output = OutputKind.TIED if bench.spec.tied else OutputKind.OWN
+    head = build_head(bench.spec, bench.tensors["a"], output, bench.trunk.embedding, torch.float32)
+    assert sample.states is not None
+    first, length = len(sample.prompt) - 1, len(sample.prompt) + len(sample.completion)
+    with torch.no_grad():
+        logits = head(sample.states[None], torch.arange(length)[None], torch.arange(first, length - 1))
+    wanted = logits.log_softmax(-1)[torch.arange(len(sample.completion)), torch.tensor(sample.completion)].tolist()
+    assert sample.logprobs == pytest.approx(wanted, abs=1e-4)
+    assert scores(sample)["reference"].result.logprobs == pytest.approx(wanted, abs=1e-4)
+
+
+@pytest.mark.parametrize("setting", ["trunk_quantization", "head_quantization", "output", "is_deterministic"])
 def test_what_plain_modules_cannot_do_is_refused(setting: str, llama_folder: Path, tmp_path: Path) -> None:
     save_tiny("gemma2", tmp_path)
     named, asked = {
         "trunk_quantization": ("trunk_dtype", "int8"),
         "head_quantization": ("head_dtype", "int8"),
+        "output": ("output_dtype", OutputForm("none", torch.float32)),
         "is_deterministic": ("deterministic", True),
     }[setting]
     for folder, layers in ((llama_folder, {"is_fast": False}), (tmp_path, {})):

@@ -111,6 +111,7 @@ def test_preference_is_read_where_the_manifest_says(bench: Bench) -> None:
 
     assert read(True, bias=0.5).raw == pytest.approx(by_hand[-1], abs=1e-4)
     assert read(True, bias=0.5).bias == 0.5
+    assert read(True, bias=0.5, scale=4.0).value == pytest.approx((by_hand[-1] - 0.5) / 4, abs=1e-4)
     appended = read(True, read=ReadPosition.APPEND, append_token_id=9)
     assert appended.raw == pytest.approx(hand_values(bench, [*prompt, *completion, 9])[-1], abs=1e-4)
     bench.engine.scheduler.eos_ids = frozenset({completion[3]})
@@ -139,12 +140,13 @@ def test_padding_is_passed_over_as_the_classifier_does(bench: Bench, num_pads: i
         assert result.raw == pytest.approx(hand_values(bench, tokens)[expected], abs=1e-4)
 
 
-def test_a_value_heads_bias_is_subtracted(bench: Bench) -> None:
-    """TRL's value heads have one. The bootstrap of a sample that ended by itself stays 0."""
+@pytest.mark.parametrize("scale", [1.0, 2.0])
+def test_a_value_heads_bias_is_subtracted(bench: Bench, scale: float) -> None:
+    """TRL's value heads have one; a scale divides what is left. The bootstrap of a sample that ended by itself stays 0."""
     prompt, completion = bench.prompt(20), bench.prompt(5, 3)
-    by_hand = np.array(hand_values(bench, [*prompt, *completion])) + 0.25
+    by_hand = (np.array(hand_values(bench, [*prompt, *completion])) + 0.25) / scale
     value = bench.engine.active.heads["value"]
-    biased = dataclasses.replace(value, manifest=dataclasses.replace(value.manifest, bias=-0.25))
+    biased = dataclasses.replace(value, manifest=dataclasses.replace(value.manifest, bias=-0.25, scale=scale))
     bench.engine.active.heads["value"] = biased
     for is_terminated in (False, True):
         request = bench.given(prompt, completion, is_terminated, score=("value",))

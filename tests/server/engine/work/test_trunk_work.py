@@ -52,6 +52,25 @@ def test_a_whole_rollout(bench: Bench) -> None:
     assert bench.counted(request) == 37 + 4 * 8 + 4 * (4 + 1)
 
 
+def test_work_is_counted_for_each_sample_and_adds_up(bench: Bench) -> None:
+    """Two requests at once: every trunk and head token of the engine belongs to exactly one of their samples."""
+    rules = {"x": (10, 11, 12, 13), "y": (10, 11, 20)}
+    before = bench.engine.counters.trunk_tokens, bench.engine.counters.head_tokens
+    requests = [
+        bench.sampled(bench.prompt(37, 8), n=3, params=EIGHT, score=ALL_HEADS, rules=rules),
+        bench.given(bench.prompt(37, 8), bench.prompt(9, 3), score=("reference",)),
+    ]
+    bench.run(*requests)
+    samples = [sample for request in requests for sample in request.samples]
+    assert sum(sample.num_trunk_tokens for sample in samples) == bench.engine.counters.trunk_tokens - before[0]
+    assert sum(sample.num_head_tokens for sample in samples) == bench.engine.counters.head_tokens - before[1]
+    assert min(sample.num_head_tokens for sample in samples) >= 9
+    assert all(request.queue_s > 0 for request in requests)
+    again = bench.sampled(bench.prompt(37, 8), params=EIGHT)
+    bench.run(again)
+    assert again.samples[0].num_trunk_tokens == 7, "the prompt was found in the cache"
+
+
 def test_scoring_after_generation_is_head_only(bench: Bench) -> None:
     """A second call that scores the sampled tokens finds them all, but the last one."""
     request = bench.sampled(bench.prompt(40), params=EIGHT)

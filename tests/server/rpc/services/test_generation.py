@@ -5,6 +5,7 @@ from __future__ import annotations
 from types import SimpleNamespace
 from typing import Any
 
+import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
@@ -100,3 +101,26 @@ def test_however_events_are_cut_into_lists_the_pieces_make_the_samples(data: st.
             pieces += 1
         assert pieces <= len(request.samples) * (num_ends + 1)
     assert received == {place(sample): sample.completion for sample in request.samples}
+
+
+def sent_rows(*, once: bool, failed: int | None = None) -> tuple[list[tuple[int, int]], int]:
+    """((offset, rows) of each part of states, their bytes) of four samples of one prompt of 6 tokens, with replies of 2."""
+    request = streaming_request(4)
+    request.return_states = True
+    for index, sample in enumerate(request.samples):
+        sample.prompt, sample.completion = [5] * 6, [7, 8]
+        sample.states = None if index == failed else torch.arange(8.0)[:, None].repeat(1, 4)
+    messages = _Writer(RUNNER, Work(request, None, prompt_states_once=once)).messages([Finished(each, tail="") for each in request.samples])
+    parts = [message.states for message in messages if message.WhichOneof("event") == "states"]
+    return [(part.offset, part.states.shape[0]) for part in parts], sum(len(part.states.data) for part in parts)
+
+
+def test_a_prompts_states_travel_once() -> None:
+    """They were sent with every sample. 4 samples of 8 rows of 16 bytes; then 6 rows for the prompt and 2 for each reply."""
+    assert sent_rows(once=False) == ([(0, 8)] * 4, 4 * 8 * 16)
+    assert sent_rows(once=True) == ([(0, 8), (6, 2), (6, 2), (6, 2)], (6 + 4 * 2) * 16)
+
+
+def test_they_go_with_the_first_sample_that_has_states() -> None:
+    parts, _ = sent_rows(once=True, failed=0)
+    assert parts == [(0, 8), (6, 2), (6, 2)]
