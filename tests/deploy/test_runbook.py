@@ -26,6 +26,9 @@ from tests.e2e.support import eventually, fingerprint, push_pair, serving
 from tests.e2e.tiny import save_tiny_llama
 
 TEXT = (DOCS / "operations.md").read_text(encoding="utf-8")
+WITH_SETTINGS = TEXT + settings_table.PAGE.read_text(encoding="utf-8") + (DOCS / "guides" / "serve.md").read_text(encoding="utf-8")
+KNOWN = ("serve", "status", "health", "heads", "generate", "score", "split", "merge", "train", "chat")
+CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 
 def headings() -> list[tuple[str, str]]:
@@ -35,11 +38,11 @@ def headings() -> list[tuple[str, str]]:
 
 def commands() -> Iterator[list[str]]:
     """Every call of `polyhead` in a console block or between backticks, as words."""
-    lines = [line[2:] for block in re.findall(r"^```console\n(.*?)^```", TEXT, re.MULTILINE | re.DOTALL) for line in block.splitlines()]
-    for line in [*lines, *re.findall(r"`([^`\n]+)`", TEXT)]:
+    lines = [line[2:] for block in CONSOLE.findall(WITH_SETTINGS) for line in block.splitlines()]
+    for line in [*lines, *re.findall(r"`([^`\n]+)`", WITH_SETTINGS)]:
         for words in simple_commands(line):
             named = [index for index, word in enumerate(words) if Path(word).name == "polyhead" and words[index + 1 : index + 2]]
-            if named and words[named[-1] + 1] in ("serve", "status", "health", "heads", "generate", "score", "split", "merge"):
+            if named and words[named[-1] + 1] in KNOWN:
                 yield words[named[-1] + 1 :]
 
 
