@@ -3,7 +3,7 @@ PYTHON ?= python3
 VENV ?= .venv
 DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
-PYTEST := $(BIN)/python -m pytest -n auto --maxprocesses 4
+PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 QUICK := tests/server/engine tests/heads/store tests/heads/format tests/client
 NAMESPACE := .ns/polyhead
 

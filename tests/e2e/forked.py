@@ -18,7 +18,7 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -85,7 +85,25 @@ class ForkedServer:
         self.send_signal(signal.SIGKILL)
 
 
-FORKED = SimpleNamespace(Popen=ForkedServer, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)  # in place of `subprocess`
+def _for_the_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
+    """Variables that are read when a process starts or imports: what is forked has its parent's."""
+    prefixes = ("PYTHON", "LD_", "MALLOC_", "OMP_", "GOMP_", "MKL_", "NUMBA_", "TORCH", "HF_", "XDG_", "HOME")
+    return {name: value for name, value in environment.items() if name.startswith(prefixes)}
+
+
+_OF_THE_PARENT = _for_the_interpreter(os.environ)
+
+
+def kind_of_start() -> type[ForkedServer] | type[subprocess.Popen[str]]:
+    """A fork, unless a test has set what only a new process reads."""
+    return ForkedServer if _for_the_interpreter(os.environ) == _OF_THE_PARENT else subprocess.Popen
+
+
+def start(command: Sequence[str], **pipes: Any) -> ForkedServer | subprocess.Popen[str]:
+    return kind_of_start()(command, **pipes)
+
+
+FORKED = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)  # in place of `subprocess`
 
 
 def _parent() -> socket.socket:
