@@ -189,7 +189,7 @@ def count_scoring(message: scoring_pb2.ScoreRequest, context: RequestContext) ->
     if not message.score.heads and not message.score.recipe and not message.score.ood:
         raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
     if message.on_swap == types_pb2.ON_SWAP_FOLLOW:
-        raise InvalidArgument("nothing is drawn here that could follow a swap: use PIN or ABORT", field="on_swap")
+        raise InvalidArgument("on_swap=FOLLOW applies to Generate only\nhint: use PIN or ABORT", field="on_swap")
     priority = enums.PRIORITIES.member_or(message.priority, "priority", Priority.BATCH)
     least = [demand.item_tokens(item) for item in message.items]
     for index, length in enumerate(least):
