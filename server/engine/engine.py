@@ -54,7 +54,6 @@ class Engine:
         self.tree = tree
         self.scheduler = scheduler
         self.num_threads = num_threads  # of torch, within the engine's thread; 0: torch's own choice
-        self.clock = clock
         self.counters = Counters()
         self.active = ActiveSet(generation=0)
         self.outbox = Outbox()
@@ -148,7 +147,7 @@ class Engine:
             last_step_at=self.last_step_at,
             num_open=len(self.requests),
             is_running=self._thread.is_alive(),
-            longest_gap_s=self.gaps.longest_s(self.clock()),
+            longest_gap_s=self.gaps.longest_s(self.requests.clock()),
         )
 
     def leased_digests(self) -> dict[str, int]:
@@ -178,7 +177,7 @@ class Engine:
 
     def step(self) -> bool:
         """Advance everything once. Returns whether there was anything to do."""
-        started_at = self.clock()
+        started_at = self.requests.clock()
         self.requests.expire(started_at)
         batch = self.scheduler.schedule(self.active, started_at)
         self.requests.announce_leases()
@@ -189,7 +188,7 @@ class Engine:
             self.counters.steps += 1
         num_finished = self.stepper.finish_scored()
         self.outbox.flush()
-        self.last_step_at = self.clock()
+        self.last_step_at = self.requests.clock()
         if not batch.is_empty:
             self.scheduler.pace.note_step(batch, self.last_step_at - started_at, self.last_step_at)
         self.gaps.note(self.last_step_at, has_worked=not batch.is_empty)

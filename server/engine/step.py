@@ -26,18 +26,18 @@ class Stepper:
         self.draw = draw  # reads heads' logits
         self.requests = requests
         self.scheduler, self.outbox = requests.scheduler, requests.outbox
-        self.counters, self.clock = requests.counters, requests.clock
+        self.counters = requests.counters
 
     def forward(self, batch: Batch) -> None:
         """Compute a batch, tokens and scores included."""
-        started_at = self.clock()
+        started_at = self.requests.clock()
         if batch.trunk_runs:
             self.trunk.forward(batch.trunk_runs)
             self.scheduler.commit_trunk(batch)
-        trunk_done_at = self.clock()
+        trunk_done_at = self.requests.clock()
         for head, runs in batch.by_head():
             self._forward_head(head, [run for run in runs if run.reading.head_blocks])
-        ended_at = self.clock()
+        ended_at = self.requests.clock()
         self.scheduler.fit_chunk(batch, ended_at - started_at)
         self.counters.trunk_tokens += batch.num_trunk_tokens
         self.counters.trunk_seconds_us += int((trunk_done_at - started_at) * 1e6)
@@ -85,7 +85,7 @@ class Stepper:
 
     def _append(self, sample: Sample, token_id: int, logprob: float, sampling_logprob: float) -> None:
         """One more token: record it, look for an end, ask for the next."""
-        text = add_token(sample, token_id, logprob, sampling_logprob, self.clock())
+        text = add_token(sample, token_id, logprob, sampling_logprob, self.requests.clock())
         self.counters.generated_tokens += 1
         if sample.request.stream_tokens:
             self.outbox.add(sample.request, Drawn(sample, len(sample.completion) - 1, token_id, logprob, sampling_logprob, text))
@@ -106,7 +106,7 @@ class Stepper:
         sample.stop = sample.text.matched_stop if sample.text and reason is FinishReason.STOP_STRING else ""
         with self.requests.giving_back():
             self.scheduler.pool.release(sample.reading)
-        self.scheduler.pace.note_reply(sample, self.clock())
+        self.scheduler.pace.note_reply(sample, self.requests.clock())
         self.scheduler.begin_scoring(sample)
 
     def finish_scored(self) -> int:

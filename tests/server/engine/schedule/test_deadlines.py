@@ -108,7 +108,7 @@ def is_whole(request: Request) -> bool:
 @pytest.fixture
 def loaded(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> Loaded:
     bench, clock = Bench.open(llama_folder, 2, queue=QueueLimits(max_requests=1024)), Clock()
-    bench.engine.clock = clock
+    bench.engine.requests.clock = clock
     forward = bench.engine.trunk.forward
 
     def timed(runs: list[TrunkRun]) -> None:
