@@ -87,7 +87,7 @@ class ForkedServer:
 
 def _for_the_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that are read when a process starts or imports: what is forked has its parent's."""
-    prefixes = ("PYTHON", "LD_", "MALLOC_", "OMP_", "GOMP_", "MKL_", "NUMBA_", "TORCH", "HF_", "XDG_", "HOME")
+    prefixes = ("PYTHON", "LD_", "MALLOC_", "OMP_", "GOMP_", "MKL_", "NUMBA_", "HF_", "XDG_", "HOME")
     return {name: value for name, value in environment.items() if name.startswith(prefixes)}
 
 
