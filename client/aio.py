@@ -126,6 +126,13 @@ class AsyncClient:
         request = requests.generate(prompts, **options)
         return AsyncStream(self._samples(request, options.get("timeout") or self._timeout))
 
+    @described(GenerateOptions, DRAWING)
+    def events(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> AsyncStream[Piece | Sample]:
+        """Pieces of all samples as they are drawn, interleaved, and each sample when it is finished; leaving the loop cancels the rest."""
+        given: GenerateOptions = {"delivery": "tokens", **options}
+        request = requests.generate(prompts, **given)
+        return AsyncStream(self._events(request, options.get("timeout") or self._timeout))
+
     @described(ScoreOptions, SCORING)
     async def score(self, items: Sequence[Any], *, heads: Sequence[str] = (), **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
         """Score (prompt, completion) pairs or Samples with any set of heads, those of recipe=, and an OOD fit, in the order of `items`."""

@@ -1,4 +1,4 @@
-"""Who calls, and what they may call: bearer tokens, three roles, principals and teams. What a method asks for is said by the contract.
+"""Who calls, and what they may call: bearer tokens, four roles, principals and teams. What a method asks for is said by the contract.
 
 Knows no request's content.
 """
@@ -12,7 +12,7 @@ import re
 import stat
 import tomllib
 from collections.abc import Iterable, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polyhead.heads.format.errors import InvalidArgument
@@ -25,7 +25,8 @@ _NAME = re.compile(r"[A-Za-z0-9._@-]{1,64}")
 
 
 class Role(enum.Enum):
-    WORKER = "worker"  # generates, scores, reads what is there
+    ANNOTATOR = "annotator"  # generates and scores within caps, for people who judge: no states, no log-probs
+    WORKER = "worker"  # generates and scores without caps, also reads boundary states
     TRAINER = "trainer"  # also moves weights and changes the active set
     ADMIN = "admin"  # also deletes
 
@@ -34,6 +35,7 @@ _ROLES: Mapping[Access, frozenset[Role | None]] = {  # None: a caller without a 
     Access.NOBODY: frozenset(),
     Access.ANYONE: frozenset({*Role, None}),
     Access.EVERY_ROLE: frozenset(Role),
+    Access.WORKERS: frozenset({Role.WORKER, Role.TRAINER, Role.ADMIN}),
     Access.TRAINERS: frozenset({Role.TRAINER, Role.ADMIN}),
     Access.ADMINS: frozenset({Role.ADMIN}),
 }
@@ -52,12 +54,25 @@ def hash_token(token: str) -> str:
 
 
 @dataclass(frozen=True, slots=True)
+class Caps:
+    """What one request of a role may ask for, at most; None: whatever the server allows."""
+
+    samples: int | None = None  # over all prompts and arms, and items to score
+    new_tokens: int | None = None  # of one sample
+
+
+CAPS: Mapping[Role, Caps] = {Role.ANNOTATOR: Caps(samples=16, new_tokens=2048)}  # where the tokens file says nothing
+NO_CAPS = Caps()
+
+
+@dataclass(frozen=True, slots=True)
 class Caller:
     """Who makes a call. The principal counts what is held for it; a team's callers share their prompts' caches."""
 
     role: Role | None = None  # None: a caller without a token
     principal: str = ""  # of the tokens file; else made from the token's hash, so that each token is a principal of its own
     team: str = ""  # of the tokens file; tokens without one share the team ""
+    caps: Caps = NO_CAPS  # of its role
 
     def cache_salt(self, given: str) -> str:
         """What the blocks of this caller's prompts are keyed by: no other team can make the same, whatever salt it gives.
@@ -80,13 +95,13 @@ class Token:
     caller: Caller
 
     @classmethod
-    def of(cls, role: Role, token: str, principal: str = "", team: str = "") -> Token:
+    def of(cls, role: Role, token: str, principal: str = "", team: str = "", caps: Caps | None = None) -> Token:
         """A token, raw or hashed. Raises InvalidArgument for a token that is too short and for a name with other characters."""
         hashed = hash_token(token)
         for name, value in (("principal", principal), ("team", team)):
             if value and not _NAME.fullmatch(value):
                 raise InvalidArgument(f"a {name} has 1 to 64 letters, digits, or ._@-: {value[:80]!r}", field="tokens")
-        return cls(hashed, Caller(role, principal or f"token-{hashed[len(HASH_PREFIX) :][:12]}", team))
+        return cls(hashed, Caller(role, principal or f"token-{hashed[len(HASH_PREFIX) :][:12]}", team, caps or CAPS.get(role, NO_CAPS)))
 
 
 @dataclass(frozen=True, slots=True)
@@ -133,9 +148,9 @@ def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 
 
 def load_tokens(path: Path) -> tuple[Token, ...]:
-    """Read a TOML file: `worker`, `trainer`, `admin`, each an entry or a list of them.
+    """Read a TOML file: `annotator`, `worker`, `trainer`, `admin`, each an entry or a list of them, and `[caps.ROLE]`.
 
-    An entry is a token, raw or as `sha256:...`, or a table `{token = "...", principal = "...", team = "..."}`.
+    An entry is a token, raw or as `sha256:...`, or a table `{token = "...", principal = "...", team = "..."}`. Caps are `samples` and `new_tokens`.
     """
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IRGRP:
         raise InvalidArgument("the tokens file is open to other users: chmod 600 it", field="tokens")
@@ -143,15 +158,37 @@ def load_tokens(path: Path) -> tuple[Token, ...]:
         plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise InvalidArgument("the tokens file is not TOML", field="tokens") from None
+    caps = _caps(plain.pop("caps", {}))
     tokens: list[Token] = []
     for name, value in plain.items():
-        if name not in {role.value for role in Role}:
-            raise InvalidArgument(f"unknown role in the tokens file: {name[:40]!r}\nhint: worker, trainer, admin", field="tokens")
-        tokens += [_token(Role(name), entry) for entry in (value if isinstance(value, list) else [value])]
+        role = _role(name)
+        tokens += [_token(role, entry, caps[role]) for entry in (value if isinstance(value, list) else [value])]
     return tuple(tokens)
 
 
-def _token(role: Role, entry: object) -> Token:
+def _role(name: str) -> Role:
+    known = ", ".join(role.value for role in Role)
+    if name not in {role.value for role in Role}:
+        raise InvalidArgument(f"unknown role in the tokens file: {name[:40]!r}\nhint: {known}", field="tokens")
+    return Role(name)
+
+
+def _caps(given: object) -> dict[Role, Caps]:
+    """Of every role: those of the file, else the role's own."""
+    caps = {role: CAPS.get(role, NO_CAPS) for role in Role}
+    if not isinstance(given, dict):
+        raise InvalidArgument("caps must be tables by role\nhint: [caps.annotator] and below it samples = 16", field="tokens")
+    for name, table in given.items():
+        role, known = _role(name), ("samples", "new_tokens")
+        unknown = sorted(set(table) - set(known)) if isinstance(table, dict) else [str(table)]
+        if unknown or not all(type(value) is int and value > 0 for value in table.values()):
+            what = f"unknown: {unknown[0][:40]!r}" if unknown else "not a whole number above 0"
+            raise InvalidArgument(f"caps of {role.value}: {what}\nhint: caps are {', '.join(known)}", field="tokens")
+        caps[role] = replace(caps[role], **table)
+    return caps
+
+
+def _token(role: Role, entry: object, caps: Caps) -> Token:
     given = {"token": entry} if isinstance(entry, str) else entry
     if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
         raise InvalidArgument(f"a token must be a text, or a table of texts: {role.value}", field="tokens")
@@ -159,4 +196,4 @@ def _token(role: Role, entry: object) -> Token:
     if unknown or "token" not in given:
         what = f"unknown key: {unknown[0][:40]!r}" if unknown else "an entry has no token"
         raise InvalidArgument(f"{what}: {role.value}\nhint: an entry is a table of token, principal, team", field="tokens")
-    return Token.of(role, **given)
+    return Token.of(role, **given, caps=caps)

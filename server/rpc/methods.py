@@ -17,6 +17,7 @@ class Access(enum.Enum):
 
     NOBODY = options_pb2.ACCESS_UNSPECIFIED  # the contract does not say
     EVERY_ROLE = options_pb2.ACCESS_EVERY_ROLE
+    WORKERS = options_pb2.ACCESS_WORKERS
     TRAINERS = options_pb2.ACCESS_TRAINERS
     ADMINS = options_pb2.ACCESS_ADMINS
     ANYONE = -1  # also a caller without a token; none of the contract's
@@ -42,6 +43,6 @@ METHODS: Mapping[str, Method] = {
     **dict(_own_methods()),
     "/grpc.health.v1.Health/Check": Method(Access.ANYONE),  # probes carry no token
     "/grpc.health.v1.Health/Watch": Method(Access.ANYONE, is_long_lived=True),
-    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Method(Access.EVERY_ROLE),
+    "/grpc.reflection.v1alpha.ServerReflection/ServerReflectionInfo": Method(Access.WORKERS),
 }
 LONG_LIVED = frozenset(name for name, method in METHODS.items() if method.is_long_lived)

@@ -152,4 +152,4 @@ def test_the_example_tokens_are_read(tmp_path: Path) -> None:
     path = tmp_path / "tokens.toml"
     shutil.copyfile(DEPLOY / "tokens.example.toml", path)
     path.chmod(0o600)
-    assert [token.caller.role for token in load_tokens(path)] == [Role.WORKER, Role.TRAINER, Role.ADMIN]
+    assert [token.caller.role for token in load_tokens(path)] == [Role.ANNOTATOR, Role.WORKER, Role.TRAINER, Role.ADMIN]

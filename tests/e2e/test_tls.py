@@ -11,7 +11,7 @@ import grpc
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.client import AsyncClient, Client
+from polyhead.client import AsyncClient, Client, Piece
 from polyhead.client.cli.app import build_app
 from polyhead.client.errors import InvalidArgument, PermissionDenied, Unauthenticated, Unavailable
 from polyhead.server.rpc.auth import ALLOWED, Role
@@ -19,7 +19,7 @@ from tests.e2e.support import MODEL_WORK, PROMPT, call, error_of, serving
 from tests.openssl import Pair, make_pair, needs_openssl
 
 pytestmark = needs_openssl
-TOKENS = {"worker": "worker-token-of-the-tests", "trainer": "trainer-token-of-the-tests", "admin": "admins-token-of-the-tests"}
+TOKENS = {name: f"{name}-token-of-the-tests" for name in ("annotator", "worker", "trainer", "admin")}
 METHODS = "/polyhead.v1."
 OURS = "polyhead.test"  # the name in the certificate, beside the address
 
@@ -201,14 +201,43 @@ def test_each_role_may_call_what_it_is_for(address: str, trusted: bytes) -> None
             method((worker, trainer, admin)[lowest])
 
 
-@pytest.mark.parametrize("role", [None, Role.WORKER, Role.TRAINER])
+@pytest.mark.parametrize("role", [None, Role.ANNOTATOR, Role.WORKER, Role.TRAINER])
 def test_every_method_of_the_contract_refuses_lower_roles_on_the_wire(address: str, trusted: bytes, role: Role | None) -> None:
     """With a message that no method would take: who may not call is told that, and nothing of the message."""
     refused = [method for method, allowed in ALLOWED.items() if method.startswith(METHODS) and role not in allowed]
-    assert len(refused) == {None: 24, Role.WORKER: 10, Role.TRAINER: 1}[role]
+    assert len(refused) == {None: 24, Role.ANNOTATOR: 13, Role.WORKER: 10, Role.TRAINER: 1}[role]
     metadata = [("authorization", f"Bearer {TOKENS[role.value]}")] if role else None
     wanted = grpc.StatusCode.PERMISSION_DENIED if role else grpc.StatusCode.UNAUTHENTICATED
     with grpc.secure_channel(address, grpc.ssl_channel_credentials(trusted)) as channel:
         for method in refused:
             error = error_of(lambda method=method: call(channel, method.removeprefix(METHODS), b"\xff", metadata=metadata))
             assert error.code() is wanted, method
+
+
+def test_an_annotator_gets_replies_within_caps_and_no_numbers(address: str, trusted: bytes) -> None:
+    """What replays a reply comes, log-probs do not, of scores neither; more than the caps is refused before any model work."""
+    with Client(address, token=TOKENS["annotator"], root_certificates=trusted) as client:
+        given = {"n": 2, "max_new_tokens": 3, "score": ["reference", "value"], "recipe": "kl", "priority": "interactive"}
+        for sample in [*client.generate([[5, 6]], **given), *client.generate([[5, 6]], delivery="groups", **given)]:
+            assert (len(sample.logprobs), len(sample.sampling_logprobs), len(sample.scores["reference"].logprobs)) == (0, 0, 0)
+            assert len(sample.scores["value"].values) == len(sample.token_ids) > 0
+            assert sample.sample_seed
+            assert sample.digest
+            assert sample.reward is not None
+            assert len(sample.reward.kl) == 0
+        pieces = [event for event in client.events([[5, 6]], n=2, max_new_tokens=3) if isinstance(event, Piece)]
+        assert {piece.sample_index for piece in pieces} == {0, 1}
+        assert not any(len(piece.logprobs) for piece in pieces)
+        [item] = client.score([([5, 6], [7, 8])], heads=["reference"])
+        assert len(item.scores["reference"].logprobs) == 0
+        before = client.status().counters
+        beyond: list[dict[str, Any]] = [{"n": 17}, {"max_new_tokens": 2049}, {"return_states": True}, {"priority": "batch"}]
+        for options in beyond:
+            with pytest.raises(PermissionDenied, match="the role annotator"):
+                client.generate([[5, 6]], **options)
+        with pytest.raises(PermissionDenied, match="16 items"):
+            client.score([([5], [6])] * 17, heads=["reference"])
+        assert [client.status().counters[name] for name in MODEL_WORK] == [before[name] for name in MODEL_WORK]
+    with Client(address, token=TOKENS["worker"], root_certificates=trusted) as client:
+        [sample] = client.generate([[5, 6]], max_new_tokens=3)
+        assert len(sample.logprobs) == len(sample.token_ids)

@@ -12,10 +12,12 @@ class Access(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     ACCESS_EVERY_ROLE: _ClassVar[Access]
     ACCESS_TRAINERS: _ClassVar[Access]
     ACCESS_ADMINS: _ClassVar[Access]
+    ACCESS_WORKERS: _ClassVar[Access]
 ACCESS_UNSPECIFIED: Access
 ACCESS_EVERY_ROLE: Access
 ACCESS_TRAINERS: Access
 ACCESS_ADMINS: Access
+ACCESS_WORKERS: Access
 METHOD_FIELD_NUMBER: _ClassVar[int]
 method: _descriptor.FieldDescriptor
 

@@ -13,7 +13,8 @@ from polyhead.server.engine.work.events import Accepted, Drawn, Ended, Finished
 from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards import compose
-from polyhead.server.rpc import finishing
+from polyhead.server.rpc import caps, finishing
+from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, recipes, requests
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.v1 import generation_pb2, generation_pb2_grpc
@@ -31,6 +32,8 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         self, request: generation_pb2.GenerateRequest, context: Context
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream the events of one request; leaving for whatever reason ends its work."""
+        caller = current_call.get().caller
+        caps.check_generate(caller, request)
         request_id = self._runner.request_id(request.request_id)
         async with self._runner.admitted(
             requests.count_generation, requests.generate_request, request, request_id
@@ -39,7 +42,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
             async for events in stream.batches():
                 await self._runner.score_prompts(event.sample for event in events if isinstance(event, Finished))
                 async for message in self._runner.made(writer.messages(events), writer.num_tokens(events)):
-                    yield message
+                    yield caps.without_logprobs(caller, message)
 
 
 class _Writer:

@@ -11,7 +11,8 @@ from polyhead.server.engine.work.events import Ended, Finished
 from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards.compose import RewardPlan
 from polyhead.server.rewards.configurations import Book
-from polyhead.server.rpc import finishing
+from polyhead.server.rpc import caps, finishing
+from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, configurations, recipes, requests
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.v1 import scoring_pb2, scoring_pb2_grpc
@@ -27,6 +28,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
 
     async def Score(self, request: scoring_pb2.ScoreRequest, context: Context) -> scoring_pb2.ScoreResponse:  # noqa: N802
         """Score every item; an item whose numbers are bad says so and harms no other."""
+        caller = current_call.get().caller
+        caps.check_score(caller, request)
         request_id = self._runner.request_id(request.request_id)
         done: list[Sample] = []
         async with self._runner.admitted(
@@ -39,7 +42,9 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
                     raise event.error
             await self._runner.score_prompts(done)
             done.sort(key=lambda sample: sample.prompt_index)
-            return await self._runner.services.workers.run(self._response, work, done)
+            response = await self._runner.services.workers.run(self._response, work, done)
+            caps.hide_of_items(caller, response.items)
+            return response
 
     def _response(self, work: requests.Work, done: list[Sample]) -> scoring_pb2.ScoreResponse:
         assert work.request.lease is not None

@@ -9,7 +9,7 @@ from grpc_health.v1 import health_pb2
 from grpc_reflection.v1alpha import reflection_pb2
 
 from polyhead.heads.format.errors import InvalidArgument
-from polyhead.server.rpc.auth import ALLOWED, Authenticator, Caller, Role, Token, hash_token, load_tokens
+from polyhead.server.rpc.auth import ALLOWED, Authenticator, Caller, Caps, Role, Token, hash_token, load_tokens
 from polyhead.server.rpc.errors import PermissionDenied, Unauthenticated
 from polyhead.v1 import generation_pb2, heads_pb2, options_pb2, scoring_pb2, trunk_pb2
 
@@ -110,9 +110,23 @@ def test_tokens_without_names_are_principals_of_their_own_in_one_team(tmp_path: 
     assert "worker-token" not in first.principal
 
 
+def test_caps_are_a_roles_own_or_the_files(tmp_path: Path) -> None:
+    """An annotator has some without being told; the file changes one and leaves the other, and gives a worker some."""
+    tokens = 'annotator = "annotator-token-0123456789"\nworker = "worker-token-0123456789"\n'
+    annotator, worker = (token.caller for token in load_tokens(write(tmp_path / "a.toml", tokens)))
+    assert (annotator.caps, worker.caps) == (Caps(16, 2048), Caps())
+    text = f"{tokens}[caps.annotator]\nsamples = 4\n[caps.worker]\nnew_tokens = 9\n"
+    annotator, worker = (token.caller for token in load_tokens(write(tmp_path / "b.toml", text)))
+    assert (annotator.caps, worker.caps) == (Caps(4, 2048), Caps(None, 9))
+
+
 @pytest.mark.parametrize(
     ("text", "mode"),
     [
+        ('worker = "worker-token-0123456789"\ncaps = 3', 0o600),
+        ('worker = "worker-token-0123456789"\n[caps.boss]\nsamples = 3', 0o600),
+        ('worker = "worker-token-0123456789"\n[caps.worker]\nsample = 3', 0o600),
+        ('worker = "worker-token-0123456789"\n[caps.worker]\nsamples = 0', 0o600),
         ('worker = {principal = "p"}', 0o600),
         ('worker = {token = "worker-token-0123456789", boss = "p"}', 0o600),
         ('worker = {token = "worker-token-0123456789", team = 3}', 0o600),
