@@ -150,7 +150,8 @@ def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 def load_tokens(path: Path) -> tuple[Token, ...]:
     """Read a TOML file: `annotator`, `worker`, `trainer`, `admin`, each an entry or a list of them, and `[caps.ROLE]`.
 
-    An entry is a token, raw or as `sha256:...`, or a table `{token = "...", principal = "...", team = "..."}`. Caps are `samples` and `new_tokens`.
+    An entry is a token, raw or as `sha256:...`, or a table `{token = "...", principal = "...", team = "..."}`.
+    Caps are `samples` and `new_tokens`.
     """
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IRGRP:
         raise InvalidArgument("the tokens file is open to other users: chmod 600 it", field="tokens")

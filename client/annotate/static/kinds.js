@@ -1,6 +1,12 @@
-// The widget of each kind of task: { question, controlOf(card), extra, start(), key(act), body(), restore(body), summary() }.
+// The widget of each kind of task: { question, controlOf(card), extra, start(), key(act), body(), restore(body), summary() }; where marks that are
+// not yet an answer are to be kept, partial() has them.
 import { choose } from "./choose.js";
+import { compare } from "./compare.js";
+import { editor } from "./editor.js";
+import { rank } from "./rank.js";
+import { rate } from "./rate.js";
+import { verdict } from "./verdict.js";
 
-const KINDS = { choose };
+const KINDS = { choose, rank, compare, rate, probe: verdict, rulecheck: verdict, demonstrate: editor, edit: editor };
 
 export const widgetOf = (options) => KINDS[options.project.kind](options);

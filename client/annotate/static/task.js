@@ -47,16 +47,21 @@ function draw() {
   nodes.summary.textContent = "";
   fill(nodes.marks);
   drawRule();
-  fill(nodes.dialogue, drawDialogue(state, { brokenOf: null }));
+  if (judges()) widget = widgetOf({ cards: cardsOf(), project: state.project, state, onChange: changed });
+  fill(nodes.dialogue, drawDialogue(state, { brokenOf: widget?.brokenOf }));
   const turn = state.turns.at(-1);
   if (state.phase === "over") return void claim();
   if (state.phase === "compose") drawComposer();
   else if (state.phase === "generating") drawWaiting(turn);
   else if (state.phase === "failed") drawFailed(turn);
   else drawJudging(turn);
-  for (const button of nodes.bar.querySelectorAll("[data-do=submit]")) button.hidden = state.phase !== "judge";
+  $("[data-do=submit]", nodes.bar).hidden = !widget;
   showSubmit();
 }
+
+// In a probe the verdict may be given as soon as there is a reply, while there are attempts left, too.
+const judges = () => state.phase === "judge" || (state.project.kind === "probe" && state.phase === "compose" && state.turns.length > 0);
+const cardsOf = () => (state.view ?? state.turns.at(-1)?.view)?.candidates ?? [];
 
 function drawRule() {
   const { rule } = state.item;
@@ -64,12 +69,14 @@ function drawRule() {
 }
 
 function drawComposer() {
-  say(state.turns.length ? word("compose.next") : word("compose.first"), "");
+  const attempt = state.project.kind === "probe" ? word("probe.attempt", { number: state.turns.length + 1, total: state.project.max_turns }) : "";
+  say(state.turns.length ? word("compose.next") : word("compose.first"), attempt);
   writing = composer({
     state, text: draft.value.text ?? "", enterSends: main.dataset.enter === "send",
     onInput: (text) => draft.set({ text }), onSend: send, onFinish: finish,
   });
   fill(nodes.work, writing.node);
+  if (widget) drawAnswer(null);
   writing.focus();
 }
 
@@ -80,9 +87,18 @@ function drawWaiting(turn) {
   const startedAt = Date.now();
   unfollow = follow(turn.id, {
     onState: (progress) => showProgress(progress, startedAt),
-    onReady: (view) => { Object.assign(turn, { state: "ready", view }); state.phase = state.project.kind === "probe" ? "compose" : "judge"; isNew = true; draw(); isNew = false; },
+    onReady: (view) => { Object.assign(turn, { state: "ready", view }); showReady(turn); },
     onFailed: ({ code }) => { Object.assign(turn, { state: "failed", code }); state.phase = "failed"; draw(); },
   });
+}
+
+function showReady(turn) {
+  const isProbe = state.project.kind === "probe";
+  if (isProbe) turn.next = turn.view.candidates[0].id; // the only reply is what the conversation goes on with
+  state.phase = isProbe && state.turns.length < state.project.max_turns ? "compose" : "judge";
+  isNew = true;
+  draw();
+  isNew = false;
 }
 
 function showProgress({ state: how, done, total, retry_after_s: seconds }, startedAt) {
@@ -102,22 +118,30 @@ function drawFailed(turn) {
 }
 
 function drawJudging(turn) {
-  const view = state.view ?? turn?.view ?? { candidates: [] };
-  widget = widgetOf({ cards: view.candidates, project: state.project, state, onChange: changed });
-  const shown = view.candidates.length ? drawCards(view.candidates, { controlOf: widget.controlOf, onReport: (card) => report(card.id), isNew }) : null;
+  const cards = state.project.kind === "probe" ? [] : cardsOf();
+  const total = turn?.total ?? cards.length;
+  say(widget.question, total > 1 ? word("status.ready", { total }) : "");
+  fill(nodes.work);
+  drawAnswer(cards.length && !widget.hidesCards ? drawCards(cards, { controlOf: widget.controlOf, onReport: (card) => report(card.id), isNew }) : null);
+  if (isNew) nodes.question.focus({ preventScroll: true });
+  widget.focus?.();
+}
+
+function drawAnswer(shown) {
+  const turn = turnOfAnswer();
   extra = drawExtra();
-  const total = turn?.total ?? view.candidates.length;
-  say(widget.question, total > 1 ? word("status.ready", { total }) : total ? word("status.ready_one") : "");
-  fill(nodes.work, el("fieldset", { class: "judging" }, el("legend", { class: "unseen" }, widget.question), widget.notice, shown, widget.extra), extra.node);
+  nodes.work.append(el("fieldset", { class: "judging" }, el("legend", { class: "unseen" }, widget.question), widget.notice ?? "", shown ?? "", widget.extra ?? ""), extra.node);
   fill(nodes.marks, widget.marks ?? []);
   isDrawing = true; // what is drawn is not what somebody did
   widget.start();
   const kept = draft.value.answer;
-  if (kept && (kept.turn_id ?? null) === (turn?.id ?? null)) { widget.restore(kept.body); extra.restore(kept.body); }
+  if (kept && (kept.turn_id ?? null) === turn) { widget.restore(kept.body); extra.restore(kept.body); }
   isDrawing = false;
   timing = { shown_at: Date.now() };
-  if (isNew) nodes.question.focus({ preventScroll: true });
 }
+
+// Kinds that judge a whole conversation, and stored items, have one answer; the others one a turn.
+const turnOfAnswer = () => (state.view || ["probe", "rulecheck", "demonstrate", "edit"].includes(state.project.kind) ? null : (state.turns.at(-1)?.id ?? null));
 
 function drawExtra() {
   const { project } = state;
@@ -142,7 +166,7 @@ function changed() {
   if (isDrawing) return;
   timing.first_input_at ??= Date.now();
   const body = widget?.body();
-  if (extra) draft.set({ answer: { turn_id: state.view ? null : (state.turns.at(-1)?.id ?? null), body: { ...(body ?? {}), ...extra.value() } } });
+  if (extra) draft.set({ answer: { turn_id: turnOfAnswer(), body: { ...(body ?? widget.partial?.() ?? {}), ...extra.value() } } });
 }
 
 function showSubmit() {
@@ -161,10 +185,9 @@ async function send(text, pasted) {
 async function submit() {
   const body = widget?.body();
   if (!body || isSending) return;
-  const turn = state.view ? null : state.turns.at(-1);
-  const view = state.view ?? turn?.view;
+  const view = state.view ?? state.turns.at(-1)?.view;
   put(person, {
-    submission_id: crypto.randomUUID(), assignment_id: state.assignment.id, turn_id: turn?.id ?? null, view_id: view?.view_id ?? null, kind: state.project.kind,
+    submission_id: crypto.randomUUID(), assignment_id: state.assignment.id, turn_id: turnOfAnswer(), view_id: view?.view_id ?? null, kind: state.project.kind,
     body: { ...body, ...extra.value() }, timing: { ...timing, client_submitted_at: Date.now(), active_ms: care.activeMs },
     client: { width: innerWidth, height: innerHeight, input: matchMedia("(pointer: coarse)").matches ? "touch" : "mouse" },
   });
