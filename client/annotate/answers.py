@@ -107,8 +107,10 @@ def _shown(db: Database, assignment: Row, project: OpenProject, turn_id: str | N
 
 
 def _is_stored(db: Database, assignment: Row) -> bool:
-    """Whether the item brings its replies, as replays do in live projects."""
-    return bool(db.value("SELECT source FROM items WHERE id = ?", assignment.item_id) == "replay")
+    """Whether the item brings its replies, as replays and gold items do in live projects."""
+    item = db.one("SELECT content_json FROM items WHERE id = ?", assignment.item_id)
+    assert item is not None
+    return dialogues.brings_replies(item.json("content"))
 
 
 def _repeated(db: Database, earlier: Row, assignment: Row, body: dict[str, Any]) -> Stored:

@@ -113,6 +113,23 @@ def project_command(file: Annotated[Path, typer.Argument(help="A project's YAML 
     typer.echo(f"project {config.slug} is open: version {projects.open_project(database, config.slug).version}")
 
 
+@annotate_app.command("import")
+@readable
+def import_command(
+    file: Annotated[Path, typer.Argument(help='JSON lines: {"messages" or "prompt", "replies", "rule", "gold", ...}.')],
+    project: Annotated[str, typer.Option(help="The project's slug.")] = "helpful",
+    db: _Db = DEFAULT_DB,
+    dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and count, and store nothing.")] = False,
+) -> None:
+    """Add items to a project's open round: the whole file, or nothing of it where a line is wrong."""
+    from polyhead.client.annotate.imports import import_items
+
+    database = Database.open(db)
+    done = import_items(database, projects.open_project(database, project), file, "command line", dry_run=dry_run)
+    stored = "would be stored" if dry_run else "stored"
+    typer.echo(f"{done.num_items} items of {done.num_lines} lines {stored}, {done.num_duplicates} were there already")
+
+
 @annotate_app.command("invite")
 @readable
 def invite_command(

@@ -167,6 +167,11 @@ def shuffled(rows: Sequence[Any], draw: random.Random | None = None) -> list[Any
     return (draw or random.SystemRandom()).sample(list(rows), len(rows))
 
 
+def brings_replies(content: dict[str, Any]) -> bool:
+    """Whether an item has its replies: imported ones, or those of a turn that is judged again."""
+    return bool("candidates" in content or content.get("has_replies"))
+
+
 def view_of(db: Database, assignment_id: str, turn_id: str | None) -> Row | None:
     return db.one("SELECT * FROM views WHERE assignment_id = ? AND ifnull(turn_id, '') = ?", assignment_id, turn_id or "")
 

@@ -38,7 +38,7 @@ def shown_state(db: Database, assignment: Row, locale: str) -> dict[str, Any]:
     item = db.one("SELECT * FROM items WHERE id = ?", assignment.item_id)
     assert item is not None
     content = item.json("content")
-    is_stored = bool("candidates" in content or content.get("has_replies"))
+    is_stored = dialogues.brings_replies(content)
     if is_stored:
         _ensure_view(db, assignment, content)
     turns = [_turn(db, turn) for turn in dialogues.turns_of(db, assignment)]

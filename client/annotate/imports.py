@@ -1,0 +1,155 @@
+"""Items from JSON lines: all of a file or nothing of it, and what is wrong is named by its line.
+
+{"messages": [{"role", "content"}, ...]}  or  {"prompt": "text"}
+with "replies": [text, ...] where replies are judged, "rule": {"id", "text"} or "rule_id" where a rule is;
+and "id", "lang", "priority", "overlap", "gold": {...}, "gold_kind": "gold" | "attention" | "training"
+"""
+
+from __future__ import annotations
+
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from polyhead.client.annotate.candidates import candidate_of_text
+from polyhead.client.annotate.config import MAX_SHOWN, Kind, UserSource
+from polyhead.client.annotate.database import Database, new_id, sha256, to_json
+from polyhead.client.annotate.problems import Clash, Invalid
+from polyhead.client.annotate.projects import OpenProject
+from polyhead.client.annotate.rules import known_rules
+
+_KEYS = {"messages", "prompt", "replies", "rule", "rule_id", "id", "lang", "priority", "overlap", "gold", "gold_kind"}
+_ROLES = ("system", "user", "assistant")
+
+
+@dataclass(frozen=True)
+class Imported:
+    """What came of a file."""
+
+    num_lines: int
+    num_items: int
+    num_duplicates: int  # counted, not stored again
+
+
+def import_items(db: Database, project: OpenProject, path: Path, by: str, *, dry_run: bool = False) -> Imported:
+    """Store the items of a file in the project's open round. Invalid names the line; Clash if no round is open."""
+    if not project.round_id:
+        raise Clash(f"no round of {project.config.slug} is open", code="NO_ROUND")
+    data = path.read_bytes()
+    rules = {rule["id"]: rule for rule in known_rules(db, project)[1]}
+    parsed = [_parsed(project, rules, number, line) for number, line in enumerate(_text(data).split("\n"), 1) if line.strip()]
+    with db.transaction():
+        known = {row.content_sha256 for row in db.all("SELECT content_sha256 FROM items WHERE round_id = ?", project.round_id)}
+        fresh: dict[bytes, dict[str, Any]] = {}
+        for item in parsed:
+            if item["content_sha256"] not in known:
+                fresh.setdefault(item["content_sha256"], item)
+        result = Imported(len(parsed), len(fresh), len(parsed) - len(fresh))
+        if not dry_run:
+            _store(db, project, path.name, data, list(fresh.values()), result, by)
+    return result
+
+
+def _store(db: Database, project: OpenProject, name: str, data: bytes, items: list[dict[str, Any]], result: Imported, by: str) -> None:
+    batch = {"id": new_id(), "round_id": project.round_id, "file_name": name[:200], "file_sha256": sha256(data), "created_by": by}
+    counts = {"num_lines": result.num_lines, "num_items": result.num_items, "num_duplicates": result.num_duplicates}
+    db.insert("imports", {**batch, **counts, "created_at": db.now()}, by)
+    for item in items:
+        replies = item.pop("replies")
+        row = {"id": new_id(), "round_id": project.round_id, "import_id": batch["id"], "source": "import", "created_at": db.now(), **item}
+        db.insert("items", row, by)
+        for text in replies:
+            db.insert("candidates", candidate_of_text(text, origin="import", now=db.now(), item_id=str(row["id"])), by)
+
+
+def _parsed(project: OpenProject, rules: dict[str, dict[str, str]], number: int, line: str) -> dict[str, Any]:
+    """One line as the columns of an item, its replies beside them."""
+    try:
+        given = json.loads(line)
+    except (ValueError, RecursionError):
+        raise Invalid(f"line {number}: not JSON", field=f"line {number}") from None
+
+    def wrong(what: str) -> Invalid:
+        return Invalid(f"line {number}: {what}", field=f"line {number}")
+
+    if not isinstance(given, dict):
+        raise wrong("not an object")
+    if unknown := sorted(given.keys() - _KEYS):
+        raise wrong(f"unknown key {unknown[0][:40]!r}; known are {', '.join(sorted(_KEYS))}")
+    messages, replies = _messages(given, wrong), given.get("replies", [])
+    if not isinstance(replies, list) or not all(isinstance(each, str) and each for each in replies):
+        raise wrong("'replies' must be a list of texts")
+    content = _content(project, given, messages, replies, rules, wrong)
+    numbers = {"priority": given.get("priority", 0), "overlap": given.get("overlap", project.config.queue.overlap)}
+    if not all(type(value) is int for value in numbers.values()) or numbers["overlap"] < 1:
+        raise wrong("'priority' and 'overlap' must be whole numbers, 'overlap' at least 1")
+    gold = given.get("gold")
+    if gold is not None and not isinstance(gold, dict):
+        raise wrong("'gold' must be the body of the expected answer, its replies by index")
+    kind = given.get("gold_kind", "gold" if gold is not None else None)
+    if kind not in (None, "gold", "attention", "training"):
+        raise wrong("'gold_kind' must be gold, attention or training")
+    return {
+        "external_id": None if given.get("id") is None else str(given["id"])[:200], "lang": str(given.get("lang", ""))[:20],
+        "content_json": to_json(content), "content_sha256": sha256(to_json({**content, "replies": replies})), **numbers,
+        "gold_json": None if gold is None else to_json({**gold, "replies": replies}), "gold_kind": kind, "replies": replies,
+    }  # fmt: skip
+
+
+def _content(
+    project: OpenProject, given: dict[str, Any], messages: list[dict[str, str]], replies: list[str], rules: dict[str, dict[str, str]],
+    wrong: Any,
+) -> dict[str, Any]:  # fmt: skip
+    """What the item shows, checked for the kind of task."""
+    config = project.config
+    kind = config.kind
+    content: dict[str, Any] = {"messages": messages}
+    if kind in (Kind.PROBE, Kind.RULECHECK):
+        content["rule"] = _rule(given, rules, wrong)
+        content["rule_set"] = config.rules.rule_set
+    if replies or (kind.shows_candidates and not project.is_live) or kind is Kind.EDIT:
+        least, most = (1, 1) if kind is Kind.EDIT else (2, 2) if kind is Kind.COMPARE else (2, MAX_SHOWN)
+        if not least <= len(replies) <= most:
+            raise wrong(f"{kind.value} needs {least} to {most} replies: {len(replies)}")
+        return {**content, "has_replies": True}
+    if kind is Kind.RULECHECK and messages[-1]["role"] != "assistant":
+        raise wrong("the last message must be the assistant's: it is what is checked")
+    if project.is_live:
+        if config.dialogue.user is not UserSource.ITEM:
+            raise wrong("this project's people write the messages: dialogue.user is annotator")
+        if messages[-1]["role"] != "user":
+            raise wrong("the last message must be the user's: the replies answer it")
+        return {**content, "messages": messages[:-1], "user": messages[-1]["content"]}
+    return content
+
+
+def _rule(given: dict[str, Any], rules: dict[str, dict[str, str]], wrong: Any) -> dict[str, str]:
+    rule = given.get("rule") or rules.get(str(given.get("rule_id")))
+    if not isinstance(rule, dict) or not all(isinstance(rule.get(key), str) and rule[key] for key in ("id", "text")):
+        raise wrong("needs 'rule' with the texts 'id' and 'text', or a 'rule_id' of the project's rule set")
+    return {"id": rule["id"], "text": rule["text"]}
+
+
+def _messages(given: dict[str, Any], wrong: Any) -> list[dict[str, str]]:
+    if ("messages" in given) == ("prompt" in given):
+        raise wrong("needs either 'messages' or 'prompt'")
+    if "prompt" in given:
+        if not isinstance(given["prompt"], str) or not given["prompt"]:
+            raise wrong("'prompt' must be a text")
+        return [{"role": "user", "content": given["prompt"]}]
+    messages = given["messages"]
+    if not isinstance(messages, list) or not messages:
+        raise wrong("'messages' must be a list")
+    for message in messages:
+        is_one = isinstance(message, dict) and message.get("role") in _ROLES and isinstance(message.get("content"), str)
+        if not is_one:
+            raise wrong(f"each message needs a 'role' of {', '.join(_ROLES)} and a text 'content'")
+    return [{"role": message["role"], "content": message["content"]} for message in messages]
+
+
+def _text(data: bytes) -> str:
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise Invalid(f"not UTF-8 text: byte {error.start}", field="file") from None
