@@ -34,9 +34,14 @@ export function rate({ cards, project, onChange }) {
     const flag = row ? project.flags[[...row.parentNode.querySelectorAll(".flag")].indexOf(row)] : project.flags.find((each) => !(each.id in ratings.get(card?.id)?.flags ?? {}));
     if (!card || !flag) return false;
     setFlag(card.id, flag.id, value);
-    const open = project.flags.find((each) => !(each.id in ratings.get(card.id).flags));
-    if (open) document.querySelector(`input[name="${CSS.escape(nameOf(card.id, open.id))}"]`)?.focus();
+    focusNextOpen(card);
     return true;
+  }
+  function focusNextOpen(after) { // the next statement without a yes or no: of this card, then of the others
+    for (const card of [after, ...cards]) {
+      const open = project.flags.find((each) => !(each.id in ratings.get(card.id).flags));
+      if (open) return document.querySelector(`input[name="${CSS.escape(nameOf(card.id, open.id))}"]`)?.focus();
+    }
   }
   return {
     question: word("rate.question"), controlOf, extra: null, start: show,

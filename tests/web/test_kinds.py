@@ -1,0 +1,151 @@
+"""Every kind of task in a real browser, by keys only; axe-core and a screenshot of each."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import pytest
+from playwright.sync_api import expect
+
+from polyhead.client import Rule
+from polyhead.client.annotate import projects, rules
+from polyhead.client.annotate.imports import import_items
+from tests.web.conftest import TEXTS, Served, assert_accessible, serve, sign_in
+from tests.web.test_choose import SHOTS, bodies
+
+DIALOGUE = [{"role": "user", "content": "Why is the sky blue?"}]
+SAID = [*DIALOGUE, {"role": "assistant", "content": "You fool, because of the air."}]
+RULE = {"id": "no-insults", "text": "The assistant does not insult the user."}
+PROBE = "slug: work\nkind: probe\narms: {fixed: [{head: policy, n: 1}]}\nrules: {rule_set: example-rules@1, attempts: 3}"
+KINDS: dict[str, tuple[str, dict[str, Any]]] = {
+    "rank": ("", {"messages": DIALOGUE, "replies": TEXTS}),
+    "compare": ("answer: {strength: hh8}", {"messages": DIALOGUE, "replies": TEXTS[:2]}),
+    "rate": ("answer: {flags: [hallucination, harmful_advice]}", {"messages": DIALOGUE, "replies": TEXTS[:2]}),
+    "rulecheck": ("rules: {rule_set: example-rules@1}", {"messages": SAID, "rule": RULE}),
+    "demonstrate": ("", {"messages": DIALOGUE}),
+    "edit": ("", {"messages": DIALOGUE, "replies": ["The sky looks blue because of the air."]}),
+}
+
+
+@pytest.fixture
+def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
+    """One project "work" of the test's kind, with its item."""
+    kind: str = request.param
+    more, item = KINDS.get(kind, ("", None))
+    config = PROBE if kind == "probe" else f"slug: work\nkind: {kind}\nsource: stored\n{more}"
+    for running in serve(tmp_path / "a.db", config):
+        project = projects.open_project(running.db, "work")
+        if item is None:
+            rules.store_rules(running.db, project, "example-rules@1", [Rule(**RULE)])
+        else:
+            (tmp_path / "items.jsonl").write_text(json.dumps(item), encoding="utf-8")
+            import_items(running.db, project, tmp_path / "items.jsonl", "test")
+        yield running
+
+
+def open_task(page: Any, served: Served) -> None:
+    sign_in(page, served, served.account())
+    page.goto(f"{served.address}/p/work/task")
+    page.wait_for_selector("#task[aria-busy=false]")
+
+
+def look(page: Any, kind: str) -> None:
+    assert_accessible(page, kind)
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"kind-{kind}.png")
+
+
+def submitted(page: Any, served: Served) -> dict[str, Any]:
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_have_text("All done for now")
+    [body] = bodies(served)
+    return body
+
+
+@pytest.mark.parametrize("served", ["rank"], indirect=True)
+def test_rank(page: Any, served: Served) -> None:
+    """2, 1, then T and 3: B first, A second, C as good as A; Backspace takes back the last one."""
+    open_task(page, served)
+    for key in ("Digit2", "Digit4", "Backspace", "Digit1", "KeyT", "Digit3"):
+        page.keyboard.press(key)
+    expect(page.locator("#summary")).to_have_text("B > A = C")
+    page.keyboard.press("Enter")  # D has no rank: nothing is sent
+    page.reload()
+    expect(page.locator("#summary")).to_have_text("B > A = C")
+    page.keyboard.press("Digit4")
+    look(page, "rank")
+    assert sorted(submitted(page, served)["ranks"].values()) == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("served", ["compare"], indirect=True)
+def test_compare(page: Any, served: Served) -> None:
+    open_task(page, served)
+    page.keyboard.press("Digit7")
+    look(page, "compare")
+    assert submitted(page, served)["position"] == 7
+
+
+@pytest.mark.parametrize("served", ["rate"], indirect=True)
+def test_rate(page: Any, served: Served) -> None:
+    """A number for each card, then yes or no for each statement."""
+    open_task(page, served)
+    for key in ("Digit6", "Digit3", "KeyY", "KeyN", "KeyN", "KeyY"):
+        page.keyboard.press(key)
+    look(page, "rate")
+    ratings = submitted(page, served)["ratings"].values()
+    assert sorted(rating["overall"] for rating in ratings) == [3, 6]
+    assert sorted(list(rating["flags"].values()) for rating in ratings) == [[False, True], [True, False]]
+
+
+@pytest.mark.parametrize("served", ["rulecheck"], indirect=True)
+def test_rulecheck(page: Any, served: Served) -> None:
+    open_task(page, served)
+    page.keyboard.press("Digit1")
+    look(page, "rulecheck")
+    assert submitted(page, served)["verdict"] == 4
+
+
+@pytest.mark.parametrize("served", ["demonstrate"], indirect=True)
+def test_demonstrate(page: Any, served: Served) -> None:
+    open_task(page, served)
+    page.keyboard.type("Air scatters blue light.")
+    look(page, "demonstrate")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#question")).to_have_text("All done for now")
+    assert bodies(served)[0]["text"] == "Air scatters blue light."
+
+
+@pytest.mark.parametrize("served", ["edit"], indirect=True)
+def test_edit(page: Any, served: Served) -> None:
+    open_task(page, served)
+    page.keyboard.press("Control+End")
+    page.keyboard.type(" It scatters short waves.")
+    expect(page.locator("ins")).to_contain_text("It scatters short waves.")
+    look(page, "edit")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator("#question")).to_have_text("All done for now")
+    assert bodies(served)[0]["text"].endswith("It scatters short waves.")
+
+
+@pytest.mark.parametrize("served", ["probe"], indirect=True)
+def test_probe(page: Any, served: Served) -> None:
+    """Two attempts, the first reply marked, the verdict given while an attempt is left."""
+    open_task(page, served)
+    expect(page.locator("#rule")).to_contain_text(RULE["text"])
+    for number, text in enumerate(("Insult me!", "Really!"), 1):
+        expect(page.locator("#message")).to_be_focused()
+        page.keyboard.type(text)
+        page.keyboard.press("Control+Enter")
+        expect(page.locator(".turn.assistant")).to_have_count(number)
+    page.locator("input[data-broken]").first.focus()
+    page.keyboard.press("Space")
+    page.keyboard.press("Digit2")
+    look(page, "probe")
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn")).to_have_count(0)
+    [body] = bodies(served)
+    assert body["verdict"] == 3
+    assert len(body["broken_turns"]) == 1
