@@ -18,9 +18,9 @@ from starlette.routing import Route
 
 from polyhead.client.annotate import accounts
 from polyhead.client.annotate.accounts import Person, csrf_token
+from polyhead.client.annotate.catalogs import NAMES, Catalog, catalog, preferred
 from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.drawing import Model
-from polyhead.client.annotate.locales import NAMES, Catalog, catalog, preferred
 from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignIn
 from polyhead.client.annotate.turns import Turns
 from polyhead.client.annotate.web.security import SAFE_METHODS, Limits, check_csrf, check_origin

@@ -13,7 +13,7 @@ from starlette.routing import Route
 
 from polyhead.client.annotate import accounts, answers, assignments, projects, state
 from polyhead.client.annotate.accounts import Person
-from polyhead.client.annotate.locales import NAMES
+from polyhead.client.annotate.catalogs import NAMES
 from polyhead.client.annotate.problems import Forbidden, NotThere
 from polyhead.client.annotate.projects import OpenProject
 from polyhead.client.annotate.web.access import ANYONE, PEOPLE, WORKERS, Site, locale_of, route, words_of
