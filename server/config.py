@@ -25,7 +25,7 @@ from polyhead.server.rpc.auth import Authenticator, Role, Token, hash_token, loa
 GIB = 1 << 30
 ENV_PREFIX = "POLYHEAD_"
 # Variables with our prefix that others read: the command line of clients, and the failpoints of heads/store/failpoints.py
-OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP"})
+OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP", "POLYHEAD_ANNOTATE_FAILPOINT"})
 TokenHash = Annotated[str, BeforeValidator(lambda raw: hash_token(raw) if raw else "")]  # the raw token is dropped at once
 
 

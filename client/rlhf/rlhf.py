@@ -48,6 +48,7 @@ class Story:
         self.train, self.held_out = questions["train"][: options.train_questions], questions["held_out"][: options.held_out]
         self.heads = [PREFERENCE, RULE] if options.reward == "heads" else []
         self.tokens = options.tokens
+        folder.mkdir(parents=True, exist_ok=True)
         self.kept = folder / "results.json"
         self.results: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {"arms": {}, "seconds": 0.0}
         told = {name: value for name, value in vars(options).items() if name not in ("folder", "page", "threads", "serve", "rounds")}

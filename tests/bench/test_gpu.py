@@ -150,16 +150,18 @@ def test_what_is_predicted_is_what_is_served(held: Quantization) -> None:
 def test_no_float_copy_of_the_whole(monkeypatch: pytest.MonkeyPatch) -> None:
     """While a trunk and a head are made, one layer has numbers and the others are shapes."""
     filled: list[int] = []
-    take = models.take_layers
+    filler = models._filler
 
-    def counted(base: Any, spec: Any, calls: Any, first: int, kit: Any, between: Callable[[], None]) -> Any:
-        def count() -> None:
-            between()
-            filled.append(sum(not layer.mlp.up_proj.weight.is_meta for layer in base.layers))
+    def counted(layers: Any, *given: Any) -> Any:
+        fill_next = filler(layers, *given)
 
-        return take(base, spec, calls, first, kit, count)
+        def count(num_received: int = 0) -> None:
+            fill_next(num_received)
+            filled.append(sum(not layer.mlp.up_proj.weight.is_meta for layer in layers))
 
-    monkeypatch.setattr(models, "take_layers", counted)
+        return count
+
+    monkeypatch.setattr(models, "_filler", counted)
     config = replace(config_for(TINY, SIZES, torch.bfloat16), trunk_quantization="int8", head_quantization="int8")
     ours = random_engine(TINY, RandomWeights(SEED, 0.2, torch.bfloat16, CPU), config)
     ours.roles()

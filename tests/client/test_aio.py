@@ -26,7 +26,7 @@ def test_names_and_signatures_are_the_same() -> None:
         assert expected.parameters == found.parameters, name
         assert str(found.return_annotation).replace("Async", "") == str(expected.return_annotation), name
         assert method.__doc__ == aio[name].__doc__, name
-        assert inspect.iscoroutinefunction(aio[name]) == (name not in ("stream", "samples", "watch")), name
+        assert inspect.iscoroutinefunction(aio[name]) == (name not in ("stream", "samples", "events", "watch")), name
     assert inspect.signature(Client.__init__) == inspect.signature(AsyncClient.__init__)
 
 

@@ -160,7 +160,7 @@ def test_a_key_of_another_certificate_ends_the_start_with_its_name(tiny_model: P
 def test_each_role_may_call_what_it_is_for(address: str, trusted: bytes) -> None:
     """Every method that the client has, over TLS, by the lowest role that may; each lower role is refused before any work."""
     with contextlib.ExitStack() as stack:
-        worker, trainer, admin, nobody = (
+        _, worker, trainer, admin, nobody = (
             stack.enter_context(Client(address, token=token, root_certificates=trusted)) for token in (*TOKENS.values(), None)
         )
         weights = trainer.pull_head("policy")

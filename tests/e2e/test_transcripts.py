@@ -339,7 +339,7 @@ def test_configurations_are_the_files(client: Client, files: dict[str, Path]) ->
     found = client.configurations()
     assert [each.reference for each in found] == [
         "example-rules@1", "house-rules@2", "example-rule-prompt@1", "example-rule-prompt@2", "example-rule-prompt-zh@1",
-        "kl@1", "preference@1", "rerank@1", "sparrow@1",
+        "kl@1", "preference@1", "rerank@1", "rlhf@1", "sparrow@1", "sparrow-kl@1",
         "letters@3", "sparrow@1",
     ]  # fmt: skip
     for each in found:

@@ -168,8 +168,10 @@ def test_recipes_and_the_best(server: FakeServer) -> None:
     assert (sent.select.top, sent.score.recipe) == (2, "sparrow")
     assert "reward (recipe sparrow@1): none, the sample was aborted" in on(server, "generate", "Hi", "--recipe", "sparrow").stderr
     assert on(server, "score", "p", "c", "--recipe", "kl").stdout.splitlines() == [
-        "reward (recipe kl@1): 1.0000, 0.2500 with KL, rank 8", "  kl 1.5000", "  preference 0.5000 (times 2)"
-    ]  # fmt: skip
+        "reward (recipe kl@1): 1.0000, 0.2500 with KL, rank 8",
+        "  kl 1.5000 (times -0.5, in the reward with KL alone)",
+        "  preference 0.5000 (times 2)",
+    ]
     plain = json.loads(on(server, "generate", "Hi", "--recipe", "kl", "--json").stdout, parse_constant=pytest.fail)
     assert plain[0]["reward"]["reward"] is None
 

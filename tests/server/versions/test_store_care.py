@@ -33,15 +33,16 @@ def ready(world: World) -> World:
 
 def told(world: World, health: Health) -> tuple[bool, bool, bool]:
     """What health, status and metrics say: all three are True while all is well."""
-    services: Any = SimpleNamespace(registry=world.registry, store=world.store, trunk_bytes=1)
+    engine = SimpleNamespace(snapshot=lambda: IDLE, active=world.engine.active, leased_names=dict)
+    ood = SimpleNamespace(store=SimpleNamespace(num_bytes=0))
+    services: Any = SimpleNamespace(
+        registry=world.registry, store=world.store, engine=engine, ood=ood, trunk_bytes=1, model_bytes=1, started_at=0.0
+    )
     collector = EngineCollector()
     collector.connect(lambda: IDLE, list, lambda: server_facts(services))
     page = {sample.name: sample.value for family in collector.collect() for sample in family.samples}
-    engine = SimpleNamespace(snapshot=lambda: IDLE, active=world.engine.active, leased_names=dict)
-    facts = SimpleNamespace(trunk_bytes=1, model_bytes=1, started_at=0.0)
     servicer = cast(Any, TrunkServicer.__new__(TrunkServicer))
-    servicer._frontend, servicer._facts = SimpleNamespace(engine=engine), facts
-    servicer._registry, servicer._store, servicer._ood = world.registry, world.store, SimpleNamespace(store=SimpleNamespace(num_bytes=0))
+    servicer._services = services
     return health.is_up, not servicer._status().damage, not page["polyhead_active_set_damaged"]
 
 
