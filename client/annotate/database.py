@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any
 
 SCHEMA_VERSION = 1
+_RESTORE = "hint: put a copy of the file from a backup in its place, without its -wal and -shm files"
 FAILPOINT_VARIABLE = "POLYHEAD_ANNOTATE_FAILPOINT"  # "before-commit:3": the process kills itself there, the third time
 PRIVATE = frozenset({"name", "contact", "code_sha256", "draft_json", "draft_rev"})  # columns that no event holds
 _BUSY_MS = 5000
@@ -102,11 +103,11 @@ class Database:
             [version] = database._connection.execute("PRAGMA user_version").fetchone()
             [health] = database._connection.execute("PRAGMA quick_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
-            raise DatabaseError(f"not a usable database: {path} ({error})\nhint: polyhead annotate restore BACKUP") from None
+            raise DatabaseError(f"not a usable database: {path} ({error})\n{_RESTORE}") from None
         if version != SCHEMA_VERSION:
             raise DatabaseError(f"{path} has schema {version}: this version of polyhead reads schema {SCHEMA_VERSION}")
         if health != "ok":
-            raise DatabaseError(f"{path} is damaged: {health}\nhint: polyhead annotate restore BACKUP")
+            raise DatabaseError(f"{path} is damaged: {health}\n{_RESTORE}")
         return database
 
     def lock(self) -> None:

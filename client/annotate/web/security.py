@@ -30,7 +30,6 @@ HEADERS = (
     (b"permissions-policy", b"camera=(), microphone=(), geolocation=()"),
 )
 MAX_BODY = 64 << 10
-MAX_IMPORT = 50 << 20
 SAFE_METHODS = ("GET", "HEAD")
 
 
@@ -45,15 +44,14 @@ class Secure:
         if scope["type"] != "http":
             await self._app(scope, receive, send)
             return
-        limit = MAX_IMPORT if scope["path"] == "/admin/api/imports" else MAX_BODY
         num_bytes = 0
 
         async def limited() -> Message:
             nonlocal num_bytes
             message = await receive()
             num_bytes += len(message.get("body", b""))
-            if num_bytes > limit:
-                raise TooLarge(f"more than {limit} bytes")
+            if num_bytes > MAX_BODY:
+                raise TooLarge(f"more than {MAX_BODY} bytes")
             return message
 
         async def with_headers(message: Message) -> None:
