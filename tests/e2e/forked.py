@@ -112,7 +112,8 @@ def _parent() -> socket.socket:
     if not _parents or _parents[0][0] != os.getpid():
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
         command = [sys.executable, "-m", __name__, str(theirs.fileno())]
-        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT)
+        clean = {name: value for name, value in os.environ.items() if not name.startswith("POLYHEAD_")}  # of the first server alone
+        process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, env=clean)
         theirs.close()
         _parents[:] = [(os.getpid(), ours)]
         atexit.register(lambda: (process.kill(), process.wait()))
