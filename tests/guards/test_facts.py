@@ -16,7 +16,7 @@ def test_the_install_table_is_the_projects() -> None:
     """Each extra exists and brings what is stated, to the letter; the client's requirements are all there."""
     project = tomllib.loads((ROOT / "pyproject.toml").read_text(encoding="utf-8"))["project"]
     rows = re.findall(r"^\| [^|]+ \| `pip install '?\.(?:\[(\w+)\])?'?` \| ([^|]+) \|$", QUICKSTART, re.MULTILINE)
-    assert [extra for extra, _ in rows] == ["", "cli", "server", "train"]
+    assert [extra for extra, _ in rows] == ["", "cli", "server", "train", "annotate"]
     for extra, brings in rows:
         stated = re.findall(r"`([^`]+)`", brings)
         assert len(stated) >= 2
