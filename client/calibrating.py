@@ -8,15 +8,14 @@ copy_head(..., bias=plan.bias, scale=plan.scale); plan.result(...)
 
 from __future__ import annotations
 
-import contextlib
 import math
-import re
 from collections.abc import Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import numpy as np
 
-from polyhead.client.errors import FailedPrecondition, InvalidArgument, PolyheadError
+from polyhead.client.errors import FailedPrecondition, InvalidArgument, counted_from
 from polyhead.client.jsonl import BATCH_ITEMS
 from polyhead.client.results.records import Calibration, Generation, HeadVersion
 from polyhead.client.results.results import HeadKind, PreferenceScore, ScoredItem
@@ -47,15 +46,9 @@ class CalibrationPlan:
         for start in range(0, len(self._items), BATCH_ITEMS):
             yield self._items[start : start + BATCH_ITEMS]
 
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
+    def counting(self) -> AbstractContextManager[None]:
         """The server counts a batch's items from 0: in errors they are counted from the start of all."""
-        num_before = len(self._raw)
-        try:
-            yield
-        except PolyheadError as error:
-            error.field = re.sub(r"^items\[(\d+)\]", lambda found: f"items[{num_before + int(found[1])}]", error.field)
-            raise
+        return counted_from(len(self._raw), "items")
 
     def take(self, scored: Sequence[ScoredItem]) -> None:
         """A batch's answers. FailedPrecondition, naming the item, for a score that is missing or not finite."""

@@ -5,14 +5,14 @@ PolyheadError
 ├── NotFound            a well-formed name that the server does not know              head, pull_head, activate, rule sets
 ├── AlreadyExists       the same request_id with other content                        push_head, copy_head, activate
 ├── Aborted             ended by a swap, a cancel or a drain                          generate, score
-│   └── Conflict        the active set moved on since `expected_generation`           activate, update, rollback
+│   └── Conflict        the active set is not the expected one: read it and retry     activate, update, rollback
 ├── FailedPrecondition  well-formed, but it does not fit this trunk or this state     push_head, stream().sample
 ├── ResourceExhausted   queue, memory, quota or disk is full                          any call; `retry_after_s` says when
-├── Unavailable         nobody listens there, or the server starts or drains          any call
+├── Unavailable         no server listens there, or it starts or drains               any call
 ├── DeadlineExceeded    `timeout` has passed                                          any call
 ├── Unauthenticated     no token, or an unknown one                                   any call
 ├── PermissionDenied    the token's role may not do this                              any call
-├── DataLoss            numbers were damaged, stored or on the way                    pull_head, score
+├── DataLoss            stored or transferred bytes are damaged                       pull_head, push_head, score
 ├── Unimplemented       reserved by the contract, or the server is older than it       any call
 ├── Cancelled           the call was cancelled                                        any call
 └── Internal            the server's own mistake; it gives an incident id only        any call
@@ -23,8 +23,9 @@ A wrong *type* of argument is a TypeError, before anything is sent.
 from __future__ import annotations
 
 import contextlib
+import re
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any, ClassVar
 
 import grpc
@@ -52,6 +53,7 @@ __all__ = [
     "Unavailable",
     "Unimplemented",
     "as_client_errors",
+    "counted_from",
     "from_rpc_error",
 ]
 
@@ -107,7 +109,7 @@ class Aborted(PolyheadError):
 
 
 class Conflict(Aborted):
-    """The active set is not `expected_generation`, or a name's version not that of `expected_versions`: read again, decide again."""
+    """The active set is not that of `expected_generation` or `expected_versions`: read it again before you retry."""
 
 
 class FailedPrecondition(PolyheadError):
@@ -188,6 +190,21 @@ def as_client_errors() -> Iterator[None]:
     except format_errors.PolyheadError as error:
         kind = next((known for known in _BY_CODE.values() if known.__name__ == type(error).__name__), Internal)
         raise kind(error.message, field=error.field) from None
+
+
+@contextlib.contextmanager
+def counted_from(first: int, name: str) -> Iterator[None]:
+    """Of a call that sends a part of a list, from item `first` on: `name[0]` in its errors' fields becomes `name[first]`."""
+    try:
+        yield
+    except PolyheadError as error:
+        error.field = _moved(error.field, name, first)
+        error.violations = tuple(replace(each, field=_moved(each.field, name, first)) for each in error.violations)
+        raise
+
+
+def _moved(field: str, name: str, by: int) -> str:
+    return re.sub(rf"^{name}\[(\d+)\]", lambda found: f"{name}[{by + int(found[1])}]", field)
 
 
 def _plain_message(code: grpc.StatusCode, details: str, target: str) -> str:

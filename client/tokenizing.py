@@ -9,12 +9,11 @@ plan.ids
 
 from __future__ import annotations
 
-import contextlib
-import re
 from collections.abc import Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
-from polyhead.client.errors import PolyheadError
+from polyhead.client.errors import counted_from
 from polyhead.client.wire.prompts import Prompt, prompt_message
 from polyhead.v1 import trunk_pb2, types_pb2
 
@@ -51,15 +50,9 @@ class TokenizePlan:
     def _request(self, prompts: list[types_pb2.Prompt]) -> trunk_pb2.TokenizeRequest:
         return trunk_pb2.TokenizeRequest(prompts=prompts, without_special_tokens=not self._special_tokens)
 
-    @contextlib.contextmanager
-    def counting(self) -> Iterator[None]:
+    def counting(self) -> AbstractContextManager[None]:
         """The server counts a call's prompts from 0: in errors they are counted from the start of all."""
-        num_before = len(self.ids)
-        try:
-            yield
-        except PolyheadError as error:
-            error.field = re.sub(r"^prompts\[(\d+)\]", lambda found: f"prompts[{num_before + int(found[1])}]", error.field)
-            raise
+        return counted_from(len(self.ids), "prompts")
 
     def take(self, response: trunk_pb2.TokenizeResponse) -> None:
         """A call's answer."""

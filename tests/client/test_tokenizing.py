@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 
-from polyhead.client.errors import InvalidArgument
+from polyhead.client.errors import FieldViolation, InvalidArgument
 from polyhead.client.tokenizing import MAX_BYTES, MAX_PROMPTS, TokenizePlan
 from polyhead.v1 import trunk_pb2, types_pb2
 
@@ -28,8 +28,9 @@ def test_ids_keep_their_order_and_errors_count_from_the_first_prompt() -> None:
     plan.take(trunk_pb2.TokenizeResponse(sequences=[types_pb2.TokenIds(ids=[1, 2]), types_pb2.TokenIds(ids=[3])]))
     assert plan.ids == [[1, 2], [3]]
     with pytest.raises(InvalidArgument) as caught, plan.counting():
-        raise InvalidArgument("empty", field="prompts[0].text")
+        raise InvalidArgument("empty", field="prompts[0].text", violations=[FieldViolation("prompts[0].text", "empty")])
     assert caught.value.field == "prompts[2].text"
+    assert [each.field for each in caught.value.violations] == ["prompts[2].text"]
 
 
 def test_one_text_is_no_list() -> None:
