@@ -60,9 +60,9 @@ __all__ = ["Client"]
 
 
 class Client:
-    """One server. Connects at the first call; safe to use from several threads, and anew in a forked child.
+    """A client of one server. It connects at the first call. Threads may share it; a forked child process opens a connection of its own.
 
-    `timeout` (seconds) is the default of calls that compute or move weights; each of them takes its own `timeout=`, too.
+    `timeout` (seconds) is the default for calls that compute or move weights; each of these also takes a `timeout=` of its own.
     """
 
     def __init__(
@@ -107,32 +107,35 @@ class Client:
 
     @described(StreamOptions, DRAWING)
     def stream(self, prompt: Prompt, **options: Unpack[StreamOptions]) -> PieceStream:
-        """One sample of one prompt, piece by piece; `.sample` of what is returned holds the whole afterwards."""
+        """One sample of one prompt, piece by piece. After the last piece, `.sample` of the returned stream is the whole sample."""
         request = requests.stream(prompt, **options)
         return PieceStream(self._events(request, options.get("timeout") or self._timeout))
 
     @described(GenerateOptions, DRAWING)
     def generate(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> list[Sample]:
-        """All samples, in (prompt, arm, sample) order; with best=, the best of each prompt, the best first."""
+        """All samples, in the order (prompt, arm, sample). With best=, the best samples of each prompt, the best one first."""
         order: Any = sample_order if options.get("best") is None else best_order
         return sorted(self.samples(prompts, **options), key=order)
 
     @described(GenerateOptions, DRAWING)
     def samples(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> Stream[Sample]:
-        """Samples as they finish; leaving the loop cancels the rest."""
+        """Samples as they finish. Leaving the loop cancels the rest."""
         request = requests.generate(prompts, **options)
         return Stream(self._samples(request, options.get("timeout") or self._timeout))
 
     @described(GenerateOptions, DRAWING)
     def events(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> Stream[Piece | Sample]:
-        """Pieces of all samples as they are drawn, interleaved, and each sample when it is finished; leaving the loop cancels the rest."""
+        """Pieces of all samples as they are drawn, and each sample when it is finished. Leaving the loop cancels the rest."""
         given: GenerateOptions = {"delivery": "tokens", **options}
         request = requests.generate(prompts, **given)
         return Stream(self._events(request, options.get("timeout") or self._timeout))
 
     @described(ScoreOptions, SCORING)
     def score(self, items: Sequence[Any], *, heads: Sequence[str] = (), **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
-        """Score (prompt, completion) pairs or Samples with any set of heads, those of recipe=, and an OOD fit, in the order of `items`."""
+        """Score (prompt, completion) pairs or Samples with `heads` and those that recipe= reads. Returned in the order of `items`.
+
+        With any sampling parameter, policy heads also return `sampling_logprobs`: log-probs of the distribution that it describes.
+        """
         request = requests.score(items, heads=heads, **options)
         response = self._connection.unary(lambda stubs: stubs.scoring.Score, request, options.get("timeout") or self._timeout)
         served = convert.served(response.served)
@@ -146,18 +149,18 @@ class Client:
     def tokenize_rules(
         self, rules: Sequence[str | Rule | Mapping[str, str]] | None = None, *, rule_set: str = "", template: str = ""
     ) -> RuleQuestions:
-        """The ids that ask about each rule (ids of a set's rules, or rules by text), for training a rule head on what it will be asked."""
+        """The token ids of the question about each rule, given by id or by text, as the server asks them: train a rule head on these."""
         request = requests.tokenize_rules(rules, rule_set, template)
         return convert.rule_questions(self._lookup(lambda stubs: stubs.scoring.TokenizeRules, request))
 
     # trunk
 
     def trunk(self) -> TrunkInfo:
-        """Identity and sizes of the trunk, hashes of its tensors, names and shapes of a head's."""
+        """Identity and sizes of the trunk, hashes of its tensors, and the names and shapes of a head's tensors."""
         return convert.trunk_info(self._lookup(lambda stubs: stubs.trunk.GetTrunk, trunk_pb2.GetTrunkRequest()))
 
     def status(self) -> Status:
-        """Heads, memory, queue, cache and disk, now."""
+        """The present state of heads, memory, queue, cache and disk."""
         return convert.status(self._lookup(lambda stubs: stubs.trunk.GetStatus, trunk_pb2.GetStatusRequest()))
 
     def tokenize(
@@ -189,7 +192,7 @@ class Client:
         role_prompt: str | None = None,
         allow_control_tokens: bool = False,
     ) -> list[list[int]]:
-        """`tokenize` of any number of prompts, many a call. Errors name the prompt: `prompts[17].text`."""
+        """`tokenize` for any number of prompts, up to 1024 in each call. Errors name the prompt: `prompts[17].text`."""
         form: Any = {"assistant_prefix": assistant_prefix, "format": format, "reply_role": reply_role, "role_prompt": role_prompt}
         plan = TokenizePlan(prompts, special_tokens, {**form, "allow_control_tokens": allow_control_tokens})
         for request in plan.requests():
@@ -205,8 +208,8 @@ class Client:
     def encode(
         self, ids: Any, *, layer: int = 0, pooling: PoolingName | None = None, request_id: str = "", timeout: float | None = None
     ) -> Any:
-        """States of one list of ids, (T, d_model) float32, or a list of such arrays for a list of lists. `layer` 0 is the boundary; the
-        trunk's `tap_layer` is the other one there is. With `pooling` ("mean", "last") one row, (d_model,), in place of T."""
+        """States of one list of ids, (T, d_model) float32, or a list of such arrays for a list of lists. `layer` 0 is the boundary;
+        the only other layer is the trunk's `tap_layer`. With `pooling` ("mean", "last") one row, (d_model,), in place of T."""
         sequences, is_single = requests.sequences(ids)
         rows = [Rows() for _ in sequences]
         request = requests.encode(sequences, request_id, layer, pooling)
@@ -241,7 +244,7 @@ class Client:
         request_id: str = "",
         timeout: float | None = None,
     ) -> OodFit:
-        """Fit what `ood=name` then scores prompts with: these prompts are what is normal. Give several times d_model of them.
+        """Fit an out-of-distribution score to normal prompts, several times d_model of them; `ood=name` then scores prompts with it.
 
         `layer` 0 is the trunk's tap layer, or the boundary if it has none. The fit is kept by the server and survives every swap.
         """
@@ -263,7 +266,7 @@ class Client:
 
     @described(PushOptions, PUSHING)
     def push(self, name: str, weights: Weights, **options: Unpack[PushOptions]) -> PushReport:
-        """As push_head, with what became of every tensor: used, converted, ignored, missing."""
+        """As push_head, but returns a report that says for every tensor whether it was used, converted, ignored or missing."""
         upload = self._prepare(plan_push(name, weights, options), self.trunk())
         return self._send(upload, options.get("timeout") or self._timeout)
 
@@ -281,7 +284,7 @@ class Client:
 
     @described(CopyOptions, COPYING)
     def copy_head(self, source: str, target: str, **changes: Unpack[CopyOptions]) -> int:
-        """A new version of `target` without bytes: the weights of `source`, perhaps of another kind, bias or reading."""
+        """Make a version of `target` from the weights of `source`, without an upload, perhaps with another kind, bias or scale."""
         request = requests.copy_head(source, target, **changes)
         response = self._connection.unary(lambda stubs: stubs.heads.CopyHead, request, changes.get("timeout") or self._timeout)
         return int(response.head.version)
@@ -296,9 +299,9 @@ class Client:
         expected_generation: int | None = None,
         timeout: float | None = None,
     ) -> Calibration:
-        """A new version of a preference head, without bytes, whose bias is the mean raw score of reference completions.
+        """Make a version of a preference head, without an upload, whose bias is the mean raw score of reference completions.
 
-        With `scale` its scale is their standard deviation, so that a reward made of it has unit variance.
+        With `scale=True` its scale is their standard deviation, so that the scores have unit variance.
         `ref` is "preference" (the active version) or "preference@3"; `items` as in `score`.
         """
         plan = CalibrationPlan(self.head(ref), items, scale)
@@ -325,8 +328,8 @@ class Client:
     ) -> Generation:
         """Make versions active as one change; names in `deactivate` leave the active set ("policy" has to stay).
 
-        Raises Conflict if the active generation is not `expected_generation`, or if for one of the names in `expected_versions` another
-        version is active (0: none may be). So runs that train heads of their own can share a server: other names may change meanwhile.
+        Raises Conflict if the active generation is not `expected_generation`, or if the active version of a name in `expected_versions` is
+        another one (0: none may be active). Other names may have changed, so several runs can share a server, each with its own heads.
         """
         request = requests.activate(heads, deactivate, expected_generation, expected_versions, request_id, note)
         response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
@@ -393,15 +396,15 @@ class Client:
         return convert.head_version(response.head)
 
     def label(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
-        """Add labels to a version ("policy@7"): it stays whatever the server's --keep-versions says. The version as it is then."""
+        """Add labels to a version ("policy@7") and return its record. The server keeps labelled versions beyond --keep-versions."""
         return self._label(requests.label_head(ref, labels, (), request_id), timeout)
 
     def unlabel(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
-        """Take labels away from a version; one that is not there is no error. The version as it is then."""
+        """Remove labels from a version and return its record. A label that the version does not have is no error."""
         return self._label(requests.label_head(ref, (), labels, request_id), timeout)
 
     def delete_head(self, ref: str) -> None:
-        """Forget a version ("policy@7") that is neither active nor labelled."""
+        """Delete a version ("policy@7") that is neither active nor labelled."""
         self._lookup(lambda stubs: stubs.heads.DeleteHead, requests.message(heads_pb2.DeleteHeadRequest, head=ref))
 
     def generations(self, limit: int | None = None) -> list[Generation]:
@@ -416,7 +419,7 @@ class Client:
             request = heads_pb2.ListGenerationsRequest(page_size=limit or 0, page_token=page.next_page_token)
 
     def watch(self, after: int = 0) -> Stream[Generation]:
-        """The active generation now, then each new one, without end; `after` resumes behind a number already seen."""
+        """The active generation, then each new one, without end. `after`: the last number already seen; later ones follow."""
         request = heads_pb2.WatchHeadsRequest(after_generation=after)
         return Stream(self._generations(request))
 

@@ -39,6 +39,6 @@ Format = Annotated[str, typer.Option("--format", help="Transcript format: how --
 ReplyRole = Annotated[str, typer.Option(help="Whose turn the reply is. Default: the format's own choice.")]
 RuleIds = Annotated[list[str] | None, typer.Option("--rule", help="Rule id, for heads of kind rule; repeatable.")]
 RuleSet = Annotated[str, typer.Option(help="Rule set that the ids belong to; alone: all of its rules.")]
-Recipe = Annotated[str, typer.Option(help="Reward recipe: sparrow, rerank, preference, kl, or one of the server's own.")]
+Recipe = Annotated[str, typer.Option(help="Reward recipe: preference, kl, rlhf, sparrow, sparrow-kl, rerank, or one of the server's own.")]
 Ood = Annotated[str, typer.Option(help="Out-of-distribution fit to score the prompt with: helpful, helpful@2.")]
 OnSwap = Annotated[str | None, typer.Option(help="If heads change meanwhile: pin, abort or follow. Default: pin.")]

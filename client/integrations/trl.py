@@ -31,7 +31,7 @@ PREFIX = "polyhead_"  # of columns: an extra key takes the place of a data set's
 
 @functools.cache
 def client_of(target: str, token: str | None = None) -> Client:
-    """One client for each server in this process, and anew in a forked child: nothing of it is pickled with a reward function."""
+    """This process's client of a server. A reward function is pickled without it."""
     return Client(target, token=token)
 
 

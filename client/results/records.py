@@ -56,7 +56,7 @@ class TrunkInfo:
     config_json: str = field(repr=False)
     tap_layer: int = 0  # a layer inside the trunk whose states are kept, too; 0: none
     head_precision: str = ""  # of heads' layers; "" from a server that does not say
-    output_precision: str = ""  # of output projections to the vocabulary: in 8 bits log-probs lie up to some tenths from a trainer's
+    output_precision: str = ""  # of output projections to the vocabulary; with int8, log-probs differ from a trainer's by up to some tenths
 
 
 @dataclass(frozen=True, slots=True)
@@ -181,7 +181,7 @@ class PushReport:
 
 @dataclass(frozen=True, slots=True)
 class Calibration:
-    """A version whose bias centres given references on 0, and whose scale, if asked for, gives them unit variance."""
+    """A new version whose bias gives the references a mean of 0, and with scale=True a variance of 1."""
 
     name: str
     version: int  # the new one

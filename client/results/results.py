@@ -212,11 +212,11 @@ class RankedSample:
 
 @dataclass(frozen=True, slots=True)
 class WorkDone:
-    """What a sample or an item took. A request's work is the sum: what its samples share is counted for the one that computed it."""
+    """The work done for one sample or item. What several share is counted once, so a request's work is the sum over its samples."""
 
-    trunk_tokens: int  # that went through the trunk; what was found in the cache did not
-    head_tokens: int  # that went through heads, each head counted
-    queue_seconds: float | None  # the request's wait for its first scheduling; None where several teams share the server
+    trunk_tokens: int  # computed by the trunk; tokens found in the cache are not counted
+    head_tokens: int  # computed by heads, summed over heads
+    queue_seconds: float | None  # until the request was first scheduled; None where several teams share the server
 
 
 @dataclass(frozen=True, slots=True, eq=False)
@@ -253,7 +253,7 @@ class Sample:
     num_newlines: int = 0  # in the reply, without those of the marker that ends it
     format: str = ""  # the transcript format it was checked against, with version
     ood: OodScore | None = None  # of the prompt, with ood=
-    work: WorkDone | None = None  # what it took; None from a server that does not say
+    work: WorkDone | None = None  # None from an older server
 
     @property
     def generation(self) -> int:
@@ -279,7 +279,7 @@ class ScoredItem:
     num_newlines: int = 0
     format: str = ""
     ood: OodScore | None = None  # of the prompt, with ood=
-    work: WorkDone | None = None  # what it took; None from a server that does not say
+    work: WorkDone | None = None  # None from an older server
 
     @property
     def generation(self) -> int:

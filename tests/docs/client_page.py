@@ -17,10 +17,10 @@ from tests.docs.markdown import code, plain, prose, table
 INTRODUCTION = """# Client
 
 `polyhead.client` is a light install: grpcio, protobuf, googleapis-common-protos, numpy and safetensors; no torch and no transformers.
-`Client` is for ordinary code. `AsyncClient` has the same methods, to be awaited; `stream`, `samples` and `watch` are used with `async for`.
-Errors are in [their own table](errors.md). This page is made from the code by `python -m tests.docs.reference`.
+`Client` is for ordinary code. `AsyncClient` has the same methods, to be awaited; `stream`, `samples`, `events` and `watch` are used with
+`async for`. Errors are in [their own table](errors.md). This page is made from the code by `python -m tests.docs.reference`.
 """
-OPTIONS = {"generate": "generate and samples", "score": "score", "push": "push, push_head and update", "copy_head": "copy_head"}
+OPTIONS = {"generate": "generate, samples and events", "score": "score", "push": "push, push_head and update", "copy_head": "copy_head"}
 
 
 def page() -> str:

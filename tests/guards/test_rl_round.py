@@ -1,4 +1,4 @@
-"""docs/guides/rlhf-round.md is true: its Python runs on a tiny model, and replies drawn while a trainer pushes have several spans."""
+"""docs/guides/rl-round.md is true: its Python runs on a tiny model, and replies drawn while a trainer pushes have several spans."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from tests.e2e.tiny import save_tiny_llama
 from tests.guards.test_python_blocks import DEFAULT_ADDRESS, RUNS_ON_A_TINY_MODEL, blocks
 from tests.guards.tree import ROOT
 
-DOCUMENT = ROOT / "docs" / "guides" / "rlhf-round.md"
+DOCUMENT = ROOT / "docs" / "guides" / "rl-round.md"
 
 
 def test_its_python_runs(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
