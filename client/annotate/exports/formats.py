@@ -30,10 +30,10 @@ def trl_unpaired(judgement: Judgement, left_out: Counter[str]) -> Rows:
     if judgement.kind is not Kind.CHOOSE:
         left_out["another kind"] += 1
         return
-    good = set() if body["none_good"] else {body["choice"], *body["tied"]}
+    marked = {body["choice"], *body["tied"]}
     for key in judgement.candidates:
-        label = key in good if judgement.polarity == "better" else key not in good
-        yield {"prompt": judgement.messages, "completion": reply(_text(judgement, key)), "label": label}
+        is_good = not body["none_good"] and (key in marked) == (judgement.polarity == "better")
+        yield {"prompt": judgement.messages, "completion": reply(_text(judgement, key)), "label": is_good}
 
 
 def sft(judgement: Judgement, left_out: Counter[str]) -> Rows:

@@ -13,7 +13,6 @@ from polyhead.client.annotate.config import Kind, ProjectConfig
 from polyhead.client.annotate.database import Database, Row
 
 EXCLUSIONS = ("leak", "late", "gold")
-DEFAULT_EXCLUSIONS = ("leak", "gold")
 
 
 @dataclass(frozen=True)
@@ -39,7 +38,7 @@ class Filters:
 
     round_number: int = 0
     until_seq: int = 0
-    exclude: tuple[str, ...] = DEFAULT_EXCLUSIONS
+    exclude: tuple[str, ...] = ("leak", "gold")
 
 
 def judgements(db: Database, slug: str, filters: Filters, left_out: Counter[str]) -> Iterator[Judgement]:
@@ -62,9 +61,10 @@ def last_seq(db: Database) -> int:
 
 
 _ANSWERS = """SELECT n.*, a.account_id, a.item_id, a.late, p.pseudonym, r.number AS round_number, i.gold_kind, i.content_json, i.source,
-    e.seq
+    e.seq, o.dialogue_id AS origin_dialogue_id
     FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN accounts p ON p.id = a.account_id JOIN items i ON i.id = a.item_id
     JOIN rounds r ON r.id = i.round_id JOIN events e ON e.kind = 'answers.insert' AND json_extract(e.body_json, '$.id') = n.id
+    LEFT JOIN turns o ON o.id = i.origin_turn_id
     WHERE r.project_id = ? AND e.seq <= ? ORDER BY e.seq"""
 
 
@@ -95,7 +95,7 @@ def _judgement(db: Database, row: Row, project_id: str) -> Judgement:
     content = row.json("content")
     turn = db.one("SELECT * FROM turns WHERE id = ?", row.turn_id) if row.turn_id else None
     slots = dialogues.slots_of(db, row.view_id) if row.view_id else []
-    dialogue = turn.dialogue_id if turn else row.assignment_id
+    dialogue = turn.dialogue_id if turn else row.origin_dialogue_id or row.item_id  # a replay belongs to the dialogue of its turn
     about = {
         "answer": row.id, "item": row.item_id, "round": row.round_number, "annotator": row.pseudonym, "view": row.view_id,
         "locale": row.locale, "project_version": row.project_version, "source": row.source, "late": bool(row.late), "seq": row.seq,

@@ -13,9 +13,14 @@ Pair = tuple[str, str]  # (the better one's id, the other's)
 
 
 def ranks_of(judgement: Judgement) -> dict[str, int]:
-    """1 for the best; equal numbers are ties. Empty for a kind that compares nothing. A `worse` polarity is turned round here."""
+    """1 for the best; equal numbers are ties. Empty for a kind that compares nothing.
+
+    Of polarity `worse` the most harmful reply was marked: such ranks are turned round here. The least bad reply is the best one of
+    either polarity.
+    """
     ranks = _marked(judgement)
-    if judgement.polarity == "worse" and ranks:
+    marks_least_bad = judgement.kind is Kind.CHOOSE and judgement.body["none_good"]
+    if judgement.polarity == "worse" and ranks and not marks_least_bad:
         most = max(ranks.values())
         ranks = {key: most + 1 - rank for key, rank in ranks.items()}
     return ranks
@@ -52,8 +57,8 @@ def _marked(judgement: Judgement) -> dict[str, int]:
         overall = {each: body["ratings"][each]["overall"] for each in shown}
         order = sorted(set(overall.values()), reverse=True)
         return {each: order.index(overall[each]) + 1 for each in shown}
-    if judgement.kind is Kind.COMPARE and body["position"] is not None:
-        side = body["position"] - middle_of(body["scale"])
+    if judgement.kind is Kind.COMPARE:
+        side = 0 if body["position"] is None else body["position"] - middle_of(body["scale"])  # None: both have one text
         return dict(zip(shown, (1, 1) if side == 0 else (1, 2) if side < 0 else (2, 1), strict=True))
     return {}
 
