@@ -72,8 +72,7 @@ def withdraw(db: Database, answer_id: str, person_id: str) -> Row:
         assignment = assignments.get(db, answer.assignment_id)
         _drop_later_turns(db, assignment, answer.turn_id)
         db.change("answers", answer.id, {"state": "withdrawn", "state_reason": "undo"}, person_id)
-        lease = project_of_item(db, assignment.item_id).config.queue.lease_min * 60_000
-        db.change("assignments", assignment.id, {"state": "leased", "ended_at": None, "lease_until": db.now() + lease}, person_id)
+        assignments.lease_again(db, assignment, project_of_item(db, assignment.item_id).config.queue.lease_min)
         draft = {"answer": {"turn_id": answer.turn_id, "body": answer.json("body")}}
         db.execute("UPDATE assignments SET draft_json = ?, draft_rev = draft_rev + 1 WHERE id = ?", to_json(draft), assignment.id)
         return assignments.get(db, assignment.id)

@@ -35,13 +35,20 @@ def claim(db: Database, person_id: str, project: OpenProject, draw: random.Rando
         if item is None:
             return None
         earlier = db.one("SELECT * FROM assignments WHERE item_id = ? AND account_id = ?", item, person_id)
-        until = db.now() + project.config.queue.lease_min * _MINUTE_MS
         if earlier is not None:  # put back by this person, for a break
-            db.change("assignments", earlier.id, {"state": "leased", "lease_until": until, "ended_at": None}, person_id)
+            lease_again(db, earlier, project.config.queue.lease_min)
             return get(db, earlier.id)
+        until = db.now() + project.config.queue.lease_min * _MINUTE_MS
         row = {"id": new_id(), "item_id": item, "account_id": person_id, "state": "leased", "leased_at": db.now(), "lease_until": until}
         db.insert("assignments", row, person_id)
         return get(db, str(row["id"]))
+
+
+def lease_again(db: Database, assignment: Row, lease_min: int) -> None:
+    """After a break, or to change an answer: a lease from now on, which is this person's current one."""
+    now = db.now()
+    changes = {"state": "leased", "leased_at": now, "lease_until": now + lease_min * _MINUTE_MS, "ended_at": None}
+    db.change("assignments", assignment.id, changes, assignment.account_id)
 
 
 def expire(db: Database) -> None:

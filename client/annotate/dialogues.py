@@ -87,9 +87,11 @@ def messages_before(db: Database, assignment: Row, config: ProjectConfig, number
 def continued_with(db: Database, turn: Row) -> Row | None:
     """The reply that the dialogue goes on with: the chosen one, the least bad one, or a turn's only one."""
     next_turn = db.one(
-        "SELECT parent_candidate_id FROM turns WHERE dialogue_id = ? AND number = ? AND state != 'abandoned' ORDER BY attempt DESC",
+        "SELECT parent_candidate_id, state FROM turns WHERE dialogue_id = ? AND number = ? ORDER BY attempt DESC",
         turn.dialogue_id, turn.number + 1,
     )  # fmt: skip
+    if next_turn is not None and next_turn.state == "abandoned":  # by undo: the attempts before it are void, too
+        next_turn = None
     chosen = next_turn.parent_candidate_id if next_turn else choice_of(db, turn)
     return db.one("SELECT * FROM candidates WHERE id = ?", chosen) if chosen else None
 

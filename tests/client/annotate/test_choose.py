@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -210,6 +211,40 @@ async def test_undo_takes_an_answer_back_and_the_turn_after_it(site: RunningSite
     assert states == ["withdrawn", "current", "current"]
 
 
+async def test_an_answer_that_is_taken_back_is_the_current_task(site: RunningSite) -> None:
+    """Undo when the next task was claimed already: the pages claimed that one, and the answer was gone for good when its lease ended."""
+    async with site.person() as person:
+        assignment, turn, view = await one_turn(person)
+        stored = await person.answer(assignment, turn, choice(view))
+        await person.post(f"/api/assignments/{assignment}/finish", {})
+        assert (await person.claim())["state"]["assignment"]["id"] != assignment
+        site.db.execute("UPDATE assignments SET leased_at = leased_at - 5 * 3600000 WHERE id = ?", assignment)
+        await person.post(f"/api/answers/{stored['answer_id']}/withdraw", {})
+        state = (await person.claim())["state"]
+        assert (state["assignment"]["id"], state["phase"]) == (assignment, "judge")
+        kept = await person.post(f"/api/assignments/{assignment}/heartbeat", {"tab_id": "tab", "active_ms": 0})
+        assert kept["lease_until"] > kept["now"] + 29 * 60_000
+
+
+async def test_a_dialogue_goes_on_with_the_new_choice_after_failed_attempts(site: RunningSite) -> None:
+    """Undo abandoned the newest attempt of the next turn alone: its failed one still held the dialogue to the old choice."""
+    async with site.person() as person:
+        assignment, turn, view = await one_turn(person)
+        stored = await person.answer(assignment, turn, choice(view))
+        site.model.failures.append(errors.Internal("incident"))
+        begun = await person.post(f"/api/assignments/{assignment}/turns", {"client_turn_id": "ab" * 12, "text": "Next"}, 202)
+        assert (await person.events(begun["turn_id"]))[-1][0] == "failed"
+        again = await person.post(f"/api/turns/{begun['turn_id']}/retry", {}, 202)
+        assert (await person.events(again["turn_id"]))[-1][0] == "ready"
+        await person.post(f"/api/answers/{stored['answer_id']}/withdraw", {})
+        await person.answer(assignment, turn, choice(view, 1))
+        assert (await person.state())["turns"][0]["next"] == ids(view)[1]
+        second = await person.say(assignment, "Next, again")
+    row = site.db.one("SELECT * FROM turns WHERE id = ?", second)
+    assert row is not None
+    assert row.json("messages")[1]["content"] == view["candidates"][1]["text"]
+
+
 async def test_late_work_counts(site: RunningSite) -> None:
     async with site.person() as person:
         assignment, turn, view = await one_turn(person)
@@ -222,7 +257,7 @@ async def test_late_work_counts(site: RunningSite) -> None:
     assert (row.state, row.late) == ("expired", 1)
 
 
-async def one_turn(person: Person) -> tuple[str, str, dict[str, object]]:
+async def one_turn(person: Person) -> tuple[str, str, dict[str, Any]]:
     """(assignment, turn, view) of a first message that has its replies."""
     assignment = (await person.claim())["state"]["assignment"]["id"]
     turn = await person.say(assignment, "Why is the sky blue?")
