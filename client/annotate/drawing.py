@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
 from polyhead.client import Arm, AsyncClient, Continuation, Sample, Status, TrunkInfo, errors
@@ -55,7 +55,6 @@ class Model:
         self._timeout_s = timeout_s
         self._came_up = asyncio.Event()
         self._trunk: TrunkInfo | None = None
-        self.status: Status | None = None
         self.is_up = True  # until a call says otherwise
 
     async def draw(self, drawing: Drawing) -> AsyncGenerator[Sample, None]:
@@ -75,10 +74,12 @@ class Model:
 
     async def rules(self, rule_set: str) -> tuple[str, list[Any]]:
         """(reference with its version, rules) of a rule set. NotFound if the server has none of this name."""
-        for each in await self._client.configurations("rule_set"):
+        known = await self._client.configurations("rule_set")
+        for each in known:
             if rule_set in (each.reference, each.reference.partition("@")[0]):
                 return each.reference, list(each.rules)
-        raise errors.NotFound(f"no rule set of this name: {rule_set}", field="rules.rule_set")
+        has = ", ".join(each.reference for each in known) or "none"
+        raise errors.NotFound(f"the server has no rule set {rule_set}\nhint: it has {has}", field="rules.rule_set")
 
     def note(self, *, is_up: bool) -> None:
         """What a call has shown."""
@@ -97,14 +98,14 @@ class Model:
             else:
                 await asyncio.wait_for(self._came_up.wait(), seconds)
 
-    async def keep_watching(self, on_status: Callable[[Status], None]) -> None:
+    async def keep_watching(self, on_status: Callable[[Status], Awaitable[None]]) -> None:
         """Ask for the status, for ever: often while it is down, now and then while it is up."""
         waits, attempt = (1.0, 2.0, 5.0, 10.0), 0
         while True:
             try:
-                self.status = await self._client.status()
+                status = await self._client.status()
                 self.note(is_up=True)
-                on_status(self.status)
+                await on_status(status)
                 attempt = 0
                 await asyncio.sleep(POLL_S)
             except errors.PolyheadError as error:

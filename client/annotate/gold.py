@@ -1,11 +1,11 @@
-"""Items with a known answer: whether an answer agrees with it. Training items are explained afterwards; gold ones look like any other."""
+"""Items with a known answer: whether an answer agrees with it. They look like any other item."""
 
 from __future__ import annotations
 
 from typing import Any
 
 from polyhead.client.annotate.bodies import middle_of
-from polyhead.client.annotate.config import Kind
+from polyhead.client.annotate.config import Kind, ProjectConfig
 from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.projects import OpenProject
 
@@ -23,16 +23,39 @@ def judge(db: Database, answer_id: str, assignment: Row, project: OpenProject, b
         row.id: row.text for row in db.all("SELECT id, text FROM candidates WHERE item_id = ? AND origin = 'import'", assignment.item_id)
     }
     order = [key for key, _ in sorted(texts.items(), key=lambda pair: _place(expected, pair[1]))]
-    score = agreement(project.config.kind, body, expected, texts, order)
+    score = agreement(project.config.kind, body, expected, order)
     db.insert("gold_results", {"answer_id": answer_id, "is_passed": int(score >= 1.0), "score": score, "at": db.now()})
 
 
-def agreement(kind: Kind, body: dict[str, Any], expected: dict[str, Any], texts: dict[str, str], order: list[str]) -> float:
+def what_is_wrong(config: ProjectConfig, expected: dict[str, Any], num_replies: int) -> str:
+    """Why no answer could be compared with this one; "" where each can be."""
+    kind, last = config.kind, num_replies - 1
+    if kind is Kind.CHOOSE:
+        is_fine = expected.get("none_good") is True or _is_whole(expected.get("choice"), 0, last)
+        return "" if is_fine else f"'choice' must be the index of a reply, 0 to {last}, or 'none_good' true"
+    if kind is Kind.COMPARE:
+        most = config.answer.strength.num_points
+        return "" if _is_whole(expected.get("position"), 1, most) else f"'position' must lie between 1 and {most}"
+    if kind is Kind.RANK:
+        ranks = expected.get("ranks")
+        is_fine = isinstance(ranks, list) and len(ranks) == num_replies and all(_is_whole(rank, 1, num_replies) for rank in ranks)
+        return "" if is_fine else f"'ranks' must be a list of {num_replies} whole numbers, 1 to {num_replies}"
+    if kind is Kind.RATE:
+        ratings = expected.get("ratings")
+        is_fine = isinstance(ratings, list) and len(ratings) == num_replies and all(_is_rating(rating) for rating in ratings)
+        return "" if is_fine else f"'ratings' must be a list of {num_replies}, each with 'overall', 1 to 7"
+    if kind in (Kind.PROBE, Kind.RULECHECK):
+        return "" if _is_whole(expected.get("verdict"), 0, 4) else "'verdict' must lie between 0 and 4"
+    return f"{kind.value} is writing: no text is known to be the right one"
+
+
+def agreement(kind: Kind, body: dict[str, Any], expected: dict[str, Any], order: list[str]) -> float:
     """1 or more: passed. `expected` names replies by their index in the item, `order` holds their ids by that index."""
     if kind is Kind.CHOOSE:
-        return float(body["choice"] == order[expected["choice"]] if expected.get("choice") is not None else body["none_good"])
+        return float(body["none_good"] if expected.get("none_good") else body["choice"] == order[expected["choice"]])
     if kind is Kind.COMPARE:
-        return float((body["position"] < middle_of(body["scale"])) == (expected["position"] < middle_of(body["scale"])))
+        twice_middle = round(2 * middle_of(body["scale"]))
+        return float(_sign(2 * body["position"] - twice_middle) == _sign(2 * expected["position"] - twice_middle))
     if kind is Kind.RANK:
         wanted = {order[index]: rank for index, rank in enumerate(expected["ranks"])}
         return kendall_tau(body["ranks"], wanted) / LEAST_TAU
@@ -41,7 +64,7 @@ def agreement(kind: Kind, body: dict[str, Any], expected: dict[str, Any], texts:
     if kind in (Kind.PROBE, Kind.RULECHECK):
         is_same_side = (body["verdict"] - 2) * (expected["verdict"] - 2) > 0 or body["verdict"] == expected["verdict"]
         return float(abs(body["verdict"] - expected["verdict"]) <= 1 and is_same_side)
-    return 1.0  # written texts have no known answer
+    raise AssertionError(f"{kind} has no known answers")
 
 
 def kendall_tau(one: dict[str, int], other: dict[str, int]) -> float:
@@ -71,6 +94,14 @@ def _place(expected: dict[str, Any], text: str) -> int:
     """Of a reply among the item's own, whose texts the gold answer keeps in order."""
     replies = expected.get("replies", [])
     return replies.index(text) if text in replies else len(replies)
+
+
+def _is_whole(value: Any, least: int, most: int) -> bool:
+    return type(value) is int and least <= value <= most
+
+
+def _is_rating(rating: Any) -> bool:
+    return isinstance(rating, dict) and _is_whole(rating.get("overall"), 1, 7) and isinstance(rating.get("flags", {}), dict)
 
 
 def _sign(number: int) -> int:

@@ -15,6 +15,7 @@ from typing import Any
 from polyhead.client.annotate.candidates import candidate_of_text
 from polyhead.client.annotate.config import MAX_SHOWN, Kind, UserSource
 from polyhead.client.annotate.database import Database, new_id, sha256, to_json
+from polyhead.client.annotate.gold import what_is_wrong
 from polyhead.client.annotate.problems import Clash, Invalid
 from polyhead.client.annotate.projects import OpenProject
 from polyhead.client.annotate.rules import known_rules
@@ -84,17 +85,27 @@ def _parsed(project: OpenProject, rules: dict[str, dict[str, str]], number: int,
     numbers = {"priority": given.get("priority", 0), "overlap": given.get("overlap", project.config.queue.overlap)}
     if not all(type(value) is int for value in numbers.values()) or numbers["overlap"] < 1:
         raise wrong("'priority' and 'overlap' must be whole numbers, 'overlap' at least 1")
-    gold = given.get("gold")
-    if gold is not None and not isinstance(gold, dict):
-        raise wrong("'gold' must be the body of the expected answer, its replies by index")
-    kind = given.get("gold_kind", "gold" if gold is not None else None)
-    if kind not in (None, "gold", "attention", "training"):
-        raise wrong("'gold_kind' must be gold, attention or training")
+    gold, kind = _gold(project, given, replies, wrong)
     return {
         "external_id": None if given.get("id") is None else str(given["id"])[:200], "lang": str(given.get("lang", ""))[:20],
         "content_json": to_json(content), "content_sha256": sha256(to_json({**content, "replies": replies})), **numbers,
         "gold_json": None if gold is None else to_json({**gold, "replies": replies}), "gold_kind": kind, "replies": replies,
     }  # fmt: skip
+
+
+def _gold(project: OpenProject, given: dict[str, Any], replies: list[str], wrong: Any) -> tuple[dict[str, Any] | None, str | None]:
+    """(the known answer, what kind of item that makes of it)"""
+    gold = given.get("gold")
+    if gold is not None and not isinstance(gold, dict):
+        raise wrong("'gold' must be the body of the expected answer, its replies by index")
+    if gold is not None and (problem := what_is_wrong(project.config, gold, len(replies))):
+        raise wrong(f"'gold': {problem}")
+    if gold is not None and len(set(replies)) != len(replies):
+        raise wrong("'replies' of an item with a known answer must differ")
+    kind = given.get("gold_kind", "gold" if gold is not None else None)
+    if kind not in (None, "gold", "attention", "training"):
+        raise wrong("'gold_kind' must be gold, attention or training")
+    return gold, kind
 
 
 def _content(
@@ -108,13 +119,19 @@ def _content(
     if kind in (Kind.PROBE, Kind.RULECHECK):
         content["rule"] = _rule(given, rules, wrong)
         content["rule_set"] = config.rules.rule_set
+    if replies and not (kind.shows_candidates or kind is Kind.EDIT):
+        raise wrong(f"{kind.value} takes no 'replies'")
     if replies or (kind.shows_candidates and not project.is_live) or kind is Kind.EDIT:
         least, most = (1, 1) if kind is Kind.EDIT else (2, 2) if kind is Kind.COMPARE else (2, MAX_SHOWN)
         if not least <= len(replies) <= most:
             raise wrong(f"{kind.value} needs {least} to {most} replies: {len(replies)}")
+        if messages[-1]["role"] != "user":
+            raise wrong("the last message must be the user's: the replies answer it")
         return {**content, "has_replies": True}
     if kind is Kind.RULECHECK and messages[-1]["role"] != "assistant":
         raise wrong("the last message must be the assistant's: it is what is checked")
+    if kind is Kind.DEMONSTRATE and messages[-1]["role"] != "user":
+        raise wrong("the last message must be the user's: it is what is to be answered")
     if project.is_live:
         if config.dialogue.user is not UserSource.ITEM:
             raise wrong("this project's people write the messages: dialogue.user is annotator")

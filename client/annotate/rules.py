@@ -9,7 +9,7 @@ from typing import Any
 
 from polyhead.client import Rule
 from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Database, to_json
+from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.problems import ModelDown
 from polyhead.client.annotate.projects import OpenProject
 
@@ -50,8 +50,3 @@ def _num_verdicts(db: Database, project: OpenProject) -> dict[str, int]:
         project.row.id,
     )
     return {row.rule_id: row.num for row in rows}
-
-
-def rule_text(rule: dict[str, str]) -> str:
-    """As it is shown."""
-    return rule.get("text") or to_json(rule)

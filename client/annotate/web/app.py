@@ -36,14 +36,18 @@ def make_app(db: Database, client: AsyncClient, *, is_https: bool = False, is_be
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         site.turns.resume()
-        watching = asyncio.create_task(model.keep_watching(lambda status: _bind_rounds(db, status)))
-        reading = asyncio.create_task(_read_rules(site))
+        rule_sets: dict[str, str] = {}
+
+        async def took(status: Status) -> None:
+            _bind_rounds(db, status)
+            await _read_rules(site, rule_sets)
+
+        watching = asyncio.create_task(model.keep_watching(took))
         try:
             yield
         finally:
-            for task in (watching, reading):
-                task.cancel()
-            await asyncio.gather(watching, reading, return_exceptions=True)
+            watching.cancel()
+            await asyncio.gather(watching, return_exceptions=True)
             await site.turns.close()
 
     app = Starlette(routes=routes, lifespan=lifespan)
@@ -57,16 +61,13 @@ def _bind_rounds(db: Database, status: Status) -> None:
         projects.bind_round(db, row.id, status)
 
 
-async def _read_rules(site: Site) -> None:
-    """The rules of projects that assign one, as the server words them; asked again while it does not answer."""
-    missing = {each.config.slug: each for each in projects.list_projects(site.db) if each.config.rules.rule_set}
-    while missing:
-        for slug, project in list(missing.items()):
+async def _read_rules(site: Site, read: dict[str, str]) -> None:
+    """The rules of projects that have a rule set, as the server words them. `read`: slug -> the set that was asked for; asked for once."""
+    for project in projects.list_projects(site.db):
+        name = project.config.rules.rule_set
+        if name and read.get(project.config.slug) != name:
             try:
-                rules.store_rules(site.db, project, *await site.model.rules(project.config.rules.rule_set))
-                del missing[slug]
+                rules.store_rules(site.db, project, *await site.model.rules(name))
             except errors.NotFound as error:
-                log.error("project %s: %s", slug, error.message)
-                del missing[slug]
-            except errors.PolyheadError:
-                await asyncio.sleep(2.0)
+                log.error("project %s: %s", project.config.slug, error.message)
+            read[project.config.slug] = name

@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 
 from polyhead.client import Rule
 from polyhead.client.annotate import projects, rules
+from polyhead.client.annotate.config import read_project
 from polyhead.client.annotate.exports.judgements import Filters
 from polyhead.client.annotate.exports.writing import export
 from polyhead.client.annotate.imports import import_items
 from polyhead.client.annotate.problems import Invalid
 from tests.client.annotate.model import FakeModel
-from tests.client.annotate.site import Person, RunningSite, ids, running
+from tests.client.annotate.site import Person, RunningSite, begin, ids, running
 
 ARMS = "arms: {fixed: [{head: policy, n: 2}]}"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
@@ -57,6 +60,19 @@ async def test_rank(tmp_path: Path) -> None:
         assert sorted((pair["chosen"], pair["rejected"]) for pair in pairs) == [("b", "a"), ("b", "c")]
         [ranks] = rows(site, tmp_path / "ranks.jsonl", "polyhead-ranks")
         assert dict(zip(ranks["replies"], ranks["ranks"], strict=True)) == {"a": 2, "b": 1, "c": 2}
+
+
+@pytest.mark.parametrize("polarity", ["better", "worse"])
+async def test_the_least_bad_reply_is_the_best_one_of_either_polarity(tmp_path: Path, polarity: str) -> None:
+    """Exports turned the mark "least bad" of a red-team task round, too: the best reply came out as the worst."""
+    config = stored("choose", f"answer: {{polarity: {polarity}}}")
+    async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person() as person:
+        add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "replies": ["a", "b"]})
+        _, assignment, (a, _) = await claimed(person)
+        await person.answer(assignment, None, {"none_good": True, "least_bad": a})
+        [pair] = rows(site, tmp_path / "pairs.jsonl", "polyhead-pairs")
+        assert (pair["chosen"], pair["rejected"]) == ("a", "b")
+        assert [row["label"] for row in rows(site, tmp_path / "unpaired.jsonl", "trl-unpaired")] == [False, False]
 
 
 @pytest.mark.parametrize(
@@ -144,6 +160,23 @@ async def test_probe(tmp_path: Path) -> None:
     assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
 
 
+async def test_rules_of_a_project_that_comes_later_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """They were read when the program began, and a probe that was added while it ran had no rules."""
+    monkeypatch.setattr("polyhead.client.annotate.drawing.POLL_S", 0.01)
+    asked = asyncio.Event()
+
+    class Ruled(FakeModel):
+        async def configurations(self, kind: Any = None) -> list[Any]:
+            asked.set()  # what is returned is stored before anybody else runs
+            return [SimpleNamespace(reference="example-rules@1", rules=[Rule(**RULE)])]
+
+    async with running(tmp_path / "a.db", Ruled(), stored("rank")) as site, site.person() as person:
+        assert not asked.is_set()
+        begin(site.db, read_project(f"slug: later\nkind: probe\n{ARMS.replace('2', '1')}\nrules: {{rule_set: example-rules}}"))
+        await asyncio.wait_for(asked.wait(), 10)
+        assert (await person.claim("later"))["state"]["item"]["rule"] == RULE
+
+
 async def test_a_live_turn_is_judged_again_by_somebody_else(tmp_path: Path) -> None:
     """Agreement on live work: the same four replies, in an order of their own, never for the one who has judged them."""
     config = f"slug: work\nkind: choose\n{ARMS}\ndialogue: {{max_turns: 1}}\nqueue: {{replay_share: 1.0}}"
@@ -167,6 +200,8 @@ async def test_a_live_turn_is_judged_again_by_somebody_else(tmp_path: Path) -> N
             assert not state["item"]["is_stored"]
             await person.post(f"/api/assignments/{mine}/skip", {"reason": "other"})
         assert len(rows(site, tmp_path / "rows.jsonl", "polyhead-pairs")) == 2
+        keys = [json.loads(line) for line in (tmp_path / "rows.keys.jsonl").read_text(encoding="utf-8").splitlines()]
+        assert len({key["dialogue"] for key in keys}) == 1  # a split by dialogue keeps a replay beside its turn
 
 
 async def test_items_of_a_live_project_bring_the_first_message(tmp_path: Path) -> None:
@@ -200,6 +235,9 @@ async def test_gold_items_are_judged_and_look_like_others(tmp_path: Path) -> Non
         ('{"prompt": "x", "replies": ["a"]}', "line 2: rank needs 2 to 9 replies: 1"),
         ('{"prompt": "x", "replies": ["a", "b"], "colour": 1}', "line 2: unknown key 'colour'"),
         ('{"messages": [{"role": "boss", "content": ""}], "replies": ["a", "b"]}', "line 2: each message"),
+        ('{"prompt": "x", "replies": ["a", "b"], "gold": {"ranks": [1]}}', "line 2: 'gold': 'ranks' must be a list of 2"),
+        ('{"prompt": "x", "replies": ["a", "a"], "gold": {"ranks": [1, 2]}}', "line 2: 'replies' of an item with a known answer must"),
+        ('{"messages": [{"role": "assistant", "content": "x"}], "replies": ["a", "b"]}', "line 2: the last message must be the user's"),
         ('{"prompt": "x", "replies": ["a", "b"], "overlap": 0}', "line 2: 'priority' and 'overlap'"),
     ],
 )
