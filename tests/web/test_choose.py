@@ -125,6 +125,19 @@ def test_an_answer_survives_a_line_that_is_down(browser: Any, served: Served) ->
     context.close()
 
 
+def test_the_keys_of_a_question_end_with_it(page: Any, served: Served) -> None:
+    """After "Why do you skip this?" was closed, 1 in "Still there?" skipped the task."""
+    begin_work(page, served)
+    page.evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("KeyS")
+    expect(page.locator("#dialog .choices")).to_be_visible()
+    page.keyboard.press("Escape")
+    page.evaluate("async () => { (await import('/static/dialogs.js')).ask('Still there?'); }")
+    page.keyboard.press("Digit1")
+    expect(page.locator("#dialog")).to_be_visible()
+    assert served.db.value("SELECT count(*) FROM assignments WHERE state = 'skipped'") == 0
+
+
 def test_a_reload_keeps_order_and_marks(page: Any, served: Served) -> None:
     begin_work(page, served)
     say(page, "Why is the sky blue?")

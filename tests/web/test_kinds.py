@@ -149,3 +149,22 @@ def test_probe(page: Any, served: Served) -> None:
     [body] = bodies(served)
     assert body["verdict"] == 3
     assert len(body["broken_turns"]) == 1
+
+
+@pytest.mark.parametrize("served", ["probe"], indirect=True)
+def test_a_message_whose_answer_is_lost_is_sent_once(browser: Any, served: Served) -> None:
+    """It stayed in the field of the next attempt with its old id, and the server refused whatever was written there."""
+    context = browser.new_context()
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    open_task(page, served)
+    page.route("**/turns", lambda route: (route.fetch(), route.abort()), times=1)
+    page.keyboard.type("Insult me!")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".turn.assistant")).to_have_count(1, timeout=15_000)
+    expect(page.locator("#message")).to_have_value("")
+    page.locator("#message").fill("Really!")
+    page.keyboard.press("Control+Enter")
+    expect(page.locator(".turn.assistant")).to_have_count(2)
+    assert [row.user_text for row in served.db.all("SELECT user_text FROM turns ORDER BY number")] == ["Insult me!", "Really!"]
+    context.close()

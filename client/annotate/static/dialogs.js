@@ -5,6 +5,7 @@ const SKIPS = ["cannot_judge", "wrong_language", "broken", "personal_data", "dis
 
 export function ask(title, ...content) {
   const dialog = $("#dialog");
+  dialog.onkeydown = null; // the keys of an earlier question
   fill(dialog, el("h2", { id: "dialog-title" }, title), ...content, el("button", { type: "button", onclick: () => dialog.close() }, word("nav.close"), kbd("Esc")));
   if (!dialog.open) dialog.showModal();
   return dialog;
@@ -27,6 +28,5 @@ export function askReport(onReport) {
   const text = el("textarea", { id: "report-text", rows: "4", dir: "auto" });
   const dialog = ask(word("report.title"), el("label", { for: "report-text" }, word("report.text")), text,
     el("p", {}, el("button", { type: "button", class: "primary", onclick: () => { dialog.close(); onReport(text.value); } }, word("report.send"))));
-  dialog.onkeydown = null;
   text.focus();
 }

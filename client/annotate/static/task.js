@@ -34,6 +34,7 @@ async function claim() {
 function take(next) {
   if (next.assignment.id !== state?.assignment.id) draft = new Draft(next.assignment);
   else draft.moved(next.assignment);
+  if (next.turns.some((turn) => turn.id === draft.value.sending)) draft.clear(); // the message has arrived, though its answer was lost
   state = next;
   care.watch(state.assignment, state.now);
   draw();
