@@ -12,7 +12,7 @@ from polyhead.client.annotate.problems import Forbidden, Invalid, NotThere
 
 CONSENT_DOCUMENT, CONSENT_VERSION = "work", 1  # its text is in the catalogs: consent.text
 INVITE_DAYS, SESSION_DAYS, IDLE_HOURS = 14, 7, 12
-ROLES = ("annotator", "adjudicator", "admin")
+ROLES = ("annotator", "admin")
 _CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # no I, O, 0, 1: 32 signs, 5 bits each
 _CODE_LENGTH = 26
 _HOUR_MS = 3_600_000
@@ -69,21 +69,20 @@ def create_account(
     *,
     locale: str = "en",
     languages: tuple[str, ...] = ("en",),
-    timezone: str = "UTC",
     actor: str = "system",
 ) -> tuple[str, str]:
     """(account id, sign-in code). The code is shown once and stored nowhere."""
     account, code = new_id(), make_code()
     row = {
         "id": account, "role": role, "pseudonym": pseudonym, "code_sha256": sha256(code), "state": "active", "locale": locale,
-        "timezone": timezone, "languages_json": to_json(list(languages)), "settings_json": "{}", "created_at": db.now(),
+        "timezone": "UTC", "languages_json": to_json(list(languages)), "settings_json": "{}", "created_at": db.now(),
     }  # fmt: skip
     with db.transaction():
         db.insert("accounts", row, actor)
     return account, code
 
 
-def create_invite(db: Database, role: str = "annotator", *, projects: tuple[str, ...] = (), max_uses: int = 1, by: str = "system") -> str:
+def create_invite(db: Database, role: str = "annotator", *, max_uses: int = 1, by: str = "system") -> str:
     """The token of a link; it ends after two weeks."""
     assert role in ROLES, role
     token = secrets.token_urlsafe(32)
@@ -91,9 +90,9 @@ def create_invite(db: Database, role: str = "annotator", *, projects: tuple[str,
         db.execute(
             "INSERT INTO invites (token_sha256, role, projects_json, max_uses, expires_at, created_by, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            sha256(token), role, to_json(list(projects)), max_uses, db.now() + INVITE_DAYS * 24 * _HOUR_MS, by, db.now(),
+            sha256(token), role, to_json([]), max_uses, db.now() + INVITE_DAYS * 24 * _HOUR_MS, by, db.now(),
         )  # fmt: skip
-        db.event("invites.made", by, {"role": role, "projects": list(projects), "max_uses": max_uses}, {})
+        db.event("invites.made", by, {"role": role, "max_uses": max_uses}, {})
     return token
 
 
@@ -109,14 +108,14 @@ def find_invite(db: Database, token: str) -> Row:
     return found
 
 
-def accept_invite(db: Database, token: str, pseudonym: str, locale: str, languages: tuple[str, ...], timezone: str) -> tuple[str, str]:
+def accept_invite(db: Database, token: str, pseudonym: str, locale: str, languages: tuple[str, ...]) -> tuple[str, str]:
     """(account id, sign-in code): spends one use."""
     with db.transaction():
         invite = find_invite(db, token)
         if db.one("SELECT 1 FROM accounts WHERE pseudonym = ?", pseudonym) or not 3 <= len(pseudonym) <= 40 or not pseudonym.isprintable():
             raise Invalid("the name is taken, or not 3 to 40 characters long", code="PSEUDONYM", field="pseudonym")
         db.execute("UPDATE invites SET uses = uses + 1 WHERE token_sha256 = ?", invite.token_sha256)
-        return create_account(db, invite.role, pseudonym, locale=locale, languages=languages, timezone=timezone, actor="invite")
+        return create_account(db, invite.role, pseudonym, locale=locale, languages=languages, actor="invite")
 
 
 def account_of_code(db: Database, typed: str) -> Row:

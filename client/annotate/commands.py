@@ -18,6 +18,7 @@ from polyhead.client import AsyncClient, PolyheadError
 from polyhead.client.annotate import accounts, projects
 from polyhead.client.annotate.config import ProjectConfig, read_project
 from polyhead.client.annotate.database import Database, DatabaseError
+from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.problems import Problem
 from polyhead.client.annotate.yaml_reader import ConfigError
 
@@ -94,11 +95,13 @@ def check_command(
     file: Annotated[Path, typer.Argument(help="A project's YAML file.")],
     server: Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the model server.")] = "127.0.0.1:50051",
     token_file: Annotated[Path | None, typer.Option(help="File with the model server's token.")] = None,
+    tls_ca: Annotated[Path | None, typer.Option(help="Trust the certificates in this PEM file for the model server.")] = None,
 ) -> None:
     """Read a project's file and ask the model server for its heads and rules."""
     config = read_project(file.read_text(encoding="utf-8"), str(file))
     token = read_token(token_file) if token_file else os.environ.get("POLYHEAD_TOKEN")
-    for line in asyncio.run(_ask_server(config, server, token)):
+    certificates = tls_ca.read_bytes() if tls_ca else None
+    for line in asyncio.run(_ask_server(config, server, token, certificates)):
         typer.echo(line)
 
 
@@ -134,7 +137,7 @@ def import_command(
 @readable
 def invite_command(
     db: _Db = DEFAULT_DB,
-    role: Annotated[str, typer.Option(help="annotator, adjudicator, admin.")] = "annotator",
+    role: Annotated[str, typer.Option(help="annotator, or admin.")] = "annotator",
     uses: Annotated[int, typer.Option(min=1, help="How many people may use the link.")] = 1,
     url: Annotated[str, typer.Option(help="Where people reach the pages.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
 ) -> None:
@@ -219,6 +222,7 @@ async def _serve(
 ) -> None:  # fmt: skip
     import uvicorn
 
+    from polyhead.client.annotate.web.announcing import AnnouncingServer
     from polyhead.client.annotate.web.app import make_app
 
     is_https = certificate is not None or is_behind_proxy
@@ -228,29 +232,24 @@ async def _serve(
             app, host=host, port=port, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=5, ssl_certfile=certificate, ssl_keyfile=key,
         )  # fmt: skip
-        server = uvicorn.Server(config)
-        task = asyncio.create_task(server.serve())
-        while not server.started and not task.done():  # noqa: ASYNC110  uvicorn has no event for it
-            await asyncio.sleep(0.02)
-        if server.started:
-            bound = server.servers[0].sockets[0].getsockname()[1]
-            scheme = "https" if certificate else "http"
-            typer.echo(f"polyhead annotate   {scheme}://{host}:{bound}   {db.path}   replies from {target}")
-        await task
+        scheme = "https" if certificate else "http"
+
+        def announce(bound_port: int) -> None:
+            typer.echo(f"polyhead annotate   {scheme}://{host}:{bound_port}   {db.path}   replies from {target}")
+
+        await AnnouncingServer(config, announce).serve()
 
 
-async def _ask_server(config: ProjectConfig, target: str, token: str | None) -> list[str]:
+async def _ask_server(config: ProjectConfig, target: str, token: str | None, certificates: bytes | None) -> list[str]:
     """Each head of the file as the server has it."""
     lines = []
-    async with AsyncClient(target, token=token, timeout=20) as client:
+    async with AsyncClient(target, token=token, root_certificates=certificates, timeout=20) as client:
         for name in (*config.head_names, *config.hidden.heads):
             head = await client.head(name)
             lines.append(f"head {name}: version {head.version}, {head.kind.value}")
         if config.rules.rule_set:
-            known = [each.reference for each in await client.configurations("rule_set")]
-            if not any(config.rules.rule_set in (each, each.partition("@")[0]) for each in known):
-                _fail(f"the server has no rule set {config.rules.rule_set}\nhint: it has {', '.join(known)}")
-            lines.append(f"rule set {config.rules.rule_set}: known")
+            reference, rules = await Model(client).rules(config.rules.rule_set)
+            lines.append(f"rule set {reference}: {len(rules)} rules")
     return [*lines, f"project {config.slug}: ready"]
 
 

@@ -7,11 +7,14 @@ import enum
 import types
 import typing
 from collections.abc import Callable
-from typing import Any, TypeVar
+from typing import TYPE_CHECKING, Any, TypeVar
 
 import yaml
 
-T = TypeVar("T")
+if TYPE_CHECKING:
+    from _typeshed import DataclassInstance
+
+T = TypeVar("T", bound="DataclassInstance")
 Path = tuple[str, ...]
 
 
@@ -50,7 +53,7 @@ def read_dataclass(cls: type[T], text: str, file: str) -> tuple[T, Callable[[Pat
 def _object(cls: type[T], data: Any, path: Path) -> T:
     if not isinstance(data, dict):
         raise _Wrong(path, f"must be keys and values, not {type(data).__name__}")
-    fields = {each.name: each for each in dataclasses.fields(cls)}  # type: ignore[arg-type]
+    fields = {each.name: each for each in dataclasses.fields(cls)}
     hints = typing.get_type_hints(cls)
     for key in data:
         if key not in fields:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import queue
 import shutil
 import subprocess
 import threading
@@ -18,6 +19,7 @@ import uvicorn
 from polyhead.client.annotate import accounts
 from polyhead.client.annotate.config import read_project
 from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.web.announcing import AnnouncingServer
 from polyhead.client.annotate.web.app import make_app
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, begin
@@ -59,22 +61,13 @@ def serve(path: Path, *configs: str) -> Iterator[Served]:
         begin(db, read_project(text))
     model = FakeModel(TEXTS * 100)
     config = uvicorn.Config(make_app(db, model.client), host="127.0.0.1", port=0, log_level="warning", timeout_graceful_shutdown=1)
-    server, loops, is_up = uvicorn.Server(config), [], threading.Event()
-
-    async def run() -> None:
-        loops.append(asyncio.get_running_loop())
-        task = asyncio.create_task(server.serve())
-        while not server.started and not task.done():  # noqa: ASYNC110  uvicorn has no event for it
-            await asyncio.sleep(0.01)
-        is_up.set()
-        await task
-
-    thread = threading.Thread(target=asyncio.run, args=(run(),))
+    listening: queue.Queue[tuple[int, asyncio.AbstractEventLoop]] = queue.Queue()
+    server = AnnouncingServer(config, lambda port: listening.put((port, asyncio.get_running_loop())))
+    thread = threading.Thread(target=server.run)
     thread.start()
     try:
-        assert is_up.wait(20)
-        port = server.servers[0].sockets[0].getsockname()[1]
-        yield Served(f"http://127.0.0.1:{port}", db, model, loops[0])
+        port, loop = listening.get(timeout=20)
+        yield Served(f"http://127.0.0.1:{port}", db, model, loop)
     finally:
         server.should_exit = True
         thread.join(20)

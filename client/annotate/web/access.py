@@ -25,10 +25,8 @@ from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignI
 from polyhead.client.annotate.turns import Turns
 from polyhead.client.annotate.web.security import SAFE_METHODS, Limits, check_csrf, check_origin
 
-ANYONE = frozenset({"", "annotator", "adjudicator", "admin"})  # "": nobody is signed in
-PEOPLE = frozenset({"annotator", "adjudicator", "admin"})
-WORKERS = frozenset({"annotator", "admin"})
-ADMINS = frozenset({"admin"})
+PEOPLE = frozenset({"annotator", "admin"})
+ANYONE = PEOPLE | {""}  # "": nobody is signed in
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +85,17 @@ class Site:
 Handler = Callable[[Request, Site, Any], Awaitable[Response]]
 
 
-def route(path: str, handler: Handler, allow: frozenset[str], methods: tuple[str, ...] = ("GET",), *, is_form: bool = False) -> Route:
+class GuardedRoute(Route):
+    """A route that says who may take it."""
+
+    def __init__(self, path: str, endpoint: Callable[[Request], Awaitable[Response]], allow: frozenset[str], **more: Any) -> None:
+        super().__init__(path, endpoint, **more)
+        self.allow = allow
+
+
+def route(
+    path: str, handler: Handler, allow: frozenset[str], methods: tuple[str, ...] = ("GET",), *, is_form: bool = False
+) -> GuardedRoute:
     """One route and who may take it. Paths below /api answer in JSON."""
     is_api = "/api/" in path
 
@@ -104,9 +112,7 @@ def route(path: str, handler: Handler, allow: frozenset[str], methods: tuple[str
             log.exception("%s %s failed", request.method, path)
             return _answer(request, site, person, Broken(), is_api=is_api)
 
-    made = Route(path, run, methods=list(methods), name=f"{handler.__module__}.{handler.__name__}")
-    made.allow = allow  # type: ignore[attr-defined]  # what the test of all routes reads
-    return made
+    return GuardedRoute(path, run, allow, methods=list(methods), name=f"{handler.__module__}.{handler.__name__}")
 
 
 class Broken(Problem):

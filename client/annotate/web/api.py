@@ -14,7 +14,7 @@ from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.database import Row, new_id
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid, NotThere
 from polyhead.client.annotate.projects import OpenProject
-from polyhead.client.annotate.web.access import WORKERS, Site, json_body, route, words_of
+from polyhead.client.annotate.web.access import PEOPLE, Site, json_body, route, words_of
 from polyhead.client.annotate.web.streams import turn_events
 
 ANSWERS_A_MINUTE, TURNS_A_MINUTE = 60, 12
@@ -201,17 +201,17 @@ def _is_answered(site: Site, turn: Row) -> bool:
 
 _ASSIGNMENT = "/api/assignments/{assignment_id}"
 ROUTES: list[Route] = [
-    route("/api/state", get_state, WORKERS),
-    route("/api/claim", claim, WORKERS, ("POST",)),
-    route(f"{_ASSIGNMENT}/heartbeat", heartbeat, WORKERS, ("POST",)),
-    route(f"{_ASSIGNMENT}/draft", save_draft, WORKERS, ("PUT",)),
-    route(f"{_ASSIGNMENT}/turns", begin_turn, WORKERS, ("POST",)),
-    route(f"{_ASSIGNMENT}/skip", skip, WORKERS, ("POST",)),
-    route(f"{_ASSIGNMENT}/release", release, WORKERS, ("POST",)),
-    route(f"{_ASSIGNMENT}/finish", finish, WORKERS, ("POST",)),
-    route("/api/turns/{turn_id}/events", events, WORKERS),
-    route("/api/turns/{turn_id}/retry", retry_turn, WORKERS, ("POST",)),
-    route("/api/answers", submit, WORKERS, ("POST",)),
-    route("/api/answers/{answer_id}/withdraw", withdraw, WORKERS, ("POST",)),
-    route("/api/reports", report, WORKERS, ("POST",)),
+    route("/api/state", get_state, PEOPLE),
+    route("/api/claim", claim, PEOPLE, ("POST",)),
+    route(f"{_ASSIGNMENT}/heartbeat", heartbeat, PEOPLE, ("POST",)),
+    route(f"{_ASSIGNMENT}/draft", save_draft, PEOPLE, ("PUT",)),
+    route(f"{_ASSIGNMENT}/turns", begin_turn, PEOPLE, ("POST",)),
+    route(f"{_ASSIGNMENT}/skip", skip, PEOPLE, ("POST",)),
+    route(f"{_ASSIGNMENT}/release", release, PEOPLE, ("POST",)),
+    route(f"{_ASSIGNMENT}/finish", finish, PEOPLE, ("POST",)),
+    route("/api/turns/{turn_id}/events", events, PEOPLE),
+    route("/api/turns/{turn_id}/retry", retry_turn, PEOPLE, ("POST",)),
+    route("/api/answers", submit, PEOPLE, ("POST",)),
+    route("/api/answers/{answer_id}/withdraw", withdraw, PEOPLE, ("POST",)),
+    route("/api/reports", report, PEOPLE, ("POST",)),
 ]

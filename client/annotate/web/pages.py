@@ -5,7 +5,6 @@ from __future__ import annotations
 import json
 from datetime import UTC, datetime
 from typing import Any
-from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
@@ -16,7 +15,7 @@ from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.catalogs import NAMES
 from polyhead.client.annotate.problems import Forbidden, NotThere
 from polyhead.client.annotate.projects import OpenProject
-from polyhead.client.annotate.web.access import ANYONE, PEOPLE, WORKERS, Site, locale_of, route, words_of
+from polyhead.client.annotate.web.access import ANYONE, PEOPLE, Site, locale_of, route, words_of
 from polyhead.client.annotate.web.security import address_of
 
 SIGN_INS_A_MINUTE = 5
@@ -35,9 +34,7 @@ async def accept_invite(request: Request, site: Site, person: Person | None) -> 
     form = await request.form()
     locale = _known_locale(str(form.get("locale", "")))
     languages = tuple(each for each in NAMES if each in form.getlist("languages")) or (locale,)
-    account, code = accounts.accept_invite(
-        site.db, request.path_params["token"], str(form.get("pseudonym", "")), locale, languages, _known_zone(str(form.get("timezone", "")))
-    )
+    account, code = accounts.accept_invite(site.db, request.path_params["token"], str(form.get("pseudonym", "")), locale, languages)
     token = accounts.open_session(site.db, account)
     made = accounts.person_of_session(site.db, token)
     return site.page(request, "welcome.html", made, token=token, code=accounts.shown_code(code))
@@ -83,8 +80,7 @@ async def home(request: Request, site: Site, person: Person) -> Response:
     if not accounts.has_consented(site.db, person.id):
         return RedirectResponse("/consent", 303)
     shown = [_card(site, person, each) for each in projects.list_projects(site.db) if each.row.state in ("open", "paused")]
-    since = datetime.now(UTC)
-    return site.page(request, "home.html", person, projects=shown, last=_last(site, person), now=since)
+    return site.page(request, "home.html", person, projects=shown, last=_last(site, person))
 
 
 async def guide_page(request: Request, site: Site, person: Person) -> Response:
@@ -141,7 +137,6 @@ def _card(site: Site, person: Person, project: OpenProject) -> dict[str, Any]:
         "all": assignments.count_today(site.db, person.id, project, 0),
         "has_open": assignments.current(site.db, person.id, project) is not None,
         "is_paused": project.row.state == "paused" or not project.round_id,
-        "is_down": project.is_live and not site.model.is_up,
     }
 
 
@@ -150,7 +145,6 @@ def _last(site: Site, person: Person) -> list[dict[str, Any]]:
     return [
         {
             "id": row.id,
-            "slug": row.slug,
             "kind": row.kind,
             "minutes": (now - row.received_at) // 60_000,
             "can_undo": now - row.received_at <= answers.UNDO_MS,
@@ -161,14 +155,6 @@ def _last(site: Site, person: Person) -> list[dict[str, Any]]:
 
 def _known_locale(locale: str) -> str:
     return locale if locale in NAMES else "en"
-
-
-def _known_zone(name: str) -> str:
-    try:
-        ZoneInfo(name)
-    except (ZoneInfoNotFoundError, ValueError, OSError):
-        return "UTC"
-    return name
 
 
 async def _gone(request: Request, site: Site, person: Person | None) -> Response:
@@ -184,8 +170,8 @@ ROUTES: list[Route] = [
     route("/logout", logout, PEOPLE, ("POST",), is_form=True),
     route("/consent", consent_page, PEOPLE),
     route("/consent", consent, PEOPLE, ("POST",), is_form=True),
-    route("/p/{slug}", guide_page, WORKERS),
-    route("/p/{slug}/task", task_page, WORKERS),
+    route("/p/{slug}", guide_page, PEOPLE),
+    route("/p/{slug}/task", task_page, PEOPLE),
     route("/me", me_page, PEOPLE),
     route("/me", save_me, PEOPLE, ("POST",), is_form=True),
     route("/healthz", health, ANYONE),
