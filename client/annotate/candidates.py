@@ -17,9 +17,7 @@ USABLE = (FinishReason.EOS, FinishReason.STOP_ID, FinishReason.STOP_STRING, Fini
 _EVERYDAY = frozenset({"policy", "reference", "preference", "rule", "value"})  # first heads: words that replies use without meaning a head
 
 
-def candidate_of_sample(
-    sample: Sample, turn_id: str, *, now: int, leak_words: Iterable[str], replaces: str | None = None
-) -> dict[str, Any]:
+def candidate_of_sample(sample: Sample, turn_id: str, *, now: int, leak_words: Iterable[str]) -> dict[str, Any]:
     """The row of a live reply. `sample_seed` is a text: 64 bits without sign do not fit SQLite's integers."""
     name, _, _ = sample.head.partition("@")
     return {
@@ -36,7 +34,7 @@ def candidate_of_sample(
         "scores_json": _json(sample.scores), "reward_json": _json(sample.reward), "ood_json": _json(sample.ood),
         "num_cached_tokens": sample.num_cached_tokens,
         "has_identity_leak": int(has_leak(sample.text, (sample.digest, f"{name}@{sample.head_version}", name, *leak_words))),
-        "replaces_id": replaces, "created_at": now,
+        "created_at": now,
     }  # fmt: skip
 
 

@@ -46,12 +46,6 @@ class Source(enum.StrEnum):
     STORED = "stored"  # items bring them
 
 
-class Reveal(enum.StrEnum):
-    TOGETHER = "together"
-    LOCKSTEP = "lockstep"
-    STREAM = "stream"
-
-
 class NewHeads(enum.StrEnum):
     LIVE = "live"
     PINNED = "pinned"
@@ -159,16 +153,13 @@ class QueueConfig:
     replay_share: float = 0.0
     lease_min: int = 30
     gold_every: int = 0  # 0: never
-    training: int = 0
-    daily_cap_min: int = 240
-    break_after_min: int = 45
+    training: int = 0  # training items before all others
 
 
 @dataclass(frozen=True)
 class TextConfig:
     min_chars: int = 2
     max_chars: int = 8000
-    languages: tuple[str, ...] = ("en", "zh-Hans")
 
 
 @dataclass(frozen=True)
@@ -180,7 +171,6 @@ class ProjectConfig:
     title: Words = field(default_factory=dict)
     guidelines: Words = field(default_factory=dict)
     source: Source = Source.LIVE
-    reveal: Reveal = Reveal.TOGETHER
     arms: Arms = field(default_factory=Arms)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -191,7 +181,7 @@ class ProjectConfig:
     rules: RulesConfig = field(default_factory=RulesConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    sensitive: bool = False
+    sensitive: bool = False  # pages warn before the work
     allow_admin_work: bool = False
     leak_words: tuple[str, ...] = ()
 
@@ -248,8 +238,6 @@ def _problems(config: ProjectConfig) -> Any:
         yield ("answer",), "compare needs a scale: strength: hh8 or stiennon9"
     if config.kind in (Kind.PROBE, Kind.RULECHECK) and not config.rules.rule_set:
         yield ("rules",), f"{config.kind.value} needs rules: rules: {{rule_set: example-rules@1}}"
-    if config.reveal is Reveal.STREAM and config.num_shown > 1:
-        yield ("reveal",), "stream shows which reply is the faster one: use together or lockstep"
 
 
 def _arm_problems(config: ProjectConfig) -> Any:
@@ -271,8 +259,8 @@ def _number_problems(config: ProjectConfig) -> Any:
         ("sampling", "max_new_tokens"): (1, 100_000), ("sampling", "temperature"): (0, 100), ("sampling", "top_p"): (1e-9, 1),
         ("dialogue", "min_turns"): (1, 50), ("dialogue", "max_turns"): (1, 50), ("rules", "attempts"): (1, 50),
         ("queue", "overlap"): (1, 100), ("queue", "replay_share"): (0, 1), ("queue", "lease_min"): (1, 240),
-        ("queue", "gold_every"): (0, 1000), ("queue", "training"): (0, 100), ("queue", "daily_cap_min"): (1, 1440),
-        ("queue", "break_after_min"): (1, 1440), ("text", "min_chars"): (1, 10_000), ("text", "max_chars"): (1, 60_000),
+        ("queue", "gold_every"): (0, 1000), ("queue", "training"): (0, 100), ("text", "min_chars"): (1, 10_000),
+        ("text", "max_chars"): (1, 60_000),
     }  # fmt: skip
     for (part, name), (least, most) in bounds.items():
         value = getattr(getattr(config, part), name)

@@ -187,11 +187,6 @@ class Database:
             self.now(), kind, actor, *references, text, sha256(text),
         )  # fmt: skip
 
-    def backup_to(self, path: Path) -> None:
-        """A whole copy, taken while others write."""
-        with contextlib.closing(sqlite3.connect(path)) as target:
-            self._connection.backup(target)
-
 
 def failpoint(name: str) -> None:
     """Where the tests of lost power end the process."""

@@ -79,12 +79,6 @@ def bind_round(db: Database, round_id: str, status: Status) -> None:
             db.change("rounds", round_id, changes)
 
 
-def set_state(db: Database, project: Row, state: str, actor: str) -> None:
-    """draft, open, paused, closed"""
-    with db.transaction():
-        db.change("projects", project.id, {"state": state}, actor)
-
-
 def open_project(db: Database, slug: str) -> OpenProject:
     """A project with the version that its open round was begun with."""
     return _opened(db, find_project(db, slug))

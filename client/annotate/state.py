@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from polyhead.client.annotate import assignments, dialogues
-from polyhead.client.annotate.config import Kind, ProjectConfig, UserSource
+from polyhead.client.annotate.config import Kind, ProjectConfig
 from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.projects import OpenProject, project_of_item
 
@@ -28,7 +28,6 @@ def shown_project(project: OpenProject, locale: str) -> dict[str, Any]:
         "min_turns": config.dialogue.min_turns,
         "max_turns": config.rules.attempts if config.kind is Kind.PROBE else config.dialogue.max_turns,
         "min_chars": config.text.min_chars, "max_chars": config.text.max_chars, "sensitive": config.sensitive,
-        "writes": config.dialogue.user is UserSource.ANNOTATOR,
     }  # fmt: skip
 
 
@@ -50,10 +49,9 @@ def shown_state(db: Database, assignment: Row, locale: str) -> dict[str, Any]:
             "id": assignment.id, "state": assignment.state, "lease_until": assignment.lease_until, "draft_rev": assignment.draft_rev,
             "draft": assignment.json("draft"),
         },
-        "item": {"messages": before, "rule": content.get("rule"), "is_stored": is_stored, "is_training": item.gold_kind == "training"},
+        "item": {"messages": before, "rule": content.get("rule"), "is_stored": is_stored},
         "turns": turns,
         "view": shown_view(db, view) if view is not None else None,
-        "given_text": content.get("user", ""),
     }  # fmt: skip
     return {**state, "phase": phase(project.config, assignment, turns, is_stored=is_stored), "now": db.now()}
 
@@ -121,7 +119,7 @@ def _ensure_view(db: Database, assignment: Row, content: dict[str, Any]) -> None
     else:
         query = "SELECT * FROM candidates WHERE item_id = ? AND origin = 'import' ORDER BY created_at, id"
         found = [row.columns for row in db.all(query, assignment.item_id)]
-    dialogues.make_view(db, assignment.id, found, "together")
+    dialogues.make_view(db, assignment.id, found)
 
 
 def current_state(db: Database, person_id: str, project: OpenProject, locale: str) -> dict[str, Any] | None:

@@ -65,10 +65,6 @@ class Turns:
         self._progress: dict[str, Progress] = {}
         self._tasks: dict[str, asyncio.Task[None]] = {}
 
-    @property
-    def num_running(self) -> int:
-        return len(self._tasks)
-
     def start(self, turn: Row) -> None:
         """Draw its replies, unless they are being drawn."""
         if turn.id in self._tasks or turn.state != "generating":
@@ -180,7 +176,7 @@ class Turns:
     def _store(self, turn: Row, assignment: Row, project: OpenProject, samples: list[Sample]) -> None:
         words, now = project.config.leak_words, self._db.now()
         rows = [candidate_of_sample(sample, turn.id, now=now, leak_words=words) for sample in samples]
-        dialogues.store_ready(self._db, turn, assignment.id, rows, project.config.reveal.value)
+        dialogues.store_ready(self._db, turn, assignment.id, rows)
 
     def _assignment_of(self, turn: Row) -> Row:
         found = self._db.one("SELECT a.* FROM assignments a JOIN dialogues d ON d.assignment_id = a.id WHERE d.id = ?", turn.dialogue_id)
