@@ -185,6 +185,7 @@ async def _caretakers(running: Running, services: Services, stop: StopSignal) ->
 async def _commit_caches(running: Running, services: Services, stop: StopSignal) -> None:
     if not running.config.commit_caches or running.config.device != "cpu":
         return
+
     def goes_on() -> bool:
         pause_point()
         return not stop.asked.is_set()

@@ -1,36 +1,46 @@
 """What a caller's role may ask for in one request, and what of an answer it does not get. Checked before any model work.
 
 The role annotator is for frontends: people see replies there, so replies come, with what replays them, but neither log-probs nor states.
+A reward comes as if its recipe had no KL term, and a recipe that adds a mean log-prob to the reward is refused: where the reply has one
+token, either number is a token's log-prob.
 """
 
 from __future__ import annotations
 
 from collections.abc import Iterable
 
+from polyhead.server.engine.work.request import Priority
+from polyhead.server.engine.work.sampling import SamplingParams
+from polyhead.server.rewards.recipes import KL, Read, RecipeBook
 from polyhead.server.rpc.auth import Caller, Role
 from polyhead.server.rpc.errors import PermissionDenied
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 
-def check_generate(caller: Caller, message: generation_pb2.GenerateRequest) -> None:
+def check_generate(caller: Caller, message: generation_pb2.GenerateRequest, recipes: RecipeBook) -> None:
     """PermissionDenied names what is beyond the role."""
     num_samples = len(message.prompts) * (sum(max(1, arm.n) for arm in message.arms) or 1)
     _check_samples(caller, num_samples, "samples")
     most = caller.caps.new_tokens
-    for arm in message.arms:
-        if most is not None and arm.sampling.max_new_tokens > most:
-            raise _beyond(caller, f"samples of {most} tokens: max_new_tokens is {arm.sampling.max_new_tokens}")
+    for num_new in {_new_tokens(arm) for arm in message.arms or [generation_pb2.Arm()]}:
+        if most is not None and num_new > most:
+            raise _beyond(caller, f"samples of {most} tokens: max_new_tokens is {num_new}")
     if caller.role is Role.ANNOTATOR:
         if message.return_states:
             raise _beyond(caller, "no boundary states: return_states")
-        _check_priority(caller, message.priority)
+        _check_annotator(caller, message.priority, message.score, recipes)
 
 
-def check_score(caller: Caller, message: scoring_pb2.ScoreRequest) -> None:
+def check_score(caller: Caller, message: scoring_pb2.ScoreRequest, recipes: RecipeBook) -> None:
     """As for generation: an item counts as a sample."""
     _check_samples(caller, len(message.items), "items")
     if caller.role is Role.ANNOTATOR:
-        _check_priority(caller, message.priority)
+        _check_annotator(caller, message.priority, message.score, recipes)
+
+
+def default_priority(caller: Caller) -> Priority:
+    """Of a request that names none."""
+    return Priority.INTERACTIVE if caller.role is Role.ANNOTATOR else Priority.BATCH
 
 
 def without_logprobs(caller: Caller, message: generation_pb2.GenerateResponse) -> generation_pb2.GenerateResponse:
@@ -72,9 +82,11 @@ def _hide_of_scores(scores: Iterable[types_pb2.HeadScore]) -> None:
 
 
 def _hide_of_reward(reward: types_pb2.Reward) -> None:
-    """Per-token terms are differences of log-probs."""
-    reward.ClearField("kl")
-    reward.ClearField("token_rewards")
+    """KL terms are differences of log-probs."""
+    for field in ("kl", "kl_estimator", "token_rewards"):
+        reward.ClearField(field)
+    reward.parts.pop(KL, None)
+    reward.reward_with_kl = reward.reward
 
 
 def _check_samples(caller: Caller, count: int, what: str) -> None:
@@ -83,10 +95,17 @@ def _check_samples(caller: Caller, count: int, what: str) -> None:
         raise _beyond(caller, f"{most} {what} in one request: {count}")
 
 
-def _check_priority(caller: Caller, priority: types_pb2.Priority) -> None:
-    """Somebody waits in front of a page: work for it is never batch work, and a frontend cannot fill the queue of one."""
+def _new_tokens(arm: generation_pb2.Arm) -> int:
+    return arm.sampling.max_new_tokens if arm.sampling.HasField("max_new_tokens") else SamplingParams().max_new_tokens
+
+
+def _check_annotator(caller: Caller, priority: types_pb2.Priority, score: types_pb2.ScoringSpec, recipes: RecipeBook) -> None:
+    """A person waits in front of a page: work for it is never batch work, and a frontend cannot fill the queue of batch work."""
     if priority == types_pb2.PRIORITY_BATCH:
         raise _beyond(caller, "the priority interactive alone: batch")
+    recipe = recipes.find(score.recipe, "score.recipe") if score.recipe else None
+    if recipe is not None and any(part.read is Read.MEAN_LOGPROB for part in recipe.parts):
+        raise _beyond(caller, f"no recipe that reads log-probs: {recipe.reference}")
 
 
 def _beyond(caller: Caller, what: str) -> PermissionDenied:

@@ -31,14 +31,14 @@ class Unauthenticated(PolyheadError):
 
 
 class PermissionDenied(PolyheadError):
-    """A known token whose role may not call the method. Raised by auth."""
+    """A known token whose role may not call the method, or not ask for so much. Raised by auth and caps."""
 
     code = "PERMISSION_DENIED"
     reason = "PERMISSION_DENIED"
 
 
 class DeadlineExceeded(PolyheadError):
-    """The caller's deadline, or the server's own limit, has passed. Raised by the interceptor."""
+    """The caller's deadline, or the server's own limit, has passed; or an upload came too slowly. Raised by the interceptor and uploads."""
 
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"

@@ -40,9 +40,10 @@ class RequestContext:
     max_held_states: int = 1 << 18  # tokens whose states may wait together to be read: of a sample, or of a group that leaves as one
     check_room: CheckRoom = _has_room  # asked with counts before texts are tokenised, and with tokens before samples are built
     most_bytes_per_token: int | None = None  # of text; None: no bound is known
+    default_priority: Priority = Priority.BATCH  # of a request that names none
 
     @classmethod
-    def of(cls, services: Services, resolve: Resolve, check_room: CheckRoom) -> RequestContext:
+    def of(cls, services: Services, resolve: Resolve, check_room: CheckRoom, default_priority: Priority) -> RequestContext:
         """Of a loaded server."""
         return cls(
             tokenizer=services.tokenizer,
@@ -57,6 +58,7 @@ class RequestContext:
             max_held_states=services.config.unread_bytes // services.engine.state_bytes,
             check_room=check_room,
             most_bytes_per_token=services.tokenizer.most_bytes_per_token,
+            default_priority=default_priority,
         )
 
     def check_text(self, num_bytes: int, field: str) -> None:

@@ -225,6 +225,7 @@ def test_an_annotator_gets_replies_within_caps_and_no_numbers(address: str, trus
             assert sample.digest
             assert sample.reward is not None
             assert len(sample.reward.kl) == 0
+            assert "kl" not in sample.reward.parts
         pieces = [event for event in client.events([[5, 6]], n=2, max_new_tokens=3) if isinstance(event, Piece)]
         assert {piece.sample_index for piece in pieces} == {0, 1}
         assert not any(len(piece.logprobs) for piece in pieces)

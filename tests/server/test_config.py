@@ -141,8 +141,6 @@ def test_every_flag_has_its_variable_and_its_line_in_the_file(tmp_path: Path, mo
     assert load_config({}).recipes == (Path("d.yaml"), Path("e.yaml"))
 
 
-
-
 @pytest.mark.parametrize(
     ("variable", "hint"),
     [

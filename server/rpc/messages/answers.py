@@ -22,7 +22,6 @@ from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 PART_BYTES = 1 << 20  # most bytes of tensor data in one message
 
 
-
 def served(lease: Lease, trunk_id: str, precision: str, tokenizer_sha256: str) -> types_pb2.Served:
     """What an answer is computed with."""
     return types_pb2.Served(

@@ -29,7 +29,6 @@ MAX_NOTE = 1024  # characters
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
-
 def push_request(header: heads_pb2.PushHeader, request_digest: str) -> PushRequest:
     """The header without size and hash, which the store checks. Unset manifest fields become None."""
     for name, digest in header.trunk_sha256.items():

@@ -73,7 +73,7 @@ def count_generation(message: generation_pb2.GenerateRequest, context: RequestCo
     arms = _checked_arms(message, context)
     for index, text in enumerate(message.prompts):
         context.check_text(num_sure_bytes(text), f"prompts[{index}]")
-    priority = enums.PRIORITIES.member_or(message.priority, "priority", Priority.BATCH)
+    priority = enums.PRIORITIES.member_or(message.priority, "priority", context.default_priority)
     num_samples = len(message.prompts) * sum(max(1, arm.n) for arm, _ in arms)
     if num_samples > MAX_SAMPLES:
         raise InvalidArgument(f"too many samples in one request: {num_samples}, at most {MAX_SAMPLES}", field="prompts")
@@ -190,7 +190,7 @@ def count_scoring(message: scoring_pb2.ScoreRequest, context: RequestContext) ->
         raise InvalidArgument("no head to score with, no recipe, and no out-of-distribution fit", field="score.heads")
     if message.on_swap == types_pb2.ON_SWAP_FOLLOW:
         raise InvalidArgument("on_swap=FOLLOW applies to Generate only\nhint: use PIN or ABORT", field="on_swap")
-    priority = enums.PRIORITIES.member_or(message.priority, "priority", Priority.BATCH)
+    priority = enums.PRIORITIES.member_or(message.priority, "priority", context.default_priority)
     least = [demand.item_tokens(item) for item in message.items]
     for index, length in enumerate(least):
         demand.check_least_length(length, context.max_context, f"items[{index}]")

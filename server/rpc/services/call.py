@@ -17,6 +17,7 @@ from polyhead.server.engine.work.request import Priority, Request, Sample
 from polyhead.server.engine.work.sampling import Draws
 from polyhead.server.process.services import Services
 from polyhead.server.process.workers import carried_through
+from polyhead.server.rpc.caps import default_priority
 from polyhead.server.rpc.finishing import is_to_score, sample_facts, score_prompts
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers
@@ -58,7 +59,7 @@ class CallRunner:
     def context(self) -> Iterator[RequestContext]:
         """What one request is checked against. The heads that it finds stay in memory until the block ends."""
         with self.services.registry.resolving() as resolve:
-            yield RequestContext.of(self.services, resolve, self.check_room)
+            yield RequestContext.of(self.services, resolve, self.check_room, default_priority(current_call.get().caller))
 
     @contextlib.asynccontextmanager
     async def admitted(

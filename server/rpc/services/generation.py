@@ -33,7 +33,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
     ) -> AsyncIterator[generation_pb2.GenerateResponse]:
         """Stream the events of one request; leaving for whatever reason ends its work."""
         caller = current_call.get().caller
-        caps.check_generate(caller, request)
+        caps.check_generate(caller, request, self._runner.services.recipes)
         request_id = self._runner.request_id(request.request_id)
         async with self._runner.admitted(
             requests.count_generation, requests.generate_request, request, request_id

@@ -29,7 +29,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
     async def Score(self, request: scoring_pb2.ScoreRequest, context: Context) -> scoring_pb2.ScoreResponse:  # noqa: N802
         """Score every item; an item whose numbers are bad says so and harms no other."""
         caller = current_call.get().caller
-        caps.check_score(caller, request)
+        caps.check_score(caller, request, self._runner.services.recipes)
         request_id = self._runner.request_id(request.request_id)
         done: list[Sample] = []
         async with self._runner.admitted(

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 import pytest
 
+from polyhead.server.engine.work.request import Priority
+from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rpc import caps
-from polyhead.server.rpc.auth import CAPS, Caller, Role
+from polyhead.server.rpc.auth import CAPS, Caller, Caps, Role
 from polyhead.server.rpc.errors import PermissionDenied
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 ANNOTATOR = Caller(Role.ANNOTATOR, "pages", "", CAPS[Role.ANNOTATOR])
 PROMPT = types_pb2.Prompt(text="x")
 ARM = generation_pb2.Arm
+RECIPES = RecipeBook()
 BEYOND = [
     {"arms": [ARM(n=9), ARM(n=8)]},
     {"prompts": [PROMPT] * 17},
@@ -25,17 +30,51 @@ BEYOND = [
 def test_more_than_the_role_may_ask_for_is_refused(fields: dict[str, object]) -> None:
     message = generation_pb2.GenerateRequest(**{"prompts": [PROMPT], **fields})  # type: ignore[arg-type]
     with pytest.raises(PermissionDenied, match="the role annotator"):
-        caps.check_generate(ANNOTATOR, message)
-    caps.check_generate(Caller(Role.WORKER), message)
+        caps.check_generate(ANNOTATOR, message, RECIPES)
+    caps.check_generate(Caller(Role.WORKER), message, RECIPES)
 
 
 def test_as_much_as_the_role_may_ask_for_passes() -> None:
     arms = [ARM(n=16, sampling=types_pb2.Sampling(max_new_tokens=2048))]
     message = generation_pb2.GenerateRequest(prompts=[PROMPT], arms=arms, priority=types_pb2.PRIORITY_INTERACTIVE)
-    caps.check_generate(ANNOTATOR, message)
-    caps.check_score(ANNOTATOR, scoring_pb2.ScoreRequest(items=[scoring_pb2.ScoreItem()] * 16))
+    caps.check_generate(ANNOTATOR, message, RECIPES)
+    caps.check_score(ANNOTATOR, scoring_pb2.ScoreRequest(items=[scoring_pb2.ScoreItem()] * 16), RECIPES)
     with pytest.raises(PermissionDenied, match="16 items"):
-        caps.check_score(ANNOTATOR, scoring_pb2.ScoreRequest(items=[scoring_pb2.ScoreItem()] * 17))
+        caps.check_score(ANNOTATOR, scoring_pb2.ScoreRequest(items=[scoring_pb2.ScoreItem()] * 17), RECIPES)
+
+
+def test_the_default_of_max_new_tokens_counts_against_the_cap() -> None:
+    """It passed a cap below it, in an arm that does not say and in a request without arms."""
+    caller = Caller(Role.ANNOTATOR, "pages", "", Caps(samples=16, new_tokens=100))
+    for arms in ([], [ARM()], [ARM(sampling=types_pb2.Sampling(max_new_tokens=100)), ARM(n=2)]):
+        with pytest.raises(PermissionDenied, match="samples of 100 tokens: max_new_tokens is 128"):
+            caps.check_generate(caller, generation_pb2.GenerateRequest(prompts=[PROMPT], arms=arms), RECIPES)
+
+
+def test_work_for_a_page_is_interactive_unless_it_says_otherwise() -> None:
+    """It went into the queue of batch work, which the role may not ask for."""
+    assert [caps.default_priority(Caller(role)) for role in Role] == [Priority.INTERACTIVE] + 3 * [Priority.BATCH]
+
+
+def test_a_recipe_that_adds_log_probs_is_refused(tmp_path: Path) -> None:
+    path = tmp_path / "fluent.yaml"
+    part = "{read: mean_logprob, head: reference, coefficient: 1.0}"
+    path.write_text(f"id: fluent\nversion: 1\nform: sum\nparts:\n  fluency: {part}\n")
+    recipes, score = RecipeBook([path]), types_pb2.ScoringSpec(recipe="fluent")
+    generate = generation_pb2.GenerateRequest(prompts=[PROMPT], score=score)
+    with pytest.raises(PermissionDenied, match="no recipe that reads log-probs: fluent@1"):
+        caps.check_generate(ANNOTATOR, generate, recipes)
+    with pytest.raises(PermissionDenied, match="no recipe that reads log-probs: fluent@1"):
+        caps.check_score(ANNOTATOR, scoring_pb2.ScoreRequest(score=score), recipes)
+    caps.check_generate(Caller(Role.WORKER), generate, recipes)
+
+
+def test_a_reward_comes_as_if_its_recipe_had_no_kl_term() -> None:
+    """The sum of the terms, and the reward with it, told the log-prob of a reply of one token."""
+    reward = types_pb2.Reward(reward=2.0, reward_with_kl=1.5, parts={"preference": 2.0, "kl": 10.0}, kl=[10.0], kl_estimator="k1")
+    item = scoring_pb2.ScoredItem(reward=reward)
+    caps.hide_of_items(ANNOTATOR, [item])
+    assert item.reward == types_pb2.Reward(reward=2.0, reward_with_kl=2.0, parts={"preference": 2.0})
 
 
 def test_log_probs_are_left_empty_and_the_rest_stays() -> None:
