@@ -15,7 +15,7 @@ _pause: ContextVar[Pause | None] = ContextVar("pause", default=None)
 
 
 def pause_point(num_received: int = 0) -> None:
-    """Call between two pieces of long work, on the thread that does it, holding no lock that requests need."""
+    """Call between two pieces of long work, on the thread that does it, holding no lock that short work needs."""
     pause = _pause.get()
     if pause is not None:
         pause(num_received)
