@@ -14,15 +14,16 @@ from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.rewards.recipes import KL, Read, RecipeBook
 from polyhead.server.rpc.auth import Caller, Role
 from polyhead.server.rpc.errors import PermissionDenied
+from polyhead.server.rpc.messages.requests import MAX_ARMS
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 
 def check_generate(caller: Caller, message: generation_pb2.GenerateRequest, recipes: RecipeBook) -> None:
     """PermissionDenied names what is beyond the role."""
-    num_samples = len(message.prompts) * (sum(max(1, arm.n) for arm in message.arms) or 1)
-    _check_samples(caller, num_samples, "samples")
+    arms = message.arms[:MAX_ARMS] or [generation_pb2.Arm()]  # more are refused, whoever asks
+    _check_samples(caller, len(message.prompts) * sum(max(1, arm.n) for arm in arms), "samples")
     most = caller.caps.new_tokens
-    for num_new in {_new_tokens(arm) for arm in message.arms or [generation_pb2.Arm()]}:
+    for num_new in map(_new_tokens, arms):
         if most is not None and num_new > most:
             raise _beyond(caller, f"samples of {most} tokens: max_new_tokens is {num_new}")
     if caller.role is Role.ANNOTATOR:

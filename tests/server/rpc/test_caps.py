@@ -11,6 +11,7 @@ from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rpc import caps
 from polyhead.server.rpc.auth import CAPS, Caller, Caps, Role
 from polyhead.server.rpc.errors import PermissionDenied
+from polyhead.server.rpc.messages.requests import MAX_ARMS
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 ANNOTATOR = Caller(Role.ANNOTATOR, "pages", "", CAPS[Role.ANNOTATOR])
@@ -49,6 +50,14 @@ def test_the_default_of_max_new_tokens_counts_against_the_cap() -> None:
     for arms in ([], [ARM()], [ARM(sampling=types_pb2.Sampling(max_new_tokens=100)), ARM(n=2)]):
         with pytest.raises(PermissionDenied, match="samples of 100 tokens: max_new_tokens is 128"):
             caps.check_generate(caller, generation_pb2.GenerateRequest(prompts=[PROMPT], arms=arms), RECIPES)
+
+
+def test_a_message_of_many_arms_is_not_gone_through(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Two million empty arms in four megabytes kept the event loop for a second, whoever sent them."""
+    seen: list[generation_pb2.Arm] = []
+    monkeypatch.setattr(caps, "_new_tokens", lambda arm: seen.append(arm) or 1)
+    caps.check_generate(Caller(Role.WORKER), generation_pb2.GenerateRequest(prompts=[PROMPT], arms=[ARM()] * 1000), RECIPES)
+    assert len(seen) == MAX_ARMS
 
 
 def test_work_for_a_page_is_interactive_unless_it_says_otherwise() -> None:
