@@ -30,7 +30,7 @@ from polyhead.v1 import types_pb2
 M = TypeVar("M", bound=Message)
 MAX_REQUEST_ID = 128
 LOOP_TOKENS = 4096  # that one piece of work on the event loop may go through: some milliseconds
-LOOP_BYTES = 16 << 10  # of a message whose counts are looked at there
+LOOP_BYTES, LOOP_PARTS = 16 << 10, 64  # of a message whose counts are looked at there; its prompts or items
 
 
 class Counted(Protocol):
@@ -67,16 +67,17 @@ class CallRunner:
         count: Callable[[M, RequestContext], C],
         check: Callable[[M, RequestContext, str, C | None], Work],
         message: M,
+        num_parts: int,
         request_id: str,
     ) -> AsyncIterator[tuple[Work, EventStream]]:
-        """Check a call by its counts, then as a whole on a worker thread, then run it.
+        """Check a call by its counts, then as a whole on a worker thread, then run it. `num_parts`: prompts or items of the message.
 
         The counts of a short message are looked at here: under load most calls are refused for them, and a hop to another thread costs
         more than the look. The heads that a call names stay in memory until its request holds them.
         """
         counted, num_bytes = None, message.ByteSize()
         with self.context() as context:
-            if num_bytes <= LOOP_BYTES:
+            if num_bytes <= LOOP_BYTES and num_parts <= LOOP_PARTS:
                 counted = count(message, context)
                 counted.check_room(context.check_room)
             work = await self.services.workers.run_sized(num_bytes, check, message, context, request_id, counted)

@@ -36,7 +36,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         caps.check_generate(caller, request, self._runner.services.recipes)
         request_id = self._runner.request_id(request.request_id)
         async with self._runner.admitted(
-            requests.count_generation, requests.generate_request, request, request_id
+            requests.count_generation, requests.generate_request, request, len(request.prompts), request_id
         ) as (work, stream):
             writer = _Writer(self._runner, work, stream.sent)
             async for events in stream.batches():

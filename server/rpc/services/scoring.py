@@ -33,7 +33,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         request_id = self._runner.request_id(request.request_id)
         done: list[Sample] = []
         async with self._runner.admitted(
-            requests.count_scoring, requests.score_request, request, request_id
+            requests.count_scoring, requests.score_request, request, len(request.items), request_id
         ) as (work, stream):
             async for event in stream.events():
                 if isinstance(event, Finished):

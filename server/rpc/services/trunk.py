@@ -258,8 +258,8 @@ def _check_batch(request: trunk_pb2.TokenizeRequest) -> None:
         raise InvalidArgument("give one prompt, or several, not both", field="prompts")
     if len(request.prompts) > MAX_SEQUENCES:
         raise InvalidArgument(f"between 1 and {MAX_SEQUENCES} prompts: {len(request.prompts)}", field="prompts")
-    if request.ByteSize() > MAX_TOKENIZE_BYTES:
-        raise InvalidArgument(f"{request.ByteSize()} bytes of prompts in one call, at most {MAX_TOKENIZE_BYTES}", field="prompts")
+    if (num_bytes := request.ByteSize()) > MAX_TOKENIZE_BYTES:
+        raise InvalidArgument(f"{num_bytes} bytes of prompts in one call, at most {MAX_TOKENIZE_BYTES}", field="prompts")
 
 
 def _hide_cache(status: trunk_pb2.GetStatusResponse) -> None:

@@ -22,7 +22,7 @@ from polyhead.server.rpc.interceptors import Call, current_call
 from polyhead.server.rpc.messages import requests
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.request_context import RequestContext
-from polyhead.server.rpc.services.call import LOOP_BYTES, CallRunner
+from polyhead.server.rpc.services.call import LOOP_BYTES, LOOP_PARTS, CallRunner
 from polyhead.server.rpc.services.ood import OodFitting
 from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.server.rpc.uploads import Upload
@@ -190,7 +190,7 @@ class TestRefusalOnTheLoop:
 
     @staticmethod
     async def call(frontend: CallRunner, message: generation_pb2.GenerateRequest) -> None:
-        async with frontend.admitted(requests.count_generation, requests.generate_request, message, "r"):
+        async with frontend.admitted(requests.count_generation, requests.generate_request, message, len(message.prompts), "r"):
             pass
 
     def test_a_short_call_is_refused_without_a_worker(self, full: CallRunner, made: Made, on_worker: list[int]) -> None:
@@ -211,6 +211,14 @@ class TestRefusalOnTheLoop:
         with pytest.raises(ResourceExhausted, match="full"):
             asyncio.run(self.call(full, message))
         assert (on_worker, made.num_samples) == ([message.ByteSize()], 0)
+
+    def test_a_message_of_many_parts_is_looked_at_by_a_worker(self, full: CallRunner, made: Made, on_worker: list[int]) -> None:
+        """A thousand prompts in ten kilobytes took the event loop ten milliseconds."""
+        message = generation(prompts("a", 0, LOOP_PARTS + 1), 1, 1)
+        assert message.ByteSize() < LOOP_BYTES
+        with pytest.raises(ResourceExhausted, match="full"):
+            asyncio.run(self.call(full, message))
+        assert (on_worker, made.num_encoded) == ([message.ByteSize()], 0)
 
 
 class TestFit:

@@ -17,6 +17,8 @@ from polyhead.heads.format.errors import DataLoss, PolyheadError, ResourceExhaus
 from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.store import failpoints
 from polyhead.server.engine.work.live import LiveHead, ServedHead
+from polyhead.server.rpc.auth import EVERYONE
+from polyhead.server.rpc.interceptors import Call, current_call
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.versions.residency import Residency
@@ -297,7 +299,7 @@ class TestPinsEnd:
             raise DataLoss("no")
 
         async def call() -> None:
-            async with runner(tight).admitted(lambda *_: ANY_ROOM, check, GenerateRequest(), "r"):
+            async with runner(tight).admitted(lambda *_: ANY_ROOM, check, GenerateRequest(), 1, "r"):
                 pass
 
         with pytest.raises(DataLoss):
@@ -316,7 +318,7 @@ class TestPinsEnd:
 
         async def call() -> None:
             async def serve() -> None:
-                async with runner(tight).admitted(lambda *_: ANY_ROOM, check, GenerateRequest(), "r"):
+                async with runner(tight).admitted(lambda *_: ANY_ROOM, check, GenerateRequest(), 1, "r"):
                     pass
 
             task = asyncio.create_task(serve())
@@ -337,4 +339,5 @@ def runner(world: World) -> CallRunner:
     """With all that a call needs before it is submitted."""
     loaded: Any = MagicMock(registry=world.registry, workers=world.workers)
     loaded.config.unread_bytes, loaded.engine.state_bytes = 1, 1
+    current_call.set(Call("/polyhead.v1.GenerationService/Generate", "r", EVERYONE, 9.0, cast(Any, None)))
     return CallRunner(loaded)
