@@ -29,7 +29,7 @@ _HELP = "Type a message; /new begins another conversation, /quit or Ctrl-D ends,
 def chat_command(
     session: Session,
     message: Annotated[str | None, typer.Argument(help="The first message. Default: it is asked for.")] = None,
-    head: Annotated[str, typer.Option(help="policy, or policy@7.")] = "policy",
+    head: options.Head = "policy",
     system: Annotated[str, typer.Option(help="What the conversation begins with: how the model should behave.")] = "",
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of a reply. Default: 512, or half of a shorter context.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = _TEMPERATURE,

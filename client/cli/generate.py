@@ -23,7 +23,7 @@ _RAW_NOTE = "(the prompt was continued as plain text: `polyhead chat` talks with
 def generate_command(
     session: Session,
     prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from standard input.")],
-    head: Annotated[str, typer.Option(help="policy, or policy@7.")] = "policy",
+    head: options.Head = "policy",
     n: Annotated[int, typer.Option("-n", help="Samples; one is printed as it is drawn.")] = 1,
     chat: options.Chat = False,
     max_new_tokens: options.MaxNewTokens = None,

@@ -9,6 +9,7 @@ import typer
 __all__ = [
     "Chat",
     "Format",
+    "Head",
     "MaxNewTokens",
     "MinP",
     "OnSwap",
@@ -25,6 +26,7 @@ __all__ = [
     "TopP",
 ]
 
+Head = Annotated[str, typer.Option(help="Head that generates: policy, or policy@7.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to draw. Default: 128.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy. Default: 1, the model's own distribution.")]
 TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that come to this share together. Default: 1, all.")]
