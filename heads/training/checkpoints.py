@@ -6,17 +6,16 @@ A file appears by rename, so a killed run leaves whole checkpoints only. Safeten
 from __future__ import annotations
 
 import json
-import os
 import re
-import secrets
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
 from safetensors.torch import save
+
+from polyhead.heads.training.tensor_files import read_tensors, write_whole
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 
@@ -46,17 +45,9 @@ class CheckpointFolder:
     def save(self, checkpoint: Checkpoint) -> Path:
         """Write one and delete the oldest. Raises OSError if the disk is full; the earlier ones stay."""
         path = self._path(checkpoint.step)
-        staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
         metadata = {"facts": json.dumps(dict(checkpoint.facts)), "identity": json.dumps(self._identity)}
         tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
-        try:
-            with staging.open("wb") as file:
-                file.write(save(tensors, metadata))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staging, path)
-        finally:
-            staging.unlink(missing_ok=True)
+        write_whole(path, save(tensors, metadata))
         for _, old in self._files()[: -self._keep]:
             old.unlink()
         return path
@@ -71,14 +62,11 @@ class CheckpointFolder:
     def at(self, step: int) -> Checkpoint | None:
         """The checkpoint of a step, None if there is none or it is damaged. Raises CheckpointMismatch for another run's."""
         path = self._path(step)
-        try:
-            with safe_open(path, framework="pt") as file:
-                metadata = file.metadata() or {}
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        except (FileNotFoundError, SafetensorError):
+        if (found := read_tensors(path, "pt")) is None:
             return None
-        if (found := json.loads(metadata["identity"])) != self._identity:
-            keys = sorted(key for key in {*found, *self._identity} if found.get(key) != self._identity.get(key))
+        tensors, metadata = found
+        if (identity := json.loads(metadata["identity"])) != self._identity:
+            keys = sorted(key for key in {*identity, *self._identity} if identity.get(key) != self._identity.get(key))
             raise CheckpointMismatch(f"{path} is a checkpoint of another run: {', '.join(keys)} differ\nhint: give another folder")
         return Checkpoint(step, tensors, json.loads(metadata["facts"]))
 

@@ -21,6 +21,7 @@ import torch
 from polyhead.client import Client
 from polyhead.heads.training.data import DataError, Prompt, read_dialogue_rows, read_prompt_rows
 from polyhead.heads.training.rl.rollout import Rollout
+from polyhead.heads.training.tensor_files import write_whole
 
 Sourced = tuple[Prompt, str]  # a prompt, and the name of its source
 
@@ -90,7 +91,7 @@ class PromptPool:
 
 def keep_prompts(path: Path, prompts: Sequence[Sourced]) -> None:
     """Write them, so that a resumed run asks the same."""
-    path.write_text("".join(f"{json.dumps({'prompt': prompt, 'source': source})}\n" for prompt, source in prompts), encoding="utf-8")
+    write_whole(path, "".join(f"{json.dumps({'prompt': prompt, 'source': source})}\n" for prompt, source in prompts).encode())
 
 
 def kept_prompts(path: Path) -> list[Sourced] | None:

@@ -6,18 +6,16 @@ One safetensors file a round; the newest `keep` stay. Texts and lengths are in i
 from __future__ import annotations
 
 import json
-import os
-import secrets
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
-from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save
 
 from polyhead.heads.training.rl.rollout import Group, Reply, Rollout
+from polyhead.heads.training.tensor_files import read_tensors, write_whole
 
 _ROWS = ("drawn_T", "logprobs_T", "reference_T", "values_T", "versions_T")
 
@@ -35,28 +33,16 @@ class RolloutFolder:
     def save(self, rollout: Rollout, round_number: int, attempt: int) -> None:
         """Write them and delete the oldest. Raises OSError if the disk is full."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        path = self.path(round_number, attempt)
-        staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
-        try:
-            with staging.open("wb") as file:
-                file.write(save(_tensors(rollout), {"rollout": json.dumps(_facts(rollout))}))
-                file.flush()
-                os.fsync(file.fileno())
-            os.replace(staging, path)
-        finally:
-            staging.unlink(missing_ok=True)
+        write_whole(self.path(round_number, attempt), save(_tensors(rollout), {"rollout": json.dumps(_facts(rollout))}))
         for old in sorted(self.folder.glob("round-*.safetensors"), key=lambda each: each.stat().st_mtime_ns)[: -self.keep]:
             old.unlink()
 
     def load(self, round_number: int, attempt: int) -> Rollout | None:
         """None if they are not there, or damaged: then they are drawn again."""
-        try:
-            with safe_open(self.path(round_number, attempt), framework="np") as file:
-                facts = json.loads((file.metadata() or {})["rollout"])
-                tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118  not a mapping
-        except (FileNotFoundError, SafetensorError, KeyError):
+        if (found := read_tensors(self.path(round_number, attempt), "np")) is None:
             return None
-        return _rollout(facts, tensors)
+        tensors, metadata = found
+        return _rollout(json.loads(metadata["rollout"]), tensors)
 
 
 def _tensors(rollout: Rollout) -> dict[str, NDArray[Any]]:

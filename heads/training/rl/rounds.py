@@ -29,6 +29,7 @@ from polyhead.heads.training.rl.rewards import Reward, check_heads, spread_of
 from polyhead.heads.training.rl.rollout import Roles, Rollout, draw
 from polyhead.heads.training.rl.rollout_files import RolloutFolder
 from polyhead.heads.training.rl.served import Arm, Pair
+from polyhead.heads.training.tensor_files import write_whole
 
 
 @dataclass(frozen=True)
@@ -228,10 +229,8 @@ class _Loop:
         return pull_module(self.run.client, policy), pull_module(self.run.client, self.run.value_from)
 
     def _write_log(self) -> None:
-        path = self.run.folder / "rounds.jsonl"
-        staging = path.with_name(f".{path.name}")
-        staging.write_text("".join(f"{json.dumps(each)}\n" for each in self.state.reports), encoding="utf-8")
-        staging.replace(path)
+        lines = "".join(f"{json.dumps(each)}\n" for each in self.state.reports)
+        write_whole(self.run.folder / "rounds.jsonl", lines.encode())
 
 
 def _hash_of(pool: PromptPool) -> str:
