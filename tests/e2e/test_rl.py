@@ -141,6 +141,16 @@ def test_a_policy_that_leaves_its_reference_goes_back(client: Client, run: round
     assert gap < 1.0  # what is served is the good one, not the one that the guard saw
 
 
+def test_a_run_that_goes_back_again_and_again_ends_in_a_sentence(run: rounds.Run, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Three steps back from round 6 lead before the oldest checkpoint that is kept: it was an assertion that failed."""
+    asked = itertools.count(1)
+    monkeypatch.setattr(rounds, "why_back", lambda *measured: "it is bad" if next(asked) >= 6 else "")
+    notes: list[str] = []
+    with pytest.raises(TrainingFailed, match="round 4: it is bad; back to the heads after round 3"):
+        rounds.train(run, replace(CONFIG, rounds=6), on_note=notes.append)
+    assert [note.partition(":")[0] for note in notes] == ["round 6", "round 5", "round 4"]
+
+
 def test_a_loss_that_is_not_finite_goes_back(run: rounds.Run, monkeypatch: pytest.MonkeyPatch) -> None:
     original, calls = Learner.targets, itertools.count()
 

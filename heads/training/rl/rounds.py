@@ -194,10 +194,13 @@ class _Loop:
         return (self.config.seed * 1009 + self.state.attempt) * 1_000_003 + number
 
     def _back(self, number: int, why: str, to: int) -> None:
-        """Return to the heads after round `to`, activate them, and go on more slowly."""
+        """Return to the heads after round `to`, activate them, and go on more slowly.
+
+        Where those are no longer kept, after one step back upon another, to the oldest ones that are.
+        """
         attempt = self.state.attempt + 1
-        found = self.checkpoints.at(max(0, to))
-        assert found is not None, "the newest three are kept"
+        found = self.checkpoints.at(max(0, to)) or self.checkpoints.newest()  # every step back has deleted the later ones
+        assert found is not None, "a run keeps its beginning"
         self._become(found)
         self.state.attempt = attempt
         self._keep()
