@@ -12,6 +12,7 @@ import numpy as np
 from polyhead.client import Client, Sample
 from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.measure import ask
+from polyhead.client.wire.options import PushOptions
 from polyhead.heads.training.data import Comparison, Prompt, RuleJudgement
 from polyhead.heads.training.losses import RuleLabel
 from polyhead.heads.training.metrics import pair_accuracy, rule_metrics
@@ -75,8 +76,8 @@ def train_judged_heads(
     overall = rule_metrics(found, targets)
     within = rule_metrics([found[index] for index in conflict], [targets[index] for index in conflict])
     weights = {PREFERENCE: weights_of(liked), RULE: weights_of(ruled)}
-    kinds = {PREFERENCE: {"kind": "preference"}, RULE: {"kind": "rule"}}
-    client.update(weights, options=kinds, note="rlhf: heads that learned from the judges")  # type: ignore[arg-type]
+    kinds: dict[str, PushOptions] = {PREFERENCE: {"kind": "preference"}, RULE: {"kind": "rule"}}
+    client.update(weights, options=kinds, note="rlhf: heads that learned from the judges")
     return Learned(accuracy.share, accuracy.count, overall.auc, within.auc, overall.ece)
 
 

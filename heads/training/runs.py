@@ -17,6 +17,7 @@ from typing import Any, TypeVar
 import torch
 
 from polyhead.client import Client, PushReport
+from polyhead.client.wire.options import PushOptions
 from polyhead.heads.model.embedded import cache_folder
 from polyhead.heads.model.family import HeadModule
 from polyhead.heads.training import policy, preference, rule, value
@@ -117,8 +118,14 @@ def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -
 
 
 def push(client: Client, name: str, kind: Any, trained: Trained) -> PushReport:
-    """The trained head as a new version of `name`, with its metrics. It is not active."""
-    return client.push(name, weights_of(trained.head), kind=kind, metrics=trained.metrics)
+    """The trained head as a new version of `name`, with its metrics. It is not active.
+
+    A value head's own output was trained towards the rewards, so it gets neither the bias nor the scale of the version before.
+    """
+    options: PushOptions = {"kind": kind, "metrics": trained.metrics}
+    if kind == "value":
+        options |= {"bias": 0.0, "scale": 1.0}
+    return client.push(name, weights_of(trained.head), **options)
 
 
 def _line(what: str, metrics: RuleMetrics) -> str:

@@ -91,6 +91,18 @@ def test_rounds_raise_the_reward_and_each_ends_in_one_activation(client: Client,
     assert verify(client, learner.value, f"value-{run.name}", items, states) < 1e-4
 
 
+def test_a_value_head_with_a_bias_learns_in_the_units_that_it_is_served_in(client: Client, run: rounds.Run) -> None:
+    """Values were served as (output - bias) / scale and the output itself was trained: a gap of 1.5. A resumed run keeps the units."""
+    client.copy_head("preference@1", "centred", bias=3.0, scale=2.0)
+    reports: list[RoundReport] = []
+    for config in (replace(CONFIG, rounds=2), CONFIG):
+        rounds.train(replace(run, value_from="centred@1"), config, reports.append)
+    assert [report.number for report in reports] == [1, 2, 3]
+    assert max(report.value_gap for report in reports) < 1e-4
+    manifest = client.head(f"value-{run.name}").manifest
+    assert (manifest.bias, manifest.scale) == (3.0, 2.0)
+
+
 class Killed(BaseException):
     """Ends a run as a signal would: nothing of it is caught."""
 

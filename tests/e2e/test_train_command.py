@@ -7,6 +7,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 from typer.testing import CliRunner
 
@@ -70,6 +71,22 @@ def test_a_policy_head(run: Any, server: LocalServer) -> None:
     assert "nats a token" in done.output
     with Client(server.address) as client:
         assert [(head.ref, head.active) for head in client.heads() if head.name == "imitator"] == [("imitator@1", False)]
+
+
+def test_a_value_head(run: Any, server: LocalServer) -> None:
+    """What is served is what was trained: the bias and scale of the version before are not taken over."""
+    rows = [{**row, "reward": float(index % 3)} for index, row in enumerate(REPLIES)]
+    with Client(server.address) as client:
+        client.activate({"worth": client.copy_head("value", "worth", bias=3.0, scale=2.0)})
+        flags = ("--name", "worth", "--start-from", "worth", "--epochs", "6", "--learning-rate", "3e-3", "--held-out-share", "0.25")
+        done = run("value", rows, *flags, "--activate", "--json")
+        assert done.exit_code == 0, done.output
+        answer = json.loads(done.stdout)
+        head = client.head(answer["head"])
+        assert (answer["head"], head.kind, head.active, head.manifest.bias, head.manifest.scale) == ("worth@2", "value", True, 0.0, 1.0)
+        scored = client.score([(client.tokenize(row["messages"]), row["completion"]) for row in rows], heads=["worth"])
+    assert 0 < np.mean([item.scores["worth"].values[-1] for item in scored]) < 2  # on its way from 0 to 1; rewards are 0, 1, 2
+    assert answer["metrics"]["held_out_explained_variance"] <= 1
 
 
 def test_a_rule_head(run: Any) -> None:

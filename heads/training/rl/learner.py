@@ -64,12 +64,15 @@ class Update:
 
 
 class Learner:
-    """Two heads with their optimisers."""
+    """Two heads with their optimisers. A value is (output - value_bias) / value_scale, as it is served."""
 
-    def __init__(self, policy: HeadModule, value: HeadModule, config: RLConfig) -> None:
+    def __init__(
+        self, policy: HeadModule, value: HeadModule, config: RLConfig, value_bias: float = 0.0, value_scale: float = 1.0
+    ) -> None:
         self.policy = policy
         self.value = value
         self.config = config
+        self.value_bias, self.value_scale = value_bias, value_scale
         own, output = trainable_parameters(policy), {"score.weight": config.value_output_rate}
         self.policy_optimiser = HeadOptimiser(own, config.learning_rate, betas=config.betas, average_decay=config.average_decay)
         self.value_optimiser = HeadOptimiser(trainable_parameters(value), config.value_learning_rate, output, config.betas)
@@ -136,7 +139,8 @@ class Learner:
 
     def _value_loss(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         with self._precision():
-            values = self.value(batch.states, batch.positions, batch.rows, attention_mask=batch.mask).float()
+            output = self.value(batch.states, batch.positions, batch.rows, attention_mask=batch.mask).float()
+            values = (output - self.value_bias) / self.value_scale
             return values, value_loss(values, batch.returns)
 
     def _step(self, done: Update, share: float, value_only: bool) -> None:

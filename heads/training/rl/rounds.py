@@ -53,6 +53,8 @@ class State:
 
     number: int = 0  # rounds that are done
     attempt: int = 0  # rollbacks so far: each draws anew
+    value_bias: float = 0.0  # of the value head's manifest: see Learner
+    value_scale: float = 1.0
     offset: float | None = None  # mean reward of the first round, taken off every reward
     spread: float | None = None  # of the preference over the first round
     measured: list[Measured] = field(default_factory=list)  # of the rounds that are done
@@ -122,12 +124,15 @@ class _Loop:
         found = self.checkpoints.newest()
         if found is None:
             self.pair = self.arm.start(self.run.start_from, self.run.value_from)
-            self.learner = Learner(*self._pulled(self.pair), self.config)
+            manifest = self.run.client.head(f"{self.arm.value}@{self.pair.value}").manifest
+            self.state.value_bias, self.state.value_scale = manifest.bias, manifest.scale
+            self.learner = self._learner(*self._pulled(self.pair))
             self._keep()
         else:
-            self.learner = Learner(*self._modules(), self.config)
+            self.state = State.of(dict(found.facts))
+            self.learner = self._learner(*self._modules())
             self._become(found)
-            self.pair = self.arm.restore(self.learner.policy, self.learner.value, f"rl: resumed after round {self.state.number}")
+            self.pair = self.arm.restore(self.learner, f"rl: resumed after round {self.state.number}")
             self._write_log()
             self.on_note(f"going on after round {self.state.number} of {self.config.rounds}")
 
@@ -206,7 +211,7 @@ class _Loop:
         self._keep()
         self.checkpoints.forget_after(self.state.number)
         note = f"round {number}: {why}; back to the heads after round {self.state.number}, at half the learning rates"
-        self.pair = self.arm.restore(self.learner.policy, self.learner.value, f"rl: back to round {self.state.number}")
+        self.pair = self.arm.restore(self.learner, f"rl: back to round {self.state.number}")
         if attempt > self.config.most_rollbacks:
             raise TrainingFailed(f"{note}\nhint: the run ends after {attempt} rollbacks; lower --learning-rate, or raise --kl-weight")
         self.on_note(note)
@@ -218,6 +223,9 @@ class _Loop:
     def _keep(self) -> None:
         facts = {**self.state.facts(), "num_updates": list(self.learner.num_updates)}
         self.checkpoints.save(Checkpoint(self.state.number, self.learner.tensors(), facts))
+
+    def _learner(self, policy: HeadModule, value: HeadModule) -> Learner:
+        return Learner(policy, value, self.config, self.state.value_bias, self.state.value_scale)
 
     def _pulled(self, pair: Pair) -> tuple[HeadModule, HeadModule]:
         return (

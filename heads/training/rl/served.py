@@ -14,8 +14,10 @@ from torch import Tensor
 
 from polyhead.client import Client, HeadKind
 from polyhead.client.errors import NotFound
+from polyhead.client.wire.options import PushOptions
 from polyhead.heads.model.family import HeadModule
 from polyhead.heads.training.remote import weights_of
+from polyhead.heads.training.rl.learner import Learner
 
 
 @dataclass(frozen=True)
@@ -54,15 +56,19 @@ class Arm:
 
     def push(self, policy: HeadModule, value: HeadModule, metrics: Mapping[str, float], note: str) -> Pair:
         """New versions of both, then one activation: whoever asks meanwhile is served by the old pair or by the new one."""
-        options = {self.policy: {"kind": "policy", "metrics": metrics}, self.value: {"kind": "value", "metrics": metrics}}
+        options: dict[str, PushOptions] = {
+            self.policy: {"kind": "policy", "metrics": metrics},
+            self.value: {"kind": "value", "metrics": metrics},
+        }
         weights = {self.policy: weights_of(policy), self.value: weights_of(value)}
-        done = self.client.update(weights, options=options, note=note)  # type: ignore[arg-type]
+        done = self.client.update(weights, options=options, note=note)
         return Pair(done.heads[self.policy], done.heads[self.value])
 
-    def restore(self, policy: HeadModule, value: HeadModule, note: str) -> Pair:
+    def restore(self, learner: Learner, note: str) -> Pair:
         """Make these weights active: versions that hold them already are found by their digest and cost no upload."""
-        heads = ((self.policy, policy, HeadKind.POLICY), (self.value, value, HeadKind.VALUE))
-        versions = {name: self._version_of(name, module, kind) for name, module, kind in heads}
+        units: PushOptions = {"kind": "value", "bias": learner.value_bias, "scale": learner.value_scale}
+        versions = {self.policy: self._version_of(self.policy, weights_of(learner.policy), {"kind": "policy"})}
+        versions[self.value] = self._version_of(self.value, weights_of(learner.value), units)
         self._activate(versions, note)
         return Pair(versions[self.policy], versions[self.value])
 
@@ -92,10 +98,10 @@ class Arm:
             return head.version
         return self.client.copy_head(head.ref, name, kind="policy" if kind is HeadKind.POLICY else "value")
 
-    def _version_of(self, name: str, module: HeadModule, kind: HeadKind) -> int:
-        digest = _digest(weights_of(module))
+    def _version_of(self, name: str, weights: Mapping[str, Tensor], options: PushOptions) -> int:
+        digest = _digest(weights)
         found = next((head.version for head in self.client.heads(name) if head.digest.removeprefix("sha256:") == digest), 0)
-        return found or self.client.push_head(name, weights_of(module), kind="policy" if kind is HeadKind.POLICY else "value")
+        return found or self.client.push_head(name, weights, **options)
 
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
