@@ -31,7 +31,7 @@ PREFIX = "polyhead_"  # of columns: an extra key takes the place of a data set's
 
 @functools.cache
 def client_of(target: str, token: str | None = None) -> Client:
-    """This process's client of a server. A reward function is pickled without it."""
+    """One client for each server; a reward function holds only the address, so that it can be pickled."""
     return Client(target, token=token)
 
 
@@ -53,8 +53,8 @@ class Reward:
         pairs = [(prompt, list(own) if own else _text(text)) for prompt, text, own in zip(prompts, completions, ids, strict=True)]
         options: Any = {"rules": list(self.rules)} if self.rules else {}
         scored = client_of(self.target, self.token).score(pairs, heads=[self.head], **options)
-        if callable(log := given.get("log_metric")) and scored:
-            log(f"{PREFIX}{self.head}_version", float(scored[0].scores[self.head].version))
+        if callable(log := given.get("log_metric")) and (whole := [item for item in scored if not item.error]):
+            log(f"{PREFIX}{self.head}_version", float(whole[0].scores[self.head].version))
         return [self._reward(item) for item in scored]
 
     def _reward(self, item: ScoredItem) -> float | None:
@@ -138,7 +138,7 @@ class Rollout:
         for name in self.score:
             columns[f"{PREFIX}{name}"] = [number_of(sample.scores[name]) for sample in samples]
         if self.reference:
-            columns[f"{PREFIX}kl"] = [float((sample.logprobs - sample.scores[self.reference].logprobs).sum()) for sample in samples]
+            columns[f"{PREFIX}kl"] = [_kl(sample, sample.scores[self.reference]) for sample in samples]
         return columns
 
 
@@ -201,6 +201,14 @@ def number_of(score: HeadScore) -> float | None:
         return float(score.values[0])
     assert isinstance(score, PolicyScore)
     return float(score.logprobs.sum())
+
+
+def _kl(sample: Sample, reference: HeadScore) -> float | None:
+    """Summed over the tokens; None if the reference's log-probs could not be computed."""
+    if reference.error:
+        return None
+    assert isinstance(reference, PolicyScore)
+    return float((sample.logprobs - reference.logprobs).sum())
 
 
 def _text(completion: str | Sequence[Mapping[str, str]]) -> str:

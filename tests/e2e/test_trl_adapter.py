@@ -8,12 +8,15 @@ from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
-from polyhead.client import Client
+from polyhead.client import Client, HeadKind
+from polyhead.client.integrations import trl
 from polyhead.client.integrations.trl import Reward, Rollout, client_of, column, freeze_trunk
 from polyhead.client.local import LocalServer
+from polyhead.client.results.results import ValueScore
 from tests.e2e.support import serving
 
 ARGS = SimpleNamespace(temperature=1.0, top_p=1.0, top_k=0, min_p=None, repetition_penalty=1.0, max_completion_length=5)
@@ -86,3 +89,17 @@ def test_a_reward_is_a_direct_call(server: LocalServer) -> None:
     assert logged == {"polyhead_rule_version": direct[0].scores["rule"].version}
     assert reward.__name__ == "polyhead_rule"
     assert Reward(server.address)(prompts=["a"], completions=["b"]) == [0.0]  # a preference head that nobody trained
+
+
+def test_an_item_that_failed_has_no_reward(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The first one has no scores, where its version was looked up."""
+    scored = SimpleNamespace(error="", scores={"value": value_of(4)})
+    items = [SimpleNamespace(error="its numbers are not finite", scores={}), scored]
+    monkeypatch.setattr(trl, "client_of", lambda *place: SimpleNamespace(score=lambda *asked, **options: items))
+    logged: dict[str, float] = {}
+    assert Reward("nowhere", "value")(prompts=["a", "a"], completions=["b", "c"], log_metric=logged.__setitem__) == [None, 0.5]
+    assert logged == {"polyhead_value_version": 4.0}
+
+
+def value_of(version: int) -> ValueScore:
+    return ValueScore("value", HeadKind.VALUE, version, "", "", values=np.array([0.5], np.float32), bootstrap_value=0.0)
