@@ -39,7 +39,7 @@ def sample(
     client: Client, head: str, questions: Sequence[str], n: int, heads: Sequence[str], tokens: int, seed: int = SEED
 ) -> list[Sample]:
     """Replies at temperature 1, with the reference's log-probs and the learned heads' scores."""
-    rules = {"rules": [judges.RULE]} if any(head.startswith("rule") for head in heads) else {}
+    rules = {"rules": [judges.RULE]} if heads else {}
     options: Any = {"n": n, "head": head, "seed": seed, "max_new_tokens": tokens, "score": ["reference", *heads], **rules}
     return client.generate([ask(question) for question in questions], temperature=1.0, **options)
 

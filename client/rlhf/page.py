@@ -27,7 +27,7 @@ def table(results: Results) -> str:
 
 
 def plots(results: Results) -> str:
-    """By round: reward, preference of the judges' reward where it is known, and KL."""
+    """Reward and KL by round, a line for each arm."""
     arms = results["arms"].items()
     rewards = [Line(name, _points(arm, lambda each: each["reward"])) for name, arm in arms]
     kl = [Line(name, _points(arm, lambda each: max(0.0, each["kl"]))) for name, arm in arms]

@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import dataclasses
+import functools
+import inspect
 import json
 import platform
 import resource
@@ -22,18 +24,23 @@ import numpy as np
 import torch
 
 from polyhead.client import Client, Sample
+from polyhead.client.errors import PolyheadError
 from polyhead.client.local import local_server
 from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.arms import ARMS, PREFERENCE, RULE, Arm, train_judged_heads
 from polyhead.client.rlhf.measure import ask, measure, of_samples, sample
 from polyhead.client.rlhf.page import page, plots, table
 from polyhead.heads.model import embedded
+from polyhead.heads.training.fit import TrainingFailed
 from polyhead.heads.training.rl import rounds
 from polyhead.heads.training.rl.config import RLConfig
 from polyhead.heads.training.rl.learner import Learner
 from polyhead.heads.training.rl.prompts import PromptPool
+from polyhead.heads.training.rl.rollout import RolloutFailed
 from polyhead.heads.training.rl.served import Arm as Served
+from polyhead.heads.training.rl.served import OtherTrainer
 from polyhead.heads.training.state_store import StateStore
+from polyhead.heads.training.tensor_files import write_whole
 from polyhead.heads.training.verify import verify
 
 MIB = 1 << 20
@@ -51,14 +58,14 @@ class Story:
         folder.mkdir(parents=True, exist_ok=True)
         self.kept = folder / "results.json"
         self.results: dict[str, Any] = json.loads(self.kept.read_text()) if self.kept.exists() else {"arms": {}, "seconds": 0.0}
-        told = {name: value for name, value in vars(options).items() if name not in ("folder", "page", "threads", "serve", "rounds")}
+        told = {name: value for name, value in vars(options).items() if name not in ("folder", "page", "threads")}
         if self.results.setdefault("options", told) != told:
             raise ValueError(f"{folder} holds a run with other options: {self.results['options']}\nhint: give another --folder")
-        self._base: list[Sample] | None = None
 
     def run(self) -> dict[str, Any]:
         """All chapters that are not there yet."""
-        print(f"two judges, in place of people:\n\n{Path(judges.__file__).read_text().split('RULE =')[1].split(chr(10), 2)[2]}")
+        source = inspect.getsource(judges)
+        print(f"two judges, in place of people:\n\n{source[source.index('_FIRST_PERSON') :]}")
         if "base" not in self.results:
             self.base_rates()
         for arm in ARMS:
@@ -66,12 +73,10 @@ class Story:
                 self.arm(arm)
         return self.results
 
-    @property
+    @functools.cached_property
     def base(self) -> list[Sample]:
         """The reference's replies to the held-out questions, as measured ones are drawn."""
-        if self._base is None:
-            self._base = sample(self.client, "reference", self.held_out, self.options.held_out_samples, self.heads, self.tokens)
-        return self._base
+        return sample(self.client, "reference", self.held_out, self.options.held_out_samples, self.heads, self.tokens)
 
     def base_rates(self) -> None:
         """How often the judges are content with the base, and the learned heads if they are to reward."""
@@ -128,7 +133,7 @@ class Story:
 
     def _keep(self, began_at: float) -> None:
         self.results["seconds"] += time.monotonic() - began_at
-        self.kept.write_text(json.dumps(self.results, indent=1))
+        write_whole(self.kept, json.dumps(self.results, indent=1).encode())
 
 
 def memory(learner: Learner, client: Client) -> dict[str, float]:
@@ -159,7 +164,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
         except KeyboardInterrupt:
             print("interrupted\nhint: with --folder FOLDER the same command goes on with what is finished", file=sys.stderr)
             return 130
-        except ValueError as error:
+        except (ValueError, PolyheadError, TrainingFailed, RolloutFailed, OtherTrainer) as error:
             print(f"error: {error}", file=sys.stderr)
             return 1
         print(f"\n{table(results)}\n\n{results['seconds']:.0f} s in all")
@@ -180,7 +185,8 @@ def _told(options: argparse.Namespace, folder: Path) -> dict[str, Any]:
 
 def _write_page(path: Path, results: dict[str, Any], command: str) -> None:
     images = path.parent.parent / "images"
-    images.mkdir(exist_ok=True)
+    for folder in (images, path.parent):
+        folder.mkdir(parents=True, exist_ok=True)
     (images / "rlhf-rounds.svg").write_text(plots(results), encoding="utf-8")
     machine = f"{platform.machine()}, torch {torch.__version__}, {torch.get_num_threads()} trainer threads"
     path.write_text(page(results, command, machine), encoding="utf-8")

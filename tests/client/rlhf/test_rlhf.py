@@ -11,7 +11,7 @@ import pytest
 from polyhead.client import Client
 from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.page import page, plots
-from polyhead.client.rlhf.rlhf import Story, _options
+from polyhead.client.rlhf.rlhf import Story, _options, _write_page
 from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
 
@@ -45,6 +45,8 @@ def test_a_whole_run_and_its_page(tmp_path: Path) -> None:
         activations = client.generations(1)[0].number
         again = Story(client, options(), tmp_path / "run").run()
         assert client.generations(1)[0].number == activations
+        with pytest.raises(ValueError, match="holds a run with other options"):
+            Story(client, options("--rounds", "2"), tmp_path / "run")
     assert json.loads(json.dumps(results)) == again
     assert list(results["arms"]) == ["preference", "rule", "mix"]
     for arm in results["arms"].values():
@@ -52,6 +54,8 @@ def test_a_whole_run_and_its_page(tmp_path: Path) -> None:
         assert [each["number"] for each in arm["rounds"]] == [1]
         assert arm["memory"]["trainer"] < arm["memory"]["whole_models"]
         print(f"trainer's tensors {arm['memory']['trainer']:.2f} MiB, whole models' {arm['memory']['whole_models']:.2f} MiB")
+    _write_page(tmp_path / "docs/guides/rlhf.md", results, "make rlhf")  # makes its folders
+    assert (tmp_path / "docs/images/rlhf-rounds.svg").read_text() == plots(results)
     text = page(results, "make rlhf", "a machine")
     assert all(f"| RL: {name} |" in text for name in results["arms"])
     assert plots(results).count("<svg") == 1
