@@ -7,15 +7,17 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Collection, Iterable, Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol, TypeVar
+from typing import Annotated, Any, Protocol, TypeVar
 
 import yaml
+from pydantic import Field
 
 from polyhead.heads.format.errors import InvalidArgument, NotFound
-from polyhead.heads.format.manifest import check_name, parse_reference
+from polyhead.heads.format.manifest import parse_reference
+from polyhead.server.validation import FileModel, ModelT, Name, checked
 
 MAX_FILE_BYTES = 256 << 10
 MAX_VERSION = 999_999_999  # what a reference can name
@@ -50,14 +52,31 @@ class Book(Protocol):
     def configurations(self) -> Iterable[Configuration]: ...
 
 
+class Header(FileModel):
+    """What every file begins with."""
+
+    id: Name
+    version: Annotated[int, Field(ge=1, le=MAX_VERSION)]
+
+
 @dataclass(frozen=True, slots=True)
 class ConfigurationFile:
     """A file whose id and version are good, and nothing else is checked."""
 
+    name: str  # "mine.yaml": what errors call it, never its path
+    field: str  # what errors put before a key: "recipes"
     reference: str
     sha256: str
     content: str
     values: Mapping[str, Any]  # all keys but id and version
+
+    def checked(self, model: type[ModelT]) -> ModelT:
+        """The values as a model. InvalidArgument names the file and the key."""
+        return checked(model, self.values, self.name, self.field)
+
+    def error(self, path: str, text: str) -> InvalidArgument:
+        """For what no model says of one key alone: `path` is the key, and the text follows it."""
+        return InvalidArgument(f"{self.name}: {path} {text}", field=f"{self.field}.{path}")
 
     def listed(self, kind: ConfigurationKind, rules: tuple[tuple[str, str], ...] = (), set_aside: str = "") -> Configuration:
         """As callers see it."""
@@ -67,48 +86,25 @@ class ConfigurationFile:
 def read_file(path: Path, field: str) -> ConfigurationFile:
     """Read one file. InvalidArgument says what is wrong, under `field`, by the file's name and never by its path."""
     try:
-        data = path.read_bytes()
-        if len(data) > MAX_FILE_BYTES:
-            raise InvalidArgument(f"{path.name} has {len(data)} bytes, at most {MAX_FILE_BYTES}", field=field)
-        content = data.decode("utf-8")
-        values = _StrictLoader(content).get_single_data()
+        return parse_file(path.read_bytes(), path.name, field)
     except OSError as error:
         raise InvalidArgument(f"cannot read {path.name}: {error.strerror}", field=field) from None
+
+
+def parse_file(data: bytes, name: str, field: str) -> ConfigurationFile:
+    """Parse one file's bytes. InvalidArgument calls it `name` and says what is wrong, under `field`."""
+    if len(data) > MAX_FILE_BYTES:
+        raise InvalidArgument(f"{name} has {len(data)} bytes, at most {MAX_FILE_BYTES}", field=field)
+    try:
+        content = data.decode("utf-8")
+        values = _StrictLoader(content).get_single_data()
     except (ValueError, RecursionError, yaml.YAMLError) as error:  # ValueError: not UTF-8, a date or a number that Python cannot hold
         where = f" in line {error.problem_mark.line + 1}" if isinstance(error, yaml.MarkedYAMLError) and error.problem_mark else ""
         what = error.problem if isinstance(error, yaml.MarkedYAMLError) else "not UTF-8 text, or a value that cannot be held"
-        raise InvalidArgument(f"{path.name} is not YAML{where}: {what}", field=field) from None
-    if not isinstance(values, dict) or "id" not in values or "version" not in values:
-        missing = f".{'version' if 'id' in values else 'id'}" if isinstance(values, dict) else ""
-        raise InvalidArgument(f"{path.name} needs id and version", field=f"{field}{missing}")
-    name, version = values.pop("id"), values.pop("version")
-    if not isinstance(name, str):
-        raise InvalidArgument(f"the id of {path.name} must be text: {name!r}", field=f"{field}.id")
-    try:
-        check_name(name, f"{field}.id")
-    except InvalidArgument as error:
-        raise InvalidArgument(f"{path.name}: {error.message}", field=error.field) from None
-    if type(version) is not int or not 1 <= version <= MAX_VERSION:
-        raise InvalidArgument(f"the version of {path.name} must be a whole number from 1 on: {version!r}", field=f"{field}.version")
-    return ConfigurationFile(f"{name}@{version}", hashlib.sha256(data).hexdigest(), content, values)
-
-
-def check_keys(values: object, known: Collection[str], where: str, field: str) -> dict[str, Any]:
-    """A mapping that has no key but those `known`."""
-    if not isinstance(values, dict):
-        raise InvalidArgument(f"{where} must be a mapping with {', '.join(known)}", field=field)
-    if unknown := [key for key in values if key not in known]:
-        raise InvalidArgument(f"unknown key in {where}: {str(unknown[0])[:80]!r}", field=f"{field}.{str(unknown[0])[:80]}")
-    return values
-
-
-def text_of(values: Mapping[str, Any], key: str, where: str, field: str, default: str | None = None) -> str:
-    """A key's text. YAML makes a truth value of a bare Yes and a number of a bare 1: both are refused, not turned into text."""
-    value = values.get(key, default)
-    if not isinstance(value, str):
-        found = "is missing" if value is None else f"must be text, in quotes: {value!r}"
-        raise InvalidArgument(f"{key} of {where} {found}", field=f"{field}.{key}")
-    return value
+        raise InvalidArgument(f"{name} is not YAML{where}: {what}", field=field) from None
+    is_mapping = isinstance(values, dict)
+    header = checked(Header, {key: values.pop(key) for key in Header.model_fields if key in values} if is_mapping else values, name, field)
+    return ConfigurationFile(name, field, f"{header.id}@{header.version}", hashlib.sha256(data).hexdigest(), content, values)
 
 
 def add_once(known: dict[str, T], reference: str, entry: T, field: str) -> None:

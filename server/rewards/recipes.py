@@ -9,20 +9,20 @@ import enum
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar
+from typing import Annotated
 
-from polyhead.heads.format.errors import InvalidArgument, PolyheadError
+from pydantic import BeforeValidator, Field
+
+from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.kinds import HeadKind
-from polyhead.heads.format.manifest import check_name
 from polyhead.server.rewards.configurations import Configuration, ConfigurationFile, ConfigurationKind, add_once, find_newest, read_file
 from polyhead.server.rewards.formulas import Aggregate, Estimator
+from polyhead.server.validation import FileModel, Lax, Name, own_error
 
 FIELD = "recipes"
 SHIPPED = Path(__file__).parent / "recipe_files"
 MAX_CONSTANT = 1e9  # sums of what passes stay far inside a double
 KL, KL_COEFFICIENT, ALPHA, AVERAGE = "kl", "kl_coefficient", "alpha", "average"  # names that no part may take
-
-EnumT = TypeVar("EnumT", bound=enum.Enum)
 
 
 class Form(enum.Enum):
@@ -111,11 +111,7 @@ class RecipeBook:
 
 def read_recipe(path: Path) -> Recipe:
     """Parse and check one file. InvalidArgument names the file and the field."""
-    file = read_file(path, FIELD)
-    try:
-        return _recipe(file)
-    except PolyheadError as error:
-        raise InvalidArgument(f"{path.name}: {error.message}", field=error.field) from None
+    return _recipe(read_file(path, FIELD))
 
 
 def check_constant(name: str, value: float, field: str) -> float:
@@ -127,112 +123,82 @@ def check_constant(name: str, value: float, field: str) -> float:
     return float(value)
 
 
-class _Section:
-    """One mapping of a file. Each key is taken once; `end` refuses what is left."""
-
-    def __init__(self, plain: object, field: str) -> None:
-        if not isinstance(plain, Mapping) or not all(isinstance(key, str) for key in plain):
-            raise InvalidArgument(f"{field} must be a mapping", field=field)
-        self.field = field
-        self._left: dict[str, Any] = dict(plain)
-
-    def __contains__(self, key: str) -> bool:
-        return key in self._left
-
-    def field_of(self, key: str) -> str:
-        return f"{self.field}.{key[:64]}"
-
-    def take(self, key: str) -> Any:
-        if key not in self._left:
-            raise InvalidArgument(f"{self.field_of(key)} is missing", field=self.field_of(key))
-        return self._left.pop(key)
-
-    def takes(self, key: str, word: str) -> bool:
-        """Whether the value is this very word, which is then taken."""
-        is_word = bool(self._left.get(key) == word)
-        if is_word:
-            del self._left[key]
-        return is_word
-
-    def name(self, key: str) -> str:
-        return check_name(str(self.take(key)), self.field_of(key))
-
-    def number(self, key: str, name: str) -> float:
-        """A constant called `name`."""
-        value = self.take(key)
-        if isinstance(value, bool) or not isinstance(value, (int, float)):  # YAML reads 1e-3 as text
-            raise InvalidArgument(f"{self.field_of(key)} must be a number such as 0.001: {str(value)[:40]!r}", field=self.field_of(key))
-        return check_constant(name, value, self.field_of(key))
-
-    def choice(self, key: str, enum_class: type[EnumT]) -> EnumT:
-        value = self.take(key)
-        found = next((member for member in enum_class if member.value == value), None)
-        if found is None:
-            known = ", ".join(str(member.value) for member in enum_class)
-            raise InvalidArgument(f"{self.field_of(key)} must be one of {known}: {str(value)[:40]!r}", field=self.field_of(key))
-        return found
-
-    def sections(self, key: str) -> dict[str, _Section]:
-        """A mapping of mappings that is not empty."""
-        inner = self._inner(key)
-        return {name: _Section(plain, inner.field_of(name)) for name, plain in inner._left.items()}
-
-    def numbers(self, key: str, prefix: str) -> dict[str, float]:
-        """A mapping of names to numbers that is not empty."""
-        inner = self._inner(key)
-        return {check_name(name, inner.field_of(name)): inner.number(name, f"{prefix}.{name}") for name in list(inner._left)}
-
-    def _inner(self, key: str) -> _Section:
-        inner = _Section(self.take(key), self.field_of(key))
-        if not inner._left:
-            raise InvalidArgument(f"{inner.field} is empty", field=inner.field)
-        return inner
-
-    def end(self) -> None:
-        if self._left:
-            unknown = self.field_of(min(self._left))
-            raise InvalidArgument(f"unknown key: {unknown}", field=unknown)
-
-
 def _recipe(file: ConfigurationFile) -> Recipe:
-    plain = _Section(file.values, FIELD)
-    form = plain.choice("form", Form)
-    constants: dict[str, float] = {}
-    parts = tuple(_part(part, section, form, constants) for part, section in plain.sections("parts").items())
-    if form is Form.RERANK:
-        _check_rerank(parts)
-        constants[ALPHA] = plain.number("alpha", ALPHA)
-        if not plain.takes("average", "samples"):
-            constants[AVERAGE] = plain.number("average", AVERAGE)
-    kl = _kl_term(_Section(plain.take("kl"), f"{FIELD}.kl"), constants) if "kl" in plain else None
-    plain.end()
-    return Recipe(file.reference, form, parts, constants, file, kl)
+    given = file.checked(_RecipeFile)
+    parts = tuple(_part(name, part, given.form, file) for name, part in given.parts.items())
+    is_rerank = given.form is Form.RERANK
+    if is_rerank and sorted(part.read.value for part in parts) != [Read.PREFERENCE.value, Read.RULES.value]:
+        raise file.error("parts", f"must be one preference and one rules part in the form rerank: {', '.join(given.parts)[:80]}")
+    _check_taken(given, {"alpha": is_rerank, "average": is_rerank}, f"the form {given.form.value}", "", file)
+    kl = KlTerm(given.kl.reference, given.kl.policy, given.kl.estimator) if given.kl else None
+    return Recipe(file.reference, given.form, parts, _constants(given), file, kl)
 
 
-def _part(name: str, section: _Section, form: Form, constants: dict[str, float]) -> Part:
-    check_name(name, section.field)
+def _part(name: str, given: _PartOfFile, form: Form, file: ConfigurationFile) -> Part:
     if name in (KL, KL_COEFFICIENT, ALPHA, AVERAGE) or "." in name:
-        raise InvalidArgument(f"a part cannot have this name: {name!r}", field=section.field)
-    read = section.choice("read", Read)
-    head = section.name("head") if read.kind else ""
-    how, weights = Aggregate.PRODUCT, {}
-    if form is Form.SUM:
-        constants[name] = section.number("coefficient", name)
-        if read is Read.RULES:
-            how = section.choice("aggregate", Aggregate)
-            weights = section.numbers("weights", name) if how is Aggregate.WEIGHTS else {}
-    constants |= {f"{name}.{rule_id}": weight for rule_id, weight in weights.items()}
-    section.end()
-    return Part(name, read, head, how, tuple(weights))
+        raise file.error(f"parts.{name}", "is no name that a part can have")
+    is_sum = form is Form.SUM
+    taken = {
+        "head": given.read.kind is not None,
+        "coefficient": is_sum,
+        "aggregate": is_sum and given.read is Read.RULES,
+        "weights": is_sum and given.read is Read.RULES and given.aggregate is Aggregate.WEIGHTS,
+    }
+    _check_taken(given, taken, f"a part that reads {given.read.value} in the form {form.value}", f"parts.{name}.", file)
+    return Part(name, given.read, given.head, given.aggregate, tuple(given.weights))
 
 
-def _check_rerank(parts: tuple[Part, ...]) -> None:
-    if sorted(part.read.value for part in parts) != [Read.PREFERENCE.value, Read.RULES.value]:
-        raise InvalidArgument("the rerank form takes one preference and one rules part", field="recipes.parts")
+def _check_taken(given: FileModel, taken: Mapping[str, bool], what: str, path: str, file: ConfigurationFile) -> None:
+    """Each key of `taken` stands in the file if `what` takes it, and only then."""
+    for key, is_taken in taken.items():
+        if key in given.model_fields_set and not is_taken:
+            raise file.error(f"{path}{key}", f"is not taken by {what}")
+        if is_taken and key not in given.model_fields_set:
+            raise file.error(f"{path}{key}", f"is missing: {what} takes it")
 
 
-def _kl_term(section: _Section, constants: dict[str, float]) -> KlTerm:
-    term = KlTerm(section.name("reference"), section.name("policy"), section.choice("estimator", Estimator))
-    constants[KL_COEFFICIENT] = section.number("coefficient", KL_COEFFICIENT)
-    section.end()
-    return term
+def _constants(given: _RecipeFile) -> dict[str, float]:
+    constants: dict[str, float] = {}
+    for name, part in given.parts.items():
+        if given.form is Form.SUM:
+            constants[name] = part.coefficient
+        constants |= {f"{name}.{rule_id}": weight for rule_id, weight in part.weights.items()}
+    if given.form is Form.RERANK:
+        constants[ALPHA] = given.alpha
+        if given.average is not None:
+            constants[AVERAGE] = given.average
+    if given.kl:
+        constants[KL_COEFFICIENT] = given.kl.coefficient
+    return constants
+
+
+def _number_or_samples(value: object) -> object:
+    if value is None or (isinstance(value, str) and value != "samples"):
+        raise own_error("must be a number or the word samples")
+    return None if value == "samples" else value
+
+
+_Constant = Annotated[float, Field(ge=-MAX_CONSTANT, le=MAX_CONSTANT, allow_inf_nan=False)]
+
+
+class _PartOfFile(FileModel):
+    read: Annotated[Read, Lax]
+    head: Name = ""
+    coefficient: _Constant = 1.0
+    aggregate: Annotated[Aggregate, Lax] = Aggregate.PRODUCT
+    weights: Annotated[dict[Name, _Constant], Field(min_length=1, default_factory=dict)]
+
+
+class _KlOfFile(FileModel):
+    reference: Name
+    policy: Name
+    coefficient: _Constant
+    estimator: Annotated[Estimator, Lax]
+
+
+class _RecipeFile(FileModel):
+    form: Annotated[Form, Lax]
+    parts: Annotated[dict[Name, _PartOfFile], Field(min_length=1)]
+    alpha: Annotated[_Constant, Field(ge=0)] = 1.0
+    average: Annotated[_Constant | None, BeforeValidator(_number_or_samples)] = None  # None: of the prompt's samples
+    kl: _KlOfFile | None = None

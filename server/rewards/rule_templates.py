@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Annotated, Protocol
 
-from polyhead.heads.format.errors import InvalidArgument
-from polyhead.server.rewards.configurations import ConfigurationFile, check_keys, text_of
+from pydantic import BeforeValidator, Field
+
+from polyhead.server.rewards.configurations import ConfigurationFile
+from polyhead.server.validation import FileModel, own_error
 
 FIELD = "rules"
 MAX_SPELLINGS = 16
@@ -75,32 +77,36 @@ class TemplateText:
 
 
 def template_text(file: ConfigurationFile) -> TemplateText:
-    """The parts of a template file. Raises InvalidArgument that names the key."""
-    values = check_keys(file.values, ("template", "answers"), file.reference, FIELD)
-    text = text_of(values, "template", file.reference, FIELD)
-    dialogue, _, question = text.partition("{dialogue}")
+    """The parts of a template file. InvalidArgument names the file and the key."""
+    given = file.checked(_TemplateFile)
+    dialogue, _, question = given.template.partition("{dialogue}")
     before, found, after = question.partition("{rule}")
     if dialogue or not found or "{dialogue}" in question or "{rule}" in after:
-        raise InvalidArgument(
-            f"template {file.reference} must start with {{dialogue}} and hold each of {{dialogue}} and {{rule}} once",
-            field="rules.template",
-        )
-    where = f"answers of template {file.reference}"
-    answers = check_keys(values.get("answers"), ("violated", "followed"), where, "rules.answers")
-    violated, followed = (_spellings(answers, key, where) for key in ("violated", "followed"))
+        raise file.error("template", f"must start with {{dialogue}} and hold {{dialogue}} and {{rule}} once each: {given.template[:80]!r}")
+    violated, followed = tuple(given.answers.violated), tuple(given.answers.followed)
     if both := set(violated) & set(followed):
-        raise InvalidArgument(f"the two answers of template {file.reference} share a spelling: {min(both)!r}", field="rules.answers")
+        raise file.error("answers", f"must not share a spelling: {min(both)!r}")
     return TemplateText(file, before, after, violated, followed)
 
 
-def _spellings(answers: Mapping[str, Any], key: str, where: str) -> tuple[str, ...]:
-    """One text or a list of texts."""
-    listed = answers.get(key)
-    if not isinstance(listed, list):
-        return (text_of(answers, key, where, "rules.answers"),)
-    if not 1 <= len(listed) <= MAX_SPELLINGS:
-        raise InvalidArgument(f"{key} of {where} must have 1 to {MAX_SPELLINGS} spellings: {len(listed)}", field=f"rules.answers.{key}")
-    return tuple(text_of({key: spelling}, key, where, "rules.answers") for spelling in listed)
+def _one_or_several(value: object) -> object:
+    """YAML makes a truth value of a bare Yes and a number of a bare 1: both are refused, not turned into text."""
+    if not isinstance(value, str | list):
+        raise own_error("must be a text in quotes, or a list of them")
+    return [value] if isinstance(value, str) else value
+
+
+_Spellings = Annotated[list[str], Field(min_length=1, max_length=MAX_SPELLINGS), BeforeValidator(_one_or_several)]
+
+
+class _Answers(FileModel):
+    violated: _Spellings
+    followed: _Spellings
+
+
+class _TemplateFile(FileModel):
+    template: str
+    answers: _Answers
 
 
 def _answer(encoder: Encoder, spellings: Iterable[str], vocab_size: int | None) -> int:

@@ -9,20 +9,21 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.format.manifest import check_name
 from polyhead.server.rewards.configurations import (
     Configuration,
     ConfigurationFile,
     ConfigurationKind,
     add_once,
-    check_keys,
     find_newest,
     read_file,
-    text_of,
 )
 from polyhead.server.rewards.rule_templates import FIELD, Encoder, RuleTemplate, TemplateText, Unfit, template_text
+from polyhead.server.validation import FileModel, Name, own_error
 
 SHIPPED = Path(__file__).parent / "rule_files"
 DEFAULT_SET = "example-rules"
@@ -125,18 +126,25 @@ class RuleBook:
 
 
 def _rule_set(file: ConfigurationFile) -> RuleSet:
-    listed = check_keys(file.values, ("rules",), file.reference, FIELD)["rules"]
-    if not isinstance(listed, list) or not listed:
-        raise InvalidArgument(f"rule set {file.reference} has no rules", field="rules.rules")
     rules: dict[str, Rule] = {}
-    for index, entry in enumerate(listed):
-        where = f"rule {index + 1} of {file.reference}"
-        values = check_keys(entry, ("id", "text", "category"), where, f"rules.rules[{index}]")
-        rule_id = check_name(text_of(values, "id", where, "rules"), "rules.id")
-        rule = Rule(rule_id, text_of(values, "text", where, "rules"), text_of(values, "category", where, "rules", ""))
-        if not rule.text.strip() or len(rule.text) > MAX_RULE_CHARACTERS:
-            raise InvalidArgument(f"{where} must have 1 to {MAX_RULE_CHARACTERS} characters", field="rules.text")
-        if rule_id in rules:
-            raise InvalidArgument(f"rule {rule_id!r} stands twice in {file.reference}", field="rules.id")
-        rules[rule_id] = rule
+    for index, rule in enumerate(file.checked(_RuleSetFile).rules):
+        if rule.id in rules:
+            raise file.error(f"rules[{index}].id", f"is the id of another rule, too: {rule.id!r}")
+        rules[rule.id] = Rule(rule.id, rule.text, rule.category)
     return RuleSet(file.reference, rules, file)
+
+
+def _is_not_blank(text: str) -> str:
+    if not text.strip():
+        raise own_error("must not be blank")
+    return text
+
+
+class _RuleOfFile(FileModel):
+    id: Name
+    text: Annotated[str, Field(max_length=MAX_RULE_CHARACTERS), AfterValidator(_is_not_blank)]
+    category: str = ""
+
+
+class _RuleSetFile(FileModel):
+    rules: Annotated[list[_RuleOfFile], Field(min_length=1)]

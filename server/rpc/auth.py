@@ -14,10 +14,14 @@ import tomllib
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Annotated
+
+from pydantic import BeforeValidator, Field
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.rpc.errors import PermissionDenied, Unauthenticated
 from polyhead.server.rpc.methods import METHODS, Access
+from polyhead.server.validation import FileModel, Lax, checked
 
 HASH_PREFIX = "sha256:"
 MIN_TOKEN_LENGTH = 16
@@ -151,7 +155,7 @@ def load_tokens(path: Path) -> tuple[Token, ...]:
     """Read a TOML file: `annotator`, `worker`, `trainer`, `admin`, each an entry or a list of them, and `[caps.ROLE]`.
 
     An entry is a token, raw or as `sha256:...`, or a table `{token = "...", principal = "...", team = "..."}`.
-    Caps are `samples` and `new_tokens`.
+    Caps are `samples` and `new_tokens`. InvalidArgument names the key and shows no value.
     """
     if path.stat().st_mode & (stat.S_IRWXG | stat.S_IRWXO) & ~stat.S_IRGRP:
         raise InvalidArgument("the tokens file is open to other users: chmod 600 it", field="tokens")
@@ -159,42 +163,46 @@ def load_tokens(path: Path) -> tuple[Token, ...]:
         plain = tomllib.loads(path.read_text(encoding="utf-8"))
     except ValueError:
         raise InvalidArgument("the tokens file is not TOML", field="tokens") from None
-    caps = _caps(plain.pop("caps", {}))
-    tokens: list[Token] = []
-    for name, value in plain.items():
-        role = _role(name)
-        tokens += [_token(role, entry, caps[role]) for entry in (value if isinstance(value, list) else [value])]
-    return tuple(tokens)
+    given = checked(_TokensFile, plain, "the tokens file", "tokens", shows_values=False)
+    return tuple(
+        Token.of(role, entry.token, entry.principal, entry.team, given.caps_of(role))
+        for role, entries in given.by_role.items()
+        for entry in entries
+    )
 
 
-def _role(name: str) -> Role:
-    known = ", ".join(role.value for role in Role)
-    if name not in {role.value for role in Role}:
-        raise InvalidArgument(f"unknown role in the tokens file: {name[:40]!r}\nhint: {known}", field="tokens")
-    return Role(name)
+class _Entry(FileModel):
+    token: str
+    principal: str = ""
+    team: str = ""
 
 
-def _caps(given: object) -> dict[Role, Caps]:
-    """Of every role: those of the file, else the role's own."""
-    caps = {role: CAPS.get(role, NO_CAPS) for role in Role}
-    if not isinstance(given, dict):
-        raise InvalidArgument("caps must be tables by role\nhint: [caps.annotator] and below it samples = 16", field="tokens")
-    for name, table in given.items():
-        role, known = _role(name), ("samples", "new_tokens")
-        unknown = sorted(set(table) - set(known)) if isinstance(table, dict) else [str(table)]
-        if unknown or not all(type(value) is int and value > 0 for value in table.values()):
-            what = f"unknown: {unknown[0][:40]!r}" if unknown else "not a whole number above 0"
-            raise InvalidArgument(f"caps of {role.value}: {what}\nhint: caps are {', '.join(known)}", field="tokens")
-        caps[role] = replace(caps[role], **table)
-    return caps
+def _entries(value: object) -> object:
+    """One entry or a list of them, where a text is a token without names."""
+    return [{"token": each} if isinstance(each, str) else each for each in (value if isinstance(value, list) else [value])]
 
 
-def _token(role: Role, entry: object, caps: Caps) -> Token:
-    given = {"token": entry} if isinstance(entry, str) else entry
-    if not isinstance(given, dict) or not all(isinstance(value, str) for value in given.values()):
-        raise InvalidArgument(f"a token must be a text, or a table of texts: {role.value}", field="tokens")
-    unknown = sorted(given.keys() - {"token", "principal", "team"})
-    if unknown or "token" not in given:
-        what = f"unknown key: {unknown[0][:40]!r}" if unknown else "an entry has no token"
-        raise InvalidArgument(f"{what}: {role.value}\nhint: an entry is a table of token, principal, team", field="tokens")
-    return Token.of(role, **given, caps=caps)
+_Entries = Annotated[list[_Entry], BeforeValidator(_entries), Field(default_factory=list)]
+_Cap = Annotated[int, Field(gt=0)]
+
+
+class _CapsOfFile(FileModel):
+    samples: _Cap | None = None  # None: the role's own
+    new_tokens: _Cap | None = None
+
+
+class _TokensFile(FileModel):
+    annotator: _Entries
+    worker: _Entries
+    trainer: _Entries
+    admin: _Entries
+    caps: Annotated[dict[Annotated[Role, Lax], _CapsOfFile], Field(default_factory=dict)]
+
+    @property
+    def by_role(self) -> Mapping[Role, list[_Entry]]:
+        return {Role.ANNOTATOR: self.annotator, Role.WORKER: self.worker, Role.TRAINER: self.trainer, Role.ADMIN: self.admin}
+
+    def caps_of(self, role: Role) -> Caps:
+        """Those of the file, else the role's own."""
+        given = self.caps.get(role, _CapsOfFile()).model_dump(exclude_none=True)
+        return replace(CAPS.get(role, NO_CAPS), **given)

@@ -11,21 +11,21 @@ import logging
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Annotated
+
+from pydantic import AfterValidator, Field
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
-from polyhead.heads.format.manifest import check_name
 from polyhead.server.rewards.configurations import (
     Configuration,
     ConfigurationFile,
     ConfigurationKind,
     add_once,
-    check_keys,
     find_newest,
     read_file,
-    text_of,
 )
 from polyhead.server.text.continuation import Coder, Continuation
+from polyhead.server.validation import FileModel, Name, own_error
 
 SHIPPED = Path(__file__).parent / "format_files"
 MAX_ROLES = 16  # an opening may be a stop string: sampling.py has the same limits
@@ -139,57 +139,50 @@ class TranscriptBook:
 
 
 def _format(file: ConfigurationFile) -> TranscriptFormat:
-    where = file.reference
-    values = check_keys(file.values, ("separator", "default_reply_role", "roles"), where, FIELD)
-    described = values.get("roles")
-    if not isinstance(described, dict) or not 2 <= len(described) <= MAX_ROLES:
-        raise InvalidArgument(f"{where} must have 2 to {MAX_ROLES} roles", field="formats.roles")
-    keys = ("opening", "followed_by", "prompt")
-    entries = {
-        check_name(str(name), "formats.roles"): check_keys(entry, keys, f"{name} of {where}", f"formats.roles.{name}")
-        for name, entry in described.items()
-    }
-    openings = {name: _opening(name, entry, where) for name, entry in entries.items()}
-    _check_apart(openings, where)
-    roles = {name: _role(name, entry, openings, where) for name, entry in entries.items()}
-    default = text_of(values, "default_reply_role", where, FIELD)
-    if default not in roles or not roles[default].ends:
-        raise InvalidArgument(f"no role of {where} that replies: {default[:40]!r}", field="formats.default_reply_role")
-    return TranscriptFormat(where, text_of(values, "separator", where, FIELD, ""), default, roles, file)
+    given = file.checked(_FormatFile)
+    _check_apart({name: role.opening for name, role in given.roles.items()}, file)
+    roles = {name: _role(name, given, file) for name in given.roles}
+    if given.default_reply_role not in roles or not roles[given.default_reply_role].ends:
+        raise file.error("default_reply_role", f"is no role that replies: {given.default_reply_role[:40]!r}")
+    return TranscriptFormat(file.reference, given.separator, given.default_reply_role, roles, file)
 
 
-def _opening(name: str, entry: Mapping[str, Any], where: str) -> str:
-    field = f"formats.roles.{name}"
-    opening = text_of(entry, "opening", f"{name} of {where}", field)
-    if not opening.strip() or len(opening.encode()) > MAX_OPENING_BYTES:
-        raise InvalidArgument(
-            f"the opening of {name} of {where} must have 1 to {MAX_OPENING_BYTES} bytes, not all white space", field=f"{field}.opening"
-        )
-    return opening
-
-
-def _check_apart(openings: Mapping[str, str], where: str) -> None:
+def _check_apart(openings: Mapping[str, str], file: ConfigurationFile) -> None:
     """No opening may be equal to another, begin it or stand inside it: a text could then be read in two ways."""
     for name, opening in openings.items():
         for other, longer in openings.items():
             if other != name and opening in longer:
-                raise InvalidArgument(
-                    f"the opening of {name} of {where} stands inside that of {other}: {opening!r}", field=f"formats.roles.{name}.opening"
-                )
+                raise file.error(f"roles.{name}.opening", f"stands inside the opening of {other}: {opening!r}")
 
 
-def _role(name: str, entry: Mapping[str, Any], openings: Mapping[str, str], where: str) -> Role:
-    field = f"formats.roles.{name}"
-    followers = entry.get("followed_by", [])
-    if not isinstance(followers, list) or len(set(map(str, followers))) != len(followers):
-        raise InvalidArgument(f"followed_by of {name} of {where} must be a list of roles, each once", field=f"{field}.followed_by")
-    for follower in followers:
-        if follower not in openings:
-            raise InvalidArgument(f"followed_by of {name} of {where} names no role: {str(follower)[:40]!r}", field=f"{field}.followed_by")
-    if "prompt" in entry and not followers:
-        raise InvalidArgument(f"{name} of {where} is never generated, so its prompt would never be used", field=f"{field}.prompt")
-    prompt = text_of(entry, "prompt", f"{name} of {where}", field, "")
-    return Role(name, openings[name], tuple(openings[follower] for follower in followers), prompt)
+def _role(name: str, given: _FormatFile, file: ConfigurationFile) -> Role:
+    role, field = given.roles[name], f"roles.{name}"
+    for index, follower in enumerate(role.followed_by):
+        if follower not in given.roles:
+            raise file.error(f"{field}.followed_by[{index}]", f"names no role: {follower[:40]!r}")
+        if follower in role.followed_by[:index]:
+            raise file.error(f"{field}.followed_by[{index}]", f"names a role twice: {follower[:40]!r}")
+    if "prompt" in role.model_fields_set and not role.followed_by:
+        raise file.error(f"{field}.prompt", "would never be used: a role without followed_by is never generated")
+    return Role(name, role.opening, tuple(given.roles[follower].opening for follower in role.followed_by), role.prompt)
+
+
+def _is_opening(text: str) -> str:
+    if not text.strip() or len(text.encode()) > MAX_OPENING_BYTES:
+        raise own_error(f"must have 1 to {MAX_OPENING_BYTES} bytes, not all white space")
+    return text
+
+
+class _RoleOfFile(FileModel):
+    opening: Annotated[str, AfterValidator(_is_opening)]
+    followed_by: Annotated[list[str], Field(default_factory=list)]
+    prompt: str = ""
+
+
+class _FormatFile(FileModel):
+    separator: str = ""
+    default_reply_role: str
+    roles: Annotated[dict[Name, _RoleOfFile], Field(min_length=2, max_length=MAX_ROLES)]
 
 
 def _check_tokens(found: TranscriptFormat, coder: Coder) -> None:

@@ -138,6 +138,26 @@ def test_a_wrong_file_is_refused(tmp_path: Path, text: str, field: str) -> None:
     assert caught.value.field == field
 
 
+@pytest.mark.parametrize(
+    ("part", "said"),
+    [
+        ("{read: [tokens], coefficient: 1}",
+         "p.read must be 'preference', 'rules', 'mean_logprob', 'tokens', 'newlines' or 'invalid': ['tokens']"),
+        ("{read: tokens, coefficient: 1e-3}", "p.coefficient must be a number such as 0.001: '1e-3'"),
+        ("{read: tokens, coefficent: 1}", "p.coefficent is unknown\nhint: known are read, head, coefficient, aggregate, weights"),
+        ("{read: tokens, head: rule, coefficient: 1}", "p.head is not taken by a part that reads tokens in the form sum"),
+        ("{read: tokens}", "p.coefficient is missing: a part that reads tokens in the form sum takes it"),
+        ("{read: rules, head: rule, aggregate: weights, coefficient: 1, weights: {}}", "p.weights must have at least 1 entries: 0"),
+        ("{read: preference, head: Rule, coefficient: 1}",
+         "p.head is not a valid name (lower case letters, digits, '.', '_', '-', at most 64, no '..'): 'Rule'"),
+    ],
+)  # fmt: skip
+def test_errors_name_the_file_the_key_and_the_value(tmp_path: Path, part: str, said: str) -> None:
+    with pytest.raises(InvalidArgument) as caught:
+        read_recipe(write(tmp_path, f"{SUM}  p: {part}\n"))
+    assert caught.value.message == f"mine.yaml: parts.{said}"
+
+
 def test_a_missing_file_is_refused(tmp_path: Path) -> None:
     with pytest.raises(InvalidArgument, match=r"nothing\.yaml"):
         RecipeBook([tmp_path / "nothing.yaml"])

@@ -91,27 +91,27 @@ def test_a_right_template_is_taken(tmp_path: Path) -> None:
         (TEMPLATE.replace("'no'", "'yes'"), "rules.answers"),
         (TEMPLATE.replace("'no'", "['no', 'yes']"), "rules.answers"),  # a spelling of both answers
         (TEMPLATE.replace("'no'", "[]"), "rules.answers.followed"),
-        (TEMPLATE.replace("'no'", "['no', no]"), "rules.answers.followed"),
+        (TEMPLATE.replace("'no'", "['no', no]"), "rules.answers.followed[1]"),
         (TEMPLATE.replace("'no'", "{no: 1}"), "rules.answers.followed"),
         (TEMPLATE.replace(" ok", " ok {rule}"), "rules.template"),
         ("id: x\nversion: 1\nrules: []\n", "rules.rules"),
         ("id: x\nversion: 1\nrules: {a: A}\n", "rules.rules"),
-        ("id: x\nversion: 1\nrules:\n  - {id: a, text: ''}\n", "rules.text"),
-        ("id: x\nversion: 1\nrules:\n  - {id: a}\n", "rules.text"),
-        ("id: x\nversion: 1\nrules:\n  - {id: a, text: " + "x" * 2001 + "}\n", "rules.text"),
+        ("id: x\nversion: 1\nrules:\n  - {id: a, text: ' '}\n", "rules.rules[0].text"),
+        ("id: x\nversion: 1\nrules:\n  - {id: a}\n", "rules.rules[0].text"),
+        ("id: x\nversion: 1\nrules:\n  - {id: a, text: " + "x" * 2001 + "}\n", "rules.rules[0].text"),
         ("id: x\nversion: 1\nrules:\n  - {id: a, text: A., weight: 2}\n", "rules.rules[0].weight"),
-        ("id: x\nversion: 1\nrules:\n  - {id: 1, text: A.}\n", "rules.id"),
+        ("id: x\nversion: 1\nrules:\n  - {id: 1, text: A.}\n", "rules.rules[0].id"),
         ("id: x\nversion: 1\nname: y\nrules:\n  - {id: a, text: A.}\n", "rules.name"),
-        ("id: x\nversion: 1\nrules:\n  - {id: a, text: A.}\n  - {id: a, text: B.}\n", "rules.id"),
+        ("id: x\nversion: 1\nrules:\n  - {id: a, text: A.}\n  - {id: a, text: B.}\n", "rules.rules[1].id"),
         ("id: ../x\nversion: 1\nrules: []\n", "rules.id"),
         ("just text", "rules"),
-        ("id: t\nversion: 1\ntemplate: 'no rule {dialogue}'\nanswers: {violated: Yes, followed: No}\n", "rules.template"),
-        ("id: t\nversion: 1\ntemplate: 'x {dialogue} {rule}'\nanswers: {violated: Yes, followed: No}\n", "rules.template"),
+        ("id: t\nversion: 1\ntemplate: 'no rule {dialogue}'\nanswers: {violated: 'Yes', followed: 'No'}\n", "rules.template"),
+        ("id: t\nversion: 1\ntemplate: 'x {dialogue} {rule}'\nanswers: {violated: 'Yes', followed: 'No'}\n", "rules.template"),
     ],
 )
 def test_a_wrong_file_is_refused(tmp_path: Path, content: str, field: str) -> None:
     file = tmp_path / "wrong.yaml"
     file.write_text(content)
-    with pytest.raises(InvalidArgument) as caught:
+    with pytest.raises(InvalidArgument, match=r"^wrong\.yaml: ") as caught:
         RuleBook(Words(), [file])
     assert caught.value.field == field

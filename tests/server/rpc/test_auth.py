@@ -121,24 +121,27 @@ def test_caps_are_a_roles_own_or_the_files(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize(
-    ("text", "mode"),
+    ("text", "mode", "said"),
     [
-        ('worker = "worker-token-0123456789"\ncaps = 3', 0o600),
-        ('worker = "worker-token-0123456789"\n[caps.boss]\nsamples = 3', 0o600),
-        ('worker = "worker-token-0123456789"\n[caps.worker]\nsample = 3', 0o600),
-        ('worker = "worker-token-0123456789"\n[caps.worker]\nsamples = 0', 0o600),
-        ('worker = {principal = "p"}', 0o600),
-        ('worker = {token = "worker-token-0123456789", boss = "p"}', 0o600),
-        ('worker = {token = "worker-token-0123456789", team = 3}', 0o600),
-        ('worker = {token = "worker-token-0123456789", team = "a b"}', 0o600),
-        ('worker = "worker-token-0123456789"', 0o604),
-        ('boss = "worker-token-0123456789"', 0o600),
-        ('worker = "short"', 0o600),
-        ("worker = 3", 0o600),
-        ("worker", 0o600),
-        ('worker = "sha256:zz"', 0o600),
+        ('worker = "worker-token-0123456789"\ncaps = 3', 0o600, "the tokens file: caps must be a mapping"),
+        ('worker = "worker-token-0123456789"\n[caps.boss]\nsamples = 3', 0o600, r"caps\.boss must be 'annotator', 'worker'"),
+        ('worker = "worker-token-0123456789"\n[caps.worker]\nsample = 3', 0o600, r"caps\.worker\.sample is unknown\nhint: known are s"),
+        ('worker = "worker-token-0123456789"\n[caps.worker]\nsamples = 0', 0o600, r"caps\.worker\.samples must be above 0"),
+        ('worker = {principal = "p"}', 0o600, r"worker\[0\]\.token is missing"),
+        ('worker = {token = "worker-token-0123456789", boss = "p"}', 0o600, r"\[0\]\.boss is unknown\nhint: known are token, princ"),
+        ('worker = {token = "worker-token-0123456789", team = 3}', 0o600, r"worker\[0\]\.team must be a text in quotes"),
+        ('worker = {token = "worker-token-0123456789", team = "a b"}', 0o600, "a team has 1 to 64 letters"),
+        ('worker = "worker-token-0123456789"', 0o604, "chmod 600"),
+        ('boss = "worker-token-0123456789"', 0o600, "the tokens file: boss is unknown\nhint: known are annotator, worker, trainer, admin"),
+        ('worker = "short"', 0o600, "at least 16 characters"),
+        ("worker = 3", 0o600, r"worker\[0\] must be a mapping with token, principal, team"),
+        ("worker", 0o600, "not TOML"),
+        ('worker = "sha256:zz"', 0o600, "64 hex digits"),
+        ("worker = [3458764513820540928]", 0o600, r"must be a mapping with token, principal, team$"),  # may be a secret
     ],
 )
-def test_bad_tokens_files(tmp_path: Path, text: str, mode: int) -> None:
-    with pytest.raises(InvalidArgument):
+def test_bad_tokens_files(tmp_path: Path, text: str, mode: int, said: str) -> None:
+    with pytest.raises(InvalidArgument, match=said) as caught:
         load_tokens(write(tmp_path / "t.toml", text, mode))
+    assert caught.value.field.startswith("tokens")
+    assert "0123456789" not in caught.value.message

@@ -184,8 +184,8 @@ def test_a_format_that_the_tokenizer_cannot_write_is_not_offered(tmp_path: Path)
         (("followed_by: [a]", "prompt: x"), "formats.roles.b.prompt"),
         ((", followed_by: [a]", ""), "formats.default_reply_role"),
         (("followed_by: [a]", "followed_by: a"), "formats.roles.b.followed_by"),
-        (("followed_by: [a]", "followed_by: [a, a]"), "formats.roles.b.followed_by"),
-        (("followed_by: [a]", "followed_by: [c]"), "formats.roles.b.followed_by"),
+        (("followed_by: [a]", "followed_by: [a, a]"), "formats.roles.b.followed_by[1]"),
+        (("followed_by: [a]", "followed_by: [c]"), "formats.roles.b.followed_by[0]"),
         (("followed_by: [a]", "ends: [a]"), "formats.roles.b.ends"),
         (('"<B>"', '"<A>"'), "formats.roles.a.opening"),  # twice
         (('"<B>"', '"<A>>"'), "formats.roles.a.opening"),  # begins another
@@ -196,7 +196,7 @@ def test_a_format_that_the_tokenizer_cannot_write_is_not_offered(tmp_path: Path)
         (('"<B>"', '"' + "é" * 129 + '"'), "formats.roles.b.opening"),
         (("opening: ", "opened: "), "formats.roles.a.opened"),
         (('  a: {opening: "<A>", followed_by: [b]}\n', ""), "formats.roles"),
-        (("  a: {", "  A: {"), "formats.roles"),
+        (("  a: {", "  A: {"), "formats.roles.A"),
         (("id: plain", "separator: 1\nid: plain"), "formats.separator"),
     ],
 )
@@ -206,7 +206,7 @@ def test_a_wrong_file_is_refused(tmp_path: Path, change: tuple[str, str], field:
     assert TranscriptBook(Bytes(), [path]).find("plain", "f").separator == ""
     assert change[0] in PLAIN
     path.write_text(PLAIN.replace(*change), encoding="utf-8")
-    with pytest.raises(InvalidArgument) as caught:
+    with pytest.raises(InvalidArgument, match=r"^x\.yaml: ") as caught:
         TranscriptBook(Bytes(), [path])
     assert caught.value.field == field
 
