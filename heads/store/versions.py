@@ -82,7 +82,9 @@ class VersionFolder:
             raise DataLoss(f"{name}@{version}: {self.damaged[name, version]}")
         record = self._records.get(name, {}).get(version)
         if record is None:
-            raise NotFound(f"no such head version: {name}@{version}", field="name")
+            is_spent = version <= self._highest.get(name, 0)
+            hint = "\nhint: it is no longer stored, and its number is never used again" if is_spent else ""
+            raise NotFound(f"no such head version: {name}@{version}{hint}", field="name")
         return record
 
     def built_on(self, name: str, version: int) -> list[str]:

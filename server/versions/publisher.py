@@ -271,9 +271,8 @@ class Publisher:
     def _version(self, name: str, version: int, field: str = "header.manifest.base") -> VersionRecord:
         try:
             return self._store.get(name, version)
-        except NotFound:
-            reference = f"{name}@{version}"
-            raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
+        except NotFound as error:
+            raise NotFound(error.message, field=field, metadata={"name": f"{name}@{version}"}) from None
 
     def _compare_trunk(self, hashes: Mapping[str, str]) -> int:
         """Refuse a push whose trainer has changed the trunk. How many tensors were compared."""

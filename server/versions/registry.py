@@ -172,8 +172,8 @@ class Registry:
                 return found
         try:
             record = self.store.get(name, version)
-        except NotFound:
-            raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
+        except NotFound as error:
+            raise NotFound(error.message, field=field, metadata={"name": reference}) from None
         served = self._cache.load([record], pin)[name]
         self.residency.trim()
         return served
@@ -194,8 +194,8 @@ class Registry:
             raise _unknown_name(name, self._active, field)
         try:
             return self.view(self.store.get(name, version or (served.version if served else 0)))
-        except NotFound:
-            raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
+        except NotFound as error:
+            raise NotFound(error.message, field=field, metadata={"name": reference}) from None
 
     def list_versions(self, name: str = "") -> list[VersionView]:
         """By name, newest version first; an unknown name has none."""
@@ -366,8 +366,8 @@ class Registry:
             raise InvalidArgument(f"name the version to delete, as in {name}@1: {reference!r}", field=field)
         try:
             self.store.delete_version(name, version)
-        except NotFound:
-            raise NotFound(f"no such head version: {reference}", field=field, metadata={"name": reference}) from None
+        except NotFound as error:
+            raise NotFound(error.message, field=field, metadata={"name": reference}) from None
         self.residency.forget(name, version)
 
     def check_disk(self, num_bytes: int, field: str) -> None:
@@ -495,8 +495,8 @@ class Registry:
         check_name(name, field)
         try:
             return self.store.get(name, version)
-        except NotFound:
-            raise NotFound(f"no such head version: {name}@{version}", field=field, metadata={"name": f"{name}@{version}"}) from None
+        except NotFound as error:
+            raise NotFound(error.message, field=field, metadata={"name": f"{name}@{version}"}) from None
 
     def _generation(self, number: int, field: str) -> GenerationRecord:
         try:

@@ -16,7 +16,7 @@ import pytest
 from google.protobuf.descriptor import Descriptor, FieldDescriptor
 from google.protobuf.message import Message
 
-from polyhead.heads.format.errors import AlreadyExists
+from polyhead.heads.format.errors import AlreadyExists, NotFound
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.ood.fits import OodFits, TrunkLayers
 from polyhead.server.ood.scores import OodModel
@@ -30,10 +30,11 @@ from polyhead.server.versions.request_digest import request_digest
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc, trunk_pb2, types_pb2
 from tests.server.fakes import World, heads_server
+from tests.server.rpc.services.test_heads_service import refused
 
 ID = "request_id"
 READ_ONLY = {"PullHead", "GetHead", "ListHeadTensors", "ListHeads", "ListGenerations", "WatchHeads"}
-WITHOUT_AN_ID = {"DeleteHead"}  # asked twice it finds nothing, and changes nothing
+WITHOUT_AN_ID = {"DeleteHead"}  # names one version, whose number is never used again: see `test_a_repeated_deletion`
 TOKENS = {name: name * 32 for name in ("a", "b")}
 Send = Callable[[Message], Awaitable[Any]]
 
@@ -161,6 +162,25 @@ async def test_each_field_of_each_mutating_request(world: World, authenticator: 
 
 def identity(made: Any) -> tuple[Any, ...]:
     return (made.number,) if isinstance(made, pb.Generation) else (made.name, made.version, list(made.labels))
+
+
+async def test_a_repeated_deletion(world: World) -> None:
+    """It has no request id: it finds nothing, also when its name has a newer version and after a restart, and is told why."""
+    world.registry.bootstrap(world.policy)
+    deleted = pb.DeleteHeadRequest(head=f"snapshot@{world.push('snapshot', world.changed(1))}")
+    async with heads_server(world) as (stub, _):
+        await stub.DeleteHead(deleted)
+        newer = world.push("snapshot", world.changed(2))
+        error = await refused(stub.DeleteHead(deleted), "NOT_FOUND")
+        assert error.details() == "no such head version: snapshot@1\nhint: it is no longer stored, and its number is never used again"
+        assert "hint" not in (await refused(stub.DeleteHead(pb.DeleteHeadRequest(head="snapshot@3")), "NOT_FOUND")).details()
+        await stub.DeleteHead(pb.DeleteHeadRequest(head=f"snapshot@{newer}"))
+    world.store.close()
+    with HeadStore.open(world.store.path, world.trunk_id) as again:
+        with pytest.raises(NotFound, match=r"snapshot@2\nhint: it is no longer stored"):
+            again.delete_version("snapshot", 2)
+        record = world.store.get("policy", 1)
+        assert again.add_version("snapshot", record.blob, record.manifest).version == 3
 
 
 async def test_each_field_of_a_fit(tmp_path: Path) -> None:
