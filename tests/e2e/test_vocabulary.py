@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
-from pathlib import Path
 from typing import Any
 
 import pytest
 
 from polyhead.client import Client
 from polyhead.client.errors import InvalidArgument
-from tests.e2e.support import MODEL_WORK, assert_blocks_returned, serving
+from tests.e2e.support import assert_blocks_returned, serving
 from tests.heads.models import save_tiny
 from tests.server.text.tokenizer_families import save, sentencepiece_legacy
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import subprocess
 from pathlib import Path
 
@@ -10,7 +11,7 @@ import pytest
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.config import load_config
-from polyhead.server.rpc.listen import bind
+from polyhead.server.rpc.listen import SERVER_OPTIONS, bind
 from polyhead.server.rpc.tls import read_pair
 from tests.openssl import make_pair, needs_openssl
 
@@ -75,3 +76,31 @@ async def test_a_server_with_a_bad_pair_does_not_blame_its_address(tmp_path: Pat
         bind(server, load_config({"port": 0, "tls_cert": certificate, "tls_key": key}))
     assert bind(server, load_config({"port": 0, "tls_cert": certificate, "tls_key": own_key})) > 0
     await server.stop(0)
+
+
+@pytest.mark.parametrize(
+    ("sent", "said"),
+    [
+        (b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n" + bytes(9), "WRONG_VERSION_NUMBER"),  # how a gRPC client without TLS begins
+        (b"GET / HTTP/1.1\r\nHost: polyhead\r\n\r\n", "HTTP_REQUEST"),
+    ],
+)
+async def test_a_caller_without_tls_is_one_line_of_grpcs_own(
+    tmp_path: Path, capfd: pytest.CaptureFixture[str], sent: bytes, said: str
+) -> None:
+    """No Python of ours sees such a connection; docs/operations.md says what the line means."""
+    certificate, key = make_pair(tmp_path / "a")
+    server = grpc.aio.server(options=SERVER_OPTIONS)
+    port = server.add_secure_port("127.0.0.1:0", grpc.ssl_server_credentials([read_pair(certificate, key)]))
+    await server.start()
+    try:
+        reader, writer = await asyncio.open_connection("127.0.0.1", port)
+        writer.write(sent)
+        assert b"HTTP/2" not in await reader.read(), "closed without an answer in clear"
+        writer.close()
+    finally:
+        await server.stop(None)
+    lines = [line for line in capfd.readouterr().err.splitlines() if "Handshake failed" in line]
+    assert [said in line for line in lines] == [True]
+    pages = Path(__file__).parents[3] / "docs" / "operations.md"
+    assert f"| `{said}` |" in pages.read_text(encoding="utf-8")
