@@ -12,7 +12,7 @@ from polyhead.client.annotate.problems import Forbidden, Invalid, NotThere
 
 CONSENT_DOCUMENT, CONSENT_VERSION = "work", 1  # its text is in the catalogs: consent.text
 INVITE_DAYS, SESSION_DAYS, IDLE_HOURS = 14, 7, 12
-ROLES = ("annotator", "admin")
+ROLES = ("annotator", "adjudicator", "admin")
 _CODE_LETTERS = "ABCDEFGHJKLMNPQRSTUVWXYZ23456789"  # no I, O, 0, 1: 32 signs, 5 bits each
 _CODE_LENGTH = 26
 _HOUR_MS = 3_600_000
@@ -124,6 +124,11 @@ def account_of_code(db: Database, typed: str) -> Row:
     if found is None or found.state not in ("active", "paused"):
         raise Forbidden("no account has this code", code="WRONG_CODE", field="code")
     return found
+
+
+def state_of(db: Database, account_id: str) -> str:
+    """active; paused: may sign in and gets no tasks; disabled, withdrawn, erased: neither."""
+    return str(db.value("SELECT state FROM accounts WHERE id = ?", account_id))
 
 
 def make_token() -> str:

@@ -137,7 +137,7 @@ def import_command(
 @readable
 def invite_command(
     db: _Db = DEFAULT_DB,
-    role: Annotated[str, typer.Option(help="annotator, or admin.")] = "annotator",
+    role: Annotated[str, typer.Option(help="annotator, adjudicator, or admin.")] = "annotator",
     uses: Annotated[int, typer.Option(min=1, help="How many people may use the link.")] = 1,
     url: Annotated[str, typer.Option(help="Where people reach the pages.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
 ) -> None:

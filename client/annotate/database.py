@@ -21,6 +21,7 @@ from dataclasses import dataclass
 from importlib.resources import files
 from pathlib import Path
 from typing import Any
+from urllib.parse import quote
 
 SCHEMA_VERSION = 1
 _RESTORE = "hint: put a copy of the file from a backup in its place, without its -wal and -shm files"
@@ -109,6 +110,13 @@ class Database:
         if health != "ok":
             raise DatabaseError(f"{path} is damaged: {health}\n{_RESTORE}")
         return database
+
+    def reader(self) -> Database:
+        """The same file on a connection that only reads, for a thread: whoever writes does not wait for it. Close it."""
+        made = Database(self.path, sqlite3.connect(f"file:{quote(str(self.path))}?mode=ro", uri=True, isolation_level=None))
+        made.now = self.now
+        made._connection.execute(f"PRAGMA busy_timeout = {_BUSY_MS}")
+        return made
 
     def lock(self) -> None:
         """Keep every other server off this file until it is closed. DatabaseError if one has it."""

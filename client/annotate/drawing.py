@@ -115,11 +115,15 @@ class Model:
                 await asyncio.sleep(waits[min(attempt, len(waits) - 1)])
                 attempt += 1
 
-    async def _still_fits(self, tokenizer_sha256: str) -> bool:
-        """Whether stored ids mean the same to the server that answers now."""
+    async def trunk(self) -> TrunkInfo:
+        """Of the server that answers now; asked for once after each time that it was down."""
         if self._trunk is None:
             self._trunk = await self._client.trunk()
-        return self._trunk.tokenizer_sha256 == tokenizer_sha256
+        return self._trunk
+
+    async def _still_fits(self, tokenizer_sha256: str) -> bool:
+        """Whether stored ids mean the same to the server that answers now."""
+        return (await self.trunk()).tokenizer_sha256 == tokenizer_sha256
 
 
 def _options(config: ProjectConfig) -> dict[str, Any]:

@@ -6,7 +6,7 @@ import dataclasses
 import functools
 import json
 
-from polyhead.client import Status
+from polyhead.client import Status, TrunkInfo
 from polyhead.client.annotate.config import Kind, ProjectConfig, Source, from_json
 from polyhead.client.annotate.database import Database, Row, new_id, sha256, to_json
 from polyhead.client.annotate.problems import NotThere
@@ -51,7 +51,9 @@ def find_project(db: Database, slug: str) -> Row:
     return project
 
 
-def open_round(db: Database, project: Row, actor: str, *, name: str = "", status: Status | None = None) -> str:
+def open_round(
+    db: Database, project: Row, actor: str, *, name: str = "", status: Status | None = None, trunk: TrunkInfo | None = None
+) -> str:
     """Close the round that is open, and open the next one on the newest version of the configuration."""
     with db.transaction():
         close_round(db, project, actor)
@@ -61,7 +63,7 @@ def open_round(db: Database, project: Row, actor: str, *, name: str = "", status
         db.insert("rounds", {**row, "opened_at": db.now()}, actor)
         db.change("projects", project.id, {"state": "open"}, actor)
         if status is not None:
-            bind_round(db, row["id"], status)
+            bind_round(db, row["id"], status, trunk)
         return str(row["id"])
 
 
@@ -71,9 +73,11 @@ def close_round(db: Database, project: Row, actor: str) -> None:
             db.change("rounds", row.id, {"closed_at": db.now()}, actor)
 
 
-def bind_round(db: Database, round_id: str, status: Status) -> None:
+def bind_round(db: Database, round_id: str, status: Status, trunk: TrunkInfo | None = None) -> None:
     """Note what was served when the round began. Turns note what each of them was served with."""
     changes = {"generation": status.generation, "heads_json": to_json(status.active)}
+    if trunk is not None:
+        changes |= {"trunk_id": trunk.trunk_id, "precision": trunk.precision, "tokenizer_sha256": trunk.tokenizer_sha256}
     with db.transaction():
         if db.value("SELECT generation FROM rounds WHERE id = ?", round_id) is None:
             db.change("rounds", round_id, changes)

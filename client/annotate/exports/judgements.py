@@ -61,7 +61,7 @@ def last_seq(db: Database) -> int:
 
 
 _ANSWERS = """SELECT n.*, a.account_id, a.item_id, a.late, p.pseudonym, r.number AS round_number, i.gold_kind, i.content_json, i.source,
-    e.seq, o.dialogue_id AS origin_dialogue_id
+    i.origin_turn_id, e.seq, o.dialogue_id AS origin_dialogue_id
     FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN accounts p ON p.id = a.account_id JOIN items i ON i.id = a.item_id
     JOIN rounds r ON r.id = i.round_id JOIN events e ON e.kind = 'answers.insert' AND json_extract(e.body_json, '$.id') = n.id
     LEFT JOIN turns o ON o.id = i.origin_turn_id
@@ -97,8 +97,9 @@ def _judgement(db: Database, row: Row, project_id: str) -> Judgement:
     slots = dialogues.slots_of(db, row.view_id) if row.view_id else []
     dialogue = turn.dialogue_id if turn else row.origin_dialogue_id or row.item_id  # a replay belongs to the dialogue of its turn
     about = {
-        "answer": row.id, "item": row.item_id, "round": row.round_number, "annotator": row.pseudonym, "view": row.view_id,
-        "locale": row.locale, "project_version": row.project_version, "source": row.source, "late": bool(row.late), "seq": row.seq,
+        "answer": row.id, "item": row.item_id, "turn": row.turn_id or row.origin_turn_id, "round": row.round_number,
+        "annotator": row.pseudonym, "view": row.view_id, "locale": row.locale, "project_version": row.project_version,
+        "source": row.source, "late": bool(row.late), "seq": row.seq, "shown_at": row.shown_at, "first_input_at": row.first_input_at,
         "order": [slot.id for slot in slots],
         "heads": {slot.id: {"head": slot.head_name, "version": slot.head_version, "digest": slot.digest} for slot in slots},
     }  # fmt: skip

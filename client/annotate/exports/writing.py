@@ -27,10 +27,18 @@ class Written:
     num_answers: int
     left_out: dict[str, int]  # by reason
     until_seq: int
+    digest: bytes  # SHA-256 of the rows
 
 
 def export(db: Database, slug: str, format_name: str, path: Path, filters: Filters, by: str) -> Written:
-    """Invalid for a format that is not known, NotThere for a project that is not."""
+    """Write the files and note in the database that they were written."""
+    written = write_files(db, slug, format_name, path, filters)
+    note_export(db, slug, format_name, filters, written, by)
+    return written
+
+
+def write_files(db: Database, slug: str, format_name: str, path: Path, filters: Filters) -> Written:
+    """Only reads the database. Invalid for a format that is not known, NotThere for a project that is not."""
     if format_name not in FORMATS:
         raise Invalid(f"unknown format: {format_name[:40]!r}\nhint: {', '.join(FORMATS)}", field="format")
     until = filters.until_seq or last_seq(db)
@@ -46,18 +54,22 @@ def export(db: Database, slug: str, format_name: str, path: Path, filters: Filte
             keys.append(to_json({**judgement.about, "dialogue": judgement.dialogue, "polarity": judgement.polarity}))
     digest = _write(path, rows)
     _write(path.with_suffix(".keys.jsonl"), keys)
-    written = Written(path, len(rows), num_answers, dict(sorted(left_out.items())), until)
+    written = Written(path, len(rows), num_answers, dict(sorted(left_out.items())), until, digest)
     _write(path.with_suffix(".md"), [_card(db, slug, format_name, written, filters)])
+    return written
+
+
+def note_export(db: Database, slug: str, format_name: str, filters: Filters, written: Written, by: str) -> None:
+    """A row of `exports`: what was handed out, when, to whom."""
     chosen = {"project": slug, "round": filters.round_number, "exclude": filters.exclude}
     row = {
-        "id": new_id(), "format": format_name, "filters_json": to_json(chosen), "up_to_seq": until,
-        "num_rows": len(rows), "left_out_json": to_json(written.left_out), "sha256": digest,
+        "id": new_id(), "format": format_name, "filters_json": to_json(chosen), "up_to_seq": written.until_seq,
+        "num_rows": written.num_rows, "left_out_json": to_json(written.left_out), "sha256": written.digest,
         "created_by": by,
         "created_at": db.now(),
     }  # fmt: skip
     with db.transaction():
         db.insert("exports", row, by)
-    return written
 
 
 def _write(path: Path, lines: list[str]) -> bytes:

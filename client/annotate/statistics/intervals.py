@@ -11,6 +11,7 @@ import numpy as np
 Z95 = 1.959963984540054  # 0.975 quantile of the normal distribution
 NUM_BOOTSTRAPS = 1000
 LEAST_DEFINED = 0.95  # share of resamples that must have a value before an interval is given
+LEAST_UNITS = 10  # resampled; fewer would give intervals that are too narrow, and none at all of a single one
 TOO_FEW = 20  # below so many a number is shown with a warning, or not at all
 
 
@@ -41,9 +42,11 @@ def percentile_interval(values: np.ndarray) -> Interval | None:
 
 
 def resamples(num_units: int, num: int = NUM_BOOTSTRAPS, seed: int = 0) -> np.ndarray:
-    """How often each unit is drawn in each resample, with replacement, shape (num, num_units). The same seed, the same draws."""
-    draw = np.random.default_rng(seed)
-    return draw.multinomial(num_units, np.full(num_units, 1.0 / num_units), size=num) if num_units else np.zeros((num, 0), np.int64)
+    """How often each unit is drawn in each resample, with replacement, shape (num, num_units). The same seed, the same draws.
+    Shape (0, num_units) where there are fewer than LEAST_UNITS: no interval can be read off so few."""
+    if num_units < LEAST_UNITS:
+        return np.zeros((0, num_units), np.int64)
+    return np.random.default_rng(seed).multinomial(num_units, np.full(num_units, 1.0 / num_units), size=num)
 
 
 def share_p_value(count: int, total: int, expected: float) -> float:

@@ -9,6 +9,7 @@ import json
 import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
+from datetime import UTC, datetime
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -16,6 +17,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
+from polyhead.client import Status, TrunkInfo
 from polyhead.client.annotate import accounts
 from polyhead.client.annotate.accounts import Person, csrf_token
 from polyhead.client.annotate.catalogs import NAMES, Catalog, catalog, preferred
@@ -25,8 +27,9 @@ from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignI
 from polyhead.client.annotate.turns import Turns
 from polyhead.client.annotate.web.security import SAFE_METHODS, Limits, check_csrf, check_origin
 
-PEOPLE = frozenset({"annotator", "admin"})
-ANYONE = PEOPLE | {""}  # "": nobody is signed in
+PEOPLE = frozenset({"annotator", "admin"})  # who may work
+SIGNED_IN = PEOPLE | {"adjudicator"}
+ANYONE = SIGNED_IN | {""}  # "": nobody is signed in
 
 log = logging.getLogger(__name__)
 
@@ -40,6 +43,8 @@ class Site:
     turns: Turns
     is_https: bool = False
     is_behind_proxy: bool = False
+    served: Status | None = None  # what the model server has said last; admins alone see it
+    trunk: TrunkInfo | None = None
     limits: Limits = field(default_factory=Limits)
     tabs: dict[str, str] = field(default_factory=dict)  # assignment -> the tab that works on it
     templates: Environment = field(
@@ -47,6 +52,9 @@ class Site:
             loader=PackageLoader("polyhead.client.annotate", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
     )
+
+    def __post_init__(self) -> None:
+        self.templates.filters["moment"] = moment
 
     @property
     def cookie(self) -> str:
@@ -80,6 +88,11 @@ class Site:
         if token != self.token(request):
             self.set_cookie(response, token)
         return response
+
+
+def moment(at: int | None) -> str:
+    """A time in UTC; nothing for none."""
+    return "" if at is None else f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M}"
 
 
 Handler = Callable[[Request, Site, Any], Awaitable[Response]]

@@ -30,6 +30,8 @@ async def claim(request: Request, site: Site, person: Person) -> Response:
     body = await json_body(request)
     project = projects.open_project(site.db, str(body.get("project", "")))
     _check_may_work(site, person, project)
+    if accounts.state_of(site.db, person.id) == "paused":
+        return JSONResponse({"empty": "account_paused"})
     assignment = assignments.claim(site.db, person.id, project)
     if assignment is None:
         return JSONResponse({"empty": "paused" if project.row.state != "open" or not project.round_id else "nothing_left"})

@@ -19,7 +19,7 @@ from polyhead.client.annotate import projects, rules
 from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.turns import Turns
-from polyhead.client.annotate.web import api, pages
+from polyhead.client.annotate.web import admin, api, pages
 from polyhead.client.annotate.web.access import Site
 from polyhead.client.annotate.web.security import Secure
 
@@ -31,7 +31,7 @@ def make_app(db: Database, client: AsyncClient, *, is_https: bool = False, is_be
     model = Model(client)
     site = Site(db, model, Turns(db, model), is_https, is_behind_proxy)
     static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate"))) / "static"), name="static")
-    routes: list[BaseRoute] = [*pages.ROUTES, *api.ROUTES, static, *pages.LAST]
+    routes: list[BaseRoute] = [*pages.ROUTES, *api.ROUTES, *admin.ROUTES, static, *pages.LAST]
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
@@ -39,7 +39,8 @@ def make_app(db: Database, client: AsyncClient, *, is_https: bool = False, is_be
         rule_sets: dict[str, str] = {}
 
         async def took(status: Status) -> None:
-            _bind_rounds(db, status)
+            site.served, site.trunk = status, await model.trunk()
+            _bind_rounds(site)
             await _read_rules(site, rule_sets)
 
         watching = asyncio.create_task(model.keep_watching(took))
@@ -55,10 +56,11 @@ def make_app(db: Database, client: AsyncClient, *, is_https: bool = False, is_be
     return Secure(app, is_https=is_https)
 
 
-def _bind_rounds(db: Database, status: Status) -> None:
+def _bind_rounds(site: Site) -> None:
     """A round that was opened while no server answered notes what is served as soon as one does."""
-    for row in db.all("SELECT id FROM rounds WHERE closed_at IS NULL AND generation IS NULL"):
-        projects.bind_round(db, row.id, status)
+    assert site.served is not None
+    for row in site.db.all("SELECT id FROM rounds WHERE closed_at IS NULL AND generation IS NULL"):
+        projects.bind_round(site.db, row.id, site.served, site.trunk)
 
 
 async def _read_rules(site: Site, read: dict[str, str]) -> None:

@@ -15,7 +15,7 @@ from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.catalogs import NAMES
 from polyhead.client.annotate.problems import Forbidden, NotThere
 from polyhead.client.annotate.projects import OpenProject
-from polyhead.client.annotate.web.access import ANYONE, PEOPLE, Site, locale_of, route, words_of
+from polyhead.client.annotate.web.access import ANYONE, PEOPLE, SIGNED_IN, Site, locale_of, route, words_of
 from polyhead.client.annotate.web.security import address_of
 
 SIGN_INS_A_MINUTE = 5
@@ -79,6 +79,8 @@ async def home(request: Request, site: Site, person: Person) -> Response:
     """A card a project, and the last answers."""
     if not accounts.has_consented(site.db, person.id):
         return RedirectResponse("/consent", 303)
+    if person.role == "adjudicator":
+        return RedirectResponse("/admin/review", 303)
     shown = [_card(site, person, each) for each in projects.list_projects(site.db) if each.row.state in ("open", "paused")]
     return site.page(request, "home.html", person, projects=shown, last=_last(site, person))
 
@@ -97,9 +99,8 @@ async def task_page(request: Request, site: Site, person: Person) -> Response:
     words = words_of(request, person)
     shown = state.shown_project(project, person.locale)
     guidelines = project.config.words(project.config.guidelines, person.locale)
-    return site.page(
-        request, "task.html", person, project=shown, guidelines=guidelines, words=json.dumps(dict(words.words), ensure_ascii=False)
-    )
+    own = {key: text for key, text in words.words.items() if not key.startswith("admin.")}
+    return site.page(request, "task.html", person, project=shown, guidelines=guidelines, words=json.dumps(own, ensure_ascii=False))
 
 
 async def me_page(request: Request, site: Site, person: Person) -> Response:
@@ -162,18 +163,18 @@ async def _gone(request: Request, site: Site, person: Person | None) -> Response
 
 
 ROUTES: list[Route] = [
-    route("/", home, PEOPLE),
+    route("/", home, SIGNED_IN),
     route("/i/{token}", invite_page, ANYONE),
     route("/i/{token}", accept_invite, ANYONE, ("POST",), is_form=True),
     route("/login", login_page, ANYONE),
     route("/login", login, ANYONE, ("POST",), is_form=True),
-    route("/logout", logout, PEOPLE, ("POST",), is_form=True),
-    route("/consent", consent_page, PEOPLE),
-    route("/consent", consent, PEOPLE, ("POST",), is_form=True),
+    route("/logout", logout, SIGNED_IN, ("POST",), is_form=True),
+    route("/consent", consent_page, SIGNED_IN),
+    route("/consent", consent, SIGNED_IN, ("POST",), is_form=True),
     route("/p/{slug}", guide_page, PEOPLE),
     route("/p/{slug}/task", task_page, PEOPLE),
-    route("/me", me_page, PEOPLE),
-    route("/me", save_me, PEOPLE, ("POST",), is_form=True),
+    route("/me", me_page, SIGNED_IN),
+    route("/me", save_me, SIGNED_IN, ("POST",), is_form=True),
     route("/healthz", health, ANYONE),
 ]
 LAST: list[Route] = [route("/{path:path}", _gone, ANYONE)]

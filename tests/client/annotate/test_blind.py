@@ -35,6 +35,13 @@ async def test_no_secret_is_in_any_byte_sent(site: RunningSite, monkeypatch: pyt
         await person.post("/api/reports", {"assignment_id": assignment, "candidate_id": view["candidates"][0]["id"], "text": "odd"})
         await person.get("/api/turns/none/events", 404)
         await person.get("/no/such/page", 404)
+        for route in site.app._app.routes:  # pages of the team, which hold heads and digests
+            if getattr(route, "path", "").startswith("/admin"):
+                path = route.path.replace("{slug}", "helpful").replace("{report}", "strength").replace("{", "").replace("}", "")
+                await person.get(path, 403) if "GET" in route.methods else await person.form(path, 403)
+        async with site.person("admin") as admin:
+            shown = (await admin.get("/admin/p/helpful/strength")).text
+            assert "canary-head@313131" in shown, "admins see heads: the pages above would have held secrets"
         sent = b"".join(person.received)
     stored = "".join(str(row.columns) for row in site.db.all("SELECT * FROM candidates"))
     for secret in SECRETS:

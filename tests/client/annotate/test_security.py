@@ -24,22 +24,25 @@ def routes(site: RunningSite) -> list[Any]:
 
 
 async def test_every_route_refuses_those_it_is_not_for(site: RunningSite) -> None:
-    """No route without roles; a visitor gets to no other page than the listed ones, an annotator to none of an admin's."""
-    async with site.visitor() as visitor, site.person() as annotator:
+    """No route without roles; a visitor gets to no other page than the listed ones, an annotator to none of an admin's, an adjudicator
+    to disagreements alone."""
+    async with site.visitor() as visitor, site.person() as annotator, site.person("adjudicator") as adjudicator:
         for route in routes(site):
             allowed = route.allow
             assert allowed, route.path
             assert ("" in allowed) == (route.path in OPEN_TO_ALL), route.path
             path = re.sub(r"\{\w+(:\w+)?\}", "x", route.path)
             method = next(iter(route.methods - {"HEAD"}))
-            headers = {"sec-fetch-site": "same-origin", "x-csrf-token": annotator.csrf}
             if "" not in allowed:
                 answer = await visitor.http.request(method, path)
                 assert answer.status_code in (303, 401, 403), (path, answer.status_code)
                 assert answer.status_code != 303 or answer.headers["location"] == "/login", path
-            if "annotator" not in allowed:
-                answer = await annotator.http.request(method, path, headers=headers, data={"csrf": annotator.csrf})
-                assert answer.status_code == 403, path
+            assert ("annotator" in allowed) != path.startswith("/admin"), path
+            for role, person in (("annotator", annotator), ("adjudicator", adjudicator)):
+                if role not in allowed:
+                    headers = {"sec-fetch-site": "same-origin", "x-csrf-token": person.csrf}
+                    answer = await person.http.request(method, path, headers=headers, data={"csrf": person.csrf})
+                    assert answer.status_code == 403, (role, path)
 
 
 @pytest.mark.parametrize(
@@ -164,7 +167,7 @@ async def test_no_secret_is_stored_as_it_is(site: RunningSite) -> None:
 
 def test_templates_have_no_inline_script_or_style() -> None:
     """The content security policy would refuse them; a template that has one looks right until a browser opens it."""
-    for path in (STATIC / "templates").glob("*.html"):
+    for path in (STATIC / "templates").rglob("*.html"):
         text = path.read_text(encoding="utf-8")
         assert not re.search(r"<style|\sstyle=|\son\w+=|javascript:", text), path.name
         assert all("src=" in tag for tag in re.findall(r"<script[^>]*>", text)), path.name

@@ -130,5 +130,12 @@ def test_ties_count_half_and_an_unbeaten_contestant_is_left_out() -> None:
     assert bradley_terry([]).fitted == []
 
 
+def test_few_units_have_no_interval() -> None:
+    """Resamples of one dialogue are all the same: its interval had no width, as if it were certain."""
+    one = [Comparison("only", "a", "b", 1.0), Comparison("only", "a", "b", 0.0)]
+    assert [each.interval for each in bradley_terry(one).fitted] == [None, None]
+    assert alpha_with_interval(UNITS[:5]).interval is None
+
+
 def test_the_same_comparisons_give_the_same_intervals() -> None:
     assert bradley_terry(games(), num=50) == bradley_terry(games(), num=50)

@@ -1,0 +1,13 @@
+"""What the team sees: how a project goes, what its answers are worth, who works in it. Knows heads and digests; no page of people who judge
+imports from here.
+
+    tables.py        a table as pages and CSV files show it
+    units.py         answers about the same thing, made comparable
+    progress.py      how much is done, and what was left out of it, by reason
+    agreement.py     do people agree?
+    bias.py          do slots, lengths and languages decide?
+    strengths.py     which head is better, and how sure is that?
+    people.py        who works how; invites
+    rounds.py        projects' states and rounds; what is served now against what was served then
+    adjudication.py  a second look at what people disagree about
+"""

@@ -1,0 +1,113 @@
+"""Projects and rounds as the team runs them: states, versions, and what is served now against what a round began with."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from difflib import unified_diff
+from itertools import pairwise
+from typing import Any
+
+from polyhead.client.annotate import projects
+from polyhead.client.annotate.config import from_json
+from polyhead.client.annotate.database import Database, Row
+from polyhead.client.annotate.problems import Invalid
+
+STATES = ("open", "paused", "closed")
+_DAY_MS = 86_400_000
+
+
+@dataclass(frozen=True)
+class Overview:
+    """One line of the first page."""
+
+    project: Row
+    title: str
+    round: Row | None  # the open one
+    num_answers: int
+    num_today: int
+    num_people: int
+    num_reports: int
+    changes: str  # of heads since the round began: "policy 3 → 4"
+
+
+def overview(db: Database, active: Mapping[str, int] | None, locale: str) -> list[Overview]:
+    """All projects, drafts too. `active`: what is served now; None while the server does not answer."""
+    return [_overview(db, row, active, locale) for row in db.all("SELECT * FROM projects ORDER BY slug")]
+
+
+def rounds_of(db: Database, project_id: str) -> Sequence[Row]:
+    """The newest first, with their answers counted."""
+    return db.all(
+        "SELECT r.*, (SELECT count(*) FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN items i ON i.id = a.item_id"
+        " WHERE i.round_id = r.id AND n.state = 'current') AS answers FROM rounds r WHERE r.project_id = ? ORDER BY r.number DESC",
+        project_id,
+    )
+
+
+def versions_of(db: Database, project_id: str) -> list[tuple[Row, str]]:
+    """(version, what it changed against the one before), the newest first."""
+    rows = db.all("SELECT * FROM project_versions WHERE project_id = ? ORDER BY version", project_id)
+    texts = ["", *(config_text(row.json("config")) for row in rows)]
+    changed = ["\n".join(_changes(before, after)) for before, after in pairwise(texts)]
+    return list(zip(rows, changed, strict=True))[::-1]
+
+
+def config_text(config: dict[str, Any]) -> str:
+    """A configuration as lines, in the order of its keys."""
+    return json.dumps(config, ensure_ascii=False, indent=1, sort_keys=True)
+
+
+def set_state(db: Database, slug: str, state: str, by: str) -> None:
+    """`paused` and `closed` hand out nothing; what is under way may be finished."""
+    if state not in STATES:
+        raise Invalid(f"must be one of {', '.join(STATES)}", field="state")
+    project = projects.find_project(db, slug)
+    with db.transaction():
+        if project.state != state:
+            db.change("projects", project.id, {"state": state}, by)
+        if state == "closed":
+            projects.close_round(db, project, by)
+
+
+def heads_in_words(heads: Mapping[str, int] | None) -> str:
+    return ", ".join(f"{name}@{version}" for name, version in sorted((heads or {}).items()))
+
+
+def changes_between(before: Mapping[str, int] | None, now: Mapping[str, int] | None, names: Sequence[str]) -> str:
+    """Of the heads that a project names: "policy 3 → 4"; "" where nothing has changed, or nothing is known."""
+    if before is None or now is None:
+        return ""
+    used = {name.partition("@")[0] for name in names if "@" not in name}
+    moved = [name for name in sorted(used) if name in before and before[name] != now.get(name)]
+    return ", ".join(f"{name} {before[name]} → {now.get(name, '–')}" for name in moved)
+
+
+def _overview(db: Database, row: Row, active: Mapping[str, int] | None, locale: str) -> Overview:
+    text = db.value("SELECT config_json FROM project_versions WHERE project_id = ? ORDER BY version DESC", row.id)
+    config = from_json(json.loads(text))
+    current = db.one("SELECT * FROM rounds WHERE project_id = ? AND closed_at IS NULL", row.id)
+    counts = db.one(
+        "SELECT count(*) AS answers, coalesce(sum(n.received_at > ?2), 0) AS today, count(DISTINCT a.account_id) AS people"
+        " FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN items i ON i.id = a.item_id JOIN rounds r ON r.id = i.round_id"
+        " WHERE r.project_id = ?1 AND n.state = 'current'",
+        row.id, db.now() - db.now() % _DAY_MS,
+    )  # fmt: skip
+    num_reports = db.value(
+        "SELECT count(*) FROM reports o JOIN items i ON i.id = o.item_id JOIN rounds r ON r.id = i.round_id"
+        " WHERE r.project_id = ? AND o.state = 'open'",
+        row.id,
+    )
+    assert counts is not None
+    changes = changes_between(current.json("heads"), active, config.head_names) if current is not None else ""
+    title = config.words(config.title, locale) or config.slug
+    return Overview(row, title, current, counts.answers, counts.today, counts.people, num_reports, changes)
+
+
+def _changes(before: str, after: str) -> list[str]:
+    """Changed lines alone; of a first version nothing."""
+    if not before:
+        return []
+    lines = list(unified_diff(before.splitlines(), after.splitlines(), n=0, lineterm=""))
+    return [line for line in lines[2:] if not line.startswith("@@")]
