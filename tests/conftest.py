@@ -5,6 +5,7 @@ Nothing heavy is imported before a test asks for it.
 
 from __future__ import annotations
 
+import gc
 import os
 import subprocess
 import sys
@@ -52,6 +53,12 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     items.sort(key=start_order)
+
+
+def pytest_collection_finish() -> None:
+    """What is imported and collected stays: a collection in a test need not look at a million objects of libraries."""
+    gc.collect()
+    gc.freeze()
 
 
 def pytest_ignore_collect(collection_path: Path, config: pytest.Config) -> bool | None:

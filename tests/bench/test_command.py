@@ -20,14 +20,15 @@ from polyhead.client.bench.plan import MEASURES, BadPlan, Plan, chosen, flags_of
 from polyhead.client.bench.results import Row
 from polyhead.client.bench.runner import Notebook
 from polyhead.client.bench.session import Session
+from tests.e2e.forked import finished
 
-COMMAND = [sys.executable, "-m", "polyhead.client.cli.main", "bench"]
+REAL_COMMAND = [sys.executable, "-m", "polyhead.client.cli.main", "bench"]
+COMMAND = [sys.executable, "-m", "tests.bench.forked_command", "bench"]
 TINY_SERVER = "--split-layer 2 --cache-bytes 32000000"
 
 
 def run(*arguments: str, **environment: str) -> subprocess.CompletedProcess[str]:
-    env = {**os.environ, **environment}
-    return subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=250, check=False, env=env)
+    return finished([*COMMAND, *arguments], **environment)
 
 
 def last_line(done: subprocess.CompletedProcess[str]) -> Any:
@@ -67,7 +68,7 @@ def test_quality_growth_and_the_same_bits(tiny_model: Path, tmp_path: Path) -> N
 
 
 def test_a_soak_ends_with_a_verdict(tiny_model: Path) -> None:
-    result = last_line(run("--quick", "--soak", "0.1", "--peers", "none", "--model", str(tiny_model)))
+    result = last_line(run("--quick", "--soak", "0.05", "--peers", "none", "--model", str(tiny_model)))
     row, pace = result["rows"]
     verdicts = {check["goal"].split(":")[0]: check for check in row["checks"]}
     assert verdicts["failed calls"]["reached"] == 0
@@ -107,7 +108,7 @@ def test_transformers_is_measured_beside_ours(tiny_model: Path) -> None:
 def test_an_interrupted_run_prints_what_it_has_and_leaves_nothing(tiny_model: Path) -> None:
     """SIGTERM as well as Ctrl-C: the row that was done, JSON in the last line, no server and no worker behind."""
     arguments = ["--quick", "--only", "P3,P9", "--peers", "transformers", "--model", str(tiny_model)]
-    process = subprocess.Popen([*COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    process = subprocess.Popen([*REAL_COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
         if "measuring P9" in line:

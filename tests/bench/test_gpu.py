@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import subprocess
 import sys
 from collections.abc import Callable
 from dataclasses import replace
@@ -30,6 +29,7 @@ from polyhead.server.engine.layers.linears import Quantization
 from polyhead.server.engine.layers.torch.attention import TorchAttention
 from polyhead.server.engine.work.batch import HeadRun, TrunkRun
 from polyhead.server.engine.work.sequence import TokenSequence
+from tests.e2e.forked import finished
 
 COMMAND = [sys.executable, "-m", "polyhead.client.cli.main", "bench-gpu"]
 CPU = torch.device("cpu")
@@ -41,7 +41,7 @@ def test_the_whole_command_on_a_tiny_shape(tmp_path: Path) -> None:
     """Every measure has numbers, in the table and in the JSON; exactness is among the checks, and met."""
     file = tmp_path / "gpu.json"
     arguments = ["--shape", "tiny", "--device", "cpu", "--runs", "1", "--json", str(file)]
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=250, check=False)
+    done = finished([*COMMAND, *arguments])
     assert done.returncode == 0, done.stdout + done.stderr
     result = json.loads(done.stdout.splitlines()[-1])
     assert json.loads(file.read_text(encoding="utf-8")) == result
@@ -115,7 +115,7 @@ def test_a_measure_that_fails_is_a_row_that_says_so() -> None:
     ],
 )
 def test_what_cannot_be_measured_is_said(arguments: list[str], said: str) -> None:
-    done = subprocess.run([*COMMAND, *arguments], capture_output=True, text=True, timeout=60, check=False)
+    done = finished([*COMMAND, *arguments])
     assert done.returncode == 2
     assert said in done.stderr
 

@@ -1,6 +1,6 @@
 """Server processes without the imports: `polyhead serve` forked off a process that has imported torch and transformers already.
 
-A start takes 10 seconds of CPU otherwise, 9 of them for imports, and the tests start a hundred servers. What is forked is a process of
+A start takes 10 seconds of CPU otherwise, 0.4 here, and the tests start a hundred servers. What is forked is a process of
 its own that runs the command line from its first line on: its arguments, environment, signals, exit status and end are those of a server
 that a person starts. Tests of the start itself, of memory and of the embedded model run the real command (`local_server`).
 """
@@ -10,6 +10,7 @@ from __future__ import annotations
 import array
 import atexit
 import contextlib
+import gc
 import json
 import os
 import runpy
@@ -18,10 +19,12 @@ import signal
 import socket
 import subprocess
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import Any
+from typing import IO, Any
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "polyhead.client.cli.main"
@@ -30,18 +33,39 @@ _parents: list[tuple[int, socket.socket]] = []  # this process's own, with its p
 
 
 class ForkedServer:
-    """What tests use of `subprocess.Popen`, for a server that is a grandchild of the process with the imports."""
+    """What tests use of `subprocess.Popen`, for a process that is a grandchild of the one with the imports."""
 
-    def __init__(self, command: Sequence[str], **pipes: Any) -> None:
-        assert command[:3] == [sys.executable, "-m", COMMAND], command
-        assert pipes == {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}, pipes
-        (output, output_end), (errors, errors_end), (self._status, status_end) = os.pipe(), os.pipe(), os.pipe()
-        request = json.dumps({"arguments": list(command[3:]), "environment": dict(os.environ), "folder": os.getcwd()}).encode()
-        fds = [output_end, errors_end, status_end]
-        _parent().sendmsg([request], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, array.array("i", fds))])
+    def __init__(
+        self,
+        command: Sequence[str],
+        *,
+        stdin: int | None = None,
+        stdout: int = subprocess.PIPE,
+        stderr: int | IO[bytes] = subprocess.PIPE,
+        text: bool = False,
+        env: Mapping[str, str] | None = None,
+        start_new_session: bool = False,
+    ) -> None:
+        assert command[0] == sys.executable, command
+        assert stdout == subprocess.PIPE
+        encoding = {"mode": "r", "encoding": "utf-8"} if text else {"mode": "rb"}
+        (input_end, given), (output, output_end), (self._status, status_end) = os.pipe(), os.pipe(), os.pipe()
+        self.stdin = os.fdopen(given, "wb")
+        self.stdout = os.fdopen(output, **encoding)
+        if isinstance(stderr, int):
+            errors, errors_end = os.pipe()
+            self.stderr = os.fdopen(errors, **encoding)
+        else:
+            self.stderr, errors_end = None, os.dup(stderr.fileno())
+        if stdin is None:
+            self.stdin.close()
+        environment = dict(os.environ if env is None else env)
+        request = {"command": command[1:], "environment": environment, "folder": os.getcwd(), "is_leader": start_new_session}
+        parent, fds = _parent(), [input_end, output_end, errors_end, status_end]
+        rights = array.array("i", [*fds, parent.fileno()])
+        parent.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         for fd in fds:
             os.close(fd)
-        self.stdout, self.stderr = os.fdopen(output, encoding="utf-8"), os.fdopen(errors, encoding="utf-8")
         self.returncode: int | None = None
         self.pid = int(self._read_status())
 
@@ -67,8 +91,9 @@ class ForkedServer:
         return self.returncode
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
-        """What is left on its stdout and stderr, when it has ended. A server writes no more to stdout than a pipe holds."""
-        errors, output = ("" if file.closed else file.read() for file in (self.stderr, self.stdout))
+        """What is left on its stdout and stderr, when it has ended."""
+        with ThreadPoolExecutor(2) as readers:  # one alone could fill its pipe while the other is read
+            output, errors = readers.map(lambda file: "" if file.closed else file.read(), (self.stdout, self.stderr))
         self.wait(timeout)
         self.stdout.close()
         self.stderr.close()
@@ -95,16 +120,25 @@ def _for_the_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
 _OF_THE_PARENT = _for_the_interpreter(os.environ)
 
 
-def kind_of_start() -> type[ForkedServer] | type[subprocess.Popen[str]]:
+def kind_of_start(environment: Mapping[str, str] = os.environ) -> type[ForkedServer] | type[subprocess.Popen[str]]:
     """A fork, unless a test has set what only a new process reads."""
-    return ForkedServer if _for_the_interpreter(os.environ) == _OF_THE_PARENT else subprocess.Popen
+    return ForkedServer if _for_the_interpreter(environment) == _OF_THE_PARENT else subprocess.Popen
 
 
-def start(command: Sequence[str], **pipes: Any) -> ForkedServer | subprocess.Popen[str]:
-    return kind_of_start()(command, **pipes)
+def start(command: Sequence[str], **options: Any) -> ForkedServer | subprocess.Popen[str]:
+    kind: Any = kind_of_start(options.get("env") or os.environ) if command[0] == sys.executable else subprocess.Popen
+    return kind(command, **options)  # type: ignore[no-any-return]
 
 
-FORKED = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired)  # in place of `subprocess`
+def finished(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
+    """As `subprocess.run` for a command of ours, text captured."""
+    process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
+    output, errors = process.communicate()
+    return subprocess.CompletedProcess(command, process.wait(), output, errors)
+
+
+FORKED = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired, run=subprocess.run)
+"""In place of `subprocess`."""
 
 
 def _parent() -> socket.socket:
@@ -130,12 +164,17 @@ def _import_what_a_server_needs() -> None:
     import polyhead.client.cli.app
     import polyhead.server.process.card
     import polyhead.server.process.lifecycle  # noqa: F401
+    from polyhead.server.engine.compiled.region import region
+
+    region()  # machine code of the layers: 0.4 s from the disk, a minute where nobody has compiled yet
+    gc.collect()
+    gc.freeze()  # a collection in each server would look at all of the libraries' objects, and copy the pages that they lie on
 
 
 def _fork_servers(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
     """Fork for each request until the tests have ended. Returns in a server's process, with its request, and nowhere else."""
     while True:
-        message, fds, _, _ = socket.recv_fds(requests, MOST_BYTES, 3)
+        message, fds, _, _ = socket.recv_fds(requests, MOST_BYTES, 5)
         if not message:
             sys.exit()
         if not os.fork():
@@ -152,34 +191,46 @@ def _fork_servers(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
 
 def _report(pid: int, fds: list[int]) -> None:
     """In the server's own parent: say its process id, wait for its end, say its exit status."""
-    for fd in (0, 1, 2, *fds[:2]):
+    given, output, errors, own, parent = fds
+    for fd in (0, 1, 2, given, output, errors, parent):
         os.close(fd)
-    os.write(fds[2], b"%d\n" % pid)
+    os.write(own, b"%d\n" % pid)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(BrokenPipeError):
-        os.write(fds[2], b"%d\n" % os.waitstatus_to_exitcode(status))
+        os.write(own, b"%d\n" % os.waitstatus_to_exitcode(status))
     os._exit(0)
 
 
-def _become(request: dict[str, Any], fds: list[int]) -> None:
-    """What a new process of this command finds."""
-    os.dup2(fds[0], 1)
-    os.dup2(fds[1], 2)
-    for fd in fds:
+def _become(request: dict[str, Any], fds: list[int]) -> Callable[[], object]:
+    """What a new process of this command finds; what it runs."""
+    if request["is_leader"]:
+        os.setsid()
+    for fd, number in zip(fds, (0, 1, 2), strict=False):
+        os.dup2(fd, number)
+    for fd in fds[:4]:
         os.close(fd)
     signal.signal(signal.SIGINT, signal.default_int_handler)
     os.chdir(request["folder"])
     os.environ.clear()
     os.environ.update(request["environment"])
-    sys.argv = [COMMAND, *request["arguments"]]
     from polyhead.heads.store import failpoints
+    from tests.e2e import forked
 
     failpoints.arm_from(os.environ)  # done at its import otherwise
+    forked._parents[:] = [(os.getpid(), socket.socket(fileno=fds[4]))]  # for processes that this one starts
+    match request["command"]:
+        case ["-m", module, *arguments]:
+            sys.argv = [module, *arguments]
+            return partial(runpy.run_module, module, run_name="__main__", alter_sys=True)
+        case [script, *arguments]:
+            sys.argv = [script, *arguments]
+            sys.path.insert(0, str(Path(script).parent))
+            return partial(runpy.run_path, script, run_name="__main__")
+    raise AssertionError(request["command"])
 
 
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests and the servers
     own = socket.socket(fileno=int(sys.argv[1]))
     _import_what_a_server_needs()
-    _become(*_fork_servers(own))
-    runpy.run_module(COMMAND, run_name="__main__", alter_sys=True)
+    _become(*_fork_servers(own))()

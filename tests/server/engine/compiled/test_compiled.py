@@ -6,14 +6,11 @@ On processors with fewer instructions than this one, other ones are chosen: each
 from __future__ import annotations
 
 import os
-import subprocess
-import sys
 from collections.abc import Iterator
 from itertools import pairwise
 from pathlib import Path
 from types import SimpleNamespace
 
-import llvmlite.binding as llvm
 import numpy as np
 import pytest
 import torch
@@ -29,6 +26,7 @@ from polyhead.server.engine.compiled.region import region
 from polyhead.server.engine.compiled.stack import CompiledAttention, CompiledKit, CompiledStack
 from polyhead.server.engine.layers.hadamard import spread
 from polyhead.server.engine.layers.plan import Segment, StepPlan
+from tests.server.engine.compiled.processors import OTHER_PROCESSORS, pretending, run_python
 
 SHARES = {False: 5e-6, True: 0.03}  # of a product's size, by whether it is in int8
 SIZES = ((48, 64), (45, 66), (576, 1536))
@@ -283,47 +281,23 @@ def test_a_number_that_is_not_finite_reaches_no_earlier_token(
         assert not found[place:].isfinite().any()
 
 
-NO_AMX = {"amx-int8": False, "amx-tile": False, "amx-bf16": False}  # LLVM knows tiles by any of them
-OTHER_PROCESSORS: dict[str, dict[str, bool]] = {
-    "avx512 without amx": NO_AMX,
-    "avx512 without vnni": {"avx512vnni": False},
-    "avx2": NO_AMX | {"avx512vnni": False, "avx512bw": False},
-    "neither": NO_AMX | {"avx512vnni": False, "avx512bw": False, "avx2": False, "f16c": False},
-}
-
-
+@pytest.mark.long
 @pytest.mark.parametrize("threads", [THREADS[0]], indirect=True)
 @pytest.mark.parametrize("name", OTHER_PROCESSORS)
 def test_other_processors(name: str) -> None:
-    """The same tests in a process that believes to run on less. What this processor lacks itself cannot be switched on."""
-    there = llvm.get_host_cpu_features()
-    if not any(there.get(feature) for feature in OTHER_PROCESSORS[name]):
-        pytest.skip("this processor is such a one: the tests have run on it already")
-    run_here(
-        "import llvmlite.binding as llvm\n"
-        "there = llvm.get_host_cpu_features()\n"
-        f"there.update({OTHER_PROCESSORS[name]!r})\n"
-        "llvm.get_host_cpu_features = lambda: there\n"
-    )
+    """The same tests in a process that believes to run on less: all is compiled again for it. `test_tiles` tries what differs."""
+    run_here(pretending(name), "not test_other and not team")
 
 
 @pytest.mark.parametrize("threads", [THREADS[0]], indirect=True)
 def test_a_team_smaller_than_asked_for() -> None:
-    """OpenMP may give fewer threads; their share of the work is not left undone."""
-    run_here("", OMP_THREAD_LIMIT="1")
+    """OpenMP may give fewer threads; their share of the work is not left undone: one test of each kind of job."""
+    kinds = ("products", "gate_and_up", "norm", "silu", "in_any_company", "are_packed", "(attention and 9-3-64)", "both_ways", "looked_up")
+    run_here("", " or ".join(kinds), OMP_THREAD_LIMIT="1")
 
 
-def run_here(before: str, **environment: str) -> None:
+def run_here(before: str, selection: str, **environment: str) -> None:
     """This file's other tests and those of the sampler, on three threads, in a process of their own."""
     files = [__file__, str(Path(__file__).parents[1] / "layers" / "test_sampler.py")]
-    run = f"import sys, pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{files!r}, '-k', 'not test_other and not team']))\n"
-    root = Path(__file__).resolve().parents[4]
-    done = subprocess.run(
-        [sys.executable, "-W", "ignore", "-c", before + run],
-        cwd=root,
-        env=os.environ | {"COMPILED_TEST_THREADS": "3"} | environment,
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    assert done.returncode == 0, done.stdout[-3000:] + done.stderr[-2000:]
+    run = f"import sys, pytest\nsys.exit(pytest.main(['-q', '-p', 'no:cacheprovider', *{files!r}, '-k', {selection!r}]))\n"
+    run_python(before + run, **{"COMPILED_TEST_THREADS": "3", **environment})
