@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import contextlib
 import json
+import signal
 import subprocess
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from polyhead.client.errors import Unavailable
 
@@ -33,8 +35,32 @@ class LocalServer:
 def local_server(arguments: Sequence[str] = (), on_log: Callable[[str], None] = lambda line: None) -> Iterator[LocalServer]:
     """Run `polyhead serve ARGUMENTS` on free ports until the block is left. `on_log` gets each line of its log, in a thread.
 
-    Raises Unavailable if the process ends before it is ready.
+    Raises Unavailable if the process ends before it is ready. SIGTERM leaves the block by SystemExit, unless the caller handles it.
     """
+    with _leaving_on_sigterm(), _server(arguments, on_log) as server:
+        yield server
+
+
+@contextlib.contextmanager
+def _leaving_on_sigterm() -> Iterator[None]:
+    """A process that SIGTERM ends on the spot would leave its server running."""
+    is_main = threading.current_thread() is threading.main_thread()
+    if not is_main or signal.getsignal(signal.SIGTERM) is not signal.SIG_DFL:
+        yield
+        return
+    signal.signal(signal.SIGTERM, _leave)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, signal.SIG_DFL)
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
+
+
+@contextlib.contextmanager
+def _server(arguments: Sequence[str], on_log: Callable[[str], None]) -> Iterator[LocalServer]:
     command = [
         sys.executable,
         "-m",

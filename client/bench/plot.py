@@ -34,13 +34,15 @@ class Panel:
     is_log_x: bool = False
 
 
-def svg(panels: Sequence[Panel]) -> str:
-    """The panels side by side."""
-    width = WIDTH * len(panels)
+def svg(panels: Sequence[Panel], columns: int = 0) -> str:
+    """The panels side by side, `columns` in a row; 0: all in one."""
+    columns = min(columns, len(panels)) or len(panels)
+    width, height = WIDTH * columns, HEIGHT * math.ceil(len(panels) / columns)
     style = f'font-family="system-ui, sans-serif" font-size="11" fill="{INK}"'
-    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {HEIGHT}" width="{width}" height="{HEIGHT}" {style}>']
+    parts = [f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {width} {height}" width="{width}" height="{height}" {style}>']
     for index, panel in enumerate(panels):
-        parts += [f'<g transform="translate({index * WIDTH} 0)">', *_panel(panel), "</g>"]
+        row, column = divmod(index, columns)
+        parts += [f'<g transform="translate({column * WIDTH} {row * HEIGHT})">', *_panel(panel), "</g>"]
     return "\n".join([*parts, "</svg>"]) + "\n"
 
 

@@ -38,12 +38,26 @@ class Arm:
         if source == "heads":
             rule = RULE if self.rule_weight else ""
             liked = PREFERENCE if self.preference_weight else ""
-            return HeadsReward(liked, rule, (judges.RULE,), self.preference_weight, 2 * self.rule_weight)
+            return WatchedHeads(liked, rule, (judges.RULE,), self.preference_weight, 2 * self.rule_weight)
 
         def judge(prompt: Prompt, text: str) -> float:
             return self.preference_weight * judges.preference(text) / spread + self.rule_weight * (not judges.is_broken(text))
 
-        return JudgeReward(judge, f"{self.name}, spread {spread:.6f}")
+        return WatchedJudge(judge, f"{self.name}, spread {spread:.6f}")
+
+
+class WatchedHeads(HeadsReward):
+    """Learned heads reward, and the judges look on: what the policy does to those shows where it goes beyond what the heads know."""
+
+    def parts(self, prompt: Prompt, sample: Sample) -> dict[str, float]:
+        return super().parts(prompt, sample) | judges.verdicts(sample.text)
+
+
+class WatchedJudge(JudgeReward):
+    """The judges reward; each of their verdicts is kept beside the sum."""
+
+    def parts(self, prompt: Prompt, sample: Sample) -> dict[str, float]:
+        return super().parts(prompt, sample) | judges.verdicts(sample.text)
 
 
 ARMS = (Arm("preference", 1.0, 0.0), Arm("rule", 0.0, 2.0), Arm("mix", 1.0, 2.0))

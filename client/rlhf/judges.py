@@ -29,3 +29,8 @@ def is_broken(text: str) -> bool:
 def is_kept_and_preferred(text: str) -> bool:
     """The corner: the rule kept, and at least two of the words that are liked."""
     return preference(text) >= 2 and not is_broken(text)
+
+
+def verdicts(text: str) -> dict[str, float]:
+    """All three, as numbers to take the mean of."""
+    return {"liked": preference(text), "broken": float(is_broken(text)), "kept and liked": float(is_kept_and_preferred(text))}

@@ -49,8 +49,13 @@ def measure(
 ) -> Measure:
     """`base` are the base policy's replies to the same questions."""
     samples = sample(client, head, questions, n, heads, tokens)
+    return of_samples(samples, base, heads, shown_replies(client, head, questions, tokens))
+
+
+def shown_replies(client: Client, head: str, questions: Sequence[str], tokens: int) -> list[str]:
+    """To the first three questions, at a temperature where the model makes more sense."""
     shown = client.generate([ask(question) for question in questions[:3]], head=head, temperature=0.7, seed=1, max_new_tokens=tokens)
-    return of_samples(samples, base, heads, [" ".join(each.text.split()) for each in shown])
+    return [" ".join(each.text.split()) for each in shown]
 
 
 def of_samples(samples: Sequence[Sample], base: Sequence[Sample], heads: Sequence[str], replies: list[str]) -> Measure:

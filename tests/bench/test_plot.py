@@ -7,7 +7,7 @@ from xml.etree import ElementTree
 
 import pytest
 
-from polyhead.client.bench.plot import Line, Panel, label, nice_ticks, svg
+from polyhead.client.bench.plot import HEIGHT, WIDTH, Line, Panel, label, nice_ticks, svg
 
 NAMESPACE = {"svg": "http://www.w3.org/2000/svg"}
 
@@ -46,3 +46,9 @@ def test_an_empty_panel_is_no_error() -> None:
 
 def test_labels_are_short() -> None:
     assert [label(each) for each in (0.0, 0.05, 12.0, 4096.0)] == ["0", "0.05", "12", "4 096"]
+
+
+def test_panels_in_rows() -> None:
+    drawn = svg([Panel(name, "x", "y", []) for name in "abc"], columns=2)
+    assert f'viewBox="0 0 {2 * WIDTH} {2 * HEIGHT}"' in drawn
+    assert [f'translate({x} {y})"' in drawn for x, y in ((0, 0), (WIDTH, 0), (0, HEIGHT))] == [True] * 3

@@ -10,8 +10,8 @@ import pytest
 
 from polyhead.client import Client
 from polyhead.client.rlhf import judges
-from polyhead.client.rlhf.page import page, plots
-from polyhead.client.rlhf.rlhf import Story, _options, _write_page
+from polyhead.client.rlhf.page import page, plots, table
+from polyhead.client.rlhf.rlhf import Story, _command, _options, _write_page
 from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
 
@@ -56,6 +56,27 @@ def test_a_whole_run_and_its_page(tmp_path: Path) -> None:
         print(f"trainer's tensors {arm['memory']['trainer']:.2f} MiB, whole models' {arm['memory']['whole_models']:.2f} MiB")
     _write_page(tmp_path / "docs/guides/rlhf.md", results, "make rlhf")  # makes its folders
     assert (tmp_path / "docs/images/rlhf-rounds.svg").read_text() == plots(results)
-    text = page(results, "make rlhf", "a machine")
+    text = page({**results, "note": "It was shared."}, "make rlhf", "a machine")
     assert all(f"| RL: {name} |" in text for name in results["arms"])
-    assert plots(results).count("<svg") == 1
+    assert all(f"- {name}: *" in text for name in ("base", *results["arms"]))
+    assert "It was shared." in text
+    assert "preference head" not in text
+    assert max(map(len, text.splitlines())) <= 160
+    assert results["arms"]["mix"]["rounds"][0]["parts"].keys() == {"judge", "liked", "broken", "kept and liked"}
+    with_heads = {**results, "learned": None, "base": {**results["base"], "head_preference": 0.5, "head_broken": 0.25}}
+    with_heads["arms"] = {}
+    assert "| 0.50 | 0.25 |" in table(with_heads)
+
+
+def test_learned_heads_have_plots_beside_the_judges() -> None:
+    """A head's number may fall below the first round's; arms that do not read a head have no line of it."""
+    parts = [{"liked": 1.0, "broken": 0.5, "kept and liked": 0.0, "preference": number} for number in (0.2, 1.4, -0.3)]
+    rounds = [{"number": index + 1, "kl": -0.01, "parts": each} for index, each in enumerate(parts)]
+    drawn = plots({"learned": {}, "arms": {"preference": {"rounds": rounds}, "rule": {"rounds": [{**rounds[0], "parts": {**parts[0]}}]}}})
+    assert drawn.count("<g ") == 6
+    assert drawn.count("<circle") == 4 * 4 + 4  # the rule head is read by no arm
+
+
+def test_the_page_names_the_command_without_its_files() -> None:
+    assert _command(["--folder", "runs/a", "--page", "x.md", "--note", "Shared."]) == "make rlhf"
+    assert _command(["--reward", "heads", "--folder", "runs/a", "--rounds", "4"]) == "make rlhf ARGS='--reward heads --rounds 4'"
