@@ -371,11 +371,12 @@ class Client:
         to: int | None = None,
         *,
         expected_generation: int | None = None,
+        expected_versions: Mapping[str, int] | None = None,
         request_id: str = "",
         timeout: float | None = None,
     ) -> Generation:
-        """A new generation equal to `to` (default: the active one's parent)."""
-        request = requests.rollback(to, expected_generation, request_id)
+        """A new generation equal to `to` (default: the active one's parent). Raises Conflict as `activate` does."""
+        request = requests.rollback(to, expected_generation, expected_versions, request_id)
         response = self._connection.unary(lambda stubs: stubs.heads.RollbackHeads, request, timeout or self._timeout)
         return convert.generation(response.generation)
 

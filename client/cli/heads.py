@@ -29,6 +29,9 @@ _KIND_HELP = "policy, preference, rule or value. Default: as the folder says, el
 _TO_HELP = "The generation to equal. Default: the one before; with --store it must be given, and 0 empties the active set."
 _Labels = Annotated[list[str], typer.Argument(help="One or several labels.")]
 _Note = Annotated[str, typer.Option(help="Why; kept in the history.")]
+_ExpectedHead = Annotated[
+    list[str] | None, typer.Option(help="Refuse unless this version, policy@6, is active; policy@0: none is. Repeatable.")
+]
 _Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless this generation is the active one.")]
 
 
@@ -152,9 +155,7 @@ def activate_command(
     refs: Annotated[list[str] | None, typer.Argument(help="One or several of policy@7.")] = None,
     deactivate: Annotated[list[str] | None, typer.Option(help="Name that leaves the active set; repeatable.")] = None,
     expected: _Expected = None,
-    expected_head: Annotated[
-        list[str] | None, typer.Option(help="Refuse unless this version, policy@6, is active; policy@0: none is. Repeatable.")
-    ] = None,
+    expected_head: _ExpectedHead = None,
     note: _Note = "",
 ) -> None:
     """Make versions active as one change."""
@@ -171,12 +172,18 @@ def rollback_command(
     session: Session,
     to: Annotated[int | None, typer.Option(help=_TO_HELP)] = None,
     expected: _Expected = None,
+    expected_head: _ExpectedHead = None,
     store: _Store = None,
 ) -> None:
     """Make a new generation equal to an earlier one."""
-    if store and expected is not None:
-        raise InvalidArgument("--expected goes with a running server, not with --store", field="expected")
-    generation = store_module.rollback(store, to) if store else session.client.rollback(to, expected_generation=expected)
+    if store and (expected is not None or expected_head):
+        option, field = ("--expected", "expected") if expected is not None else ("--expected-head", "expected_head")
+        raise InvalidArgument(f"{option} goes with a running server, not with --store", field=field)
+    if store:
+        generation = store_module.rollback(store, to)
+    else:
+        versions = dict(_split(ref) for ref in expected_head or ())
+        generation = session.client.rollback(to, expected_generation=expected, expected_versions=versions)
     history = store_module.history(store, _NEAR) if store else session.client.generations(_NEAR)
     session.show(generation, "\n".join(rolled_back(generation, history)))
 

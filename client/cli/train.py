@@ -37,6 +37,13 @@ class Task(enum.Enum):
         return "policy" if self is Task.SFT else self.value
 
 
+class Loss(enum.Enum):
+    """What a preference head learns from a row."""
+
+    RANKING = "ranking"
+    CHOICE = "choice"
+
+
 _ROWS = {
     Task.SFT: '{"prompt": ..., "completion": ...}',
     Task.PREFERENCE: '{"prompt": ..., "chosen": ..., "rejected": ...}, or "replies" with "ranks"',
@@ -67,7 +74,8 @@ def _command_of(task: Task) -> Any:
         train_command(session, task, **options)
 
     signature = inspect.signature(train_command, eval_str=True)
-    useless = {"task"} if task is Task.RULE else {"task", "broken_weight"}
+    own = {Task.RULE: {"broken_weight"}, Task.PREFERENCE: {"loss", "off_topic"}}
+    useless = {"task"}.union(*(names for other, names in own.items() if other is not task))
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what `connected` reads
         parameters=[parameter for name, parameter in signature.parameters.items() if name not in useless]
     )
@@ -87,6 +95,8 @@ def train_command(
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one optimiser step.", show_default="8")] = None,
     learning_rate: Annotated[float | None, typer.Option(help="Of Adam.", show_default="sft 2e-4, preference 5e-5, else 1e-4")] = None,
     broken_weight: Annotated[float, typer.Option(help="Weight of broken rows; other than 1 it shifts p_violate.")] = 1.0,
+    loss: Annotated[Loss, typer.Option(help="ranking: all pairs of a row; choice: its best reply, and off-topic ones.")] = Loss.RANKING,
+    off_topic: Annotated[int | None, typer.Option(min=0, help="With choice: replies to other prompts, a row.", show_default="2")] = None,
     average: Annotated[float | None, typer.Option(help="Push the weights' moving average, with this decay.", show_default="none")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
@@ -100,8 +110,11 @@ def train_command(
 
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "average_decay": average}
     given["autocast"] = bf16 or None
-    folders: dict[str, Any] = {} if states is None else {"states": states}
-    run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **folders)
+    more: dict[str, Any] = {} if states is None else {"states": states}
+    if off_topic is not None and loss is not Loss.CHOICE:
+        fail("--off-topic goes with --loss choice")
+    more |= {"loss": runs.PreferenceLoss(loss.value)} | ({} if off_topic is None else {"num_off_topic": off_topic})
+    run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **more)
     try:
         trained = _train(session, task, run, runs.settings(task.value, seed=seed, **given), tensorboard)
     except (ValueError, runs.TrainingFailed) as error:

@@ -39,6 +39,14 @@ class RewardFrom(enum.Enum):
     RECIPE = "recipe"
 
 
+class Kl(enum.Enum):
+    """An estimate of the KL at one token, from the log-ratio k1 of policy and reference."""
+
+    K1 = "k1"
+    K2 = "k2"
+    K3 = "k3"
+
+
 @connected
 def train_rl_command(
     session: Session,
@@ -56,6 +64,10 @@ def train_rl_command(
     dialogues: Annotated[Path | None, typer.Option(help='Collected conversations as further prompts: {"messages": [...]} a line.')] = None,
     adversarial: Annotated[int, typer.Option(min=0, help="Further prompts: so many for each --rule, written by the reference.")] = 0,
     self_play: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of prompts that go on with the last round's replies.")] = 0.0,
+    pretraining: Annotated[
+        Path | None, typer.Option(help='Texts that the policy is to go on predicting: {"text": ...} a line; a .txt has one a line.')
+    ] = None,
+    pretraining_weight: Annotated[float, typer.Option(help="With --pretraining: of a token's mean loss.")] = 1.0,
     rounds: Annotated[int | None, typer.Option(help="Rounds of rollout, update, activation.", show_default="10")] = None,
     prompts_per_round: Annotated[int | None, typer.Option(help="Prompts of one round.", show_default="12")] = None,
     samples: Annotated[int | None, typer.Option(help="Replies to each prompt.", show_default="4")] = None,
@@ -64,6 +76,7 @@ def train_rl_command(
     learning_rate: Annotated[float | None, typer.Option(help="Of the policy.", show_default="1e-4")] = None,
     value_learning_rate: Annotated[float | None, typer.Option(help="Of the value head.", show_default="1e-4")] = None,
     kl_weight: Annotated[float | None, typer.Option(help="KL penalty at every token.", show_default="0.05")] = None,
+    kl_estimator: Annotated[Kl, typer.Option(help="k1: log-ratio; k2: half its square; k3: never negative, and unbiased.")] = Kl.K1,
     kl_limit: Annotated[float | None, typer.Option(help="Nats a token above which the run goes back.", show_default="0.35")] = None,
     epochs: Annotated[int | None, typer.Option(help="Passes over a round's replies.", show_default="1")] = None,
     minibatches: Annotated[int | None, typer.Option(help="Optimiser steps of one pass.", show_default="3")] = None,
@@ -71,6 +84,7 @@ def train_rl_command(
     start_from: Annotated[str, typer.Option(help="Head that the policy starts as.")] = "policy",
     value_from: Annotated[str, typer.Option(help="Head that the value head starts as: a value or a preference head.")] = "value",
     reference: Annotated[str, typer.Option(help="Head that KL is measured to.")] = "reference",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16: faster, and less exact.")] = False,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.")] = None,
     seed: Annotated[int, typer.Option(help="Of draws and of the order of prompts.")] = 0,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
@@ -81,8 +95,10 @@ def train_rl_command(
     need_torch()
     import torch
 
+    from polyhead.heads.training.data import read_texts
     from polyhead.heads.training.rl import config as settings
     from polyhead.heads.training.rl import rounds as loop
+    from polyhead.heads.training.rl.pretraining import Pretraining
     from polyhead.heads.training.rl.prompts import PromptPool
     from polyhead.heads.training.rl.served import Arm
 
@@ -103,15 +119,17 @@ def train_rl_command(
         "average_decay": average,
     }
     with _sentences(checkpoints), _folder(checkpoints) as folder, event_writer(tensorboard) as write:
+        estimator = settings.KlEstimator(kl_estimator.value)
         config = dataclasses.replace(
-            settings.RLConfig(algorithm=settings.Algorithm(algo.value), seed=seed),
+            settings.RLConfig(algorithm=settings.Algorithm(algo.value), kl_estimator=estimator, autocast=bf16, seed=seed),
             **{field: value for field, value in given.items() if value is not None},
         )
         rules = tuple(rule or ())
         weights = (preference_weight, rule_weight)
         chosen = _reward(reward, judge, recipe, preference, rule_head if rules else "", rules, weights)
+        mixed = Pretraining(read_texts(pretraining), pretraining_weight) if pretraining else None
         pool = _prompts(session, prompts, dialogues, adversarial, rules, reference, folder, seed)
-        run = loop.Run(session.client, PromptPool(pool, seed), chosen, folder, name, start_from, value_from, reference, self_play)
+        run = loop.Run(session.client, PromptPool(pool, seed), chosen, folder, name, start_from, value_from, reference, self_play, mixed)
         done: list[RoundReport] = []
 
         def show(report: RoundReport) -> None:

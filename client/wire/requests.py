@@ -270,24 +270,33 @@ def activate(
         raise TypeError(f'deactivate must be a list of names: str\nhint: write ["{deactivate}"]')
     if not isinstance(heads, Mapping) or not all(isinstance(version, int) for version in heads.values()):
         raise TypeError('heads must map names to version numbers, such as {"policy": 7}')
-    expected = {} if expected_versions is None else expected_versions
-    if not isinstance(expected, Mapping) or not all(isinstance(version, int) for version in expected.values()):
-        raise TypeError('expected_versions must map names to version numbers, such as {"policy": 6}; 0: none is active')
     return heads_pb2.ActivateHeadsRequest(
         heads=heads,
         deactivate=deactivate,
         expected_generation=expected_generation,
-        expected_versions=expected,
+        expected_versions=_expected(expected_versions),
         request_id=request_id or new_request_id(),
         note=note,
     )
 
 
 @names_bad_text
-def rollback(to: int | None, expected_generation: int | None, request_id: str) -> heads_pb2.RollbackHeadsRequest:
+def rollback(
+    to: int | None, expected_generation: int | None, expected_versions: Mapping[str, int] | None, request_id: str
+) -> heads_pb2.RollbackHeadsRequest:
     return heads_pb2.RollbackHeadsRequest(
-        to_generation=to, expected_generation=expected_generation, request_id=request_id or new_request_id()
+        to_generation=to,
+        expected_generation=expected_generation,
+        expected_versions=_expected(expected_versions),
+        request_id=request_id or new_request_id(),
     )
+
+
+def _expected(versions: Mapping[str, int] | None) -> Mapping[str, int]:
+    expected = {} if versions is None else versions
+    if not isinstance(expected, Mapping) or not all(isinstance(version, int) for version in expected.values()):
+        raise TypeError('expected_versions must map names to version numbers, such as {"policy": 6}; 0: none is active')
+    return expected
 
 
 def enum_number(enum: ContractEnum, name: str | None, field: str) -> int:

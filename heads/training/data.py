@@ -92,6 +92,13 @@ def read_prompt_rows(path: Path) -> list[Prompt]:
     return _read(path, _prompt)
 
 
+def read_texts(path: Path) -> list[str]:
+    """Plain texts: {"text": T} a line, or a .txt with one a line."""
+    if path.suffix == ".txt":
+        return [line.strip() for _, line in _lines(path)]
+    return _read(path, _plain_text)
+
+
 def read_dialogue_rows(path: Path) -> list[Messages]:
     """Whole conversations."""
     return _read(path, _dialogue)
@@ -121,6 +128,13 @@ def _lines(path: Path) -> Iterator[tuple[int, str]]:
     except UnicodeDecodeError:
         raise DataError(f"{path}: not UTF-8 text") from None
     yield from ((number, line) for number, line in enumerate(text.split("\n"), 1) if line.strip())
+
+
+def _plain_text(row: dict[str, Any]) -> str:
+    text = row.get("text")
+    if not isinstance(text, str) or not text.strip():
+        raise DataError('"text" must be a text')
+    return text
 
 
 def _dialogue(row: dict[str, Any]) -> Messages:

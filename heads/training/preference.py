@@ -1,10 +1,12 @@
-"""Training of a preference head on ranked replies: all pairs of a prompt are one element, ties dropped (InstructGPT, equation 1).
+"""Training of a preference head on ranked replies: all pairs of a prompt are one element, ties dropped (InstructGPT, equation 1), or
+the best reply is told from the shown ones and from replies to other prompts (Sparrow).
 
 A prompt's replies are one tree, so the prompt's part of the head is computed once for all of them.
 """
 
 from __future__ import annotations
 
+import enum
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 
@@ -13,9 +15,9 @@ import torch
 from polyhead.client import Client
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
-from polyhead.heads.training.data import Comparison
+from polyhead.heads.training.data import Comparison, DataError
 from polyhead.heads.training.fit import FitConfig, Schedule, Step, become_average, fit
-from polyhead.heads.training.losses import pairs_of_ranks, ranking_loss
+from polyhead.heads.training.losses import choice_loss, pairs_of_ranks, ranking_loss
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.texts import Texts
@@ -30,28 +32,55 @@ FEW_PAIRS = FitConfig(
 )  # suits a few dozen
 
 
+OFF_TOPIC = 2  # replies to other prompts beside each row's own, for the choice loss; how many Sparrow took was not published
+
+
+class PreferenceLoss(enum.Enum):
+    """What a head learns from a row."""
+
+    RANKING = "ranking"  # every pair of its replies, ties left out
+    CHOICE = "choice"  # its best reply among all of them and among off-topic ones
+
+
 @dataclass(frozen=True)
 class Ranked:
-    """One prompt's ranked replies with their boundary states: run 0 is the prompt, run i + 1 reply i."""
+    """One prompt's ranked replies with their boundary states: run 0 is the prompt, run i + 1 reply i, off-topic ones behind them."""
 
     runs: list[Run]
-    ranks: tuple[int, ...]
+    ranks: tuple[int, ...]  # of its own replies
 
     @property
     def num_tokens(self) -> int:
         return sum(len(run.token_ids) for run in self.runs)
 
 
-def encode_ranked(client: Client, rows: Sequence[Comparison], states: StateStore) -> list[Ranked]:
-    """The rows' ids, each reply closed by the model's own end token, and what the trunk says about them."""
+def encode_ranked(
+    client: Client, rows: Sequence[Comparison], states: StateStore, num_off_topic: int = 0, seed: int = 0
+) -> list[Ranked]:
+    """The rows' ids, each reply closed by the model's own end token, and what the trunk says about them.
+
+    `num_off_topic` replies to other prompts are added to each row, drawn by `seed`. Raises DataError if all prompts are equal.
+    """
     texts = Texts(client)
+    drawn = _off_topic(rows, num_off_topic, seed) if num_off_topic else [[] for _ in rows]
     found = []
-    for row in rows:
+    for row, others in zip(rows, drawn, strict=True):
         prompt = texts.prompt(row.prompt)
-        replies = [texts.reply(reply) for reply in row.replies]
+        replies = [texts.reply(reply) for reply in (*row.replies, *others)]
         whole = states.states([prompt + reply for reply in replies])
         runs = [Run(reply, state[len(prompt) :], parent=0) for reply, state in zip(replies, whole, strict=True)]
         found.append(Ranked([Run(prompt, whole[0][: len(prompt)]), *runs], row.ranks))
+    return found
+
+
+def _off_topic(rows: Sequence[Comparison], count: int, seed: int) -> list[list[str]]:
+    """For each row `count` replies of rows with another prompt; fewer if there are no more."""
+    generator, found = torch.Generator().manual_seed(seed), []
+    for row in rows:
+        others = [reply for other in rows if other.prompt != row.prompt for reply in other.replies]
+        if not others:
+            raise DataError("off-topic replies are those to other prompts, and all rows have the same prompt")
+        found.append([others[index] for index in torch.randperm(len(others), generator=generator)[:count].tolist()])
     return found
 
 
@@ -63,31 +92,47 @@ def train_preference(
     config: FitConfig = FEW_PAIRS,
     checkpoints: CheckpointFolder | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
+    loss: PreferenceLoss = PreferenceLoss.RANKING,
+    num_off_topic: int = OFF_TOPIC,
 ) -> HeadModule:
-    """Train a copy of `start_from` on ranked replies and return it; nothing is pushed."""
-    ranked = encode_ranked(client, rows, states)
+    """Train a copy of `start_from` on ranked replies and return it; nothing is pushed. `num_off_topic` is of the choice loss."""
+    is_choice = loss is PreferenceLoss.CHOICE
+    ranked = encode_ranked(client, _with_one_best(rows) if is_choice else rows, states, num_off_topic * is_choice, config.seed)
     head = pull_module(client, start_from)
 
-    def loss(items: list[int]) -> torch.Tensor:
+    def loss_of(items: list[int]) -> torch.Tensor:
         chosen = [ranked[item] for item in items]
-        losses = [ranking_loss(each, pairs_of_ranks(row.ranks)) for each, row in zip(scores(head, chosen), chosen, strict=True)]
-        return torch.stack(losses).mean()
+        return torch.stack([_loss(each, row.ranks, loss) for each, row in zip(scores(head, chosen), chosen, strict=True)]).mean()
 
-    become_average(head, fit(trainable_parameters(head), [row.num_tokens for row in ranked], loss, config, checkpoints, on_step))
+    become_average(head, fit(trainable_parameters(head), [row.num_tokens for row in ranked], loss_of, config, checkpoints, on_step))
     return head
 
 
+def _with_one_best(rows: Sequence[Comparison]) -> list[Comparison]:
+    found = [row for row in rows if row.ranks.count(min(row.ranks)) == 1]
+    if not found:
+        raise DataError("every row has several best replies: a choice needs one")
+    return found
+
+
+def _loss(scores_N: torch.Tensor, ranks: Sequence[int], loss: PreferenceLoss) -> torch.Tensor:
+    """Of one row's replies; the scores behind those of its own are of off-topic ones."""
+    if loss is PreferenceLoss.RANKING:
+        return ranking_loss(scores_N, pairs_of_ranks(ranks))
+    return choice_loss(scores_N[: len(ranks)], ranks.index(min(ranks)), scores_N[len(ranks) :])
+
+
 def scores(head: HeadModule, rows: Sequence[Ranked]) -> list[torch.Tensor]:
-    """(K,) raw scores of each row's replies, read at their last tokens."""
+    """(K,) raw scores of each row's replies, read at their last tokens; those of its off-topic ones behind them."""
     runs: list[Run] = []
     firsts = []
     for row in rows:
         firsts.append(len(runs))
         runs += [Run(run.token_ids, run.states, None if run.parent is None else run.parent + firsts[-1]) for run in row.runs]
     tree = pack_tree(runs)
-    last = [tree.last_row(first + 1 + reply) for first, row in zip(firsts, rows, strict=True) for reply in range(len(row.ranks))]
+    last = [tree.last_row(first + 1 + reply) for first, row in zip(firsts, rows, strict=True) for reply in range(len(row.runs) - 1)]
     flat = head(tree.states_1TD, tree.positions_1T, torch.tensor(last), attention_mask=tree.mask_11TT)
-    return list(flat.split([len(row.ranks) for row in rows]))
+    return list(flat.split([len(row.runs) - 1 for row in rows]))
 
 
 @torch.no_grad()

@@ -25,11 +25,24 @@ from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import DataError, read_comparisons, read_demonstrations, read_judgements, read_rewarded
 from polyhead.heads.training.fit import FitConfig, Step, TrainingFailed, identity_of
 from polyhead.heads.training.metrics import RuleMetrics, pair_accuracy, rule_metrics
+from polyhead.heads.training.preference import OFF_TOPIC, PreferenceLoss
 from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_embedding, weights_of
 from polyhead.heads.training.state_store import StateStore
 
-__all__ = ["Processes", "RunConfig", "Trained", "TrainingFailed", "preferences", "push", "rules", "settings", "sft", "values"]
+__all__ = [
+    "PreferenceLoss",
+    "Processes",
+    "RunConfig",
+    "Trained",
+    "TrainingFailed",
+    "preferences",
+    "push",
+    "rules",
+    "settings",
+    "sft",
+    "values",
+]
 
 T = TypeVar("T")
 OnStep = Callable[[Step], None]
@@ -46,6 +59,8 @@ class RunConfig:
     states: Path = field(default_factory=lambda: cache_folder() / "states")  # boundary states, kept for later runs
     checkpoints: Path | None = None  # a folder to resume from
     broken_weight: float = 1.0  # rule heads: see losses.rule_loss
+    loss: PreferenceLoss = PreferenceLoss.RANKING  # preference heads
+    num_off_topic: int = OFF_TOPIC  # of PreferenceLoss.CHOICE
 
 
 @dataclass(frozen=True)
@@ -72,7 +87,7 @@ def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnSt
     rows, held_out = _rows(run, read_comparisons, config.seed)
     states, source = StateStore(client, run.states), run.start_from or "preference"
     checkpoints = _checkpoints(run, config, client, source)
-    head = preference.train_preference(client, rows, states, source, config, checkpoints, on_step)
+    head = preference.train_preference(client, rows, states, source, config, checkpoints, on_step, run.loss, run.num_off_topic)
     margins = preference.held_out_margins(head, preference.encode_ranked(client, held_out, states))
     accuracy = pair_accuracy([margin for each in margins for margin in each])
     lines = [f"held out, pairs ranked right: {accuracy}"]
@@ -164,6 +179,8 @@ def _checkpoints(run: RunConfig, config: FitConfig, client: Client, source: str)
         "precision": client.trunk().precision,
         "broken_weight": run.broken_weight,
     }
+    if run.loss is PreferenceLoss.CHOICE:
+        facts |= {"loss": run.loss.value, "off_topic": run.num_off_topic}
     return CheckpointFolder(run.checkpoints, identity_of(config, **facts))
 
 

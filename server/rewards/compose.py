@@ -30,6 +30,7 @@ class RewardPlan:
     recipe: Recipe
     constants: Mapping[str, float]  # those of the request filled in
     heads: Mapping[str, str]  # head as the recipe names it -> as the request does
+    has_idle_rules: bool = False  # the recipe's rules have the weight 0 and are left out: rules may be given, and none are asked
 
 
 @dataclass(frozen=True, slots=True)

@@ -225,6 +225,8 @@ def test_a_name_leaves_the_active_set(client: Client, server: FakeServer) -> Non
     assert dict(server.requests["ActivateHeads"][-1].expected_versions) == {"policy": 6, "reference": 0}
     with pytest.raises(TypeError, match="expected_versions must map"):
         client.activate({"policy": 7}, expected_versions={"policy": "6"})  # type: ignore[dict-item]
+    client.rollback(expected_versions={"policy": 7})
+    assert dict(server.requests["RollbackHeads"][-1].expected_versions) == {"policy": 7}
     client.activate(deactivate=["reference"])
     assert list(server.requests["ActivateHeads"][-1].deactivate) == ["reference"]
     with pytest.raises(TypeError, match="deactivate must be a list"):

@@ -132,6 +132,24 @@ def test_constants_are_replaced_for_one_request_and_come_back(client: Client) ->
     assert reward_of(again).constants["tokens"] == -0.001
 
 
+def test_a_part_of_weight_0_runs_no_head_that_nobody_asked_for(client: Client) -> None:
+    """Its head ran for nothing; the rules of a part that is left out are still checked, so that one call serves all arms."""
+    idle: dict[str, Any] = {"recipe": "sparrow", "recipe_constants": {"rules": 0.0}, "rules": RULES, **DRAW}
+    [whole] = client.generate(["x"], recipe="sparrow", rules=RULES, **DRAW)
+    [spared] = client.generate(["x"], **idle)
+    assert list(spared.scores) == ["preference"]
+    assert spared.work.head_tokens < whole.work.head_tokens
+    assert set(reward_of(whole).parts) - set(reward_of(spared).parts) == {"rules"}
+    assert reward_of(spared).reward == pytest.approx(reward_of(whole).reward - reward_of(whole).parts["rules"], abs=1e-5)
+    [asked] = client.generate(["x"], score=["rule"], **idle)
+    assert reward_of(asked).parts == reward_of(whole).parts
+    assert reward_of(asked).reward == pytest.approx(reward_of(spared).reward, abs=1e-5)
+    with pytest.raises(NotFound, match="no rule 'no-such-rule'"):
+        client.generate(["x"], **{**idle, "rules": ["no-such-rule"]})
+    with pytest.raises(InvalidArgument, match="a head of kind rule needs rules"):
+        client.generate(["x"], recipe="sparrow", **DRAW)
+
+
 def test_rerank_multiplies_and_averages_over_the_prompts_samples(client: Client) -> None:
     samples = client.generate(["one", "two"], n=4, recipe="rerank", rules=RULES, **DRAW)
     for group in (samples[:4], samples[4:]):

@@ -25,6 +25,7 @@ from polyhead.heads.training.fit import TrainingFailed
 from polyhead.heads.training.rl import rounds
 from polyhead.heads.training.rl.config import Algorithm, RLConfig
 from polyhead.heads.training.rl.learner import Learner
+from polyhead.heads.training.rl.pretraining import Pretraining
 from polyhead.heads.training.rl.prompts import PromptPool
 from polyhead.heads.training.rl.report import RoundReport
 from polyhead.heads.training.rl.rewards import HeadsReward, JudgeReward, RecipeReward, RewardError
@@ -208,6 +209,19 @@ def test_a_judge_that_fails_is_named_and_pushes_nothing(client: Client, run: rou
     assert [head.version for head in client.heads(f"policy-{run.name}")] == [1]
 
 
+def test_pretraining_texts_keep_their_place(client: Client, run: rounds.Run) -> None:
+    """A reward that never differs pulls nowhere, so that what moves the policy is the texts: it learns them."""
+    mixed = Pretraining(["abc abc abc", "xyz " * 200, "a"], weight=2.0, count=2)  # one is too long, one has no second token
+    flat = replace(run, reward=JudgeReward(lambda prompt, reply: 1.0, "flat"), pretraining=mixed)
+    reports: list[RoundReport] = []
+    rounds.train(flat, replace(CONFIG, kl_weight=0.0), reports.append)
+    losses = [report.pretraining_loss or 0.0 for report in reports]
+    assert losses[0] > losses[1] > losses[2] > 0
+    assert f"text {losses[0]:.3f}" in reports[0].line(3)
+    with pytest.raises(CheckpointMismatch, match="pretraining_weight"):
+        rounds.train(replace(flat, pretraining=replace(mixed, weight=1.0)), replace(CONFIG, kl_weight=0.0))
+
+
 def test_the_command(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """Files in, rounds out, the arm's heads active; the same command goes on where it ended."""
     monkeypatch.chdir(tmp_path)
@@ -217,7 +231,8 @@ def test_the_command(server: LocalServer, tmp_path: Path, monkeypatch: pytest.Mo
     Path("talks.jsonl").write_text('{"messages": [{"role": "user", "content": "Hi"}, {"role": "assistant", "content": "Yes?"}]}\n')
     flags = "--reward judge --judge my_judges:letters --dialogues talks.jsonl --rule no-insults --adversarial 2 --algo a2c --name told"
     sizes = "--prompts-per-round 4 --samples 2 --max-new-tokens 5 --average 0.9 --checkpoints kept --kl-limit 50"
-    heads = "--start-from policy@1 --value-from value@1"
+    Path("texts.txt").write_text("Some text.\n\nSome more.\n")
+    heads = "--start-from policy@1 --value-from value@1 --kl-estimator k3 --bf16 --pretraining texts.txt --pretraining-weight 0.5"
     options = f"--prompts questions.txt {flags} {sizes} {heads} --json"
     arguments = ["train", "rl", "--server", server.address, *options.split()]
 
@@ -229,6 +244,7 @@ def test_the_command(server: LocalServer, tmp_path: Path, monkeypatch: pytest.Mo
     answer = json.loads(done.stdout)
     assert (answer["policy"], answer["value"], answer["average"]) == ("policy-told@2", "value-told@2", "policy-told-average@1")
     assert set(answer["rounds"][0]["sources"]) <= {"questions", "dialogues", "adversarial"}
+    assert answer["rounds"][0]["pretraining_loss"] > 0
     assert set(answer["rounds"][0]["seconds"]) == {"rollout", "policy", "value", "optimiser", "push"}
     more = run("--rounds", "2")
     assert [each["number"] for each in json.loads(more.stdout)["rounds"]] == [2]
@@ -243,6 +259,7 @@ def test_the_command(server: LocalServer, tmp_path: Path, monkeypatch: pytest.Mo
         ("--reward judge --judge nowhere:f", "cannot import the judge 'nowhere:f'"),
         ("--reward heads --preference policy", "'policy' must be a preference head: it is a policy head"),
         ("--reward heads --adversarial 2", "--adversarial needs rules to be broken"),
+        ("--reward heads --pretraining nowhere.txt", "cannot read nowhere.txt: No such file or directory"),
         ("--reward heads --kl-weight -1", "kl_weight must be at least 0: -1"),
         ("--reward heads --value-from policy", "'policy' cannot start a value head: it is a policy head"),
     ],

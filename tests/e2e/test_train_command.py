@@ -65,6 +65,22 @@ def test_a_preference_head(run: Any, server: LocalServer) -> None:
         assert first.scores["preference"].value > second.scores["preference"].value
 
 
+def test_a_choice_among_off_topic_replies(run: Any) -> None:
+    """Sparrow's loss ranks the held-out pairs as well as the ranking loss does."""
+    flags = ("--learning-rate", "1e-3", "--held-out-share", "0.25", "--start-from", "preference@1")
+    done = run("preference", PAIRS, "--loss", "choice", "--epochs", "6", *flags, "--json")
+    assert done.exit_code == 0, done.output
+    assert json.loads(done.stdout)["metrics"]["held_out_accuracy"] == 1.0
+
+
+def test_choices_that_cannot_be_trained_on(run: Any) -> None:
+    assert "--off-topic goes with --loss choice" in run("preference", PAIRS, "--off-topic", "1").output
+    same = [{**row, "prompt": "Q"} for row in PAIRS]
+    assert "all rows have the same prompt" in run("preference", same, "--loss", "choice").output
+    tied = [{"prompt": f"Q{index}", "replies": ["a", "b", "c"], "ranks": [1, 1, 2]} for index in range(10)]
+    assert "every row has several best replies" in run("preference", tied, "--loss", "choice").output
+
+
 def test_a_policy_head(run: Any, server: LocalServer) -> None:
     done = run("sft", REPLIES, "--epochs", "1", "--name", "imitator", "--start-from", "reference")
     assert done.exit_code == 0, done.output

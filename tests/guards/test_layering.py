@@ -81,8 +81,10 @@ LAZY = {
     },
     "polyhead.client.cli.train": {"polyhead.heads.training.runs", "polyhead.heads.training.fit"},
     "polyhead.client.cli.train_rl": {
+        "polyhead.heads.training.data",
         "polyhead.heads.training.fit",
         "polyhead.heads.training.rl.config",
+        "polyhead.heads.training.rl.pretraining",
         "polyhead.heads.training.rl.prompts",
         "polyhead.heads.training.rl.report",
         "polyhead.heads.training.rl.rewards",

@@ -18,10 +18,12 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.model.family import HeadModule, trainable_parameters
-from polyhead.heads.training.losses import a2c_loss, clipped_share, ppo_loss, token_logprobs, value_loss
+from polyhead.heads.training.losses import a2c_loss, clipped_share, ppo_loss, pretraining_loss, token_logprobs, value_loss
 from polyhead.heads.training.optimiser import HeadOptimiser
+from polyhead.heads.training.packing import pack
 from polyhead.heads.training.returns import advantages, explained_variance, kl_k1, kl_k2, kl_k3, token_rewards, whitened
 from polyhead.heads.training.rl.config import Algorithm, KlEstimator, RLConfig
+from polyhead.heads.training.rl.pretraining import PretrainingTexts
 from polyhead.heads.training.rl.rollout import Group, Reply
 from polyhead.heads.training.tree import PackedTree, Run, by_tokens, pack_tree
 
@@ -48,6 +50,7 @@ class Update:
     value_losses: list[float] = field(default_factory=list)
     grad_norms: list[float] = field(default_factory=list)  # the policy's, before clipping
     clipped: list[float] = field(default_factory=list)
+    pretraining_losses: list[float] = field(default_factory=list)  # nats a token, without their weight; empty: no texts are mixed in
     gap: float = 0.0  # largest difference to the server's log-probs, before the first step
     value_gap: float = 0.0  # likewise of the values
     explained_variance: float = float("nan")
@@ -67,12 +70,19 @@ class Learner:
     """Two heads with their optimisers. A value is (output - value_bias) / value_scale, as it is served."""
 
     def __init__(
-        self, policy: HeadModule, value: HeadModule, config: RLConfig, value_bias: float = 0.0, value_scale: float = 1.0
+        self,
+        policy: HeadModule,
+        value: HeadModule,
+        config: RLConfig,
+        value_bias: float = 0.0,
+        value_scale: float = 1.0,
+        pretraining: PretrainingTexts | None = None,
     ) -> None:
         self.policy = policy
         self.value = value
         self.config = config
         self.value_bias, self.value_scale = value_bias, value_scale
+        self.pretraining = pretraining
         own, output = trainable_parameters(policy), {"score.weight": config.value_output_rate}
         self.policy_optimiser = HeadOptimiser(own, config.learning_rate, betas=config.betas, average_decay=config.average_decay)
         self.value_optimiser = HeadOptimiser(trainable_parameters(value), config.value_learning_rate, output, config.betas)
@@ -102,6 +112,8 @@ class Learner:
             for chosen in _minibatches(order, groups, self.config.minibatches):
                 of = {index: targets[firsts[index] : firsts[index + 1]] for index in chosen}
                 self._minibatch([(groups[index], of[index]) for index in chosen], done)
+                if self.pretraining is not None and not value_only:
+                    self._mix_in(self.pretraining, done)
                 self._step(done, share, value_only)
         return done
 
@@ -129,6 +141,21 @@ class Learner:
         done.value_losses.append(value)
         done.clipped.append(clipped)
 
+    def _mix_in(self, pretraining: PretrainingTexts, done: Update) -> None:
+        """Add the gradient of the policy's loss on this step's pretraining texts."""
+        texts, total = pretraining.of_step(self.policy_optimiser.num_updates), 0.0
+        num_tokens = sum(len(text.token_ids) - 1 for text in texts)
+        with done.timed("policy"):
+            for micro in by_tokens([len(text.token_ids) for text in texts], self.config.micro_batch_tokens):
+                packed = pack([texts[index] for index in micro])
+                share = len(packed.next_tokens) / num_tokens
+                with self._precision():
+                    logits = self.policy(packed.states_1TD, packed.positions_1T, packed.next_token_rows, attention_mask=packed.mask_11TT)
+                    logprobs = token_logprobs(logits, packed.next_tokens)
+                torch.autograd.backward(pretraining_loss(logprobs, pretraining.weight) * share)
+                total -= float(logprobs.detach().mean()) * share
+        done.pretraining_losses.append(total)
+
     def _policy_loss(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         with self._precision():
             logits = self.policy(batch.states, batch.positions, batch.rows, attention_mask=batch.mask)
@@ -147,7 +174,8 @@ class Learner:
         with done.timed("optimiser"):
             norms = [each.clip(self.config.max_grad_norm) for each in (self.policy_optimiser, self.value_optimiser)]
             done.grad_norms.append(norms[0])
-            if not np.isfinite([done.policy_losses[-1], done.value_losses[-1], *norms]).all():
+            losses = [done.policy_losses[-1], done.value_losses[-1], *done.pretraining_losses[-1:]]
+            if not np.isfinite([*losses, *norms]).all():
                 raise NotFinite(f"a loss or its gradient is not finite: {done.policy_losses[-1]:g}, {done.value_losses[-1]:g}, {norms}")
             if not value_only:
                 self.policy_optimiser.step(share)

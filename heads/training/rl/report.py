@@ -41,6 +41,7 @@ class RoundReport:
     cpu_seconds: float  # of this process
     num_replies: int
     num_failed: int
+    pretraining_loss: float | None = None  # nats a token of the texts mixed in, where there are some
 
     @property
     def cpu_per_reply(self) -> float:
@@ -60,11 +61,13 @@ class RoundReport:
         """For people."""
         parts = "".join(f" {name} {value:+.2f}" for name, value in self.parts.items() if name not in ("judge", "recipe"))
         times = " ".join(f"{name} {self.seconds.get(name, 0.0):.1f}" for name in PARTS)
+        mixed = "" if self.pretraining_loss is None else f", text {self.pretraining_loss:.3f}"
         failed = f", {self.num_failed} failed" if self.num_failed else ""
         return (
             f"round {self.number}/{rounds}: reward {self.reward:+.3f}{parts}, KL {self.kl:.2f}, {self.length:.0f} tokens, "
             f"ended {self.terminated:.0%}{failed} | explained {self.explained_variance:+.2f}, clipped {self.clipped:.2f}, "
-            f"grad {self.grad_norm:.2f}, gap {self.gap:.0e} {self.value_gap:.0e} | s: {times} | {self.cpu_per_reply:.3f} CPU-s a reply"
+            f"grad {self.grad_norm:.2f}{mixed}, gap {self.gap:.0e} {self.value_gap:.0e} | s: {times} | "
+            f"{self.cpu_per_reply:.3f} CPU-s a reply"
         )
 
 
@@ -118,4 +121,5 @@ def round_report(
         cpu_seconds=cpu_seconds,
         num_replies=len(rollout.replies),
         num_failed=rollout.num_failed,
+        pretraining_loss=float(np.mean(update.pretraining_losses)) if update.pretraining_losses else None,
     )

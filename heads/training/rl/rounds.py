@@ -23,12 +23,14 @@ from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.rl.config import RLConfig
 from polyhead.heads.training.rl.guards import Measured, why_back
 from polyhead.heads.training.rl.learner import Learner, NotFinite
+from polyhead.heads.training.rl.pretraining import Pretraining, PretrainingTexts
 from polyhead.heads.training.rl.prompts import PromptPool, Sourced, continue_dialogues
 from polyhead.heads.training.rl.report import Drawn, RoundReport, round_report
 from polyhead.heads.training.rl.rewards import Reward, check_heads, spread_of
 from polyhead.heads.training.rl.rollout import Roles, Rollout, draw
 from polyhead.heads.training.rl.rollout_files import RolloutFolder
 from polyhead.heads.training.rl.served import Arm, Pair
+from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.tensor_files import write_whole
 
 
@@ -45,6 +47,7 @@ class Run:
     value_from: str = "value"  # or a preference head
     reference: str = "reference"
     self_play: float = 0.0  # share of a round's prompts that go on with the round before
+    pretraining: Pretraining | None = None
 
 
 @dataclass
@@ -112,6 +115,7 @@ class _Loop:
         trunk = run.client.trunk()
         facts = {**names, **run.reward.identity, "trunk_id": trunk.trunk_id, "precision": trunk.precision, "self_play": run.self_play}
         facts["prompts_sha256"] = _hash_of(run.pool)
+        facts |= run.pretraining.identity if run.pretraining else {}
         self.checkpoints = CheckpointFolder(run.folder / "checkpoints", {**config.identity, **facts}, keep=3)
         self.rollouts = RolloutFolder(run.folder / "rollouts")
         self.state = State()
@@ -225,7 +229,12 @@ class _Loop:
         self.checkpoints.save(Checkpoint(self.state.number, self.learner.tensors(), facts))
 
     def _learner(self, policy: HeadModule, value: HeadModule) -> Learner:
-        return Learner(policy, value, self.config, self.state.value_bias, self.state.value_scale)
+        mixed = self.run.pretraining
+        texts = None
+        if mixed is not None:
+            states = StateStore(self.run.client, self.run.folder / "states")
+            texts = PretrainingTexts(self.run.client, mixed, states, self.config.seed)
+        return Learner(policy, value, self.config, self.state.value_bias, self.state.value_scale, texts)
 
     def _pulled(self, pair: Pair) -> tuple[HeadModule, HeadModule]:
         return (

@@ -327,14 +327,23 @@ class ActivateHeadsResponse(_message.Message):
     def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., num_pinned_requests: _Optional[int] = ..., num_aborted_requests: _Optional[int] = ..., num_following_requests: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RollbackHeadsRequest(_message.Message):
-    __slots__ = ("to_generation", "expected_generation", "request_id")
+    __slots__ = ("to_generation", "expected_generation", "request_id", "expected_versions")
+    class ExpectedVersionsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: int
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
     TO_GENERATION_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    EXPECTED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     to_generation: int
     expected_generation: int
     request_id: str
-    def __init__(self, to_generation: _Optional[int] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ...) -> None: ...
+    expected_versions: _containers.ScalarMap[str, int]
+    def __init__(self, to_generation: _Optional[int] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., expected_versions: _Optional[_Mapping[str, int]] = ...) -> None: ...
 
 class RollbackHeadsResponse(_message.Message):
     __slots__ = ("generation",)

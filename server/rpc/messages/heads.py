@@ -102,7 +102,7 @@ def activation_heads(message: heads_pb2.ActivateHeadsRequest) -> dict[str, int]:
     return dict(message.heads)
 
 
-def expected_versions(message: heads_pb2.ActivateHeadsRequest) -> dict[str, int]:
+def expected_versions(message: heads_pb2.ActivateHeadsRequest | heads_pb2.RollbackHeadsRequest) -> dict[str, int]:
     """Name to the version that must be active, checked."""
     if len(message.expected_versions) > MAX_EXPECTED:
         raise InvalidArgument(f"{len(message.expected_versions)} names, at most {MAX_EXPECTED}", field="expected_versions")

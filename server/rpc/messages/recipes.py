@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Iterator, Mapping, Sequence
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, NotFound
@@ -10,7 +11,7 @@ from polyhead.heads.format.manifest import parse_reference
 from polyhead.server.engine.work.questions import RuleQuestions
 from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards.compose import Reward, RewardPlan, Selection, ranking
-from polyhead.server.rewards.recipes import Recipe, check_constant
+from polyhead.server.rewards.recipes import Form, Part, Read, Recipe, check_constant
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.v1 import generation_pb2, types_pb2
 
@@ -22,19 +23,37 @@ def plan_reward(spec: types_pb2.ScoringSpec, context: RequestContext, *, is_give
     """The plan of a request, None without a recipe. `is_given`: completions bring no log-probs of their own.
 
     A head that the recipe names is the entry of `heads` with that very name, or else the one entry that pins a version of it
-    ("preference@3" serves a recipe that reads "preference"); a head that `heads` does not name at all is added.
+    ("preference@3" serves a recipe that reads "preference"); a head that `heads` does not name at all is added, unless all that is read
+    of it has the weight 0.
     """
     if not spec.recipe:
         if spec.recipe_constants:
             raise InvalidArgument("constants are given, but no recipe", field="score.recipe_constants")
         return None
-    recipe = context.recipes.find(spec.recipe, "score.recipe")
+    stored = context.recipes.find(spec.recipe, "score.recipe")
     names = [parse_reference(reference, f"score.heads[{index}]")[0] for index, reference in enumerate(spec.heads)]
+    constants = _constants(stored, spec.recipe_constants)
+    recipe = _with_weight(stored, constants, [*names, *spec.heads])
     heads: dict[str, str] = {}
     for head, kind in _reads(recipe, is_given):
         heads[head] = _reference_of(head, names, list(spec.heads))
         _check_kind(recipe, heads[head], kind, list(spec.heads), context)
-    return RewardPlan(recipe, _constants(recipe, spec.recipe_constants), heads)
+    return RewardPlan(recipe, constants, heads, has_idle_rules=_has_rules(stored) and not _has_rules(recipe))
+
+
+def _with_weight(recipe: Recipe, constants: Mapping[str, float], asked: Sequence[str]) -> Recipe:
+    """The recipe without parts that would run a head for nothing: their weight is 0, and nobody asked for the head."""
+
+    def is_read(part: Part) -> bool:
+        return part.read.kind is None or constants[part.name] != 0 or part.head in asked
+
+    if recipe.form is not Form.SUM or all(is_read(part) for part in recipe.parts):
+        return recipe
+    return dataclasses.replace(recipe, parts=tuple(part for part in recipe.parts if is_read(part)))
+
+
+def _has_rules(recipe: Recipe) -> bool:
+    return any(part.read is Read.RULES for part in recipe.parts)
 
 
 def all_heads(spec: types_pb2.ScoringSpec, plan: RewardPlan | None) -> list[str]:

@@ -304,7 +304,7 @@ def _request(
     if len(set(score_heads)) != len(score_heads):
         raise InvalidArgument("a head is named twice", field="score.heads")
     _check_distributions(spec, scoring, context)
-    rules = _rule_questions(spec, scoring, priority, num_samples, context)
+    rules = _rule_questions(spec, scoring, priority, num_samples, context, are_idle=plan is not None and plan.has_idle_rules)
     if plan is not None:
         check_weights(plan, rules)
     names = dict.fromkeys([*sampling_heads, *score_heads])
@@ -339,11 +339,21 @@ def _nowhere(request: Request, events: object) -> None:
 
 
 def _rule_questions(
-    spec: types_pb2.ScoringSpec, scoring: list[ServedHead], priority: Priority, num_samples: int, context: RequestContext
+    spec: types_pb2.ScoringSpec,
+    scoring: list[ServedHead],
+    priority: Priority,
+    num_samples: int,
+    context: RequestContext,
+    *,
+    are_idle: bool,
 ) -> RuleQuestions | None:
+    """`are_idle`: rules are given for a part of the recipe whose weight is 0; they are checked, and not asked."""
     rule_heads = [head for head in scoring if head.manifest.kind is HeadKind.RULE]
     selection = spec.rules
     is_given = bool(selection.rule_set or selection.rule_ids or selection.rules)
+    if not rule_heads and are_idle:
+        selected_rules(selection, context.rules, "score.rules")
+        return None
     if bool(rule_heads) != is_given:
         raise _rules_alone(rule_heads)
     if not rule_heads:

@@ -217,7 +217,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             lambda: self._registry.rollback_heads(to_generation),
             lambda: self._registry.rollback(
                 to_generation,
-                expected=Expected(_optional(request, "expected_generation")),
+                expected=Expected(_optional(request, "expected_generation"), convert.expected_versions(request)),
                 request_id=request.request_id,
                 request_digest=digest,
             ),

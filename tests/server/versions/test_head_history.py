@@ -125,6 +125,17 @@ async def test_names_that_cannot_leave(small: World, request_: pb.ActivateHeadsR
         assert small.registry.active.generation == 1
 
 
+async def test_a_rollback_asks_for_the_versions_that_its_caller_saw(small: World) -> None:
+    async with heads_server(small) as (stub, _):
+        await push_policy(stub, small, 1)
+        await stub.ActivateHeads(pb.ActivateHeadsRequest(heads={"policy": 2}))
+        for name, code, field in (("policy", "ABORTED", ""), ("../x", "INVALID_ARGUMENT", "expected_versions[../x]")):
+            await refused(stub.RollbackHeads(pb.RollbackHeadsRequest(expected_versions={name: 1})), code, field)
+        assert small.registry.active.generation == 2
+        back = await stub.RollbackHeads(pb.RollbackHeadsRequest(expected_versions={"policy": 2, "nobody": 0}))
+        assert back.generation.heads["policy"] == 1
+
+
 async def test_the_history_says_what_can_be_restored_and_what_equals_what(small: World) -> None:
     async with heads_server(small) as (stub, _):
         for seed in (1, 2, 3):

@@ -13,6 +13,7 @@ from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.kinds import KINDS, HeadKind, OutputKind, model_output, takes_output
 from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.format.wire_enums import WireEnum, wire_numbers
+from polyhead.server.engine.work.request import Priority
 from polyhead.server.rpc.messages import enums, requests
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.v1 import generation_pb2, heads_pb2, types_pb2
@@ -58,7 +59,7 @@ def test_an_interactive_caller_is_one() -> None:
     """Priority.INTERACTIVE is 0, so false: `member(...) or Priority.BATCH` put people into the queue of the batch work."""
     for name, number in (("BATCH", 0), ("BATCH", types_pb2.PRIORITY_BATCH), ("INTERACTIVE", types_pb2.PRIORITY_INTERACTIVE)):
         message = generation_pb2.GenerateRequest(priority=number, prompts=[types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=[5]))])
-        context = mock.Mock(max_context=1000)
+        context = mock.Mock(max_context=1000, default_priority=Priority.BATCH)
         assert requests.count_generation(message, context).priority.name == name
 
 
