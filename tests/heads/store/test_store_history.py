@@ -72,7 +72,7 @@ def test_a_start_opens_few_files(folder: Path) -> None:
 
 def test_what_is_too_old_is_dropped_but_never_the_newest(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     now = time.time()
-    monkeypatch.setattr("polyhead.heads.store.store.time.time", lambda: now + 1001)
+    monkeypatch.setattr("polyhead.heads.store.active_set.time.time", lambda: now + 1001)
     with HeadStore.open(folder, TRUNK) as store:
         eighth = records.sha256_of(store.generation(8))
         store.compact(FEW)
