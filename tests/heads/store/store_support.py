@@ -112,3 +112,12 @@ def active_labels(store: HeadStore) -> dict[str, bytes]:
     if current is None:
         return {}
     return {name: bytes(store.read_blob(store.get(name, version).digest)) for name, version in current.heads.items()}
+
+
+def assert_restarts_equal(store: HeadStore, folder: Path) -> None:
+    """Everything that can be asked is the same after a restart."""
+    before = (store.names(), [store.versions(name) for name in store.names()], store.history(), store.current)
+    store.close()
+    with HeadStore.open(folder, TRUNK) as again:
+        after = (again.names(), [again.versions(name) for name in again.names()], again.history(), again.current)
+    assert after == before
