@@ -17,9 +17,9 @@ from polyhead.heads.store.records import check_metrics
 from polyhead.heads.store.store import GenerationRecord, PastGeneration
 from polyhead.heads.store.versions import MAX_LABELS
 from polyhead.server.rpc.messages import enums
+from polyhead.server.versions.lookup import VersionView
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.server.versions.publisher import CopyRequest, Delta, PushRequest
-from polyhead.server.versions.registry import VersionView
 from polyhead.v1 import heads_pb2
 
 DEFAULT_PAGE = 100

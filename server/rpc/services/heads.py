@@ -21,8 +21,10 @@ from polyhead.server.process.workers import carried_through
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import heads as convert
 from polyhead.server.rpc.uploads import Upload
+from polyhead.server.versions.lookup import VersionView
+from polyhead.server.versions.preconditions import Expected
 from polyhead.server.versions.publisher import MAX_PUSHES, DeltaBase, Published, PushRequest
-from polyhead.server.versions.registry import Activation, Expected, VersionView
+from polyhead.server.versions.registry import Activation
 from polyhead.server.versions.request_digest import request_digest
 from polyhead.server.versions.tensor_hashes import TensorHashes
 from polyhead.v1 import heads_pb2 as pb

@@ -21,8 +21,8 @@ from polyhead.server.rpc.services import heads as heads_module
 from polyhead.server.rpc.services.heads import MIN_BYTES_PER_S, _Chunks
 from polyhead.server.rpc.uploads import Upload
 from polyhead.server.versions.head_loader import to_file
+from polyhead.server.versions.preconditions import Expected
 from polyhead.server.versions.publisher import MAX_PUSHES
-from polyhead.server.versions.registry import Expected
 from polyhead.server.versions.watch import GenerationFeed
 from polyhead.v1 import heads_pb2 as pb
 from tests.server.fakes import World, heads_server

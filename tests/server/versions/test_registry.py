@@ -24,8 +24,8 @@ from polyhead.heads.format.pauses import pausing
 from polyhead.heads.store import failpoints
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.versions.manifests import ManifestPatch
+from polyhead.server.versions.preconditions import Expected
 from polyhead.server.versions.publisher import CopyRequest
-from polyhead.server.versions.registry import Expected
 from tests.server.fakes import World
 
 
