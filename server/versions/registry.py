@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
-from typing import Any
 
 from torch import Tensor
 
@@ -52,6 +51,17 @@ class Activation:
 
     record: GenerationRecord
     report: SwapReport | None
+
+
+@dataclass(frozen=True, slots=True)
+class _Call:
+    """One call for a change: who asks and on what condition, how far it is, and what it keeps in memory until it is done."""
+
+    expected: Expected
+    request_id: str
+    request_digest: str
+    change: Change
+    pin: Pin
 
 
 class Registry(Upkeep):
@@ -115,41 +125,19 @@ class Registry(Upkeep):
         if not heads and not deactivate:
             raise InvalidArgument("an activation needs at least one head", field="heads")
         names = [*(f"{name[:64]}@{version}" for name, version in heads.items()), *(f"without {name[:64]}" for name in deactivate)]
-        with self._changing(f"activation of {', '.join(names)}") as (change, pin):
-            if first := answered(self.store, request_id, request_digest, heads):
-                return Activation(first, None)
-            self._load_ahead(heads, expected, change, pin)
+        with self._call(f"activation of {', '.join(names)}", expected, request_id, request_digest) as call:
+            if first := self._answered(call, heads):
+                return first
+            self._load_ahead(heads, call)
             with self._mutation:
-                return self._activate(heads, deactivate, expected, request_id, request_digest, note, change, pin)
+                return self._answered(call, heads) or self._activate(heads, deactivate, note, call)
 
-    def _activate(
-        self,
-        heads: Mapping[str, int],
-        deactivate: Collection[str],
-        expected: Expected,
-        request_id: str,
-        request_digest: str,
-        note: str,
-        change: Change,
-        pin: Pin,
-    ) -> Activation:
-        if first := answered(self.store, request_id, request_digest, heads):
-            return Activation(first, None)
+    def _activate(self, heads: Mapping[str, int], deactivate: Collection[str], note: str, call: _Call) -> Activation:
         current = self.store.current
         before = current.heads if current else {}
         check_leaving(deactivate, heads, before)
         merged = {name: version for name, version in {**before, **heads}.items() if name not in deactivate}
-        return self._change(
-            merged,
-            current.number if current else None,
-            expected,
-            request_id=request_id,
-            request_digest=request_digest,
-            note=note,
-            changed={*heads, *deactivate},
-            change=change,
-            pin=pin,
-        )
+        return self._change(merged, current.number if current else None, note, changed={*heads, *deactivate}, call=call)
 
     def rollback(
         self,
@@ -160,87 +148,58 @@ class Registry(Upkeep):
         request_digest: str = "",
     ) -> Activation:
         """A new generation equal to an earlier one, by default the active one's parent. Rolling back twice goes back twice."""
-        with self._changing(f"rollback to generation {to_generation}" if to_generation else "rollback") as (change, pin):
-            if first := answered(self.store, request_id, request_digest, {}):
-                return Activation(first, None)
+        what = f"rollback to generation {to_generation}" if to_generation else "rollback"
+        with self._call(what, expected, request_id, request_digest) as call:
+            if first := self._answered(call, {}):
+                return first
             if self.store.damage is None and (heads := self.rollback_heads(to_generation)):
-                self._load_ahead(heads, expected, change, pin)
+                self._load_ahead(heads, call)
             with self._mutation:
-                return self._rollback(to_generation, expected, request_id, request_digest, change, pin)
+                return self._answered(call, {}) or self._rollback(to_generation, call)
 
-    def _rollback(
-        self,
-        to_generation: int | None,
-        expected: Expected,
-        request_id: str,
-        request_digest: str,
-        change: Change,
-        pin: Pin,
-    ) -> Activation:
-        if first := answered(self.store, request_id, request_digest, {}):
-            return Activation(first, None)
+    def _rollback(self, to_generation: int | None, call: _Call) -> Activation:
         if self.store.damage is not None:
-            return self._repair(to_generation, request_id, request_digest, change, pin)
+            return self._repair(to_generation, call)
         current = self.store.current
-        target_number = to_generation if to_generation is not None else (current.parent if current else None)
-        if target_number is None:
+        number = to_generation if to_generation is not None else (current.parent if current else None)
+        if number is None:
             raise FailedPrecondition("the active generation is the first one: there is nothing to go back to")
-        target = stored_generation(self.store, target_number, "to_generation")
-        note = f"rollback to generation {target.number}"
-        return self._change(
-            target.heads,
-            target.parent,
-            expected,
-            request_id=request_id,
-            request_digest=request_digest,
-            note=note,
-            changed=target.heads,
-            change=change,
-            pin=pin,
-        )
+        target = stored_generation(self.store, number, "to_generation")
+        return self._change(target.heads, target.parent, f"rollback to generation {number}", changed=target.heads, call=call)
 
     @contextlib.contextmanager
-    def _changing(self, what: str) -> Iterator[tuple[Change, Pin]]:
+    def _call(self, what: str, expected: Expected, request_id: str, request_digest: str) -> Iterator[_Call]:
         """What the change loads stays in memory until it is done."""
         with self.changes.begin(what) as change, self.residency.pinning() as pin:
-            yield change, pin
+            yield _Call(expected, request_id, request_digest, change, pin)
 
-    def _load_ahead(self, heads: Mapping[str, int], expected: Expected, change: Change, pin: Pin) -> None:
-        """Before the change has its turn: one whose heads are in memory, an emergency rollback above all, waits for no load."""
+    def _answered(self, call: _Call, heads: Mapping[str, int]) -> Activation | None:
+        """What this request did before, if it is a repetition: asked first, and again when it is the change's turn."""
+        first = answered(self.store, call.request_id, call.request_digest, heads)
+        return Activation(first, None) if first else None
+
+    def _load(self, heads: Mapping[str, int], call: _Call) -> dict[str, ServedHead]:
+        return self._cache.load([stored_version(self.store, *head) for head in heads.items()], call.pin, call.change.note)
+
+    def _load_ahead(self, heads: Mapping[str, int], call: _Call) -> None:
+        """Outside the lock, so that a change whose heads are in memory (an emergency rollback above all) does not queue behind a load."""
         try:
-            check_expected(self.store, expected)
-            self._cache.load([stored_version(self.store, *head) for head in heads.items()], pin, change.note)
+            check_expected(self.store, call.expected)
+            self._load(heads, call)
             self.store.verify(heads)
         except BaseException:
-            self._on_swap(heads, "failed", change.seconds)
+            self._on_swap(heads, "failed", call.change.seconds)
             raise
 
-    def _change(
-        self,
-        heads: Mapping[str, int],
-        parent: int | None,
-        expected: Expected,
-        *,
-        request_id: str,
-        request_digest: str,
-        note: str,
-        changed: Collection[str],
-        change: Change,
-        pin: Pin,
-    ) -> Activation:
+    def _change(self, heads: Mapping[str, int], parent: int | None, note: str, *, changed: Collection[str], call: _Call) -> Activation:
+        """`heads` become the active set; `changed` are the names that the metrics count."""
+        change = call.change
         try:
-            check_expected(self.store, expected)
-            loaded = self._cache.load([stored_version(self.store, *head) for head in heads.items()], pin, change.note)
+            check_expected(self.store, call.expected)
+            loaded = self._load(heads, call)
             self.store.verify(heads)
             change.note("writing it down")
-            record = self._commit(
-                heads,
-                request_id=request_id,
-                request_digest=request_digest,
-                expected_generation=expected.generation,
-                parent=parent,
-                note=note,
-            )
+            record = self._commit(heads, parent, note, call)
         except CommitUncertain as error:
             self._end_process(error)
             raise
@@ -254,23 +213,34 @@ class Registry(Upkeep):
         self.residency.trim()
         return Activation(record, report)
 
-    def _commit(self, heads: Mapping[str, int], **fields: Any) -> GenerationRecord:
-        """On a full disk what may be collected makes way, and the commit is tried again."""
+    def _commit(self, heads: Mapping[str, int], parent: int | None, note: str, call: _Call) -> GenerationRecord:
+        """On a full disk versions that may be collected are deleted, and the commit is tried again."""
+
+        def commit() -> GenerationRecord:
+            return self.store.commit_generation(
+                heads,
+                request_id=call.request_id,
+                request_digest=call.request_digest,
+                expected_generation=call.expected.generation,
+                parent=parent,
+                note=note,
+            )
+
         try:
-            return self.store.commit_generation(heads, **fields)
+            return commit()
         except ResourceExhausted:
             if not self.collect(also_keep=set(heads.items())):
                 raise
-            return self.store.commit_generation(heads, **fields)
+            return commit()
 
-    def _repair(self, to_generation: int | None, request_id: str, request_digest: str, change: Change, pin: Pin) -> Activation:
+    def _repair(self, to_generation: int | None, call: _Call) -> Activation:
         """The way out of a damaged active set while the server runs: an intact generation that the caller names."""
         if not to_generation:
             raise FailedPrecondition("the active set is damaged: name the generation to go back to", field="to_generation")
         target = stored_generation(self.store, to_generation, "to_generation")
-        loaded = self._cache.load([stored_version(self.store, *head) for head in target.heads.items()], pin, change.note)
+        loaded = self._load(target.heads, call)
         try:
-            record = self.store.repair_to(to_generation, request_id=request_id, request_digest=request_digest)
+            record = self.store.repair_to(to_generation, request_id=call.request_id, request_digest=call.request_digest)
         except CommitUncertain as error:
             self._end_process(error)
             raise
