@@ -1,196 +1,24 @@
-"""Head files by content: staged while they arrive, published under their SHA-256, deleted when no version refers to them.
+"""Head files by content: published under their SHA-256 once they are staged, deleted when no version refers to them.
 
-Knows neither names nor versions: it counts references. A blob is always read into private memory: truncating a mapped file
-kills the process that mapped it.
+Has neither names nor versions: it counts references.
 """
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import mmap
 import os
 import re
 import threading
 from collections import Counter
 from collections.abc import Callable
-from types import TracebackType
 from typing import TypeVar
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
-from polyhead.heads.format.pauses import pause_point
-from polyhead.heads.store import failpoints, layout, osio
+from polyhead.heads.store import failpoints, io_errors, layout, osio
+from polyhead.heads.store.blob_io import OpenBlob, hash_all, read_all
+from polyhead.heads.store.staging import FsyncBeside, Staging
 
 T = TypeVar("T")
 _SHA256 = re.compile(r"[0-9a-f]{64}")
-_READ_BYTES = 4 << 20  # one slice is hashed while it is still in the processor's cache
-
-
-class Staging:
-    """One head file on its way in, used by one thread at a time. A context manager: leaving it with an error aborts.
-
-    `write` the chunks; `verify` compares size and SHA-256; `read` gives the bytes to whoever checks them; `finish` publishes.
-    """
-
-    def __init__(
-        self, blobs: BlobFolder, temporary: str, fd: int, declared_bytes: int, declared_sha256: str, on_end: Callable[[], None]
-    ) -> None:
-        self.declared_bytes = declared_bytes
-        self.declared_sha256 = declared_sha256  # empty: nobody knows it yet
-        self._on_end = on_end
-        self.num_bytes = 0  # written so far
-        self._blobs = blobs
-        self._temporary = temporary
-        self._fd = fd
-        self._sha256 = hashlib.sha256()
-        self._sync: _Beside | None = None
-
-    def __enter__(self) -> Staging:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.abort()  # nothing after `finish`
-
-    @property
-    def is_open(self) -> bool:
-        return self._fd >= 0
-
-    def write(self, chunk: bytes | bytearray | memoryview) -> None:
-        """Append a chunk. InvalidArgument past the declared size, ResourceExhausted or StoreIoError; each aborts the push."""
-        self._check_open()
-        view = memoryview(chunk).cast("B")
-        try:
-            if self.num_bytes + len(view) > self.declared_bytes:
-                raise InvalidArgument(f"more bytes than declared: {self.declared_bytes} declared", field="data")
-            with osio.plain_errors("could not store the head"):
-                self._write_halves(view)
-        except BaseException:
-            self.abort()
-            raise
-        self._sha256.update(view)
-        self.num_bytes += len(view)
-
-    def _write_halves(self, view: memoryview) -> None:
-        middle = len(view) // 2
-        self._blobs.files.write(self._fd, self._temporary, view[:middle], "blob")
-        failpoints.hit("mid_chunk")
-        self._blobs.files.write(self._fd, self._temporary, view[middle:], "blob")
-
-    def verify(self) -> str:
-        """The digest, once everything has arrived. InvalidArgument for a wrong size or SHA-256, which aborts the push."""
-        self._check_open()
-        digest = self._sha256.hexdigest()
-        if self.num_bytes == self.declared_bytes and digest == (self.declared_sha256 or digest):
-            return digest
-        self.abort()
-        if self.num_bytes != self.declared_bytes:
-            raise InvalidArgument(f"fewer bytes than declared: {self.num_bytes} of {self.declared_bytes}", field="data")
-        raise InvalidArgument(f"the data has another SHA-256 than declared: {digest}", field="sha256")
-
-    def begin_sync(self) -> None:
-        """Begin to make the bytes durable while they are being checked; `finish` waits for it."""
-        self._check_open()
-        self._sync = _Beside(lambda: self._blobs.files.fsync(self._fd, self._temporary, "blob"))
-
-    def read(self) -> memoryview:
-        """The staged bytes in private memory, so that they can be checked before anything is published.
-
-        They were hashed when they were written, a moment ago by this process: not again here.
-        """
-        self._check_open()
-        view = _private_memory(self.num_bytes)
-        for start in range(0, self.num_bytes, _READ_BYTES):
-            _pread(self._fd, view[start : start + _READ_BYTES], start)
-            pause_point()
-        return view
-
-    def pread(self, view: memoryview, offset: int) -> None:
-        """Fill `view` with the bytes from `offset` on."""
-        self._check_open()
-        _pread(self._fd, view, offset)
-
-    def finish(self) -> str:
-        """Verify, fsync, rename to the digest, fsync the folder; the digest. The blob then waits for its `add_version`."""
-        digest = self.verify()
-        try:
-            with osio.plain_errors("could not store the head"):
-                self._blobs.publish(self._fd, self._temporary, digest, self._sync)
-        finally:
-            self._end()
-        return digest
-
-    def abort(self) -> None:
-        """Throw the staged bytes away. Does nothing when the push has ended."""
-        if self.is_open:
-            self._blobs.files.discard(self._temporary)
-            self._end()
-
-    def _check_open(self) -> None:
-        if not self.is_open:
-            raise FailedPrecondition("this push has already ended")
-
-    def _end(self) -> None:
-        if self._sync is not None:
-            self._sync.wait()
-        os.close(self._fd)
-        self._fd = -1
-        self._on_end()
-
-
-class _Beside:
-    """One call on a thread of its own."""
-
-    def __init__(self, call: Callable[[], None]) -> None:
-        self._call = call
-        self._error: BaseException | None = None
-        self._thread = threading.Thread(target=self._run, name="polyhead-sync")
-        self._thread.start()
-
-    def _run(self) -> None:
-        try:
-            self._call()
-        except BaseException as error:
-            self._error = error
-
-    def wait(self) -> None:
-        """Until it has ended."""
-        self._thread.join()
-
-    def result(self) -> None:
-        """The same, and its error."""
-        self.wait()
-        if self._error is not None:
-            raise self._error
-
-
-class OpenBlob:
-    """A stored head file held open: it can be read to its end whatever becomes of the versions that refer to it. A context manager."""
-
-    def __init__(self, fd: int, num_bytes: int, digest: str) -> None:
-        self.num_bytes = num_bytes
-        self.digest = digest
-        self._fd = fd
-
-    def __enter__(self) -> OpenBlob:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """May be called twice."""
-        if self._fd >= 0:
-            os.close(self._fd)
-        self._fd = -1
-
-    def pread(self, view: memoryview, offset: int) -> None:
-        """Fill `view` with the bytes from `offset` on. DataLoss if the file has become shorter."""
-        _pread(self._fd, view, offset)
-
-    def is_intact(self) -> bool:
-        """Whether it still has its SHA-256."""
-        with osio.plain_errors("could not read a stored head"):
-            return _hash_all(self._fd, self.num_bytes) == self.digest
 
 
 class BlobFolder:
@@ -232,14 +60,14 @@ class BlobFolder:
     def _stage(self, declared_bytes: int, declared_sha256: str, on_end: Callable[[], None], point: str) -> Staging:
         temporary = self.files.new_staging_name()
         try:
-            with osio.plain_errors("could not begin a push"):
+            with io_errors.plain_errors("could not begin a push"):
                 fd = self.files.create(temporary)
                 staging = Staging(self, temporary, fd, declared_bytes, declared_sha256, on_end)
         except BaseException:
             on_end()
             raise
         try:
-            with osio.plain_errors("could not begin a push"):
+            with io_errors.plain_errors("could not begin a push"):
                 failpoints.hit(point)
         except BaseException:
             staging.abort()
@@ -250,7 +78,7 @@ class BlobFolder:
         with self._lock:
             self._num_staged -= 1
 
-    def publish(self, fd: int, temporary: str, digest: str, sync: _Beside | None = None) -> None:
+    def publish(self, fd: int, temporary: str, digest: str, sync: FsyncBeside | None = None) -> None:
         """Give a verified staged file its name, for good. OSError leaves nothing behind that no version refers to.
 
         `sync` is its fsync, if that has begun already.
@@ -282,7 +110,7 @@ class BlobFolder:
         except (OSError, FailedPrecondition):
             return False
         try:
-            return _hash_all(fd, num_bytes) == digest
+            return hash_all(fd, num_bytes) == digest
         finally:
             os.close(fd)
 
@@ -339,14 +167,14 @@ class BlobFolder:
 
     def read(self, digest: str) -> memoryview:
         """The whole blob in private memory. DataLoss if it is missing or its SHA-256 another one."""
-        data, found = self._hashed(digest, lambda fd, num_bytes: _read_all(fd, num_bytes))
+        data, found = self._hashed(digest, read_all)
         if found != digest:
             raise DataLoss(f"the stored head is damaged: its SHA-256 is no longer {digest[:12]}...")
         return data
 
     def open(self, digest: str) -> OpenBlob:
         """The blob, held open. DataLoss if it is missing; its content is not looked at."""
-        with osio.plain_errors("could not read a stored head"):
+        with io_errors.plain_errors("could not read a stored head"):
             try:
                 fd, num_bytes = self.files.open_plain(layout.blob_path(digest))
             except FileNotFoundError:
@@ -363,7 +191,7 @@ class BlobFolder:
         if self.is_rotten(digest):
             return False
         try:
-            return self._hashed(digest, lambda fd, num_bytes: (None, _hash_all(fd, num_bytes)))[1] == digest
+            return self._hashed(digest, lambda fd, num_bytes: (None, hash_all(fd, num_bytes)))[1] == digest
         except DataLoss:
             return False
 
@@ -404,7 +232,7 @@ class BlobFolder:
 
     def _with_blob(self, digest: str, read: Callable[[int, int], T]) -> T:
         path = layout.blob_path(digest)
-        with osio.plain_errors("could not read a stored head"):
+        with io_errors.plain_errors("could not read a stored head"):
             try:
                 fd, num_bytes = self.files.open_plain(path)
             except FileNotFoundError:
@@ -413,52 +241,3 @@ class BlobFolder:
                 return read(fd, num_bytes)
             finally:
                 os.close(fd)
-
-
-def _private_memory(num_bytes: int) -> memoryview:
-    """Writable memory of our own, returned when the last view of it is gone.
-
-    A bytearray would be cleared first, and every other thread of Python would wait for that. Large pages, where the system has them,
-    make a read into fresh memory four times as fast.
-    """
-    memory = mmap.mmap(-1, max(num_bytes, 1), flags=mmap.MAP_PRIVATE | mmap.MAP_ANONYMOUS)
-    with contextlib.suppress(OSError, AttributeError):  # a kernel or a system without them
-        memory.madvise(mmap.MADV_HUGEPAGE)
-    return memoryview(memory)[:num_bytes]
-
-
-def _read_all(fd: int, num_bytes: int) -> tuple[memoryview, str]:
-    """The first `num_bytes` bytes and their SHA-256; fewer if the file is shorter."""
-    view = _private_memory(num_bytes)
-    sha256 = hashlib.sha256()
-    done = 0
-    while done < num_bytes:
-        count = os.preadv(fd, [view[done : done + _READ_BYTES]], done)
-        if count == 0:
-            break
-        sha256.update(view[done : done + count])
-        done += count
-        pause_point()
-    return view[:done], sha256.hexdigest()
-
-
-def _pread(fd: int, view: memoryview, offset: int) -> None:
-    done = 0
-    while done < len(view):
-        with osio.plain_errors("could not read a head file"):
-            count = os.preadv(fd, [view[done:]], offset + done)
-        if count == 0:
-            raise DataLoss("a head file has become shorter while it was read")
-        done += count
-
-
-def _hash_all(fd: int, num_bytes: int) -> str:
-    slice_ = bytearray(min(num_bytes, _READ_BYTES))
-    view = memoryview(slice_)
-    sha256 = hashlib.sha256()
-    done = 0
-    while done < num_bytes and (count := os.preadv(fd, [view], done)):
-        sha256.update(view[:count])
-        done += count
-        pause_point()
-    return sha256.hexdigest()

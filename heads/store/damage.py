@@ -11,7 +11,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 
 from polyhead.heads.format.errors import PolyheadError
-from polyhead.heads.store import layout, osio
+from polyhead.heads.store import io_errors, layout, osio
 from polyhead.heads.store.blobs import BlobFolder
 from polyhead.heads.store.generations import GenerationFolder
 from polyhead.heads.store.records import GenerationRecord
@@ -72,7 +72,7 @@ class Inspector:
             current = self._generations.current
             if current and not files.exists(layout.generation_path(current.number)):
                 return StoreDamage(f"the record of the active set, generation {current.number}, was deleted", restore)
-        except osio.NotOurs as error:
+        except io_errors.NotOurs as error:
             return StoreDamage(str(error.strerror), restore)
         except OSError as error:
             return StoreDamage(f"the store's folder cannot be read: {error.strerror}", restore)

@@ -14,8 +14,9 @@ from polyhead.heads.format import tensorfile
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument
 from polyhead.heads.format.pauses import pause_point
 from polyhead.heads.format.tensorfile import TensorEntry, TensorFile
-from polyhead.heads.store import failpoints, osio
-from polyhead.heads.store.blobs import OpenBlob, Staging
+from polyhead.heads.store import failpoints, io_errors
+from polyhead.heads.store.blob_io import OpenBlob
+from polyhead.heads.store.staging import Staging
 
 SLICE_BYTES = 1 << 20
 
@@ -86,11 +87,11 @@ def rebuild(
             source, entry = (sent, new.tensors[name]) if name in new.tensors else (base, old.tensors[name])
             for piece in _slices(source, entry):
                 whole.write(piece)
-            with osio.plain_errors("could not store the head"):
+            with io_errors.plain_errors("could not store the head"):
                 failpoints.hit("mid_rebuild")
             pause_point()
         _check_digest(whole.verify(), sha256, base)
-        with osio.plain_errors("could not store the head"):
+        with io_errors.plain_errors("could not store the head"):
             failpoints.hit("after_rebuild")
     except BaseException:
         whole.abort()

@@ -11,7 +11,7 @@ import contextlib
 from typing import ClassVar
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, NotFound, PolyheadError
-from polyhead.heads.store import layout, osio, pack, records
+from polyhead.heads.store import io_errors, layout, osio, pack, records
 from polyhead.heads.store.pack import Pack, Retention
 from polyhead.heads.store.records import DamagedRecord, GenerationRecord
 from polyhead.heads.store.reserve import write_with_reserve
@@ -149,7 +149,7 @@ class GenerationFolder:
         data = records.encode_generation(record)
         try:
             write_with_reserve(self._files, lambda: self._files.commit(path, data, "generation"))
-        except osio.RenameIssued:
+        except io_errors.RenameIssued:
             self._is_uncertain = True
             raise CommitUncertain(f"generation {record.number} may or may not have been stored; restart the server") from None
         self.highest = record.number

@@ -11,10 +11,11 @@ from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidAr
 from polyhead.heads.format.lora import adapted_digest
 from polyhead.heads.format.manifest import HeadManifest, check_name
 from polyhead.heads.store import layout, records
-from polyhead.heads.store.blobs import OpenBlob, Staging
+from polyhead.heads.store.blob_io import OpenBlob
 from polyhead.heads.store.delta import rebuild
 from polyhead.heads.store.parts import StoreParts
 from polyhead.heads.store.records import VersionRecord
+from polyhead.heads.store.staging import Staging
 from polyhead.heads.store.versions import MAX_LABELS
 
 

@@ -2,7 +2,7 @@
 
 Every path is relative to the root and is walked folder by folder without following a link. Every call may be recorded and may
 be made to fail: kill -9 cannot show a missing fsync, because the page cache survives it, but the record can.
-Methods raise OSError; `plain_errors` turns that into an error for a caller, without a path in it.
+Methods raise OSError; `io_errors.plain_errors` turns that into an error for a caller, without a path in it.
 """
 
 from __future__ import annotations
@@ -14,88 +14,18 @@ import os
 import secrets
 import stat
 from collections.abc import Callable, Iterator
-from typing import ClassVar
 
-from polyhead.heads.format.errors import DataLoss, FailedPrecondition, PolyheadError, ResourceExhausted
 from polyhead.heads.store import failpoints
+from polyhead.heads.store.io_errors import NotOurs, RenameIssued, StoreLocked, UnsafeFile
 from polyhead.heads.store.layout import LOCK
 from polyhead.heads.store.rename_new import rename_new
 from polyhead.heads.store.spares import SpareDescriptors
 
 STAGING = "staging"
-_FULL = frozenset({errno.ENOSPC, errno.EDQUOT, errno.EFBIG})
-FULL_HINT = "free space with polyhead heads delete NAME@VERSION, or by other means"
-_TOO_MANY = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM})
 _NEVER_FOLLOW = os.O_NOFOLLOW | os.O_CLOEXEC
 
 Stamp = tuple[int, int, int]  # inode, size, ctime in nanoseconds
 OsRecord = list[tuple[str, str]]  # (operation, relative name), in the order in which the calls returned
-
-
-class StoreIoError(DataLoss):
-    """The operating system refused a read or a write for a reason other than a full disk."""
-
-    reason: ClassVar[str] = "STORE_IO_ERROR"
-
-
-class StoreFull(ResourceExhausted):
-    """No room for what was to be written. It says no time for a retry: nothing becomes free before somebody deletes something."""
-
-    reason: ClassVar[str] = "STORE_FULL"
-
-
-class StoreLocked(FailedPrecondition):
-    """Another process, or another HeadStore of this one, has the folder open."""
-
-    reason: ClassVar[str] = "STORE_LOCKED"
-
-
-class UnsafeFile(FailedPrecondition):
-    """A link, a device, a foreign owner or loose permissions where the store expects its own plain file or folder."""
-
-    reason: ClassVar[str] = "STORE_UNSAFE_FILE"
-
-
-class StoreTaken(FailedPrecondition):
-    """The folder or its lock file is no longer the one that was opened: another server may have it. Nothing was changed."""
-
-    reason: ClassVar[str] = "STORE_TAKEN"
-
-
-class NotOurs(OSError):
-    """The folder or its lock file was replaced or deleted. Becomes StoreTaken."""
-
-
-class RenameIssued(OSError):
-    """The rename was issued and may have happened, but it is not known whether it lasts. Any other OSError comes before it."""
-
-
-def is_disk_full(error: OSError) -> bool:
-    """Whether freeing space would help."""
-    return error.errno in _FULL
-
-
-@contextlib.contextmanager
-def plain_errors(what: str) -> Iterator[None]:
-    """Turn an OSError into a PolyheadError that names `what` was tried and the errno, never a path."""
-    try:
-        yield
-    except OSError as error:
-        raise _convert(error, what) from None
-
-
-def _convert(error: OSError, what: str) -> PolyheadError:
-    name = errno.errorcode.get(error.errno or 0, "unknown error")
-    if isinstance(error, NotOurs | FileExistsError):
-        problem = str(error.strerror) if isinstance(error, NotOurs) else "another server writes to the store"
-        return StoreTaken(f"{what}: {problem}\nhint: stop this server; one store has one server")
-    if is_disk_full(error):
-        return StoreFull(f"{what}: the store's disk or quota is full ({name})\nhint: {FULL_HINT}")
-    if error.errno in _TOO_MANY:
-        return ResourceExhausted(f"{what}: the server is out of a system resource ({name})", retry_after_s=5.0)
-    if error.errno in (errno.ELOOP, errno.ENOTDIR):
-        return UnsafeFile(f"{what}: a link or a plain file stands where the store keeps a folder or a file")
-    return StoreIoError(f"{what}: the operating system failed ({name})")
 
 
 class StoreFiles:

@@ -1,7 +1,7 @@
 """What one open store consists of: its folders, its lock, what is damaged, and which request ids were used.
 
-On top of it `head_versions.py` keeps head files and versions, `deletion.py` deletes them, `active_set.py` has the generations, and `store.py`
-opens and closes.
+On top of it `head_versions.py` keeps head files and versions, `deletion.py` deletes them, `active_set.py` has the generations, and
+`store.py` opens and closes.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from collections.abc import Iterator
 
 from polyhead.heads.format.errors import AlreadyExists, FailedPrecondition
 from polyhead.heads.format.pauses import pausing
-from polyhead.heads.store import layout, osio
+from polyhead.heads.store import io_errors, layout, osio
 from polyhead.heads.store.blobs import BlobFolder
 from polyhead.heads.store.damage import Inspector, StoreDamage
 from polyhead.heads.store.generations import GenerationFolder
@@ -58,7 +58,7 @@ class StoreParts:
 
     def disk_space(self) -> tuple[int, int]:
         """(bytes free, bytes in all) of the file system that the store is on; also when its folder was deleted."""
-        with osio.plain_errors("could not measure the disk"):
+        with io_errors.plain_errors("could not measure the disk"):
             return self._files.disk_bytes()
 
     def disk_bytes(self) -> int:
@@ -80,10 +80,10 @@ class StoreParts:
         try:
             write_reserve(self._files)
         except OSError as error:
-            if not osio.is_disk_full(error):
+            if not io_errors.is_disk_full(error):
                 raise
 
     @contextlib.contextmanager
     def _guard(self, what: str) -> Iterator[None]:
-        with self._lock, pausing(None), osio.plain_errors(what):
+        with self._lock, pausing(None), io_errors.plain_errors(what):
             yield

@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 from collections.abc import Callable
 
-from polyhead.heads.store import layout, osio
+from polyhead.heads.store import io_errors, layout, osio
 
 RESERVE_BYTES = 64 * 1024  # of records a few, see records.MAX_RECORD_BYTES
 
@@ -14,10 +14,10 @@ def write_with_reserve(files: osio.StoreFiles, write: Callable[[], None]) -> Non
     """Run `write`; on a full disk give up the reserve and run it again. OSError; RenameIssued is never tried twice."""
     try:
         write()
-    except osio.RenameIssued:
+    except io_errors.RenameIssued:
         raise
     except OSError as error:
-        if not osio.is_disk_full(error):
+        if not io_errors.is_disk_full(error):
             raise
         files.discard(layout.RESERVE)
         write()

@@ -10,7 +10,7 @@ import hashlib
 import os
 
 from polyhead.heads.format.errors import PolyheadError
-from polyhead.heads.store import layout, osio
+from polyhead.heads.store import io_errors, layout, osio
 from polyhead.heads.store.blobs import BlobFolder
 
 SLICE_BYTES = 1 << 20
@@ -27,7 +27,7 @@ class Scrub:
 
     def step(self) -> int:
         """Read the next slice; its bytes. 0: the pass is over, the next call begins another one. StoreIoError."""
-        with osio.plain_errors("could not read a stored head"):
+        with io_errors.plain_errors("could not read a stored head"):
             if self._waiting is None:
                 self._waiting = list(reversed(self._blobs.files.list(layout.BLOBS)))
             while self._reading is None:

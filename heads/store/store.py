@@ -2,7 +2,8 @@
 
 Knows nothing of torch, of gRPC, or of what is inside a head file, and imports none of it: its crash tests start at once.
 kill -9 at any moment leaves exactly the old or exactly the new active set, and what was acknowledged stays.
-`heads/store/layout.py` draws the folder, `heads/store/osio.py` makes the system calls, `heads/store/failpoints.py` names the moments.
+`layout.py` draws the folder, `osio.py` makes the system calls, `failpoints.py` lists the moments at which a crash is tested. The methods of
+a HeadStore are in `head_versions.py`, `deletion.py` and `active_set.py`.
 
     with HeadStore.open("store", trunk_id) as store:
         with store.begin_push(len(data), sha256) as staging:
@@ -20,17 +21,19 @@ import re
 from types import TracebackType
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, PolyheadError
-from polyhead.heads.store import layout, osio
+from polyhead.heads.store import io_errors, layout
 from polyhead.heads.store.active_set import ActiveSets, PastGeneration
-from polyhead.heads.store.blobs import OpenBlob, Staging
+from polyhead.heads.store.blob_io import OpenBlob
 from polyhead.heads.store.damage import StoreDamage
 from polyhead.heads.store.deletion import Deletion
 from polyhead.heads.store.generations import CommitUncertain
 from polyhead.heads.store.head_versions import HeadVersions
 from polyhead.heads.store.identity import identify, read_trunk_id
-from polyhead.heads.store.osio import OsRecord, StoreFiles, StoreIoError, StoreLocked, StoreTaken, UnsafeFile
+from polyhead.heads.store.io_errors import StoreIoError, StoreLocked, StoreTaken, UnsafeFile
+from polyhead.heads.store.osio import OsRecord, StoreFiles
 from polyhead.heads.store.records import GenerationRecord, VersionRecord
 from polyhead.heads.store.scrub import Scrub
+from polyhead.heads.store.staging import Staging
 
 __all__ = [
     "CommitUncertain",
@@ -73,7 +76,7 @@ class HeadStore(HeadVersions, Deletion, ActiveSets):
         if not _TRUNK_ID.fullmatch(trunk_id):
             raise InvalidArgument(f"trunk_id must be 64 lower-case hex digits: {trunk_id[:80]!r}", field="trunk_id")
         absolute = os.path.abspath(path)
-        with osio.plain_errors("could not open the store"):
+        with io_errors.plain_errors("could not open the store"):
             files = StoreFiles.open(absolute, os_record)
             try:
                 files.failpoint_prefix = "recovery."
@@ -92,7 +95,7 @@ class HeadStore(HeadVersions, Deletion, ActiveSets):
     @staticmethod
     def read_trunk_id(path: str | os.PathLike[str]) -> str:
         """Which trunk a store belongs to, without opening it: for repairs from the command line."""
-        with osio.plain_errors("could not read the store"):
+        with io_errors.plain_errors("could not read the store"):
             if not os.path.isdir(path):
                 raise FailedPrecondition("there is no store folder at the given place")
             files = StoreFiles.open(os.path.abspath(path))

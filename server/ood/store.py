@@ -21,7 +21,7 @@ import safetensors.numpy
 from polyhead.heads.format.errors import AlreadyExists, DataLoss, NotFound, PolyheadError, ResourceExhausted
 from polyhead.heads.format.manifest import NAME_PATTERN, check_name
 from polyhead.heads.format.precision import Precision
-from polyhead.heads.store import osio, records
+from polyhead.heads.store import io_errors, records
 from polyhead.heads.store.layout import OOD
 from polyhead.heads.store.osio import StoreFiles
 from polyhead.heads.store.records import DamagedRecord
@@ -70,7 +70,7 @@ class OodStore:
         self._fits: dict[tuple[str, int], OodFit | None] = {}
         self._highest: dict[str, int] = {}
         self._has_folder = False  # durably
-        with osio.plain_errors("could not read the out-of-distribution fits"):
+        with io_errors.plain_errors("could not read the out-of-distribution fits"):
             self._load()
 
     def listing(self) -> list[OodFit]:
@@ -100,7 +100,7 @@ class OodStore:
     def add(self, fit: OodFit, model: OodModel) -> OodFit:
         """Store a fit under the next number of its name; durable when it returns. A known request id gets its first answer."""
         data = safetensors.numpy.save({field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
-        with self._lock, osio.plain_errors("could not store the out-of-distribution fit"):
+        with self._lock, io_errors.plain_errors("could not store the out-of-distribution fit"):
             if first := self._of_request(fit.request_id):
                 return check_same_request(first, fit)
             self._check_room(fit.name)
@@ -114,7 +114,7 @@ class OodStore:
 
     def load(self, fit: OodFit) -> OodModel:
         """Its numbers. DataLoss if they are missing or not those that were stored."""
-        with osio.plain_errors("could not read the out-of-distribution fit"):
+        with io_errors.plain_errors("could not read the out-of-distribution fit"):
             try:
                 data = self._files.read(_path(fit.name, fit.version, "safetensors"), fit.num_bytes)
             except FileNotFoundError:

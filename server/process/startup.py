@@ -16,7 +16,7 @@ from polyhead.heads.model.checkpoint import Checkpoint, resolve_folder
 from polyhead.heads.model.composition import check_composition
 from polyhead.heads.model.family import TrunkModule, build_head, build_trunk, initial_head
 from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
-from polyhead.heads.store.osio import StoreIoError
+from polyhead.heads.store.io_errors import StoreIoError
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.config import ServeConfig
 from polyhead.server.engine import build

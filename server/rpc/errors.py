@@ -14,7 +14,7 @@ from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
 from polyhead.heads.format.errors import PolyheadError
-from polyhead.heads.store.osio import StoreFull, StoreIoError
+from polyhead.heads.store.io_errors import StoreFull, StoreIoError
 
 DOMAIN = "polyhead.dev"
 MAX_MESSAGE = 1024  # characters; metadata of a reply stays well under 4 KB

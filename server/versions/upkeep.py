@@ -7,7 +7,7 @@ from collections.abc import Collection
 
 from polyhead.heads.format.errors import InvalidArgument, NotFound, ResourceExhausted
 from polyhead.heads.format.manifest import parse_reference
-from polyhead.heads.store.osio import FULL_HINT
+from polyhead.heads.store.io_errors import FULL_HINT
 from polyhead.heads.store.store import HeadStore, VersionRecord
 from polyhead.server.host.memory import return_freed_pages
 from polyhead.server.versions.head_cache import HeadCache

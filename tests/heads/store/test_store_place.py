@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from polyhead.heads.format.errors import DataLoss, PolyheadError, ResourceExhausted
-from polyhead.heads.store import failpoints, osio
+from polyhead.heads.store import failpoints, io_errors
 from polyhead.heads.store.rename_new import rename_new
 from polyhead.heads.store.scrub import SLICE_BYTES
 from polyhead.heads.store.store import HeadStore, StoreTaken
@@ -239,4 +239,4 @@ def test_a_full_disk_is_no_reason_to_wait_and_names_the_way_out(store: HeadStore
     with pytest.raises(ResourceExhausted, match="heads delete") as caught:
         push(store, "policy", "policy 2")
     assert caught.value.retry_after_s is None, "a client that waits for a retry hangs without a word"
-    assert osio.FULL_HINT in caught.value.message
+    assert io_errors.FULL_HINT in caught.value.message

@@ -20,7 +20,7 @@ from polyhead.heads.format.errors import (
     ResourceExhausted,
 )
 from polyhead.heads.store import failpoints
-from polyhead.heads.store.osio import StoreIoError
+from polyhead.heads.store.io_errors import StoreIoError
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 from polyhead.server.ood import fits as fits_module
