@@ -5,88 +5,22 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import logging
-from collections.abc import Callable, Collection, Mapping
-from dataclasses import dataclass, field
+from collections.abc import Callable, Mapping
 
 from polyhead.heads.format.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, ResourceExhausted
-from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
 from polyhead.heads.format.manifest import HeadManifest, check_name, parse_reference
 from polyhead.heads.format.pauses import pause_point
-from polyhead.heads.store.store import HeadStore, OpenBlob, Staging, VersionRecord
+from polyhead.heads.store.store import HeadStore, Staging, VersionRecord
 from polyhead.server.engine.work.live import ActiveSet, ServedHead
 from polyhead.server.versions.head_cache import HeadCache
 from polyhead.server.versions.manifests import ManifestPatch, ServedTrunk
+from polyhead.server.versions.push_manifests import PushManifests
+from polyhead.server.versions.push_requests import CopyRequest, Delta, DeltaBase, Published, PushRequest
 from polyhead.server.versions.residency import Pin
 
 MAX_PUSHES = 4  # at once, each with a staging file
 
 log = logging.getLogger(__name__)
-
-
-@dataclass(frozen=True, slots=True)
-class Delta:
-    """A push that sends only what differs from a stored version."""
-
-    base: str  # "policy@3"
-    num_bytes: int  # of the file that is sent
-    sha256: str
-    whole_num_bytes: int = 0  # of the file after the change; 0 and "" if the pusher does not hold all of it
-    whole_sha256: str = ""
-
-
-@dataclass(frozen=True, slots=True)
-class PushRequest:
-    """The header of a push, its fields already well-formed."""
-
-    name: str
-    manifest: ManifestPatch = field(default_factory=ManifestPatch)
-    request_id: str = ""
-    request_digest: str = ""  # of the header
-    is_dry_run: bool = False  # validate_only
-    trunk_sha256: Mapping[str, str] = field(default_factory=dict)
-    labels: tuple[str, ...] = ()
-    metrics: Mapping[str, float] = field(default_factory=dict)
-    delta: Delta | None = None  # None: the whole file is sent
-
-
-@dataclass(frozen=True, slots=True)
-class DeltaBase:
-    """What a delta is applied to: its file is held open, so that the version may be deleted meanwhile."""
-
-    record: VersionRecord
-    file: OpenBlob
-
-    def __enter__(self) -> DeltaBase:
-        return self
-
-    def __exit__(self, *exception: object) -> None:
-        self.file.close()
-
-
-@dataclass(frozen=True, slots=True)
-class CopyRequest:
-    """A new version of the same weights; None keeps the source's."""
-
-    source: str
-    target: str
-    kind: HeadKind | None = None
-    bias: float | None = None
-    scale: float | None = None
-    read: ReadPosition | None = None
-    append_token_id: int | None = None
-    pad_token_id: int | None = None
-    unfinished: Unfinished | None = None
-    request_id: str = ""
-    request_digest: str = ""
-    labels: tuple[str, ...] = ()
-
-
-@dataclass(frozen=True, slots=True)
-class Published:
-    """A new version, or with a dry run what it would have been: version 0."""
-
-    record: VersionRecord
-    num_trunk_tensors_compared: int
 
 
 class Publisher:
@@ -105,6 +39,7 @@ class Publisher:
         self._cache = cache
         self._source_sha256 = source_sha256  # a trunk tensor's name in the checkpoint -> its hash, None if unknown
         self._active = active
+        self._manifests = PushManifests(store, trunk, active)
 
     def take(self, staging: Staging, data: bytearray) -> None:
         """Store the next bytes of a file that is being received."""
@@ -141,7 +76,7 @@ class Publisher:
         name, version = parse_reference(delta.base, field)
         if not version:
             raise InvalidArgument(f"delta_base must name a version: {delta.base!r}", field=field)
-        record = self._version(name, version, field)
+        record = self._manifests.version(name, version, field)
         if record.manifest.lora is not None:
             hint = f"its file holds an adapter; the weights under it are {record.manifest.base}"
             raise FailedPrecondition(f"delta_base is a LoRA head: {delta.base}\nhint: {hint}", field=field)
@@ -170,7 +105,7 @@ class Publisher:
         if not request.is_dry_run:
             staging.begin_sync()
         file = self._cache.loader.open(staging.read())
-        manifest = self._complete(request, file.names, base)
+        manifest = self._manifests.complete(request, file.names, base)
         digest = self._store.digest_of(sha256, manifest)
         self._warn_of_precision(request.name, manifest)
         live = self._cache.try_out(digest, request.name, manifest, file, pin)
@@ -230,50 +165,6 @@ class Publisher:
             what = "version" if version else "active head"
             raise NotFound(f"no such {what}: {reference}", field="source", metadata={"name": reference}) from None
 
-    def _complete(self, request: PushRequest, names: Collection[str], delta_base: VersionRecord | None) -> HeadManifest:
-        if delta_base is not None:
-            reference = f"{delta_base.name}@{delta_base.version}"
-            if request.manifest.base in (None, reference):  # which may have been deleted meanwhile
-                patch = dataclasses.replace(request.manifest, base=reference)
-                return self._trunk.complete(patch, delta_base.manifest, names)
-        if request.manifest.lora is None:
-            return self._trunk.complete(request.manifest, self._before(request), names)
-        base = self._lora_base(request)
-        patch = dataclasses.replace(request.manifest, base=f"{base.name}@{base.version}")
-        return self._trunk.complete(patch, base.manifest, names)
-
-    def _lora_base(self, request: PushRequest) -> VersionRecord:
-        """What an adapter stands on: the version that the push names, or the active one of a name, by default of its own.
-
-        If that one is a LoRA head and no version was named: what it stands on, so that a trainer pushes one round after another.
-        """
-        name, version = parse_reference(request.manifest.base or request.name, "header.manifest.base")
-        if version:
-            return self._version(name, version)
-        active = self._active().heads.get(name)
-        if active is None:
-            hint = 'name the version that it was trained on: base="policy@3"'
-            raise InvalidArgument(f"no active head to build on: {name!r}\nhint: {hint}", field="header.manifest.base")
-        if active.manifest.lora is not None:
-            return self._version(*active.manifest.base_version())
-        return self._version(name, active.version)
-
-    def _before(self, request: PushRequest) -> HeadManifest | None:
-        """Where unset fields come from: the base, or else the active version of the same name."""
-        if request.manifest.base:
-            name, version = parse_reference(request.manifest.base, "header.manifest.base")
-            if not version:
-                raise InvalidArgument(f"base must name a version: {request.manifest.base!r}", field="header.manifest.base")
-            return self._version(name, version).manifest
-        active = self._active().heads.get(request.name)
-        return active.manifest if active else None
-
-    def _version(self, name: str, version: int, field: str = "header.manifest.base") -> VersionRecord:
-        try:
-            return self._store.get(name, version)
-        except NotFound as error:
-            raise NotFound(error.message, field=field, metadata={"name": f"{name}@{version}"}) from None
-
     def _compare_trunk(self, hashes: Mapping[str, str]) -> int:
         """Refuse a push whose trainer has changed the trunk. How many tensors were compared."""
         for name, digest in hashes.items():
@@ -290,9 +181,7 @@ class Publisher:
 
     def _warn_of_precision(self, name: str, manifest: HeadManifest) -> None:
         if manifest.precision != self._trunk.precision:
-            log.warning(
-                "%s was trained on a %s trunk and is served on a %s one", name, manifest.precision, self._trunk.precision
-            )
+            log.warning("%s was trained on a %s trunk and is served on a %s one", name, manifest.precision, self._trunk.precision)
 
     def _store_version(self, staging: Staging, request: PushRequest, manifest: HeadManifest) -> VersionRecord:
         digest = staging.finish()

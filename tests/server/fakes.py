@@ -39,7 +39,8 @@ from polyhead.server.rpc.unread import Unread
 from polyhead.server.versions.head_cache import HeadCache
 from polyhead.server.versions.head_loader import HeadLoader, to_file
 from polyhead.server.versions.manifests import ManifestPatch, RuleDefaults, ServedTrunk
-from polyhead.server.versions.publisher import MAX_PUSHES, Publisher, PushRequest
+from polyhead.server.versions.publisher import MAX_PUSHES, Publisher
+from polyhead.server.versions.push_requests import PushRequest
 from polyhead.server.versions.registry import Registry
 from polyhead.server.versions.residency import Residency
 from polyhead.v1 import heads_pb2_grpc

@@ -19,7 +19,7 @@ from polyhead.heads.store.versions import MAX_LABELS
 from polyhead.server.rpc.messages import enums
 from polyhead.server.versions.lookup import VersionView
 from polyhead.server.versions.manifests import ManifestPatch
-from polyhead.server.versions.publisher import CopyRequest, Delta, PushRequest
+from polyhead.server.versions.push_requests import CopyRequest, Delta, PushRequest
 from polyhead.v1 import heads_pb2
 
 DEFAULT_PAGE = 100

@@ -23,7 +23,8 @@ from polyhead.server.rpc.messages import heads as convert
 from polyhead.server.rpc.uploads import Upload
 from polyhead.server.versions.lookup import VersionView
 from polyhead.server.versions.preconditions import Expected
-from polyhead.server.versions.publisher import MAX_PUSHES, DeltaBase, Published, PushRequest
+from polyhead.server.versions.publisher import MAX_PUSHES
+from polyhead.server.versions.push_requests import DeltaBase, Published, PushRequest
 from polyhead.server.versions.registry import Activation
 from polyhead.server.versions.request_digest import request_digest
 from polyhead.server.versions.tensor_hashes import TensorHashes

@@ -26,7 +26,7 @@ from polyhead.heads.format.lora import LoraAdapter, adapted_digest
 from polyhead.server.engine.work.live import LiveHead
 from polyhead.server.versions.head_loader import to_file
 from polyhead.server.versions.manifests import ManifestPatch
-from polyhead.server.versions.publisher import CopyRequest
+from polyhead.server.versions.push_requests import CopyRequest
 from polyhead.v1 import heads_pb2 as pb
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.server.fakes import World, heads_server

@@ -25,7 +25,7 @@ from polyhead.heads.store import failpoints
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.server.versions.preconditions import Expected
-from polyhead.server.versions.publisher import CopyRequest
+from polyhead.server.versions.push_requests import CopyRequest
 from tests.server.fakes import World
 
 
