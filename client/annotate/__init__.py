@@ -14,6 +14,7 @@ An application over the public `polyhead.client`: one process, one event loop, o
     bodies.py        what an answer of each kind must hold; answers.py stores it
     state.py         what a browser may see
     admin/           what the team sees: progress, agreement, bias, strengths, people, rounds, adjudication
+    care/            caps, breaks, stopping, erasure, a person's own data
     statistics/      agreement, intervals, strengths: pure functions
     exports/         files for trainers
     web/             HTTP: security, pages, JSON routes, event streams

@@ -69,13 +69,14 @@ def create_account(
     *,
     locale: str = "en",
     languages: tuple[str, ...] = ("en",),
+    timezone: str = "UTC",
     actor: str = "system",
 ) -> tuple[str, str]:
     """(account id, sign-in code). The code is shown once and stored nowhere."""
     account, code = new_id(), make_code()
     row = {
         "id": account, "role": role, "pseudonym": pseudonym, "code_sha256": sha256(code), "state": "active", "locale": locale,
-        "timezone": "UTC", "languages_json": to_json(list(languages)), "settings_json": "{}", "created_at": db.now(),
+        "timezone": timezone, "languages_json": to_json(list(languages)), "settings_json": "{}", "created_at": db.now(),
     }  # fmt: skip
     with db.transaction():
         db.insert("accounts", row, actor)
@@ -108,14 +109,16 @@ def find_invite(db: Database, token: str) -> Row:
     return found
 
 
-def accept_invite(db: Database, token: str, pseudonym: str, locale: str, languages: tuple[str, ...]) -> tuple[str, str]:
+def accept_invite(
+    db: Database, token: str, pseudonym: str, locale: str, languages: tuple[str, ...], timezone: str = "UTC"
+) -> tuple[str, str]:
     """(account id, sign-in code): spends one use."""
     with db.transaction():
         invite = find_invite(db, token)
         if db.one("SELECT 1 FROM accounts WHERE pseudonym = ?", pseudonym) or not 3 <= len(pseudonym) <= 40 or not pseudonym.isprintable():
             raise Invalid("the name is taken, or not 3 to 40 characters long", code="PSEUDONYM", field="pseudonym")
         db.execute("UPDATE invites SET uses = uses + 1 WHERE token_sha256 = ?", invite.token_sha256)
-        return create_account(db, invite.role, pseudonym, locale=locale, languages=languages, actor="invite")
+        return create_account(db, invite.role, pseudonym, locale=locale, languages=languages, timezone=timezone, actor="invite")
 
 
 def account_of_code(db: Database, typed: str) -> Row:
@@ -190,7 +193,7 @@ def give_consent(db: Database, account_id: str, text: str, locale: str) -> None:
     }
     with db.transaction():
         if not has_consented(db, account_id):
-            db.insert("consents", {**row, "given_at": db.now()}, account_id)
+            db.put("consents", {**row, "given_at": db.now(), "withdrawn_at": None}, ("account_id", "document", "version"), account_id)
 
 
 def set_locale(db: Database, account_id: str, locale: str) -> None:

@@ -141,7 +141,10 @@ def _insert(
     db.insert("answers", row, assignment.account_id)
     if assignment.state != "leased" or assignment.lease_until < db.now():
         db.change("assignments", assignment.id, {"late": 1}, assignment.account_id)
-    db.execute("UPDATE assignments SET draft_json = NULL, draft_rev = draft_rev + 1 WHERE id = ?", assignment.id)
+    db.execute(
+        "UPDATE assignments SET draft_json = NULL, draft_rev = draft_rev + 1, active_ms = max(active_ms, ?) WHERE id = ?",
+        min(row["active_ms"], assignments.MAX_LEASE_MS), assignment.id,
+    )  # fmt: skip
     return answer
 
 

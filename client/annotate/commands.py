@@ -147,6 +147,28 @@ def invite_command(
     typer.echo(f"{url.rstrip('/')}/i/{accounts.create_invite(Database.open(db), role, max_uses=uses, by='command line')}")
 
 
+@annotate_app.command("erase")
+@readable
+def erase_command(
+    person: Annotated[str, typer.Argument(help="A pseudonym, or an account's id.")],
+    mode: Annotated[
+        str, typer.Option(help="identity: who the person is, the work stays under a number. all: what was written and answered, too.")
+    ] = "identity",
+    db: _Db = DEFAULT_DB,
+    is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask: it cannot be undone.")] = False,
+) -> None:
+    """Erase one person's data from the database, its log and its free pages."""
+    from polyhead.client.annotate.care import erasure
+
+    database = Database.open(db)
+    found = erasure.find(database, person)
+    if not is_sure:
+        typer.confirm(f"erase {mode} of {found.pseudonym}? This cannot be undone", abort=True)
+    erasure.erase(database, found.id, mode, "command line")
+    typer.echo(f"erased: {mode} of {found.id}; {erasure.list_path(db)} has it done again after a restore")
+    typer.echo("backups that were made before still hold the data: restore them by `polyhead annotate restore` alone, or delete them")
+
+
 @annotate_app.command("export")
 @readable
 def export_command(

@@ -154,6 +154,8 @@ class QueueConfig:
     lease_min: int = 30
     gold_every: int = 0  # 0: never
     training: int = 0  # training items before all others
+    daily_cap_min: int = 240  # active minutes of a person's day, over all projects; sensitive projects: 120 at most
+    break_after_min: int = 45  # active minutes, then a break of five; sensitive projects: 25 at most
 
 
 @dataclass(frozen=True)
@@ -181,7 +183,7 @@ class ProjectConfig:
     rules: RulesConfig = field(default_factory=RulesConfig)
     queue: QueueConfig = field(default_factory=QueueConfig)
     text: TextConfig = field(default_factory=TextConfig)
-    sensitive: bool = False  # pages warn before the work
+    sensitive: bool = False  # pages warn before the work, caps and breaks are tighter
     allow_admin_work: bool = False
     leak_words: tuple[str, ...] = ()
 
@@ -259,7 +261,8 @@ def _number_problems(config: ProjectConfig) -> Any:
         ("sampling", "max_new_tokens"): (1, 100_000), ("sampling", "temperature"): (0, 100), ("sampling", "top_p"): (1e-9, 1),
         ("dialogue", "min_turns"): (1, 50), ("dialogue", "max_turns"): (1, 50), ("rules", "attempts"): (1, 50),
         ("queue", "overlap"): (1, 100), ("queue", "replay_share"): (0, 1), ("queue", "lease_min"): (1, 240),
-        ("queue", "gold_every"): (0, 1000), ("queue", "training"): (0, 100), ("text", "min_chars"): (1, 10_000),
+        ("queue", "gold_every"): (0, 1000), ("queue", "training"): (0, 100),
+        ("queue", "daily_cap_min"): (1, 1440), ("queue", "break_after_min"): (1, 1440), ("text", "min_chars"): (1, 10_000),
         ("text", "max_chars"): (1, 60_000),
     }  # fmt: skip
     for (part, name), (least, most) in bounds.items():

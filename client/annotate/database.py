@@ -183,6 +183,19 @@ class Database:
         assert row is not None
         self.event(f"{table}.change", actor, {"id": key, **changes}, row.columns, table)
 
+    def put(self, table: str, row: Mapping[str, Any], keys: tuple[str, ...], actor: str = "system") -> None:
+        """A row of a table without ids, in place of the one with the same keys; and the event of it."""
+        names, changed = ", ".join(row), ", ".join(f"{name} = excluded.{name}" for name in row if name not in keys)
+        places = ", ".join("?" * len(row))
+        statement = f"INSERT INTO {table} ({names}) VALUES ({places}) ON CONFLICT ({', '.join(keys)}) DO UPDATE SET {changed}"
+        self.execute(statement, *row.values())
+        self.event(f"{table}.put", actor, row, row)
+
+    def compact(self) -> None:
+        """Nothing of what was overwritten remains in the file, nor in its write-ahead log."""
+        self.execute("VACUUM")
+        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+
     def event(self, kind: str, actor: str, body: Mapping[str, Any], about: Mapping[str, Any], table: str = "") -> None:
         """A line of the log. `about` names what it belongs to."""
         assert self._is_open, "an event belongs to a transaction"

@@ -41,6 +41,15 @@ def turns_of(db: Database, assignment: Row) -> list[Row]:
     )  # fmt: skip
 
 
+def open_turns_of(db: Database, account_id: str) -> list[Row]:
+    """Turns of one person whose replies are being drawn."""
+    return db.all(
+        "SELECT t.id FROM turns t JOIN dialogues d ON d.id = t.dialogue_id JOIN assignments a ON a.id = d.assignment_id"
+        " WHERE a.account_id = ? AND t.state = 'generating'",
+        account_id,
+    )
+
+
 def begin_turn(db: Database, assignment: Row, project: OpenProject, turn_id: str, text: str, *, pasted: int = 0) -> Row:
     """A turn that waits for its replies. The same id again is the same turn: a repeated request costs nothing."""
     if not _ID.fullmatch(turn_id):

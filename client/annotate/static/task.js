@@ -23,7 +23,7 @@ async function claim() {
   main.setAttribute("aria-busy", "true");
   try {
     const answer = await call("POST", "/api/claim", { project: slug, tab_id: care.tab });
-    if (answer.empty) return showEmpty(answer.empty);
+    if (answer.empty) return showEmpty(answer);
     nodes.today.textContent = word("task.today", { count: answer.today });
     showConnection(true);
     showBanner(answer.banner === "down" ? word("down.banner") : "");
@@ -207,7 +207,7 @@ async function deliver() {
     say(null, word("status.saved"));
     if (result.next === "turn") take(result.state); else await claim();
     say(null, word("status.saved"));
-    if (state.phase !== "compose") nodes.question.focus({ preventScroll: false });
+    if (state?.phase !== "compose") nodes.question.focus({ preventScroll: false });
     scrollTo({ top: 0 });
   } catch (error) { showError(error, deliver); } finally { isSending = false; }
 }
@@ -272,17 +272,26 @@ function showError(error, again = claim) {
     ask(word("error.SIGN_IN"), el("p", {}, word("signin.again")), el("p", {}, el("a", { class: "button primary", href: "/login", target: "_blank" }, word("login.title"))));
     setTimeout(again, 5000);
   } else if (error.code === "CSRF") location.reload(); // signed in anew: the work is kept, the token is another one
-  else if (["ALREADY_ANSWERED", "OTHER_BODY", "VOIDED", "UNDO_OVER", "NO_MORE_TURNS", "TURN_OPEN"].includes(error.code)) {
+  else if (["ALREADY_ANSWERED", "OTHER_BODY", "VOIDED", "UNDO_OVER", "NO_MORE_TURNS", "TURN_OPEN", "BREAK_DUE"].includes(error.code)) {
     showBanner(word(error.messageKey), el("button", { type: "button", onclick: () => { showBanner(""); state = null; claim(); } }, word("again.continue")));
   } else showBanner(word(error.messageKey));
 }
 
-function showEmpty(why) {
+function showEmpty({ empty: why, until, now, can_skip: canSkip }) {
   main.setAttribute("aria-busy", "false");
+  state = null;
   nodes.bar.hidden = true;
-  say(word("done.title"), "");
+  const isBreak = why === "break";
+  say(word(isBreak ? "break.title" : "done.title"), "");
   fill(nodes.rule); fill(nodes.dialogue);
-  fill(nodes.work, el("p", { class: "lead" }, word(`done.${why}`)), el("a", { class: "button primary", href: "/" }, word("nav.home")));
+  const again = el("button", { type: "button", class: "primary", disabled: isBreak && until > now, onclick: claim }, word("break.resume"));
+  if (isBreak) setTimeout(() => { again.disabled = false; }, Math.max(0, until - now));
+  fill(nodes.work, el("p", { class: "lead" }, word(`done.${why}`, { minutes: Math.ceil(Math.max(0, (until ?? 0) - now) / 60000) })), el("div", { class: "row" },
+    isBreak && again, isBreak && canSkip && el("button", { type: "button", onclick: skipBreak }, word("break.skip")), el("a", { class: isBreak ? "button" : "button primary", href: "/" }, word("nav.home"))));
+}
+
+async function skipBreak() {
+  try { await call("POST", "/api/breaks", { project: slug }); await claim(); } catch (error) { showError(error, claim); }
 }
 
 function showMoved() {

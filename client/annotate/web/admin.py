@@ -17,7 +17,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import accounts, projects
+from polyhead.client.annotate import accounts, dialogues, projects
 from polyhead.client.annotate.accounts import ROLES, Person
 from polyhead.client.annotate.admin import adjudication, people, rounds
 from polyhead.client.annotate.admin.agreement import agreement
@@ -26,12 +26,13 @@ from polyhead.client.annotate.admin.charts import strength_chart
 from polyhead.client.annotate.admin.progress import progress
 from polyhead.client.annotate.admin.strengths import ranking
 from polyhead.client.annotate.admin.tables import Cell, Share, Table, Word, shown, to_csv
+from polyhead.client.annotate.care import erasure
 from polyhead.client.annotate.config import ProjectConfig, read_project
 from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.exports.formats import FORMATS
 from polyhead.client.annotate.exports.judgements import Filters
 from polyhead.client.annotate.exports.writing import note_export, write_files
-from polyhead.client.annotate.problems import Invalid, NotThere
+from polyhead.client.annotate.problems import Clash, Invalid, NotThere
 from polyhead.client.annotate.web.access import Site, route, words_of
 from polyhead.client.annotate.yaml_reader import ConfigError
 
@@ -131,6 +132,19 @@ async def revoke(request: Request, site: Site, person: Person) -> Response:
 
 async def set_person_state(request: Request, site: Site, person: Person) -> Response:
     people.set_state(site.db, request.path_params["account_id"], str((await request.form()).get("state", "")), person.id)
+    return RedirectResponse("/admin/people", 303)
+
+
+async def erase(request: Request, site: Site, person: Person) -> Response:
+    """Asked for twice: by a mark and by the button. It cannot be undone."""
+    form, account = await request.form(), people.find_person(site.db, request.path_params["account_id"])
+    if form.get("sure") != "1":
+        raise Invalid("needs the mark", field="sure")
+    if account.id == person.id:
+        raise Clash("an admin's own account", code="OWN_ACCOUNT")
+    for turn in dialogues.open_turns_of(site.db, account.id):
+        site.turns.cancel(turn.id)
+    erasure.erase(site.db, account.id, str(form.get("mode", "")), person.id)
     return RedirectResponse("/admin/people", 303)
 
 
@@ -258,6 +272,7 @@ ROUTES: list[Route] = [
     route("/admin/projects", add_project, ADMINS, ("POST",), is_form=True),
     route("/admin/people", people_page, ADMINS),
     route("/admin/people/{account_id}/state", set_person_state, ADMINS, ("POST",), is_form=True),
+    route("/admin/people/{account_id}/erase", erase, ADMINS, ("POST",), is_form=True),
     route("/admin/invites", invite, ADMINS, ("POST",), is_form=True),
     route("/admin/invites/revoke", revoke, ADMINS, ("POST",), is_form=True),
     route("/admin/reports", reports_page, ADMINS),

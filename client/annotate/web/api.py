@@ -10,6 +10,7 @@ from starlette.routing import Route
 
 from polyhead.client.annotate import accounts, answers, assignments, dialogues, projects, state
 from polyhead.client.annotate.accounts import Person
+from polyhead.client.annotate.care import limits
 from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.database import Row, new_id
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid, NotThere
@@ -32,6 +33,8 @@ async def claim(request: Request, site: Site, person: Person) -> Response:
     _check_may_work(site, person, project)
     if accounts.state_of(site.db, person.id) == "paused":
         return JSONResponse({"empty": "account_paused"})
+    if assignments.current(site.db, person.id, project) is None and (wait := limits.wait_of(site.db, person.id, project)) is not None:
+        return JSONResponse({"empty": wait.why, "until": wait.until, "can_skip": wait.can_skip, "now": site.db.now()})
     assignment = assignments.claim(site.db, person.id, project)
     if assignment is None:
         return JSONResponse({"empty": "paused" if project.row.state != "open" or not project.round_id else "nothing_left"})
@@ -126,6 +129,13 @@ async def release(request: Request, site: Site, person: Person) -> Response:
     return JSONResponse({"next": "break"})
 
 
+async def skip_break(request: Request, site: Site, person: Person) -> Response:
+    """Go on without the break, once."""
+    body = await json_body(request)
+    limits.skip_break(site.db, person.id, projects.open_project(site.db, str(body.get("project", ""))))
+    return JSONResponse({"next": "item"})
+
+
 async def finish(request: Request, site: Site, person: Person) -> Response:
     """No further turn in this dialogue."""
     assignment = _own(request, site, person)
@@ -164,8 +174,7 @@ async def report(request: Request, site: Site, person: Person) -> Response:
 def _state(site: Site, person: Person, project: OpenProject) -> Response:
     current = state.current_state(site.db, person.id, project, person.locale)
     banner = "down" if project.is_live and not site.model.is_up else None
-    midnight = site.db.now() - site.db.now() % 86_400_000
-    today = assignments.count_today(site.db, person.id, project, midnight)
+    today = assignments.count_today(site.db, person.id, project, limits.day_start(site.db, person.id))
     return JSONResponse({"state": current, "banner": banner, "today": today})
 
 
@@ -216,4 +225,5 @@ ROUTES: list[Route] = [
     route("/api/answers", submit, PEOPLE, ("POST",)),
     route("/api/answers/{answer_id}/withdraw", withdraw, PEOPLE, ("POST",)),
     route("/api/reports", report, PEOPLE, ("POST",)),
+    route("/api/breaks", skip_break, PEOPLE, ("POST",)),
 ]

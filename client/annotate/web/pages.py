@@ -3,15 +3,16 @@
 from __future__ import annotations
 
 import json
-from datetime import UTC, datetime
 from typing import Any
 
 from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import accounts, answers, assignments, projects, state
+from polyhead.client.annotate import accounts, answers, assignments, dialogues, projects, state
 from polyhead.client.annotate.accounts import Person
+from polyhead.client.annotate.care import erasure, limits
+from polyhead.client.annotate.care.own_data import own_data
 from polyhead.client.annotate.catalogs import NAMES
 from polyhead.client.annotate.problems import Forbidden, NotThere
 from polyhead.client.annotate.projects import OpenProject
@@ -19,6 +20,7 @@ from polyhead.client.annotate.web.access import ANYONE, PEOPLE, SIGNED_IN, Site,
 from polyhead.client.annotate.web.security import address_of
 
 SIGN_INS_A_MINUTE = 5
+DATA_A_MINUTE = 2
 
 
 async def invite_page(request: Request, site: Site, person: Person | None) -> Response:
@@ -34,7 +36,8 @@ async def accept_invite(request: Request, site: Site, person: Person | None) -> 
     form = await request.form()
     locale = _known_locale(str(form.get("locale", "")))
     languages = tuple(each for each in NAMES if each in form.getlist("languages")) or (locale,)
-    account, code = accounts.accept_invite(site.db, request.path_params["token"], str(form.get("pseudonym", "")), locale, languages)
+    zone = str(limits.zone_of(str(form.get("timezone", ""))[:60]))  # of the browser: caps are counted by this person's own day
+    account, code = accounts.accept_invite(site.db, request.path_params["token"], str(form.get("pseudonym", "")), locale, languages, zone)
     token = accounts.open_session(site.db, account)
     made = accounts.person_of_session(site.db, token)
     return site.page(request, "welcome.html", made, token=token, code=accounts.shown_code(code))
@@ -81,8 +84,19 @@ async def home(request: Request, site: Site, person: Person) -> Response:
         return RedirectResponse("/consent", 303)
     if person.role == "adjudicator":
         return RedirectResponse("/admin/review", 303)
-    shown = [_card(site, person, each) for each in projects.list_projects(site.db) if each.row.state in ("open", "paused")]
-    return site.page(request, "home.html", person, projects=shown, last=_last(site, person))
+    offered = [each for each in projects.list_projects(site.db) if each.row.state in ("open", "paused")]
+    left = [each for each in offered if limits.has_left(site.db, person.id, each.row.id)]
+    cards = [_card(site, person, each) for each in offered if each not in left]
+    declined = [state.shown_project(each, person.locale) for each in left]
+    return site.page(request, "home.html", person, projects=cards, declined=declined, last=_last(site, person))
+
+
+async def leave_project(request: Request, site: Site, person: Person) -> Response:
+    """Not for me, or for me after all. No reason is asked for."""
+    project = projects.find_project(site.db, request.path_params["slug"])
+    does_return = (await request.form()).get("back") == "1"
+    (limits.come_back if does_return else limits.leave)(site.db, person.id, project)
+    return RedirectResponse("/", 303)
 
 
 async def guide_page(request: Request, site: Site, person: Person) -> Response:
@@ -118,6 +132,26 @@ async def save_me(request: Request, site: Site, person: Person) -> Response:
     return RedirectResponse("/", 303)
 
 
+async def stop(request: Request, site: Site, person: Person) -> Response:
+    """Take part no more. Asked for twice: by a mark and by the button."""
+    form = await request.form()
+    if form.get("sure") != "1" or form.get("past") not in ("keep", "void"):
+        return site.page(request, "me.html", person, 422)
+    erasure.stop(site.db, person.id, keeps_work=form.get("past") == "keep")
+    for turn in dialogues.open_turns_of(site.db, person.id):
+        site.turns.cancel(turn.id)
+    response = site.page(request, "message.html", None, text=words_of(request, person)("stop.done"))
+    response.delete_cookie(site.cookie, path="/", secure=site.is_https, httponly=True, samesite="lax")
+    return response
+
+
+async def my_data(request: Request, site: Site, person: Person) -> Response:
+    """All that is stored of this person."""
+    site.limits.count("data", person.id, DATA_A_MINUTE)
+    headers = {"content-disposition": 'attachment; filename="polyhead-my-data.zip"'}
+    return Response(own_data(site.db, person.id), media_type="application/zip", headers=headers)
+
+
 async def health(request: Request, site: Site, person: Person | None) -> Response:
     """Two booleans, for probes."""
     is_writable = True
@@ -130,8 +164,7 @@ async def health(request: Request, site: Site, person: Person | None) -> Respons
 
 
 def _card(site: Site, person: Person, project: OpenProject) -> dict[str, Any]:
-    today = datetime.now(UTC).replace(hour=0, minute=0, second=0, microsecond=0)
-    since = int(today.timestamp() * 1000)
+    since = limits.day_start(site.db, person.id)
     return {
         **state.shown_project(project, person.locale),
         "today": assignments.count_today(site.db, person.id, project, since),
@@ -175,6 +208,9 @@ ROUTES: list[Route] = [
     route("/p/{slug}/task", task_page, PEOPLE),
     route("/me", me_page, SIGNED_IN),
     route("/me", save_me, SIGNED_IN, ("POST",), is_form=True),
+    route("/me/data", my_data, SIGNED_IN),
+    route("/me/stop", stop, SIGNED_IN, ("POST",), is_form=True),
+    route("/p/{slug}/leave", leave_project, PEOPLE, ("POST",), is_form=True),
     route("/healthz", health, ANYONE),
 ]
 LAST: list[Route] = [route("/{path:path}", _gone, ANYONE)]
