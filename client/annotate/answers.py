@@ -170,7 +170,9 @@ def _max_turns(config: ProjectConfig) -> int:
 
 
 def _make_replay(db: Database, assignment: Row, turn_id: str) -> None:
-    """The turn, for another person to judge as well: agreement on live work is measured on these."""
+    """The turn, for another person to judge as well: agreement on live work is measured on these. Once a turn, whoever undoes what."""
+    if db.one("SELECT 1 FROM items WHERE origin_turn_id = ?", turn_id) is not None:
+        return
     turn = db.one("SELECT * FROM turns WHERE id = ?", turn_id)
     view = dialogues.view_of(db, assignment.id, turn_id)
     item = db.one("SELECT * FROM items WHERE id = ?", assignment.item_id)

@@ -204,6 +204,19 @@ async def test_a_live_turn_is_judged_again_by_somebody_else(tmp_path: Path) -> N
         assert len({key["dialogue"] for key in keys}) == 1  # a split by dialogue keeps a replay beside its turn
 
 
+async def test_an_answer_after_undo_is_stored_though_its_turn_has_a_replay(tmp_path: Path) -> None:
+    """The second replay of the turn broke a uniqueness rule: the new answer was refused with an error of ours."""
+    config = f"slug: work\nkind: choose\n{ARMS}\nqueue: {{replay_share: 1.0}}"
+    async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person() as person:
+        _, assignment, _ = await claimed(person)
+        turn = await person.say(assignment, "Why is the sky blue?")
+        view = (await person.state("work"))["turns"][0]["view"]
+        first = await person.answer(assignment, turn, {"choice": ids(view)[0]})
+        await person.post(f"/api/answers/{first['answer_id']}/withdraw", {})
+        await person.answer(assignment, turn, {"choice": ids(view)[1]})
+        assert site.db.value("SELECT count(*) FROM items WHERE source = 'replay'") == 1
+
+
 async def test_items_of_a_live_project_bring_the_first_message(tmp_path: Path) -> None:
     config = f"slug: work\nkind: choose\n{ARMS}\ndialogue: {{max_turns: 1, user: item}}"
     async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person() as person:
