@@ -15,6 +15,7 @@ An application over the public `polyhead.client`: one process, one event loop, o
     state.py         what a browser may see
     admin/           what the team sees: progress, agreement, bias, strengths, people, rounds, adjudication
     care/            caps, breaks, stopping, erasure, a person's own data
+    keeping/         backups, rebuilding the tables from the log, checks
     statistics/      agreement, intervals, strengths: pure functions
     exports/         files for trainers
     web/             HTTP: security, pages, JSON routes, event streams

@@ -3,51 +3,32 @@
 from __future__ import annotations
 
 import asyncio
-import functools
 import ipaddress
-import os
-import stat
-from collections.abc import Callable
 from importlib.resources import files
 from pathlib import Path
-from typing import Annotated, NoReturn
+from typing import Annotated
 
 import typer
 
-from polyhead.client import AsyncClient, PolyheadError
+from polyhead.client import AsyncClient
 from polyhead.client.annotate import accounts, projects
 from polyhead.client.annotate.config import ProjectConfig, read_project
-from polyhead.client.annotate.database import Database, DatabaseError
+from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.drawing import Model
-from polyhead.client.annotate.problems import Problem
-from polyhead.client.annotate.yaml_reader import ConfigError
+from polyhead.client.annotate.keeping.commands import backup_command, rebuild_command, restore_command, verify_command
+from polyhead.client.annotate.terminal import DEFAULT_DB, Db, ServerAddress, TlsCa, TokenFile, fail, readable, token_of
 
-DEFAULT_DB = Path("annotate.db")
 DEFAULT_PORT = 8080
-_Db = Annotated[Path, typer.Option("--db", help="The database file.")]
 
 annotate_app = typer.Typer(help="Collect people's judgements of live replies, and hand them to trainers.", no_args_is_help=True)
-
-
-def readable(command: Callable[..., None]) -> Callable[..., None]:
-    """What can go wrong, in one line and a hint."""
-
-    @functools.wraps(command)
-    def run(*args: object, **kwargs: object) -> None:
-        try:
-            command(*args, **kwargs)
-        except (DatabaseError, ConfigError, Problem, PolyheadError) as error:
-            _fail(str(error))
-        except OSError as error:
-            _fail(f"{error.strerror}: {error.filename}")
-
-    return run
+for _name, _command in (("backup", backup_command), ("restore", restore_command), ("verify", verify_command), ("rebuild", rebuild_command)):
+    annotate_app.command(_name)(_command)
 
 
 @annotate_app.command("init")
 @readable
 def init_command(
-    db: _Db = DEFAULT_DB,
+    db: Db = DEFAULT_DB,
     project: Annotated[Path | None, typer.Option(help="A project's YAML file. Default: choose the best of four replies.")] = None,
     url: Annotated[str, typer.Option(help="Where people will reach the pages, for the invite link.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
 ) -> None:
@@ -63,28 +44,29 @@ def init_command(
 @annotate_app.command("serve")
 @readable
 def serve_command(
-    db: _Db = DEFAULT_DB,
+    db: Db = DEFAULT_DB,
     host: Annotated[str, typer.Option(help="Address to listen on.")] = "127.0.0.1",
     port: Annotated[int, typer.Option(help="Port to listen on; 0: a free one.")] = DEFAULT_PORT,
-    server: Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the model server.")] = "127.0.0.1:50051",
-    token_file: Annotated[
-        Path | None, typer.Option(help="File with the model server's token, role annotator; for its owner alone.")
-    ] = None,
-    tls_ca: Annotated[Path | None, typer.Option(help="Trust the certificates in this PEM file for the model server.")] = None,
+    server: ServerAddress = "127.0.0.1:50051",
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
     tls_cert: Annotated[Path | None, typer.Option(help="Certificate of these pages (PEM).")] = None,
     tls_key: Annotated[Path | None, typer.Option(help="Its key (PEM).")] = None,
     behind_proxy: Annotated[
         bool, typer.Option("--behind-proxy", help="A proxy on this machine ends TLS and sets X-Forwarded-For.")
     ] = False,
+    backup_dir: Annotated[
+        Path | None, typer.Option(help="A folder for hourly backups: the newest 24 stay, and the last one of each of 14 days.")
+    ] = None,
 ) -> None:
     """Serve the pages. Beyond loopback they are served with TLS, or not at all."""
     _check_address(host, tls_cert, tls_key, is_behind_proxy=behind_proxy)
-    token = read_token(token_file) if token_file else os.environ.get("POLYHEAD_TOKEN")
+    token = token_of(token_file)
     certificates = tls_ca.read_bytes() if tls_ca else None
     database = Database.open(db)
     database.lock()
     try:
-        asyncio.run(_serve(database, server, token, certificates, host, port, tls_cert, tls_key, is_behind_proxy=behind_proxy))
+        asyncio.run(_serve(database, server, token, certificates, host, port, tls_cert, tls_key, backup_dir, is_behind_proxy=behind_proxy))
     finally:
         database.close()
 
@@ -93,13 +75,13 @@ def serve_command(
 @readable
 def check_command(
     file: Annotated[Path, typer.Argument(help="A project's YAML file.")],
-    server: Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the model server.")] = "127.0.0.1:50051",
-    token_file: Annotated[Path | None, typer.Option(help="File with the model server's token.")] = None,
-    tls_ca: Annotated[Path | None, typer.Option(help="Trust the certificates in this PEM file for the model server.")] = None,
+    server: ServerAddress = "127.0.0.1:50051",
+    token_file: TokenFile = None,
+    tls_ca: TlsCa = None,
 ) -> None:
     """Read a project's file and ask the model server for its heads and rules."""
     config = read_project(file.read_text(encoding="utf-8"), str(file))
-    token = read_token(token_file) if token_file else os.environ.get("POLYHEAD_TOKEN")
+    token = token_of(token_file)
     certificates = tls_ca.read_bytes() if tls_ca else None
     for line in asyncio.run(_ask_server(config, server, token, certificates)):
         typer.echo(line)
@@ -107,7 +89,7 @@ def check_command(
 
 @annotate_app.command("project")
 @readable
-def project_command(file: Annotated[Path, typer.Argument(help="A project's YAML file.")], db: _Db = DEFAULT_DB) -> None:
+def project_command(file: Annotated[Path, typer.Argument(help="A project's YAML file.")], db: Db = DEFAULT_DB) -> None:
     """Store a project, or a new version of it, and open a round on it."""
     config = read_project(file.read_text(encoding="utf-8"), str(file))
     database = Database.open(db)
@@ -121,7 +103,7 @@ def project_command(file: Annotated[Path, typer.Argument(help="A project's YAML 
 def import_command(
     file: Annotated[Path, typer.Argument(help='JSON lines: {"messages" or "prompt", "replies", "rule", "gold", ...}.')],
     project: Annotated[str, typer.Option(help="The project's slug.")] = "helpful",
-    db: _Db = DEFAULT_DB,
+    db: Db = DEFAULT_DB,
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and count, and store nothing.")] = False,
 ) -> None:
     """Add items to a project's open round: the whole file, or nothing of it where a line is wrong."""
@@ -136,14 +118,14 @@ def import_command(
 @annotate_app.command("invite")
 @readable
 def invite_command(
-    db: _Db = DEFAULT_DB,
+    db: Db = DEFAULT_DB,
     role: Annotated[str, typer.Option(help="annotator, adjudicator, or admin.")] = "annotator",
     uses: Annotated[int, typer.Option(min=1, help="How many people may use the link.")] = 1,
     url: Annotated[str, typer.Option(help="Where people reach the pages.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
 ) -> None:
     """Print an invite link; it ends after two weeks."""
     if role not in accounts.ROLES:
-        _fail(f"unknown role: {role}\nhint: {', '.join(accounts.ROLES)}")
+        fail(f"unknown role: {role}\nhint: {', '.join(accounts.ROLES)}")
     typer.echo(f"{url.rstrip('/')}/i/{accounts.create_invite(Database.open(db), role, max_uses=uses, by='command line')}")
 
 
@@ -154,7 +136,7 @@ def erase_command(
     mode: Annotated[
         str, typer.Option(help="identity: who the person is, the work stays under a number. all: what was written and answered, too.")
     ] = "identity",
-    db: _Db = DEFAULT_DB,
+    db: Db = DEFAULT_DB,
     is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask: it cannot be undone.")] = False,
 ) -> None:
     """Erase one person's data from the database, its log and its free pages."""
@@ -177,7 +159,7 @@ def export_command(
         str, typer.Option("--format", help="trl-preference, polyhead-pairs, ...; a wrong one lists all.")
     ] = "polyhead-pairs",
     project: Annotated[str, typer.Option(help="The project's slug.")] = "helpful",
-    db: _Db = DEFAULT_DB,
+    db: Db = DEFAULT_DB,
     round_number: Annotated[int, typer.Option("--round", help="One round alone. Default: all.")] = 0,
     until_seq: Annotated[int, typer.Option(help="The log up to this event: the same number gives the same file. Default: all.")] = 0,
     exclude: Annotated[str, typer.Option(help="What to leave out: leak, late, gold.")] = "leak,gold",
@@ -188,7 +170,7 @@ def export_command(
 
     chosen = tuple(each for each in exclude.split(",") if each)
     if unknown := [each for each in chosen if each not in EXCLUSIONS]:
-        _fail(f"cannot leave out: {unknown[0]}\nhint: {', '.join(EXCLUSIONS)}")
+        fail(f"cannot leave out: {unknown[0]}\nhint: {', '.join(EXCLUSIONS)}")
     written = export(Database.open(db), project, format_name, out, Filters(round_number, until_seq, chosen), "command line")
     typer.echo(f"{written.num_rows} rows of {written.num_answers} answers in {out}, log up to {written.until_seq}")
     for reason, count in written.left_out.items():
@@ -215,13 +197,6 @@ def initialise(path: Path, config: ProjectConfig, url: str) -> tuple[str, str]:
     return accounts.shown_code(code), f"{url.rstrip('/')}/i/{token}"
 
 
-def read_token(path: Path) -> str:
-    """A token from a file that nobody but its owner, and its group, may read."""
-    if path.stat().st_mode & (stat.S_IRWXO | stat.S_IWGRP | stat.S_IXGRP):
-        _fail(f"the token file is open to other users: {path}\nhint: chmod 600 {path}")
-    return path.read_text(encoding="utf-8").strip()
-
-
 def is_loopback(host: str) -> bool:
     try:
         return ipaddress.ip_address(host).is_loopback
@@ -231,16 +206,16 @@ def is_loopback(host: str) -> bool:
 
 def _check_address(host: str, certificate: Path | None, key: Path | None, *, is_behind_proxy: bool) -> None:
     if bool(certificate) != bool(key):
-        _fail("--tls-cert and --tls-key belong together")
+        fail("--tls-cert and --tls-key belong together")
     if not is_loopback(host) and not certificate and not is_behind_proxy:
-        _fail(
+        fail(
             f"refusing to listen on {host} without TLS\nhint: give --tls-cert and --tls-key, or let a proxy end TLS and say --behind-proxy"
         )
 
 
 async def _serve(
     db: Database, target: str, token: str | None, certificates: bytes | None, host: str, port: int, certificate: Path | None,
-    key: Path | None, *, is_behind_proxy: bool,
+    key: Path | None, backup_dir: Path | None, *, is_behind_proxy: bool,
 ) -> None:  # fmt: skip
     import uvicorn
 
@@ -249,7 +224,7 @@ async def _serve(
 
     is_https = certificate is not None or is_behind_proxy
     async with AsyncClient(target, token=token, root_certificates=certificates, timeout=120) as client:
-        app = make_app(db, client, is_https=is_https, is_behind_proxy=is_behind_proxy)
+        app = make_app(db, client, is_https=is_https, is_behind_proxy=is_behind_proxy, backup_dir=backup_dir)
         config = uvicorn.Config(
             app, host=host, port=port, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=5, ssl_certfile=certificate, ssl_keyfile=key,
@@ -273,8 +248,3 @@ async def _ask_server(config: ProjectConfig, target: str, token: str | None, cer
             reference, rules = await Model(client).rules(config.rules.rule_set)
             lines.append(f"rule set {reference}: {len(rules)} rules")
     return [*lines, f"project {config.slug}: ready"]
-
-
-def _fail(message: str) -> NoReturn:
-    typer.secho(f"error: {message}", fg=typer.colors.RED, err=True)
-    raise typer.Exit(1)

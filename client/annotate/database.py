@@ -26,7 +26,10 @@ from urllib.parse import quote
 SCHEMA_VERSION = 1
 _RESTORE = "hint: put a copy of the file from a backup in its place, without its -wal and -shm files"
 FAILPOINT_VARIABLE = "POLYHEAD_ANNOTATE_FAILPOINT"  # "before-commit:3": the process kills itself there, the third time
-PRIVATE = frozenset({"name", "contact", "code_sha256", "draft_json", "draft_rev"})  # columns that no event holds
+PRIVATE = {  # columns that no event holds, by table
+    "accounts": frozenset({"name", "contact", "code_sha256"}),
+    "assignments": frozenset({"draft_json", "draft_rev"}),
+}
 _BUSY_MS = 5000
 _REFERENCES = ("project_id", "item_id", "assignment_id", "turn_id")  # columns of events that a row's own columns fill
 
@@ -191,6 +194,10 @@ class Database:
         self.execute(statement, *row.values())
         self.event(f"{table}.put", actor, row, row)
 
+    def copy_to(self, other: sqlite3.Connection) -> None:
+        """The whole file as it is now, into another one."""
+        self._connection.backup(other)
+
     def compact(self) -> None:
         """Nothing of what was overwritten remains in the file, nor in its write-ahead log."""
         self.execute("VACUUM")
@@ -199,7 +206,8 @@ class Database:
     def event(self, kind: str, actor: str, body: Mapping[str, Any], about: Mapping[str, Any], table: str = "") -> None:
         """A line of the log. `about` names what it belongs to."""
         assert self._is_open, "an event belongs to a transaction"
-        text = to_json({name: _plain(value) for name, value in body.items() if name not in PRIVATE})
+        private = PRIVATE.get(kind.partition(".")[0], frozenset())
+        text = to_json({name: _plain(value) for name, value in body.items() if name not in private})
         own = {f"{table.removesuffix('s')}_id": about.get("id")} if table else {}
         references = [{**about, **own}.get(name) for name in _REFERENCES]
         self.execute(

@@ -151,10 +151,9 @@ def store_ready(db: Database, turn: Row, assignment_id: str, rows: Sequence[dict
             db.insert("candidates", row)
         make_view(db, assignment_id, rows, turn.id)
         db.change("turns", turn.id, {"state": "ready", "ended_at": db.now(), "error_code": ""})
-        db.execute(
-            "UPDATE dialogues SET trunk_id = ?, tokenizer_sha256 = ? WHERE id = ? AND trunk_id IS NULL",
-            rows[0].get("trunk_id"), rows[0].get("tokenizer_sha256"), turn.dialogue_id,
-        )  # fmt: skip
+        if db.value("SELECT trunk_id FROM dialogues WHERE id = ?", turn.dialogue_id) is None and rows[0].get("trunk_id"):
+            trunk = {name: rows[0].get(name) for name in ("trunk_id", "tokenizer_sha256")}
+            db.change("dialogues", turn.dialogue_id, trunk)
 
 
 def make_view(db: Database, assignment_id: str, rows: Sequence[Any], turn_id: str | None = None, draw: random.Random | None = None) -> str:

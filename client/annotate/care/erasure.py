@@ -119,8 +119,8 @@ def _erase_work(db: Database, account_id: str) -> None:
 def _erase_items(db: Database, account_id: str) -> None:
     """Conversations that this person wrote, replays of them too: nobody else is to judge them. Hashes stay different."""
     for item in db.all(f"{_OWN_ITEMS} AND content_json != ?2", account_id, ERASED):
-        changes = {"content_json": ERASED, "content_sha256": sha256(item.id), "state": "retired"}
-        _blank(db, "items", "id = ?1", item.id, changes)
+        _blank(db, "items", "id = ?1", item.id, {"content_json": ERASED, "content_sha256": sha256(item.id)})
+        db.change("items", item.id, {"state": "retired"}, account_id)
 
 
 def _blank(db: Database, table: str, condition: str, key: str, changes: Mapping[str, Any]) -> None:

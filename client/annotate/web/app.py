@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
+import sqlite3
 from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
@@ -16,18 +17,22 @@ from starlette.types import ASGIApp
 
 from polyhead.client import AsyncClient, Status, errors
 from polyhead.client.annotate import projects, rules
-from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.database import Database, DatabaseError
 from polyhead.client.annotate.drawing import Model
+from polyhead.client.annotate.keeping.backup import keep_backup
 from polyhead.client.annotate.turns import Turns
 from polyhead.client.annotate.web import admin, api, pages
 from polyhead.client.annotate.web.access import Site
 from polyhead.client.annotate.web.security import Secure
 
+BACKUP_S = 3600.0
 log = logging.getLogger(__name__)
 
 
-def make_app(db: Database, client: AsyncClient, *, is_https: bool = False, is_behind_proxy: bool = False) -> ASGIApp:
-    """The application over an open database and a client of the model server."""
+def make_app(
+    db: Database, client: AsyncClient, *, is_https: bool = False, is_behind_proxy: bool = False, backup_dir: Path | None = None
+) -> ASGIApp:
+    """The application over an open database and a client of the model server. `backup_dir`: a backup an hour goes there."""
     model = Model(client)
     site = Site(db, model, Turns(db, model), is_https, is_behind_proxy)
     static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate"))) / "static"), name="static")
@@ -43,17 +48,38 @@ def make_app(db: Database, client: AsyncClient, *, is_https: bool = False, is_be
             _bind_rounds(site)
             await _read_rules(site, rule_sets)
 
-        watching = asyncio.create_task(model.keep_watching(took))
+        beside = [asyncio.create_task(model.keep_watching(took))]
+        if backup_dir is not None:
+            beside.append(asyncio.create_task(_keep_backups(db, backup_dir)))
         try:
             yield
         finally:
-            watching.cancel()
-            await asyncio.gather(watching, return_exceptions=True)
+            for task in beside:
+                task.cancel()
+            await asyncio.gather(*beside, return_exceptions=True)
             await site.turns.close()
 
     app = Starlette(routes=routes, lifespan=lifespan)
     app.state.site = site
     return Secure(app, is_https=is_https)
+
+
+async def _keep_backups(db: Database, folder: Path) -> None:
+    """One at the start, then one an hour, in a thread on a connection of its own. A full disk is logged, and tried again an hour later."""
+
+    def copy() -> None:
+        reader = db.reader()
+        try:
+            keep_backup(reader, folder)
+        finally:
+            reader.close()
+
+    while True:
+        try:
+            await asyncio.to_thread(copy)
+        except (OSError, DatabaseError, sqlite3.Error) as error:
+            log.error("no backup in %s: %s", folder, error)
+        await asyncio.sleep(BACKUP_S)
 
 
 def _bind_rounds(site: Site) -> None:

@@ -1,0 +1,1 @@
+"""The database is kept: backup.py copies and restores it, rebuild.py makes its tables from the log, verify.py checks it."""
