@@ -7,7 +7,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 QUICK := tests/server/engine tests/heads/store tests/heads/format tests/client
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate rlhf test-trl serve test test-quick test-long test-web lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf test-trl test-triton serve test test-quick test-long test-web lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -62,6 +62,16 @@ $(TRL_VENV)/.ready: pyproject.toml constraints.txt
 	$(TRL_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 'trl>=1.16,<2'
 	@touch $@
 
+TRITON_VENV ?= .venv-triton
+test-triton: $(TRITON_VENV)/.ready  ## the GPU's attention kernels in Triton's interpreter, and compiled ahead for three generations of GPUs
+	OMP_NUM_THREADS=1 $(TRITON_VENV)/bin/python -m pytest tests/triton
+
+$(TRITON_VENV)/.ready: pyproject.toml constraints.txt
+	@echo "building $(TRITON_VENV): torch, transformers, triton, about two minutes"
+	$(PYTHON) -m venv $(TRITON_VENV)
+	$(TRITON_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 'triton>=3.6'
+	@touch $@
+
 bench: env  ## our goals beside other engines, in one run: make bench ARGS='--only P1,P2 --peers transformers,llamacpp'
 	$(BIN)/polyhead bench $(ARGS)
 
@@ -94,4 +104,4 @@ $(DOCS_VENV)/.ready: pyproject.toml
 	@touch $@
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(TRL_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TRL_VENV) $(TRITON_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist

@@ -45,6 +45,7 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
     layers = f"layers 0..{trunk.split_layer - 1} of {trunk.num_layers} frozen, {trunk.precision}"
     rows.add_row("model", f"{trunk.model}  ({layers})")
     rows.add_row("heads in", f"{trunk.head_precision}, outputs to the vocabulary in {trunk.output_precision}")
+    rows.add_row("attention", trunk.attention)
     rows.add_row("trunk", f"{trunk.trunk_id[:12]}  {human_bytes(status.trunk_bytes)}")
     rows.add_row("memory", _memory(status))
     rows.add_row("budget", _budget(status))

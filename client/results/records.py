@@ -57,6 +57,7 @@ class TrunkInfo:
     tap_layer: int = 0  # a layer inside the trunk whose states are kept, too; 0: none
     head_precision: str = ""  # of heads' layers; "" from a server that does not say
     output_precision: str = ""  # of output projections to the vocabulary; with int8, log-probs differ from a trainer's by up to some tenths
+    attention: str = ""  # what computes it: "compiled", "torch", or the name of a GPU kernel
 
 
 @dataclass(frozen=True, slots=True)

@@ -213,6 +213,7 @@ def trunk_info(message: trunk_pb2.GetTrunkResponse) -> records.TrunkInfo:
         tap_layer=message.tap_layer,
         head_precision=message.head_precision,
         output_precision=message.output_precision,
+        attention=message.attention,
     )
 
 

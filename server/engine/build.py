@@ -23,7 +23,7 @@ from polyhead.server.engine.layers import attention
 from polyhead.server.engine.layers.cuda.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.layers.cuda.graphs import step_graphs
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
-from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
+from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
 from polyhead.server.engine.layers.fast import FastTrunk, fast_trunk
 from polyhead.server.engine.layers.heads import HeadRunner
 from polyhead.server.engine.layers.kits import Kit, OutputApart, TorchKit
@@ -76,7 +76,8 @@ def build_engine(
     """
     calls = layer_calls(trunk, trunk.spec.d_model)
     shape = cache_shape(calls, trunk.embedding, config.block_size)
-    setup = KvSetup(shape, attention_for(shape, has_softcap=any(call.softcap is not None for call in calls)))
+    queries = QueryHeads.of(calls)
+    setup = KvSetup(shape, attention_for(shape, queries), queries)
     like_heads = replace(setup, shape=replace(shape, dtype=head_dtype or shape.dtype))
     num_blocks_for(trunk.spec, config, *_kept(config, setup, like_heads))  # before the weights are taken
     set_attention(trunk, attention.NAME)
@@ -103,10 +104,22 @@ def assemble(
     floor = _scoring_floor(spec, config)
     tap_layer = chosen_tap_layer(spec, config.tap_layer)
     cache = TrunkCache(
-        setup.shape, spec.split_layer, spec.d_model, num_blocks + 1, has_taps=tap_layer > 0, is_compiled=setup.is_compiled
+        setup.shape,
+        spec.split_layer,
+        spec.d_model,
+        num_blocks + 1,
+        has_taps=tap_layer > 0,
+        is_compiled=setup.is_compiled,
+        is_cleared=setup.is_cleared,
     )
     num_head_slots = HEAD_BLOCKS_PER_BLOCK * num_blocks + 1
-    head_cache = KvCache(head_setup.shape, spec.num_head_layers, num_head_slots, is_compiled=head_setup.is_compiled)
+    head_cache = KvCache(
+        head_setup.shape,
+        spec.num_head_layers,
+        num_head_slots,
+        is_compiled=head_setup.is_compiled,
+        is_cleared=head_setup.is_cleared,
+    )
     max_tokens = min(config.max_context, spec.context_length) + config.block_size
     can_record = config.has_graphs and isinstance(trunk, FastTrunk)
     recordable = ((cache.kv, setup.attention), (head_cache, head_setup.attention))
@@ -124,6 +137,7 @@ class KvSetup:
 
     shape: CacheShape
     attention: AttentionBackend
+    queries: QueryHeads = field(default_factory=QueryHeads)
 
     @property
     def can_compile(self) -> bool:
@@ -136,24 +150,35 @@ class KvSetup:
     def is_compiled(self) -> bool:
         return isinstance(self.attention, CompiledAttention)
 
+    @property
+    def is_cleared(self) -> bool:
+        """Whether slots must be cleared when they are taken."""
+        return not isinstance(self.attention, VarlenAttention) or self.attention.reads_past_ends
 
-def attention_for(shape: CacheShape, *, has_softcap: bool = False) -> AttentionBackend:
-    """One call a layer where a kernel for that works on this device; else torch's own calls, which alone know a soft-cap."""
-    kernel = None if has_softcap else working_varlen(shape)
-    return kernel or TorchAttention()
+
+def attention_for(shape: CacheShape, queries: QueryHeads) -> AttentionBackend:
+    """One call a layer where a kernel for that works on this device; else torch's own calls."""
+    return working_varlen(shape, queries) or TorchAttention()
+
+
+def attention_name(attention: AttentionBackend) -> str:
+    """For people: "compiled", "torch", or a kernel's name."""
+    if isinstance(attention, VarlenAttention):
+        return attention.name
+    return "compiled" if isinstance(attention, CompiledAttention) else "torch"
 
 
 def _head_setup(setup: KvSetup, head_dtype: torch.dtype | None) -> KvSetup:
     """The trunk's, in the heads' dtype. A kernel is tried again for another dtype."""
     shape = replace(setup.shape, dtype=head_dtype or setup.shape.dtype)
     if shape == setup.shape or not isinstance(setup.attention, VarlenAttention):
-        return KvSetup(shape, setup.attention)
-    return KvSetup(shape, attention_for(shape))
+        return replace(setup, shape=shape)
+    return replace(setup, shape=shape, attention=attention_for(shape, setup.queries))
 
 
 def _compiled(setup: KvSetup) -> KvSetup:
     """With the attention of compiled layers, where these can run."""
-    return KvSetup(setup.shape, CompiledAttention()) if setup.can_compile else setup
+    return replace(setup, attention=CompiledAttention()) if setup.can_compile else setup
 
 
 def _kit(quantization: Quantization, config: EngineConfig, setup: KvSetup) -> Kit:

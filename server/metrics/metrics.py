@@ -79,6 +79,7 @@ class ServerFacts:
     num_damaged_files: int
     disk_free_bytes: int
     disk_size_bytes: int
+    attention: str  # what computes it
 
 
 @dataclass(frozen=True, slots=True)
@@ -168,6 +169,9 @@ def _server_metrics(now: ServerFacts) -> Iterator[Metric]:
     }
     for name, (text, value) in texts.items():
         yield GaugeMetricFamily(f"polyhead_{name}", text, value=value)
+    info = GaugeMetricFamily("polyhead_attention_info", "What computes attention", labels=("attention",))
+    info.add_metric((now.attention,), 1)
+    yield info
 
 
 def _ratio(part: int, whole: int) -> float:

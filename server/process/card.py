@@ -45,6 +45,7 @@ def card(services: Services, addresses: Addresses) -> str:
         "trunk": f"{services.trunk_id[:16]}…  {config.trunk_dtype} on {config.device}, {_mib(memory.trunk)}",
         "heads": f"{heads}  (generation {active.generation}, {config.head_dtype}, {_mib(memory.heads)})",
         "outputs": f"to the vocabulary in {services.output_precision}",
+        "attention": services.attention,
         "memory": f"{_mib(memory.trunk + memory.heads)} of weights, {_mib(memory.peak)} if all names are swapped at once; "
         f"as unsplit models {_mib(memory.unsplit)}",
         "budget": f"{_mib(services.registry.residency.budget)} for heads, {_mib(config.cache_bytes)} for caches",
@@ -73,6 +74,7 @@ def ready_line(services: Services, addresses: Addresses) -> str:
             "precision": services.precision,
             "head_precision": config.head_dtype,
             "output_precision": services.output_precision,
+            "attention": services.attention,
             "generation": active.generation,
             "heads": {name: head.version for name, head in sorted(active.heads.items())},
             "trunk_bytes": memory.trunk,

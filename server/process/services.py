@@ -14,6 +14,7 @@ from polyhead.heads.model.family import TrunkModule
 from polyhead.heads.model.spec import ModelSpec
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.config import ServeConfig
+from polyhead.server.engine.build import attention_name
 from polyhead.server.engine.engine import Engine
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.ood.fits import OodFits
@@ -62,6 +63,11 @@ class Services:
     def output_precision(self) -> Precision:
         """How output projections to the vocabulary are held."""
         return self.config.output_dtype or (self.config.trunk_dtype if self.spec.tied else self.config.head_dtype)
+
+    @property
+    def attention(self) -> str:
+        """What computes attention, of trunk and heads alike but for their dtypes."""
+        return attention_name(self.engine.trunk.attention)
 
     @property
     def trunk_bytes(self) -> int:

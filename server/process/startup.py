@@ -200,6 +200,7 @@ def server_facts(services: Services) -> ServerFacts:
         num_damaged_files=len(services.store.other_damage),
         disk_free_bytes=free,
         disk_size_bytes=size,
+        attention=services.attention,
     )
 
 

@@ -214,7 +214,7 @@ def test_a_step_reads_nothing_back_from_the_device(
     device = torch.device("meta")
     monkeypatch.setattr(Tensor, "pin_memory", lambda tensor: tensor)
     monkeypatch.setattr(RandomWeights, "tensor", lambda made, name, shape: torch.empty(shape, dtype=made.dtype, device=made.device))
-    monkeypatch.setattr(build, "working_varlen", lambda shape: kernel)
+    monkeypatch.setattr(build, "working_varlen", lambda *_: kernel)
     if kernel is not None and kernel.is_paged:
         monkeypatch.setattr(build, "step_graphs", lambda cache, attention, max_tokens: StepGraphs(cache, attention, max_tokens, Again))
     config = replace(config_for(TINY, SIZES, torch.bfloat16), trunk_quantization=held, head_quantization=held)

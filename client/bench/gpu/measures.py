@@ -21,7 +21,7 @@ from polyhead.client.bench.gpu.work import GIB, SCORED, SEED, Sizes, random_prom
 from polyhead.client.bench.peers.on_transformers import Transformers
 from polyhead.client.bench.results import OURS, Row, Series
 from polyhead.heads.format.errors import PolyheadError
-from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
+from polyhead.server.engine.build import attention_name
 
 FAILURES = (PolyheadError, RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError)  # ours, torch's, a peer's
 COPIES = 10
@@ -89,10 +89,8 @@ def step_bytes(ours: RandomEngine, streams: int, context: int) -> int:
 
 
 def graphs_note(ours: RandomEngine) -> str:
-    used, graphs = ours.engine.trunk.attention, ours.engine.trunk.graphs
-    attention = "torch's own calls"
-    if isinstance(used, VarlenAttention):
-        attention = "varlen_attn, " + ("paged" if used.is_paged else "gathered blocks")
+    graphs = ours.engine.trunk.graphs
+    attention = attention_name(ours.engine.trunk.attention)
     return f"attention: {attention}; decode steps replayed from CUDA graphs: {graphs.num_replayed if graphs else 0}"
 
 

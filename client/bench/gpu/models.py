@@ -23,6 +23,7 @@ from polyhead.heads.model.spec import ModelSpec, describe_config
 from polyhead.server.engine.blocks.cache import CacheShape
 from polyhead.server.engine.build import EngineConfig, KvSetup, assemble, attention_for, kit_for
 from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads
 from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.layers.kits import Kit
 from polyhead.server.engine.layers.layer_calls import LayerCall
@@ -150,7 +151,7 @@ def random_engine(shape: Shape, weights: RandomWeights, config: EngineConfig) ->
     context = config.max_context
     spec = shape.spec(context)
     cache = CacheShape(shape.num_kv_heads, shape.head_dim, config.block_size, weights.dtype, weights.device)
-    setup = KvSetup(cache, attention_for(cache))
+    setup = KvSetup(cache, attention_for(cache, QueryHeads(shape.num_heads // shape.num_kv_heads)))
     trunk = random_trunk(shape, spec, context, weights, kit_for(config.trunk_quantization, config, setup))
     engine = assemble(trunk, setup, config, frozenset())
     return RandomEngine(shape, spec, engine, kit_for(config.head_quantization, config, setup), weights)
@@ -199,7 +200,8 @@ def _filler(layers: nn.ModuleList, spec: ModelSpec, first: int, weights: RandomW
 
 
 def _calls(shape: Shape, num_layers: int) -> list[LayerCall]:
-    return [LayerCall(shape.num_kv_heads, shape.head_dim, shape.head_dim, shape.head_dim**-0.5, 0, None)] * num_layers
+    group = shape.num_heads // shape.num_kv_heads
+    return [LayerCall(shape.num_kv_heads, group, shape.head_dim, shape.head_dim, shape.head_dim**-0.5, 0, None)] * num_layers
 
 
 def num_served_bytes(spec: ModelSpec, kit: Kit, dtype: torch.dtype, num_logit_heads: int, num_score_heads: int) -> int:

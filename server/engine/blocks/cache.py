@@ -1,7 +1,7 @@
 """The tensors behind the blocks: keys and values per layer and slot, boundary states, taps. Knows slots and rows, not tokens or requests.
 
-One slot holds one block. Slot 0 holds none: it stays zero and pads tables. Where torch attends, a slot is cleared when it is taken: masked
-values are multiplied by 0 there, and a NaN of an earlier block would stay a NaN. Memory is committed when it is first written, not when the
+One slot holds one block. Slot 0 holds none: it stays zero and pads tables. Where attention multiplies masked values by 0, as torch's does,
+a slot is cleared when it is taken: a NaN of an earlier block would stay a NaN. Memory is committed when it is first written, not when the
 cache is made, or ahead of that by server/host/commit.py.
 """
 
@@ -42,9 +42,15 @@ class CacheShape:
 class KvCache:
     """Keys and values of `num_layers` layers for `num_slots` blocks."""
 
-    def __init__(self, shape: CacheShape, num_layers: int, num_slots: int, *, is_compiled: bool = False) -> None:
-        """`is_compiled`: for compiled layers, which order a block in their own way and never read a key that was not written."""
+    def __init__(
+        self, shape: CacheShape, num_layers: int, num_slots: int, *, is_compiled: bool = False, is_cleared: bool = True
+    ) -> None:
+        """`is_compiled`: for compiled layers, which order a block in their own way.
+
+        `is_cleared`: each slot when it is taken, a launch a layer; not needed where no key is read that was not written.
+        """
         self.shape = shape
+        self._is_cleared = is_cleared and not is_compiled
         self.is_compiled = is_compiled
         self.num_slots = num_slots
         size = (num_slots, shape.block_size, 2, shape.num_kv_heads, shape.head_dim)
@@ -67,7 +73,7 @@ class KvCache:
 
     def clear(self, slot: int) -> None:
         """Forget what a slot held."""
-        if self.is_compiled:
+        if not self._is_cleared:
             return
         for layer in self._slots:
             layer[slot].zero_()
@@ -84,9 +90,17 @@ class TrunkCache:
     """What is cached for each token of the trunk: keys, values, the boundary state, and with a tap the state at one layer inside."""
 
     def __init__(
-        self, shape: CacheShape, num_layers: int, d_model: int, num_slots: int, *, has_taps: bool = False, is_compiled: bool = False
+        self,
+        shape: CacheShape,
+        num_layers: int,
+        d_model: int,
+        num_slots: int,
+        *,
+        has_taps: bool = False,
+        is_compiled: bool = False,
+        is_cleared: bool = True,
     ) -> None:
-        self.kv = KvCache(shape, num_layers, num_slots, is_compiled=is_compiled)
+        self.kv = KvCache(shape, num_layers, num_slots, is_compiled=is_compiled, is_cleared=is_cleared)
         self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, shape.device)
         self.taps = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, shape.device) if has_taps else None
 

@@ -21,6 +21,7 @@ class LayerCall:
     """One layer's call of its attention function."""
 
     num_kv_heads: int
+    group: int  # query heads of a key head
     head_dim: int  # of keys
     value_dim: int
     scaling: float | None
@@ -58,7 +59,8 @@ def _note_call(
     **_: object,
 ) -> tuple[Tensor, None]:
     layer = int(module.layer_idx)  # type: ignore[arg-type]
-    seen[layer] = LayerCall(key.shape[1], key.shape[3], value.shape[3], scaling, sliding_window or 0, softcap)
+    num_kv_heads, group = key.shape[1], query.shape[1] // key.shape[1]
+    seen[layer] = LayerCall(num_kv_heads, group, key.shape[3], value.shape[3], scaling, sliding_window or 0, softcap)
     return query.new_zeros(1, query.shape[2], query.shape[1], value.shape[3]), None
 
 

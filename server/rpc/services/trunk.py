@@ -198,6 +198,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             tap_layer=services.ood.layers.tap_layer,
             head_precision=services.config.head_dtype,
             output_precision=services.output_precision,
+            attention=services.attention,
         )
 
     def _status(self) -> trunk_pb2.GetStatusResponse:

@@ -3,9 +3,9 @@
 A graph is bound to addresses: a step's numbers are copied to the buffers it was recorded with, and its rows are padded to a size that was
 recorded. A padding row repeats the step's first: it writes the same numbers to the same place, and its output is not read.
 
-Recorded are steps of one new token a sequence and every row's output, on attention that follows a table of blocks (FlashAttention 3):
-gathered blocks change their number with every token. Prefills, mixed steps, adapters, plain modules and rows beyond the largest size run
-as they are.
+Recorded are steps of one new token a sequence and every row's output, on attention that follows a table of blocks (our own, or
+FlashAttention 3): gathered blocks change their number with every token. Prefills, mixed steps, adapters, plain modules and rows beyond the
+largest size run as they are.
 """
 
 from __future__ import annotations

@@ -1,7 +1,13 @@
 """Attention of a whole step in one call a layer: each sequence's new tokens over its own cached keys, prefill and decode alike.
 
-torch's `varlen_attn` (FlashAttention, CUDA, 16 bits) computes it: over blocks gathered into one row of keys, or, where FlashAttention 3
-could be activated, over the cache in place. It has no soft-cap; for that, and for float32, torch/attention.py serves.
+Kernels (CUDA, 16 bits) that may compute it, the best first:
+
+    torch varlen, FlashAttention 3   over the cache in place, where its package could be activated
+    triton paged                     our own (paged.py), over the cache in place
+    torch varlen                     over blocks gathered into one row of keys; from torch 2.13
+    torch flash                      the operator beneath it, which older releases have, too
+
+Only our own knows a soft-cap. For float32, and where none works, torch/attention.py serves.
 """
 
 from __future__ import annotations
@@ -10,13 +16,15 @@ import contextlib
 import inspect
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from importlib.util import find_spec
 from itertools import accumulate
-from typing import cast
+from typing import Any, cast
 
 import torch
 from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import KvCache
+from polyhead.server.engine.layers.cuda import paged
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.plan import Segment, StepPlan
 
@@ -43,6 +51,9 @@ class VarlenAttention:
 
     call: Callable[..., Tensor]
     is_paged: bool = False  # it follows a table of blocks
+    name: str = "torch varlen"
+    has_softcap: bool = False  # it takes one, as `softcap`
+    reads_past_ends: bool = True  # of sequences, within their last block, where it multiplies what it finds by 0
 
     def prepare(self, cache: KvCache, segments: list[Segment]) -> RaggedRows:
         """A row for each new token of the segments, in order."""
@@ -66,7 +77,7 @@ class VarlenAttention:
 
     def attend(self, plan: StepPlan, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None = None) -> Tensor:
         """As `AttentionBackend.attend`."""
-        assert softcap is None, "no kernel was chosen for a family with a soft-cap"
+        assert softcap is None or self.has_softcap, "a kernel without a soft-cap was chosen for a family that has one"
         if not len(queries):
             return torch.empty_like(queries)
         rows: RaggedRows = plan.prepared
@@ -74,7 +85,9 @@ class VarlenAttention:
         if rows.blocks is not None:
             kv = kv.index_select(0, rows.blocks).flatten(0, 1)
         keys, values = kv.unbind(-3)
-        paged = {} if rows.table is None else {"block_table": rows.table}
+        options: dict[str, Any] = {} if rows.table is None else {"block_table": rows.table}
+        if softcap is not None:
+            options["softcap"] = softcap
         return self.call(
             queries,
             keys,
@@ -87,26 +100,61 @@ class VarlenAttention:
             window_size=(window - 1 if window else -1, 0),
             enable_gqa=queries.shape[1] != keys.shape[-2],
             seqused_k=rows.num_keys,
-            **paged,
+            **options,
         )
 
 
 def candidates(device: torch.device, dtype: torch.dtype, head_dim: int) -> Iterator[VarlenAttention]:
     """Kernels that may serve this device, the best first. Activates FlashAttention 3 where it is installed and the GPU is a Hopper."""
-    is_served = device.type == "cuda" and dtype in (torch.bfloat16, torch.float16) and head_dim % 8 == 0 and head_dim <= LARGEST_HEAD
-    if not is_served or torch.cuda.get_device_capability(device)[0] < 8:
+    if device.type != "cuda" or dtype not in (torch.bfloat16, torch.float16) or torch.cuda.get_device_capability(device)[0] < 8:
         return
+    is_flash_size = head_dim % 8 == 0 and head_dim <= LARGEST_HEAD
+    torch_own = _torch_varlen() if is_flash_size else None
+    if torch_own is not None and "block_table" in inspect.signature(torch_own).parameters and _activate_paging(device):
+        yield VarlenAttention(torch_own, is_paged=True, name="torch varlen, FlashAttention 3")
+    if find_spec("triton") and head_dim <= paged.LARGEST_HEAD:
+        yield VarlenAttention(paged.paged_attention, is_paged=True, name="triton paged", has_softcap=True, reads_past_ends=False)
+    if torch_own is not None:
+        yield VarlenAttention(torch_own)
+    if is_flash_size:
+        yield VarlenAttention(_flash, name="torch flash")
+
+
+def _torch_varlen() -> Callable[..., Tensor] | None:
+    """torch's own, where it takes all that a step needs."""
     try:
         from torch.nn.attention.varlen import varlen_attn  # of torch 2.10
     except ImportError:
-        return
+        return None
     parameters = inspect.signature(varlen_attn).parameters
-    if not all(name in parameters for name in NEEDED):
-        return
-    call = cast(Callable[..., Tensor], varlen_attn)  # one tensor, as long as nothing else is asked for
-    if "block_table" in parameters and _activate_paging(device):
-        yield VarlenAttention(call, is_paged=True)
-    yield VarlenAttention(call)
+    is_complete = all(name in parameters for name in NEEDED)
+    return cast(Callable[..., Tensor], varlen_attn) if is_complete else None  # one tensor, as long as nothing else is asked for
+
+
+def _flash(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    query_starts: Tensor,
+    key_starts: Tensor,
+    most_queries: int,
+    most_keys: int,
+    *,
+    scale: float,
+    window_size: tuple[int, int],
+    enable_gqa: bool,
+    seqused_k: Tensor,
+) -> Tensor:
+    """torch's FlashAttention 2 operator, which shares key heads by itself."""
+    left, right = window_size
+    if most_queries == 1 and left < 0:
+        right = -1  # one query sees all its keys: told so, the kernel packs a group's heads and splits long texts
+    is_causal = left < 0 and right == 0
+    result = torch.ops.aten._flash_attention_forward(
+        query, key, value, query_starts, key_starts, most_queries, most_keys, 0.0, is_causal, False,
+        scale=scale, window_size_left=left, window_size_right=right, seqused_k=seqused_k,
+    )  # fmt: skip
+    return cast(Tensor, result[0])
 
 
 def _activate_paging(device: torch.device) -> bool:

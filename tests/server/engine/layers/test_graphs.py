@@ -45,7 +45,7 @@ def opened(
     folder: Path, monkeypatch: pytest.MonkeyPatch, record: Callable[[Callable[[], Tensor]], Recording] = Again, **config: Any
 ) -> Bench:
     """An engine whose paged attention and graphs are played on the CPU."""
-    monkeypatch.setattr(build, "working_varlen", lambda shape: PAGED)
+    monkeypatch.setattr(build, "working_varlen", lambda *_: PAGED)
     monkeypatch.setattr(build, "step_graphs", lambda cache, attention, max_tokens: StepGraphs(cache, attention, max_tokens, record))
     return Bench.open(folder, 2, **{"max_context": 128, **config})
 

@@ -14,8 +14,10 @@ from torch import Tensor
 
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
+from polyhead.server.engine.build import KvSetup
+from polyhead.server.engine.layers.cuda import varlen
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention, candidates
-from polyhead.server.engine.layers.cuda.varlen_probe import working_varlen
+from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
 from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
 from polyhead.server.engine.layers.torch.attention import TorchAttention
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
@@ -91,6 +93,19 @@ def test_what_lies_past_a_sequences_end_is_never_read(kernel: VarlenAttention) -
     torch.testing.assert_close(found, wanted, atol=1e-5, rtol=1e-5)
 
 
+def test_a_slot_is_cleared_only_where_it_must_be(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A launch a layer and block: 32 for each block of a model of 32 layers."""
+    cleared: list[int] = []
+    zero = Tensor.zero_
+    monkeypatch.setattr(Tensor, "zero_", lambda tensor: (cleared.append(1), zero(tensor))[1])
+    for reads_past_ends in (True, False):
+        cleared.clear()
+        setup = KvSetup(SHAPE, VarlenAttention(varlen_reference, reads_past_ends=reads_past_ends))
+        cache = KvCache(SHAPE, 3, 5, is_cleared=setup.is_cleared)
+        cache.clear(2)
+        assert len(cleared) == (3 if reads_past_ends else 0)
+
+
 def test_nothing_asked_for_needs_no_call(kernel: VarlenAttention) -> None:
     assert attend(ways(2, kernel)[1], [], [], torch.empty(0, 4, 8)).shape == (0, 4, 8)
 
@@ -101,7 +116,7 @@ def test_the_engine_on_one_call_a_layer(
     family: str, is_fast: bool, kernel: VarlenAttention, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Mixed lengths, windows, chunks, scoring from cached states, rules, and a swap that running samples follow."""
-    monkeypatch.setattr(build, "working_varlen", lambda shape: kernel)
+    monkeypatch.setattr(build, "working_varlen", lambda *_: kernel)
     save_tiny(family, tmp_path)
     limits = SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1, target_step_s=1e6)  # chunks do not shrink on a slow machine
     bench = Bench.open(tmp_path, 2, max_context=128, scheduler=limits, is_fast=is_fast)
@@ -127,12 +142,26 @@ def test_the_engine_on_one_call_a_layer(
     bench.assert_blocks_returned()
 
 
+@pytest.mark.parametrize("window", [0, 3])
+def test_a_softcap_by_a_kernel_that_knows_it(window: int) -> None:
+    kernel = VarlenAttention(varlen_reference, is_paged=True, has_softcap=True)
+    segments = [Segment([2, 4], 3, 6), Segment([5], 0, 1)]
+    queries = torch.randn(4, 4, 8)
+    plans = [StepPlan.build(*way, segments, [segment.end for segment in segments]) for way in ways(6, kernel)]
+    plain, capped = (plan.attention.attend(plan, 0, queries, 3.0, window, 2.0) for plan in plans)
+    torch.testing.assert_close(capped, plain, atol=1e-5, rtol=1e-5)
+    assert working_varlen(SHAPE, QueryHeads(softcap=2.0), [kernel]) is kernel
+
+
 def test_a_softcap_keeps_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(build, "working_varlen", lambda shape: KERNELS["gathered"])
+    asked: list[QueryHeads] = []
+    monkeypatch.setattr(build, "working_varlen", lambda _, queries: asked.append(queries))
     save_tiny("gemma2", tmp_path)
     bench = Bench.open(tmp_path, 2, max_context=128)
     assert isinstance(bench.engine.trunk.attention, TorchAttention)
     assert isinstance(bench.engine.heads.attention, TorchAttention)
+    assert [each.softcap for each in asked] == [0.5]
+    assert working_varlen(SHAPE, asked[0], KERNELS.values()) is None
 
 
 def test_a_kernel_is_tried_before_it_serves(kernel: VarlenAttention, caplog: pytest.LogCaptureFixture) -> None:
@@ -150,12 +179,56 @@ def test_a_kernel_is_tried_before_it_serves(kernel: VarlenAttention, caplog: pyt
     shape = CacheShape(2, 8, 16, torch.bfloat16, torch.device("cpu"))
     broken = [VarlenAttention(without_window, kernel.is_paged), VarlenAttention(failing), VarlenAttention(nan)]
     with caplog.at_level(logging.WARNING):
-        assert working_varlen(shape, [*broken, kernel]) is kernel
-        assert working_varlen(shape, broken) is None
+        assert working_varlen(shape, QueryHeads(), [*broken, kernel]) is kernel
+        assert working_varlen(shape, QueryHeads(), broken) is None
     assert len(caplog.records) == 6
     assert "no kernel image" in caplog.text
 
 
+@pytest.mark.parametrize(
+    ("head_dim", "has_triton", "names"),
+    [
+        (128, True, ["triton paged", "torch varlen", "torch flash"]),
+        (128, False, ["torch varlen", "torch flash"]),
+        (36, True, ["triton paged"]),  # FlashAttention takes multiples of 8
+        (512, True, []),
+    ],
+)
+def test_kernels_of_a_gpu(head_dim: int, has_triton: bool, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
+    monkeypatch.setattr(varlen, "find_spec", lambda name: has_triton or None)
+    assert [kernel.name for kernel in candidates(torch.device("cuda"), torch.bfloat16, head_dim)] == names
+
+
+def test_an_older_torch_has_its_operator(monkeypatch: pytest.MonkeyPatch) -> None:
+    """varlen_attn of torch 2.11 lacks what a step needs; the operator beneath it has it."""
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
+    monkeypatch.setattr(varlen, "find_spec", lambda name: None)
+    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", lambda query, key, value, *, scale=None: query)
+    assert [kernel.name for kernel in candidates(torch.device("cuda"), torch.float16, 64)] == ["torch flash"]
+
+
+def test_the_operator_beneath_takes_a_step(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its arguments by position and name exist, and one query that sees all its keys is not called causal."""
+    schema = torch.ops.aten._flash_attention_forward.default._schema
+    seen: list[tuple[bool, int, int]] = []
+
+    def operator(*inputs: Any, **options: Any) -> tuple[Tensor]:
+        names = [argument.name for argument in schema.arguments]
+        given = dict(zip(names, inputs, strict=False)) | options
+        assert given.keys() <= set(names)
+        seen.append((given["is_causal"], given["window_size_left"], given["window_size_right"]))
+        return (inputs[0],)
+
+    monkeypatch.setattr(torch.ops.aten, "_flash_attention_forward", operator)
+    kernel = VarlenAttention(varlen._flash)
+    for segments, window in (([Segment([1], 2, 3)], 0), ([Segment([1], 0, 3)], 0), ([Segment([1], 2, 3)], 2)):
+        way = ways(3, kernel)[1]
+        plan = StepPlan.build(*way, segments, [segment.end for segment in segments])
+        plan.attention.attend(plan, 0, torch.zeros(segments[0].end - segments[0].start, 4, 8), 0.3, window)
+    assert seen == [(False, -1, -1), (True, -1, 0), (False, 1, 0)]
+
+
 def test_the_cpu_keeps_its_own_way() -> None:
     assert list(candidates(torch.device("cpu"), torch.bfloat16, 64)) == []
-    assert working_varlen(SHAPE) is None
+    assert working_varlen(SHAPE, QueryHeads()) is None

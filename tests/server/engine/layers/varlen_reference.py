@@ -20,6 +20,7 @@ def varlen_reference(
     enable_gqa: bool,
     seqused_k: Tensor,
     block_table: Tensor | None = None,
+    softcap: float = 0.0,  # which only our own kernel takes
 ) -> Tensor:
     num_sequences, num_heads, num_kv_heads = len(seqused_k), query.shape[1], key.shape[-2]
     for numbers in (cu_seq_q, seqused_k, *(each for each in (cu_seq_k, block_table) if each is not None)):
@@ -44,7 +45,8 @@ def varlen_reference(
             assert start + used <= int(cu_seq_k[index + 1]) <= len(key)
             keys, values = key[start : start + used], value[start : start + used]
         keys, values = (each.float().repeat_interleave(num_heads // num_kv_heads, dim=1) for each in (keys, values))
-        scores = torch.einsum("qhd,khd->hqk", query[first:last].float(), keys) * scale
+        scores = torch.einsum("qhd,khd->hqk", query[first:last].float(), keys)
+        scores = softcap * torch.tanh(scores * scale / softcap) if softcap else scores * scale
         behind = torch.arange(used - (last - first), used)[:, None] - torch.arange(used)  # how far a key lies behind a query
         seen = behind >= 0 if window_size[0] < 0 else (behind >= 0) & (behind <= window_size[0])
         weights = scores.masked_fill(~seen, float("-inf")).softmax(-1)
