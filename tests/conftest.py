@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import gc
 import os
-import subprocess
 import sys
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -99,10 +98,11 @@ class AuditedServer:
 @pytest.fixture(scope="session")
 def smollm_server(tmp_path_factory: pytest.TempPathFactory) -> Iterator[RunningServer]:
     """The embedded model with its five first heads: one process for the whole run."""
+    from tests.e2e.forked import wait_until_compiled
+
     store = tmp_path_factory.mktemp("smollm") / "store"
     # a process that compiles keeps the compiler's memory, 270 MiB of it: the server whose memory is measured finds the machine code on disk
-    compile_first = "from polyhead.server.engine.compiled.region import region; region()"
-    subprocess.run([sys.executable, "-c", compile_first], check=False, timeout=280, capture_output=True)
+    wait_until_compiled()
     with local_server(["--store", str(store), "--threads", str(NUM_THREADS)]) as local:
         yield RunningServer(local, RunningServer(local, 0).rss)
 

@@ -22,6 +22,7 @@ from tests.deploy import settings_table
 from tests.deploy.conftest import DEPLOY, DOCS, Exported, scrape
 from tests.deploy.metrics_table import shown, table
 from tests.deploy.test_monitoring import ALERTS
+from tests.e2e.forked import COMMAND, finished
 from tests.e2e.support import eventually, fingerprint, push_pair, serving
 from tests.e2e.tiny import save_tiny_llama
 
@@ -127,8 +128,7 @@ def damaged(tmp_path: Path) -> Iterator[LocalServer]:
 
 
 def run(server: LocalServer, *words: str) -> subprocess.CompletedProcess[str]:
-    command = [str(Path(sys.executable).parent / "polyhead"), *words, "--server", server.address]
-    return subprocess.run(command, capture_output=True, text=True, timeout=60, check=False)
+    return finished([sys.executable, "-m", COMMAND, *words, "--server", server.address])
 
 
 def form(text: str) -> str:

@@ -24,16 +24,19 @@ from concurrent.futures import ThreadPoolExecutor
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any
+from typing import IO, Any, Self
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "polyhead.client.cli.main"
 MOST_BYTES = 1 << 20  # of a request: arguments and environment
-_parents: list[tuple[int, socket.socket]] = []  # this process's own, with its pid: a fork must not use its parent's
+# Of the process that uses them, as a fork must not use its parent's, and by what they have imported.
+_parents: dict[tuple[int, str], socket.socket] = {}
 
 
 class ForkedServer:
     """What tests use of `subprocess.Popen`, for a process that is a grandchild of the one with the imports."""
+
+    imports = "server"
 
     def __init__(
         self,
@@ -61,13 +64,20 @@ class ForkedServer:
             self.stdin.close()
         environment = dict(os.environ if env is None else env)
         request = {"command": command[1:], "environment": environment, "folder": os.getcwd(), "is_leader": start_new_session}
-        parent, fds = _parent(), [input_end, output_end, errors_end, status_end]
+        parent, fds = _parent(self.imports), [input_end, output_end, errors_end, status_end]
         rights = array.array("i", [*fds, parent.fileno()])
         parent.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
         for fd in fds:
             os.close(fd)
+        self.args = list(command)
         self.returncode: int | None = None
         self.pid = int(self._read_status())
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        self.wait()
 
     def _read_status(self) -> str:
         line = b""
@@ -111,6 +121,12 @@ class ForkedServer:
         self.send_signal(signal.SIGKILL)
 
 
+class ForkedStore(ForkedServer):
+    """A process that uses the store and nothing else: 10 ms in place of 150."""
+
+    imports = "store"
+
+
 def _for_the_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that are read when a process starts or imports: what is forked has its parent's."""
     prefixes = ("PYTHON", "LD_", "MALLOC_", "OMP_", "GOMP_", "MKL_", "NUMBA_", "HF_", "XDG_", "HOME")
@@ -137,21 +153,26 @@ def finished(command: Sequence[str], **environment: str) -> subprocess.Completed
     return subprocess.CompletedProcess(command, process.wait(), output, errors)
 
 
+def wait_until_compiled() -> None:
+    """The parent of servers loads the machine code of the layers, and makes it where nobody has: then it forks whatever is asked for."""
+    assert finished([sys.executable, "-m", "platform"]).returncode == 0
+
+
 FORKED = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired, run=subprocess.run)
 """In place of `subprocess`."""
 
 
-def _parent() -> socket.socket:
-    """The socket to this process's own parent of servers, which is started when the first test asks."""
-    if not _parents or _parents[0][0] != os.getpid():
+def _parent(imports: str) -> socket.socket:
+    """The socket to this process's own parent of servers, or of stores, which is started when the first test asks."""
+    if (os.getpid(), imports) not in _parents:
         ours, theirs = socket.socketpair(socket.AF_UNIX, socket.SOCK_SEQPACKET)
-        command = [sys.executable, "-m", __name__, str(theirs.fileno())]
+        command = [sys.executable, "-m", __name__, str(theirs.fileno()), imports]
         clean = {name: value for name, value in os.environ.items() if not name.startswith("POLYHEAD_")}  # of the first server alone
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, env=clean)
         theirs.close()
-        _parents[:] = [(os.getpid(), ours)]
+        _parents[os.getpid(), imports] = ours
         atexit.register(lambda: (process.kill(), process.wait()))
-    return _parents[0][1]
+    return _parents[os.getpid(), imports]
 
 
 def _import_what_a_server_needs() -> None:
@@ -217,7 +238,7 @@ def _become(request: dict[str, Any], fds: list[int]) -> Callable[[], object]:
     from tests.e2e import forked
 
     failpoints.arm_from(os.environ)  # done at its import otherwise
-    forked._parents[:] = [(os.getpid(), socket.socket(fileno=fds[4]))]  # for processes that this one starts
+    forked._parents[os.getpid(), ForkedServer.imports] = socket.socket(fileno=fds[4])  # for processes that this one starts
     match request["command"]:
         case ["-m", module, *arguments]:
             sys.argv = [module, *arguments]
@@ -232,5 +253,8 @@ def _become(request: dict[str, Any], fds: list[int]) -> Callable[[], object]:
 if __name__ == "__main__":
     signal.signal(signal.SIGINT, signal.SIG_IGN)  # Ctrl-C is for the tests and the servers
     own = socket.socket(fileno=int(sys.argv[1]))
-    _import_what_a_server_needs()
+    if sys.argv[2] == ForkedServer.imports:
+        _import_what_a_server_needs()
+    else:
+        import polyhead.heads.store.store  # noqa: F401
     _become(*_fork_servers(own))()

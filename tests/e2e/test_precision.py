@@ -13,6 +13,7 @@ from polyhead.client import Client
 from polyhead.heads.training.remote import pull_module, weights_of
 from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.verify import verify
+from tests.e2e.forked import COMMAND, finished
 from tests.e2e.support import PROMPT, constant_policy, fresh_salt, serving
 
 PROMPTS = [PROMPT, [1, 90, 91], [1, *range(20, 90)], [1, *range(40, 60)]]
@@ -92,7 +93,6 @@ def test_what_needs_a_gpu_is_refused_without_one(flags: tuple[str, ...], said: s
 
 def refused(model: Path, folder: Path, *flags: str) -> subprocess.CompletedProcess[str]:
     """A start that must not come about."""
-    command = [sys.executable, "-m", "polyhead.client.cli.main", "serve", str(model), "--store", str(folder / "s"), *flags]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=120, check=False)
+    done = finished([sys.executable, "-m", COMMAND, "serve", str(model), "--store", str(folder / "s"), *flags])
     assert done.returncode == 2
     return done

@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator, Callable
 from concurrent.futures import Future
 from contextlib import asynccontextmanager
 from dataclasses import dataclass, field
+from functools import cache
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -112,10 +113,7 @@ class World:
 
     @classmethod
     def open(cls, model: Path, store_dir: Path, *, budget: int = 1 << 30, keep_versions: int = 10, max_idle: int = 2) -> World:
-        checkpoint = Checkpoint.open(model)
-        spec = describe(checkpoint, 2)
-        identity = trunk_id(checkpoint, spec)
-        trunk = build_trunk(checkpoint, spec, torch.float32)
+        checkpoint, spec, identity, trunk = frozen_part(model)
         store = HeadStore.open(store_dir, identity, max_staged=2 * MAX_PUSHES)
         engine = FakeEngine()
         served = ServedTrunk(spec, identity, Precision.FLOAT32, RULE)
@@ -153,6 +151,14 @@ class World:
     def close(self) -> None:
         self.workers.close()
         self.store.close()
+
+
+@cache
+def frozen_part(model: Path) -> tuple[Checkpoint, ModelSpec, str, TrunkModule]:
+    """(model, its description, the trunk's id, the trunk): one for all worlds, as nothing that they do writes to it."""
+    checkpoint = Checkpoint.open(model)
+    spec = describe(checkpoint, 2)
+    return checkpoint, spec, trunk_id(checkpoint, spec), build_trunk(checkpoint, spec, torch.float32)
 
 
 def save_world_model(folder: Path) -> Path:

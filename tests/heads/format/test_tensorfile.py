@@ -238,10 +238,28 @@ def mutate(file: bytes, mutations: list[tuple[str, int, bytes]]) -> bytes:
     return file
 
 
-@settings(max_examples=1500, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.lists(MUTATION, max_size=4), st.booleans())
+def thorough(num_examples: int) -> settings:
+    return settings(max_examples=num_examples, deadline=None, suppress_health_check=list(HealthCheck))
+
+
+MUTATED = given(st.lists(MUTATION, max_size=4), st.booleans())
+
+
+@thorough(200)
+@MUTATED
 @example([], True)
 def test_what_we_accept_the_library_accepts(mutations: list[tuple[str, int, bytes]], with_metadata: bool) -> None:
+    assert_accepted_by_both(mutations, with_metadata)
+
+
+@pytest.mark.long
+@thorough(1500)
+@MUTATED
+def test_what_we_accept_the_library_accepts_in_many_cases(mutations: list[tuple[str, int, bytes]], with_metadata: bool) -> None:
+    assert_accepted_by_both(mutations, with_metadata)
+
+
+def assert_accepted_by_both(mutations: list[tuple[str, int, bytes]], with_metadata: bool) -> None:
     """H12: no error but the two, and every accept is the library's as well, with the same names, shapes and bytes."""
     file = mutate(pack({**({"__metadata__": {"format": "pt"}} if with_metadata else {}), **GOOD}), mutations)
     try:
@@ -266,9 +284,23 @@ ENTRY = st.fixed_dictionaries(
 )
 
 
-@settings(max_examples=1000, deadline=None, suppress_health_check=list(HealthCheck))
-@given(st.dictionaries(st.sampled_from(["a", "b", "c", "../x", "", "__metadata__"]), ENTRY, max_size=3), st.integers(0, 48))
+INVENTED = given(st.dictionaries(st.sampled_from(["a", "b", "c", "../x", "", "__metadata__"]), ENTRY, max_size=3), st.integers(0, 48))
+
+
+@thorough(200)
+@INVENTED
 def test_what_we_accept_of_invented_headers_the_library_accepts(header: dict[str, object], num_bytes: int) -> None:
+    assert_accepted_header(header, num_bytes)
+
+
+@pytest.mark.long
+@thorough(1000)
+@INVENTED
+def test_what_we_accept_of_many_invented_headers_the_library_accepts(header: dict[str, object], num_bytes: int) -> None:
+    assert_accepted_header(header, num_bytes)
+
+
+def assert_accepted_header(header: dict[str, object], num_bytes: int) -> None:
     file = pack(header, b"\0" * num_bytes)
     try:
         parsed = read(file)
@@ -300,7 +332,7 @@ SHAPE = st.lists(st.integers(1, 3), max_size=4).map(tuple)
 NAME = st.from_regex(r"[a-zA-Z0-9_.]{1,12}", fullmatch=True)
 
 
-@settings(max_examples=100, deadline=None)
+@settings(max_examples=30, deadline=None)
 @given(st.dictionaries(NAME, st.tuples(SHAPE, st.booleans()), min_size=1, max_size=6))
 def test_the_canonical_file_is_the_one_that_the_library_writes(shapes: dict[str, tuple[tuple[int, ...], bool]]) -> None:
     """A trainer that saves without metadata, and our client, get the digest that the server would compute."""

@@ -15,9 +15,9 @@ from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.format.tensorfile import TensorData
 from polyhead.heads.store.records import GenerationRecord
 from polyhead.heads.store.store import HeadStore
+from tests.e2e.forked import ForkedStore
 
 TRUNK = "ab" * 32
-ROOT = Path(__file__).parents[3]
 # kill -9 leaves the page cache alone, so a RAM disk shows the same as a real one, without ten thousand waits for fsync
 RAM = "/dev/shm" if os.access("/dev/shm", os.W_OK | os.X_OK) else None
 
@@ -90,10 +90,9 @@ def run_child(folder: Path, failpoint: str = "", *arguments: str) -> subprocess.
     return subprocess.CompletedProcess(child.args, child.returncode, output, errors)
 
 
-def start_child(folder: Path, *arguments: str, failpoint: str = "") -> subprocess.Popen[str]:
-    environment = {**os.environ, "POLYHEAD_FP": failpoint}
+def start_child(folder: Path, *arguments: str, failpoint: str = "") -> ForkedStore:
     command = [sys.executable, "-m", "tests.heads.store.store_child", str(folder), *arguments]
-    return subprocess.Popen(command, cwd=ROOT, env=environment, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
+    return ForkedStore(command, env={**os.environ, "POLYHEAD_FP": failpoint}, text=True)
 
 
 def assert_no_leftovers(folder: Path) -> None:

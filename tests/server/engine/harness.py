@@ -5,7 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass, field
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from typing import Any
 
@@ -50,8 +50,7 @@ class Bench:
     def open(
         cls, folder: Path, split_layer: int, eos_ids: frozenset[int] = frozenset(), dtype: torch.dtype = torch.float32, **config: Any
     ) -> Bench:
-        checkpoint = Checkpoint.open(folder)
-        spec = describe(checkpoint, split_layer)
+        checkpoint, spec = described(folder, split_layer)
         trunk = build_trunk(checkpoint, spec, dtype)
         engine = build_engine(trunk, EngineConfig(**{"cache_bytes": 64 << 20, "max_context": 256, **config}), eos_ids)
         bench = cls(checkpoint, spec, trunk, engine)
@@ -193,6 +192,13 @@ class Bench:
         assert self.engine.tree.num_used == 0
         assert self.engine.tree.heads.num_idle == self.engine.tree.heads.num_filled
         assert self.engine.is_idle
+
+
+@cache
+def described(folder: Path, split_layer: int) -> tuple[Checkpoint, ModelSpec]:
+    """A model is described once in a run: nobody writes to either, and no test saves a second model in one folder."""
+    checkpoint = Checkpoint.open(folder)
+    return checkpoint, describe(checkpoint, split_layer)
 
 
 def scores(sample: Sample) -> dict[str, HeadResult]:

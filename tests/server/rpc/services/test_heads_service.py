@@ -81,7 +81,7 @@ def assert_nothing_staged(world: World) -> None:
     assert not list((Path(world.store.path) / "staging").iterdir())
 
 
-@pytest.mark.parametrize("size", [1 << 20, 1000, 7])
+@pytest.mark.parametrize("size", [1 << 20, 1000, 61])
 async def test_push_pull_round_trip(world: World, stub: Stub, size: int) -> None:
     data = to_file(world.changed(1))
     done = await stub.PushHead(push(data, size, labels=["best"]))
