@@ -7,13 +7,12 @@ from collections.abc import Callable, Iterator
 from typing import Any
 
 from polyhead.client.annotate.config import Kind
+from polyhead.client.annotate.exports import tools
 from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
-
-_LABELS = {4: "definitely-broken", 3: "probably-broken", 2: "unsure", 1: "probably-followed", 0: "definitely-followed"}
 
 
 def trl_preference(judgement: Judgement, left_out: Counter[str]) -> Rows:
@@ -80,7 +79,7 @@ def rules(judgement: Judgement, left_out: Counter[str]) -> Rows:
     if verdict == 2:
         left_out["unsure"] += 1
         return
-    common = {"rule": judgement.rule["id"], "label": _LABELS[verdict], "rating": verdict, "probed": judgement.kind is Kind.PROBE}
+    common = {"rule": judgement.rule["id"], "label": tools.VERDICTS[verdict], "rating": verdict, "probed": judgement.kind is Kind.PROBE}
     if judgement.kind is Kind.RULECHECK:
         *messages, last = judgement.messages
         yield {"messages": messages, "completion": last["content"], **common}
@@ -114,6 +113,11 @@ FORMATS: dict[str, Callable[[Judgement, Counter[str]], Rows]] = {
     "polyhead-sft": sft,
     "rules": rules,
     "hh": hh,
+    "hh-redteam": tools.hh_redteam,
+    "tinker": tools.tinker,
+    "summarize": tools.summarize,
+    "argilla": tools.argilla,
+    "label-studio": tools.label_studio,
 }
 
 

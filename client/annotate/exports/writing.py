@@ -15,7 +15,10 @@ from polyhead.client.annotate import projects
 from polyhead.client.annotate.database import Database, new_id, to_json
 from polyhead.client.annotate.exports.formats import FORMATS
 from polyhead.client.annotate.exports.judgements import Filters, judgements, last_seq
+from polyhead.client.annotate.exports.tools import interface
 from polyhead.client.annotate.problems import Invalid
+
+NAMES = (*FORMATS, "events")
 
 
 @dataclass(frozen=True)
@@ -39,24 +42,39 @@ def export(db: Database, slug: str, format_name: str, path: Path, filters: Filte
 
 def write_files(db: Database, slug: str, format_name: str, path: Path, filters: Filters) -> Written:
     """Only reads the database. Invalid for a format that is not known, NotThere for a project that is not."""
-    if format_name not in FORMATS:
-        raise Invalid(f"unknown format: {format_name[:40]!r}\nhint: {', '.join(FORMATS)}", field="format")
+    if format_name not in NAMES:
+        raise Invalid(f"unknown format: {format_name[:40]!r}\nhint: {', '.join(NAMES)}", field="format")
+    projects.find_project(db, slug)
     until = filters.until_seq or last_seq(db)
     filters = Filters(filters.round_number, until, filters.exclude)
+    if format_name == "events":
+        return _write_events(db, path, until)
     rows: list[str] = []
     keys: list[str] = []
     left_out: Counter[str] = Counter()
-    num_answers = 0
-    for judgement in judgements(db, slug, filters, left_out):
-        num_answers += 1
+    found = list(judgements(db, slug, filters, left_out))
+    for judgement in found:
         for row in FORMATS[format_name](judgement, left_out):
             rows.append(to_json(row))
             keys.append(to_json({**judgement.about, "dialogue": judgement.dialogue, "polarity": judgement.polarity}))
     digest = _write(path, rows)
     _write(path.with_suffix(".keys.jsonl"), keys)
-    written = Written(path, len(rows), num_answers, dict(sorted(left_out.items())), until, digest)
+    written = Written(path, len(rows), len(found), dict(sorted(left_out.items())), until, digest)
     _write(path.with_suffix(".md"), [_card(db, slug, format_name, written, filters)])
+    if format_name == "label-studio":
+        _write(path.with_suffix(".xml"), [interface(found)])
     return written
+
+
+def _write_events(db: Database, path: Path, until: int) -> Written:
+    """The log itself, of all projects: what the tables can be made from. Each line carries the SHA-256 of its body."""
+    rows = [
+        to_json(
+            {**{k: v for k, v in row.columns.items() if k != "body_json"}, "body": row.json("body"), "body_sha256": row.body_sha256.hex()}
+        )
+        for row in db.all("SELECT * FROM events WHERE seq <= ? ORDER BY seq", until)
+    ]
+    return Written(path, len(rows), 0, {}, until, _write(path, rows))
 
 
 def note_export(db: Database, slug: str, format_name: str, filters: Filters, written: Written, by: str) -> None:

@@ -29,9 +29,8 @@ from polyhead.client.annotate.admin.tables import Cell, Share, Table, Word, show
 from polyhead.client.annotate.care import erasure
 from polyhead.client.annotate.config import ProjectConfig, read_project
 from polyhead.client.annotate.database import Database, Row
-from polyhead.client.annotate.exports.formats import FORMATS
 from polyhead.client.annotate.exports.judgements import Filters
-from polyhead.client.annotate.exports.writing import note_export, write_files
+from polyhead.client.annotate.exports.writing import NAMES, note_export, write_files
 from polyhead.client.annotate.problems import Clash, Invalid, NotThere
 from polyhead.client.annotate.web.access import Site, route, words_of
 from polyhead.client.annotate.yaml_reader import ConfigError
@@ -66,7 +65,7 @@ async def project_page(request: Request, site: Site, person: Person) -> Response
     newest = rounds.config_text(versions[0][0].json("config"))
     return _page(
         request, site, person, "project", project=project, versions=versions, rounds=rounds.rounds_of(site.db, project.id), config=newest,
-        served=site.served, formats=sorted(FORMATS), in_words=rounds.heads_in_words,
+        served=site.served, formats=sorted(NAMES), in_words=rounds.heads_in_words,
     )  # fmt: skip
 
 
@@ -162,7 +161,7 @@ async def export_file(request: Request, site: Site, person: Person) -> Response:
     site.limits.count("export", person.id, EXPORTS_A_MINUTE)
     form, slug = await request.form(), request.path_params["slug"]
     name = str(form.get("format", ""))
-    if name not in FORMATS:
+    if name not in NAMES:
         raise Invalid("unknown format", field="format")
     filters = Filters(int(str(form.get("round", "0"))) if str(form.get("round", "0")).isdigit() else 0)
     with TemporaryDirectory() as folder:
