@@ -1,9 +1,11 @@
 """Admission by deadlines: which requests are refused at submission, which samples may start, which have waited too long.
 
 A request is refused at submission only if its wait, its prefill and its first token would pass its deadline: `max_new_tokens` is a bound,
-and replies end before it. In the queue, running work comes first: a sample does not start if its row would slow running samples past
-their deadlines, or if it would run too slowly to meet its own. A request that could have met its deadline when it came, and has waited
-until it cannot any more, is refused then. Only deadlines that callers gave count (`due_at`). Knows no blocks and no tokens.
+and replies end before it. One whose tokens are all sure to be drawn and are not streamed is also refused if they would take too long
+whatever else runs. In the queue, running work comes first: a sample does not start if its row would slow running samples past their
+deadlines, or if it would run too slowly to meet its own. Nor do many start in one step: the pace that they are planned with may be of a
+calmer time. A request that could have met its deadline when it came, and has waited until it cannot any more, is refused then. Only
+deadlines that callers gave count (`due_at`). Knows no blocks and no tokens.
 """
 
 from __future__ import annotations
@@ -21,6 +23,8 @@ MARGIN = 1.1  # steps may come to take so many times what they take now
 RUNNING_SHARE = 0.9  # of a request's whole time: what is kept for running when many wait, since more rows draw more tokens a second
 HOPELESS = 0.75  # a sample that needs steps shorter than this times the present ones misses its deadline anyway, and holds up no other
 FIRST_ROWS = 8  # with a deadline that run before a pace is known
+LEAST_JOINING, JOINING_SHARE = 2, 0.25  # rows that join in one step: so many, or this share of those that ran before it ...
+DOUBT = 2.0  # ... unless steps may come to take so many times what they take now: whoever brings the load uses the cores, too
 CROWD = 2.0  # samples that cannot meet their deadlines may make steps at most this many times as long as one of them alone does
 LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0
 
@@ -30,6 +34,7 @@ class Verdict(enum.Enum):
 
     START = "start"
     WAIT = "wait"
+    NEXT = "next"  # it may join those that run with one of the next steps
     REFUSE = "refuse"
 
 
@@ -40,6 +45,7 @@ class Deadlines:
         self.pace = pace
         self.max_rows = max_rows  # that run at once
         self.most_rows = 0  # rows that ran when a sample was last told to wait; 0: none waits
+        self.rows_before = 0  # rows that ran when this step's choice began
 
     # ---- at submission
 
@@ -49,10 +55,20 @@ class Deadlines:
             return
         num_ahead, num_prefill = _ahead(request, open_requests)
         num_patient = sum(_num_begun(each) for each in open_requests if math.isinf(each.due_at))
+        self._check_attainable(request, num_patient, now)
         wait_s = self._queue_s(num_ahead, num_running) + self.pace.prefill_s(num_prefill)
         late_s = now + wait_s - self._latest_start(request, num_running + num_ahead, num_patient)
         if late_s > 0.0:
             raise too_late(f"about {wait_s:.2g} s of work come first", late_s)
+
+    def _check_attainable(self, request: Request, num_patient: int, now: float) -> None:
+        """Refuse what is sure to end too late beside nothing but the rows that have no deadline, and of which nobody reads a part."""
+        num_tokens = request.draws.num_to_first if request.draws else 0
+        time_s = request.due_at - now
+        beside_s, alone_s = (HOPELESS * num_tokens * self.pace.step_s(count) for count in (num_patient + 1, 1))
+        if beside_s > time_s:
+            is_for_good = alone_s > time_s
+            raise too_late(f"{num_tokens} tokens take about {beside_s / HOPELESS:.2g} s", None if is_for_good else beside_s - time_s)
 
     def _queue_s(self, num_ahead: int, num_running: int) -> float:
         """Seconds until one more row may run: as many rows must end as are ahead of it beyond those that fit."""
@@ -75,9 +91,15 @@ class Deadlines:
                 return Verdict.REFUSE
             if hurried and self._is_slow(request, num_running, num_patient, now):
                 return Verdict.WAIT
+            if self._are_many(num_running) and now + DOUBT * self._run_s(request, num_running, is_long=True) > request.due_at:
+                return Verdict.NEXT
         num_more = 0 if sample.is_given else 1
         is_harming = self._is_harming(hurried, num_running, num_more, now + self.pace.prefill_s(request.num_prefill_tokens))
         return Verdict.WAIT if is_harming else Verdict.START
+
+    def _are_many(self, num_running: int) -> bool:
+        """Whether as many have joined in this step as may on a pace that was measured without them."""
+        return num_running - self.rows_before >= max(LEAST_JOINING, JOINING_SHARE * self.rows_before)
 
     def _is_slow(self, request: Request, num_running: int, num_patient: int, now: float) -> bool:
         """Whether a request would run too slowly beside the running rows: late, or among too many that are late anyway."""
@@ -161,10 +183,11 @@ def _ahead(request: Request, open_requests: Collection[Request]) -> tuple[int, i
     return num_ahead, num_prefill * num_ahead // max(1, num_all)
 
 
-def too_late(reason: str, retry_after_s: float) -> ResourceExhausted:
-    """The error of a request that cannot meet its deadline."""
+def too_late(reason: str, retry_after_s: float | None) -> ResourceExhausted:
+    """The error of a request that cannot meet its deadline; without a time after which to try again, it would not meet it then either."""
+    hint = "give it more time, or ask for fewer tokens" if retry_after_s is None else "give it more time, or send it again later"
     return ResourceExhausted(
-        f"the deadline would pass before the request could be served: {reason}\nhint: give it more time, or send it again later",
-        retry_after_s=min(MOST_RETRY_S, max(LEAST_RETRY_S, retry_after_s)),
+        f"the deadline would pass before the request could be served: {reason}\nhint: {hint}",
+        retry_after_s=None if retry_after_s is None else min(MOST_RETRY_S, max(LEAST_RETRY_S, retry_after_s)),
         metadata={"refused_for": "deadline"},
     )

@@ -45,6 +45,11 @@ class SamplingParams:
         """Whether some tokens get probability zero."""
         return self.top_p < 1.0 or self.top_k > 0 or self.min_p > 0.0
 
+    @property
+    def draws_all(self) -> bool:
+        """Whether nothing ends the reply before max_new_tokens."""
+        return self.ignore_eos and not self.stop and not self.stop_token_ids
+
 
 class TextStream(Protocol):
     """Turns a sample's ids into text as they are drawn, and looks for stop strings. The engine has no tokenizer of its own."""
@@ -65,3 +70,4 @@ class Draws:
 
     num_samples: int
     params: SamplingParams
+    num_to_first: int = 0  # tokens of the shortest of them, if no reader can have anything before; 0: it may end earlier, or is streamed

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import collections
 import dataclasses
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
@@ -62,10 +62,12 @@ class CountedGeneration:
     priority: Priority
     num_samples: int
     num_tokens: int  # that it comes to at least
+    draws: Draws
+    delivery: generation_pb2.Delivery
 
     def check_room(self, check_room: CheckRoom) -> None:
         """Raises ResourceExhausted if the engine would refuse it however it goes on."""
-        check_room(self.priority, self.num_tokens, Draws(self.num_samples, self.arms[0][1]))
+        check_room(self.priority, self.num_tokens, self.draws)
 
 
 def count_generation(message: generation_pb2.GenerateRequest, context: RequestContext) -> CountedGeneration:
@@ -81,7 +83,14 @@ def count_generation(message: generation_pb2.GenerateRequest, context: RequestCo
     most_new = max(params.max_new_tokens for _, params in arms)
     for index, length in enumerate(least):
         demand.check_least_length(length + most_new, context.max_context, f"prompts[{index}]")
-    return CountedGeneration(arms, priority, num_samples, demand.generated_tokens(least, arms))
+    delivery = _delivery(message, num_samples)
+    draws = Draws(num_samples, arms[0][1], 0 if delivery == generation_pb2.DELIVERY_TOKENS else _num_to_first(arms))
+    return CountedGeneration(arms, priority, num_samples, demand.generated_tokens(least, arms), draws, delivery)
+
+
+def _num_to_first(arms: Sequence[tuple[generation_pb2.Arm, SamplingParams]]) -> int:
+    """Tokens that are drawn before the first sample ends; 0 if any may end by itself."""
+    return min(params.max_new_tokens if params.draws_all else 0 for _, params in arms)
 
 
 def generate_request(
@@ -94,7 +103,7 @@ def generate_request(
     if counted is None:
         counted = count_generation(message, context)
         counted.check_room(context.check_room)
-    arms, priority, num_samples = counted.arms, counted.priority, counted.num_samples
+    arms, priority, num_samples, delivery = counted.arms, counted.priority, counted.num_samples, counted.delivery
     for index, (arm, _) in enumerate(arms):
         _check_arm_head(arm, f"arms[{index}]", context)
     group_size, most_new = num_samples // len(message.prompts), max(params.max_new_tokens for _, params in arms)
@@ -102,7 +111,6 @@ def generate_request(
     plan = plan_reward(message.score, context, is_given=False)
     sampling_heads = list(dict.fromkeys(arm.head or DEFAULT_HEAD for arm, _ in arms))
     request = _request(message.score, plan, sampling_heads, message.on_swap, priority, num_samples, context, request_id)
-    delivery = _delivery(message, num_samples)
     request.stream_tokens = delivery == generation_pb2.DELIVERY_TOKENS
     request.return_states = message.return_states
     request.holds_groups = delivery == generation_pb2.DELIVERY_GROUPS or (plan is not None and plan.recipe.averages_samples)
@@ -112,7 +120,7 @@ def generate_request(
     if request.return_states and num_tokens > MAX_STATES_TOKENS:
         raise InvalidArgument(f"states of {num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
     _check_answer_size(work, _largest_reply(work, prompts, arms), group_size)
-    context.check_room(priority, num_tokens, Draws(num_samples, arms[0][1]))
+    context.check_room(priority, num_tokens, counted.draws)
     for prompt_index, prompt in enumerate(prompts):
         tag_of(request).forms[prompt_index] = prompt.form
         for arm_index, (arm, params) in enumerate(arms):

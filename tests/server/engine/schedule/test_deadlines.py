@@ -32,13 +32,14 @@ class Clock:
     """Seconds that pass only in forward passes."""
 
     now: float = 0.0
+    slowness: float = 1.0  # what else uses the cores
 
     def __call__(self) -> float:
         return self.now
 
     def pass_step(self, runs: list[TrunkRun]) -> None:
         rows = sum(run.end - run.start == 1 for run in runs)
-        self.now += BASE_S + ROW_S * rows + TOKEN_S * (sum(run.end - run.start for run in runs) - rows)
+        self.now += self.slowness * (BASE_S + ROW_S * rows + TOKEN_S * (sum(run.end - run.start for run in runs) - rows))
 
 
 @dataclass
@@ -138,6 +139,46 @@ def test_more_load_is_no_less_goodput(loaded: Loaded) -> None:
     assert loaded.counters.late_requests > 100
     assert loaded.num_refused > 50, "most are told at once"
     loaded.bench.assert_blocks_returned()
+
+
+def test_a_load_that_slows_the_steps_down_wastes_little(loaded: Loaded) -> None:
+    """The callers use the cores, too. The pace was still the calm one, and all who began with the first steps were late: 42 % wasted."""
+    loaded.offer(0.5 * CALLS_A_SECOND, seconds=8.0)
+    drawn, wasted = loaded.counters.generated_tokens, loaded.counters.wasted_tokens
+    loaded.clock.slowness = 1.6
+    loaded.offer(10 * CALLS_A_SECOND, seconds=4.0)
+    assert loaded.counters.wasted_tokens - wasted <= 0.05 * (loaded.counters.generated_tokens - drawn)
+
+
+def test_more_requests_join_from_step_to_step(paced: Loaded) -> None:
+    """Each step says how long the next one takes; those that wait for it are not what newcomers wait for."""
+    requests = [paced.ask(deadline_s=1.45) for _ in range(8)]
+    began = []
+    while not all(request.lease for request in requests):
+        paced.step()
+        began.append(sum(request.lease is not None for request in requests))
+    assert began[0] == 2
+    assert len(began) <= 6
+    assert paced.bench.engine.scheduler.deadlines.most_rows == 0
+    paced.run()
+    calm = [paced.ask(deadline_s=20.0) for _ in range(16)]
+    for _ in range(3):  # some wait for a block that another one computes
+        paced.step()
+    assert all(request.lease for request in calm), "there is time enough for any pace"
+    paced.run()
+    assert all(is_whole(request) for request in [*requests, *calm])
+
+
+@pytest.mark.parametrize(("num_tokens", "is_refused"), [(60, False), (200, True)])
+def test_what_cannot_end_in_time_and_is_not_streamed_is_refused(paced: Loaded, num_tokens: int, is_refused: bool) -> None:
+    """All 200 tokens are sure to be drawn, and nobody hears of any before the last. Its caller is not told to try again."""
+    now, params = paced.clock.now, SamplingParams(max_new_tokens=num_tokens, ignore_eos=True)
+    times: dict[str, Any] = {"num_least_tokens": 1, "due_at": now + DEADLINE_S, "submitted_at": now}
+    paced.bench.engine.check_room(paced.bench.request(draws=Draws(1, params), **times))
+    probe = paced.bench.request(draws=Draws(1, params, num_to_first=num_tokens), **times)
+    with pytest.raises(ResourceExhausted, match="200 tokens take about") if is_refused else contextlib.nullcontext() as caught:
+        paced.bench.engine.check_room(probe)
+    assert caught is None or caught.value.retry_after_s is None
 
 
 def test_nobody_is_refused_before_a_pace_is_known(loaded: Loaded) -> None:
