@@ -71,7 +71,7 @@ class ServeConfig(BaseSettings):
     deterministic: bool = Field(
         False, description="Refuse to start where the same bits cannot be promised, whatever the neighbours, chunks and cache hits"
     )
-    cuda_graphs: bool = Field(True, description="Record decode steps and launch each as one, on a GPU with FlashAttention 3")
+    cuda_graphs: bool = Field(True, description="Record decode steps on a GPU and launch each as one")
     threads: int = Field(0, ge=0, description="Threads of the engine's matrix products; 0: as torch finds")
 
     host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback TLS and tokens are wanted")

@@ -13,11 +13,15 @@ import threading
 import time
 from collections.abc import Callable
 from concurrent.futures import Future
+from functools import partial
+from typing import TypeVar
 
 import torch
 
 from polyhead.heads.format.errors import Aborted, PolyheadError, Unavailable
+from polyhead.heads.format.kinds import HeadKind
 from polyhead.server.engine.blocks.tree import BlockTree
+from polyhead.server.engine.layers.cuda.graphs import sizes_for
 from polyhead.server.engine.layers.heads import CANARY_TOKENS, HeadRunner
 from polyhead.server.engine.layers.sampler import Draw
 from polyhead.server.engine.layers.trunk import TrunkRunner
@@ -33,6 +37,7 @@ from polyhead.server.host.commit import commit
 from polyhead.server.host.threads import use_torch_threads
 
 logger = logging.getLogger(__name__)
+R = TypeVar("R")
 
 
 class Engine:
@@ -62,6 +67,7 @@ class Engine:
         self.last_step_at = clock()
         self.last_swap_pause_s = 0.0
         self.gaps = StepGaps()
+        self._recorded_sizes = sizes_for(scheduler.limits.max_running) if trunk.graphs else ()
         self._inbox: collections.deque[Callable[[], None]] = collections.deque()
         self._wake = self.requests.lock
         self._is_stopping = False
@@ -71,7 +77,9 @@ class Engine:
     # ---- from any thread
 
     def start(self) -> None:
-        """Begin to work."""
+        """Begin to work. On a GPU the trunk's decode steps are recorded before."""
+        for size in self._recorded_sizes:
+            self.trunk.record(size)
         self._thread.start()
 
     def stop(self, timeout_s: float = 10.0) -> None:
@@ -117,16 +125,7 @@ class Engine:
 
     def activate(self, active: ActiveSet) -> Future[SwapReport]:
         """Make `active` what new requests use, between two steps."""
-        future: Future[SwapReport] = Future()
-
-        def flip() -> None:
-            try:
-                future.set_result(self._flip(active))
-            except Exception as error:
-                future.set_exception(error)
-
-        self._post(flip)
-        return future
+        return self._between_steps(partial(self._flip, active))
 
     def commit_caches(self, goes_on: Callable[[], bool]) -> bool:
         """Take the memory that the caches were promised, beside steps (server/host/commit.py). Returns whether all is taken."""
@@ -168,10 +167,17 @@ class Engine:
         self._post(forget)
 
     def warm_up(self, head: ServedHead) -> None:
-        """Run a head once on random states, on the caller's thread beside the engine. Raises DataLoss if its output is not finite."""
+        """Run a head once on random states, on the caller's thread beside the engine. Raises DataLoss if its output is not finite.
+
+        On a GPU a policy head's decode steps are recorded then, one size between two steps, so that none is in the traffic after its swap.
+        """
         generator = torch.Generator().manual_seed(0)
         states = torch.randn(CANARY_TOKENS, self.trunk.cache.states.shape[1], generator=generator)
         self.heads.try_out(head.live, states)
+        if head.manifest.kind is HeadKind.POLICY:
+            for size in self._recorded_sizes:
+                record = partial(self.heads.record, head.live, size)
+                self._between_steps(record).result() if self._thread.is_alive() else record()
 
     # ---- the engine's thread
 
@@ -251,6 +257,19 @@ class Engine:
             except Exception:
                 logger.exception("an action between two steps failed")
         self.outbox.flush()
+
+    def _between_steps(self, action: Callable[[], R]) -> Future[R]:
+        """Run it on the engine's thread."""
+        future: Future[R] = Future()
+
+        def run() -> None:
+            try:
+                future.set_result(action())
+            except Exception as error:
+                future.set_exception(error)
+
+        self._post(run)
+        return future
 
     def _post(self, action: Callable[[], None]) -> None:
         with self._wake:

@@ -81,6 +81,12 @@ class HeadRunner:
         """Run a head once on these boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
         canary(head.module, states.to(self.trunk.device), self.cache, self.attention)
 
+    def record(self, head: LiveHead, size: int) -> None:
+        """Record the head's decode steps of `size` rows, where its steps are recorded, before the first one."""
+        if self.graphs is not None and isinstance(head.module, FastHead):
+            with torch.inference_mode():
+                self.graphs.warm(head.digest, partial(self._every_row, head.module), size)
+
     def forget(self, digest: str) -> None:
         """The head's weights are no longer in memory."""
         if self.graphs is not None:

@@ -73,6 +73,12 @@ class TrunkRunner:
         else:
             self._compute(tokens, positions, plan)
 
+    def record(self, size: int) -> None:
+        """Record decode steps of `size` rows, where steps are recorded, before the first one."""
+        if self.graphs is not None:
+            with torch.inference_mode():
+                self.graphs.warm(OWNER, self._compute, size, self.cache.taps)
+
     def _compute(self, tokens_T: Tensor, positions_T: Tensor, plan: StepPlan) -> Tensor:
         states_TD: Tensor = self.module(tokens_T[None], positions_T[None], plan=plan)[0]
         self.cache.states.index_copy_(0, plan.write_rows, states_TD)

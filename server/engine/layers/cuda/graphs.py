@@ -10,8 +10,10 @@ largest size run as they are.
 
 from __future__ import annotations
 
+import contextlib
 import logging
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any, Protocol
 
 import torch
@@ -31,7 +33,10 @@ Compute = Callable[[Tensor, Tensor, StepPlan], Tensor]  # ids or rows of states,
 class Recording(Protocol):
     """Launches once more what was recorded, on what its inputs hold now."""
 
-    output: Tensor  # overwritten by this recording's next run, and by any other's
+    @property
+    def output(self) -> Tensor:
+        """Overwritten by this recording's next run, and by any other's."""
+        ...
 
     def replay(self) -> None: ...
 
@@ -40,7 +45,7 @@ Record = Callable[[Callable[[], Tensor]], Recording]
 
 
 class StepGraphs:
-    """Recordings of the layers over one cache, by owner (the trunk, or a head's weights) and size. Made when first needed."""
+    """Recordings of the layers over one cache, by owner (the trunk, or a head's weights) and size. Made when first needed, or before."""
 
     def __init__(self, cache: KvCache, attention: VarlenAttention, max_tokens: int, record: Record) -> None:
         assert attention.is_paged, "attention in a graph follows a table of blocks"
@@ -72,25 +77,37 @@ class StepGraphs:
         size = next(size for size in SIZES if size >= num_rows)
         recordings = self._recordings.setdefault(owner, {})
         self._fill(size, first, positions, plan)  # before recording, which computes this step
-        if size not in recordings and not self._is_recorded(recordings, size, compute, plan):
+        if size not in recordings and not self._is_recorded(recordings, size, compute, plan.taps):
             return compute(first, positions, plan)
         recordings[size].replay()
         self.num_replayed += 1
         return recordings[size].output[:num_rows].clone()
 
+    def warm(self, owner: str, compute: Compute, size: int, taps: Tensor | None = None) -> None:
+        """Record a size ahead of the first step that needs it, as for `run`. Computes on rows of zeros that write to slot 0."""
+        recordings = self._recordings.setdefault(owner, {})
+        if self._is_broken or size in recordings:
+            return
+        self._numbers[:, :size].zero_()
+        self._num_keys[:size].fill_(1)
+        self._table[:size].zero_()
+        self._is_recorded(recordings, size, compute, taps)
+        for layer in self._cache.layers:
+            layer[0].zero_()  # it pads tables
+
     def forget(self, owner: str) -> None:
         """Drop the owner's recordings: they would keep its weights in memory."""
         self._recordings.pop(owner, None)
 
-    def _is_recorded(self, recordings: dict[int, Recording], size: int, compute: Compute, plan: StepPlan) -> bool:
+    def _is_recorded(self, recordings: dict[int, Recording], size: int, compute: Compute, taps: Tensor | None) -> bool:
         """Record this size; False if that fails, after which everything runs as it is."""
-        still = StepPlan(self._cache, self._attention, self._numbers[2, :size], None, self._rows(size), taps=plan.taps)
+        still = StepPlan(self._cache, self._attention, self._numbers[2, :size], None, self._rows(size), taps=taps)
         try:
             recordings[size] = self._record(lambda: compute(self._numbers[0, :size], self._numbers[1, :size], still))
-        except RuntimeError as error:
+        except Exception as error:  # of torch, of the driver, of Triton's compiler: the step itself runs as it is, and fails if it must
             self._is_broken = True
             self._recordings.clear()
-            logger.warning("CUDA graphs are not used: %s", str(error).splitlines()[0])
+            logger.warning("CUDA graphs are not used: %s", (str(error) or repr(error)).splitlines()[0])
             return False
         self.num_recorded += 1
         return True
@@ -116,32 +133,60 @@ class StepGraphs:
             target[:, num_rows:] = source[:, :1]
 
 
-class CudaRecorder:
-    """Records with CUDA graphs. They share one memory pool, since they never run at the same time."""
+def sizes_for(max_rows: int) -> tuple[int, ...]:
+    """Sizes that steps of up to `max_rows` rows are padded to."""
+    return tuple(size for index, size in enumerate(SIZES) if index == 0 or SIZES[index - 1] < max_rows)
 
-    def __init__(self, device: torch.device) -> None:
+
+class CudaRecorder:
+    """Records with CUDA graphs. They share one memory pool, since they never run at the same time, and one stream: each stream that a
+    product was recorded on keeps a workspace of cuBLAS.
+    """
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
         self._device = device
-        self._pool = torch.cuda.graph_pool_handle()
+        self._cuda = cuda
+        self._pool = cuda.graph_pool_handle()
+        self._stream = cuda.Stream(device)
 
     def __call__(self, compute: Callable[[], Tensor]) -> Recording:
-        return _CudaRecording(compute, self._device, self._pool)
+        """Raises what the recording raised, with the thread back on its stream, no recording open and nothing left to run."""
+        with self._cuda.device(self._device):
+            before = self._cuda.current_stream()
+            self._stream.wait_stream(before)
+            try:
+                with self._cuda.stream(self._stream):
+                    compute()  # what a kernel library sets up on its first call cannot be recorded
+                    recording = self._recorded(compute)
+                before.wait_stream(self._stream)
+                return recording
+            except BaseException:
+                self._cuda.synchronize()
+                raise
+
+    def _recorded(self, compute: Callable[[], Tensor]) -> CudaRecording:
+        graph = self._cuda.CUDAGraph()
+        # Other threads load heads meanwhile, and must be able to allocate.
+        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
+        try:
+            output = compute()
+        except BaseException:
+            with contextlib.suppress(RuntimeError):  # it says once more that the recording is invalid
+                graph.capture_end()
+            raise
+        graph.capture_end()
+        return CudaRecording(graph, output)
 
 
-class _CudaRecording:
-    def __init__(self, compute: Callable[[], Tensor], device: torch.device, pool: Any) -> None:
-        with torch.cuda.device(device):
-            stream = torch.cuda.Stream()  # type: ignore[no-untyped-call]
-            stream.wait_stream(torch.cuda.current_stream())
-            with torch.cuda.stream(stream):
-                compute()  # what a kernel library sets up on its first call cannot be recorded
-            torch.cuda.current_stream().wait_stream(stream)
-            self._graph = torch.cuda.CUDAGraph()
-            # Other threads load heads meanwhile, and must be able to allocate.
-            with torch.cuda.graph(self._graph, pool=pool, stream=stream, capture_error_mode="thread_local"):
-                self.output = compute()
+@dataclass(frozen=True, slots=True)
+class CudaRecording:
+    """A recorded graph."""
+
+    graph: Any
+    output: Tensor
 
     def replay(self) -> None:
-        self._graph.replay()
+        self.graph.replay()
 
 
 def step_graphs(cache: KvCache, attention: AttentionBackend, max_tokens: int) -> StepGraphs | None:

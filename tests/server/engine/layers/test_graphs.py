@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import logging
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +17,7 @@ from polyhead.heads.format.kinds import HeadKind
 from polyhead.heads.format.lora import LoraAdapter
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import KvCache
-from polyhead.server.engine.layers.cuda.graphs import SIZES, Recording, StepGraphs, step_graphs
+from polyhead.server.engine.layers.cuda.graphs import SIZES, CudaRecorder, Recording, StepGraphs, step_graphs
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.request import OnSwap, Request
@@ -168,6 +170,124 @@ def test_adapters_run_as_they_are(llama_folder: Path, monkeypatch: pytest.Monkey
             assert heads.num_replayed == 0
     assert drawn[0].completion == drawn[1].completion
     assert drawn[0].logprobs == pytest.approx(drawn[1].logprobs, abs=1e-4)
+
+
+def test_steps_are_recorded_before_they_are_needed(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of the trunk at the start, of a policy head while it warms up, beside traffic: none in a step. Slot 0 stays zero."""
+    bench = opened(llama_folder, monkeypatch)
+    plain = opened(llama_folder, monkeypatch, has_graphs=False)
+    trunk, heads = graphs_of(bench)
+    wanted = [request.samples[0].completion for request in rollout(plain, (5, 9))]
+    bench.engine.start()
+    try:
+        assert trunk.num_recorded == len(SIZES) - 1, "up to 128, the most rows of a step"
+        for name, kind in (("policy", HeadKind.POLICY), ("value", HeadKind.VALUE)):
+            live = bench.engine.active.heads[name].live
+            bench.engine.warm_up(ServedHead(name, 1, bench.manifest(kind, live), live))
+            bench.engine.warm_up(ServedHead(name, 1, bench.manifest(kind, live), live))  # twice is once
+        assert heads.num_recorded == len(SIZES) - 1, "the policy's"
+    finally:
+        bench.engine.stop()
+    again = opened(llama_folder, monkeypatch)
+    for size in SIZES:
+        again.engine.trunk.record(size)
+        again.engine.heads.record(again.engine.active.heads["policy"].live, size)
+    assert [request.samples[0].completion for request in rollout(again, (5, 9))] == wanted
+    trunk, heads = graphs_of(again)
+    assert trunk.num_recorded == len(heads._recordings[again.engine.active.heads["policy"].live.digest]) == len(SIZES), "no more"
+    assert not any(layer[0].any() for cache in (again.engine.trunk.cache.kv, again.engine.heads.cache) for layer in cache.layers)
+
+
+class FakeCuda:
+    """torch.cuda as a recorder sees it: which stream the thread is on, and what happened."""
+
+    def __init__(self, *, fails_at_end: bool = False) -> None:
+        self.log: list[str] = []
+        self.stream_now = "default"
+        self.is_recording = False
+        self._fails_at_end = fails_at_end
+
+    def graph_pool_handle(self) -> int:
+        return 7
+
+    def Stream(self, device: torch.device) -> FakeStream:  # noqa: N802
+        self.log.append("new stream")
+        return FakeStream("own", self)
+
+    def current_stream(self) -> FakeStream:
+        return FakeStream(self.stream_now, self)
+
+    @contextlib.contextmanager
+    def stream(self, stream: FakeStream) -> Iterator[None]:
+        before, self.stream_now = self.stream_now, stream.name
+        try:
+            yield
+        finally:
+            self.stream_now = before
+
+    def device(self, device: torch.device) -> contextlib.AbstractContextManager[None]:
+        return contextlib.nullcontext()
+
+    def synchronize(self) -> None:
+        self.log.append("synchronized")
+
+    def CUDAGraph(self) -> FakeCuda:  # noqa: N802
+        return self
+
+    def capture_begin(self, pool: int, capture_error_mode: str) -> None:
+        assert (pool, capture_error_mode, self.stream_now) == (7, "thread_local", "own")
+        self.is_recording = True
+
+    def capture_end(self) -> None:
+        self.is_recording = False
+        if self._fails_at_end:
+            raise RuntimeError("operation failed due to a previous error during capture")
+
+    def replay(self) -> None:
+        self.log.append("replayed")
+
+
+@dataclass(frozen=True)
+class FakeStream:
+    name: str
+    cuda: FakeCuda
+
+    def wait_stream(self, other: FakeStream) -> None:
+        self.cuda.log.append(f"{self.name} after {other.name}")
+
+
+def test_recordings_share_a_stream_and_leave_the_thread_on_its_own() -> None:
+    cuda = FakeCuda()
+    recorder = CudaRecorder(torch.device("cpu"), cuda)
+    seen: list[tuple[str, bool]] = []
+
+    def compute() -> Tensor:
+        seen.append((cuda.stream_now, cuda.is_recording))
+        return torch.zeros(1)
+
+    for _ in range(2):
+        recorder(compute).replay()
+    once = ["own after default", "default after own", "replayed"]
+    assert cuda.log == ["new stream", *once, *once]
+    assert seen == [("own", False), ("own", True)] * 2
+    assert (cuda.stream_now, cuda.is_recording) == ("default", False)
+
+
+@pytest.mark.parametrize("fails_at", [1, 2, 3], ids=["trial", "recording", "end"])
+def test_a_failed_recording_leaves_nothing_behind(fails_at: int) -> None:
+    """The thread stayed on the capture's stream, where later steps ran beside the default one without order."""
+    cuda = FakeCuda(fails_at_end=fails_at >= 2)
+    calls: list[int] = []
+
+    def compute() -> Tensor:
+        calls.append(1)
+        if len(calls) == fails_at:
+            raise RuntimeError("operation not permitted when stream is capturing")
+        return torch.zeros(1)
+
+    with pytest.raises(RuntimeError, match="not permitted" if fails_at < 3 else "previous error"):
+        CudaRecorder(torch.device("cpu"), cuda)(compute)
+    assert (cuda.stream_now, cuda.is_recording, cuda.log[-1]) == ("default", False, "synchronized")
 
 
 def test_a_recorder_that_fails_is_given_up(llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
