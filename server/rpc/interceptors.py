@@ -180,7 +180,8 @@ def _behaviour(handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
         return written
 
     async def answer_once(request: Any, context: Any) -> bytes:
-        answer: bytes = handler.response_serializer(await behaviour(request, context))
+        made = await behaviour(request, context)
+        answer: bytes = made if isinstance(made, bytes) else handler.response_serializer(made)  # bytes: too large to be written here
         current_call.get().unread.hold(len(answer))  # until the call is over
         return answer
 

@@ -27,7 +27,8 @@ from polyhead.server.rpc.tls import read_pair
 from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
 MIB = 1 << 20
-MAX_MESSAGE_BYTES = 4 * MIB
+MAX_MESSAGE_BYTES = 4 * MIB  # that a caller sends
+MAX_ANSWER_BYTES = 256 * MIB  # as our client takes; messages/reply_sizes.py has the bounds that a request meets first
 MAX_AGE_MS = 30 * 60 * 1000
 
 log = logging.getLogger(__name__)
@@ -36,7 +37,7 @@ log = logging.getLogger(__name__)
 SERVER_OPTIONS: tuple[tuple[str, int], ...] = (
     ("grpc.so_reuseport", 0),
     ("grpc.max_receive_message_length", MAX_MESSAGE_BYTES),
-    ("grpc.max_send_message_length", MAX_MESSAGE_BYTES),
+    ("grpc.max_send_message_length", MAX_ANSWER_BYTES),
     ("grpc.compression_enabled_algorithms_bitset", 1),
     ("grpc.max_concurrent_streams", 256),
     ("grpc.server_handshake_timeout_ms", HANDSHAKE_MS),

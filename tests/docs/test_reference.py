@@ -27,7 +27,7 @@ def test_limits_name_constants() -> None:
 
 def test_both_ways_have_the_stated_message_limit() -> None:
     options = dict(SERVER_OPTIONS)
-    assert options["grpc.max_receive_message_length"] == options["grpc.max_send_message_length"] == 4194304
+    assert (options["grpc.max_receive_message_length"], options["grpc.max_send_message_length"]) == (4194304, 268435456)
 
 
 def test_limits_that_are_settings_are_their_defaults() -> None:

@@ -330,7 +330,13 @@ TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
         INVALID,
         "sequences",
     ),
-    "scores of 4 MB": (score(*[item(ids(5), token_ids=TokenIds(ids=[5] * 999))] * 150), INVALID, "items"),
+    "scores of 64 MiB": (
+        ("ScoringService/Score", scoring_pb2.ScoreRequest(
+            items=[item(ids(5), token_ids=TokenIds(ids=[5] * 999))] * 400, score=ScoringSpec(heads=["policy"], top_logprobs=20)
+        )),
+        INVALID,
+        "items",
+    ),
     "group of 4 MB": (crowded(4, 1000, delivery=generation_pb2.DELIVERY_GROUPS), INVALID, "delivery"),
     "4.1 million tokens": (crowded(1, 1000, num_prompts=64), "RESOURCE_EXHAUSTED", ""),
     # reserved

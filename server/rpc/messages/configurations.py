@@ -10,10 +10,9 @@ from polyhead.heads.format.manifest import parse_reference
 from polyhead.server.rewards.configurations import Book, Configuration
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.rpc.messages import enums
+from polyhead.server.rpc.messages.reply_sizes import MAX_REPLY_BYTES
 from polyhead.server.rpc.messages.rules import selected_rules
 from polyhead.v1 import scoring_pb2, types_pb2
-
-MAX_REPLY_BYTES = 3_500_000  # below the 4 MiB cap of one message
 
 
 def listing(message: scoring_pb2.ListConfigurationsRequest, books: Iterable[Book]) -> scoring_pb2.ListConfigurationsResponse:

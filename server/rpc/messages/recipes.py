@@ -15,9 +15,6 @@ from polyhead.server.rewards.recipes import Form, Part, Read, Recipe, check_cons
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.v1 import generation_pb2, types_pb2
 
-REWARD_BYTES, CONSTANT_BYTES = 300, 24  # of one reward, and of one of its parts or constants beside the name, on the wire
-RANKED_BYTES = 16
-
 
 def plan_reward(spec: types_pb2.ScoringSpec, context: RequestContext, *, is_given: bool) -> RewardPlan | None:
     """The plan of a request, None without a recipe. `is_given`: completions bring no log-probs of their own.
@@ -114,13 +111,6 @@ def ranked_samples(samples: Sequence[Sample], rewards: Sequence[Reward]) -> Iter
         if not reward.error:
             message.reward = reward.reward
         yield message
-
-
-def num_reward_bytes(plan: RewardPlan, num_tokens: int) -> int:
-    """Most bytes that a reward takes on the wire."""
-    names = [*plan.constants, *(part.name for part in plan.recipe.parts)]
-    num_per_token = 8 if plan.recipe.kl else 0
-    return REWARD_BYTES + sum(CONSTANT_BYTES + len(name) for name in names) + num_per_token * num_tokens
 
 
 def _reads(recipe: Recipe, is_given: bool) -> Iterator[tuple[str, HeadKind]]:

@@ -22,7 +22,8 @@ from polyhead.server.rewards.compose import RewardPlan, Selection
 from polyhead.server.rpc import demand
 from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.prompts import completion_ids, prompt_ids, reply_form
-from polyhead.server.rpc.messages.recipes import RANKED_BYTES, all_heads, check_weights, num_reward_bytes, plan_reward, selection
+from polyhead.server.rpc.messages.recipes import all_heads, check_weights, plan_reward, selection
+from polyhead.server.rpc.messages.reply_sizes import check_group_size, check_sample_size, check_score_size, num_sample_bytes
 from polyhead.server.rpc.messages.rules import selected_rules
 from polyhead.server.rpc.messages.sampling import sampling_params
 from polyhead.server.rpc.request_context import CheckRoom, RequestContext
@@ -37,10 +38,7 @@ MAX_ARMS = 16
 MAX_SAMPLES = 4096
 MAX_HEADS = 16
 MAX_TOP_LOGPROBS = 20
-MAX_REPLY_BYTES = 3_500_000  # of one message, below the 4 MiB cap
 MAX_STATES_TOKENS = 1 << 18  # of one request
-SAMPLE_BYTES = 530  # of a sample on the wire, beside its tokens and stops
-HEAD_BYTES, RULE_BYTES, OOD_BYTES = 350, 32, 100  # of one head's answer, one rule's beside its id, an OOD score, on the wire
 
 
 @dataclass(frozen=True, slots=True)
@@ -119,7 +117,12 @@ def generate_request(
     num_tokens = demand.generated_tokens([len(prompt.ids) for prompt in prompts], arms, request.num_suffix_tokens)
     if request.return_states and num_tokens > MAX_STATES_TOKENS:
         raise InvalidArgument(f"states of {num_tokens} tokens, at most {MAX_STATES_TOKENS} in one request", field="return_states")
-    _check_answer_size(work, _largest_reply(work, prompts, arms), group_size)
+    shapes = [(prompt.params(given), len(prompt.ids) + given.max_new_tokens) for prompt in prompts for _, given in arms]
+    largest = max(num_sample_bytes(request, params, length, plan) for params, length in shapes)
+    if work.by_group:
+        check_group_size(plan, select, group_size, largest)
+    elif request.num_top:
+        check_sample_size(largest)
     context.check_room(priority, num_tokens, counted.draws)
     for prompt_index, prompt in enumerate(prompts):
         tag_of(request).forms[prompt_index] = prompt.form
@@ -219,8 +222,7 @@ def score_request(
         request.score_sampling = sampling_params(message.sampling, "sampling", context)
     texts = [_text_of(item, request, context, f"items[{index}]") for index, item in enumerate(message.items)]
     lengths = [len(ids) + len(completion) for ids, completion in texts]
-    if sum(_reply_bytes(request, SamplingParams(), length, plan) for length in lengths) > MAX_REPLY_BYTES:
-        raise InvalidArgument("the answer would not fit one message: send fewer items at a time", field="items")
+    check_score_size(request, plan, lengths)
     context.check_room(priority, sum(lengths) + len(lengths) * request.num_suffix_tokens, None)
     for index, (item, (ids, completion)) in enumerate(zip(message.items, texts, strict=True)):
         sample = given_sample(request, index, ids, completion, item.prompt.cache_salt)
@@ -419,36 +421,3 @@ def _check_length(num_tokens: int, request: Request, context: RequestContext, fi
         raise InvalidArgument(
             f"prompt and reply together have {num_tokens} tokens{suffix}; the context holds {context.max_context}", field=field
         )
-
-
-def _largest_reply(work: Work, prompts: list[_Prompt], arms: list[tuple[generation_pb2.Arm, SamplingParams]]) -> int:
-    """Most bytes that one of the samples takes."""
-    return max(
-        _reply_bytes(work.request, prompt.params(given), len(prompt.ids) + given.max_new_tokens, work.plan)
-        for prompt in prompts
-        for _, given in arms
-    )
-
-
-def _reply_bytes(request: Request, params: SamplingParams, num_tokens: int, plan: RewardPlan | None) -> int:
-    """Most bytes that a sample of so many tokens, its scores and its reward take on the wire; its text counts four bytes a token."""
-    own_bytes = SAMPLE_BYTES + sum(4 + len(stop.encode()) for stop in params.stop) + 5 * len(params.stop_token_ids)
-    questions = max(request.rules.by_template.values(), key=len, default=()) if request.rules else ()
-    rule_bytes = sum(RULE_BYTES + len(question.rule_id) for question in questions)
-    num_heads = len(request.score_heads)
-    num_policies = sum(request.head_kinds[name] is HeadKind.POLICY for name in request.score_heads)
-    token_bytes = 4 * (4 + 2 * num_heads) + 4 * num_policies * (request.with_entropy + 2 * request.num_top)
-    added_bytes = (num_reward_bytes(plan, num_tokens) if plan else 0) + (OOD_BYTES if tag_of(request).ood else 0)
-    return own_bytes + num_tokens * token_bytes + num_heads * (HEAD_BYTES + rule_bytes) + added_bytes
-
-
-def _check_answer_size(work: Work, largest: int, group_size: int) -> None:
-    """A message is a group if the delivery says so, else a sample."""
-    if work.by_group:
-        num_returned = min(group_size, work.selection.most) if work.selection else group_size
-        num_ranked = group_size if work.plan else 0
-        if num_returned * largest + num_ranked * RANKED_BYTES > MAX_REPLY_BYTES:
-            hint = "select fewer" if work.selection else "use DELIVERY_SAMPLES or fewer samples"
-            raise InvalidArgument(f"a prompt's group would not fit one message: {hint}", field="select" if work.selection else "delivery")
-    elif work.request.num_top and largest > MAX_REPLY_BYTES:
-        raise InvalidArgument("a sample with so many log-probs would not fit one message", field="score.top_logprobs")

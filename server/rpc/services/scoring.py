@@ -12,6 +12,7 @@ from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards.compose import RewardPlan
 from polyhead.server.rewards.configurations import Book
 from polyhead.server.rpc import caps, finishing
+from polyhead.server.rpc.auth import Caller
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, configurations, recipes, requests
 from polyhead.server.rpc.services.call import CallRunner
@@ -26,8 +27,8 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
     def __init__(self, runner: CallRunner) -> None:
         self._runner = runner
 
-    async def Score(self, request: scoring_pb2.ScoreRequest, context: Context) -> scoring_pb2.ScoreResponse:  # noqa: N802
-        """Score every item; an item whose numbers are bad says so and harms no other."""
+    async def Score(self, request: scoring_pb2.ScoreRequest, context: Context) -> bytes:  # type: ignore[override]  # noqa: N802
+        """Score every item; an item whose numbers are bad says so and harms no other. The answer comes serialised: see `_response`."""
         caller = current_call.get().caller
         caps.check_score(caller, request, self._runner.services.recipes)
         request_id = self._runner.request_id(request.request_id)
@@ -42,20 +43,21 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
                     raise event.error
             await self._runner.score_prompts(done)
             done.sort(key=lambda sample: sample.prompt_index)
-            response = await self._runner.services.workers.run(self._response, work, done)
-            caps.hide_of_items(caller, response.items)
-            return response
+            return await self._runner.services.workers.run(self._response, work, done, caller)
 
-    def _response(self, work: requests.Work, done: list[Sample]) -> scoring_pb2.ScoreResponse:
+    def _response(self, work: requests.Work, done: list[Sample], caller: Caller) -> bytes:
+        """A ScoreResponse, written item by item: the bytes of a message are those of its parts, one behind the other.
+
+        In one piece it would stop all other threads for as long as protobuf writes it.
+        """
         assert work.request.lease is not None
-        return scoring_pb2.ScoreResponse(
-            items=[
-                answers.scored_item(each.sample, each.check, recipes.reward_of(work.plan, each.reward, each.rank))
-                for each in self._finish(work.plan, done)
-            ],
-            served=self._runner.served(work.request.lease),
-            request_id=work.request.request_id,
-        )
+        served = self._runner.served(work.request.lease)
+        written = [scoring_pb2.ScoreResponse(served=served, request_id=work.request.request_id).SerializeToString()]
+        for each in self._finish(work.plan, done):
+            item = answers.scored_item(each.sample, each.check, recipes.reward_of(work.plan, each.reward, each.rank))
+            caps.hide_of_items(caller, [item])
+            written.append(scoring_pb2.ScoreResponse(items=[item]).SerializeToString())
+        return b"".join(written)
 
     def _finish(self, plan: RewardPlan | None, samples: Sequence[Sample]) -> list[finishing.Finished]:
         """In the order of `samples`. Items with the same prompt ids are one group; equal ones stand as they were sent."""

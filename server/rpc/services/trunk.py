@@ -20,6 +20,7 @@ from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, enums, prompts, requests
 from polyhead.server.rpc.messages import ood as ood_messages
+from polyhead.server.rpc.messages.reply_sizes import MAX_REPLY_BYTES
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.rpc.services.ood import OodFitting
@@ -82,7 +83,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
                 field = f"prompts[{index}]"
                 ids = types_pb2.TokenIds(ids=_ids(prompt, is_bare, checked, field))
                 num_bytes += ids.ByteSize() + TOKEN_IDS_BYTES
-                if num_bytes > requests.MAX_REPLY_BYTES:  # a chat template that writes much, again and again
+                if num_bytes > MAX_REPLY_BYTES:  # a chat template that writes much, again and again
                     raise InvalidArgument("the ids would not fit one message: send fewer prompts at a time", field=field)
                 response.sequences.append(ids)
             return response

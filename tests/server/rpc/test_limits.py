@@ -14,6 +14,7 @@ from typing import Any, cast
 import numpy as np
 import pytest
 
+from polyhead.client.transport import MAX_RECEIVE_BYTES
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.manifest import HeadManifest
@@ -27,7 +28,7 @@ from polyhead.server.ood.fits import TrunkLayers
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.rpc.listen import SERVER_OPTIONS
-from polyhead.server.rpc.messages import answers, requests
+from polyhead.server.rpc.messages import answers, reply_sizes, requests
 from polyhead.server.rpc.messages.sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.services.trunk import MAX_SEQUENCES, MAX_TOKENIZE_BYTES, TrunkServicer
@@ -122,7 +123,7 @@ def finish(request: Request) -> None:
 
 def reply_bytes(sample: Sample) -> int:
     """As the context counts a sample."""
-    return requests._reply_bytes(sample.request, sample.params, sample.most_tokens, None)
+    return reply_sizes.num_sample_bytes(sample.request, sample.params, sample.most_tokens, None)
 
 
 def score_request(num_items: int, num_tokens: int, heads: list[str], rules: RuleSelection | None = None) -> scoring_pb2.ScoreRequest:
@@ -151,21 +152,27 @@ EVERY_RULE, ONE_RULE = RuleSelection(rule_set=RULE_SET), RuleSelection(rule_set=
     ],
 )
 def test_the_largest_answer_of_score_fits_one_message(
-    context: RequestContext, num_tokens: int, heads: list[str], rules: RuleSelection | None
+    context: RequestContext, num_tokens: int, heads: list[str], rules: RuleSelection | None, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """Counted before any work by an estimate: it must never be too low, for short items with many rules neither."""
+    monkeypatch.setattr(reply_sizes, "MAX_SCORE_BYTES", most := reply_sizes.MAX_REPLY_BYTES)  # else each case makes 64 MiB
     probe = requests.score_request(score_request(1, num_tokens, heads, rules), context, "r").request.samples[0]
-    largest = min(requests.MAX_REPLY_BYTES // reply_bytes(probe), requests.MAX_PROMPTS)
+    largest = min(most // reply_bytes(probe), requests.MAX_PROMPTS)
     request = requests.score_request(score_request(largest, num_tokens, heads, rules), context, "r" * 128).request
     finish(request)
     items = [answers.scored_item(sample, VALID, None) for sample in request.samples]
     answer = scoring_pb2.ScoreResponse(items=items, request_id="r" * 128)
     assert len(answer.items) == largest > 5
-    assert answer.ByteSize() <= requests.MAX_REPLY_BYTES < dict(SERVER_OPTIONS)["grpc.max_send_message_length"]
+    assert answer.ByteSize() <= most
     if largest < requests.MAX_PROMPTS:
         with pytest.raises(InvalidArgument) as caught:
             requests.score_request(score_request(largest + 1, num_tokens, heads, rules), context, "r")
         assert caught.value.field == "items"
+
+
+def test_what_a_request_may_come_to_is_below_the_limits_of_the_wire() -> None:
+    sent = dict(SERVER_OPTIONS)["grpc.max_send_message_length"]
+    assert reply_sizes.MAX_REPLY_BYTES < reply_sizes.MAX_SCORE_BYTES < sent == MAX_RECEIVE_BYTES
 
 
 def group_request(num_samples: int, max_new_tokens: int, heads: list[str], rules: RuleSelection | None) -> GenerateRequest:
@@ -183,13 +190,13 @@ def test_the_largest_group_fits_one_message(
 ) -> None:
     """What a sample repeats of its request was not counted: 1024 short ones with 16 stop strings each came to 4 MiB."""
     probe = requests.generate_request(group_request(1, max_new_tokens, heads, rules), context, "r").request.samples[0]
-    largest = min(requests.MAX_REPLY_BYTES // reply_bytes(probe), requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM)
+    largest = min(reply_sizes.MAX_REPLY_BYTES // reply_bytes(probe), requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM)
     request = requests.generate_request(group_request(largest, max_new_tokens, heads, rules), context, "r").request
     finish(request)
     samples = [answers.sample_message(sample, VALID, None) for sample in request.samples if sample.prompt_index == 0]
     answer = generation_pb2.GenerateResponse(group=generation_pb2.SampleGroup(samples=samples))
     assert len(samples) == largest > 5
-    assert answer.ByteSize() <= requests.MAX_REPLY_BYTES
+    assert answer.ByteSize() <= reply_sizes.MAX_REPLY_BYTES
     if largest < requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM:
         with pytest.raises(InvalidArgument) as caught:
             requests.generate_request(group_request(largest + 1, max_new_tokens, heads, rules), context, "r")

@@ -13,8 +13,9 @@ from polyhead.heads.format.manifest import HeadManifest
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.compose import Reward
 from polyhead.server.rewards.recipes import RecipeBook
-from polyhead.server.rpc.messages import requests
-from polyhead.server.rpc.messages.recipes import num_reward_bytes, plan_reward, reward_of
+from polyhead.server.rpc.messages import reply_sizes, requests
+from polyhead.server.rpc.messages.recipes import plan_reward, reward_of
+from polyhead.server.rpc.messages.reply_sizes import num_reward_bytes
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.v1.generation_pb2 import DELIVERY_GROUPS, DELIVERY_SAMPLES, Arm, GenerateRequest, Selection
 from polyhead.v1.scoring_pb2 import ScoreItem, ScoreRequest
@@ -64,12 +65,15 @@ def test_a_sample_with_too_many_log_probs_is_refused(context: RequestContext) ->
         ScoringSpec(heads=["reference", "preference"], recipe="kl"),
     ],
 )
-def test_groups_and_scores_count_what_is_added_at_each_token(context: RequestContext, spec: ScoringSpec) -> None:
+def test_groups_and_scores_count_what_is_added_at_each_token(
+    context: RequestContext, spec: ScoringSpec, monkeypatch: pytest.MonkeyPatch
+) -> None:
     """Without it the answer fits one message, with it not."""
     plain = ScoringSpec(heads=spec.heads)
     fields = {"num_tokens": 3_300, "n": 32, "delivery": DELIVERY_GROUPS}
     requests.generate_request(generate(**fields, score=plain), context, "r")
     assert refused(context, generate(**fields, score=spec)) == "delivery"
+    monkeypatch.setattr(reply_sizes, "MAX_SCORE_BYTES", reply_sizes.MAX_REPLY_BYTES)
     items = [ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[5])), token_ids=TokenIds(ids=[6] * 3_300)) for _ in range(32)]
     requests.score_request(ScoreRequest(items=items, score=plain), context, "r")
     with pytest.raises(InvalidArgument) as caught:
