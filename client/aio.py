@@ -151,6 +151,20 @@ class AsyncClient:
         response = await self._lookup(lambda stubs: stubs.scoring.ListConfigurations, requests.configurations(kind))
         return [convert.configuration(each) for each in response.configurations]
 
+    async def add_configuration(self, content: str | bytes | Path, *, request_id: str = "") -> Configuration:
+        """Add a rule set, rule template, recipe or transcript format: YAML text, or the Path of a file. Requests can name it at once.
+
+        The same content again changes nothing. Raises AlreadyExists if its name and version stand, or once stood, for another content.
+        """
+        request = requests.add_configuration(content, request_id)
+        response = await self._connection.unary(lambda stubs: stubs.scoring.AddConfiguration, request, self._timeout)
+        return convert.configuration(response.configuration)
+
+    async def retire_configuration(self, reference: str, *, kind: ConfigurationKindName | None = None, request_id: str = "") -> None:
+        """Take a version that was added out of use, for good: "terse@2". `kind` is needed only where several have the reference."""
+        request = requests.retire_configuration(reference, kind, request_id)
+        await self._connection.unary(lambda stubs: stubs.scoring.RetireConfiguration, request, self._timeout)
+
     async def tokenize_rules(
         self, rules: Sequence[str | Rule | Mapping[str, str]] | None = None, *, rule_set: str = "", template: str = ""
     ) -> RuleQuestions:

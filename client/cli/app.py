@@ -12,7 +12,7 @@ from typing import Annotated
 import typer
 
 from polyhead.client.cli.chat import chat_command
-from polyhead.client.cli.configurations import configurations_command
+from polyhead.client.cli.configurations import configurations_app
 from polyhead.client.cli.generate import generate_command, score_command
 from polyhead.client.cli.heads import heads_app
 from polyhead.client.cli.ood import ood_app
@@ -41,7 +41,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("chat")(chat_command)
     app.command("generate")(generate_command)
     app.command("score")(score_command)
-    app.command("configurations")(configurations_command)
+    app.add_typer(configurations_app, name="configurations")
     app.add_typer(heads_app, name="heads")
     app.add_typer(ood_app, name="ood")
     app.add_typer(build_train_app(), name="train")

@@ -1,24 +1,77 @@
-"""`polyhead configurations`: the server's rule sets, templates, recipes and transcript formats."""
+"""`polyhead configurations`: the server's rule sets, templates, recipes and transcript formats: list, add, retire.
+
+`list` need not be said: `polyhead configurations example-rules` prints that file.
+"""
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Annotated, Any
 
 import typer
 from rich.table import Table
+from typer.core import TyperGroup
 
-from polyhead.client.cli.session import Session, connected, table
-from polyhead.client.errors import InvalidArgument, NotFound
+from polyhead.client.cli.session import Session, connected, fail, reason_of, table
+from polyhead.client.errors import InvalidArgument, NotFound, PolyheadError
 from polyhead.client.results.records import Configuration
 
-__all__ = ["configurations_command"]
+__all__ = ["configurations_app"]
+
+_LIST = "list"
+_Kind = Annotated[str | None, typer.Option(help="rule_set, rule_template, recipe or transcript_format.")]
 
 
+class _ListByDefault(TyperGroup):
+    """A group whose command is `list` where none of its own is named."""
+
+    def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
+        if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
+            args = [_LIST, *args]
+        return super().parse_args(ctx, args)
+
+
+configurations_app = typer.Typer(
+    cls=_ListByDefault, help="Rule sets, rule templates, recipes and transcript formats. Without a command: list them, or print one."
+)
+
+
+@configurations_app.command("add")
 @connected
-def configurations_command(
+def add_command(session: Session, files: Annotated[list[Path], typer.Argument(help="YAML files of any kind.")]) -> None:
+    """Add files while the server runs: requests can name them at once, and they survive a restart."""
+    added = []
+    for path in files:
+        try:
+            added.append(session.client.add_configuration(path))
+        except OSError as error:
+            fail(reason_of(error))
+        except PolyheadError as error:
+            error.args = (f"{path}: {error}",)
+            raise
+        if not session.as_json:
+            typer.echo(f"{added[-1].kind} {added[-1].reference}")
+    if session.as_json:
+        session.show(added)
+
+
+@configurations_app.command("retire")
+@connected
+def retire_command(
+    session: Session, reference: Annotated[str, typer.Argument(help="A version that was added: terse@2.")], kind: _Kind = None
+) -> None:
+    """Take an added version out of use, for good."""
+    kind_option: Any = kind
+    session.client.retire_configuration(reference, kind=kind_option)
+    session.show({"retired": reference}, f"retired {reference}")
+
+
+@configurations_app.command(_LIST)
+@connected
+def list_command(
     session: Session,
     reference: Annotated[str, typer.Argument(help="Print this file: example-rules@1, or example-rules for its newest version.")] = "",
-    kind: Annotated[str | None, typer.Option(help="rule_set, rule_template, recipe or transcript_format.")] = None,
+    kind: _Kind = None,
 ) -> None:
     """List the server's configuration files, or print one."""
     kind_option: Any = kind
@@ -28,9 +81,10 @@ def configurations_command(
         session.show(chosen, chosen.content.rstrip("\n"))
         return
     has_unfit = any(each.set_aside for each in found)
-    rows = table("", "kind", "file", "rules", "sha256", *(["set aside: the model's tokenizer"] if has_unfit else []))
+    rows = table("", "kind", "file", "rules", "added", "sha256", *(["set aside: the model's tokenizer"] if has_unfit else []))
     for each in found:
-        rows.add_row(each.kind, each.reference, str(len(each.rules) or ""), each.sha256[:12], *([each.set_aside] if has_unfit else []))
+        facts = [each.kind, each.reference, str(len(each.rules) or ""), "yes" if each.added else "", each.sha256[:12]]
+        rows.add_row(*facts, *([each.set_aside] if has_unfit else []))
     session.show(found, rows, *(_rule_ids(each) for each in found if each.rules))
 
 

@@ -279,6 +279,7 @@ class Configuration:
     content: str  # the file, YAML
     rules: tuple[Rule, ...] = ()  # of a rule set, in order
     set_aside: str = ""  # why it cannot be used with this model's tokenizer; "": it is in use
+    added: bool = False  # with add_configuration; else it came with the server or with its start
 
 
 @dataclass(frozen=True, slots=True)

@@ -123,6 +123,7 @@ def configuration(message: scoring_pb2.Configuration) -> records.Configuration:
         content=message.content,
         rules=tuple(Rule(rule.id, rule.text) for rule in message.rules),
         set_aside=message.set_aside,
+        added=message.added,
     )
 
 

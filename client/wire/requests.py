@@ -6,6 +6,7 @@ import dataclasses
 import uuid
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any, TypeVar, cast
 
 from polyhead.client.errors import InvalidArgument
@@ -19,6 +20,7 @@ from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types
 
 __all__ = [
     "activate",
+    "add_configuration",
     "configurations",
     "copy_head",
     "encode",
@@ -29,6 +31,7 @@ __all__ = [
     "message",
     "new_request_id",
     "request_id_for",
+    "retire_configuration",
     "rollback",
     "score",
     "sequences",
@@ -185,6 +188,26 @@ def score(
 
 def configurations(kind: str | None) -> scoring_pb2.ListConfigurationsRequest:
     return scoring_pb2.ListConfigurationsRequest(kind=cast(Any, enum_number(scoring_pb2.ConfigurationKind, kind, "kind")))
+
+
+@names_bad_text
+def add_configuration(content: str | bytes | Path, request_id: str) -> scoring_pb2.AddConfigurationRequest:
+    if isinstance(content, Path):
+        content = content.read_bytes()
+    if isinstance(content, bytes):
+        try:
+            content = content.decode("utf-8")
+        except UnicodeDecodeError:
+            raise InvalidArgument("the content is not UTF-8 text", field="content") from None
+    if not isinstance(content, str):
+        raise TypeError(f"content must be a text, or the Path of a file: {type(content).__name__}")
+    return scoring_pb2.AddConfigurationRequest(content=content, request_id=request_id or new_request_id())
+
+
+@names_bad_text
+def retire_configuration(reference: str, kind: str | None, request_id: str) -> scoring_pb2.RetireConfigurationRequest:
+    number = cast(Any, enum_number(scoring_pb2.ConfigurationKind, kind, "kind"))
+    return scoring_pb2.RetireConfigurationRequest(reference=reference, kind=number, request_id=request_id or new_request_id())
 
 
 @names_bad_text

@@ -34,11 +34,12 @@ ACTIVATE = (*_durable("generation"), "before_flip", "before_ack", "after_ack")  
 PACK = (*_durable("pack"), *_around("generation_unlink"))
 DELETE = (*_durable("high_water"), *_around("version_unlink", "version_unlink_dir_fsync", "blob_unlink"))
 OOD = _around("ood_mkdir", *(f"ood_{step}" for step in _DURABLE_STEPS), "ood_unlink")  # a fit: its numbers, then its record
+CONFIGURATION = _around("configuration_mkdir", *(f"configuration_{step}" for step in _DURABLE_STEPS))
 RESERVE = _durable("reserve")[:-2]  # without the fsync of its folder: when it is lost, it is made again
 RECOVERY_NEW = tuple(f"recovery.{name}" for name in (*_around("folder_mkdir"), *_durable("store"), *RESERVE))
 RECOVERY_CLEAN = tuple(f"recovery.{name}" for name in _around("staging_unlink", "orphan_unlink", "found_dir_fsync"))
 STEPS = (*PUSH, *LABEL, *ACTIVATE, *DELETE, *PACK)  # what a store that is open does
-_NAMES = (*STEPS, *RESERVE, *OOD, *RECOVERY_NEW, *RECOVERY_CLEAN)
+_NAMES = (*STEPS, *RESERVE, *OOD, *CONFIGURATION, *RECOVERY_NEW, *RECOVERY_CLEAN)
 
 
 @dataclass(slots=True)

@@ -10,7 +10,7 @@ from polyhead.heads.store.osio import StoreFiles
 from polyhead.heads.store.records import DamagedRecord
 
 _FOLDERS = (osio.STAGING, layout.BLOBS, layout.VERSIONS, layout.GENERATIONS)
-_KNOWN = frozenset({*_FOLDERS, layout.OOD, layout.LOCK, layout.STORE, layout.RESERVE, "lost+found"})
+_KNOWN = frozenset({*_FOLDERS, layout.OOD, layout.CONFIGURATIONS, layout.LOCK, layout.STORE, layout.RESERVE, "lost+found"})
 _STAGED = re.compile(r"[0-9a-f]{32}")
 
 
@@ -52,6 +52,6 @@ def _check_new(files: StoreFiles) -> None:
     unknown = [name for name in files.list("") if name not in _KNOWN]
     if unknown:
         raise FailedPrecondition(f"the folder is not empty and not a head store: it holds {unknown[0][:80]!r}")
-    for folder in (layout.BLOBS, layout.VERSIONS, layout.GENERATIONS, layout.OOD):
+    for folder in (layout.BLOBS, layout.VERSIONS, layout.GENERATIONS, layout.OOD, layout.CONFIGURATIONS):
         if files.exists(folder) and files.list(folder):
             raise FailedPrecondition(f"the store has lost its STORE file, but holds {folder}: restore it from a backup")

@@ -8,6 +8,7 @@ versions/<name>/HIGHEST.json        the last number given out, once the version 
 generations/<number>.json           the newest one is the active set
 generations/PACK                    older ones in one file
 ood/                                out-of-distribution fits, which the server keeps here; made with the first one
+configurations/                     rules, templates, recipes and formats that were added while the server ran; likewise
 """
 
 from __future__ import annotations
@@ -24,6 +25,7 @@ BLOBS = "blobs"
 VERSIONS = "versions"
 GENERATIONS = "generations"
 OOD = "ood"
+CONFIGURATIONS = "configurations"
 PACK = f"{GENERATIONS}/PACK"
 _DIGEST = re.compile(r"[0-9a-f]{64}")
 _NUMBERED = re.compile(r"([1-9][0-9]{0,8})\.json")

@@ -19,6 +19,7 @@ from polyhead.server.engine.engine import Engine
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.ood.fits import OodFits
 from polyhead.server.process.workers import Workers
+from polyhead.server.rewards.library import Library
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.text.tokenizer import Tokenizer
@@ -42,6 +43,7 @@ class Services:
     rules: RuleBook
     formats: TranscriptBook
     recipes: RecipeBook
+    library: Library  # the three above, and what was added to them
     engine: Engine
     store: HeadStore
     registry: Registry

@@ -31,6 +31,9 @@ from polyhead.server.ood.fits import OodFits, TrunkLayers
 from polyhead.server.ood.store import OodStore
 from polyhead.server.process.services import Services
 from polyhead.server.process.workers import Workers
+from polyhead.server.rewards.configuration_store import ConfigurationStore
+from polyhead.server.rewards.configurations import Book, ConfigurationKind
+from polyhead.server.rewards.library import Library
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.text.tokenizer import Tokenizer
@@ -101,6 +104,7 @@ def _build(
     tokenizer.report_chat(eos_ids)
     workers.pause = Pacer(lambda: engine.is_idle, has_spare_core(engine.num_threads if config.device == "cpu" else 1))
     cache = build_head_cache(config, served, trunk, store, engine)
+    library = Library(ConfigurationStore(store.files), _books(rules, recipes, formats), lambda *key: _askers(store, *key))
     registry = Registry(store, served, cache, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
     trunk_sources = frozenset(spec.trunk_sources)
     publisher = Publisher(
@@ -129,6 +133,7 @@ def _build(
         publisher=publisher,
         metrics=metrics,
         workers=workers,
+        library=library,
         ood=OodFits(OodStore(store.files, config.keep_versions), layers),
     )
     metrics.engine.connect(
@@ -269,5 +274,21 @@ def _check_split(checkpoint: Checkpoint, spec: ModelSpec, trunk: TrunkModule) ->
 
 
 def _rule_defaults(rules: RuleBook) -> RuleDefaults:
-    answers = {reference: (each.violated_token_id, each.followed_token_id) for reference, each in rules.templates.items()}
-    return RuleDefaults(rules.default_template, answers)
+    return RuleDefaults(rules.default_template, rules.answers)
+
+
+def _books(rules: RuleBook, recipes: RecipeBook, formats: TranscriptBook) -> dict[ConfigurationKind, Book]:
+    return {
+        ConfigurationKind.RULE_SET: rules,
+        ConfigurationKind.RULE_TEMPLATE: rules,
+        ConfigurationKind.RECIPE: recipes,
+        ConfigurationKind.TRANSCRIPT_FORMAT: formats,
+    }
+
+
+def _askers(store: HeadStore, kind: ConfigurationKind, reference: str) -> list[str]:
+    """Rule heads whose question it is."""
+    if kind is not ConfigurationKind.RULE_TEMPLATE:
+        return []
+    records = (record for name in store.names() for record in store.versions(name))
+    return [f"{record.name}@{record.version}" for record in records if record.manifest.template == reference]

@@ -1,4 +1,4 @@
-"""Configuration files: versioned YAML, read once at start and never written. What a file holds is checked by its kind's own book.
+"""Configuration files: versioned YAML, read at start or added while the server runs. What a file holds is checked by its kind's own book.
 
 A book is one kind's files: rules.py has rule sets and templates, text/transcripts.py transcript formats.
 """
@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import enum
 import hashlib
-from collections.abc import Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated, Any, Protocol, TypeVar
@@ -44,12 +44,26 @@ class Configuration:
     content: str  # the file, YAML
     rules: tuple[tuple[str, str], ...] = ()  # a rule set's (id, text), in order
     set_aside: str = ""  # why the model's tokenizer cannot serve it; "": it is in use
+    is_added: bool = False  # while a server ran; else it came with the server or its start
 
 
-class Book(Protocol):
-    """The files of one kind, or of a few that belong together."""
+class Listed(Protocol):
+    """Whatever has configurations to show."""
 
     def configurations(self) -> Iterable[Configuration]: ...
+
+
+class Book(Listed, Protocol):
+    """The files of one kind, or of a few that belong together."""
+
+    def add(self, file: ConfigurationFile, keep: Callable[[], None] | None) -> None:
+        """Check it, `keep` it, and let requests find it; another thread sees the book before or after.
+
+        InvalidArgument; FailedPrecondition if the model's tokenizer cannot serve it: where it is kept already (None), it is set aside.
+        """
+
+    def remove(self, kind: ConfigurationKind, reference: str) -> None:
+        """New requests find it no more."""
 
 
 class Header(FileModel):
@@ -112,6 +126,11 @@ def add_once(known: dict[str, T], reference: str, entry: T, field: str) -> None:
     if reference in known:
         raise InvalidArgument(f"{reference} stands in two files: a change needs a new version", field=f"{field}.version")
     known[reference] = entry
+
+
+def without(known: Mapping[str, T], reference: str) -> dict[str, T]:
+    """A copy that lacks one entry."""
+    return {name: entry for name, entry in known.items() if name != reference}
 
 
 def find_newest(known: Mapping[str, T], reference: str, what: str, field: str) -> T:

@@ -6,7 +6,7 @@ A file is checked whole when the server starts. The formulas are in formulas.py;
 from __future__ import annotations
 
 import enum
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Annotated
@@ -15,7 +15,15 @@ from pydantic import BeforeValidator, Field
 
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.heads.format.kinds import HeadKind
-from polyhead.server.rewards.configurations import Configuration, ConfigurationFile, ConfigurationKind, add_once, find_newest, read_file
+from polyhead.server.rewards.configurations import (
+    Configuration,
+    ConfigurationFile,
+    ConfigurationKind,
+    add_once,
+    find_newest,
+    read_file,
+    without,
+)
 from polyhead.server.rewards.formulas import Aggregate, Estimator
 from polyhead.server.validation import FileModel, Lax, Name, own_error
 
@@ -107,6 +115,17 @@ class RecipeBook:
         """What the server lists of these files."""
         for recipe in self.recipes.values():
             yield recipe.file.listed(ConfigurationKind.RECIPE)
+
+    def add(self, file: ConfigurationFile, keep: Callable[[], None] | None) -> None:
+        """See Book."""
+        recipe = _recipe(file)
+        if keep is not None:
+            keep()
+        self.recipes = {**self.recipes, recipe.reference: recipe}  # a new one: others may be reading the old one
+
+    def remove(self, kind: ConfigurationKind, reference: str) -> None:
+        """See Book."""
+        self.recipes = without(self.recipes, reference)
 
 
 def read_recipe(path: Path) -> Recipe:

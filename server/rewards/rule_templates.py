@@ -38,6 +38,11 @@ class RuleTemplate:
     followed_token_id: int
     file: ConfigurationFile
 
+    @property
+    def answers(self) -> tuple[int, int]:
+        """The tokens that say "broken" and "followed"."""
+        return self.violated_token_id, self.followed_token_id
+
     def suffix(self, encoder: Encoder, rule_text: str, field: str) -> tuple[int, ...]:
         """Ids that follow a dialogue to ask about one rule; control tokens are the template's alone.
 

@@ -6,7 +6,7 @@ One tokenisation path, for the server and for trainers' tools alike.
 from __future__ import annotations
 
 import logging
-from collections.abc import Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -21,6 +21,7 @@ from polyhead.server.rewards.configurations import (
     add_once,
     find_newest,
     read_file,
+    without,
 )
 from polyhead.server.rewards.rule_templates import FIELD, Encoder, RuleTemplate, TemplateText, Unfit, template_text
 from polyhead.server.validation import FileModel, Name, own_error
@@ -61,6 +62,7 @@ class RuleBook:
 
     def __init__(self, encoder: Encoder, files: Iterable[Path] = (), vocab_size: int | None = None) -> None:
         self._encoder = encoder
+        self._vocab_size = vocab_size
         self.sets: dict[str, RuleSet] = {}
         self.templates: dict[str, RuleTemplate] = {}  # those that fit
         self._texts: dict[str, TemplateText] = {}  # all of them
@@ -71,7 +73,8 @@ class RuleBook:
                 add_once(self.sets, file.reference, _rule_set(file), FIELD)
             else:
                 add_once(self._texts, file.reference, template_text(file), FIELD)
-        self._fit(vocab_size)
+        self._fit()
+        self.answers = {reference: each.answers for reference, each in self.templates.items()}  # (broken, followed) by template
 
     @property
     def default_template(self) -> str:
@@ -113,10 +116,46 @@ class RuleBook:
         for reference, text in self._texts.items():
             yield text.file.listed(ConfigurationKind.RULE_TEMPLATE, set_aside=self._unfit.get(reference, ""))
 
-    def _fit(self, vocab_size: int | None) -> None:
+    def add(self, file: ConfigurationFile, keep: Callable[[], None] | None) -> None:
+        """See Book. Each mapping is replaced by a new one: others may be reading the old one."""
+        if "rules" in file.values:
+            rule_set = _rule_set(file)
+            if keep is not None:
+                keep()
+            self.sets = {**self.sets, file.reference: rule_set}
+        else:
+            self._add_template(template_text(file), keep)
+
+    def remove(self, kind: ConfigurationKind, reference: str) -> None:
+        """See Book."""
+        if kind is ConfigurationKind.RULE_SET:
+            self.sets = without(self.sets, reference)
+        else:
+            self._texts = without(self._texts, reference)
+            self.templates = without(self.templates, reference)
+            self._unfit = without(self._unfit, reference)
+            self.answers.pop(reference, None)
+
+    def _add_template(self, text: TemplateText, keep: Callable[[], None] | None) -> None:
+        reference = text.file.reference
+        try:
+            template = text.fitted(self._encoder, self._vocab_size)
+        except (Unfit, InvalidArgument) as error:
+            if keep is not None:
+                raise FailedPrecondition(f"{reference} does not fit this model's tokenizer: {error}", field=text.file.field) from None
+            logger.warning("%s is set aside, it does not fit this model's tokenizer: %s", reference, error)
+            self._unfit = {**self._unfit, reference: str(error)}
+        else:
+            if keep is not None:
+                keep()
+            self.answers[reference] = template.answers
+            self.templates = {**self.templates, reference: template}
+        self._texts = {**self._texts, reference: text}
+
+    def _fit(self) -> None:
         for reference, text in self._texts.items():
             try:
-                self.templates[reference] = text.fitted(self._encoder, vocab_size)
+                self.templates[reference] = text.fitted(self._encoder, self._vocab_size)
             except (Unfit, InvalidArgument) as error:
                 self._unfit[reference] = str(error)
         is_served = DEFAULT_TEMPLATE in self.templates

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import itertools
 import logging
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Annotated
@@ -23,6 +23,7 @@ from polyhead.server.rewards.configurations import (
     add_once,
     find_newest,
     read_file,
+    without,
 )
 from polyhead.server.text.continuation import Coder, Continuation
 from polyhead.server.validation import FileModel, Name, own_error
@@ -110,6 +111,7 @@ class TranscriptBook:
     """All formats that the server knows. A shipped one that the tokenizer cannot write is set aside; one that was asked for is an error."""
 
     def __init__(self, coder: Coder, files: Iterable[Path] = ()) -> None:
+        self._coder = coder
         self.formats: dict[str, TranscriptFormat] = {}
         self._unfit: dict[str, str] = {}  # shipped formats set aside, and why
         for path in sorted(SHIPPED.glob("*.yaml")):
@@ -136,6 +138,25 @@ class TranscriptBook:
         """What the server lists of these files."""
         for each in self.formats.values():
             yield each.file.listed(ConfigurationKind.TRANSCRIPT_FORMAT, set_aside=self._unfit.get(each.reference, ""))
+
+    def add(self, file: ConfigurationFile, keep: Callable[[], None] | None) -> None:
+        """See Book. Each mapping is replaced by a new one: others may be reading the old one."""
+        found = _format(file)
+        try:
+            _check_tokens(found, self._coder)
+        except InvalidArgument as error:
+            if keep is not None:
+                raise FailedPrecondition(error.message, field=file.field) from None
+            logger.warning("%s is not offered: %s", found.reference, error.message)
+            self._unfit = {**self._unfit, found.reference: error.message}
+        else:
+            if keep is not None:
+                keep()
+        self.formats = {**self.formats, found.reference: found}
+
+    def remove(self, kind: ConfigurationKind, reference: str) -> None:
+        """See Book."""
+        self.formats, self._unfit = without(self.formats, reference), without(self._unfit, reference)
 
 
 def _format(file: ConfigurationFile) -> TranscriptFormat:

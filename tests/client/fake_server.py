@@ -190,6 +190,15 @@ class FakeServer(
         listed = [c for c in CONFIGURATIONS if request.kind in (0, c.kind)]
         return scoring_pb2.ListConfigurationsResponse(configurations=listed)
 
+    async def AddConfiguration(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("AddConfiguration", request, context)
+        added = scoring_pb2.Configuration(kind=3, reference="terse@1", sha256="0" * 64, content=request.content, added=True)  # type: ignore[arg-type]
+        return scoring_pb2.AddConfigurationResponse(configuration=added)
+
+    async def RetireConfiguration(self, request: Any, context: Any) -> Any:  # noqa: N802
+        await self._took("RetireConfiguration", request, context)
+        return scoring_pb2.RetireConfigurationResponse(kind=3, reference=request.reference)  # type: ignore[arg-type]
+
     async def TokenizeRules(self, request: Any, context: Any) -> Any:  # noqa: N802
         await self._took("TokenizeRules", request, context)
         question = scoring_pb2.RuleQuestion(rule_id="no-insults", token_ids=[7, 8])

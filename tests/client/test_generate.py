@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import gc
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -168,7 +169,7 @@ def test_a_transcript_format_goes_with_every_prompt(client: Client, server: Fake
     assert not client.generate(["x"])[0].format
 
 
-def test_configurations_and_rule_questions(client: Client, server: FakeServer) -> None:
+def test_configurations_and_rule_questions(client: Client, server: FakeServer, tmp_path: Path) -> None:
     found = client.configurations()
     assert [(each.kind, each.reference) for each in found] == [
         ("rule_set", "example-rules@1"), ("rule_set", "example-rules@2"), ("recipe", "sparrow@1"), ("transcript_format", "sparrow@1")
@@ -177,6 +178,18 @@ def test_configurations_and_rule_questions(client: Client, server: FakeServer) -
     assert [each.sha256 for each in client.configurations("recipe")] == ["bb" * 32]
     with pytest.raises(errors.InvalidArgument, match="kind must be one of rule_set, rule_template, recipe, transcript_format"):
         client.configurations("rules")  # type: ignore[arg-type]
+    (tmp_path / "terse.yaml").write_text("id: terse\n")
+    for content in ("id: terse\n", b"id: terse\n", tmp_path / "terse.yaml"):
+        added = client.add_configuration(content, request_id="a")
+        assert (added.kind, added.reference, added.content, added.added) == ("recipe", "terse@1", "id: terse\n", True)
+    assert {each.request_id for each in server.requests["AddConfiguration"]} == {"a"}
+    with pytest.raises(errors.InvalidArgument, match="not UTF-8"):
+        client.add_configuration(b"\xff")
+    with pytest.raises(TypeError, match="content must be a text, or the Path of a file: int"):
+        client.add_configuration(7)  # type: ignore[arg-type]
+    client.retire_configuration("terse@1", kind="recipe")
+    [sent_retire] = server.requests["RetireConfiguration"]
+    assert (sent_retire.reference, sent_retire.kind, len(sent_retire.request_id)) == ("terse@1", 3, 36)
     asked = client.tokenize_rules(["no-insults", Rule("own", "Be kind.")], rule_set="example-rules@1", template="t")
     assert (asked.token_ids, asked.violated_token_id, asked.followed_token_id) == ({"no-insults": [7, 8]}, 1, 2)
     assert (asked.rule_set, asked.template) == ("example-rules@1", "t@1")

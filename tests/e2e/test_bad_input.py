@@ -182,6 +182,28 @@ TABLE: dict[str, tuple[tuple[str, Any], str, str]] = {
     ),
     # configurations
     "unknown configuration kind": (("ScoringService/ListConfigurations", scoring_pb2.ListConfigurationsRequest(kind=99)), INVALID, "kind"),
+    "configuration of nothing": (("ScoringService/AddConfiguration", scoring_pb2.AddConfigurationRequest()), INVALID, "content"),
+    "configuration of no kind": (
+        ("ScoringService/AddConfiguration", scoring_pb2.AddConfigurationRequest(content="id: x\nversion: 1\n")),
+        INVALID,
+        "content",
+    ),
+    "configuration with a long request id": (
+        ("ScoringService/AddConfiguration", scoring_pb2.AddConfigurationRequest(content="x", request_id="x" * 201)),
+        INVALID,
+        "request_id",
+    ),
+    "retire nothing": (("ScoringService/RetireConfiguration", scoring_pb2.RetireConfigurationRequest()), INVALID, "reference"),
+    "retire a shipped one": (
+        ("ScoringService/RetireConfiguration", scoring_pb2.RetireConfigurationRequest(reference="sparrow-kl@1")),
+        "FAILED_PRECONDITION",
+        "",
+    ),
+    "retire an unknown kind": (
+        ("ScoringService/RetireConfiguration", scoring_pb2.RetireConfigurationRequest(reference="x@1", kind=99)),
+        INVALID,
+        "kind",
+    ),
     "questions of nothing": (rules_asked(), INVALID, "rules"),
     "questions twice": (rules_asked(rules=RuleSelection(rule_ids=["no-insults"] * 2)), INVALID, "rules"),
     "questions of 257 rules": (rules_asked(rules=RuleSelection(rules=[Rule(id=f"r{i}", text="x") for i in range(257)])), INVALID, "rules"),

@@ -97,20 +97,56 @@ class ListConfigurationsRequest(_message.Message):
     def __init__(self, kind: _Optional[_Union[ConfigurationKind, str]] = ...) -> None: ...
 
 class Configuration(_message.Message):
-    __slots__ = ("kind", "reference", "sha256", "content", "rules", "set_aside")
+    __slots__ = ("kind", "reference", "sha256", "content", "rules", "set_aside", "added")
     KIND_FIELD_NUMBER: _ClassVar[int]
     REFERENCE_FIELD_NUMBER: _ClassVar[int]
     SHA256_FIELD_NUMBER: _ClassVar[int]
     CONTENT_FIELD_NUMBER: _ClassVar[int]
     RULES_FIELD_NUMBER: _ClassVar[int]
     SET_ASIDE_FIELD_NUMBER: _ClassVar[int]
+    ADDED_FIELD_NUMBER: _ClassVar[int]
     kind: ConfigurationKind
     reference: str
     sha256: str
     content: str
     rules: _containers.RepeatedCompositeFieldContainer[_types_pb2.Rule]
     set_aside: str
-    def __init__(self, kind: _Optional[_Union[ConfigurationKind, str]] = ..., reference: _Optional[str] = ..., sha256: _Optional[str] = ..., content: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[_types_pb2.Rule, _Mapping]]] = ..., set_aside: _Optional[str] = ...) -> None: ...
+    added: bool
+    def __init__(self, kind: _Optional[_Union[ConfigurationKind, str]] = ..., reference: _Optional[str] = ..., sha256: _Optional[str] = ..., content: _Optional[str] = ..., rules: _Optional[_Iterable[_Union[_types_pb2.Rule, _Mapping]]] = ..., set_aside: _Optional[str] = ..., added: _Optional[bool] = ...) -> None: ...
+
+class AddConfigurationRequest(_message.Message):
+    __slots__ = ("content", "request_id")
+    CONTENT_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    content: str
+    request_id: str
+    def __init__(self, content: _Optional[str] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class AddConfigurationResponse(_message.Message):
+    __slots__ = ("configuration",)
+    CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
+    configuration: Configuration
+    def __init__(self, configuration: _Optional[_Union[Configuration, _Mapping]] = ...) -> None: ...
+
+class RetireConfigurationRequest(_message.Message):
+    __slots__ = ("reference", "kind", "request_id")
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
+    reference: str
+    kind: ConfigurationKind
+    request_id: str
+    def __init__(self, reference: _Optional[str] = ..., kind: _Optional[_Union[ConfigurationKind, str]] = ..., request_id: _Optional[str] = ...) -> None: ...
+
+class RetireConfigurationResponse(_message.Message):
+    __slots__ = ("kind", "reference", "sha256")
+    KIND_FIELD_NUMBER: _ClassVar[int]
+    REFERENCE_FIELD_NUMBER: _ClassVar[int]
+    SHA256_FIELD_NUMBER: _ClassVar[int]
+    kind: ConfigurationKind
+    reference: str
+    sha256: str
+    def __init__(self, kind: _Optional[_Union[ConfigurationKind, str]] = ..., reference: _Optional[str] = ..., sha256: _Optional[str] = ...) -> None: ...
 
 class ListConfigurationsResponse(_message.Message):
     __slots__ = ("configurations",)

@@ -45,6 +45,16 @@ class ScoringServiceStub:
                 request_serializer=polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsRequest.SerializeToString,
                 response_deserializer=polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsResponse.FromString,
                 _registered_method=True)
+        self.AddConfiguration = channel.unary_unary(
+                '/polyhead.v1.ScoringService/AddConfiguration',
+                request_serializer=polyhead_dot_v1_dot_scoring__pb2.AddConfigurationRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_scoring__pb2.AddConfigurationResponse.FromString,
+                _registered_method=True)
+        self.RetireConfiguration = channel.unary_unary(
+                '/polyhead.v1.ScoringService/RetireConfiguration',
+                request_serializer=polyhead_dot_v1_dot_scoring__pb2.RetireConfigurationRequest.SerializeToString,
+                response_deserializer=polyhead_dot_v1_dot_scoring__pb2.RetireConfigurationResponse.FromString,
+                _registered_method=True)
         self.TokenizeRules = channel.unary_unary(
                 '/polyhead.v1.ScoringService/TokenizeRules',
                 request_serializer=polyhead_dot_v1_dot_scoring__pb2.TokenizeRulesRequest.SerializeToString,
@@ -70,6 +80,21 @@ class ScoringServiceServicer:
         context.set_details('Method not implemented!')
         raise NotImplementedError('Method not implemented!')
 
+    def AddConfiguration(self, request, context):
+        """Add one configuration file while the server runs: a request that comes after the answer can name it, and it survives a restart. The
+        same content again is answered as the first time. A version stands for one content for good: ALREADY_EXISTS for another one.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
+    def RetireConfiguration(self, request, context):
+        """Take an added version out of use, for good. Requests that run keep what they found.
+        """
+        context.set_code(grpc.StatusCode.UNIMPLEMENTED)
+        context.set_details('Method not implemented!')
+        raise NotImplementedError('Method not implemented!')
+
     def TokenizeRules(self, request, context):
         """Token ids that ask a rule head about each rule: what a trainer of rule heads needs, made by the server's own path.
         """
@@ -89,6 +114,16 @@ def add_ScoringServiceServicer_to_server(servicer, server):
                     servicer.ListConfigurations,
                     request_deserializer=polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsRequest.FromString,
                     response_serializer=polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsResponse.SerializeToString,
+            ),
+            'AddConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.AddConfiguration,
+                    request_deserializer=polyhead_dot_v1_dot_scoring__pb2.AddConfigurationRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_scoring__pb2.AddConfigurationResponse.SerializeToString,
+            ),
+            'RetireConfiguration': grpc.unary_unary_rpc_method_handler(
+                    servicer.RetireConfiguration,
+                    request_deserializer=polyhead_dot_v1_dot_scoring__pb2.RetireConfigurationRequest.FromString,
+                    response_serializer=polyhead_dot_v1_dot_scoring__pb2.RetireConfigurationResponse.SerializeToString,
             ),
             'TokenizeRules': grpc.unary_unary_rpc_method_handler(
                     servicer.TokenizeRules,
@@ -151,6 +186,60 @@ class ScoringService:
             '/polyhead.v1.ScoringService/ListConfigurations',
             polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsRequest.SerializeToString,
             polyhead_dot_v1_dot_scoring__pb2.ListConfigurationsResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def AddConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.ScoringService/AddConfiguration',
+            polyhead_dot_v1_dot_scoring__pb2.AddConfigurationRequest.SerializeToString,
+            polyhead_dot_v1_dot_scoring__pb2.AddConfigurationResponse.FromString,
+            options,
+            channel_credentials,
+            insecure,
+            call_credentials,
+            compression,
+            wait_for_ready,
+            timeout,
+            metadata,
+            _registered_method=True)
+
+    @staticmethod
+    def RetireConfiguration(request,
+            target,
+            options=(),
+            channel_credentials=None,
+            call_credentials=None,
+            insecure=False,
+            compression=None,
+            wait_for_ready=None,
+            timeout=None,
+            metadata=None):
+        return grpc.experimental.unary_unary(
+            request,
+            target,
+            '/polyhead.v1.ScoringService/RetireConfiguration',
+            polyhead_dot_v1_dot_scoring__pb2.RetireConfigurationRequest.SerializeToString,
+            polyhead_dot_v1_dot_scoring__pb2.RetireConfigurationResponse.FromString,
             options,
             channel_credentials,
             insecure,

@@ -37,6 +37,12 @@ class ScoringServiceStub:
     """One trunk pass for each text, however many heads read it."""
     ListConfigurations: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.ListConfigurationsRequest, _scoring_pb2.ListConfigurationsResponse]
     """The rule sets, rule templates, recipes and transcript formats that the server has, with version and content."""
+    AddConfiguration: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.AddConfigurationRequest, _scoring_pb2.AddConfigurationResponse]
+    """Add one configuration file while the server runs: a request that comes after the answer can name it, and it survives a restart. The
+    same content again is answered as the first time. A version stands for one content for good: ALREADY_EXISTS for another one.
+    """
+    RetireConfiguration: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.RetireConfigurationRequest, _scoring_pb2.RetireConfigurationResponse]
+    """Take an added version out of use, for good. Requests that run keep what they found."""
     TokenizeRules: _grpc.UnaryUnaryMultiCallable[_scoring_pb2.TokenizeRulesRequest, _scoring_pb2.TokenizeRulesResponse]
     """Token ids that ask a rule head about each rule: what a trainer of rule heads needs, made by the server's own path."""
 
@@ -49,6 +55,12 @@ class ScoringServiceAsyncStub(ScoringServiceStub):
     """One trunk pass for each text, however many heads read it."""
     ListConfigurations: _aio.UnaryUnaryMultiCallable[_scoring_pb2.ListConfigurationsRequest, _scoring_pb2.ListConfigurationsResponse]  # type: ignore[assignment]
     """The rule sets, rule templates, recipes and transcript formats that the server has, with version and content."""
+    AddConfiguration: _aio.UnaryUnaryMultiCallable[_scoring_pb2.AddConfigurationRequest, _scoring_pb2.AddConfigurationResponse]  # type: ignore[assignment]
+    """Add one configuration file while the server runs: a request that comes after the answer can name it, and it survives a restart. The
+    same content again is answered as the first time. A version stands for one content for good: ALREADY_EXISTS for another one.
+    """
+    RetireConfiguration: _aio.UnaryUnaryMultiCallable[_scoring_pb2.RetireConfigurationRequest, _scoring_pb2.RetireConfigurationResponse]  # type: ignore[assignment]
+    """Take an added version out of use, for good. Requests that run keep what they found."""
     TokenizeRules: _aio.UnaryUnaryMultiCallable[_scoring_pb2.TokenizeRulesRequest, _scoring_pb2.TokenizeRulesResponse]  # type: ignore[assignment]
     """Token ids that ask a rule head about each rule: what a trainer of rule heads needs, made by the server's own path."""
 
@@ -70,6 +82,24 @@ class ScoringServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_scoring_pb2.ListConfigurationsResponse, _abc.Awaitable[_scoring_pb2.ListConfigurationsResponse]]:
         """The rule sets, rule templates, recipes and transcript formats that the server has, with version and content."""
+
+    @_abc_1.abstractmethod
+    def AddConfiguration(
+        self,
+        request: _scoring_pb2.AddConfigurationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scoring_pb2.AddConfigurationResponse, _abc.Awaitable[_scoring_pb2.AddConfigurationResponse]]:
+        """Add one configuration file while the server runs: a request that comes after the answer can name it, and it survives a restart. The
+        same content again is answered as the first time. A version stands for one content for good: ALREADY_EXISTS for another one.
+        """
+
+    @_abc_1.abstractmethod
+    def RetireConfiguration(
+        self,
+        request: _scoring_pb2.RetireConfigurationRequest,
+        context: _ServicerContext,
+    ) -> _typing.Union[_scoring_pb2.RetireConfigurationResponse, _abc.Awaitable[_scoring_pb2.RetireConfigurationResponse]]:
+        """Take an added version out of use, for good. Requests that run keep what they found."""
 
     @_abc_1.abstractmethod
     def TokenizeRules(

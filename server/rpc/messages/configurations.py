@@ -7,7 +7,8 @@ from collections.abc import Iterable
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.format.manifest import parse_reference
-from polyhead.server.rewards.configurations import Book, Configuration
+from polyhead.server.rewards.configurations import Configuration, Listed
+from polyhead.server.rewards.library import Library
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.rpc.messages import enums
 from polyhead.server.rpc.messages.reply_sizes import MAX_REPLY_BYTES
@@ -15,15 +16,29 @@ from polyhead.server.rpc.messages.rules import selected_rules
 from polyhead.v1 import scoring_pb2, types_pb2
 
 
-def listing(message: scoring_pb2.ListConfigurationsRequest, books: Iterable[Book]) -> scoring_pb2.ListConfigurationsResponse:
+def listing(message: scoring_pb2.ListConfigurationsRequest, books: Iterable[Listed]) -> scoring_pb2.ListConfigurationsResponse:
     """All files of the kind asked for: by kind, then by name, then by version."""
     wanted = enums.CONFIGURATION_KINDS.member(message.kind, "kind")
     found = itertools.chain.from_iterable(book.configurations() for book in books)
     chosen = [each for each in found if wanted in (None, each.kind)]
-    response = scoring_pb2.ListConfigurationsResponse(configurations=map(_configuration, sorted(chosen, key=_place)))
+    response = scoring_pb2.ListConfigurationsResponse(configurations=map(configuration, sorted(chosen, key=_place)))
     if response.ByteSize() > MAX_REPLY_BYTES:
         raise FailedPrecondition("the files do not fit one message: ask for one kind at a time", field="kind")
     return response
+
+
+def add(message: scoring_pb2.AddConfigurationRequest, library: Library, digest: str) -> scoring_pb2.AddConfigurationResponse:
+    """Blocking: it tokenises, and writes to the disk."""
+    return scoring_pb2.AddConfigurationResponse(configuration=configuration(library.add(message.content, message.request_id, digest)))
+
+
+def retire(message: scoring_pb2.RetireConfigurationRequest, library: Library, digest: str) -> scoring_pb2.RetireConfigurationResponse:
+    """Blocking: it writes to the disk."""
+    kind = enums.CONFIGURATION_KINDS.member(message.kind, "kind")
+    done = library.retire(kind, message.reference, message.request_id, digest)
+    return scoring_pb2.RetireConfigurationResponse(
+        kind=enums.CONFIGURATION_KINDS.number(done.kind), reference=done.reference, sha256=done.sha256
+    )
 
 
 def rule_questions(message: scoring_pb2.TokenizeRulesRequest, book: RuleBook) -> scoring_pb2.TokenizeRulesResponse:
@@ -46,7 +61,7 @@ def _place(each: Configuration) -> tuple[int, str, int]:
     return int(enums.CONFIGURATION_KINDS.number(each.kind)), name, version
 
 
-def _configuration(each: Configuration) -> scoring_pb2.Configuration:
+def configuration(each: Configuration) -> scoring_pb2.Configuration:
     return scoring_pb2.Configuration(
         kind=enums.CONFIGURATION_KINDS.number(each.kind),
         reference=each.reference,
@@ -54,4 +69,5 @@ def _configuration(each: Configuration) -> scoring_pb2.Configuration:
         content=each.content,
         rules=[types_pb2.Rule(id=rule_id, text=text) for rule_id, text in each.rules],
         set_aside=each.set_aside,
+        added=each.is_added,
     )

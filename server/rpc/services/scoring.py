@@ -10,12 +10,12 @@ import grpc
 from polyhead.server.engine.work.events import Ended, Finished
 from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards.compose import RewardPlan
-from polyhead.server.rewards.configurations import Book
 from polyhead.server.rpc import caps, finishing
 from polyhead.server.rpc.auth import Caller
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, configurations, recipes, requests
 from polyhead.server.rpc.services.call import CallRunner
+from polyhead.server.versions.request_digest import request_digest
 from polyhead.v1 import scoring_pb2, scoring_pb2_grpc
 
 Context = grpc.aio.ServicerContext[Any, Any]
@@ -74,10 +74,23 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
     async def ListConfigurations(  # noqa: N802
         self, request: scoring_pb2.ListConfigurationsRequest, context: Context
     ) -> scoring_pb2.ListConfigurationsResponse:
-        """They were read at start."""
+        """Files of the start, and what was added."""
         services = self._runner.services
-        books: list[Book] = [services.rules, services.recipes, services.formats]
-        return await services.workers.run_control(configurations.listing, request, books)
+        return await services.workers.run_control(configurations.listing, request, [services.library])
+
+    async def AddConfiguration(  # noqa: N802
+        self, request: scoring_pb2.AddConfigurationRequest, context: Context
+    ) -> scoring_pb2.AddConfigurationResponse:
+        """What has begun is carried through, also if the caller goes away."""
+        services, digest = self._runner.services, request_digest(request)
+        return await services.workers.finish(configurations.add, request, services.library, digest)
+
+    async def RetireConfiguration(  # noqa: N802
+        self, request: scoring_pb2.RetireConfigurationRequest, context: Context
+    ) -> scoring_pb2.RetireConfigurationResponse:
+        """Likewise."""
+        services, digest = self._runner.services, request_digest(request)
+        return await services.workers.finish(configurations.retire, request, services.library, digest)
 
     async def TokenizeRules(  # noqa: N802
         self, request: scoring_pb2.TokenizeRulesRequest, context: Context

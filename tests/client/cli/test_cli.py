@@ -11,6 +11,7 @@ from io import StringIO
 from pathlib import Path
 from typing import Any, cast
 
+import grpc
 import numpy as np
 import pytest
 import safetensors.numpy
@@ -155,6 +156,20 @@ def test_configurations_are_listed_and_printed(server: FakeServer) -> None:
     assert_one_error(on(server, "configurations", "nothing"), "no such configuration file: 'nothing'")
     plain = json.loads(on(server, "configurations", "example-rules@1", "--json").stdout)
     assert plain["rules"] == [{"id": "no-insults", "text": "Be kind."}]
+    assert on(server, "configurations", "list").stdout == listed
+
+
+def test_configurations_are_added_and_retired(server: FakeServer, tmp_path: Path) -> None:
+    (tmp_path / "a.yaml").write_text("id: terse\n")
+    (tmp_path / "b.yaml").write_text("id: loud\n")
+    added = on(server, "configurations", "add", str(tmp_path / "a.yaml"), str(tmp_path / "b.yaml"))
+    assert added.stdout == "recipe terse@1\n" * 2
+    assert [each.content for each in server.requests["AddConfiguration"]] == ["id: terse\n", "id: loud\n"]
+    assert json.loads(on(server, "configurations", "add", str(tmp_path / "a.yaml"), "--json").stdout)[0]["added"] is True
+    assert_one_error(on(server, "configurations", "add", str(tmp_path / "c.yaml")), "No such file or directory")
+    server.failures["AddConfiguration"] = [rich_error(grpc.StatusCode.INVALID_ARGUMENT, "the content: form is missing")]
+    assert_one_error(on(server, "configurations", "add", str(tmp_path / "b.yaml")), f"{tmp_path / 'b.yaml'}: the content: form is missing")
+    assert on(server, "configurations", "retire", "terse@1").stdout == "retired terse@1\n"
 
 
 def test_recipes_and_the_best(server: FakeServer) -> None:
