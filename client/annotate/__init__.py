@@ -18,5 +18,6 @@ An application over the public `polyhead.client`: one process, one event loop, o
     keeping/         backups, rebuilding the tables from the log, checks
     statistics/      agreement, intervals, strengths: pure functions
     exports/         files for trainers
+    metrics.py       for Prometheus
     web/             HTTP: security, pages, JSON routes, event streams
 """

@@ -58,6 +58,8 @@ def serve_command(
     backup_dir: Annotated[
         Path | None, typer.Option(help="A folder for hourly backups: the newest 24 stay, and the last one of each of 14 days.")
     ] = None,
+    metrics_port: Annotated[int, typer.Option(help="Port of metrics for Prometheus; 0: none.", min=0, max=65535)] = 0,
+    metrics_host: Annotated[str, typer.Option(help="Address of the metrics, which ask for no token.")] = "127.0.0.1",
 ) -> None:
     """Serve the pages. Beyond loopback they are served with TLS, or not at all."""
     _check_address(host, tls_cert, tls_key, is_behind_proxy=behind_proxy)
@@ -66,7 +68,8 @@ def serve_command(
     database = Database.open(db)
     database.lock()
     try:
-        asyncio.run(_serve(database, server, token, certificates, host, port, tls_cert, tls_key, backup_dir, is_behind_proxy=behind_proxy))
+        where = (host, port, tls_cert, tls_key, backup_dir, (metrics_host, metrics_port))
+        asyncio.run(_serve(database, server, token, certificates, *where, is_behind_proxy=behind_proxy))
     finally:
         database.close()
 
@@ -215,16 +218,20 @@ def _check_address(host: str, certificate: Path | None, key: Path | None, *, is_
 
 async def _serve(
     db: Database, target: str, token: str | None, certificates: bytes | None, host: str, port: int, certificate: Path | None,
-    key: Path | None, backup_dir: Path | None, *, is_behind_proxy: bool,
+    key: Path | None, backup_dir: Path | None, metrics: tuple[str, int], *, is_behind_proxy: bool,
 ) -> None:  # fmt: skip
     import uvicorn
+    from prometheus_client import CollectorRegistry, start_http_server
 
     from polyhead.client.annotate.web.announcing import AnnouncingServer
     from polyhead.client.annotate.web.app import make_app
 
     is_https = certificate is not None or is_behind_proxy
+    registry = CollectorRegistry() if metrics[1] else None
     async with AsyncClient(target, token=token, root_certificates=certificates, timeout=120) as client:
-        app = make_app(db, client, is_https=is_https, is_behind_proxy=is_behind_proxy, backup_dir=backup_dir)
+        app = make_app(db, client, is_https=is_https, is_behind_proxy=is_behind_proxy, backup_dir=backup_dir, registry=registry)
+        if registry is not None:
+            start_http_server(metrics[1], metrics[0], registry)
         config = uvicorn.Config(
             app, host=host, port=port, log_level="warning", access_log=False, server_header=False, proxy_headers=False,
             timeout_graceful_shutdown=5, ssl_certfile=certificate, ssl_keyfile=key,

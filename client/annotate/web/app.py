@@ -10,6 +10,7 @@ from collections.abc import AsyncIterator
 from importlib.resources import files
 from pathlib import Path
 
+from prometheus_client import CollectorRegistry
 from starlette.applications import Starlette
 from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
@@ -20,6 +21,7 @@ from polyhead.client.annotate import projects, rules
 from polyhead.client.annotate.database import Database, DatabaseError
 from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.keeping.backup import keep_backup
+from polyhead.client.annotate.metrics import watch
 from polyhead.client.annotate.turns import Turns
 from polyhead.client.annotate.web import admin, api, pages
 from polyhead.client.annotate.web.access import Site
@@ -30,9 +32,16 @@ log = logging.getLogger(__name__)
 
 
 def make_app(
-    db: Database, client: AsyncClient, *, is_https: bool = False, is_behind_proxy: bool = False, backup_dir: Path | None = None
+    db: Database,
+    client: AsyncClient,
+    *,
+    is_https: bool = False,
+    is_behind_proxy: bool = False,
+    backup_dir: Path | None = None,
+    registry: CollectorRegistry | None = None,
 ) -> ASGIApp:
-    """The application over an open database and a client of the model server. `backup_dir`: a backup an hour goes there."""
+    """The application over an open database and a client of the model server. `backup_dir`: a backup an hour goes there.
+    `registry`: gets the metrics."""
     model = Model(client)
     site = Site(db, model, Turns(db, model), is_https, is_behind_proxy)
     static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate"))) / "static"), name="static")
@@ -61,7 +70,8 @@ def make_app(
 
     app = Starlette(routes=routes, lifespan=lifespan)
     app.state.site = site
-    return Secure(app, is_https=is_https)
+    counted = watch(registry, db, lambda: model.is_up, backup_dir).around(app) if registry is not None else app
+    return Secure(counted, is_https=is_https)
 
 
 async def _keep_backups(db: Database, folder: Path) -> None:

@@ -111,14 +111,14 @@ class RunningSite:
 
 
 @contextlib.asynccontextmanager
-async def running(path: Path, model: FakeModel, *configs: str, backup_dir: Path | None = None) -> AsyncIterator[RunningSite]:
+async def running(path: Path, model: FakeModel, *configs: str, **options: Any) -> AsyncIterator[RunningSite]:
     """The application on a database, made if it is not there, with an open round of each project."""
     is_new = not path.exists()  # noqa: ASYNC240  a test
     db = Database.create(path) if is_new else Database.open(path)
     if is_new:
         for text in configs:
             begin(db, read_project(text))
-    app = make_app(db, model.client, backup_dir=backup_dir)
+    app = make_app(db, model.client, **options)
     try:
         async with app._app.router.lifespan_context(app._app):  # type: ignore[attr-defined]
             yield RunningSite(db, model, app)
