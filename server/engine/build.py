@@ -22,6 +22,7 @@ from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.layers import attention
 from polyhead.server.engine.layers.cuda.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.layers.cuda.graphs import step_graphs
+from polyhead.server.engine.layers.cuda.sampler import draw as cuda_draw
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
 from polyhead.server.engine.layers.fast import FastTrunk, fast_trunk
@@ -205,7 +206,9 @@ def kit_for(quantization: Quantization, config: EngineConfig, setup: KvSetup) ->
 
 def draw_for(config: EngineConfig, setup: KvSetup) -> Draw:
     """How heads' logits are read: as `kit_for` has their weights."""
-    return compiled_draw if config.is_fast and setup.can_compile else draw
+    if config.is_fast and setup.can_compile:
+        return compiled_draw
+    return draw if setup.shape.device.type == "cpu" else cuda_draw
 
 
 def _check_plain(config: EngineConfig) -> None:

@@ -1,8 +1,8 @@
 """Draws next tokens for many rows at once, and looks up what given ones would have had. One arithmetic for sampling and scoring.
 
 A row's draw depends on its logits, its seed and its position alone, never on its neighbours. Here by torch's calls, on any device;
-compiled/sampler.py does the same on the CPU in one call. Filters in the order of transformers' `generate`: repetition penalty,
-temperature, top_k, top_p, min_p.
+compiled/sampler.py does the same on the CPU in one call, cuda/sampler.py on a GPU without a wait in between. Filters in the order of
+transformers' `generate`: repetition penalty, temperature, top_k, top_p, min_p.
 """
 
 from __future__ import annotations
@@ -84,13 +84,13 @@ def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
     usable = logits if bool(is_finite.all()) else logits.where(is_finite, 0.0)
     raw = (usable - largest).sub_(log_sums)
     given = torch.tensor(ids, device=logits.device)
-    if all(_is_plainly_greedy(row.params) for row in rows):
-        likeliest = _likeliest(usable)
-        token_ids = likeliest.where(given < 0, given)
-        sampling_logprobs = torch.zeros_like(largest[:, 0]).masked_fill_(token_ids != likeliest, EXCLUDED)
+    if all(is_plainly_greedy(row.params) for row in rows):
+        likely = most_likely(usable)
+        token_ids = likely.where(given < 0, given)
+        sampling_logprobs = torch.zeros_like(largest[:, 0]).masked_fill_(token_ids != likely, EXCLUDED)
     else:
         drawn_from = _shape_logprobs(usable, raw if usable is logits else raw.where(is_finite, 0.0), rows)
-        token_ids = _pick(drawn_from, rows).where(given < 0, given)
+        token_ids = _picked(drawn_from, rows).where(given < 0, given)
         sampling_logprobs = drawn_from.gather(1, token_ids[:, None])[:, 0]
     sampling_logprobs = sampling_logprobs.where(is_finite[:, 0], math.nan)
     logprobs = raw.gather(1, token_ids[:, None])[:, 0]
@@ -113,7 +113,7 @@ def is_plain(params: SamplingParams) -> bool:
     return params.temperature == 1.0 and params.repetition_penalty == 1.0 and not params.truncates
 
 
-def _is_plainly_greedy(params: SamplingParams) -> bool:
+def is_plainly_greedy(params: SamplingParams) -> bool:
     return params.temperature == 0.0 and params.repetition_penalty == 1.0
 
 
@@ -123,9 +123,9 @@ def _shape_rows(logits: Tensor, rows: list[DrawRow]) -> Tensor:
     for row, param in enumerate(params):
         if param.repetition_penalty != 1.0:
             logits[row] = penalise(logits[row], param.repetition_penalty, rows[row].seen)
-    likeliest = _likeliest(logits)
+    likely = most_likely(logits)
     temperatures = torch.tensor([param.temperature or 1.0 for param in params], device=logits.device)[:, None]
-    logits -= logits.gather(1, likeliest[:, None])
+    logits -= logits.gather(1, likely[:, None])
     logits /= temperatures  # a tiny temperature overflows to -inf, never to inf
     for row, param in enumerate(params):
         if param.truncates and param.temperature:
@@ -134,7 +134,7 @@ def _shape_rows(logits: Tensor, rows: list[DrawRow]) -> Tensor:
     for row, param in enumerate(params):
         if not param.temperature:
             shaped[row] = EXCLUDED
-            shaped[row, likeliest[row]] = 0.0
+            shaped[row, likely[row]] = 0.0
     return shaped
 
 
@@ -159,7 +159,7 @@ def _truncate(logits: Tensor, params: SamplingParams) -> None:
 
 
 def _nucleus(probs: Tensor, top_p: float) -> Tensor:
-    """Ids of the fewest likeliest tokens that reach top_p.
+    """Ids of the fewest most_likely tokens that reach top_p.
 
     Those below (1 - top_p) / vocab have less than 1 - top_p together, and so none of them is needed: hardly any are left to sort.
     """
@@ -170,26 +170,30 @@ def _nucleus(probs: Tensor, top_p: float) -> Tensor:
     return needed[order[keep]]
 
 
-def _pick(logprobs: Tensor, rows: list[DrawRow]) -> Tensor:
-    """Invert the cumulative distribution at each row's own uniform number. Greedy rows hold one token, which is what comes out.
+def _picked(logprobs: Tensor, rows: list[DrawRow]) -> Tensor:
+    if all(row.params.temperature == 0.0 for row in rows):
+        return most_likely(logprobs)
+    numbers = [uniform(row.seed, row.position) for row in rows]
+    return pick(logprobs, torch.tensor(numbers, dtype=torch.float64, device=logprobs.device))
+
+
+def pick(logprobs: Tensor, numbers: Tensor) -> Tensor:
+    """Invert the cumulative distribution at each row's own uniform number, (rows,). Greedy rows hold one token, which is what comes out.
 
     Sums of GROUP tokens find the group, then the token in it; a token of probability 0 is never found.
     """
-    if all(row.params.temperature == 0.0 for row in rows):
-        return _likeliest(logprobs)
     weights = _in_groups(logprobs.exp(), 0.0)
     sums = weights.sum(dim=-1).double()
     cumulative = sums.cumsum(dim=-1)
-    numbers = torch.tensor([uniform(row.seed, row.position) for row in rows], dtype=torch.float64, device=logprobs.device)
     targets = numbers[:, None] * cumulative[:, -1:]
     group = torch.searchsorted(cumulative, targets, right=True).clamp_(max=sums.shape[1] - 1)
-    within = weights[torch.arange(len(rows), device=weights.device), group[:, 0]].double().cumsum(dim=-1)
+    within = weights[torch.arange(len(weights), device=weights.device), group[:, 0]].double().cumsum(dim=-1)
     last = torch.nextafter(within[:, -1:], torch.zeros_like(targets))  # rounding must not lead out of the group
     left = (targets - (cumulative - sums).gather(1, group)).clamp_(min=0.0).minimum(last)
     return (group * GROUP + torch.searchsorted(within, left, right=True))[:, 0]
 
 
-def _likeliest(logits: Tensor) -> Tensor:
+def most_likely(logits: Tensor) -> Tensor:
     """(rows,), the first one if several are. First the group, then the token in it: torch takes six times as long over a whole row."""
     groups = _in_groups(logits, EXCLUDED)
     group = groups.amax(dim=-1).argmax(dim=-1)

@@ -20,14 +20,17 @@ from transformers import (
 
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
 from polyhead.server.engine.layers import sampler
-from polyhead.server.engine.layers.sampler import Draw, DrawRow, uniform
+from polyhead.server.engine.layers.cuda import sampler as cuda_sampler
+from polyhead.server.engine.layers.sampler import Draw, DrawRow, Draws, uniform
 from polyhead.server.engine.work.sampling import SamplingParams
 
+WAYS: dict[str, Draw] = {"torch": sampler.draw, "compiled": compiled_draw, "cuda": cuda_sampler.draw}
 
-@pytest.fixture(params=["torch", "compiled"])
+
+@pytest.fixture(params=list(WAYS))
 def draw(request: pytest.FixtureRequest) -> Draw:
-    """Either of the two ways."""
-    return compiled_draw if request.param == "compiled" else sampler.draw
+    """Any of the three ways."""
+    return WAYS[request.param]
 
 
 def shaped(draw: Draw, logits: torch.Tensor, params: SamplingParams, seen: Sequence[int] = ()) -> torch.Tensor:
@@ -165,7 +168,8 @@ def test_a_token_that_cannot_come_is_never_drawn(vocab: int, draw: Draw, monkeyp
         logits = torch.full((3, vocab), -1e30)
         logits[:, possible] = torch.linspace(0, 3, len(possible))
         for number in (0.0, 1e-300, 0.5, 1.0 - 2.0**-53):
-            monkeypatch.setattr(sampler, "uniform", lambda seed, position, number=number: number)
+            for module in (sampler, cuda_sampler):
+                monkeypatch.setattr(module, "uniform", lambda seed, position, number=number: number)
             drawn = draw(logits, [DrawRow(SamplingParams(), seed, 0, []) for seed in range(3)])
             assert set(drawn.token_ids.tolist()) <= set(possible)
             if number in (0.0, 1.0 - 2.0**-53):
@@ -183,7 +187,8 @@ def random_params(chance: random.Random) -> SamplingParams:
 
 
 @pytest.mark.parametrize("vocab", [1, 5, 31, 32, 50, 256, 257, 1000, 49152])
-def test_both_ways_draw_the_same_and_say_the_same_of_it(vocab: int) -> None:
+@pytest.mark.parametrize("other", ["compiled", "cuda"])
+def test_all_ways_draw_the_same_and_say_the_same_of_it(vocab: int, other: str) -> None:
     """Any parameters beside any others, drawn and looked up."""
     chance = random.Random(vocab)
     for trial in range(20):
@@ -198,7 +203,7 @@ def test_both_ways_draw_the_same_and_say_the_same_of_it(vocab: int) -> None:
             )
             for position in range(7)
         ]
-        found, wanted = compiled_draw(logits, rows), sampler.draw(logits, rows)
+        found, wanted = WAYS[other](logits, rows), sampler.draw(logits, rows)
         assert found.token_ids.tolist() == wanted.token_ids.tolist()
         for name in ("logprobs", "sampling_logprobs", "largest", "log_sums"):
             np.testing.assert_allclose(getattr(found, name), getattr(wanted, name), rtol=1e-5, atol=5e-5)
@@ -226,3 +231,23 @@ def test_a_token_looked_up_has_the_bits_of_the_draw(params: SamplingParams, draw
     for row, token_id in enumerate(drawn.token_ids.tolist()):
         alone = draw(logits[row : row + 1], [DrawRow(params, token_id=token_id)])
         assert (alone.logprobs[0], alone.sampling_logprobs[0]) == (drawn.logprobs[row], drawn.sampling_logprobs[row])
+
+
+def test_the_gpus_way_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On a device without numbers: all but the last copy runs, with every filter, and would raise where it read a number."""
+    monkeypatch.setattr(torch.Tensor, "pin_memory", lambda tensor: tensor)
+    read: list[tuple[int, ...]] = []
+
+    def read_back(numbers: torch.Tensor) -> np.ndarray:
+        read.append(tuple(numbers.shape))
+        assert (numbers.device.type, numbers.dtype) == ("meta", torch.float64)
+        return np.zeros(numbers.shape)
+
+    monkeypatch.setattr(cuda_sampler, "read_back", read_back)
+    chance = random.Random(1)
+    rows = [DrawRow(random_params(chance), seed=seed, seen=[1, 2, 3], token_id=chance.choice([-1, 4])) for seed in range(20)]
+    for some in (rows, [DrawRow(SamplingParams(temperature=0.0))], [DrawRow(SamplingParams())]):
+        draws = cuda_sampler.draw(torch.empty(len(some), 300, device="meta"), some)
+        assert isinstance(draws, Draws)
+        assert (draws.token_ids.dtype, draws.log_sums.dtype) == (np.int64, np.float32)
+    assert read == [(5, 20), (5, 1), (5, 1)]
