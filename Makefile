@@ -4,7 +4,10 @@ VENV ?= .venv
 DOCS_VENV ?= .venv-docs
 BIN := $(VENV)/bin
 PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
-QUICK := tests/server/engine tests/heads/store tests/heads/format tests/client
+# Without what starts processes or compiles, and without other families of models than llama: `make test` has those.
+QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exactness.py layers/test_sampler.py layers/test_taps.py) \
+	$(filter-out %_crash.py %_imports.py,$(wildcard tests/heads/store/test_*.py)) tests/heads/format \
+	$(wildcard tests/client/test_*.py) $(addprefix tests/client/,annotate cli demo results weights wire)
 NAMESPACE := .ns/polyhead
 
 .PHONY: help env demo annotate rlhf test-trl test-triton serve test test-quick test-long test-web lint types protos docs bench bench-gpu clean
