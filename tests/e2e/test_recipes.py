@@ -251,7 +251,7 @@ def test_a_wrong_file_stops_the_server_by_name(tiny_model: Path, tmp_path: Path)
     file.write_text("id: mine\nversion: 1\nform: sum\nparts:\n  p: {read: tokens, coeficient: 1.0}\n")
     with pytest.raises(Unavailable, match="exit status 2") as caught, serving(tiny_model, tmp_path / "store", recipes=file):
         pass
-    assert "mine.yaml: recipes.parts.p.coefficient is missing" in caught.value.message
+    assert "mine.yaml: parts.p.coeficient is unknown\nhint: known are read, head, coefficient" in caught.value.message
 
 
 # best of n
