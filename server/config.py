@@ -74,7 +74,7 @@ class ServeConfig(BaseSettings):
     cuda_graphs: bool = Field(True, description="Record decode steps on a GPU and launch each as one")
     threads: int = Field(0, ge=0, description="Threads of the engine's matrix products; 0: as torch finds")
 
-    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback TLS and tokens are wanted")
+    host: str = Field("127.0.0.1", description="Address to listen on; beyond loopback TLS and tokens are required")
     port: int = Field(50051, ge=0, le=65535, description="gRPC port; 0: any free one")
     metrics_host: str = Field(
         "127.0.0.1", description="Address of the metrics, plain HTTP without a token: open it to the scraper's network only"
@@ -101,7 +101,7 @@ class ServeConfig(BaseSettings):
     default_deadline_s: float = Field(3600.0, gt=0, description="Seconds for a call that gives no deadline; also the longest")
     unread_bytes: int = Field(GIB, gt=0, description="Bytes of all calls that may wait to be read; beyond them unread calls end")
     unread_stall_s: float = Field(900.0, gt=0, description="Seconds after which a call ends of which no message was taken")
-    push_idle_s: float = Field(60.0, gt=0, description="Seconds after which a push or a fit that sends nothing is given up")
+    push_idle_s: float = Field(60.0, gt=0, description="Seconds after which a push or a fit that sends nothing is ended")
     hang_limit_s: float = Field(
         300.0, ge=0, description="Seconds of one engine step, with requests open, after which the process ends with status 71; 0: never"
     )

@@ -104,7 +104,7 @@ class AdapterConfig:
     def of_head(cls, plain: Any) -> AdapterConfig:
         """Of `lora` in a pulled head's head.json, whose tensors and patterns have standard names."""
         if not isinstance(plain, dict) or plain.keys() != LoraAdapter.__dataclass_fields__.keys():
-            raise InvalidArgument("lora in head.json has other keys than it should", field="weights")
+            raise InvalidArgument("lora in head.json has missing or unknown keys", field="weights")
         renamed = {"r": plain["rank"], "lora_alpha": plain["alpha"], "use_rslora": plain["use_rslora"]}
         patterns = {key: {re.escape(name): value for name, value in plain[key].items()} for key in ("rank_pattern", "alpha_pattern")}
         return cls.of({**renamed, **patterns})
@@ -162,7 +162,7 @@ def sort_adapter(given: Mapping[str, Source], config: AdapterConfig, trunk: Trun
         adapters.add(match["adapter"] or "default")
         target = f"{module}.lora_{match['letter']}.weight"
         if target in found.tensors:
-            raise InvalidArgument(f"two of the weights go by the name {target!r}", field="weights")
+            raise InvalidArgument(f"two of the weights have the name {target!r}", field="weights")
         modules[module], found.tensors[target] = theirs, source
         if name != target:
             found.converted[name] = target
@@ -252,7 +252,7 @@ def _check_place(name: str, module: str, trunk: TrunkInfo) -> None:
         hint = f"train with layers_to_transform=list(range({trunk.split_layer}, {trunk.num_layers}))"
         raise FailedPrecondition(f"the adapter touches the trunk, which is frozen: {name!r}\nhint: {hint}", field=name)
     if len(trunk.head_tensors.get(weight, ())) != 2 or ".experts." in module:
-        raise FailedPrecondition(f"the adapter stands beside something else than a linear of a head's layers: {name!r}", field=name)
+        raise FailedPrecondition(f"the adapter targets a module that is no linear layer of a head: {name!r}", field=name)
 
 
 def _check_layers(modules: Mapping[str, str], config: AdapterConfig) -> None:

@@ -218,7 +218,7 @@ def _adapter(weights: Weights, given: Mapping[str, Any] | None, of_head: Any) ->
     if found is None:
         return None if given is None else AdapterConfig.of(given)
     if given is not None:
-        raise InvalidArgument("the folder says itself what kind of adapter it holds: leave lora= out", field="lora")
+        raise InvalidArgument("the folder holds the configuration of its adapter: leave lora= out", field="lora")
     return found
 
 

@@ -88,7 +88,7 @@ def _pairs(weights: Weights) -> Iterator[tuple[str, Any]]:
 def guess_kind(given: Iterable[str]) -> HeadKind:
     """POLICY if nothing looks like a scalar output; otherwise InvalidArgument: preference and value look the same."""
     if any(TensorNames.is_score(name) for name in given):
-        raise InvalidArgument('the weights have a scalar output: say kind="preference" or kind="value"', field="kind")
+        raise InvalidArgument('the weights have a scalar output: give kind="preference" or kind="value"', field="kind")
     return HeadKind.POLICY
 
 
@@ -147,7 +147,7 @@ def _place(
 def _use(name: str, standard: str, source: Source, found: SortedWeights) -> None:
     if standard in found.tensors:
         other = next((given for given, used in found.converted.items() if used == standard), standard)
-        raise InvalidArgument(f"two of the weights go by the name {standard!r}: {other!r} and {name!r}", field="weights")
+        raise InvalidArgument(f"two of the weights have the name {standard!r}: {other!r} and {name!r}", field="weights")
     found.tensors[standard] = source
     if name != standard:
         found.converted[name] = standard

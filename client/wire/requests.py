@@ -423,7 +423,7 @@ def _with_details(
 def _selection(best: int | None, median: bool, recipe: str) -> generation_pb2.Selection | None:
     if best is None:
         if median:
-            raise InvalidArgument("median goes with best=", field="median")
+            raise InvalidArgument("median= needs best=", field="median")
         return None
     if not recipe:
         raise InvalidArgument("best needs a recipe= to rank by", field="best")

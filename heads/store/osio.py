@@ -306,7 +306,7 @@ def _check_plain(fd: int, name: str) -> os.stat_result:
 
 def _check_status(status: os.stat_result, name: str) -> os.stat_result:
     if not stat.S_ISREG(status.st_mode) or status.st_nlink != 1 or status.st_uid != os.geteuid():
-        raise UnsafeFile(f"not a plain file of this user with one name: {name[:200]!r}")
+        raise UnsafeFile(f"not a regular file that this user owns, with one hard link: {name[:200]!r}")
     return status
 
 

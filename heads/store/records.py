@@ -182,7 +182,7 @@ def _build(make: Callable[[dict[str, Any]], _Record], plain: dict[str, Any]) -> 
     try:
         return make(plain)
     except (KeyError, TypeError, ValueError, AttributeError, InvalidArgument):
-        raise DamagedRecord("the record holds other fields than it should") from None
+        raise DamagedRecord("the record has missing or unknown fields") from None
 
 
 def _version_from_plain(plain: dict[str, Any]) -> VersionRecord:

@@ -30,12 +30,12 @@ _COUNTERS = {
     "cache_hit_tokens": ("prefix_cache_hits", "Prompt tokens whose trunk work was found in the cache"),
     "trunk_tokens": ("trunk_tokens", "Tokens that went through the trunk"),
     "head_tokens": ("head_tokens", "Tokens that went through a head, each head counted"),
-    "head_forwards": ("head_forwards", "Passes through some head's layers; adapters on one base share a pass"),
-    "rebuilt_tokens": ("rebuilt_tokens", "Of the head tokens, those read again so that a running sample could follow a swap"),
+    "head_forwards": ("head_forwards", "Forward passes through a head's layers; adapters on one base share a pass"),
+    "rebuilt_tokens": ("rebuilt_tokens", "Head tokens that were computed again so that a running sample could follow a swap"),
     "steps": ("engine_steps", "Forward passes"),
-    "swaps": ("engine_swaps", "Flips of the active set"),
+    "swaps": ("engine_swaps", "Changes of the active set"),
     "requests": ("engine_requests", "Requests taken into the queue"),
-    "rejected_requests": ("engine_rejected_requests", "Requests turned away because the queue was full, or their deadline too near"),
+    "rejected_requests": ("engine_rejected_requests", "Requests refused because the queue was full, or their deadline too near"),
     "late_requests": ("engine_late_requests", "Requests refused since they could not have been served before their deadline"),
     "expired_requests": ("engine_expired_requests", "Requests whose deadline passed before their first step"),
     "wasted_tokens": ("engine_wasted_tokens", "Tokens drawn for samples that were ended before they were whole"),
@@ -101,9 +101,7 @@ class EngineCollector(Collector):
         self._heads: Callable[[], Iterable[HeadInfo]] | None = None
         self._facts: Callable[[], ServerFacts] | None = None
 
-    def connect(
-        self, snapshot: Callable[[], Any], heads: Callable[[], Iterable[HeadInfo]], facts: Callable[[], ServerFacts]
-    ) -> None:
+    def connect(self, snapshot: Callable[[], Any], heads: Callable[[], Iterable[HeadInfo]], facts: Callable[[], ServerFacts]) -> None:
         self._snapshot, self._heads, self._facts = snapshot, heads, facts
 
     def collect(self) -> Iterator[Metric]:
@@ -115,26 +113,28 @@ class EngineCollector(Collector):
 
 
 def _engine_metrics(now: Any) -> Iterator[Metric]:
-    yield GaugeMetricFamily("polyhead_requests_running", "Requests being worked on", value=now.num_running)
+    yield GaugeMetricFamily("polyhead_requests_running", "Requests that are running", value=now.num_running)
     yield GaugeMetricFamily("polyhead_requests_waiting", "Requests in the queue", value=now.num_waiting)
     yield GaugeMetricFamily("polyhead_kv_cache_blocks", "Trunk cache blocks", value=now.num_blocks)
     yield GaugeMetricFamily(
-        "polyhead_kv_cache_cached_blocks", "Blocks that wait to be found again", value=now.num_cached_blocks
+        "polyhead_kv_cache_cached_blocks", "Trunk cache blocks that no sequence uses, kept for later prompts", value=now.num_cached_blocks
     )
     yield GaugeMetricFamily(
         "polyhead_kv_cache_usage_ratio",
-        "Trunk blocks in use by a sequence, of all",
+        "Share of the trunk cache blocks that sequences use",
         value=_ratio(now.num_used_blocks, now.num_blocks),
     )
     yield GaugeMetricFamily(
         "polyhead_head_cache_usage_ratio",
-        "Head blocks that are filled, of all",
+        "Share of the head cache blocks that are filled",
         value=_ratio(now.num_filled_head_blocks, now.num_head_blocks),
     )
-    yield GaugeMetricFamily("polyhead_last_swap_pause_seconds", "Pause that the last swap made", value=now.last_swap_pause_s)
+    yield GaugeMetricFamily(
+        "polyhead_last_swap_pause_seconds", "Seconds for which the last swap paused the engine", value=now.last_swap_pause_s
+    )
     yield GaugeMetricFamily(
         "polyhead_longest_step_gap_seconds",
-        "Longest time between the ends of two steps, one right after the other, in the last half to whole minute",
+        "Longest time between the ends of two consecutive steps, over the last 30 to 60 seconds",
         value=now.longest_gap_s,
     )
     for key, value in sorted(now.counters.items()):
@@ -161,7 +161,7 @@ def _server_metrics(now: ServerFacts) -> Iterator[Metric]:
         "trunk_bytes": ("Bytes of the trunk's weights", now.trunk_bytes),
         "resident_head_bytes": ("Bytes of heads' weights in memory", now.resident_head_bytes),
         "head_memory_budget_bytes": ("Bytes that heads' weights may take", now.head_budget_bytes),
-        "active_generation": ("Number of the active set", now.generation),
+        "active_generation": ("Number of the active generation", now.generation),
         "active_set_damaged": ("1: the active set on disk cannot be served until it is repaired", float(now.is_damaged)),
         "store_damaged_files": ("Damaged files in the store that do not keep the active set from being served", now.num_damaged_files),
         "disk_free_bytes": ("Bytes free where the store is", now.disk_free_bytes),
@@ -169,7 +169,7 @@ def _server_metrics(now: ServerFacts) -> Iterator[Metric]:
     }
     for name, (text, value) in texts.items():
         yield GaugeMetricFamily(f"polyhead_{name}", text, value=value)
-    info = GaugeMetricFamily("polyhead_attention_info", "What computes attention", labels=("attention",))
+    info = GaugeMetricFamily("polyhead_attention_info", "Back end that computes attention, in the label; always 1", labels=("attention",))
     info.add_metric((now.attention,), 1)
     yield info
 
@@ -191,26 +191,31 @@ class Metrics:
         self._lock = threading.Lock()
         make = self.registry
         ProcessCollector(registry=make)
-        self.serving = Gauge("polyhead_serving", "1: health says SERVING; 0 while it loads, drains or cannot", registry=make)
-        self.unread = Gauge("polyhead_unread_bytes", "Bytes that wait to be read, of all calls", registry=make)
+        self.serving = Gauge(
+            "polyhead_serving", "1 if the health service answers SERVING; 0 while the server starts, drains or cannot serve", registry=make
+        )
+        self.unread = Gauge("polyhead_unread_bytes", "Bytes of answers that callers have not read yet", registry=make)
         self.request_seconds = Histogram(
             "polyhead_request_duration_seconds",
-            "A call, from first to last byte",
+            "Duration of a call, from first to last byte",
             ("method", "code"),
             buckets=_SLOW,
             registry=make,
         )
         self.first_token_seconds = Histogram(
-            "polyhead_time_to_first_token_seconds", "From arrival to a request's first token", buckets=_SLOW, registry=make
+            "polyhead_time_to_first_token_seconds", "Time from a request's arrival to its first token", buckets=_SLOW, registry=make
         )
         self.inter_token_seconds = Histogram(
-            "polyhead_inter_token_latency_seconds", "Between two tokens of one sample", buckets=_FAST, registry=make
+            "polyhead_inter_token_latency_seconds", "Time between two tokens of one sample", buckets=_FAST, registry=make
         )
         self.queue_seconds = Histogram(
-            "polyhead_request_queue_seconds", "From arrival to first scheduling", buckets=_SLOW, registry=make
+            "polyhead_request_queue_seconds", "Time from a request's arrival until it is first scheduled", buckets=_SLOW, registry=make
         )
         self.swap_seconds = Histogram(
-            "polyhead_head_swap_seconds", "An activation, from the call to the flip", buckets=_SLOW, registry=make
+            "polyhead_head_swap_seconds",
+            "Duration of an activation, from the call until the engine serves the new set",
+            buckets=_SLOW,
+            registry=make,
         )
         self.swaps = Counter("polyhead_head_swaps", "Activations by head and outcome", ("head", "outcome"), registry=make)
         self.received = Counter(
@@ -233,7 +238,7 @@ class Metrics:
             registry=make,
         )
         self.rule_answers = Counter(
-            "polyhead_rule_answers", "Rule answers: p_violate over one half, or not", ("violated",), registry=make
+            "polyhead_rule_answers", "Rule answers, by whether p_violate is above one half", ("violated",), registry=make
         )
         for violated in ("true", "false"):
             self.rule_answers.labels(violated)

@@ -192,9 +192,9 @@ async def _commit_caches(running: Running, services: Services, stop: StopSignal)
 
     started_at = time.monotonic()
     if await running.workers.run(services.engine.commit_caches, goes_on):
-        log.info("the memory of the caches is taken, after %.1f s", time.monotonic() - started_at)
+        log.info("the memory of the caches was allocated in %.1f s", time.monotonic() - started_at)
     elif not stop.asked.is_set():
-        log.info("the kernel does not give the caches their memory ahead: pages are taken as they are touched")
+        log.info("the kernel does not allocate the caches' memory ahead: each page is allocated when it is first used")
 
 
 async def _follow_heads(health: Health, registry: Registry) -> None:

@@ -136,9 +136,7 @@ def _build(
         library=library,
         ood=OodFits(OodStore(store.files, config.keep_versions), layers),
     )
-    metrics.engine.connect(
-        engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: server_facts(services)
-    )
+    metrics.engine.connect(engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: server_facts(services))
     return services
 
 
@@ -171,9 +169,7 @@ def build_head_cache(config: ServeConfig, served: ServedTrunk, trunk: TrunkModul
     dtype = computed_in(config.head_dtype, config.device)
     loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes, _output_dtype(config))
     budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
-    return HeadCache(
-        store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head)
-    )
+    return HeadCache(store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head))
 
 
 def bring_up_heads(services: Services, progress: Progress) -> None:
@@ -249,16 +245,16 @@ def _check_device(name: str) -> None:
     if device.type != "cuda":
         return
     if not torch.cuda.is_available():
-        raise FailedPrecondition(f"there is no CUDA here that torch {torch.__version__} can use\nhint: --device cpu", field="device")
+        raise FailedPrecondition(f"torch {torch.__version__} finds no CUDA device that it can use\nhint: --device cpu", field="device")
     if (device.index or 0) >= torch.cuda.device_count():
-        raise FailedPrecondition(f"there is no {name}: this machine shows {torch.cuda.device_count()} GPUs", field="device")
+        raise FailedPrecondition(f"no such device: {name} (torch finds {torch.cuda.device_count()} GPUs)", field="device")
 
 
 def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
     named = (("trunk_dtype", config.trunk_dtype), ("head_dtype", config.head_dtype), ("output_dtype", config.output_dtype))
     for field, precision in named:
         if precision is Precision.FP8 and not has_fp8(torch.device(config.device)):
-            raise FailedPrecondition(f"{field} fp8 needs a GPU of compute capability 8.9 or later\nhint: int8 serves here", field=field)
+            raise FailedPrecondition(f"{field} fp8 needs a GPU of compute capability 8.9 or later\nhint: use int8", field=field)
     if spec.tied and computed_in(config.head_dtype, config.device) != computed_in(config.trunk_dtype, config.device):
         raise FailedPrecondition(
             f"heads of this model share the trunk's embedding and its dtype: {config.head_dtype} is not {config.trunk_dtype}\n"

@@ -155,7 +155,7 @@ def _recipe(file: ConfigurationFile) -> Recipe:
 
 def _part(name: str, given: _PartOfFile, form: Form, file: ConfigurationFile) -> Part:
     if name in (KL, KL_COEFFICIENT, ALPHA, AVERAGE) or "." in name:
-        raise file.error(f"parts.{name}", "is no name that a part can have")
+        raise file.error(f"parts.{name}", "is reserved or has a dot: give the part another name")
     is_sum = form is Form.SUM
     taken = {
         "head": given.read.kind is not None,

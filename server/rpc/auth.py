@@ -104,7 +104,7 @@ class Token:
         hashed = hash_token(token)
         for name, value in (("principal", principal), ("team", team)):
             if value and not _NAME.fullmatch(value):
-                raise InvalidArgument(f"a {name} has 1 to 64 letters, digits, or ._@-: {value[:80]!r}", field="tokens")
+                raise InvalidArgument(f"a {name} must have 1 to 64 letters, digits or ._@-: {value[:80]!r}", field="tokens")
         return cls(hashed, Caller(role, principal or f"token-{hashed[len(HASH_PREFIX) :][:12]}", team, caps or CAPS.get(role, NO_CAPS)))
 
 

@@ -41,7 +41,7 @@ class EventStream:
             for event in events:
                 self._observe(event)
         except Exception:
-            logger.exception("events could not be observed; their reader has them all the same")
+            logger.exception("metrics of events could not be recorded; the events were delivered")
         if self._is_closed:
             self._drop(request)
         self._account.check()

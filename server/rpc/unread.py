@@ -148,7 +148,7 @@ class Unread:
             try:
                 self.sweep()
             except Exception:
-                logger.exception("unread calls could not be looked at; the next look is in %g s", SWEEP_S)
+                logger.exception("the check for unread answers failed; it runs again in %g s", SWEEP_S)
 
     def _held(self) -> dict[str, float]:
         held: dict[str, float] = {}

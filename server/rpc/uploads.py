@@ -1,4 +1,4 @@
-"""The messages of an upload, as the contract wants them: a header first, then its parts; a stream that stops sending is given up.
+"""The messages of an upload, as the contract defines them: a header first, then its parts. A stream that stops sending is ended.
 
 Knows of a message only its oneof `part`.
 """
@@ -42,8 +42,8 @@ class Upload(Generic[M]):
         if waited_s < RATE_WINDOW_S:
             return
         if self._num_bytes < least_per_s * waited_s:
-            problem = f"{self._num_bytes} bytes arrived in {waited_s:.0f} s, at least {least_per_s} a second are wanted"
-            raise DeadlineExceeded(f"the {self._what} is given up: {problem}")
+            problem = f"{self._num_bytes} bytes arrived in {waited_s:.0f} s, at least {least_per_s} a second are required"
+            raise DeadlineExceeded(f"the {self._what} was ended: {problem}")
         self._rated_s, self._num_bytes = self.waited_s, 0
 
     async def header(self) -> Any:
@@ -66,6 +66,6 @@ class Upload(Generic[M]):
             async with asyncio.timeout(self._idle_s):
                 return await anext(self._messages, None)
         except TimeoutError:
-            raise DeadlineExceeded(f"nothing arrived for {self._idle_s:g} s: the {self._what} is given up") from None
+            raise DeadlineExceeded(f"nothing arrived for {self._idle_s:g} s: the {self._what} was ended") from None
         finally:
             self.waited_s += self._now() - began_at

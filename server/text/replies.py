@@ -48,7 +48,7 @@ def check_reply(sample: Sample, form: ReplyForm, decode: Decode) -> ReplyCheck:
     try:
         text, marker = split_marker(sample.completion, (*form.openings, *_stops(sample)), decode)
     except Exception:
-        logger.exception("a reply's text could not be made")
+        logger.exception("the text of a reply could not be decoded")
         return _failed()
     reasons: tuple[str, ...] = () if sample.is_terminated else ("not_terminated",)
     if form.ends:

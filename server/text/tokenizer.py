@@ -208,7 +208,7 @@ class Tokenizer:
         chat_template.report(self.chat_template)
         if (end := self.turn_end_id) is not None and end not in eos_ids:
             logger.warning(
-                "the chat template ends a turn with %r (token %d), no EOS of the model: a stop id of the prompts that the template renders",
+                "the chat template ends a turn with %r (token %d), no EOS of the model: prompts that it renders stop there",
                 self._tokenizer.convert_ids_to_tokens(end),
                 end,
             )

@@ -92,7 +92,7 @@ class TranscriptFormat:
         if place != len(turn):
             found = next(opening for opening in self.openings if (turn + following).startswith(opening, place))
             raise InvalidArgument(
-                f"the text holds {found!r}, which opens a turn in {self.reference}: the transcript would not be what was said", field=field
+                f"the text holds {found!r}, which opens a turn in {self.reference}: it would be read as other turns", field=field
             )
 
     def _role_of(self, message: Mapping[str, str], field: str) -> Role:

@@ -58,7 +58,7 @@ def check_leaving(leaving: Collection[str], heads: Mapping[str, int], before: Ma
         raise InvalidArgument(f"{problem}\nhint: activate another version of it", field="deactivate")
     for name in leaving:
         if name in heads:
-            raise InvalidArgument(f"the head is to be activated and deactivated: {name!r}", field="deactivate")
+            raise InvalidArgument(f"a head cannot be activated and deactivated in one change: {name!r}", field="deactivate")
         if name not in before:
             raise NotFound(f"no active head of this name: {name!r}", field="deactivate", metadata={"name": name})
 

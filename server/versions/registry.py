@@ -262,6 +262,6 @@ class Registry(Upkeep):
             raise
 
     def _end_process(self, error: BaseException) -> None:
-        log.critical("an activation failed after its commit point; the process ends and the restart decides", exc_info=error)
+        log.critical("an activation failed after its commit: the process ends, the next start serves what the store holds", exc_info=error)
         logging.shutdown()
         os._exit(EXIT_AFTER_COMMIT)

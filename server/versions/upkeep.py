@@ -28,7 +28,7 @@ class Upkeep(HeadLookup):
         if not add and not remove:
             raise InvalidArgument("name labels to add or to remove", field="add")
         if both := set(add) & set(remove):
-            raise InvalidArgument(f"a label is to be added and removed: {min(both)!r}", field="remove")
+            raise InvalidArgument(f"a label cannot be added and removed in one call: {min(both)!r}", field="remove")
         self.store.check_request(request_id, request_digest)
         record = self.get(reference, "head").record
         return self.store.label(record.name, record.version, add=add, remove=remove, request_id=request_id, request_digest=request_digest)

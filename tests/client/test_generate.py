@@ -240,7 +240,7 @@ def test_wrong_prompts_are_refused_by_name(client: Client, prompts: object, kind
         ({"recipe": "kl", "entropy": "yes"}, TypeError, "entropy has a wrong type: str"),
         ({"best": 2}, errors.InvalidArgument, "best needs a recipe="),
         ({"best": 0, "recipe": "kl"}, errors.InvalidArgument, "best must be at least 1: 0"),
-        ({"median": True, "recipe": "kl"}, errors.InvalidArgument, "median goes with best="),
+        ({"median": True, "recipe": "kl"}, errors.InvalidArgument, "median= needs best="),
         ({"on_swap": "ignore"}, errors.InvalidArgument, "on_swap must be one of pin, abort, follow: 'ignore'"),
     ],
 )

@@ -55,7 +55,7 @@ def test_head_json_is_what_polyhead_reads(client: Client, server: FakeServer, tm
 def test_kind_comes_from_the_active_version_or_from_the_caller(client: Client, server: FakeServer) -> None:
     client.push_head("policy", HEAD)
     assert server.requests["PushHead"][0].manifest.kind == types_pb2.HEAD_KIND_POLICY
-    with pytest.raises(errors.InvalidArgument, match="say kind="):
+    with pytest.raises(errors.InvalidArgument, match="give kind="):
         client.push_head("other", {**HEAD, **SCORE})
     client.push_head("other", {**HEAD, **SCORE}, kind="value")
     assert server.requests["PushHead"][1].manifest.output == heads_pb2.OUTPUT_KIND_SCORE

@@ -56,7 +56,7 @@ def _delta(header: heads_pb2.PushHeader) -> Delta | None:
     if not header.delta_base:
         for name in ("delta_num_bytes", "delta_sha256"):
             if getattr(header, name):
-                raise InvalidArgument(f"{name} goes with delta_base", field=f"header.{name}")
+                raise InvalidArgument(f"{name} is only taken together with delta_base", field=f"header.{name}")
         return None
     _check_sha256(header.delta_sha256, "header.delta_sha256")
     if not header.delta_num_bytes:

@@ -75,9 +75,7 @@ def selection(message: generation_pb2.GenerateRequest, num_samples: int) -> Sele
     if not message.score.recipe:
         raise InvalidArgument("samples are selected by a recipe: name one in score.recipe", field="select")
     if not 1 <= message.select.top <= num_samples:
-        raise InvalidArgument(
-            f"top must lie between 1 and the {num_samples} samples of a prompt: {message.select.top}", field="select.top"
-        )
+        raise InvalidArgument(f"top must lie between 1 and the {num_samples} samples of a prompt: {message.select.top}", field="select.top")
     if message.delivery not in (generation_pb2.DELIVERY_UNSPECIFIED, generation_pb2.DELIVERY_GROUPS):
         raise InvalidArgument("selected samples are delivered by groups", field="delivery")
     return Selection(message.select.top, message.select.median)
@@ -129,7 +127,10 @@ def _reference_of(head: str, names: list[str], given: list[str]) -> str:
         return head
     pinned = [reference for name, reference in zip(names, given, strict=True) if name == head]
     if len(pinned) > 1:
-        raise InvalidArgument(f"the recipe reads {head}: which of {', '.join(pinned)}? Name one, or {head} itself", field="score.heads")
+        raise InvalidArgument(
+            f"the recipe reads {head}, and several versions are named: {', '.join(pinned)}\nhint: name one of them, or {head}",
+            field="score.heads",
+        )
     return pinned[0] if pinned else head
 
 

@@ -341,7 +341,7 @@ def _check_distributions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead],
         raise InvalidArgument(f"top_logprobs must lie between 0 and {most}: {spec.top_logprobs}", field="score.top_logprobs")
     asked = "entropy" if spec.entropy else "top_logprobs" if spec.top_logprobs else ""
     if asked and not any(head.manifest.kind is HeadKind.POLICY for head in scoring):
-        raise InvalidArgument(f"{asked} is said by heads of kind policy, and none is named", field=f"score.{asked}")
+        raise InvalidArgument(f"{asked} needs a head of kind policy, and none is named", field=f"score.{asked}")
 
 
 def _nowhere(request: Request, events: object) -> None:

@@ -293,7 +293,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         try:
             return await carried_through(self._workers.run_control(self._registry.collect))
         except PolyheadError as error:
-            log.warning("old versions were not collected: %s", error.message)
+            log.warning("old head versions could not be deleted: %s", error.message)
             return []
 
 

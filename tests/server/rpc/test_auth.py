@@ -130,7 +130,7 @@ def test_caps_are_a_roles_own_or_the_files(tmp_path: Path) -> None:
         ('worker = {principal = "p"}', 0o600, r"worker\[0\]\.token is missing"),
         ('worker = {token = "worker-token-0123456789", boss = "p"}', 0o600, r"\[0\]\.boss is unknown\nhint: known are token, princ"),
         ('worker = {token = "worker-token-0123456789", team = 3}', 0o600, r"worker\[0\]\.team must be a text in quotes"),
-        ('worker = {token = "worker-token-0123456789", team = "a b"}', 0o600, "a team has 1 to 64 letters"),
+        ('worker = {token = "worker-token-0123456789", team = "a b"}', 0o600, "a team must have 1 to 64 letters"),
         ('worker = "worker-token-0123456789"', 0o604, "chmod 600"),
         ('boss = "worker-token-0123456789"', 0o600, "the tokens file: boss is unknown\nhint: known are annotator, worker, trainer, admin"),
         ('worker = "short"', 0o600, "at least 16 characters"),

@@ -269,5 +269,5 @@ class TestFit:
             return len([before async for before, _ in fitting._prompts(upload, 200)])
 
         assert asyncio.run(read(0.05)) == 200
-        with pytest.raises(DeadlineExceeded, match=r"the fit is given up: .* at least 64 a second"):
+        with pytest.raises(DeadlineExceeded, match=r"the fit was ended: .* at least 64 a second"):
             asyncio.run(read(30.0))

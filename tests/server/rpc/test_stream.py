@@ -33,7 +33,7 @@ async def test_a_failing_observer_harms_no_stream(caplog: pytest.LogCaptureFixtu
     hand_over(asyncio.get_running_loop(), outbox)
     for stream in streams:
         assert [event async for event in stream.events()] == [Ended(None)]
-    assert "could not be observed" in caplog.text
+    assert "could not be recorded" in caplog.text
 
 
 async def test_a_slow_reader_gets_longer_lists() -> None:
