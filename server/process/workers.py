@@ -7,13 +7,16 @@ and changes, and a third for messages so large that their texts take seconds (`r
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import contextvars
+import logging
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import AbstractContextManager
 from functools import partial
 from typing import Any, ParamSpec, TypeVar
 
+from polyhead.heads.format.errors import PolyheadError
 from polyhead.heads.format.pauses import Pause, pausing
 
 P = ParamSpec("P")
@@ -23,6 +26,8 @@ NUM_THREADS = 8  # more than the pushes that may run at once
 NUM_CONTROL_THREADS = 4  # none of their calls reads weights or texts
 NUM_LONG_THREADS = 2
 LONG_BYTES = 256 << 10  # of a message: tokenising so much text takes a second, and a hundred times its memory
+
+log = logging.getLogger(__name__)
 
 
 class Workers:
@@ -56,7 +61,7 @@ class Workers:
         try:
             return await asyncio.shield(task)
         except asyncio.CancelledError:
-            await asyncio.wait([task])
+            await _ended(task)
             if task.exception() is None:
                 with task.result():
                     raise
@@ -84,8 +89,19 @@ async def carried_through(work: Awaitable[R]) -> R:
     try:
         return await asyncio.shield(task)
     except asyncio.CancelledError:
-        await asyncio.wait([task])
+        await _ended(task)
+        if (error := task.exception()) is not None:  # asked for here: asyncio would write a traceback to the log for each refusal
+            is_refused = isinstance(error, PolyheadError)
+            level, trace = (logging.INFO, None) if is_refused else (logging.ERROR, error)
+            log.log(level, "a change failed after its caller had gone: %s", type(error).__name__, exc_info=trace)
         raise
+
+
+async def _ended(task: asyncio.Future[Any]) -> None:
+    """Wait for its end, however often the one who waits is cancelled."""
+    while not task.done():
+        with contextlib.suppress(asyncio.CancelledError):
+            await asyncio.wait([task])
 
 
 def _pool(name: str, num_threads: int) -> ThreadPoolExecutor:
