@@ -18,7 +18,8 @@ from polyhead.heads.format.errors import (
     ResourceExhausted,
 )
 from polyhead.heads.store.store import HeadStore
-from tests.heads.store.store_support import ROOT, TRUNK, activate, assert_no_leftovers, assert_restarts_equal, blob, manifest, push
+from tests.guards.tree import ROOT
+from tests.heads.store.store_support import TRUNK, activate, assert_no_leftovers, assert_restarts_equal, blob, manifest, push
 
 BAD_NAMES = [
     "", ".", "..", "../x", "a/b", "/abs", "a\\b", "a\0b", "%2e%2e", "con/..", "-x", ".x", "x..y", "A", "ä", "a b", "a\n",
