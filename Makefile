@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exact
 	$(wildcard tests/client/test_*.py) $(addprefix tests/client/,annotate cli demo results weights wire)
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate rlhf test-trl test-triton serve test test-quick test-long test-web lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf test-trl test-triton serve test test-quick test-long test-web test-web-long lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -46,7 +46,10 @@ test-long: env  ## the long ones
 	$(PYTEST) -m long
 
 test-web: env $(VENV)/.web  ## the frontend in a real browser: needs Debian's chromium, fonts-noto-cjk and npm
-	$(BIN)/python -m pytest tests/web $(WEB_TESTS)
+	$(BIN)/python -m pytest tests/web -m 'not long' $(WEB_TESTS)
+
+test-web-long: env $(VENV)/.web  ## both languages in both themes, 200 kills around COMMIT, 50 people at once
+	$(BIN)/python -m pytest tests/web tests/client/annotate -m long $(WEB_TESTS)
 
 $(VENV)/.web: pyproject.toml
 	@command -v chromium >/dev/null || { echo "no chromium on this machine: apt-get install chromium fonts-noto-cjk"; exit 1; }

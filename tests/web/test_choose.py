@@ -162,6 +162,9 @@ def test_trusted_types_refuse_markup(browser: Any, served: Served) -> None:
         ("light", "en", {"viewport": {"width": 1280, "height": 860}}),
         ("dark-zh", "zh-Hans", {"viewport": {"width": 1280, "height": 860}, "color_scheme": "dark"}),
         ("phone", "en", {"viewport": {"width": 320, "height": 700}, "has_touch": True, "is_mobile": True}),
+        pytest.param("light-zh", "zh-Hans", {"viewport": {"width": 1280, "height": 860}}, marks=pytest.mark.long),
+        pytest.param("dark", "en", {"viewport": {"width": 1280, "height": 860}, "color_scheme": "dark"}, marks=pytest.mark.long),
+        pytest.param("phone-zh", "zh-Hans", {"viewport": {"width": 320, "height": 700}, "color_scheme": "dark"}, marks=pytest.mark.long),
     ],
 )
 def test_pages_are_accessible_and_fit(browser: Any, served: Served, name: str, locale: str, options: dict[str, Any]) -> None:

@@ -48,7 +48,7 @@ def backup(db: Database, path: Path) -> Backup:
 
 def keep_backup(db: Database, folder: Path) -> Backup:
     """A backup named by the time, of which the newest 24 stay, and the last one of each of 14 days."""
-    folder.mkdir(parents=True, exist_ok=True)
+    folder.mkdir(mode=0o700, parents=True, exist_ok=True)
     made = backup(db, folder / datetime.now(UTC).strftime(_NAME))
     found = sorted(folder.glob("annotate-*.db"))
     for old in set(found) - set(kept(found)):
