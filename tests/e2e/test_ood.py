@@ -212,8 +212,8 @@ def test_a_full_queue_makes_a_fit_wait(tiny_model: Path, tmp_path: Path) -> None
         serving(tiny_model, tmp_path, max_queue_requests=2, interactive_share=0.0) as server,
         Client(server.address) as client,
         ThreadPoolExecutor(1) as threads,
-        client.samples([PROMPT], n=16, max_new_tokens=900, ignore_eos=True) as first,
-        client.samples([PROMPT], n=16, max_new_tokens=900, ignore_eos=True) as second,
+        client.samples([PROMPT], n=16, max_new_tokens=400, ignore_eos=True) as first,
+        client.samples([PROMPT], n=16, max_new_tokens=400, ignore_eos=True) as second,
     ):
         readers = [threading.Thread(target=next, args=(samples, None)) for samples in (first, second)]
         for reader in readers:
