@@ -168,7 +168,7 @@ class AsyncClient:
     async def tokenize_rules(
         self, rules: Sequence[str | Rule | Mapping[str, str]] | None = None, *, rule_set: str = "", template: str = ""
     ) -> RuleQuestions:
-        """The token ids of the question about each rule, given by id or by text, as the server asks them: train a rule head on these."""
+        """The token ids of the question about each rule, given by id or by text: what the server asks with. Train a rule head on these."""
         request = requests.tokenize_rules(rules, rule_set, template)
         return convert.rule_questions(await self._lookup(lambda stubs: stubs.scoring.TokenizeRules, request))
 

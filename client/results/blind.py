@@ -27,7 +27,7 @@ from polyhead.client.wire.prompts import Continuation, Message, continue_from
 
 __all__ = ["BlindCandidates", "Candidate", "Evidence", "blind"]
 
-_ID_BITS = 96  # nobody guesses one, and two are never the same
+_ID_BITS = 96  # cannot be guessed, and are never repeated
 _UNUSABLE = (FinishReason.ABORTED, FinishReason.FAILED)
 
 

@@ -234,7 +234,7 @@ class Sample:
     finish_reason: FinishReason
     terminated: bool
     stop: str  # the stop string that matched
-    valid: bool  # whether it terminated without error, and is as its transcript format wants it
+    valid: bool  # whether it terminated without error, and is as its transcript format requires
     head: str
     head_version: int  # made the last token
     digest: str

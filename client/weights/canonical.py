@@ -1,7 +1,7 @@
 """A head as one safetensors file, byte for byte as the safetensors library writes it, without holding it in memory.
 
 The order is the library's: float32, bfloat16, float16, then by name; no metadata; the header padded to 8 bytes.
-So equal weights have equal files, and equal digests, whoever serialised them.
+So equal weights have equal files, and equal digests, whichever program wrote them.
 """
 
 from __future__ import annotations

@@ -66,7 +66,7 @@ class PushPlan:
 
     @property
     def kind_reference(self) -> str:
-        """The version whose kind this head has if nobody said: the base, or the active version of the name.
+        """The version whose kind this head takes if none is given: the base, or the active version of the name.
 
         Empty for an adapter: the server gives it the kind of what it builds on.
         """

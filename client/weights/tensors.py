@@ -67,7 +67,7 @@ def as_source(name: str, value: Any) -> Source:
         return Source(value.dtype, value.shape, lambda: memoryview(value.data))
     if any(kind.__name__ in _SHARDED for kind in type(value).__mro__) or name.endswith("_flat_param"):
         raise FailedPrecondition(_gather_hint(name, type(value).__name__), field=name)
-    torch = sys.modules.get("torch")  # whoever holds a torch tensor has imported it
+    torch = sys.modules.get("torch")  # a caller who holds a torch tensor has imported it
     if torch is not None and isinstance(value, torch.Tensor):
         return _from_torch(torch, name, value)
     if isinstance(value, np.ndarray):

@@ -93,7 +93,7 @@ class ScoreOptions(SamplingOptions, _RuleOptions, _RewardOptions, _RequestOption
     ood: str  # an out-of-distribution fit, "helpful" or "helpful@2"
     terminated: (
         bool | Sequence[bool | None] | None
-    )  # whether completions ended by themselves; None: whether they end in an EOS token, or as their transcript format wants it
+    )  # whether completions ended by themselves; None: whether they end in an EOS token, or as their transcript format requires
 
 
 class PushOptions(TypedDict, total=False):

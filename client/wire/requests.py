@@ -352,7 +352,7 @@ def _arm(given: Arm | Mapping[str, Any], sampling: SamplingOptions, field: str) 
 
 
 def _count(n: int, field: str) -> int:
-    """0 would mean 1 on the wire: refused here, because nobody who writes n=0 means that."""
+    """0 would mean 1 on the wire: refused here, because a caller who writes n=0 does not mean that."""
     if isinstance(n, bool) or not isinstance(n, int):
         raise TypeError(f"{field} must be an int: {type(n).__name__}")
     if n < 1:

@@ -2,7 +2,7 @@
 
 PolyheadError
 ├── InvalidArgument     the caller's input is wrong; names the field                 validation, head file checks
-├── NotFound            a well-formed name that nobody knows                         store, registry, rule sets
+├── NotFound            a well-formed name that is unknown                           store, registry, rule sets
 ├── AlreadyExists       the same request id with other content                       store
 ├── Conflict            the active set moved on since `expected_generation`          store
 ├── FailedPrecondition  well-formed, but it does not fit this trunk or this state    manifest, registry

@@ -1,4 +1,4 @@
-"""Pauses in long work, decided by whoever runs it: the work calls `pause_point` between two pieces, and its context says what that does.
+"""Pauses in long work, decided by the caller: the work calls `pause_point` between two pieces, and its context says what that does.
 
 A server pauses while its engine is busy (server/host/pacing.py); a command line never does. Nothing is passed through signatures.
 """

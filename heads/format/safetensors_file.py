@@ -27,7 +27,7 @@ _HINT = "hint: download or save it again"
 class PlacedTensor:
     """One tensor of a file."""
 
-    dtype: str  # as the header spells it; it may be one that nobody here knows
+    dtype: str  # as the header spells it; it may be an unknown one
     shape: tuple[int, ...]
     start: int  # byte offset in the file
     num_bytes: int

@@ -109,7 +109,7 @@ def build_head(
     """A head of exactly these tensors (global names). Tensors that already have the dtype and device are used, not copied.
 
     `tied_embedding` is the trunk's `embedding` itself and is needed with OutputKind.TIED; it is shared and stays frozen. `skeleton`, which
-    `head_skeleton` made, spares whoever builds many heads the time to make one; it is copied. An output of its own gets `output_dtype`
+    `head_skeleton` made, saves the time to make one for each of many heads; it is copied. An output of its own gets `output_dtype`
     where that is given.
     """
     check_schema(spec, tensors, output)

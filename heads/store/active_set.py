@@ -85,7 +85,7 @@ class ActiveSets(StoreParts):
         AlreadyExists, without digests other heads are.
         `expected_generation` 0 expects that nothing was ever active; Conflict (metadata `current_generation`) if the active set
         has moved on. NotFound for an unknown version, DataLoss for a damaged one, FailedPrecondition while `damage` is set.
-        After all these nothing has changed; after CommitUncertain nobody knows: end the process.
+        After all these nothing has changed; after CommitUncertain it is unknown whether the record lasts: end the process.
         """
         with self._guard("could not store the activation"):
             record = self._next_generation(heads, request_id, parent, note, answer, request_digest)
@@ -139,7 +139,7 @@ class ActiveSets(StoreParts):
 
     def verify(self, heads: Mapping[str, int]) -> None:
         """Read the bytes of these versions unless they were read since their files last changed: what a commit of them would do while
-        everybody else waits. DataLoss; NotFound."""
+        all other calls wait. DataLoss; NotFound."""
         blobs = []
         with self._lock:
             for record in (self._versions.get(*head) for head in heads.items()):

@@ -86,7 +86,7 @@ class BlobFolder:
         A blob that is there and intact is kept; a damaged one is replaced: pushing the same head again repairs it.
         """
         with self._lock:
-            self._waiting[digest] += 1  # from here on nobody deletes it
+            self._waiting[digest] += 1  # from here on it is not deleted
         try:
             if self._is_intact(digest):
                 self.files.discard(temporary)
@@ -210,7 +210,7 @@ class BlobFolder:
             return False
 
     def note(self, digest: str, found: str, stamp: osio.Stamp) -> None:
-        """Somebody read the whole blob: `found` is the SHA-256 of what `stamp` was."""
+        """The whole blob was read: `found` is its SHA-256, `stamp` the file at that time."""
         if found != digest:
             self._verified.pop(digest, None)
             self._rotten[digest] = stamp

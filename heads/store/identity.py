@@ -48,7 +48,7 @@ def read_trunk_id(files: StoreFiles) -> str:
 
 
 def _check_new(files: StoreFiles) -> None:
-    """A folder without STORE must hold no more than what an interrupted creation leaves: never adopt somebody's home folder."""
+    """A folder without STORE must hold no more than what an interrupted creation leaves: a home folder is never turned into a store."""
     unknown = [name for name in files.list("") if name not in _KNOWN]
     if unknown:
         raise FailedPrecondition(f"the folder is not empty and not a head store: it holds {unknown[0][:80]!r}")

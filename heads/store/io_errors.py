@@ -21,7 +21,7 @@ class StoreIoError(DataLoss):
 
 
 class StoreFull(ResourceExhausted):
-    """No room for what was to be written. It says no time for a retry: nothing becomes free before somebody deletes something."""
+    """No room for what was to be written. It names no time for a retry: room is made by deleting something."""
 
     reason: ClassVar[str] = "STORE_FULL"
 

@@ -114,7 +114,7 @@ class StoreFiles:
     def commit(self, name: str, data: bytes, subject: str) -> None:
         """As `put` of a new name and `fsync_folder` in one, where a caller must know whether anything has happened.
 
-        RenameIssued: the rename was issued, and nobody knows what a power cut would leave. Any other OSError: nothing has changed.
+        RenameIssued: the rename was issued, and what a power cut would leave is unknown. Any other OSError: nothing has changed.
         Both folders are open before the rename, so that nothing behind it can fail for want of a descriptor.
         """
         temporary = self._stage(data, subject)
@@ -137,7 +137,7 @@ class StoreFiles:
             with self._call("fsync_folder", name.rpartition("/")[0], f"{subject}_dir_fsync"):
                 os.fsync(target[0])
         except FileExistsError:
-            raise  # somebody else's file
+            raise  # the file of another writer
         except OSError as error:
             if is_issued and _may_exist(*target):
                 raise RenameIssued(*error.args) from None

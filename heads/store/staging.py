@@ -26,14 +26,14 @@ class Destination(Protocol):
 class Staging:
     """One head file on its way in, used by one thread at a time. A context manager: leaving it with an error aborts.
 
-    `write` the chunks; `verify` compares size and SHA-256; `read` gives the bytes to whoever checks them; `finish` publishes.
+    `write` the chunks; `verify` compares size and SHA-256; `read` gives the bytes for further checks; `finish` publishes.
     """
 
     def __init__(
         self, blobs: Destination, temporary: str, fd: int, declared_bytes: int, declared_sha256: str, on_end: Callable[[], None]
     ) -> None:
         self.declared_bytes = declared_bytes
-        self.declared_sha256 = declared_sha256  # empty: nobody knows it yet
+        self.declared_sha256 = declared_sha256  # empty: not known yet
         self._on_end = on_end
         self.num_bytes = 0  # written so far
         self._blobs = blobs

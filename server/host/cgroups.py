@@ -18,7 +18,7 @@ def cpu_quotas() -> Iterator[float]:
 
 
 def memory_left() -> Iterator[int]:
-    """Bytes that may still be taken, of each group that has a limit. Pages of files that nobody uses now count as free."""
+    """Bytes that may still be taken, of each group that has a limit. Pages of files that are not in use count as free."""
     for folder in _groups():
         with contextlib.suppress(OSError, ValueError):
             limit = int((folder / "memory.max").read_text(encoding="ascii"))

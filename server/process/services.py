@@ -1,4 +1,4 @@
-"""What a loaded server consists of: one object, handed whole to whoever answers calls or looks after the server."""
+"""What a loaded server consists of: one object, handed whole to servicers and to the parts that supervise the server."""
 
 from __future__ import annotations
 

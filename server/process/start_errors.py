@@ -24,7 +24,7 @@ _HINTS = {
 
 
 def explained(error: OSError) -> FailedPrecondition:
-    """The same as an error that is shown in two lines; whoever starts a server may read its paths."""
+    """The same as an error that is shown in two lines; the operator who starts a server may read its paths."""
     what = error.strerror or str(error) or type(error).__name__
     where = f": {error.filename}" if error.filename else ""
     hint = _HINTS.get(error.errno or 0, "run it again with POLYHEAD_LOG_LEVEL=DEBUG for the place in the code")

@@ -48,7 +48,7 @@ class Workers:
         return await self._run(self._control, partial(function, *args, **kwargs))
 
     async def run_sized(self, num_bytes: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
-        """The same for work on a message of `num_bytes`: long ones wait for each other, and nobody for them."""
+        """The same for work on a message of `num_bytes`: long ones have threads of their own, so that short ones need not wait for them."""
         return await self._run(self._long if num_bytes > LONG_BYTES else self._pool, partial(function, *args, **kwargs))
 
     async def finish(self, function: Callable[..., R], *args: object) -> R:

@@ -29,7 +29,7 @@ from polyhead.server.validation import FileModel, Name, own_error
 SHIPPED = Path(__file__).parent / "rule_files"
 DEFAULT_SET = "example-rules"
 DEFAULT_TEMPLATE = "example-rule-prompt@2"
-SHIPPED_TEMPLATES = ("example-rule-prompt@1", DEFAULT_TEMPLATE, "example-rule-prompt-zh@1")  # nobody asked for these: no warning
+SHIPPED_TEMPLATES = ("example-rule-prompt@1", DEFAULT_TEMPLATE, "example-rule-prompt-zh@1")  # not configured by the operator: no warning
 MAX_RULE_CHARACTERS = 2000
 
 logger = logging.getLogger(__name__)

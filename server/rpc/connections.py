@@ -1,4 +1,4 @@
-"""How many connections the process takes, so that those who say nothing never take its last descriptor. Knows no protocol."""
+"""How many connections the process takes, so that silent ones cannot take its last descriptor. Knows no protocol."""
 
 from __future__ import annotations
 

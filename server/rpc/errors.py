@@ -1,4 +1,4 @@
-"""The one map from an error to a gRPC status with google.rpc details. Knows nothing of handlers and of what went wrong inside.
+"""The one map from an error to a gRPC status with google.rpc details. It is given the error alone, no handler.
 
 Whatever is not a PolyheadError becomes INTERNAL with an incident id; its text goes to the log alone, never to a caller.
 """
@@ -24,7 +24,7 @@ log = logging.getLogger(__name__)
 
 
 class Unauthenticated(PolyheadError):
-    """No token, or one that nobody knows. Raised by auth."""
+    """No token, or an unknown one. Raised by auth."""
 
     code = "UNAUTHENTICATED"
     reason = "UNAUTHENTICATED"

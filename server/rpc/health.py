@@ -62,7 +62,7 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
             self._notify()
 
     def status(self, service: str) -> int | None:
-        """A ServingStatus, or None for a name that nobody knows."""
+        """A ServingStatus, or None for an unknown name."""
         if service == LIVENESS:
             return int(_SERVING if self._is_live else _NOT_SERVING)
         head = service.removeprefix(HEAD_PREFIX)

@@ -30,7 +30,7 @@ from polyhead.server.rpc.unread import Account, Unread
 DRAIN_RETRY_S = 2.0
 OWN_SHARE = 0.9  # a deadline below this share of the server's longest is the caller's own; a client's retries take some of its hour
 _REQUEST_ID = re.compile(r"^[A-Za-z0-9._:-]{1,128}$")
-_ids = random.Random()  # told apart in logs, secret to nobody; the system's own numbers cost a call of the system each
+_ids = random.Random()  # for logs, no secret: the system's random source costs a system call each
 _MALFORMED = object()  # what the deserializer returns for bytes that are no message
 
 _ALWAYS_OPEN = ("/grpc.health.v1.",)  # answered while draining
@@ -151,7 +151,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
                 error = to_polyhead_error(caught)
                 code = error.code
                 _forget_frames(caught)
-            if call.unread.is_ending:  # its status waits behind a message that nobody takes: a drain does not wait for it
+            if call.unread.is_ending:  # its status is queued behind a message that its caller does not read: a drain goes on without it
                 del self._tasks[task]
                 call.unread.settle()
             await context.abort(status_code(error), error.message[:1024], (*trailing_metadata(error), *id_trailer))
@@ -189,7 +189,7 @@ def _behaviour(handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
 
 
 async def _until(deadline_at: float, account: Account, work: Awaitable[Any]) -> Any:
-    """Run to the end, to the deadline, or until the account is told to end the call."""
+    """Run to the end, to the deadline, or until the account ends the call."""
     limit = asyncio.timeout(None if deadline_at == float("inf") else max(0.0, deadline_at - time.monotonic()))
     errors: list[PolyheadError] = [DeadlineExceeded("the call's deadline has passed")]
 

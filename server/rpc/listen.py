@@ -73,7 +73,7 @@ def make_server(config: ServeConfig, interceptor: CallInterceptor, health: Healt
 
 
 def bind(server: grpc.aio.Server, config: ServeConfig) -> int:
-    """The port that it listens on. FailedPrecondition if another process has it, InvalidArgument if nobody could connect with TLS."""
+    """The port that it listens on. FailedPrecondition if another process has it, InvalidArgument if no client could connect with TLS."""
     credentials = None
     if config.tls_cert is not None and config.tls_key is not None:
         credentials = grpc.ssl_server_credentials([read_pair(config.tls_cert, config.tls_key)])

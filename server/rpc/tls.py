@@ -45,7 +45,7 @@ def _pair_error(reason: str | None) -> InvalidArgument:
 
 
 def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
-    """A whole handshake in memory with a caller who trusts this very certificate: what fails here fails for everybody."""
+    """A whole handshake in memory with a caller who trusts this very certificate: what fails here fails for every caller."""
     client.check_hostname = False  # callers know by which name they come
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()

@@ -1,8 +1,8 @@
 """What waits to be read: each call's bytes, counted against one budget of the server and against its caller. Knows no messages.
 
 The engine never waits for a reader. Boundary states are made only as they are read (`has_room`); everything else is held. When more
-waits than the budget has, the call ends that holds most, of the principal that holds most, those first that nobody reads; and a call
-ends of which no message was taken for `stall_s`. Nobody else notices.
+waits than the budget has, the call ends that holds most, of the principal that holds most, unread ones first; and a call
+ends of which no message was taken for `stall_s`. No other call is affected.
 """
 
 from __future__ import annotations
@@ -61,7 +61,7 @@ class Account:
         self.writing_since = None
 
     def settle(self) -> None:
-        """The call was ended, and its work goes as soon as the engine hears of it. What is left is the message that nobody took."""
+        """The call was ended, and its work goes as soon as the engine cancels it. What is left is the message that was not read."""
         if self.writing_since is not None:
             self.num_message_bytes = MESSAGE_BYTES
             self.hold(MESSAGE_BYTES)
@@ -133,7 +133,7 @@ class Unread:
             )
 
     def sweep(self) -> None:
-        """End calls that nobody reads. On the event loop, now and then."""
+        """End calls that are not read. Runs on the event loop at intervals."""
         late = self.clock() - self._stall_s
         with self._lock:
             stalled = [each for each in self._accounts if each.writing_since is not None and each.writing_since <= late]

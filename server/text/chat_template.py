@@ -31,7 +31,7 @@ class Form(enum.Enum):
 class Outcome(enum.Enum):
     KEPT = enum.auto()
     LOST = enum.auto()
-    RAISED = enum.auto()  # it may be that the template wants other turns around: a request will tell
+    RAISED = enum.auto()  # the template may need other turns around these: each request is tried
 
 
 @dataclass(frozen=True, slots=True)

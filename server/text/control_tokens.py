@@ -1,7 +1,7 @@
 """Control tokens: those that a tokenizer marks special. In what people write they are text; only a template's own are tokens.
 
 A content's control tokens are broken by a character that no content holds, so what still reads as one in the rendered text is the
-template's. That one goes to the tokenizer under a name that nobody can write, in a copy of the tokenizer that knows no other control token:
+template's. That one goes to the tokenizer under a name that no text can hold, in a copy of the tokenizer that has no other control token:
 the whole is tokenised at once, as ever, and a user's `<|im_end|>` is a few tokens of text in it.
 """
 

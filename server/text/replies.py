@@ -17,7 +17,7 @@ logger = logging.getLogger(__name__)
 class ReplyForm:
     """What the reply to a prompt must look like."""
 
-    format: str = ""  # "sparrow@1"; "" for the chat template, which asks nothing of a reply
+    format: str = ""  # "sparrow@1"; "" for the chat template, which sets no rule for a reply
     ends: tuple[str, ...] = ()  # one of them ends a valid reply
     openings: tuple[str, ...] = ()  # none of them stands inside one
     stop_ids: frozenset[int] = frozenset()  # the chat template's own end of a turn, where it is no EOS of the model
@@ -64,7 +64,7 @@ def _stops(sample: Sample) -> tuple[str, ...]:
 
 
 def is_ended(token_ids: list[int], form: ReplyForm, decode: Decode) -> bool:
-    """Whether a given reply ends as its transcript format wants it."""
+    """Whether a given reply ends as its transcript format requires."""
     return bool(form.ends) and split_marker(token_ids, form.openings, decode)[1] in form.ends
 
 

@@ -64,7 +64,7 @@ class Tokenizer:
             raise InvalidArgument(f"the model's tokenizer cannot write this text: {str(error)[:200]}") from None
 
     def encode_after(self, before: Sequence[int], text: str, field: str, is_content: bool = False) -> list[int]:
-        """Ids of a text that continues `before`; control tokens in it are text if it is what somebody said.
+        """Ids of a text that continues `before`; control tokens in it are text if it is a message's content.
 
         InvalidArgument names the field if the tokenizer cannot do that.
         """

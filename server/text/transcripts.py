@@ -87,7 +87,7 @@ class TranscriptFormat:
         return min((place for opening in self.openings if (place := text.find(opening, start)) >= 0), default=-1)
 
     def check_closed(self, turn: str, start: int, following: str, field: str) -> None:
-        """Whoever reads the transcript finds its turns by their openings: a text that holds one would be read as somebody else's turn."""
+        """Turns are found by their openings: a text that holds one would be read as another turn."""
         place = self.find_opening(turn + following, start)
         if place != len(turn):
             found = next(opening for opening in self.openings if (turn + following).startswith(opening, place))
@@ -108,7 +108,7 @@ class TranscriptFormat:
 
 
 class TranscriptBook:
-    """All formats that the server knows. A shipped one that the tokenizer cannot write is set aside; one that was asked for is an error."""
+    """All formats of the server. A shipped one that the tokenizer cannot write is set aside; one that was asked for is an error."""
 
     def __init__(self, coder: Coder, files: Iterable[Path] = ()) -> None:
         self._coder = coder
@@ -207,7 +207,7 @@ class _FormatFile(FileModel):
 
 
 def _check_tokens(found: TranscriptFormat, coder: Coder) -> None:
-    """An opening must come back from its tokens as it went in, alone and behind a text, or nobody could find it in a reply."""
+    """An opening must come back from its tokens as it went in, alone and behind a text, or it could not be found in a reply."""
     continuation = Continuation(coder)
     for role in found.roles.values():
         field = f"formats.roles.{role.name}.opening"

@@ -38,7 +38,7 @@ class HeadCache:
         wanted = {record.digest: record for record in (*bases, *records)}
         pin.add(wanted)
         ready = [self.residency.served(record.name, record.version) for record in records]
-        if all(ready):  # a rollback does not wait for the canary of somebody's push
+        if all(ready):  # a rollback does not wait for the canary pass of a push
             return {head.name: head for head in ready if head is not None}
         if self._loading.locked():
             note("waiting for another load or canary pass")

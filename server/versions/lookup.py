@@ -87,7 +87,7 @@ class HeadLookup:
             try:
                 yield look_up
             finally:
-                found.clear()  # whoever still has the look-up holds no weights by it
+                found.clear()  # a look-up that outlives the block then keeps no weights in memory
 
     def resolve(self, reference: str, active: ActiveSet, field: str, pin: Pin) -> ServedHead:
         """As `find`, and a version that is not in memory is loaded; it stays while `pin` lasts.

@@ -41,7 +41,7 @@ class ResidentName:
 
 
 class Pin:
-    """Digests of heads that somebody is about to use, and that nothing else holds yet. They need not be in memory, now or ever.
+    """Digests of heads that are about to be used and are not yet held otherwise. They need not be in memory.
 
     What is added after the pin's end holds nothing: a worker that a cancelled call has left behind keeps no memory.
     """
@@ -140,7 +140,7 @@ class Residency:
             return head
 
     def watch(self, live: LiveHead) -> None:
-        """Count weights that are not kept for as long as somebody else holds them."""
+        """Count weights that are not kept for as long as a reference to them exists."""
         with self._lock:
             self._ghosts[id(live.module)] = (weakref.ref(live.module), live.num_bytes)
 
@@ -203,7 +203,7 @@ class Residency:
             if self._num_over(num_bytes) <= 0:
                 return
             self._evict(digest)
-        if self._num_over(num_bytes) > 0:  # somebody still holds what was let go
+        if self._num_over(num_bytes) > 0:  # a released head is still referenced
             self._refuse(num_bytes, pin)
 
     def _num_over(self, num_bytes: int) -> int:

@@ -39,7 +39,7 @@ def plan_reward(spec: types_pb2.ScoringSpec, context: RequestContext, *, is_give
 
 
 def _with_weight(recipe: Recipe, constants: Mapping[str, float], asked: Sequence[str]) -> Recipe:
-    """The recipe without parts that would run a head for nothing: their weight is 0, and nobody asked for the head."""
+    """The recipe without parts that would run a head for nothing: their weight is 0, and the request does not name the head."""
 
     def is_read(part: Part) -> bool:
         return part.read.kind is None or constants[part.name] != 0 or part.head in asked

@@ -17,7 +17,7 @@ MAX_STOP_IDS = 64
 MIN_REPETITION_PENALTY = 0.01
 MAX_REPETITION_PENALTY = 10.0
 MAX_TEMPERATURE = 100.0
-_seeds = random.Random()  # whoever asks is told the seed; the system's own numbers cost a call of the system each
+_seeds = random.Random()  # no secret: answers state the seed, and the system's random source costs a system call each
 
 
 def sampling_params(message: types_pb2.Sampling, field: str, context: RequestContext) -> SamplingParams:

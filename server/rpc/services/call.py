@@ -126,7 +126,7 @@ class CallRunner:
             self.services.metrics.observe_sample(sample_facts(event.sample))
 
     async def made(self, messages: Iterator[M], num_tokens: int) -> AsyncIterator[M]:
-        """Messages that hold so many tokens: large ones are made on a worker, one at a time, since the event loop is everybody's."""
+        """Messages that hold so many tokens: large ones are made on a worker, one at a time, since all calls share the event loop."""
         if num_tokens <= LOOP_TOKENS:
             for message in messages:
                 yield message
@@ -145,4 +145,4 @@ class CallRunner:
 
 
 def _nowhere(request: Request, events: list[Event]) -> None:
-    """A probe hears nothing."""
+    """A probe gets no events."""

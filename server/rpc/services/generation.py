@@ -132,7 +132,7 @@ class _Writer:
         return answers.sample_message(each.sample, each.check, recipes.reward_of(self._work.plan, each.reward, each.rank))
 
     def _states(self, sample: Sample) -> Iterator[generation_pb2.GenerateResponse]:
-        """The prompt's go along with the first of its samples that has states, if the caller wants them once."""
+        """The prompt's go along with the first of its samples that has states, if the caller asked to get them once."""
         is_known = sample.prompt_index in self._known_prompts
         for part in answers.states_parts(sample, len(sample.prompt) if is_known else 0):
             yield generation_pb2.GenerateResponse(states=part)

@@ -298,7 +298,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
 
 
 class _Chunks:
-    """The bytes of one push, in the order that the contract wants, refused if they come too slowly."""
+    """The bytes of one push, in the order that the contract sets; refused if they come too slowly."""
 
     def __init__(self, upload: Upload[pb.PushHeadRequest]) -> None:
         self._upload = upload
