@@ -294,9 +294,9 @@ def activate(
     if not isinstance(heads, Mapping) or not all(isinstance(version, int) for version in heads.values()):
         raise TypeError('heads must map names to version numbers, such as {"policy": 7}')
     return heads_pb2.ActivateHeadsRequest(
-        heads=heads,
+        heads=_checked(heads, "heads"),
         deactivate=deactivate,
-        expected_generation=expected_generation,
+        expected_generation=_checked_number(expected_generation, "expected_generation"),
         expected_versions=_expected(expected_versions),
         request_id=request_id or new_request_id(),
         note=note,
@@ -308,8 +308,8 @@ def rollback(
     to: int | None, expected_generation: int | None, expected_versions: Mapping[str, int] | None, request_id: str
 ) -> heads_pb2.RollbackHeadsRequest:
     return heads_pb2.RollbackHeadsRequest(
-        to_generation=to,
-        expected_generation=expected_generation,
+        to_generation=_checked_number(to, "to"),
+        expected_generation=_checked_number(expected_generation, "expected_generation"),
         expected_versions=_expected(expected_versions),
         request_id=request_id or new_request_id(),
     )
@@ -319,7 +319,21 @@ def _expected(versions: Mapping[str, int] | None) -> Mapping[str, int]:
     expected = {} if versions is None else versions
     if not isinstance(expected, Mapping) or not all(isinstance(version, int) for version in expected.values()):
         raise TypeError('expected_versions must map names to version numbers, such as {"policy": 6}; 0: none is active')
-    return expected
+    return _checked(expected, "expected_versions")
+
+
+def _checked(versions: Mapping[str, int], field: str) -> Mapping[str, int]:
+    """Protobuf says of a number that is too large no more than that it is."""
+    for name, version in versions.items():
+        if not 0 <= version < 1 << 32:
+            raise InvalidArgument(f"not a version number: {str(version)[:40]}", field=f"{field}[{str(name)[:64]}]")
+    return versions
+
+
+def _checked_number(number: int | None, field: str) -> int | None:
+    if isinstance(number, int) and not 0 <= number < 1 << 64:
+        raise InvalidArgument(f"not a generation's number: {str(number)[:40]}", field=field)
+    return number
 
 
 def enum_number(enum: ContractEnum, name: str | None, field: str) -> int:

@@ -76,6 +76,8 @@ class HeadStore(HeadVersions, Deletion, ActiveSets):
         if not _TRUNK_ID.fullmatch(trunk_id):
             raise InvalidArgument(f"trunk_id must be 64 lower-case hex digits: {trunk_id[:80]!r}", field="trunk_id")
         absolute = os.path.abspath(path)
+        if os.path.lexists(absolute) and not os.path.isdir(absolute):
+            raise io_errors.UnsafeFile("could not open the store: no folder but something else stands at its place")
         with io_errors.plain_errors("could not open the store"):
             files = StoreFiles.open(absolute, os_record)
             try:

@@ -237,3 +237,18 @@ def test_history_rows(client: Client, server: FakeServer) -> None:
     server.generations.insert(0, heads_pb2.Generation(number=10, parent=7, same_as=8, gone=["policy@1"]))
     newest = client.generations()[0]
     assert (newest.parent, newest.same_as, newest.gone) == (7, 8, ("policy@1",))
+
+
+@pytest.mark.parametrize("number", [-1, 1 << 64])
+def test_numbers_that_no_message_holds_are_named(client: Client, number: int) -> None:
+    """They were a bare ValueError of protobuf's: "Value out of range: -1"."""
+    calls = {
+        "heads[policy]": lambda: client.activate({"policy": number}),
+        "expected_versions[policy]": lambda: client.activate({"policy": 1}, expected_versions={"policy": number}),
+        "expected_generation": lambda: client.activate({"policy": 1}, expected_generation=number),
+        "to": lambda: client.rollback(to=number),
+    }
+    for field, call in calls.items():
+        with pytest.raises(errors.InvalidArgument, match=str(number)) as caught:
+            call()
+        assert caught.value.field == field

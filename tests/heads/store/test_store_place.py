@@ -13,7 +13,7 @@ from polyhead.heads.format.errors import DataLoss, PolyheadError, ResourceExhaus
 from polyhead.heads.store import failpoints, io_errors
 from polyhead.heads.store.rename_new import rename_new
 from polyhead.heads.store.scrub import SLICE_BYTES
-from polyhead.heads.store.store import HeadStore, StoreTaken
+from polyhead.heads.store.store import HeadStore, StoreTaken, UnsafeFile
 from tests.heads.store.store_support import TRUNK, activate, blob, push
 
 
@@ -240,3 +240,15 @@ def test_a_full_disk_is_no_reason_to_wait_and_names_the_way_out(store: HeadStore
         push(store, "policy", "policy 2")
     assert caught.value.retry_after_s is None, "a client that waits for a retry hangs without a word"
     assert io_errors.FULL_HINT in caught.value.message
+
+
+@pytest.mark.parametrize("is_link", [True, False])
+def test_a_store_that_is_no_folder_is_not_called_another_servers(tmp_path: Path, is_link: bool) -> None:
+    """`--store /dev/null` said that another server writes to the store."""
+    path = tmp_path / "store"
+    if is_link:
+        path.symlink_to(tmp_path / "nothing")
+    else:
+        path.touch()
+    with pytest.raises(UnsafeFile, match="no folder but something else stands at its place"):
+        HeadStore.open(path, TRUNK)
