@@ -94,7 +94,7 @@ class Database:
         except OSError as error:
             raise DatabaseError(f"cannot create {path}: {error.strerror}") from None
         database = cls(path, _connect(path))
-        database._connection.executescript(files(__package__).joinpath("schema.sql").read_text(encoding="utf-8"))
+        database._connection.executescript(_schema())
         return database
 
     @classmethod
@@ -112,6 +112,9 @@ class Database:
             raise DatabaseError(f"{path} has schema {version}: this version of polyhead reads schema {SCHEMA_VERSION}")
         if health != "ok":
             raise DatabaseError(f"{path} is damaged: {health}\n{_RESTORE}")
+        for line in _schema().splitlines():
+            if line.startswith("CREATE INDEX IF NOT EXISTS"):
+                database.execute(line)
         return database
 
     def reader(self) -> Database:
@@ -229,6 +232,10 @@ def failpoint(name: str) -> None:
     os.environ[FAILPOINT_VARIABLE] = f"{place}:{count}"
     if count <= 0:
         os.kill(os.getpid(), signal.SIGKILL)
+
+
+def _schema() -> str:
+    return files(__package__).joinpath("schema.sql").read_text(encoding="utf-8")
 
 
 def _connect(path: Path) -> sqlite3.Connection:

@@ -76,3 +76,11 @@ CREATE TRIGGER events_kept BEFORE DELETE ON events BEGIN SELECT RAISE(ABORT, 'ev
 CREATE TRIGGER events_fixed BEFORE UPDATE ON events WHEN NOT EXISTS (SELECT 1 FROM erasures WHERE state = 'running') BEGIN SELECT RAISE(ABORT, 'events are append-only'); END;
 CREATE TRIGGER candidates_fixed BEFORE UPDATE ON candidates WHEN NOT EXISTS (SELECT 1 FROM erasures WHERE state = 'running') BEGIN SELECT RAISE(ABORT, 'candidates are insert-only'); END;
 CREATE TRIGGER answers_fixed BEFORE UPDATE OF body_json, submission_id, assignment_id, turn_id, view_id ON answers WHEN NOT EXISTS (SELECT 1 FROM erasures WHERE state = 'running') BEGIN SELECT RAISE(ABORT, 'answers are insert-only'); END;
+-- Look-ups of every request; an older file gets them when it is opened.
+CREATE INDEX IF NOT EXISTS candidates_of_item ON candidates (item_id);
+CREATE INDEX IF NOT EXISTS candidates_of_turn ON candidates (turn_id);
+CREATE INDEX IF NOT EXISTS views_of_assignment ON views (assignment_id);
+CREATE INDEX IF NOT EXISTS views_of_turn ON views (turn_id);
+CREATE INDEX IF NOT EXISTS answers_of_assignment ON answers (assignment_id);
+CREATE INDEX IF NOT EXISTS items_of_turn ON items (origin_turn_id);
+CREATE INDEX IF NOT EXISTS events_of_kind ON events (kind, seq);

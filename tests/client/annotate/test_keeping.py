@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import dataclasses
 import os
 import random
@@ -141,3 +142,12 @@ async def test_replies_are_drawn_again_from_their_rows(tmp_path: Path) -> None:
         ):
             model.change = change
             assert await outcomes() == {outcome}
+
+
+def test_an_older_file_gets_the_indexes_that_it_lacks(tmp_path: Path) -> None:
+    Database.create(tmp_path / "a.db").close()
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db")) as older:
+        older.execute("DROP INDEX views_of_turn")
+    opened = Database.open(tmp_path / "a.db")
+    assert "views_of_turn" in str(opened.all("EXPLAIN QUERY PLAN SELECT * FROM views WHERE turn_id = 'x'")[0].detail)
+    opened.close()
