@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -18,9 +19,9 @@ VOICES = Path(__file__).resolve().parents[2] / "client" / "demo" / "voices.json"
 
 @pytest.fixture(autouse=True)
 def _threads() -> Iterator[None]:
-    """Tests of tiny models set one thread; whole forward passes want all of them."""
+    """Tests of tiny models set one thread; whole forward passes want all, where no other process runs tests beside this one."""
     before = torch.get_num_threads()
-    torch.set_num_threads(NUM_THREADS)
+    torch.set_num_threads(1 if "PYTEST_XDIST_WORKER" in os.environ else NUM_THREADS)
     yield
     torch.set_num_threads(before)
 
