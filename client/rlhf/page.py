@@ -69,8 +69,7 @@ def page(results: Results, command: str, machine: str) -> str:
         _paragraph(
             f"Before any training, {rates['replies']} replies of the base have {rates['preference']:.2f} liked words each, and "
             f"{rates['broken']:.0%} break the rule. The two correlate by {rates['correlation']:+.2f}: what one judge likes, the other "
-            f"holds against a reply. {rates['prompts_with_both']:.0%} of the questions have replies that keep the rule and replies that "
-            "break it."
+            f"holds against a reply.{_both_kinds(results)}"
             f"{_learned(results)}"
         ),
         _paragraph(f"On held-out questions, {results['held_out_replies']} replies of each policy at temperature 1:"),
@@ -128,6 +127,14 @@ def _rise(title: str, unit: str, results: Results, part: str) -> Panel:
             first = arm["rounds"][0]["parts"][part]
             lines.append(Line(name, [(x, max(0.0, y - first)) for x, y in _points(arm, lambda each: each["parts"][part])]))
     return Panel(title, "round", unit, lines)
+
+
+def _both_kinds(results: Results) -> str:
+    """Says nothing where each question had one reply."""
+    if results["options"]["base_samples"] == 1:
+        return ""
+    share = results["base_rates"]["prompts_with_both"]
+    return f" {share:.0%} of the questions have replies that keep the rule and replies that break it."
 
 
 def _shares(results: Results) -> str:

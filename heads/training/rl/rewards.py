@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from polyhead.client import HeadKind, Rule, Sample
+from polyhead.client import Client, HeadKind, Rule, Sample
 from polyhead.heads.training.data import Prompt
 
 Judge = Callable[[Prompt, str], float]  # (prompt, reply) -> reward
@@ -158,3 +158,14 @@ def check_heads(reward: Reward, kind_of: Callable[[str], HeadKind]) -> None:
         for name, kind in ((reward.preference, HeadKind.PREFERENCE), (reward.rule, HeadKind.RULE)):
             if name and (found := kind_of(name)) is not kind:
                 raise ValueError(f"{name!r} must be a {kind.value} head: it is a {found.value} head")
+
+
+def check_answers(reward: Reward, client: Client) -> None:
+    """Ask for one tiny score as replies will be scored: the server says now what it would say of the first round's.
+
+    Raises the client's errors: for a recipe, a rule or a head that is not there, and for a rule head without rules.
+    """
+    asks = dict(reward.asks)
+    heads = asks.pop("score")
+    if heads or asks:
+        client.score([("a", "b")], heads=heads, **asks)

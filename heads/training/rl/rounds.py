@@ -26,7 +26,7 @@ from polyhead.heads.training.rl.learner import Learner, NotFinite
 from polyhead.heads.training.rl.pretraining import Pretraining, PretrainingTexts
 from polyhead.heads.training.rl.prompts import PromptPool, Sourced, continue_dialogues
 from polyhead.heads.training.rl.report import Drawn, RoundReport, round_report
-from polyhead.heads.training.rl.rewards import Reward, check_heads, spread_of
+from polyhead.heads.training.rl.rewards import Reward, check_answers, check_heads, spread_of
 from polyhead.heads.training.rl.rollout import Roles, Rollout, draw
 from polyhead.heads.training.rl.rollout_files import RolloutFolder
 from polyhead.heads.training.rl.served import Arm, Pair
@@ -127,6 +127,7 @@ class _Loop:
         check_heads(self.run.reward, lambda name: self.run.client.head(name).kind)
         found = self.checkpoints.newest()
         if found is None:
+            check_answers(self.run.reward, self.run.client)  # before anything of the arm is made
             self.pair = self.arm.start(self.run.start_from, self.run.value_from)
             manifest = self.run.client.head(f"{self.arm.value}@{self.pair.value}").manifest
             self.state.value_bias, self.state.value_scale = manifest.bias, manifest.scale
