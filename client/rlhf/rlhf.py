@@ -227,13 +227,13 @@ def _write_page(path: Path, results: dict[str, Any], command: str) -> None:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make rlhf ARGS=...", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--reward", choices=["judge", "heads"], default="judge", help="the judges, or heads that learned from them")
-    parser.add_argument("--rounds", type=int, default=10)
-    parser.add_argument("--prompts", type=int, default=10, help="of one round, four samples each")
-    parser.add_argument("--learning-rate", type=float, default=1e-4, help="of the policies")
-    parser.add_argument("--tokens", type=int, default=24, help="of a reply at most")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--prompts", type=int, default=6, help="of one round, four samples each")
+    parser.add_argument("--learning-rate", type=float, default=2e-4, help="of the policies")
+    parser.add_argument("--tokens", type=int, default=16, help="of a reply at most")
     parser.add_argument("--train-questions", type=int, default=160)
-    parser.add_argument("--base-samples", type=int, help="replies to each question for base rates; 2, or 8 that heads learn from")
-    parser.add_argument("--held-out", type=int, default=40, help="questions")
+    parser.add_argument("--base-samples", type=int, help="replies to each question for base rates; 1, or 8 that heads learn from")
+    parser.add_argument("--held-out", type=int, default=20, help="questions")
     parser.add_argument("--held-out-samples", type=int, default=4)
     parser.add_argument("--threads", type=int, default=1, help="of the trainer; two busy processes on two cores wait for each other")
     parser.add_argument("--serve", default="", help="flags for polyhead serve")
@@ -241,7 +241,7 @@ def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser.add_argument("--page", type=Path, default=None, help="write a page with table and plots")
     parser.add_argument("--note", default="", help="a sentence for the page about the machine")
     options = parser.parse_args(arguments)
-    options.base_samples = options.base_samples or (8 if options.reward == "heads" else 2)
+    options.base_samples = options.base_samples or (8 if options.reward == "heads" else 1)
     return options
 
 
