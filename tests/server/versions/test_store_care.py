@@ -36,7 +36,7 @@ def told(world: World, health: Health) -> tuple[bool, bool, bool]:
     engine = SimpleNamespace(snapshot=lambda: IDLE, active=world.engine.active, leased_names=dict)
     ood = SimpleNamespace(store=SimpleNamespace(num_bytes=0))
     services: Any = SimpleNamespace(
-        registry=world.registry, store=world.store, engine=engine, ood=ood, trunk_bytes=1, model_bytes=1, started_at=0.0
+        registry=world.registry, store=world.store, engine=engine, ood=ood, trunk_bytes=1, model_bytes=1, started_at=0.0, attention="torch"
     )
     collector = EngineCollector()
     collector.connect(lambda: IDLE, list, lambda: server_facts(services))
