@@ -54,6 +54,7 @@ from polyhead.client.wire.options import (
 )
 from polyhead.client.wire.parameters import COPYING, DRAWING, PUSHING, SCORING, described
 from polyhead.client.wire.prompts import Prompt, prompt_message, token_ids
+from polyhead.client.wire.pushed import Meant, PushedDigests
 from polyhead.client.wire.text_check import check_text
 from polyhead.v1 import generation_pb2, heads_pb2, trunk_pb2
 
@@ -79,6 +80,7 @@ class AsyncClient:
         endpoint = Endpoint(target, token=token, tls=tls, root_certificates=root_certificates, server_name=server_name)
         self._connection = AioConnection(endpoint)
         self._timeout = timeout
+        self._pushed = PushedDigests()
 
     async def __aenter__(self) -> Self:
         return self
@@ -308,6 +310,7 @@ class AsyncClient:
         response = await self._connection.unary(
             lambda stubs: stubs.heads.CopyHead, request, changes.get("timeout") or self._timeout
         )
+        self._pushed.note(convert.head_version(response.head))
         return int(response.head.version)
 
     async def calibrate(
@@ -338,7 +341,7 @@ class AsyncClient:
 
     async def activate(
         self,
-        heads: Mapping[str, int] | None = None,
+        heads: Mapping[str, Meant] | None = None,
         *,
         deactivate: Sequence[str] = (),
         expected_generation: int | None = None,
@@ -351,8 +354,12 @@ class AsyncClient:
 
         Raises Conflict if the active generation is not `expected_generation`, or if the active version of a name in `expected_versions` is
         another one (0: none may be active). Other names may have changed, so several runs can share a server, each with its own heads.
+
+        A version is a number, or the PushReport or HeadVersion of one. Raises FailedPrecondition if a version holds other weights than
+        this client pushed under its number, or than the report says: another server answers at this address.
         """
-        request = requests.activate(heads, deactivate, expected_generation, expected_versions, request_id, note)
+        versions, digests = self._pushed.of({} if heads is None else heads)
+        request = requests.activate(versions, digests, deactivate, expected_generation, expected_versions, request_id, note)
         response = await self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
         return convert.activated(response)
 
@@ -376,7 +383,7 @@ class AsyncClient:
         plans = plan_update(weights, options or {}, request_id, note)
         uploads = [await self._prepare(plan, trunk) for plan in plans]
         reports = [await self._send(upload, timeout or self._timeout) for upload in uploads]
-        versions = {report.head.name: report.version for report in reports}
+        versions = {report.head.name: report for report in reports}
         done = await self.activate(
             versions,
             expected_generation=expected_generation,
@@ -496,4 +503,6 @@ class AsyncClient:
         return convert.base(response)
 
     async def _send(self, upload: Upload, timeout: float | None) -> PushReport:
-        return upload.report(await self._connection.upload(lambda stubs: stubs.heads.PushHead, upload.messages, timeout))
+        report = upload.report(await self._connection.upload(lambda stubs: stubs.heads.PushHead, upload.messages, timeout))
+        self._pushed.note(report.head)
+        return report

@@ -53,6 +53,7 @@ from polyhead.client.wire.options import (
 )
 from polyhead.client.wire.parameters import COPYING, DRAWING, PUSHING, SCORING, described
 from polyhead.client.wire.prompts import Prompt, prompt_message, token_ids
+from polyhead.client.wire.pushed import Meant, PushedDigests
 from polyhead.client.wire.text_check import check_text
 from polyhead.v1 import generation_pb2, heads_pb2, trunk_pb2
 
@@ -78,6 +79,7 @@ class Client:
         endpoint = Endpoint(target, token=token, tls=tls, root_certificates=root_certificates, server_name=server_name)
         self._connection = Connection(endpoint)
         self._timeout = timeout
+        self._pushed = PushedDigests()
 
     def __enter__(self) -> Self:
         return self
@@ -301,6 +303,7 @@ class Client:
         """Make a version of `target` from the weights of `source`, without an upload, perhaps with another kind, bias or scale."""
         request = requests.copy_head(source, target, **changes)
         response = self._connection.unary(lambda stubs: stubs.heads.CopyHead, request, changes.get("timeout") or self._timeout)
+        self._pushed.note(convert.head_version(response.head))
         return int(response.head.version)
 
     def calibrate(
@@ -331,7 +334,7 @@ class Client:
 
     def activate(
         self,
-        heads: Mapping[str, int] | None = None,
+        heads: Mapping[str, Meant] | None = None,
         *,
         deactivate: Sequence[str] = (),
         expected_generation: int | None = None,
@@ -344,8 +347,12 @@ class Client:
 
         Raises Conflict if the active generation is not `expected_generation`, or if the active version of a name in `expected_versions` is
         another one (0: none may be active). Other names may have changed, so several runs can share a server, each with its own heads.
+
+        A version is a number, or the PushReport or HeadVersion of one. Raises FailedPrecondition if a version holds other weights than
+        this client pushed under its number, or than the report says: another server answers at this address.
         """
-        request = requests.activate(heads, deactivate, expected_generation, expected_versions, request_id, note)
+        versions, digests = self._pushed.of({} if heads is None else heads)
+        request = requests.activate(versions, digests, deactivate, expected_generation, expected_versions, request_id, note)
         response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
         return convert.activated(response)
 
@@ -369,7 +376,7 @@ class Client:
         plans = plan_update(weights, options or {}, request_id, note)
         uploads = [self._prepare(plan, trunk) for plan in plans]
         reports = [self._send(upload, timeout or self._timeout) for upload in uploads]
-        versions = {report.head.name: report.version for report in reports}
+        versions = {report.head.name: report for report in reports}
         done = self.activate(
             versions,
             expected_generation=expected_generation,
@@ -485,4 +492,6 @@ class Client:
         return convert.base(response)
 
     def _send(self, upload: Upload, timeout: float | None) -> PushReport:
-        return upload.report(self._connection.upload(lambda stubs: stubs.heads.PushHead, upload.messages, timeout))
+        report = upload.report(self._connection.upload(lambda stubs: stubs.heads.PushHead, upload.messages, timeout))
+        self._pushed.note(report.head)
+        return report

@@ -281,20 +281,19 @@ def label_head(ref: str, add: Sequence[str], remove: Sequence[str], request_id: 
 
 @names_bad_text
 def activate(
-    heads: Mapping[str, int] | None,
+    heads: Mapping[str, int],
+    digests: Mapping[str, str],
     deactivate: Sequence[str],
     expected_generation: int | None,
     expected_versions: Mapping[str, int] | None,
     request_id: str,
     note: str,
 ) -> heads_pb2.ActivateHeadsRequest:
-    heads = {} if heads is None else heads
     if isinstance(deactivate, str):
         raise TypeError(f'deactivate must be a list of names: str\nhint: write ["{deactivate}"]')
-    if not isinstance(heads, Mapping) or not all(isinstance(version, int) for version in heads.values()):
-        raise TypeError('heads must map names to version numbers, such as {"policy": 7}')
     return heads_pb2.ActivateHeadsRequest(
         heads=_checked(heads, "heads"),
+        digests=digests,
         deactivate=deactivate,
         expected_generation=_checked_number(expected_generation, "expected_generation"),
         expected_versions=_expected(expected_versions),

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Collection, Mapping
 from dataclasses import dataclass, field
 
-from polyhead.heads.format.errors import AlreadyExists, Conflict, InvalidArgument, NotFound
+from polyhead.heads.format.errors import AlreadyExists, Conflict, FailedPrecondition, InvalidArgument, NotFound
 from polyhead.heads.format.kinds import DEFAULT_HEAD
 from polyhead.heads.format.manifest import check_name
 from polyhead.heads.store.store import GenerationRecord, HeadStore, VersionRecord
@@ -36,7 +36,7 @@ def answered(store: HeadStore, request_id: str, request_digest: str, heads: Mapp
 def check_expected(store: HeadStore, expected: Expected) -> None:
     """Asked first, which spares the work, and again when it is the change's turn."""
     current = store.current
-    number, heads = (current.number, current.heads) if current else (0, {})
+    number, active = (current.number, current.heads) if current else (0, {})
     if expected.generation is not None and expected.generation != number:
         raise Conflict(
             f"the active set has moved on: generation {number}, not {expected.generation}",
@@ -44,11 +44,27 @@ def check_expected(store: HeadStore, expected: Expected) -> None:
             metadata={"current_generation": str(number)},
         )
     for name, version in expected.versions.items():
-        if (found := heads.get(name, 0)) != version:
+        if (found := active.get(name, 0)) != version:
             raise Conflict(
                 f"{name} has moved on: {_shown(name, found)} is active, not {_shown(name, version)}",
                 field=f"expected_versions[{name}]",
                 metadata={"current_generation": str(number), "name": name, "current_version": str(found)},
+            )
+
+
+def check_digests(store: HeadStore, heads: Mapping[str, int], digests: Mapping[str, str]) -> None:
+    """Whether versions that are to become active hold the weights that the caller means. A missing one is found later."""
+    for name, digest in digests.items():
+        try:
+            held = store.get(name, heads[name]).digest
+        except NotFound:
+            continue
+        if held != digest:
+            raise FailedPrecondition(
+                f"{_shown(name, heads[name])} holds other weights here: digest {held[:12]}, not {digest[:12]}\n"
+                "hint: was it pushed to another server behind this address? push it to this one",
+                field=f"digests[{name}]",
+                metadata={"name": name, "digest": held},
             )
 
 

@@ -12,6 +12,7 @@ import os
 import threading
 from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass
+from types import MappingProxyType
 
 from torch import Tensor
 
@@ -30,6 +31,7 @@ from polyhead.server.versions.preconditions import (
     ANY,
     Expected,
     answered,
+    check_digests,
     check_expected,
     check_leaving,
     stored_generation,
@@ -113,6 +115,7 @@ class Registry(Upkeep):
         heads: Mapping[str, int],
         *,
         deactivate: Collection[str] = (),
+        digests: Mapping[str, str] = MappingProxyType({}),
         expected: Expected = ANY,
         request_id: str = "",
         request_digest: str = "",
@@ -120,10 +123,11 @@ class Registry(Upkeep):
     ) -> Activation:
         """Make these versions active and let the names in `deactivate` go; the other names stay as they are.
 
-        A repeated request id gets the first answer.
+        `digests` of weights that the versions must hold. A repeated request id gets the first answer.
         """
         if not heads and not deactivate:
             raise InvalidArgument("an activation needs at least one head", field="heads")
+        check_digests(self.store, heads, digests)
         names = [*(f"{name[:64]}@{version}" for name, version in heads.items()), *(f"without {name[:64]}" for name in deactivate)]
         with self._call(f"activation of {', '.join(names)}", expected, request_id, request_digest) as call:
             if first := self._answered(call, heads):

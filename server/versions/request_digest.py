@@ -11,20 +11,21 @@ from google.protobuf.message import Message
 
 from polyhead.server.rpc.interceptors import current_call
 
+# `digests` of an activation say again what its version numbers say, are checked for a repetition, too, and a client that was started anew
+# does not know them any more.
+LEFT_OUT = ("request_id", "digests")
+
 
 def request_digest(message: Message) -> str:
-    """SHA-256 of the principal, the method and every field of `message` but its request id; 64 hex digits.
+    """SHA-256 of the principal, the method and every field of `message` but those in LEFT_OUT; 64 hex digits.
 
     Fields count by number and value, so that a field which a later server adds, and a caller leaves unset, changes nothing.
     """
     call = current_call.get()
-    fields = [field for field in _plain(message) if field[0] != _id_number(message)]
+    left_out = {field.number for name, field in message.DESCRIPTOR.fields_by_name.items() if name in LEFT_OUT}
+    fields = [field for field in _plain(message) if field[0] not in left_out]
     text = json.dumps([call.caller.principal, call.method, fields], separators=(",", ":"))
     return hashlib.sha256(text.encode()).hexdigest()
-
-
-def _id_number(message: Message) -> int:
-    return int(message.DESCRIPTOR.fields_by_name["request_id"].number)
 
 
 def _plain(message: Message) -> list[list[Any]]:

@@ -220,6 +220,28 @@ def test_labels_and_removals(client: Client, server: FakeServer) -> None:
     assert client.update({"policy": HEAD}).removed == ("policy@0", "value@1"), "of the pushes and of the activation"
 
 
+def test_an_activation_names_the_weights_that_were_pushed(client: Client, server: FakeServer) -> None:
+    """By what this client pushed under a number, or what a report says; a number that it knows nothing of goes alone."""
+
+    def sent() -> tuple[dict[str, int], dict[str, str]]:
+        request = server.requests["ActivateHeads"][-1]
+        return dict(request.heads), dict(request.digests)
+
+    report = client.push("policy", HEAD)
+    assert len(report.head.digest) == 64
+    for given in ({"policy": report}, {"policy": report.head}, {"policy": report.version}):
+        client.activate(given)
+        assert sent() == ({"policy": report.version}, {"policy": report.head.digest})
+    client.activate({"policy": 99})
+    assert sent() == ({"policy": 99}, {})
+    client.update({"policy": HEAD})
+    assert sent()[1] == {"policy": report.head.digest}
+    with pytest.raises(ValueError, match="is not a version of value"):
+        client.activate({"value": report})
+    with pytest.raises(TypeError, match="version numbers or push reports"):
+        client.activate({"policy": "7"})  # type: ignore[dict-item]
+
+
 def test_a_name_leaves_the_active_set(client: Client, server: FakeServer) -> None:
     client.activate({"policy": 7}, expected_versions={"policy": 6, "reference": 0})
     assert dict(server.requests["ActivateHeads"][-1].expected_versions) == {"policy": 6, "reference": 0}

@@ -283,7 +283,7 @@ class CopyHeadResponse(_message.Message):
     def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ActivateHeadsRequest(_message.Message):
-    __slots__ = ("heads", "expected_generation", "request_id", "note", "deactivate", "expected_versions")
+    __slots__ = ("heads", "expected_generation", "request_id", "note", "deactivate", "expected_versions", "digests")
     class HeadsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -298,19 +298,28 @@ class ActivateHeadsRequest(_message.Message):
         key: str
         value: int
         def __init__(self, key: _Optional[str] = ..., value: _Optional[int] = ...) -> None: ...
+    class DigestsEntry(_message.Message):
+        __slots__ = ("key", "value")
+        KEY_FIELD_NUMBER: _ClassVar[int]
+        VALUE_FIELD_NUMBER: _ClassVar[int]
+        key: str
+        value: str
+        def __init__(self, key: _Optional[str] = ..., value: _Optional[str] = ...) -> None: ...
     HEADS_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     NOTE_FIELD_NUMBER: _ClassVar[int]
     DEACTIVATE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    DIGESTS_FIELD_NUMBER: _ClassVar[int]
     heads: _containers.ScalarMap[str, int]
     expected_generation: int
     request_id: str
     note: str
     deactivate: _containers.RepeatedScalarFieldContainer[str]
     expected_versions: _containers.ScalarMap[str, int]
-    def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ..., deactivate: _Optional[_Iterable[str]] = ..., expected_versions: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    digests: _containers.ScalarMap[str, str]
+    def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ..., deactivate: _Optional[_Iterable[str]] = ..., expected_versions: _Optional[_Mapping[str, int]] = ..., digests: _Optional[_Mapping[str, str]] = ...) -> None: ...
 
 class ActivateHeadsResponse(_message.Message):
     __slots__ = ("generation", "num_pinned_requests", "num_aborted_requests", "num_following_requests", "removed")

@@ -114,6 +114,17 @@ def expected_versions(message: heads_pb2.ActivateHeadsRequest | heads_pb2.Rollba
     return dict(message.expected_versions)
 
 
+def activation_digests(message: heads_pb2.ActivateHeadsRequest) -> dict[str, str]:
+    """Name to the digest of the version that is to become active, checked."""
+    for name, digest in message.digests.items():
+        field = f"digests[{name[:64]}]"
+        if name not in message.heads:
+            raise InvalidArgument(f"the name is not in heads: {name[:64]!r}", field=field)
+        if not _SHA256.fullmatch(digest):
+            raise InvalidArgument(f"not a SHA-256 of 64 hex digits: {digest[:80]!r}", field=field)
+    return dict(message.digests)
+
+
 def version_message(view: VersionView) -> heads_pb2.HeadVersion:
     record = view.record
     return heads_pb2.HeadVersion(

@@ -191,6 +191,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
     async def ActivateHeads(self, request: pb.ActivateHeadsRequest, context: Context) -> pb.ActivateHeadsResponse:  # noqa: N802
         digest = await self._bound(request)
         heads = convert.activation_heads(request)
+        digests = convert.activation_digests(request)
         expected = Expected(_optional(request, "expected_generation"), convert.expected_versions(request))
         done = await self._change(
             context,
@@ -198,6 +199,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             lambda: self._registry.activate(
                 heads,
                 deactivate=request.deactivate,
+                digests=digests,
                 expected=expected,
                 request_id=request.request_id,
                 request_digest=digest,

@@ -72,6 +72,17 @@ async def test_a_retry_does_not_change_labels_again(small: World) -> None:
         assert list((await stub.LabelHead(add)).head.labels) == [], "the late copy of a request undid a newer one"
 
 
+async def test_a_repetition_may_leave_the_digests_out(small: World) -> None:
+    """A client that was started anew does not know them any more."""
+    async with heads_server(small) as (stub, _):
+        held = (await stub.GetHead(pb.GetHeadRequest(head="policy@1"))).head.digest
+        first = await stub.ActivateHeads(pb.ActivateHeadsRequest(heads={"policy": 1}, digests={"policy": held}, request_id="a"))
+        again = await stub.ActivateHeads(pb.ActivateHeadsRequest(heads={"policy": 1}, request_id="a"))
+        assert again.generation == first.generation
+        other = pb.ActivateHeadsRequest(heads={"policy": 1}, digests={"policy": "ab" * 32}, request_id="a")
+        await refused(stub.ActivateHeads(other), "FAILED_PRECONDITION")
+
+
 @pytest.mark.parametrize(
     ("request_", "code", "field"),
     [
@@ -115,6 +126,9 @@ async def test_a_name_leaves_the_active_set(small: World) -> None:
         (pb.ActivateHeadsRequest(deactivate=["../x"]), "INVALID_ARGUMENT", "deactivate[0]"),
         (pb.ActivateHeadsRequest(heads={"policy": 1}, expected_versions={"../x": 1}), "INVALID_ARGUMENT", "expected_versions[../x]"),
         (pb.ActivateHeadsRequest(heads={"policy": 1}, expected_versions={"policy": 9}), "ABORTED", ""),
+        (pb.ActivateHeadsRequest(heads={"policy": 1}, digests={"value": "ab" * 32}), "INVALID_ARGUMENT", "digests[value]"),
+        (pb.ActivateHeadsRequest(heads={"policy": 1}, digests={"policy": "sha256:ab"}), "INVALID_ARGUMENT", "digests[policy]"),
+        (pb.ActivateHeadsRequest(heads={"policy": 1}, digests={"policy": "ab" * 32}), "FAILED_PRECONDITION", ""),
         (pb.ActivateHeadsRequest(heads={"value": 1}, deactivate=["value"]), "INVALID_ARGUMENT", "deactivate"),
         (pb.ActivateHeadsRequest(deactivate=["nobody"]), "NOT_FOUND", ""),
     ],

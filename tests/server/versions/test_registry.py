@@ -172,6 +172,17 @@ def test_a_name_that_moved_on_is_a_conflict_and_another_one_is_not(ready: World)
     assert ready.registry.active.generation == 3
 
 
+def test_a_version_that_holds_other_weights_is_not_activated(ready: World) -> None:
+    """Its number is the same on two servers behind one address; the weights that the caller pushed are on the other one."""
+    version = ready.push("policy", ready.changed(1))
+    held = ready.registry.store.get("policy", version).digest
+    with pytest.raises(FailedPrecondition, match=rf"policy@{version} holds other weights here: digest {held[:12]}, not ababab") as caught:
+        ready.registry.activate({"policy": version}, digests={"policy": "ab" * 32})
+    assert caught.value.field == "digests[policy]"
+    assert_unchanged(ready, 1)
+    assert ready.registry.activate({"policy": version}, digests={"policy": held}).record.number == 2
+
+
 def test_a_retry_gets_its_answer_before_the_condition_is_looked_at(ready: World) -> None:
     version = ready.push("policy", ready.changed(1))
     condition = Expected(versions={"policy": 1})

@@ -26,7 +26,7 @@ from polyhead.server.rpc.interceptors import Call, current_call
 from polyhead.server.rpc.messages import ood
 from polyhead.server.rpc.services.ood import OodFitting
 from polyhead.server.versions.head_loader import to_file
-from polyhead.server.versions.request_digest import request_digest
+from polyhead.server.versions.request_digest import LEFT_OUT, request_digest
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc, trunk_pb2, types_pb2
 from tests.server.fakes import World, heads_server
@@ -72,7 +72,7 @@ def first_requests(world: World) -> dict[str, Message]:
 def variants(message: Message) -> Iterator[tuple[str, Message]]:
     """(path, copy with another value there) for every field of the message and of the messages in it, its request id left out."""
     for field in message.DESCRIPTOR.fields:
-        if field.name == ID:
+        if field.name in LEFT_OUT:
             continue
         if field.message_type is not None and not field.is_repeated:
             for path, changed in variants(getattr(message, field.name)):
