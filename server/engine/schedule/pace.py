@@ -19,7 +19,7 @@ STALE_S = 10.0  # after so long without a step the estimates are not used: whate
 MEMORY = 0.97  # what a step counts beside the one after it
 KEPT = 0.01  # weight of the earlier estimates where recent steps are too alike to tell rows from prefill tokens
 DRAG_RATE, REPLY_RATE = 0.05, 0.1  # how far one step moves the drag, one reply the lengths
-SLOWER_RATE, FASTER_RATE = 0.3, 0.1  # how far a step that took longer, or less, than expected moves the slowdown
+SLOWDOWN_RATE = 0.2  # how far one step moves the slowdown; the same both ways, or single stalls would add up
 LARGEST_SURPRISE = 4.0  # a step that took longer than so many times the expected counts as that: one stall must not set the pace
 SCALE = np.array([1.0, 16.0, 64.0])  # as many rows, as many prefill tokens count as much as the step itself
 Numbers = npt.NDArray[np.float64]
@@ -93,8 +93,7 @@ class Pace:
 
     def _note_slowdown(self, surprise: float) -> None:
         """Something else began to use the cores, or stopped: the parts need dozens of steps to tell, which is a deadline's whole time."""
-        rate = SLOWER_RATE if surprise > self._slowdown else FASTER_RATE
-        self._slowdown = max(1.0, self._slowdown + rate * (surprise - self._slowdown))
+        self._slowdown = max(1.0, self._slowdown + SLOWDOWN_RATE * (surprise - self._slowdown))
 
     def _fit(self, made_of: Numbers, seconds: float) -> None:
         """Least squares of the relative error over the last steps, tied a little to the estimates before."""
