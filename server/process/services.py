@@ -68,7 +68,7 @@ class Services:
 
     @property
     def attention(self) -> str:
-        """Back end that computes attention, in the label; always 1, of trunk and heads alike but for their dtypes."""
+        """What computes attention, of trunk and heads alike but for their dtypes."""
         return attention_name(self.engine.trunk.attention)
 
     @property
