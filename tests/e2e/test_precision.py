@@ -80,7 +80,7 @@ def test_plain_layers_refuse_what_they_cannot_do(flags: tuple[str, ...], tiny_mo
 @pytest.mark.parametrize(
     ("flags", "said"),
     [
-        (("--device", "cuda"), "there is no CUDA here"),
+        (("--device", "cuda"), f"torch {torch.__version__} finds no CUDA device that it can use"),
         (("--trunk-dtype", "fp8", "--head-dtype", "fp8"), "trunk_dtype fp8 needs a GPU"),
         (("--head-dtype", "fp8"), "head_dtype fp8 needs a GPU"),
     ],

@@ -357,6 +357,9 @@ def test_configurations_are_the_files(client: Client, files: dict[str, Path]) ->
 def test_a_bad_format_file_stops_the_start_with_its_reason(tied_model: Path, tmp_path: Path) -> None:
     path = tmp_path / "bad.yaml"
     path.write_text(LETTERS.replace('"^"', '"~"'), encoding="utf-8")
-    with pytest.raises(Exception, match="stands inside that of") as caught, serving(tied_model, tmp_path / "store", "--formats", str(path)):
+    with (
+        pytest.raises(Exception, match="stands inside the opening of") as caught,
+        serving(tied_model, tmp_path / "store", "--formats", str(path)),
+    ):
         pass
     assert "exit status 2" in str(caught.value)
