@@ -3,9 +3,8 @@
 A request is refused at submission only if its wait, its prefill and its first token would pass its deadline: `max_new_tokens` is a bound,
 and replies end before it. One whose tokens are all sure to be drawn and are not streamed is also refused if they would take too long
 whatever else runs. In the queue, running work comes first: a sample does not start if its row would slow running samples past their
-deadlines, or if it would run too slowly to meet its own. Nor do many start in one step: the pace that they are planned with may be of a
-calmer time. A request that could have met its deadline when it came, and has waited until it cannot any more, is refused then. Only
-deadlines that callers gave count (`due_at`). Knows no blocks and no tokens.
+deadlines, or if it would run too slowly to meet its own. A request that could have met its deadline when it came, and has waited until it
+cannot any more, is refused then. Only deadlines that callers gave count (`due_at`). Knows no blocks and no tokens.
 """
 
 from __future__ import annotations
@@ -23,8 +22,6 @@ MARGIN = 1.1  # steps may come to take so many times what they take now
 RUNNING_SHARE = 0.9  # of a request's whole time: what is kept for running when many wait, since more rows draw more tokens a second
 HOPELESS = 0.75  # a sample that needs steps shorter than this times the present ones misses its deadline anyway, and holds up no other
 FIRST_ROWS = 8  # with a deadline that run before a pace is known
-LEAST_JOINING, JOINING_SHARE = 2, 0.25  # rows that join in one step: so many, or this share of those that ran before it ...
-DOUBT = 2.0  # ... unless steps may come to take so many times what they take now: whoever brings the load uses the cores, too
 CROWD = 2.0  # samples that cannot meet their deadlines may make steps at most this many times as long as one of them alone does
 LEAST_RETRY_S, MOST_RETRY_S = 0.05, 5.0
 
@@ -34,7 +31,6 @@ class Verdict(enum.Enum):
 
     START = "start"
     WAIT = "wait"
-    NEXT = "next"  # it may join those that run with one of the next steps
     REFUSE = "refuse"
 
 
@@ -45,7 +41,6 @@ class Deadlines:
         self.pace = pace
         self.max_rows = max_rows  # that run at once
         self.most_rows = 0  # rows that ran when a sample was last told to wait; 0: none waits
-        self.rows_before = 0  # rows that ran when this step's choice began
 
     # ---- at submission
 
@@ -91,15 +86,9 @@ class Deadlines:
                 return Verdict.REFUSE
             if hurried and self._is_slow(request, num_running, num_patient, now):
                 return Verdict.WAIT
-            if self._are_many(num_running) and now + DOUBT * self._run_s(request, num_running, is_long=True) > request.due_at:
-                return Verdict.NEXT
         num_more = 0 if sample.is_given else 1
         is_harming = self._is_harming(hurried, num_running, num_more, now + self.pace.prefill_s(request.num_prefill_tokens))
         return Verdict.WAIT if is_harming else Verdict.START
-
-    def _are_many(self, num_running: int) -> bool:
-        """Whether as many have joined in this step as may on a pace that was measured without them."""
-        return num_running - self.rows_before >= max(LEAST_JOINING, JOINING_SHARE * self.rows_before)
 
     def _is_slow(self, request: Request, num_running: int, num_patient: int, now: float) -> bool:
         """Whether a request would run too slowly beside the running rows: late, or among too many that are late anyway."""

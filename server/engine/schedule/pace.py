@@ -19,7 +19,6 @@ STALE_S = 10.0  # after so long without a step the estimates are not used: whate
 MEMORY = 0.97  # what a step counts beside the one after it
 KEPT = 0.01  # weight of the earlier estimates where recent steps are too alike to tell rows from prefill tokens
 DRAG_RATE, REPLY_RATE = 0.05, 0.1  # how far one step moves the drag, one reply the lengths
-SLOWDOWN_RATE = 0.2  # how far one step moves the slowdown; the same both ways, or single stalls would add up
 LARGEST_SURPRISE = 4.0  # a step that took longer than so many times the expected counts as that: one stall must not set the pace
 SCALE = np.array([1.0, 16.0, 64.0])  # as many rows, as many prefill tokens count as much as the step itself
 Numbers = npt.NDArray[np.float64]
@@ -33,7 +32,6 @@ class Pace:
         self._noted_at = -math.inf
         self._parts: tuple[float, float, float] = (0.0, 0.0, 0.0)  # seconds of any step, of each row, of each prefill token
         self._squares, self._products = np.zeros((3, 3)), np.zeros(3)  # of what steps were made of: sums that forget
-        self._slowdown = 1.0  # steps take so many times what is expected of them, until the parts have followed
         self._drag = 1.0  # decode steps took so many times what their rows alone need: prefill and scoring ran in between
         self._mean_share, self._long_share = 0.0, 1.0  # of max_new_tokens: replies' mean length, and their ninth decile; none has ended
         self._stay_s = 0.0  # from a sample's first token to its end
@@ -50,7 +48,7 @@ class Pace:
     def step_s(self, num_rows: int) -> float:
         """Seconds between two tokens of a sample while so many decode and nothing else is done."""
         base, row, _ = self._parts
-        return self._slowdown * (base + row * num_rows)
+        return base + row * num_rows
 
     @property
     def drag(self) -> float:
@@ -59,7 +57,7 @@ class Pace:
 
     def prefill_s(self, num_tokens: int) -> float:
         """Seconds that so many prompt tokens add, in trunk and head."""
-        return self._slowdown * self._parts[2] * 2 * num_tokens
+        return self._parts[2] * 2 * num_tokens
 
     def reply_tokens(self, sample: Sample, is_long: bool = False) -> float:
         """Tokens that a sample still draws; with `is_long`, at most as many, nine times of ten.
@@ -79,21 +77,15 @@ class Pace:
     def note_step(self, batch: Batch, seconds: float, now: float) -> None:
         """A step has ended: it took so long, and was made of the batch."""
         num_rows, num_tokens = _work(batch)
-        base, row, token = self._parts
-        expected = base + row * num_rows + token * num_tokens
+        expected = self.step_s(num_rows) + self._parts[2] * num_tokens
         if self._num_steps >= FIRST_STEPS:
-            seconds = min(seconds, LARGEST_SURPRISE * self._slowdown * expected)
-            self._note_slowdown(seconds / expected if expected else 1.0)
+            seconds = min(seconds, LARGEST_SURPRISE * expected)
         if seconds > 0.0:
             self._fit(np.array([1.0, num_rows, num_tokens]) / SCALE, seconds)
         if num_rows and (alone := self.step_s(num_rows)) > 0.0:
             self._drag += DRAG_RATE * (max(1.0, min(seconds / alone, LARGEST_SURPRISE)) - self._drag)
         self._num_steps += 1
         self._noted_at = now
-
-    def _note_slowdown(self, surprise: float) -> None:
-        """Something else began to use the cores, or stopped: the parts need dozens of steps to tell, which is a deadline's whole time."""
-        self._slowdown = max(1.0, self._slowdown + SLOWDOWN_RATE * (surprise - self._slowdown))
 
     def _fit(self, made_of: Numbers, seconds: float) -> None:
         """Least squares of the relative error over the last steps, tied a little to the estimates before."""

@@ -140,7 +140,6 @@ class Scheduler:
 
     def _admit(self, active: ActiveSet, now: float) -> None:
         """Move samples from the queue into the pools. The rows that ran when one had to wait are what new requests must wait for."""
-        self.deadlines.rows_before = self.num_rows
         self.deadlines.most_rows = self.num_rows if self._start_waiting(active, now) else 0
 
     @property
@@ -166,8 +165,8 @@ class Scheduler:
             if sample.request in ahead or sample.request in late or prompt in pending:
                 continue
             verdict = self.deadlines.verdict(sample, self.running, num_to_draw, now)
-            if verdict in (Verdict.WAIT, Verdict.NEXT):
-                return verdict is Verdict.WAIT
+            if verdict is Verdict.WAIT:
+                return True
             if verdict is Verdict.REFUSE:
                 late.add(sample.request)
                 self.refused.append((sample.request, too_late("it has waited in the queue for too long", self.pace.stay_s)))

@@ -141,34 +141,6 @@ def test_more_load_is_no_less_goodput(loaded: Loaded) -> None:
     loaded.bench.assert_blocks_returned()
 
 
-def test_a_load_that_slows_the_steps_down_wastes_little(loaded: Loaded) -> None:
-    """The callers use the cores, too. The pace was still the calm one, and all who began with the first steps were late: 42 % wasted."""
-    loaded.offer(0.5 * CALLS_A_SECOND, seconds=8.0)
-    drawn, wasted = loaded.counters.generated_tokens, loaded.counters.wasted_tokens
-    loaded.clock.slowness = 1.6
-    loaded.offer(10 * CALLS_A_SECOND, seconds=4.0)
-    assert loaded.counters.wasted_tokens - wasted <= 0.05 * (loaded.counters.generated_tokens - drawn)
-
-
-def test_more_requests_join_from_step_to_step(paced: Loaded) -> None:
-    """Each step says how long the next one takes; those that wait for it are not what newcomers wait for."""
-    requests = [paced.ask(deadline_s=1.45) for _ in range(8)]
-    began = []
-    while not all(request.lease for request in requests):
-        paced.step()
-        began.append(sum(request.lease is not None for request in requests))
-    assert began[0] == 2
-    assert len(began) <= 6
-    assert paced.bench.engine.scheduler.deadlines.most_rows == 0
-    paced.run()
-    calm = [paced.ask(deadline_s=20.0) for _ in range(16)]
-    for _ in range(3):  # some wait for a block that another one computes
-        paced.step()
-    assert all(request.lease for request in calm), "there is time enough for any pace"
-    paced.run()
-    assert all(is_whole(request) for request in [*requests, *calm])
-
-
 @pytest.mark.parametrize(("num_tokens", "is_refused"), [(60, False), (200, True)])
 def test_what_cannot_end_in_time_and_is_not_streamed_is_refused(paced: Loaded, num_tokens: int, is_refused: bool) -> None:
     """All 200 tokens are sure to be drawn, and nobody hears of any before the last. Its caller is not told to try again."""
