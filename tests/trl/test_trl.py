@@ -22,6 +22,7 @@ from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
 
 pytestmark = pytest.mark.filterwarnings("default")  # TRL's and datasets' own
+ROOT = Path(__file__).resolve().parents[2]
 ROWS = Dataset.from_list([{"prompt": [{"role": "user", "content": f"Question {index}?"}]} for index in range(16)])
 COMMON: dict[str, Any] = {
     "use_cpu": True,
@@ -121,11 +122,10 @@ def test_rloo_takes_a_served_head_as_its_reward(server: LocalServer, folder: Pat
 
 def test_two_processes_push_once_and_draw_apart(server: LocalServer, folder: Path, tmp_path: Path) -> None:
     """Data parallel over gloo: one version a step, the same on both ranks, whose samples differ."""
-    script = Path(__file__).with_name("two_processes.py")
     command = [sys.executable, "-m", "torch.distributed.run", "--nproc-per-node=2", "--master-port=0", "--rdzv-backend=c10d"]
-    command += ["--rdzv-endpoint=localhost:0", str(script), server.address, str(folder), str(tmp_path)]
+    command += ["--rdzv-endpoint=localhost:0", "--module", "tests.trl.two_processes", server.address, str(folder), str(tmp_path)]
     environment = {**os.environ, "OMP_NUM_THREADS": "1", "TRL_EXPERIMENTAL_SILENCE": "1"}
-    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=240, check=False, env=environment, cwd=ROOT)
     assert done.returncode == 0, done.stderr[-3000:]
     ranks = [(tmp_path / f"rank-{rank}.txt").read_text().splitlines() for rank in (0, 1)]
     assert ranks[0][0] == ranks[1][0]  # versions
