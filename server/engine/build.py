@@ -111,7 +111,7 @@ def assemble(
         num_blocks + 1,
         has_taps=tap_layer > 0,
         is_compiled=setup.is_compiled,
-        is_cleared=setup.is_cleared,
+        is_cleared=setup.attention.reads_past_ends,
     )
     num_head_slots = HEAD_BLOCKS_PER_BLOCK * num_blocks + 1
     head_cache = KvCache(
@@ -119,7 +119,7 @@ def assemble(
         spec.num_head_layers,
         num_head_slots,
         is_compiled=head_setup.is_compiled,
-        is_cleared=head_setup.is_cleared,
+        is_cleared=head_setup.attention.reads_past_ends,
     )
     max_tokens = min(config.max_context, spec.context_length) + config.block_size
     can_record = config.has_graphs and isinstance(trunk, FastTrunk)
@@ -151,22 +151,10 @@ class KvSetup:
     def is_compiled(self) -> bool:
         return isinstance(self.attention, CompiledAttention)
 
-    @property
-    def is_cleared(self) -> bool:
-        """Whether slots must be cleared when they are taken."""
-        return not isinstance(self.attention, VarlenAttention) or self.attention.reads_past_ends
-
 
 def attention_for(shape: CacheShape, queries: QueryHeads) -> AttentionBackend:
     """One call a layer where a kernel for that works on this device; else torch's own calls."""
     return working_varlen(shape, queries) or TorchAttention()
-
-
-def attention_name(attention: AttentionBackend) -> str:
-    """For people: "compiled", "torch", or a kernel's name."""
-    if isinstance(attention, VarlenAttention):
-        return attention.name
-    return "compiled" if isinstance(attention, CompiledAttention) else "torch"
 
 
 def _head_setup(setup: KvSetup, head_dtype: torch.dtype | None) -> KvSetup:

@@ -14,7 +14,6 @@ from polyhead.heads.model.family import TrunkModule
 from polyhead.heads.model.spec import ModelSpec
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.config import ServeConfig
-from polyhead.server.engine.build import attention_name
 from polyhead.server.engine.engine import Engine
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.ood.fits import OodFits
@@ -69,7 +68,7 @@ class Services:
     @property
     def attention(self) -> str:
         """What computes attention, of trunk and heads alike but for their dtypes."""
-        return attention_name(self.engine.trunk.attention)
+        return self.engine.trunk.attention.name
 
     @property
     def trunk_bytes(self) -> int:

@@ -21,7 +21,6 @@ from polyhead.client.bench.gpu.work import GIB, SCORED, SEED, Sizes, random_prom
 from polyhead.client.bench.peers.on_transformers import Transformers
 from polyhead.client.bench.results import OURS, Row, Series
 from polyhead.heads.format.errors import PolyheadError
-from polyhead.server.engine.build import attention_name
 
 FAILURES = (PolyheadError, RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError)  # ours, torch's, a peer's
 COPIES = 10
@@ -90,8 +89,7 @@ def step_bytes(ours: RandomEngine, streams: int, context: int) -> int:
 
 def graphs_note(ours: RandomEngine) -> str:
     graphs = ours.engine.trunk.graphs
-    attention = attention_name(ours.engine.trunk.attention)
-    return f"attention: {attention}; decode steps replayed from CUDA graphs: {graphs.num_replayed if graphs else 0}"
+    return f"attention: {ours.engine.trunk.attention.name}; decode steps replayed from CUDA graphs: {graphs.num_replayed if graphs else 0}"
 
 
 def experience(bed: Bed) -> Row:

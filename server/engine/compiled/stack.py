@@ -56,6 +56,9 @@ class Tables:
 class CompiledAttention:
     """Of compiled layers, which attend within `CompiledStack.forward`: it prepares a step for them."""
 
+    name = "compiled"
+    reads_past_ends = False
+
     def prepare(self, cache: KvCache, segments: list[Segment]) -> Tables:
         table = np.zeros(len(segments), SEGMENT)
         slots: list[int] = []

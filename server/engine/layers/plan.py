@@ -27,6 +27,16 @@ class Segment:
 class AttentionBackend(Protocol):
     """One way to attend over cached blocks: torch/attention.py, cuda/varlen.py, and that of the compiled layers (compiled/stack.py)."""
 
+    @property
+    def name(self) -> str:
+        """For people: "torch", "compiled", or a GPU kernel's."""
+        ...
+
+    @property
+    def reads_past_ends(self) -> bool:
+        """Whether it multiplies by 0 what lies past a sequence's end in its last block: then slots are cleared when they are taken."""
+        ...
+
     def prepare(self, cache: KvCache, segments: list[Segment], /) -> Any:
         """What it needs to know of a step's segments, computed once for all layers: `StepPlan.prepared`."""
 

@@ -101,6 +101,9 @@ class Split:
 class TorchAttention:
     """By `scaled_dot_product_attention`, and by hand for a soft-cap."""
 
+    name = "torch"
+    reads_past_ends = True
+
     def prepare(self, cache: KvCache, segments: list[Segment]) -> Split:
         shape = cache.shape
         single, prefills, row = [], [], 0

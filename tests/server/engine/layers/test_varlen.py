@@ -14,7 +14,6 @@ from torch import Tensor
 
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.build import KvSetup
 from polyhead.server.engine.layers.cuda import varlen
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention, candidates
 from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
@@ -100,8 +99,8 @@ def test_a_slot_is_cleared_only_where_it_must_be(monkeypatch: pytest.MonkeyPatch
     monkeypatch.setattr(Tensor, "zero_", lambda tensor: (cleared.append(1), zero(tensor))[1])
     for reads_past_ends in (True, False):
         cleared.clear()
-        setup = KvSetup(SHAPE, VarlenAttention(varlen_reference, reads_past_ends=reads_past_ends))
-        cache = KvCache(SHAPE, 3, 5, is_cleared=setup.is_cleared)
+        kernel = VarlenAttention(varlen_reference, reads_past_ends=reads_past_ends)
+        cache = KvCache(SHAPE, 3, 5, is_cleared=kernel.reads_past_ends)
         cache.clear(2)
         assert len(cleared) == (3 if reads_past_ends else 0)
 
