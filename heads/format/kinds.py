@@ -14,9 +14,9 @@ class HeadKind(enum.Enum):
     """What a head computes from boundary states."""
 
     POLICY = "policy"  # next-token logits, (vocab,) per position
-    PREFERENCE = "preference"  # one scalar at one position
-    RULE = "rule"  # probability that a rule was broken, from two answer tokens of a policy-like output
-    VALUE = "value"  # one scalar per position
+    PREFERENCE = "preference"  # one scalar, at the token that the manifest's `read` names
+    RULE = "rule"  # probability that a rule was broken, from two answer tokens' logits behind each rule's question
+    VALUE = "value"  # one scalar per token of the completion
 
     @property
     def facts(self) -> KindFacts:
@@ -51,31 +51,20 @@ class Unfinished(enum.Enum):
     OMIT = "omit"
 
 
-class ReadAt(enum.Enum):
-    """Where a kind's output is read."""
-
-    COMPLETION = "at every token of the completion"
-    POSITION = "at the token that the manifest's `read` names"
-    SUFFIX = "at the last token of each rule's question"
-
-
 @dataclass(frozen=True, slots=True)
 class KindFacts:
     """One row of the table."""
 
     has_logits: bool  # output over the vocabulary; else a scalar
-    read_at: ReadAt
     score: str  # the field of HeadScore.result that holds its answer
     manifest_fields: tuple[str, ...]  # of head.json: those that a trainer may set and that mean something for this kind alone
 
 
 KINDS: Mapping[HeadKind, KindFacts] = {
-    HeadKind.POLICY: KindFacts(True, ReadAt.COMPLETION, "policy", ()),
-    HeadKind.PREFERENCE: KindFacts(
-        False, ReadAt.POSITION, "preference", ("bias", "scale", "read", "append_token_id", "pad_token_id", "unfinished")
-    ),
-    HeadKind.RULE: KindFacts(True, ReadAt.SUFFIX, "rule", ("template", "violated_token_id", "followed_token_id")),
-    HeadKind.VALUE: KindFacts(False, ReadAt.COMPLETION, "value", ("bias", "scale")),
+    HeadKind.POLICY: KindFacts(True, "policy", ()),
+    HeadKind.PREFERENCE: KindFacts(False, "preference", ("bias", "scale", "read", "append_token_id", "pad_token_id", "unfinished")),
+    HeadKind.RULE: KindFacts(True, "rule", ("template", "violated_token_id", "followed_token_id")),
+    HeadKind.VALUE: KindFacts(False, "value", ("bias", "scale")),
 }
 
 SCORE_NAME = "score.weight"  # the tensor of a scalar output, (1, d_model)

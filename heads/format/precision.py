@@ -21,11 +21,6 @@ class Precision(enum.StrEnum):
         """Whether a server can hold weights in it."""
         return self is not Precision.FLOAT16
 
-    @property
-    def is_quantized(self) -> bool:
-        """Whether a weight takes 8 bits beside a scale."""
-        return self in (Precision.INT8, Precision.FP8)
-
     @classmethod
     def parse(cls, text: str, field: str) -> Precision:
         """InvalidArgument names the field."""

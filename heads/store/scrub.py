@@ -23,7 +23,6 @@ class Scrub:
         self._blobs = blobs
         self._waiting: list[str] | None = None  # None: no pass is under way
         self._reading: _Reading | None = None
-        self.num_read = 0  # blobs read to their end, over all passes
 
     def step(self) -> int:
         """Read the next slice; its bytes. 0: the pass is over, the next call begins another one. StoreIoError."""
@@ -60,7 +59,6 @@ class Scrub:
                 self._blobs.note(reading.digest, reading.sha256.hexdigest(), reading.opened_as)
             reading.close()
             self._reading = None
-            self.num_read += 1
         return max(count, 1)
 
 

@@ -40,12 +40,6 @@ def advantages(rewards_T: ArrayLike, values_T: ArrayLike, bootstrap_value: float
     return found
 
 
-def discounted_returns(rewards_T: ArrayLike, bootstrap_value: float, discount: float = 1.0) -> Floats:
-    """(T,) G_t = R_t + discount * G_(t+1), G behind the last token being `bootstrap_value`. A2C's advantage is G_t - V_t."""
-    rewards = _row(rewards_T, "rewards_T")
-    return advantages(rewards, np.zeros_like(rewards), bootstrap_value, discount, lam=1.0)
-
-
 def whitened(rows: Sequence[ArrayLike], epsilon: float = 1e-8) -> list[Floats]:
     """Advantages of a batch of replies, shifted and scaled so that all tokens together have mean 0 and standard deviation 1."""
     joined = np.concatenate([_row(row, "rows") for row in rows])

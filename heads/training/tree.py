@@ -43,10 +43,6 @@ class PackedTree:
         first = [] if parent is None else [self.last_row(parent)]
         return [*first, *range(self.starts[run], self.last_row(run))]
 
-    def predicted_ids(self, run: int) -> list[int]:
-        """The tokens that `predicting_rows` predict. Nothing predicts a path's first token."""
-        return self.runs[run].token_ids[0 if self.runs[run].parent is not None else 1 :]
-
 
 def pack_tree(runs: Sequence[Run]) -> PackedTree:
     """Lay the runs out in their order. Raises ValueError for an empty run, states that do not fit, and a parent that is not before it."""
