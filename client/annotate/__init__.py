@@ -13,11 +13,11 @@ An application over the public `polyhead.client`: one process, one event loop, o
     drawing.py       replies from polyhead; turns.py runs one draw a turn and tells the pages
     bodies.py        what an answer of each kind must hold; answers.py stores it
     state.py         what a browser may see
-    admin/           what the team sees: progress, agreement, bias, strengths, people, rounds, adjudication
-    care/            caps, breaks, stopping, erasure, a person's own data
+    admin/           what the team sees: progress, agreement, bias, strengths, people, rounds, items, adjudication, the log, health
+    care/            caps, breaks, pauses, stopping, erasure, a person's own data
     keeping/         backups, rebuilding the tables from the log, checks
     statistics/      agreement, intervals, strengths: pure functions
     exports/         files for trainers
     metrics.py       for Prometheus
-    web/             HTTP: security, pages, JSON routes, event streams
+    web/             HTTP: security, pages, JSON routes, event streams; admin/ the team's pages
 """

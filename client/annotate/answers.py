@@ -13,6 +13,7 @@ from typing import Any
 from polyhead.client.annotate import assignments, dialogues, gold
 from polyhead.client.annotate.bodies import Shown, check_body
 from polyhead.client.annotate.candidates import candidate_of_text
+from polyhead.client.annotate.care import pausing
 from polyhead.client.annotate.config import Kind, ProjectConfig
 from polyhead.client.annotate.database import Database, Row, new_id, sha256, to_json
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid
@@ -49,7 +50,8 @@ def submit(db: Database, person_id: str, given: dict[str, Any], locale: str, cat
         answer = _insert(db, submission, assignment, project, turn_id, view, body, given, locale, catalog_sha256)
         _store_text(db, body, project, assignment, answer)
         is_over = _is_over(db, assignment, project, turn_id, body)
-        gold.judge(db, answer, assignment, project, body)
+        if gold.judge(db, answer, assignment, project, body):
+            pausing.check(db, person_id, project)
         if turn_id and project.config.queue.replay_share and random.SystemRandom().random() < project.config.queue.replay_share:
             _make_replay(db, assignment, turn_id)
         if is_over:

@@ -15,16 +15,13 @@ from polyhead.client.annotate import accounts, projects
 from polyhead.client.annotate.config import ProjectConfig, read_project
 from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.drawing import Model
+from polyhead.client.annotate.exports.commands import export_command
 from polyhead.client.annotate.keeping.commands import backup_command, rebuild_command, restore_command, verify_command
 from polyhead.client.annotate.terminal import DEFAULT_DB, Db, ServerAddress, TlsCa, TokenFile, fail, readable, token_of
 
 DEFAULT_PORT = 8080
 
 annotate_app = typer.Typer(help="Collect people's judgements of live replies, and hand them to trainers.", no_args_is_help=True)
-for _name, _command in (("backup", backup_command), ("restore", restore_command), ("verify", verify_command), ("rebuild", rebuild_command)):
-    annotate_app.command(_name)(_command)
-
-
 @annotate_app.command("init")
 @readable
 def init_command(
@@ -154,30 +151,15 @@ def erase_command(
     typer.echo("backups that were made before still hold the data: restore them by `polyhead annotate restore` alone, or delete them")
 
 
-@annotate_app.command("export")
-@readable
-def export_command(
-    out: Annotated[Path, typer.Argument(help="The file to write: JSON lines.")],
-    format_name: Annotated[
-        str, typer.Option("--format", help="trl-preference, polyhead-pairs, ...; a wrong one lists all.")
-    ] = "polyhead-pairs",
-    project: Annotated[str, typer.Option(help="The project's slug.")] = "helpful",
-    db: Db = DEFAULT_DB,
-    round_number: Annotated[int, typer.Option("--round", help="One round alone. Default: all.")] = 0,
-    until_seq: Annotated[int, typer.Option(help="The log up to this event: the same number gives the same file. Default: all.")] = 0,
-    exclude: Annotated[str, typer.Option(help="What to leave out: leak, late, gold.")] = "leak,gold",
-) -> None:
-    """Write judgements for a trainer, with a file that says where each row comes from and a card that counts what was left out."""
-    from polyhead.client.annotate.exports.judgements import EXCLUSIONS, Filters
-    from polyhead.client.annotate.exports.writing import export
-
-    chosen = tuple(each for each in exclude.split(",") if each)
-    if unknown := [each for each in chosen if each not in EXCLUSIONS]:
-        fail(f"cannot leave out: {unknown[0]}\nhint: {', '.join(EXCLUSIONS)}")
-    written = export(Database.open(db), project, format_name, out, Filters(round_number, until_seq, chosen), "command line")
-    typer.echo(f"{written.num_rows} rows of {written.num_answers} answers in {out}, log up to {written.until_seq}")
-    for reason, count in written.left_out.items():
-        typer.echo(f"left out, {reason}: {count}")
+_ELSEWHERE = {
+    "export": export_command,
+    "backup": backup_command,
+    "restore": restore_command,
+    "verify": verify_command,
+    "rebuild": rebuild_command,
+}
+for _name, _command in _ELSEWHERE.items():
+    annotate_app.command(_name)(_command)
 
 
 def default_project() -> ProjectConfig:

@@ -180,6 +180,14 @@ def brings_replies(content: dict[str, Any]) -> bool:
     return bool("candidates" in content or content.get("has_replies"))
 
 
+def stored_replies(db: Database, item_id: str, content: dict[str, Any]) -> list[Row]:
+    """An item's replies: those of a turn that is judged again, or those that were imported with it, in the order of the file."""
+    if "candidates" in content:
+        found = (db.one("SELECT * FROM candidates WHERE id = ?", each) for each in content["candidates"])
+        return [row for row in found if row is not None]
+    return db.all("SELECT * FROM candidates WHERE item_id = ? AND origin = 'import' ORDER BY rowid", item_id)
+
+
 def view_of(db: Database, assignment_id: str, turn_id: str | None) -> Row | None:
     return db.one("SELECT * FROM views WHERE assignment_id = ? AND ifnull(turn_id, '') = ?", assignment_id, turn_id or "")
 

@@ -13,18 +13,19 @@ LEAST_TAU = 0.6  # of a ranking
 LEAST_FLAGS = 0.8  # share of flags
 
 
-def judge(db: Database, answer_id: str, assignment: Row, project: OpenProject, body: dict[str, Any]) -> None:
-    """Store how an answer to an item with a known answer compares; nothing for other items."""
+def judge(db: Database, answer_id: str, assignment: Row, project: OpenProject, body: dict[str, Any]) -> bool:
+    """Store how an answer to an item with a known answer compares. Returns whether the item has one."""
     item = db.one("SELECT gold_json FROM items WHERE id = ?", assignment.item_id)
     expected = item.json("gold") if item else None
     if expected is None:
-        return
+        return False
     texts = {
         row.id: row.text for row in db.all("SELECT id, text FROM candidates WHERE item_id = ? AND origin = 'import'", assignment.item_id)
     }
     order = [key for key, _ in sorted(texts.items(), key=lambda pair: _place(expected, pair[1]))]
     score = agreement(project.config.kind, body, expected, order)
     db.insert("gold_results", {"answer_id": answer_id, "is_passed": int(score >= 1.0), "score": score, "at": db.now()})
+    return True
 
 
 def what_is_wrong(config: ProjectConfig, expected: dict[str, Any], num_replies: int) -> str:

@@ -8,6 +8,7 @@ and "id", "lang", "priority", "overlap", "gold": {...}, "gold_kind": "gold" | "a
 from __future__ import annotations
 
 import json
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -16,12 +17,25 @@ from polyhead.client.annotate.candidates import candidate_of_text
 from polyhead.client.annotate.config import MAX_SHOWN, Kind, UserSource
 from polyhead.client.annotate.database import Database, new_id, sha256, to_json
 from polyhead.client.annotate.gold import what_is_wrong
-from polyhead.client.annotate.problems import Clash, Invalid
+from polyhead.client.annotate.problems import Clash, Invalid, TooLarge
 from polyhead.client.annotate.projects import OpenProject
 from polyhead.client.annotate.rules import known_rules
 
 _KEYS = {"messages", "prompt", "replies", "rule", "rule_id", "id", "lang", "priority", "overlap", "gold", "gold_kind"}
 _ROLES = ("system", "user", "assistant")
+MAX_BYTES = 50 << 20
+MAX_NAMED = 20  # wrong lines that are named, of any number
+Item = dict[str, Any]  # the columns of an item, its replies beside them
+
+
+class WrongLines(Invalid):
+    """Lines that are no items, each with what is wrong in it. Nothing of the file was stored."""
+
+    def __init__(self, lines: list[str]) -> None:
+        self.lines = lines[:MAX_NAMED]
+        self.num_more = len(lines) - len(self.lines)
+        more = [f"{self.num_more} more lines are wrong"] if self.num_more else []
+        super().__init__("\n".join([*self.lines, *more]), field=lines[0].partition(":")[0])
 
 
 @dataclass(frozen=True)
@@ -34,37 +48,63 @@ class Imported:
 
 
 def import_items(db: Database, project: OpenProject, path: Path, by: str, *, dry_run: bool = False) -> Imported:
-    """Store the items of a file in the project's open round. Invalid names the line; Clash if no round is open."""
+    """Store the items of a file in the project's open round. WrongLines names its lines; Clash if no round is open."""
+    if path.stat().st_size > MAX_BYTES:
+        raise TooLarge(f"{path.name} has more than {MAX_BYTES >> 20} MiB\nhint: split it")
+    data = path.read_bytes()
+    items = read_items(project, known_rules(db, project)[1], data)
+    return store_items(db, project, path.name, data, items, by, dry_run=dry_run)
+
+
+def read_items(project: OpenProject, rules: Sequence[dict[str, str]], data: bytes) -> list[Item]:
+    """The items of a file's bytes, checked. WrongLines for lines that are none; needs no database, and so may run in a thread."""
     if not project.round_id:
         raise Clash(f"no round of {project.config.slug} is open", code="NO_ROUND")
-    data = path.read_bytes()
-    rules = {rule["id"]: rule for rule in known_rules(db, project)[1]}
-    parsed = [_parsed(project, rules, number, line) for number, line in enumerate(_text(data).split("\n"), 1) if line.strip()]
+    by_id = {rule["id"]: rule for rule in rules}
+    found: list[Item] = []
+    wrong: list[str] = []
+    for number, line in enumerate(_text(data).split("\n"), 1):
+        if not line.strip():
+            continue
+        try:
+            found.append(_parsed(project, by_id, number, line))
+        except Invalid as error:
+            wrong.append(error.detail)
+    if wrong:
+        raise WrongLines(wrong)
+    return found
+
+
+def store_items(
+    db: Database, project: OpenProject, name: str, data: bytes, items: Sequence[Item], by: str, *, dry_run: bool = False
+) -> Imported:
+    """All of them, but for those that the round has already; each text is stored once."""
     with db.transaction():
         known = {row.content_sha256 for row in db.all("SELECT content_sha256 FROM items WHERE round_id = ?", project.round_id)}
-        fresh: dict[bytes, dict[str, Any]] = {}
-        for item in parsed:
+        fresh: dict[bytes, Item] = {}
+        for item in items:
             if item["content_sha256"] not in known:
                 fresh.setdefault(item["content_sha256"], item)
-        result = Imported(len(parsed), len(fresh), len(parsed) - len(fresh))
+        result = Imported(len(items), len(fresh), len(items) - len(fresh))
         if not dry_run:
-            _store(db, project, path.name, data, list(fresh.values()), result, by)
+            _store(db, project, name, data, list(fresh.values()), result, by)
     return result
 
 
-def _store(db: Database, project: OpenProject, name: str, data: bytes, items: list[dict[str, Any]], result: Imported, by: str) -> None:
+def _store(db: Database, project: OpenProject, name: str, data: bytes, items: list[Item], result: Imported, by: str) -> None:
     batch = {"id": new_id(), "round_id": project.round_id, "file_name": name[:200], "file_sha256": sha256(data), "created_by": by}
     counts = {"num_lines": result.num_lines, "num_items": result.num_items, "num_duplicates": result.num_duplicates}
     db.insert("imports", {**batch, **counts, "created_at": db.now()}, by)
     for item in items:
-        replies = item.pop("replies")
+        replies = item["replies"]
+        item = {name: value for name, value in item.items() if name != "replies"}
         row = {"id": new_id(), "round_id": project.round_id, "import_id": batch["id"], "source": "import", "created_at": db.now(), **item}
         db.insert("items", row, by)
         for text in replies:
             db.insert("candidates", candidate_of_text(text, origin="import", now=db.now(), item_id=str(row["id"])), by)
 
 
-def _parsed(project: OpenProject, rules: dict[str, dict[str, str]], number: int, line: str) -> dict[str, Any]:
+def _parsed(project: OpenProject, rules: dict[str, dict[str, str]], number: int, line: str) -> Item:
     """One line as the columns of an item, its replies beside them."""
     try:
         given = json.loads(line)

@@ -113,12 +113,7 @@ def _ensure_view(db: Database, assignment: Row, content: dict[str, Any]) -> None
     """The order in which this person sees an item's stored replies: drawn at the first look, then kept."""
     if dialogues.view_of(db, assignment.id, None) is not None:
         return
-    if "candidates" in content:
-        rows = [db.one("SELECT * FROM candidates WHERE id = ?", each) for each in content["candidates"]]
-        found = [row.columns for row in rows if row is not None]
-    else:
-        query = "SELECT * FROM candidates WHERE item_id = ? AND origin = 'import' ORDER BY created_at, id"
-        found = [row.columns for row in db.all(query, assignment.item_id)]
+    found = [row.columns for row in dialogues.stored_replies(db, assignment.item_id, content)]
     dialogues.make_view(db, assignment.id, found)
 
 

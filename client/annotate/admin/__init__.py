@@ -2,12 +2,14 @@
 imports from here.
 
     tables.py        a table as pages and CSV files show it
-    units.py         answers about the same thing, made comparable
     progress.py      how much is done, and what was left out of it, by reason
     agreement.py     do people agree?
     bias.py          do slots, lengths and languages decide?
     strengths.py     which head is better, and how sure is that?
     people.py        who works how; invites
     rounds.py        projects' states and rounds; what is served now against what was served then
+    items.py         items: found, looked at, retired, given a known answer
+    log.py           the log of events
+    health.py        the model server, disk, backups, failures
     adjudication.py  a second look at what people disagree about
 """

@@ -7,10 +7,11 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyhead.client.annotate.admin.units import values_of
 from polyhead.client.annotate.bodies import Body, Shown, check_body
 from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Database, Row, new_id, sha256, to_json
+from polyhead.client.annotate.database import Database, Row, new_id, to_json
+from polyhead.client.annotate.exports.adjudicated import cards_of_item
+from polyhead.client.annotate.exports.comparable import values_of
 from polyhead.client.annotate.problems import Clash, NotThere
 from polyhead.client.annotate.projects import OpenProject, find_project, project_of_item
 
@@ -78,11 +79,8 @@ def case(db: Database, item_id: str, account_id: str) -> Case:
     answers = answers_of(db, item)
     if len(answers) < 2:
         raise NotThere("fewer than two answers", field="item")
-    rows = sorted(_replies(db, item, content), key=lambda row: sha256(f"{item_id}{row.id}"))
-    first_of_text = {row.text: row for row in reversed(rows)}
-    replies = [row for row in rows if first_of_text[row.text].id == row.id]
     own = db.one("SELECT * FROM adjudications WHERE item_id = ? AND account_id = ?", item_id, account_id)
-    return Case(project, item, content.get("messages", []), content.get("rule"), replies, answers, own)
+    return Case(project, item, content.get("messages", []), content.get("rule"), cards_of_item(db, item), answers, own)
 
 
 def adjudicate(db: Database, shown: Case, account_id: str, given: Any, *, is_first: bool) -> None:
@@ -115,12 +113,6 @@ def body_of_form(kind: Kind, form: Any, replies: Sequence[Row], config: Any) -> 
     if kind is Kind.COMPARE:
         return {"position": _number(form.get("position"))}
     return {"verdict": _number(form.get("verdict"))}
-
-
-def _replies(db: Database, item: Row, content: dict[str, Any]) -> list[Row]:
-    if "candidates" in content:
-        return db.all("SELECT * FROM candidates WHERE id IN (SELECT value FROM json_each(?))", to_json(content["candidates"]))
-    return db.all("SELECT * FROM candidates WHERE item_id = ? AND origin = 'import'", item.id)
 
 
 def _says(kind: Kind, answer: Row) -> str:

@@ -8,8 +8,8 @@ from itertools import combinations
 from typing import Any
 
 from polyhead.client.annotate.admin.tables import Cell, Estimate, Share, Table, Word
-from polyhead.client.annotate.admin.units import LEVELS, all_judgements, by_unit, given, signs
 from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.exports.comparable import LEVELS, all_judgements, by_unit, given, signs
 from polyhead.client.annotate.statistics.agreement import (
     Level,
     agreeing_pairs,

@@ -8,9 +8,9 @@ from dataclasses import dataclass
 from statistics import median
 
 from polyhead.client.annotate.admin.tables import Cell, Estimate, Share, Table
-from polyhead.client.annotate.admin.units import all_judgements
 from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.exports.comparable import all_judgements
 from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.statistics.intervals import TOO_FEW, holm, share_p_value
 

@@ -7,9 +7,9 @@ from datetime import UTC, datetime
 
 from polyhead.client.annotate import projects
 from polyhead.client.annotate.admin.tables import Cell, Share, Table, Word
-from polyhead.client.annotate.admin.units import all_judgements
 from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.exports.comparable import all_judgements
 from polyhead.client.annotate.exports.formats import FORMATS
 
 _HOUR_MS = 3_600_000

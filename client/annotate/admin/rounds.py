@@ -46,6 +46,24 @@ def rounds_of(db: Database, project_id: str) -> Sequence[Row]:
     )
 
 
+def imports_of(db: Database, project_id: str) -> Sequence[Row]:
+    """Files of items, the newest first."""
+    return db.all(
+        "SELECT m.*, r.number AS round_number, ifnull(p.pseudonym, m.created_by) AS who FROM imports m JOIN rounds r ON r.id = m.round_id"
+        " LEFT JOIN accounts p ON p.id = m.created_by WHERE r.project_id = ? ORDER BY m.created_at DESC LIMIT 20",
+        project_id,
+    )
+
+
+def exports_of(db: Database, slug: str) -> Sequence[Row]:
+    """What was handed out of a project, the newest first."""
+    return db.all(
+        "SELECT x.*, ifnull(p.pseudonym, x.created_by) AS who FROM exports x LEFT JOIN accounts p ON p.id = x.created_by"
+        " WHERE json_extract(x.filters_json, '$.project') = ? ORDER BY x.created_at DESC LIMIT 20",
+        slug,
+    )
+
+
 def versions_of(db: Database, project_id: str) -> list[tuple[Row, str]]:
     """(version, what it changed against the one before), the newest first."""
     rows = db.all("SELECT * FROM project_versions WHERE project_id = ? ORDER BY version", project_id)

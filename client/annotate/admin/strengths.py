@@ -11,9 +11,9 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from polyhead.client.annotate.admin.tables import Cell, Estimate, Table
-from polyhead.client.annotate.admin.units import all_judgements
 from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.database import Database, Row
+from polyhead.client.annotate.exports.comparable import all_judgements
 from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.exports.pairs import ranks_of
 from polyhead.client.annotate.statistics.intervals import NUM_BOOTSTRAPS, Interval

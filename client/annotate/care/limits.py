@@ -10,6 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
+from polyhead.client.annotate.care import pausing
 from polyhead.client.annotate.config import ProjectConfig
 from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.problems import Clash
@@ -19,6 +20,7 @@ BREAK_MS = 5 * 60_000  # so long without an item is a break
 DISTURBING_A_DAY = 3  # items skipped as disturbing, then sensitive projects wait until tomorrow
 _MINUTE_MS = 60_000
 _DAY_MS = 86_400_000
+_WAS_PAUSED = "left while paused"
 
 
 @dataclass(frozen=True)
@@ -44,6 +46,8 @@ def wait_of(db: Database, person_id: str, project: OpenProject) -> Wait | None:
     """What keeps this person from the next item; None: nothing does."""
     if has_left(db, person_id, project.row.id):
         return Wait("opted_out")
+    if pausing.is_paused(db, person_id, project.row.id):
+        return Wait("gold")
     start = day_start(db, person_id)
     if project.config.sensitive and _num_disturbing(db, person_id, start) >= DISTURBING_A_DAY:
         return Wait("disturbing", start + _DAY_MS)
@@ -114,11 +118,15 @@ def zone_of(name: str) -> tzinfo:
 
 def leave(db: Database, person_id: str, project: Row) -> None:
     """Not for me: no reason is asked for. An open item of the project is put back."""
-    _set(db, person_id, project, "opted_out")
+    _set(db, person_id, project, "opted_out", _WAS_PAUSED if pausing.is_paused(db, person_id, project.id) else "own choice")
 
 
 def come_back(db: Database, person_id: str, project: Row) -> None:
-    _set(db, person_id, project, "qualified")
+    """Whoever was paused when leaving is paused still."""
+    query = "SELECT reason FROM qualifications WHERE account_id = ? AND project_id = ? AND state = 'opted_out'"
+    was_paused = db.value(query, person_id, project.id) == _WAS_PAUSED
+    if has_left(db, person_id, project.id):
+        _set(db, person_id, project, "paused" if was_paused else "qualified", "own choice")
 
 
 def has_left(db: Database, person_id: str, project_id: str) -> bool:
@@ -126,9 +134,9 @@ def has_left(db: Database, person_id: str, project_id: str) -> bool:
     return db.one(query, person_id, project_id) is not None
 
 
-def _set(db: Database, person_id: str, project: Row, state: str) -> None:
+def _set(db: Database, person_id: str, project: Row, state: str, reason: str) -> None:
     with db.transaction():
-        row = {"account_id": person_id, "project_id": project.id, "state": state, "reason": "own choice", "changed_at": db.now()}
+        row = {"account_id": person_id, "project_id": project.id, "state": state, "reason": reason, "changed_at": db.now()}
         db.put("qualifications", row, ("account_id", "project_id"), person_id)
         if state == "opted_out":
             open_ones = db.all(

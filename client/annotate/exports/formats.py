@@ -6,21 +6,30 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
+from polyhead.client.annotate.candidates import unpack_ids
 from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.exports import tools
 from polyhead.client.annotate.exports.judgements import Judgement
-from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply
+from polyhead.client.annotate.exports.options import SHAPED, Shape, Ties
+from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply, ties_of
 
 Row = dict[str, Any]
 Rows = Iterator[Row]
+AS_USUAL = Shape()
 
 
-def trl_preference(judgement: Judgement, left_out: Counter[str]) -> Rows:
-    """TRL's preference format, conversational: what RewardTrainer and DPOTrainer read. `margin` where a scale was asked."""
-    margin = margin_of(judgement)
-    for better, other in _pairs(judgement, left_out):
+def trl_preference(judgement: Judgement, left_out: Counter[str], shape: Shape = AS_USUAL) -> Rows:
+    """TRL's preference format, conversational: what RewardTrainer and DPOTrainer read. `margin` where a scale was asked; with ties as
+    rows of margin 0 every row has one."""
+    margin, has_ties = margin_of(judgement), shape.ties is Ties.MARGIN0
+    tied = [pair for pair in ties_of(judgement) if _differ(judgement, *pair)] if has_ties else []
+    for better, other in _pairs(judgement, left_out, says_more=bool(tied)):
         row = {"prompt": judgement.messages, "chosen": reply(_text(judgement, better)), "rejected": reply(_text(judgement, other))}
-        yield row if margin is None else {**row, "margin": margin}
+        yield row if margin is None and not has_ties else {**row, "margin": 1.0 if margin is None else margin}
+    for one, other in sorted(sorted(pair) for pair in tied):  # by id: neither comes first because of its place
+        yield {
+            "prompt": judgement.messages, "chosen": reply(_text(judgement, one)), "rejected": reply(_text(judgement, other)), "margin": 0.0,
+        }  # fmt: skip
 
 
 def trl_unpaired(judgement: Judgement, left_out: Counter[str]) -> Rows:
@@ -51,32 +60,41 @@ def trl_sft(judgement: Judgement, left_out: Counter[str]) -> Rows:
         yield {"messages": [*row["messages"], *reply(row["completion"])]}
 
 
-def polyhead_pairs(judgement: Judgement, left_out: Counter[str]) -> Rows:
+def polyhead_pairs(judgement: Judgement, left_out: Counter[str], shape: Shape = AS_USUAL) -> Rows:
     """`polyhead train preference --data`: a row a pair. `group_id` is shared by the pairs of one answer."""
+    if shape.has_ids and not _has_ids(judgement):
+        left_out["no token ids"] += 1
+        return
     for better, other in _pairs(judgement, left_out):
-        yield {
+        row = {
             "messages": judgement.messages, "chosen": _text(judgement, better), "rejected": _text(judgement, other),
             "group_id": judgement.answer_id,
         }  # fmt: skip
+        ids = {"chosen_ids": _ids(judgement, better), "rejected_ids": _ids(judgement, other)} if shape.has_ids else {}
+        yield {**row, **ids, **({"prompt_ids": _prompt_ids(judgement)} if shape.has_ids else {})}
 
 
-def polyhead_ranks(judgement: Judgement, left_out: Counter[str]) -> Rows:
+def polyhead_ranks(judgement: Judgement, left_out: Counter[str], shape: Shape = AS_USUAL) -> Rows:
     """`polyhead train preference --data`: a row an answer, with all its replies and their ranks."""
     ranks = ranks_of(judgement)
     if len(set(ranks.values())) < 2:
         left_out["tie" if ranks else "another kind"] += 1
         return
-    replies = [_text(judgement, key) for key in ranks]
-    yield {"messages": judgement.messages, "replies": replies, "ranks": list(ranks.values()), "group_id": judgement.answer_id}
+    if shape.has_ids and not _has_ids(judgement):
+        left_out["no token ids"] += 1
+        return
+    row = {"messages": judgement.messages, "replies": [_text(judgement, key) for key in ranks], "ranks": list(ranks.values())}
+    ids = {"prompt_ids": _prompt_ids(judgement), "replies_ids": [_ids(judgement, key) for key in ranks]} if shape.has_ids else {}
+    yield {**row, "group_id": judgement.answer_id, **ids}
 
 
-def rules(judgement: Judgement, left_out: Counter[str]) -> Rows:
-    """`polyhead train rule --data`: judgements of one rule. Unsure ones say nothing, and are left out."""
+def rules(judgement: Judgement, left_out: Counter[str], shape: Shape = AS_USUAL) -> Rows:
+    """`polyhead train rule --data`: judgements of one rule. Unsure ones say nothing, and are left out unless they are asked for."""
     if judgement.kind not in (Kind.PROBE, Kind.RULECHECK) or judgement.rule is None:
         left_out["another kind"] += 1
         return
     verdict = judgement.body["verdict"]
-    if verdict == 2:
+    if verdict == 2 and not shape.keep_unsure:
         left_out["unsure"] += 1
         return
     common = {"rule": judgement.rule["id"], "label": tools.VERDICTS[verdict], "rating": verdict, "probed": judgement.kind is Kind.PROBE}
@@ -104,7 +122,7 @@ def hh(judgement: Judgement, left_out: Counter[str]) -> Rows:
         }
 
 
-FORMATS: dict[str, Callable[[Judgement, Counter[str]], Rows]] = {
+FORMATS: dict[str, Callable[..., Rows]] = {  # (judgement, counter of what is left out); those of SHAPED take a shape, too
     "trl-preference": trl_preference,
     "trl-unpaired": trl_unpaired,
     "trl-sft": trl_sft,
@@ -121,16 +139,42 @@ FORMATS: dict[str, Callable[[Judgement, Counter[str]], Rows]] = {
 }
 
 
-def _pairs(judgement: Judgement, left_out: Counter[str]) -> Iterator[tuple[str, str]]:
-    """Pairs of different texts that say something."""
+def rows_of(format_name: str, judgement: Judgement, left_out: Counter[str], shape: Shape) -> Rows:
+    """One judgement's rows; what makes none is counted by its reason."""
+    is_shaped = any(format_name in names for names in SHAPED.values())
+    return FORMATS[format_name](judgement, left_out, shape) if is_shaped else FORMATS[format_name](judgement, left_out)
+
+
+def _pairs(judgement: Judgement, left_out: Counter[str], *, says_more: bool = False) -> Iterator[tuple[str, str]]:
+    """Pairs of different texts that say something. `says_more`: the judgement makes other rows, and so is not left out without pairs."""
     if not ranks_of(judgement):
         left_out["another kind"] += 1
         return
     found = [(one, other) for one, other in pairs_of(judgement) if _text(judgement, one) and _text(judgement, other)]
-    if not found:
+    if not found and not says_more:
         left_out["tie"] += 1
     yield from found
 
 
+def _differ(judgement: Judgement, one: str, other: str) -> bool:
+    """Whether two replies are two texts, neither of them empty."""
+    texts = {_text(judgement, one), _text(judgement, other)}
+    return len(texts) == 2 and "" not in texts
+
+
 def _text(judgement: Judgement, key: str) -> str:
     return str(judgement.candidates[key].text)
+
+
+def _has_ids(judgement: Judgement) -> bool:
+    """Imported and written replies have none, nor have those of a person whose words were erased."""
+    return all(row.token_ids is not None and row.prompt_token_ids is not None for row in judgement.candidates.values())
+
+
+def _ids(judgement: Judgement, key: str) -> list[int]:
+    return unpack_ids(judgement.candidates[key].token_ids)
+
+
+def _prompt_ids(judgement: Judgement) -> list[int]:
+    """Of all replies of a turn: they answer one prompt."""
+    return unpack_ids(next(iter(judgement.candidates.values())).prompt_token_ids)

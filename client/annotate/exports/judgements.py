@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import json
 from collections import Counter
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -12,7 +12,11 @@ from polyhead.client.annotate import dialogues, projects
 from polyhead.client.annotate.config import Kind, ProjectConfig
 from polyhead.client.annotate.database import Database, Row
 
-EXCLUSIONS = ("leak", "late", "gold")
+EXCLUSIONS = {  # what may be left out, and what that is
+    "leak": "a reply that was shown names its head",
+    "late": "given after its lease was over",
+    "gold": "about an item whose answer is known",
+}
 
 
 @dataclass(frozen=True)
@@ -32,13 +36,16 @@ class Judgement:
     config: ProjectConfig | None = None
 
 
-@dataclass
+@dataclass(frozen=True)
 class Filters:
-    """Which answers are taken. `until_seq` 0: all that there are."""
+    """Which answers are taken; what is not is counted by its reason."""
 
-    round_number: int = 0
-    until_seq: int = 0
+    round_number: int = 0  # 0: all rounds
+    until_seq: int = 0  # 0: the whole log
     exclude: tuple[str, ...] = ("leak", "gold")
+    since_ms: int = 0  # received then or later
+    least_agreement: float = 0.0  # share of pairs of people who say the same about a thing; 0: things judged once, too
+    adjudicated: bool = False  # an adjudicator's decision in place of the answers about its item
 
 
 def judgements(db: Database, slug: str, filters: Filters, left_out: Counter[str]) -> Iterator[Judgement]:
@@ -48,8 +55,6 @@ def judgements(db: Database, slug: str, filters: Filters, left_out: Counter[str]
     withdrawn = _withdrawn(db, until)
     for row in db.all(_ANSWERS, project.id, until):
         reason = withdrawn.get(row.id) or _why_not(db, row, filters)
-        if reason == "other round":
-            continue
         if reason:
             left_out[reason] += 1
             continue
@@ -78,6 +83,8 @@ def _withdrawn(db: Database, until: int) -> dict[str, str]:
 def _why_not(db: Database, row: Row, filters: Filters) -> str:
     if filters.round_number and row.round_number != filters.round_number:
         return "other round"
+    if row.received_at < filters.since_ms:
+        return "too early"
     if "gold" in filters.exclude and row.gold_kind:
         return "gold"
     if "late" in filters.exclude and row.late:
@@ -100,8 +107,7 @@ def _judgement(db: Database, row: Row, project_id: str) -> Judgement:
         "answer": row.id, "item": row.item_id, "turn": row.turn_id or row.origin_turn_id, "round": row.round_number,
         "annotator": row.pseudonym, "view": row.view_id, "locale": row.locale, "project_version": row.project_version,
         "source": row.source, "late": bool(row.late), "seq": row.seq, "shown_at": row.shown_at, "first_input_at": row.first_input_at,
-        "order": [slot.id for slot in slots],
-        "heads": {slot.id: {"head": slot.head_name, "version": slot.head_version, "digest": slot.digest} for slot in slots},
+        "order": [slot.id for slot in slots], "heads": heads_of(slots),
     }  # fmt: skip
     messages = turn.json("messages") if turn else content.get("messages", [])
     turns = _probe_turns(db, row) if row.kind == Kind.PROBE.value else []
@@ -109,6 +115,11 @@ def _judgement(db: Database, row: Row, project_id: str) -> Judgement:
     return Judgement(
         row.id, Kind(row.kind), row.json("body"), row.polarity, messages, candidates, dialogue, content.get("rule"), turns, about, config
     )
+
+
+def heads_of(replies: Iterable[Row]) -> dict[str, dict[str, Any]]:
+    """What computed each reply, by the reply's id."""
+    return {row.id: {"head": row.head_name, "version": row.head_version, "digest": row.digest} for row in replies}
 
 
 def _probe_turns(db: Database, row: Row) -> list[dict[str, Any]]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from itertools import combinations
 from typing import Any
 
 from polyhead.client.annotate.bodies import middle_of
@@ -31,6 +32,15 @@ def pairs_of(judgement: Judgement) -> Iterator[Pair]:
     ranks = ranks_of(judgement)
     for better in ranks:
         yield from ((better, other) for other in ranks if ranks[better] < ranks[other])
+
+
+def ties_of(judgement: Judgement) -> Iterator[Pair]:
+    """All pairs that were said to be equally good, in the order shown: of `choose` only among the ones marked best."""
+    body, ranks = judgement.body, ranks_of(judgement)
+    if judgement.kind is Kind.CHOOSE:
+        said = set() if body["none_good"] else {body["choice"], *body["tied"]}
+        ranks = {key: rank for key, rank in ranks.items() if key in said}
+    yield from ((one, other) for one, other in combinations(ranks, 2) if ranks[one] == ranks[other])
 
 
 def margin_of(judgement: Judgement) -> float | None:

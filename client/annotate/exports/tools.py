@@ -10,7 +10,7 @@ from xml.sax.saxutils import quoteattr
 from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.database import sha256
 from polyhead.client.annotate.exports.judgements import Judgement
-from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply
+from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply, ties_of
 
 Rows = Iterator[dict[str, Any]]
 VERDICTS = {4: "definitely-broken", 3: "probably-broken", 2: "unsure", 1: "probably-followed", 0: "definitely-followed"}
@@ -20,12 +20,11 @@ _NAMES = {"user": "Human", "assistant": "Assistant"}
 
 def tinker(judgement: Judgement, left_out: Counter[str]) -> Rows:
     """tinker-cookbook's LabeledComparison. Which reply is A is drawn by a hash: the same in every export, and no hint."""
-    ranks = ranks_of(judgement)
-    if not ranks:
+    if not ranks_of(judgement):
         left_out["another kind"] += 1
         return
-    tied = [] if judgement.kind is Kind.CHOOSE else _tied(ranks)
-    for one, other, label in [*((one, other, "A") for one, other in pairs_of(judgement)), *tied]:
+    preferred, tied = ([(*pair, label) for pair in pairs(judgement)] for pairs, label in ((pairs_of, "A"), (ties_of, "Tie")))
+    for one, other, label in [*preferred, *tied]:
         if sha256(f"{judgement.answer_id}{one}{other}")[0] % 2:
             one, other, label = other, one, {"A": "B", "B": "A", "Tie": "Tie"}[label]
         comparison = {
@@ -143,11 +142,6 @@ def _result(judgement: Judgement, name: str, value: Any) -> dict[str, Any]:
     if judgement.kind in (Kind.RANK, Kind.RATE):
         return {"type": "number", "from_name": name, "to_name": f"reply_{name[-1]}", "value": {"number": value}}
     return {"type": "choices", "from_name": name, "to_name": "dialogue", "value": {"choices": [str(value)]}}
-
-
-def _tied(ranks: dict[str, int]) -> list[tuple[str, str, str]]:
-    keys = list(ranks)
-    return [(one, other, "Tie") for i, one in enumerate(keys) for other in keys[i + 1 :] if ranks[one] == ranks[other]]
 
 
 def _texts(judgement: Judgement) -> list[str]:

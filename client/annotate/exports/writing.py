@@ -8,13 +8,15 @@ from __future__ import annotations
 import hashlib
 import os
 from collections import Counter
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 
 from polyhead.client.annotate import projects
 from polyhead.client.annotate.database import Database, new_id, to_json
-from polyhead.client.annotate.exports.formats import FORMATS
-from polyhead.client.annotate.exports.judgements import Filters, judgements, last_seq
+from polyhead.client.annotate.exports.chosen import chosen
+from polyhead.client.annotate.exports.formats import FORMATS, rows_of
+from polyhead.client.annotate.exports.judgements import Judgement, last_seq
+from polyhead.client.annotate.exports.options import Options
 from polyhead.client.annotate.exports.tools import interface
 from polyhead.client.annotate.problems import Invalid
 
@@ -33,55 +35,77 @@ class Written:
     digest: bytes  # SHA-256 of the rows
 
 
-def export(db: Database, slug: str, format_name: str, path: Path, filters: Filters, by: str) -> Written:
+@dataclass(frozen=True)
+class Made:
+    """An export that is not written yet."""
+
+    found: list[Judgement]
+    rows: list[str]
+    keys: list[str]
+    left_out: dict[str, int]
+
+
+def export(db: Database, slug: str, format_name: str, path: Path, options: Options, by: str) -> Written:
     """Write the files and note in the database that they were written."""
-    written = write_files(db, slug, format_name, path, filters)
-    note_export(db, slug, format_name, filters, written, by)
+    written = write_files(db, slug, format_name, path, options)
+    note_export(db, slug, format_name, options, written, by)
     return written
 
 
-def write_files(db: Database, slug: str, format_name: str, path: Path, filters: Filters) -> Written:
+def write_files(db: Database, slug: str, format_name: str, path: Path, options: Options) -> Written:
     """Only reads the database. Invalid for a format that is not known, NotThere for a project that is not."""
-    if format_name not in NAMES:
-        raise Invalid(f"unknown format: {format_name[:40]!r}\nhint: {', '.join(NAMES)}", field="format")
+    check_format(format_name)
     projects.find_project(db, slug)
-    until = filters.until_seq or last_seq(db)
-    filters = Filters(filters.round_number, until, filters.exclude)
+    until = options.filters.until_seq or last_seq(db)
+    options = replace(options, filters=replace(options.filters, until_seq=until))
+    made = make(db, slug, format_name, options)
+    digest = _write(path, made.rows)
     if format_name == "events":
-        return _write_events(db, path, until)
+        return Written(path, len(made.rows), 0, {}, until, digest)
+    _write(path.with_suffix(".keys.jsonl"), made.keys)
+    written = Written(path, len(made.rows), len(made.found), made.left_out, until, digest)
+    _write(path.with_suffix(".md"), [_card(db, slug, format_name, written, options)])
+    if format_name == "label-studio":
+        _write(path.with_suffix(".xml"), [interface(made.found)])
+    return written
+
+
+def make(db: Database, slug: str, format_name: str, options: Options) -> Made:
+    """The rows, where each comes from, and what made none."""
+    if format_name == "events":
+        return Made([], _events(db, options.filters.until_seq or last_seq(db)), [], {})
     rows: list[str] = []
     keys: list[str] = []
     left_out: Counter[str] = Counter()
-    found = list(judgements(db, slug, filters, left_out))
+    found = chosen(db, slug, options.filters, left_out)
     for judgement in found:
-        for row in FORMATS[format_name](judgement, left_out):
+        for row in rows_of(format_name, judgement, left_out, options.shape):
             rows.append(to_json(row))
             keys.append(to_json({**judgement.about, "dialogue": judgement.dialogue, "polarity": judgement.polarity}))
-    digest = _write(path, rows)
-    _write(path.with_suffix(".keys.jsonl"), keys)
-    written = Written(path, len(rows), len(found), dict(sorted(left_out.items())), until, digest)
-    _write(path.with_suffix(".md"), [_card(db, slug, format_name, written, filters)])
-    if format_name == "label-studio":
-        _write(path.with_suffix(".xml"), [interface(found)])
-    return written
+    return Made(found, rows, keys, dict(sorted(left_out.items())))
 
 
-def _write_events(db: Database, path: Path, until: int) -> Written:
+def check_format(name: str) -> None:
+    if name not in NAMES:
+        raise Invalid(f"unknown format: {name[:40]!r}\nhint: {', '.join(NAMES)}", field="format")
+
+
+def _events(db: Database, until: int) -> list[str]:
     """The log itself, of all projects: what the tables can be made from. Each line carries the SHA-256 of its body."""
-    rows = [
+    rows = db.all("SELECT * FROM events WHERE seq <= ? ORDER BY seq", until)
+    return [
         to_json(
             {**{k: v for k, v in row.columns.items() if k != "body_json"}, "body": row.json("body"), "body_sha256": row.body_sha256.hex()}
         )
-        for row in db.all("SELECT * FROM events WHERE seq <= ? ORDER BY seq", until)
+        for row in rows
     ]
-    return Written(path, len(rows), 0, {}, until, _write(path, rows))
 
 
-def note_export(db: Database, slug: str, format_name: str, filters: Filters, written: Written, by: str) -> None:
+def note_export(db: Database, slug: str, format_name: str, options: Options, written: Written, by: str) -> None:
     """A row of `exports`: what was handed out, when, to whom."""
-    chosen = {"project": slug, "round": filters.round_number, "exclude": filters.exclude}
+    choices = {"project": slug, "round": options.filters.round_number, "choices": options.in_words()}
     row = {
-        "id": new_id(), "format": format_name, "filters_json": to_json(chosen), "up_to_seq": written.until_seq,
+        "id": new_id(), "format": format_name, "filters_json": to_json(choices), "up_to_seq": written.until_seq,
         "num_rows": written.num_rows, "left_out_json": to_json(written.left_out), "sha256": written.digest,
         "created_by": by,
         "created_at": db.now(),
@@ -103,7 +127,7 @@ def _write(path: Path, lines: list[str]) -> bytes:
     return hashlib.sha256(data).digest()
 
 
-def _card(db: Database, slug: str, format_name: str, written: Written, filters: Filters) -> str:
+def _card(db: Database, slug: str, format_name: str, written: Written, options: Options) -> str:
     project = projects.open_project(db, slug)
     lines = [
         f"# {project.config.words(project.config.title, 'en') or slug}",
@@ -114,6 +138,9 @@ def _card(db: Database, slug: str, format_name: str, written: Written, filters: 
         "Left out, by reason:" if written.left_out else "Nothing was left out.",
         *(f"- {reason}: {count}" for reason, count in written.left_out.items()),
         "",
-        f"Excluded by choice: {', '.join(filters.exclude) or 'nothing'}. `{written.path.stem}.keys.jsonl` says where each row comes from.",
+        "Chosen:" if options.in_words() else "Nothing was excluded by choice.",
+        *(f"- {each}" for each in options.in_words()),
+        "",
+        f"`{written.path.stem}.keys.jsonl` says where each row comes from.",
     ]
     return "\n".join(lines)

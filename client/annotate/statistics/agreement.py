@@ -91,18 +91,24 @@ def _kappa(pairs: Sequence[tuple[Value, Value]], weight: Callable[..., float]) -
 
 
 def _coincidences(units: Sequence[Sequence[Value]]) -> tuple[np.ndarray, np.ndarray]:
-    """(matrix of each unit with two values or more, shape (units, values, values); the values in order, (values,)).
-    Names have no order of their own, and get the numbers 0, 1, ..."""
+    """(matrix of each unit with two values or more, shape (units, values, values); the values in order as numbers, (values,))"""
     usable = [unit for unit in units if len(unit) >= 2]
-    found = {value for unit in usable for value in unit}
-    is_number = all(isinstance(value, (int, float)) for value in found)
-    ordered = sorted(found, key=lambda value: value if is_number else str(value))  # type: ignore[arg-type, return-value]
-    index = {value: place for place, value in enumerate(ordered)}
-    matrices = np.zeros((len(usable), len(ordered), len(ordered)))
+    numbers = _as_numbers({value for unit in usable for value in unit})
+    scale = sorted(numbers.values())
+    place = {value: scale.index(number) for value, number in numbers.items()}
+    matrices = np.zeros((len(usable), len(scale), len(scale)))
     for matrix, unit in zip(matrices, usable, strict=True):
-        counts = np.bincount([index[value] for value in unit], minlength=len(ordered))
+        counts = np.bincount([place[value] for value in unit], minlength=len(scale))
         matrix[:] = (np.outer(counts, counts) - np.diag(counts)) / (len(unit) - 1)
-    return matrices, np.array([float(value) if is_number else index[value] for value in ordered])  # type: ignore[arg-type]
+    return matrices, np.array(scale)
+
+
+def _as_numbers(values: set[Value]) -> dict[Value, float]:
+    """Numbers are their own; names have no order, and get 0, 1, ... by the alphabet."""
+    numbers: dict[Value, float] = {value: float(value) for value in values if isinstance(value, (int, float))}
+    if len(numbers) == len(values):
+        return numbers
+    return {value: float(place) for place, value in enumerate(sorted(values, key=str))}
 
 
 def _alphas(coincidences: np.ndarray, scale: np.ndarray, level: Level) -> np.ndarray:

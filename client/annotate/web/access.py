@@ -10,6 +10,7 @@ import logging
 from collections.abc import Awaitable, Callable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
+from pathlib import Path
 from typing import Any
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -25,7 +26,7 @@ from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignIn
 from polyhead.client.annotate.turns import Turns
-from polyhead.client.annotate.web.security import SAFE_METHODS, Limits, check_csrf, check_origin
+from polyhead.client.annotate.web.security import MAX_BODY, SAFE_METHODS, Limits, check_csrf, check_origin, limited
 
 PEOPLE = frozenset({"annotator", "admin"})  # who may work
 SIGNED_IN = PEOPLE | {"adjudicator"}
@@ -45,6 +46,7 @@ class Site:
     is_behind_proxy: bool = False
     served: Status | None = None  # what the model server has said last; admins alone see it
     trunk: TrunkInfo | None = None
+    backup_dir: Path | None = None
     limits: Limits = field(default_factory=Limits)
     tabs: dict[str, str] = field(default_factory=dict)  # assignment -> the tab that works on it
     templates: Environment = field(
@@ -55,6 +57,7 @@ class Site:
 
     def __post_init__(self) -> None:
         self.templates.filters["moment"] = moment
+        self.templates.filters["second"] = second
 
     @property
     def cookie(self) -> str:
@@ -95,6 +98,11 @@ def moment(at: int | None) -> str:
     return "" if at is None else f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M}"
 
 
+def second(at: int) -> str:
+    """The same to the second."""
+    return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+
+
 Handler = Callable[[Request, Site, Any], Awaitable[Response]]
 
 
@@ -107,14 +115,16 @@ class GuardedRoute(Route):
 
 
 def route(
-    path: str, handler: Handler, allow: frozenset[str], methods: tuple[str, ...] = ("GET",), *, is_form: bool = False
-) -> GuardedRoute:
-    """One route and who may take it. Paths below /api answer in JSON."""
+    path: str, handler: Handler, allow: frozenset[str], methods: tuple[str, ...] = ("GET",), *, is_form: bool = False,
+    max_body: int = MAX_BODY,
+) -> GuardedRoute:  # fmt: skip
+    """One route, who may take it, and how long its body may be. Paths below /api answer in JSON."""
     is_api = "/api/" in path
 
     async def run(request: Request) -> Response:
         site: Site = request.app.state.site
         person: Person | None = None
+        request = Request(request.scope, limited(request.receive, max_body))
         try:
             person = accounts.person_of_session(site.db, site.token(request))
             await _check(request, site, person, allow, is_form=is_form)
@@ -124,6 +134,8 @@ def route(
         except Exception:
             log.exception("%s %s failed", request.method, path)
             return _answer(request, site, person, Broken(), is_api=is_api)
+        finally:
+            await request.close()  # files that came with a form
 
     return GuardedRoute(path, run, allow, methods=list(methods), name=f"{handler.__module__}.{handler.__name__}")
 
@@ -160,16 +172,16 @@ def words_of(request: Request, person: Person | None) -> Catalog:
 
 
 async def _check(request: Request, site: Site, person: Person | None, allow: frozenset[str], *, is_form: bool) -> None:
+    """The body is read last: of somebody who may not send it nothing is kept."""
     if request.method not in SAFE_METHODS:
         check_origin(request, is_https=site.is_https)
-        expected = csrf_token(site.token(request)) if site.token(request) else ""
-        presented = (await request.form()).get("csrf") if is_form else request.headers.get("x-csrf-token")
-        if person is None and "" not in allow:
-            raise SignIn("nobody is signed in")
-        check_csrf(presented, expected or "none")
     role = person.role if person else ""
     if role not in allow:
         raise SignIn("nobody is signed in") if person is None else Forbidden(f"not open to the role {role}")
+    if request.method not in SAFE_METHODS:
+        expected = csrf_token(site.token(request)) if site.token(request) else ""
+        presented = (await request.form()).get("csrf") if is_form else request.headers.get("x-csrf-token")
+        check_csrf(presented, expected or "none")
 
 
 def _answer(request: Request, site: Site, person: Person | None, problem: Problem, *, is_api: bool) -> Response:

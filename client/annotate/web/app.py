@@ -43,7 +43,7 @@ def make_app(
     """The application over an open database and a client of the model server. `backup_dir`: a backup an hour goes there.
     `registry`: gets the metrics."""
     model = Model(client)
-    site = Site(db, model, Turns(db, model), is_https, is_behind_proxy)
+    site = Site(db, model, Turns(db, model), is_https, is_behind_proxy, backup_dir=backup_dir)
     static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate"))) / "static"), name="static")
     routes: list[BaseRoute] = [*pages.ROUTES, *api.ROUTES, *admin.ROUTES, static, *pages.LAST]
 

@@ -11,7 +11,7 @@ from starlette.routing import Route
 
 from polyhead.client.annotate import accounts, answers, assignments, dialogues, projects, state
 from polyhead.client.annotate.accounts import Person
-from polyhead.client.annotate.care import erasure, limits
+from polyhead.client.annotate.care import erasure, limits, pausing
 from polyhead.client.annotate.care.own_data import own_data
 from polyhead.client.annotate.catalogs import NAMES
 from polyhead.client.annotate.problems import Forbidden, NotThere
@@ -170,6 +170,7 @@ def _card(site: Site, person: Person, project: OpenProject) -> dict[str, Any]:
         "today": assignments.count_today(site.db, person.id, project, since),
         "all": assignments.count_today(site.db, person.id, project, 0),
         "has_open": assignments.current(site.db, person.id, project) is not None,
+        "is_waiting": pausing.is_paused(site.db, person.id, project.row.id),
         "is_paused": project.row.state == "paused" or not project.round_id,
     }
 

@@ -34,26 +34,13 @@ SAFE_METHODS = ("GET", "HEAD")
 
 
 class Secure:
-    """Adds the headers, and ends requests whose body is too long."""
+    """Adds the headers."""
 
     def __init__(self, app: ASGIApp, *, is_https: bool) -> None:
         self._app = app
         self._headers = [*HEADERS, (b"strict-transport-security", b"max-age=31536000")] if is_https else list(HEADERS)
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
-        if scope["type"] != "http":
-            await self._app(scope, receive, send)
-            return
-        num_bytes = 0
-
-        async def limited() -> Message:
-            nonlocal num_bytes
-            message = await receive()
-            num_bytes += len(message.get("body", b""))
-            if num_bytes > MAX_BODY:
-                raise TooLarge(f"more than {MAX_BODY} bytes")
-            return message
-
         async def with_headers(message: Message) -> None:
             if message["type"] == "http.response.start":
                 given = {name for name, _ in message["headers"]}
@@ -61,7 +48,22 @@ class Secure:
                 message["headers"] = [*message["headers"], *self._headers, *own]
             await send(message)
 
-        await self._app(scope, limited, with_headers)
+        await self._app(scope, receive, with_headers if scope["type"] == "http" else send)
+
+
+def limited(receive: Receive, most: int) -> Receive:
+    """The same messages; TooLarge as soon as a body has more than `most` bytes."""
+    num_bytes = 0
+
+    async def counted() -> Message:
+        nonlocal num_bytes
+        message = await receive()
+        num_bytes += len(message.get("body", b""))
+        if num_bytes > most:
+            raise TooLarge(f"more than {most} bytes")
+        return message
+
+    return counted
 
 
 def check_origin(request: Request, *, is_https: bool) -> None:

@@ -15,18 +15,21 @@ from typing import Any
 
 import pytest
 
-from polyhead.client.annotate import projects
-from polyhead.client.annotate.admin import agreement, bias, rounds, strengths, tables
+from polyhead.client.annotate import dialogues, projects
+from polyhead.client.annotate.admin import agreement, bias, health, log, rounds, strengths, tables
 from polyhead.client.annotate.admin.tables import Estimate, Share, Table
-from polyhead.client.annotate.admin.units import all_judgements, values_of
 from polyhead.client.annotate.catalogs import NAMES, catalog
 from polyhead.client.annotate.config import Kind
+from polyhead.client.annotate.exports.comparable import all_judgements, values_of
 from polyhead.client.annotate.imports import import_items
 from polyhead.client.annotate.statistics.intervals import Interval
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, Person, RunningSite, choice, running
 
-PAGES = ("/admin", "/admin/people", "/admin/reports", "/admin/review", "/admin/p/helpful", "/admin/p/helpful/disputes")
+PAGES = (
+    *(f"/admin{path}" for path in ("", "/people", "/reports", "/review", "/health", "/log")),
+    *(f"/admin/p/helpful{path}" for path in ("", "/disputes", "/items", "/export")),
+)
 REPORTS = tuple(f"/admin/p/helpful/{name}" for name in ("progress", "agreement", "bias", "strength"))
 RANK = "slug: work\nkind: rank\nsource: stored\nqueue: {overlap: 2}"
 
@@ -122,17 +125,82 @@ async def test_people_are_invited_paused_and_disabled(site: RunningSite) -> None
         await admin.form(f"/admin/people/{boss}/state", 409, state="disabled")
 
 
-async def test_an_export_is_a_zip_of_rows_keys_and_card(site: RunningSite) -> None:
-    async with site.person() as person, site.person("admin") as admin:
+async def test_an_export_is_counted_taken_and_listed(site: RunningSite) -> None:
+    """The count says what would be left out and stores nothing; the file is rows, keys and card; a wrong choice is named."""
+    path = "/admin/p/helpful/export"
+    async with site.person() as person, site.person("admin", "boss-1") as admin:
         await one_answer(person)
-        answer = await admin.form("/admin/p/helpful/export", 200, format="polyhead-pairs", round="0")
-        await admin.form("/admin/p/helpful/export", 422, format="../etc")
-    with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
-        names = sorted(archive.namelist())
-        rows = archive.read("helpful-polyhead-pairs.jsonl").decode().splitlines()
-    assert names == [f"helpful-polyhead-pairs.{end}" for end in ("jsonl", "keys.jsonl", "md")]
-    assert len(rows) == 3
-    assert site.db.value("SELECT created_by FROM exports") is not None
+        counted = (await admin.form(path, 200, act="count", format="polyhead-pairs", min_agreement="60")).text
+        assert catalog("en")("admin.export.counted", rows=0, answers=0) in counted
+        assert catalog("en")("admin.left_out.judged_once") in counted
+        assert site.db.value("SELECT count(*) FROM exports") == 0
+        answer = await admin.form(path, 200, act="download", format="polyhead-pairs", round="0", exclude="leak", ties="margin0")
+        for wrong in ({"format": "../etc"}, {"since": "now"}, {"min_agreement": "much"}, {"exclude": "lies"}):
+            await admin.form(path, 422, **{"act": "download", "format": "polyhead-pairs", **wrong})
+        with zipfile.ZipFile(io.BytesIO(answer.content)) as archive:
+            names = sorted(archive.namelist())
+            rows = archive.read("helpful-polyhead-pairs.jsonl").decode().splitlines()
+        assert names == [f"helpful-polyhead-pairs.{end}" for end in ("jsonl", "keys.jsonl", "md")]
+        assert len(rows) == 3
+        assert re.search(r"<td>3</td>.*<td>boss-1</td>", (await admin.get(path)).text)
+        [noted] = site.db.all("SELECT * FROM exports")
+        assert noted.json("filters")["choices"] == ["excluded: leak, a reply that was shown names its head"]
+
+
+async def test_the_log_is_read_by_kind_person_and_thing(site: RunningSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("polyhead.client.annotate.admin.log.PAGE", 3)
+    async with site.person(pseudonym="amber-fox-1") as person, site.person("admin", "boss-1") as admin:
+        await one_answer(person)
+        assignment = site.db.value("SELECT id FROM assignments")
+        [answer] = [row.seq for row in site.db.all("SELECT seq FROM events WHERE kind = 'answers.insert'")]
+        for query in (
+            "kind=answers.insert",
+            "kind=answers.insert&actor=amber-fox-1",
+            f"kind=answers.insert&actor=amber-fox-1&before={answer + 1}",
+        ):
+            page = (await admin.get(f"/admin/log?{query}")).text
+            assert f">{answer}</th>" in page, query
+            assert "&#34;none_good&#34;" in page
+        for query in ("kind=answers.insert&actor=boss-1", f"kind=answers.insert&before={answer}", "about=nothing"):
+            assert f">{answer}</th>" not in (await admin.get(f"/admin/log?{query}")).text, query
+        assert f">{answer}</th>" in (await admin.get(f"/admin/log?kind=answers.insert&about={assignment}")).text
+        assert "?kind=candidates.insert&amp;actor=&amp;about=&amp;before=" in (await admin.get("/admin/log?kind=candidates.insert")).text
+    kinds = {row.kind for row in site.db.all("SELECT DISTINCT kind FROM events")}
+    assert set(log.kinds(site.db)) == kinds
+
+
+async def test_health_says_what_somebody_should_do(tmp_path: Path) -> None:
+    """A server that does not answer, backups that are not made or too old, replies that were not drawn, answers that waited."""
+    words = catalog("en")
+    async with running(tmp_path / "a.db", FakeModel(), CHOOSE, backup_dir=tmp_path / "backups") as site, site.person() as person:
+        db, shared = site.db, site.app._app.state.site
+        await one_answer(person)
+        facts = health.Facts(True, shared.served, shared.trunk, None)
+        concerns, _ = health.health(db, facts)
+        assert [each.key for each in concerns] == ["no_backups"]
+        (tmp_path / "backups").mkdir(exist_ok=True)
+        made = tmp_path / "backups" / "annotate-20260101-000000.db"
+        made.write_bytes(b"x")
+        facts = dataclasses.replace(facts, is_up=False, backup_dir=tmp_path / "backups")
+        now = round(made.stat().st_mtime * 1000) + 5 * health.HOUR_MS
+        db.now = lambda: now
+        concerns, _ = health.health(db, facts)
+        assert [(each.key, each.values) for each in concerns] == [("down", {}), ("old_backup", {"hours": 5})]
+        turn = db.value("SELECT id FROM turns")
+        dialogues.fail_turn(db, turn, "MODEL_SLOW")
+        concerns, tables = health.health(db, facts)
+        assert concerns[-1].key == "failed"
+        assert table(tables, "failures") == {"error.MODEL_SLOW": 1}
+        assignment = db.value("SELECT assignment_id FROM answers")
+        db.execute("INSERT INTO erasures VALUES ('x', 'all', 'running', 0, 'test')")  # opens the triggers' door
+        db.execute("UPDATE answers SET received_at = ?, client_submitted_at = ? WHERE assignment_id = ?", now, now - 150_000, assignment)
+        found = table(health.health(db, facts)[1], "work")
+        assert (found["admin.row.waited"], found["admin.row.waited_longest"]) == (1, "2 min")
+        async with site.person("admin") as admin:
+            page = (await admin.get("/admin/health")).text
+            assert words("admin.warn.failed", count=1) in page
+            assert (await admin.get("/admin/health?csv=storage")).text.startswith("measure,value\n")
+    assert [health.size(each) for each in (12, 1536, 3 << 30)] == ["12 B", "1.5 KiB", "3.0 GiB"]
 
 
 @contextlib.asynccontextmanager

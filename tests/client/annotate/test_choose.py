@@ -11,7 +11,7 @@ import pytest
 from polyhead.client import Continuation, errors
 from polyhead.client.annotate import accounts
 from polyhead.client.annotate.candidates import unpack_ids
-from polyhead.client.annotate.exports.judgements import Filters
+from polyhead.client.annotate.exports.options import Options
 from polyhead.client.annotate.exports.writing import export
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, Person, RunningSite, choice, ids, running
@@ -52,7 +52,7 @@ async def test_from_an_invite_to_a_stored_answer(site: RunningSite, tmp_path: Pa
         await person.post(f"/api/assignments/{state['assignment']['id']}/finish", {})
         assert (await person.claim())["state"]["turns"] == []  # a new dialogue
     await assert_replays_by_its_row(site)
-    written = export(site.db, "helpful", "trl-preference", tmp_path / "rows.jsonl", Filters(), "test")
+    written = export(site.db, "helpful", "trl-preference", tmp_path / "rows.jsonl", Options(), "test")
     rows = [json.loads(line) for line in (tmp_path / "rows.jsonl").read_text(encoding="utf-8").splitlines()]
     assert written.num_rows == len(rows) == 6
     assert rows[0]["chosen"] == [{"role": "assistant", "content": chosen["text"]}]
@@ -117,7 +117,7 @@ async def test_replies_with_one_text_are_one_card_and_a_tie(tmp_path: Path) -> N
         stored = site.db.one("SELECT * FROM answers")
         assert stored is not None
         assert len(stored.json("body")["tied"]) == 1
-        written = export(site.db, "helpful", "polyhead-pairs", tmp_path / "rows.jsonl", Filters(), "test")
+        written = export(site.db, "helpful", "polyhead-pairs", tmp_path / "rows.jsonl", Options(), "test")
         assert written.num_rows == 4  # two equal ones before two others
 
 

@@ -13,7 +13,7 @@ import pytest
 from polyhead.client import Rule
 from polyhead.client.annotate import projects, rules
 from polyhead.client.annotate.config import read_project
-from polyhead.client.annotate.exports.judgements import Filters
+from polyhead.client.annotate.exports.options import Options
 from polyhead.client.annotate.exports.writing import export
 from polyhead.client.annotate.imports import import_items
 from polyhead.client.annotate.problems import Invalid
@@ -36,7 +36,7 @@ def add(site: RunningSite, path: Path, *items: dict[str, Any]) -> None:
 
 
 def rows(site: RunningSite, path: Path, name: str) -> list[dict[str, Any]]:
-    export(site.db, "work", name, path, Filters(), "test")
+    export(site.db, "work", name, path, Options(), "test")
     return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
 
 

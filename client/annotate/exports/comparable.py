@@ -30,6 +30,7 @@ def all_judgements(db: Database, slug: str, round_number: int = 0) -> tuple[list
     """(what counts, what was left out by reason), gold items and leaks left out."""
     left_out: Counter[str] = Counter()
     found = list(judgements(db, slug, Filters(round_number), left_out))
+    left_out.pop("other round", None)  # a round's own page speaks of that round alone
     return found, dict(sorted(left_out.items()))
 
 

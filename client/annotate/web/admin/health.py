@@ -1,0 +1,35 @@
+"""Whether the frontend is well, and the log of what happened."""
+
+from __future__ import annotations
+
+from starlette.requests import Request
+from starlette.responses import Response
+from starlette.routing import Route
+
+from polyhead.client.annotate.accounts import Person
+from polyhead.client.annotate.admin import health, log
+from polyhead.client.annotate.admin.health import Facts
+from polyhead.client.annotate.web.access import Site, route
+from polyhead.client.annotate.web.admin.page import ADMINS, csv_file, number_in, page, read_beside
+
+
+async def health_page(request: Request, site: Site, person: Person) -> Response:
+    facts = Facts(site.model.is_up, site.served, site.trunk, site.backup_dir)
+    concerns, tables = await read_beside(site.db, lambda reader: health.health(reader, facts))
+    if wanted := request.query_params.get("csv"):
+        return csv_file(request, person, "health", tables, wanted)
+    return page(request, site, person, "health", concerns=concerns, tables=tables)
+
+
+async def log_page(request: Request, site: Site, person: Person) -> Response:
+    """The log of events, the newest first."""
+    query = request.query_params
+    sought = log.Sought(query.get("kind", ""), query.get("actor", ""), query.get("about", ""), number_in(request, "before"))
+    entries, following = await read_beside(site.db, lambda reader: log.entries(reader, sought))
+    return page(request, site, person, "log", entries=entries, following=following, sought=sought, kinds=log.kinds(site.db))
+
+
+ROUTES: list[Route] = [
+    route("/admin/health", health_page, ADMINS),
+    route("/admin/log", log_page, ADMINS),
+]

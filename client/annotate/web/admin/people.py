@@ -1,0 +1,108 @@
+"""People, invites, and what people have reported."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from starlette.requests import Request
+from starlette.responses import RedirectResponse, Response
+from starlette.routing import Route
+
+from polyhead.client.annotate import accounts, dialogues
+from polyhead.client.annotate.accounts import ROLES, Person
+from polyhead.client.annotate.admin import people
+from polyhead.client.annotate.admin.tables import Cell, Share, Table, Word
+from polyhead.client.annotate.care import erasure, pausing
+from polyhead.client.annotate.database import Row
+from polyhead.client.annotate.problems import Clash, Invalid
+from polyhead.client.annotate.web.access import Site, route
+from polyhead.client.annotate.web.admin.page import ADMINS, csv_file, page
+
+
+async def people_page(request: Request, site: Site, person: Person) -> Response:
+    if wanted := request.query_params.get("csv"):
+        return csv_file(request, person, "people", [_people_table(people.people(site.db))], wanted)
+    return _people(request, site, person)
+
+
+async def invite(request: Request, site: Site, person: Person) -> Response:
+    """A link, shown once: what is stored is its hash."""
+    form = await request.form()
+    role, uses = str(form.get("role", "")), str(form.get("uses", "1"))
+    if role not in ROLES or not uses.isdigit() or not 1 <= int(uses) <= 500:
+        raise Invalid("needs a role and 1 to 500 uses", field="invite")
+    token = accounts.create_invite(site.db, role, max_uses=int(uses), by=person.id)
+    scheme = "https" if site.is_https else "http"
+    link = f"{scheme}://{request.headers.get('host', '')}/i/{token}"
+    return _people(request, site, person, link=link)
+
+
+async def lift_pause(request: Request, site: Site, person: Person) -> Response:
+    """Somebody who was paused by known answers goes on."""
+    pausing.lift(site.db, request.path_params["account_id"], str((await request.form()).get("project", "")), person.id)
+    return RedirectResponse("/admin/people", 303)
+
+
+async def revoke(request: Request, site: Site, person: Person) -> Response:
+    people.revoke_invite(site.db, str((await request.form()).get("invite", "")), person.id)
+    return RedirectResponse("/admin/people", 303)
+
+
+async def set_person_state(request: Request, site: Site, person: Person) -> Response:
+    people.set_state(site.db, request.path_params["account_id"], str((await request.form()).get("state", "")), person.id)
+    return RedirectResponse("/admin/people", 303)
+
+
+async def erase(request: Request, site: Site, person: Person) -> Response:
+    """Asked for twice: by a mark and by the button. It cannot be undone."""
+    form, account = await request.form(), people.find_person(site.db, request.path_params["account_id"])
+    if form.get("sure") != "1":
+        raise Invalid("needs the mark", field="sure")
+    if account.id == person.id:
+        raise Clash("an admin's own account", code="OWN_ACCOUNT")
+    for turn in dialogues.open_turns_of(site.db, account.id):
+        site.turns.cancel(turn.id)
+    erasure.erase(site.db, account.id, str(form.get("mode", "")), person.id)
+    return RedirectResponse("/admin/people", 303)
+
+
+async def reports_page(request: Request, site: Site, person: Person) -> Response:
+    return page(request, site, person, "reports", reports=people.reports(site.db), now=site.db.now())
+
+
+async def close_report(request: Request, site: Site, person: Person) -> Response:
+    people.close_report(site.db, request.path_params["report_id"], person.id)
+    return RedirectResponse("/admin/reports", 303)
+
+
+def _people(request: Request, site: Site, person: Person, *, link: str = "") -> Response:
+    everybody = people.people(site.db)
+    return page(
+        request, site, person, "people", everybody=everybody, table=_people_table(everybody), invites=people.open_invites(site.db),
+        paused=pausing.everybody_paused(site.db), link=link, roles=ROLES, states=people.STATES,
+    )  # fmt: skip
+
+
+def _people_table(everybody: Sequence[Row]) -> Table:
+    rows: list[list[Cell]] = [
+        [
+            each.pseudonym, Word(f"admin.role.{each.role}"), Word(f"admin.state.{each.state}"), each.answers, each.minutes,
+            Share(each.gold_passed, each.gold), Share(each.none_good, each.answers), Share(each.skipped, each.assignments), each.late,
+            f"{each.pasted / each.typed:.0%}" if each.typed else "–",
+        ]
+        for each in everybody
+    ]  # fmt: skip
+    columns = ("person", "role", "state", "answers", "minutes", "gold", "none_good", "skipped", "late", "pasted")
+    return Table("people", columns, rows)
+
+
+ROUTES: list[Route] = [
+    route("/admin/people", people_page, ADMINS),
+    route("/admin/people/{account_id}/state", set_person_state, ADMINS, ("POST",), is_form=True),
+    route("/admin/people/{account_id}/lift", lift_pause, ADMINS, ("POST",), is_form=True),
+    route("/admin/people/{account_id}/erase", erase, ADMINS, ("POST",), is_form=True),
+    route("/admin/invites", invite, ADMINS, ("POST",), is_form=True),
+    route("/admin/invites/revoke", revoke, ADMINS, ("POST",), is_form=True),
+    route("/admin/reports", reports_page, ADMINS),
+    route("/admin/reports/{report_id}/close", close_report, ADMINS, ("POST",), is_form=True),
+]
