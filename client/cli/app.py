@@ -1,10 +1,12 @@
-"""The command line, put together. `serve`, `annotate`, `bench` and `bench-gpu` are imported only when asked for, so that a client-only
-install works."""
+"""All commands as one typer app.
+
+`serve`, `annotate`, `bench` and `bench-gpu` are imported only when they are named, so that an install of the client alone works.
+"""
 
 from __future__ import annotations
 
 import importlib
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
 from typing import Annotated
@@ -16,7 +18,7 @@ from polyhead.client.cli.configurations import configurations_app
 from polyhead.client.cli.generate import generate_command, score_command
 from polyhead.client.cli.heads import heads_app
 from polyhead.client.cli.ood import ood_app
-from polyhead.client.cli.session import fail, readable_errors
+from polyhead.client.cli.session import fail, readable_errors, require_torch
 from polyhead.client.cli.status import health_command, status_command
 from polyhead.client.cli.train import build_train_app
 
@@ -27,7 +29,7 @@ _ANYTHING = {"ignore_unknown_options": True, "allow_extra_args": True}
 
 
 def build_app(arguments: Sequence[str]) -> typer.Typer:
-    """The app for these arguments; they decide whether the server's own commands are imported."""
+    """The app for these arguments: the commands of optional parts are imported if the arguments name them, or no command."""
     app = typer.Typer(
         name="polyhead",
         help="One frozen trunk, many swappable heads: generation and scoring over gRPC.",
@@ -35,7 +37,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    _add_serve(app, arguments)
+    _add_optional(app, arguments, "serve", "polyhead.server.main", _serve_missing)
     app.command("status")(status_command)
     app.command("health")(health_command)
     app.command("chat")(chat_command)
@@ -48,24 +50,13 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("split")(split_command)
     app.command("merge")(merge_command)
     _add_annotate(app, arguments)
-    _add_bench(app, arguments)
-    _add_bench_gpu(app, arguments)
+    _add_optional(app, arguments, "bench", "polyhead.client.bench.command", _bench_missing)
+    _add_optional(app, arguments, "bench-gpu", "polyhead.client.bench.gpu.command", _bench_missing)
     return app
 
 
-def _add_serve(app: typer.Typer, arguments: Sequence[str]) -> None:
-    if not _is_asked("serve", arguments):
-        return
-    try:
-        register = importlib.import_module("polyhead.server.main").register
-    except ImportError:
-        app.command("serve", context_settings=_ANYTHING)(_serve_missing)
-    else:
-        register(app)
-
-
 def _add_annotate(app: typer.Typer, arguments: Sequence[str]) -> None:
-    if not _is_asked("annotate", arguments):
+    if not _is_named("annotate", arguments):
         return
     if all(find_spec(name) for name in ("starlette", "uvicorn", "jinja2", "python_multipart", "yaml")):
         app.add_typer(importlib.import_module("polyhead.client.annotate.commands").annotate_app, name="annotate")
@@ -73,30 +64,20 @@ def _add_annotate(app: typer.Typer, arguments: Sequence[str]) -> None:
         app.command("annotate", context_settings=_ANYTHING)(_annotate_missing)
 
 
-def _add_bench(app: typer.Typer, arguments: Sequence[str]) -> None:
-    if not _is_asked("bench", arguments):
+def _add_optional(app: typer.Typer, arguments: Sequence[str], name: str, module: str, missing: Callable[[], None]) -> None:
+    """Add a command by its module's `register`, or `missing` in its place where the module's packages are not installed."""
+    if not _is_named(name, arguments):
         return
     try:
-        register = importlib.import_module("polyhead.client.bench.command").register
+        register = importlib.import_module(module).register
     except ImportError:
-        app.command("bench", context_settings=_ANYTHING)(_bench_missing)
+        app.command(name, context_settings=_ANYTHING)(missing)
     else:
         register(app)
 
 
-def _add_bench_gpu(app: typer.Typer, arguments: Sequence[str]) -> None:
-    if not _is_asked("bench-gpu", arguments):
-        return
-    try:
-        register = importlib.import_module("polyhead.client.bench.gpu.command").register
-    except ImportError:
-        app.command("bench-gpu", context_settings=_ANYTHING)(_bench_missing)
-    else:
-        register(app)
-
-
-def _is_asked(command: str, arguments: Sequence[str]) -> bool:
-    """Whether it is the command of these arguments, or none is: then all are listed."""
+def _is_named(command: str, arguments: Sequence[str]) -> bool:
+    """Whether the arguments name this command, or no command: then --help lists all."""
     return next((argument for argument in arguments if not argument.startswith("-")), command) == command
 
 
@@ -119,11 +100,11 @@ def _serve_missing() -> None:
 def split_command(
     model: Annotated[Path, typer.Argument(help="A model folder that transformers loads.")],
     out: Annotated[Path, typer.Argument(help="Folder for the trunk and the head.")],
-    split_layer: Annotated[int | None, typer.Option(help="Where to cut; default: 80 % of the layers go to the trunk.")] = None,
-    precision: Annotated[str, typer.Option(help="How the trunk is stored: float32, bfloat16.")] = "float32",
+    split_layer: Annotated[int | None, typer.Option(help="Number of layers in the trunk. Default: 80 % of them.")] = None,
+    precision: Annotated[str, typer.Option(help="Precision of the stored trunk: float32 or bfloat16.")] = "float32",
 ) -> None:
     """Cut a model folder into a trunk folder and a head folder."""
-    _require_torch()
+    require_torch("this command", "server")
     from polyhead.heads.model.split import split
 
     split(model, out, split_layer=split_layer, precision=precision)
@@ -135,16 +116,11 @@ def merge_command(
     trunk: Annotated[Path, typer.Argument(help="A trunk folder.")],
     head: Annotated[Path, typer.Argument(help="A head folder.")],
     out: Annotated[Path, typer.Argument(help="Folder for the whole model, as save_pretrained writes it.")],
-    base: Annotated[Path | None, typer.Option(help="For a LoRA head: the folder of the head that it is built on.")] = None,
+    base: Annotated[Path | None, typer.Option(help="For a LoRA head: folder of the head that it runs on.")] = None,
 ) -> None:
     """Join a trunk and a head into a folder that transformers loads."""
-    _require_torch()
+    require_torch("this command", "server")
     from polyhead.heads.model.merge import merge
 
     merge(trunk, head, out, base)
     typer.echo(f"merged {trunk.name} and {head.name} into {out}")
-
-
-def _require_torch() -> None:
-    if find_spec("torch") is None or find_spec("transformers") is None:
-        fail(f"this command needs torch and transformers\nhint: {_SERVER_HINT}")

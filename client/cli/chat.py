@@ -1,4 +1,4 @@
-"""`polyhead chat`: a conversation in the terminal. A turn goes on from the last reply's own ids, so only what is new is computed."""
+"""`polyhead chat`: a conversation in the terminal. Each turn continues from the ids of the reply before it: only new tokens are computed."""
 
 from __future__ import annotations
 
@@ -21,16 +21,16 @@ __all__ = ["chat_command"]
 _TEMPERATURE = 0.7
 _MAX_NEW_TOKENS = 512
 _END = ("/quit", "/exit")
-_ANEW = "/new"
-_HELP = "Type a message; /new begins another conversation, /quit or Ctrl-D ends, Ctrl-C ends a reply."
+_NEW = "/new"
+_HELP = "Type a message. /new begins a new conversation, Ctrl-C ends a reply, /quit or Ctrl-D ends the command."
 
 
 @connected
 def chat_command(
     session: Session,
-    message: Annotated[str | None, typer.Argument(help="The first message. Default: it is asked for.")] = None,
+    message: Annotated[str | None, typer.Argument(help="The first message. Default: typed at the prompt.")] = None,
     head: options.Head = "policy",
-    system: Annotated[str, typer.Option(help="What the conversation begins with: how the model should behave.")] = "",
+    system: Annotated[str, typer.Option(help="System message: how the model should behave.")] = "",
     max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of a reply. Default: 512, or half of a shorter context.")] = None,
     temperature: Annotated[float, typer.Option(help="0 is greedy.")] = _TEMPERATURE,
     top_p: options.TopP = None,
@@ -46,36 +46,36 @@ def chat_command(
     transcript_format: Annotated[str, typer.Option("--format", help="Transcript format, in place of the chat template.")] = "",
     on_swap: options.OnSwap = None,
 ) -> None:
-    """Talk with the model: replies come as they are drawn, and each turn goes on with the ones before.
+    """Hold a conversation with the model. Replies are printed as they are drawn; the model reads all turns before.
 
-    From a pipe every line is a turn.
+    From a pipe, each line is one turn.
     """
-    most = max_new_tokens or min(_MAX_NEW_TOKENS, session.client.trunk().context_length // 2)
-    given: Any = {"head": head, "max_new_tokens": most, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
+    longest = max_new_tokens or min(_MAX_NEW_TOKENS, session.client.trunk().context_length // 2)
+    given: Any = {"head": head, "max_new_tokens": longest, "temperature": temperature, "top_p": top_p, "top_k": top_k, "min_p": min_p}
     given |= {"repetition_penalty": repetition_penalty, "seed": seed, "stop": stop, "on_swap": on_swap, "format": transcript_format}
     given |= {"score": score, "rules": rule, "rule_set": rule_set, "recipe": recipe}
     if sys.stdin.isatty() and not session.as_json:
         typer.secho(_HELP, dim=True, err=True)
     last: Sample | None = None
-    for said in _messages(message):
-        if said == _ANEW:
+    for text in _messages(message):
+        if text == _NEW:
             last = None
             typer.secho("a new conversation", dim=True, err=True)
             continue
-        last = _turn(session, last, said, system, given)
+        last = _turn(session, last, text, system, given)
 
 
-def _turn(session: Session, last: Sample | None, said: str, system: str, given: Any) -> Sample | None:
-    """The reply, printed as it comes; the one before where there is none. Only the first turn's error ends the command."""
+def _turn(session: Session, last: Sample | None, text: str, system: str, given: Any) -> Sample | None:
+    """Print the reply as it is drawn and return it, or `last` if the turn failed. Only an error of the first turn ends the command."""
     try:
-        reply = _streamed(session, _prompt(last, said, system), given)
+        reply = _streamed(session, _prompt(last, text, system), given)
     except KeyboardInterrupt:
-        typer.secho("\n(the reply was ended: this turn is forgotten)", dim=True, err=True)
+        typer.secho("\n(interrupted: this turn is left out)", dim=True, err=True)
         return last
     except PolyheadError as error:
         if last is None:
             raise
-        typer.secho(f"error: {error}\n(this turn is forgotten; {_ANEW} begins another conversation)", fg=typer.colors.RED, err=True)
+        typer.secho(f"error: {error}\n(this turn is left out; {_NEW} begins a new conversation)", fg=typer.colors.RED, err=True)
         return last
     if reply.finish_reason in (FinishReason.ABORTED, FinishReason.FAILED) or not reply.token_ids:
         return last
@@ -98,22 +98,22 @@ def _streamed(session: Session, prompt: Prompt, given: Any) -> Sample:
     return reply
 
 
-def _prompt(last: Sample | None, said: str, system: str) -> Prompt:
-    turn = {"role": "user", "content": said}
+def _prompt(last: Sample | None, text: str, system: str) -> Prompt:
+    turn = {"role": "user", "content": text}
     if last is not None:
         return continue_from(last, [turn])
     return [*([{"role": "system", "content": system}] if system else []), turn]
 
 
 def _messages(first: str | None) -> Iterator[str]:
-    """What a person types, or the lines of a pipe. A first message from the arguments is alone where nobody can type another one."""
-    is_asked = sys.stdin.isatty()
+    """Lines from the terminal or a pipe. A first message from the arguments is the only one unless standard input is a terminal."""
+    is_terminal = sys.stdin.isatty()
     if first is not None:
         yield first
-        if not is_asked:
+        if not is_terminal:
             return
     while True:
-        if is_asked:
+        if is_terminal:
             typer.secho("> ", bold=True, nl=False, err=True)
         try:
             line = sys.stdin.readline()

@@ -1,6 +1,6 @@
 """`polyhead configurations`: the server's rule sets, templates, recipes and transcript formats: list, add, retire.
 
-`list` need not be said: `polyhead configurations example-rules` prints that file.
+`list` may be left out: `polyhead configurations example-rules` prints that file.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ _Kind = Annotated[str | None, typer.Option(help="rule_set, rule_template, recipe
 
 
 class _ListByDefault(TyperGroup):
-    """A group whose command is `list` where none of its own is named."""
+    """A group that runs `list` unless the arguments begin with one of its commands."""
 
     def parse_args(self, ctx: Any, args: list[str]) -> list[str]:
         if not args or args[0] not in {*self.commands, *ctx.help_option_names}:
@@ -89,7 +89,7 @@ def list_command(
 
 
 def _rule_ids(rule_set: Configuration) -> Table:
-    """What --rule takes, broken to the terminal's width."""
+    """Ids that --rule takes, wrapped at the terminal's width."""
     rows = table(f"\nrules of {rule_set.reference}", "")
     rows.columns[0].no_wrap = False
     rows.show_header = False
@@ -98,7 +98,7 @@ def _rule_ids(rule_set: Configuration) -> Table:
 
 
 def _chosen(found: list[Configuration], reference: str) -> Configuration:
-    """The file of that name and version; the newest one, which the server lists last, for a name alone."""
+    """The file of that name and version; for a name alone the newest version, which the server lists last."""
     named = [each for each in found if reference in (each.reference, each.reference.partition("@")[0])]
     if not named:
         raise NotFound(f"no such configuration file: {reference!r}\nhint: polyhead configurations")

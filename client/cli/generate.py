@@ -16,7 +16,7 @@ from polyhead.client.errors import InvalidArgument, PolyheadError
 
 __all__ = ["generate_command", "score_command"]
 
-_RAW_NOTE = "(the prompt was continued as plain text: `polyhead chat` talks with this model, --chat asks it one question)"
+_RAW_NOTE = "(the prompt was continued as plain text: use `polyhead chat` for a conversation, --chat for one question)"
 
 
 @connected
@@ -24,7 +24,7 @@ def generate_command(
     session: Session,
     prompt: Annotated[str, typer.Argument(help="The prompt, or - to read it from standard input.")],
     head: options.Head = "policy",
-    n: Annotated[int, typer.Option("-n", help="Samples; one is printed as it is drawn.")] = 1,
+    n: Annotated[int, typer.Option("-n", help="Number of samples. A single one is printed as it is drawn.")] = 1,
     chat: options.Chat = False,
     max_new_tokens: options.MaxNewTokens = None,
     temperature: options.Temperature = None,
@@ -40,11 +40,11 @@ def generate_command(
     transcript_format: options.Format = "",
     reply_role: options.ReplyRole = "",
     recipe: options.Recipe = "",
-    best: Annotated[int | None, typer.Option(help="With --recipe: print only the best so many of the samples, the best first.")] = None,
+    best: Annotated[int | None, typer.Option(help="With --recipe: print only this many of the samples, the best first.")] = None,
     ood: options.Ood = "",
     on_swap: options.OnSwap = None,
 ) -> None:
-    """Draw samples for a prompt, and score them. The prompt is plain text, which the model goes on with: `polyhead chat` talks with it."""
+    """Draw samples for a prompt, and score them. The prompt is continued as plain text; use `polyhead chat` for a conversation."""
     text = _text(prompt)
     form: Any = [{"role": "user", "content": text}] if chat else text
     given: Any = {"head": head, "max_new_tokens": max_new_tokens, "temperature": temperature, "top_p": top_p, "top_k": top_k}
@@ -64,7 +64,7 @@ def generate_command(
 def score_command(
     session: Session,
     prompt: Annotated[str | None, typer.Argument(help="The prompt, or - to read it from standard input.")] = None,
-    completion: Annotated[str | None, typer.Argument(help="What answers it.")] = None,
+    completion: Annotated[str | None, typer.Argument(help="The completion to score.")] = None,
     data: Annotated[Path | None, typer.Option(help='JSON lines instead: {"prompt" or "messages": ..., "completion": "..."}.')] = None,
     head: Annotated[list[str] | None, typer.Option(help="Head to score with; repeatable.")] = None,
     chat: options.Chat = False,
@@ -77,12 +77,12 @@ def score_command(
 ) -> None:
     """Score a completion with any set of heads, or with those that a recipe reads, and its prompt with an out-of-distribution fit.
 
-    With --data each line of a file is scored.
+    With --data, every line of a file is scored.
     """
     given: Any = {"rules": rule, "rule_set": rule_set, "format": transcript_format, "reply_role": reply_role, "recipe": recipe}
     given |= {"heads": head or (), "ood": ood}
     if data is not None:
-        _score_file(session, data, given, is_alone=prompt is None and completion is None and not chat)
+        _score_file(session, data, given, has_other_input=prompt is not None or completion is not None or chat)
         return
     if prompt is None or completion is None:
         raise InvalidArgument("give a prompt and a completion, or --data with a file of them", field="completion")
@@ -92,10 +92,10 @@ def score_command(
     session.show(item, item_text(item))
 
 
-def _score_file(session: Session, data: Path, given: Any, *, is_alone: bool) -> None:
-    """As many in a call as `calibrate` sends: an answer echoes every id."""
-    if not is_alone:
-        raise InvalidArgument("--data stands in place of a prompt, a completion and --chat", field="data")
+def _score_file(session: Session, data: Path, given: Any, *, has_other_input: bool) -> None:
+    """Score in batches: an answer repeats every token id, and a message's size is limited."""
+    if has_other_input:
+        raise InvalidArgument("--data cannot be combined with a prompt, a completion or --chat", field="data")
     file, scored = jsonl.read_references(data), []
     for start in range(0, len(file.items), jsonl.BATCH_ITEMS):
         with file.naming_lines(start):
@@ -115,7 +115,7 @@ def _print_stream(session: Session, prompt: Any, given: Any) -> None:
 
 
 def _has_chat_template(session: Session) -> bool:
-    """Whether the server would render a conversation."""
+    """Whether the server can render a conversation."""
     try:
         session.client.tokenize([{"role": "user", "content": "Hi"}])
     except PolyheadError:

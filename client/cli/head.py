@@ -1,4 +1,4 @@
-"""What `polyhead heads show` says of one version."""
+"""The rows that `polyhead heads show` prints about one version."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from polyhead.client.results.results import HeadKind
 
 __all__ = ["moment", "shown"]
 
-_READS = {"last": "the last token", "eos": "the first end-of-sequence token", "append": "a token put behind the completion"}
+_READS = {"last": "the last token", "eos": "the first end-of-sequence token", "append": "a token that is appended to the completion"}
 
 
 def moment(seconds: float) -> str:
@@ -22,11 +22,11 @@ def moment(seconds: float) -> str:
 def shown(head: HeadVersion, generations: Sequence[Generation]) -> dict[str, str]:
     """Rows by name, without those that do not apply. `generations` are those that it is or was active in, newest first."""
     manifest = head.manifest
-    state = [word for word, is_so in (("active", head.active), ("in memory", head.resident), ("untrained", manifest.untrained)) if is_so]
+    states = [word for word, applies in (("active", head.active), ("in memory", head.resident), ("untrained", manifest.untrained)) if applies]
     rows = {
         "head": head.ref,
         "kind": f"{head.kind.value}, {_OUTPUTS.get(manifest.output, manifest.output)}",
-        "state": ", ".join(state) or "stored",
+        "state": ", ".join(states) or "stored",
         "made": moment(head.created_at),
         "size": human_bytes(head.num_bytes),
         "labels": ", ".join(head.labels) or "none",
@@ -42,7 +42,7 @@ def shown(head: HeadVersion, generations: Sequence[Generation]) -> dict[str, str
     return {name: value for name, value in rows.items() if value}
 
 
-_OUTPUTS = {"tied": "its output is the trunk's embedding", "own": "with an output of its own", "score": "with a scalar output"}
+_OUTPUTS = {"tied": "output projection tied to the trunk's embedding", "own": "output projection of its own", "score": "scalar output"}
 
 
 def _base(manifest: HeadManifest) -> str:
@@ -54,22 +54,22 @@ def _base(manifest: HeadManifest) -> str:
 def _scalar_rows(manifest: HeadManifest) -> dict[str, str]:
     return {
         "bias": f"{manifest.bias:g}, subtracted from the raw score",
-        "scale": f"{manifest.scale:g}, which what is left is divided by",
+        "scale": f"{manifest.scale:g}, divides the score after the bias is subtracted",
     }
 
 
 def _preference_rows(manifest: HeadManifest) -> dict[str, str]:
     appended = f", {manifest.append_token_id}" if manifest.read == "append" else ""
     return {
-        "read": f"{manifest.read}{appended}: {_READS.get(manifest.read, 'of a newer server')}",
-        "unfinished": f"{manifest.unfinished}, of samples that did not end by themselves",
+        "read": f"{manifest.read}{appended}: {_READS.get(manifest.read, 'unknown to this client')}",
+        "unfinished": f"{manifest.unfinished}, for samples that did not end by themselves",
     }
 
 
 def _rule_rows(manifest: HeadManifest) -> dict[str, str]:
     return {
         "template": manifest.template,
-        "answers": f"broken {manifest.violated_token_id}, kept {manifest.followed_token_id}",
+        "answers": f"token {manifest.violated_token_id}: broken, token {manifest.followed_token_id}: followed",
     }
 
 

@@ -19,20 +19,20 @@ from polyhead.client.results.records import HeadVersion
 
 __all__ = ["heads_app"]
 
-_SHOWN_GENERATIONS = 1000  # looked through for those that a version was active in
-_NEAR = 50  # generations before a rollback, among which is most often where the next one goes
+_SEARCHED_GENERATIONS = 1000  # in which `show` looks for those that a version was active in
+_RECENT_GENERATIONS = 50  # in which `rollback` looks for where the next rollback goes
 heads_app = typer.Typer(help="Versions of heads and the active set.", no_args_is_help=True)
 
 _Ref = Annotated[str, typer.Argument(help="policy@7; policy alone means the active version.")]
 _Store = Annotated[Path | None, typer.Option(help="Work on the store of a stopped server in this folder.")]
-_KIND_HELP = "policy, preference, rule or value. Default: as the folder says, else as the base or the name's active version."
-_TO_HELP = "The generation to equal. Default: the one before; with --store it must be given, and 0 empties the active set."
+_KIND_HELP = "policy, preference, rule or value. Default: the folder's, else that of the base or of the active version."
+_TO_HELP = "Generation to restore. Default: the parent of the active one. Required with --store, where 0 empties the active set."
 _Labels = Annotated[list[str], typer.Argument(help="One or several labels.")]
-_Note = Annotated[str, typer.Option(help="Why; kept in the history.")]
+_Note = Annotated[str, typer.Option(help="Reason, kept in the history.")]
 _ExpectedHead = Annotated[
-    list[str] | None, typer.Option(help="Refuse unless this version, policy@6, is active; policy@0: none is. Repeatable.")
+    list[str] | None, typer.Option(help="Fail unless this version (policy@6) is active; policy@0: no version. Repeatable.")
 ]
-_Expected = Annotated[int | None, typer.Option("--expected", help="Refuse unless this generation is the active one.")]
+_Expected = Annotated[int | None, typer.Option("--expected", help="Fail unless this generation is the active one.")]
 
 
 @heads_app.command("list")
@@ -63,15 +63,15 @@ def list_command(session: Session, name: Annotated[str | None, typer.Argument(he
 def push_command(
     session: Session,
     name: Annotated[str, typer.Argument(help="The head's name.")],
-    folder: Annotated[Path, typer.Argument(help="A head folder, or one that save_pretrained wrote, a PEFT adapter's, too.")],
+    folder: Annotated[Path, typer.Argument(help="A head folder, or a folder that save_pretrained wrote: a model or a PEFT adapter.")],
     kind: Annotated[str | None, typer.Option(help=_KIND_HELP)] = None,
     base: Annotated[
-        str, typer.Option(help="The version it was made from, policy@3: only tensors that differ are sent. An adapter runs on it.")
+        str, typer.Option(help="Version that it was made from (policy@3): only tensors that differ are sent. For an adapter: what it runs on.")
     ] = "",
     bias: Annotated[float | None, typer.Option(help="Preference, value: subtracted from the raw score.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Preference, value: what is left is divided by it.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Keep the version for good; repeatable.")] = None,
-    metric: Annotated[list[str] | None, typer.Option(help="What its trainer measured: loss=0.31; repeatable.")] = None,
+    scale: Annotated[float | None, typer.Option(help="Preference, value: divides the score after the bias is subtracted.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Label; the server never deletes a labelled version by itself. Repeatable.")] = None,
+    metric: Annotated[list[str] | None, typer.Option(help="Number that its trainer measured: loss=0.31. Repeatable.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Also make it active.")] = False,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, store nothing.")] = False,
 ) -> None:
@@ -92,20 +92,20 @@ def push_command(
 def pull_command(
     session: Session, ref: _Ref, folder: Annotated[Path, typer.Argument(help="Where to write the head folder.")]
 ) -> None:
-    """Download a version as a head folder. Files that are there already are not mixed with it: the folder must be new or empty."""
+    """Download a version as a head folder. The folder must be new or empty."""
     if folder.exists() and not (folder.is_dir() and not any(folder.iterdir())):
         raise InvalidArgument(f"not an empty folder: {folder}\nhint: pull into a new one", field="folder")
     head = session.client.head(ref)
-    tensors = session.client.pull_head(head.ref, folder)  # by its number: the active version may change meanwhile
+    tensors = session.client.pull_head(head.ref, folder)  # by its number: the active version may change in between
     session.show({"head": head.ref, "tensors": sorted(tensors), "folder": str(folder)}, f"{head.ref}: {len(tensors)} tensors in {folder}")
 
 
 @heads_app.command("show")
 @connected
 def show_command(session: Session, ref: _Ref) -> None:
-    """Everything that is known about one version."""
+    """Print everything that the server stores about one version."""
     head = session.client.head(ref)
-    generations = [each for each in session.client.generations(_SHOWN_GENERATIONS) if each.heads.get(head.name) == head.version]
+    generations = [each for each in session.client.generations(_SEARCHED_GENERATIONS) if each.heads.get(head.name) == head.version]
     rows = Table.grid(padding=(0, 2))
     for name, value in shown(head, generations).items():
         rows.add_row(Text(name), Text(value, overflow="fold"))
@@ -118,11 +118,11 @@ def copy_command(
     session: Session,
     source: _Ref,
     target: Annotated[str, typer.Argument(help="Name of the new version.")],
-    kind: Annotated[str | None, typer.Option(help="Another kind with the same output: policy and rule, or preference and value.")] = None,
-    bias: Annotated[float | None, typer.Option(help="Another bias.")] = None,
-    scale: Annotated[float | None, typer.Option(help="Another scale.")] = None,
+    kind: Annotated[str | None, typer.Option(help="New kind, of the same output: policy or rule, preference or value.")] = None,
+    bias: Annotated[float | None, typer.Option(help="New bias.")] = None,
+    scale: Annotated[float | None, typer.Option(help="New scale.")] = None,
 ) -> None:
-    """A new version without bytes: reference from policy@7, value from preference, a new bias or scale."""
+    """Make a new version of stored weights, without an upload: reference from policy@7, value from preference, a new bias or scale."""
     options: Any = {"kind": kind, "bias": bias, "scale": scale}
     version = session.client.copy_head(source, target, **options)
     session.show({"head": target, "version": version}, f"{target}@{version}")
@@ -138,7 +138,7 @@ def calibrate_command(
     activate: Annotated[bool, typer.Option("--activate", help="Also make the new version active.")] = False,
     expected: _Expected = None,
 ) -> None:
-    """A new version of a preference head, without bytes, whose scores of reference completions average 0."""
+    """Make a new version of a preference head, without an upload, whose scores of reference completions have the mean 0."""
     file = jsonl.read_references(data)
     with file.naming_lines():
         done = session.client.calibrate(ref, file.items, scale=scale, activate=activate, expected_generation=expected)
@@ -153,7 +153,7 @@ def calibrate_command(
 def activate_command(
     session: Session,
     refs: Annotated[list[str] | None, typer.Argument(help="One or several of policy@7.")] = None,
-    deactivate: Annotated[list[str] | None, typer.Option(help="Name that leaves the active set; repeatable.")] = None,
+    deactivate: Annotated[list[str] | None, typer.Option(help="Name to remove from the active set. Repeatable.")] = None,
     expected: _Expected = None,
     expected_head: _ExpectedHead = None,
     note: _Note = "",
@@ -178,20 +178,20 @@ def rollback_command(
     """Make a new generation equal to an earlier one."""
     if store and (expected is not None or expected_head):
         option, field = ("--expected", "expected") if expected is not None else ("--expected-head", "expected_head")
-        raise InvalidArgument(f"{option} goes with a running server, not with --store", field=field)
+        raise InvalidArgument(f"{option} needs a running server: it cannot be combined with --store", field=field)
     if store:
         generation = store_module.rollback(store, to)
     else:
         versions = dict(_split(ref) for ref in expected_head or ())
         generation = session.client.rollback(to, expected_generation=expected, expected_versions=versions)
-    history = store_module.history(store, _NEAR) if store else session.client.generations(_NEAR)
+    history = store_module.history(store, _RECENT_GENERATIONS) if store else session.client.generations(_RECENT_GENERATIONS)
     session.show(generation, "\n".join(rolled_back(generation, history)))
 
 
 @heads_app.command("label")
 @connected
 def label_command(session: Session, ref: _Ref, labels: _Labels) -> None:
-    """Keep a version for good, under one or several labels: best, paper."""
+    """Label a version (best, paper). The server never deletes a labelled version by itself."""
     head = session.client.label(ref, *labels)
     session.show(head, f"{head.ref}: {', '.join(head.labels)}")
 
@@ -199,7 +199,7 @@ def label_command(session: Session, ref: _Ref, labels: _Labels) -> None:
 @heads_app.command("unlabel")
 @connected
 def unlabel_command(session: Session, ref: _Ref, labels: _Labels) -> None:
-    """Take labels away; a version without any goes when the server keeps no more of its name."""
+    """Remove labels from a version. Without any, it is deleted when there are more versions of its name than --keep-versions."""
     head = session.client.unlabel(ref, *labels)
     session.show(head, f"{head.ref}: {', '.join(head.labels) or 'no labels'}")
 
@@ -209,7 +209,7 @@ def unlabel_command(session: Session, ref: _Ref, labels: _Labels) -> None:
 def delete_command(
     session: Session, refs: Annotated[list[str], typer.Argument(help="One or several of policy@7.")], store: _Store = None
 ) -> None:
-    """Forget versions that are neither active nor labelled."""
+    """Delete versions that are neither active nor labelled."""
     versions = [_split(ref) for ref in refs]
     for ref, version in zip(refs, versions, strict=True):
         if store:
@@ -224,7 +224,7 @@ def delete_command(
 
 @heads_app.command("watch")
 @connected
-def watch_command(session: Session, after: Annotated[int, typer.Option(help="Start behind this generation.")] = 0) -> None:
+def watch_command(session: Session, after: Annotated[int, typer.Option(help="Start after this generation.")] = 0) -> None:
     """Print the active generation, then each new one, until interrupted."""
     for generation in session.client.watch(after):
         session.show(generation, generation_line(generation))

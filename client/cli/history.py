@@ -1,4 +1,4 @@
-"""How the command line shows generations of the active set: where each came from, what can be restored, where a rollback goes."""
+"""Lines about generations of the active set: where each came from, whether it can be restored, where the next rollback goes."""
 
 from __future__ import annotations
 
@@ -11,13 +11,13 @@ __all__ = ["activated", "generation_line", "history_lines", "removed_lines", "ro
 
 
 def history_lines(generations: Sequence[Generation]) -> list[str]:
-    """Newest first; under the newest, if it is the active one, where the next rollback goes."""
+    """Newest first. The line below the newest states where the next rollback goes."""
     lines = [generation_line(each) for each in generations]
     return [*lines[:1], *_next_lines(generations), *lines[1:]]
 
 
 def rolled_back(done: Generation, history: Sequence[Generation]) -> list[str]:
-    """A rollback's answer. `history` is the newest part of it, which also says what the new generation equals."""
+    """The answer of a rollback. `history`, newest first, states which generation the new one equals."""
     known = [each for each in history if each.number <= done.number]
     return [generation_line(known[0]), *_next_lines(known)] if known and known[0].number == done.number else [generation_line(done)]
 
@@ -30,7 +30,7 @@ def activated(generation: Generation) -> list[str]:
 
 
 def removed_lines(removed: Sequence[str]) -> list[str]:
-    """What a push or an activation deleted, and how to keep such a version."""
+    """Versions that a push or an activation deleted, and how to keep such a version."""
     if not removed:
         return []
     return [f"removed by the server's --keep-versions: {', '.join(removed)} (`polyhead heads label` keeps a version)"]
@@ -38,7 +38,7 @@ def removed_lines(removed: Sequence[str]) -> list[str]:
 
 def generation_line(generation: Generation) -> str:
     """One generation."""
-    origin = f"= {generation.same_as} again" if generation.same_as else f"from {generation.parent}" if generation.parent else "is the first"
+    origin = f"equals {generation.same_as}" if generation.same_as else f"from {generation.parent}" if generation.parent else "is the first"
     heads = " ".join(f"{name}@{version}" for name, version in sorted(generation.heads.items()))
     note = f"  ({generation.note})" if generation.note else ""
     gone = f"  cannot be restored, no longer stored: {', '.join(generation.gone)}" if generation.gone else ""
@@ -51,5 +51,5 @@ def _next_lines(generations: Sequence[Generation]) -> list[str]:
         return ["  there is nothing to roll back to"] if generations else []
     parent = generations[0].parent
     gone = next((each.gone for each in generations if each.number == parent), ())
-    broken = f", which cannot be restored, as {', '.join(gone)} is gone: choose another one with --to" if gone else ""
-    return [f"  the next rollback goes to {parent}{broken}"]
+    obstacle = f", which cannot be restored, as {', '.join(gone)} is gone: choose another one with --to" if gone else ""
+    return [f"  the next rollback goes to {parent}{obstacle}"]

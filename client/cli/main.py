@@ -15,7 +15,7 @@ def main() -> None:
         print("error: the command line needs two more packages\nhint: pip install 'polyhead[cli]'", file=sys.stderr)
         raise SystemExit(1)
     if sys.argv[1:2] != ["serve"]:
-        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # our error says what failed: gRPC's own lines would stand before it
+        os.environ.setdefault("GRPC_VERBOSITY", "NONE")  # without gRPC's own log lines before our error
     from polyhead.client.cli.app import build_app
 
     build_app(sys.argv[1:])()

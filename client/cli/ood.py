@@ -14,39 +14,39 @@ from polyhead.client.results.records import OodFit
 
 __all__ = ["ood_app"]
 
-ood_app = typer.Typer(help="Fits that say how far a prompt lies from known ones.", no_args_is_help=True)
+ood_app = typer.Typer(help="Out-of-distribution fits: how far a prompt lies from known prompts.", no_args_is_help=True)
 
-_HINT_TIMES = 2  # prompts for each dimension, below which the fit describes its own prompts more than others
+_FEW_PER_DIMENSION = 2  # with fewer prompts for each dimension, other normal prompts score clearly higher than those of the fit
 
 
 @ood_app.command("fit")
 @connected
 def fit_command(
     session: Session,
-    name: Annotated[str, typer.Argument(help="The fit's name; a known one gets a new version.")],
+    name: Annotated[str, typer.Argument(help="Name of the fit. An existing fit gets a new version.")],
     data: Annotated[Path, typer.Option(help='JSON lines: {"prompt": "..."} or {"messages": [...]}.')],
-    layer: Annotated[int, typer.Option(help="0: the tap layer, or the split layer if there is none.")] = 0,
-    pooling: Annotated[str, typer.Option(help="mean or last.")] = "mean",
-    shrinkage: Annotated[float | None, typer.Option(help="Of the covariance, between 0 and 1.")] = None,
+    layer: Annotated[int, typer.Option(help="Layer whose states are read. 0: the tap layer, or the split layer if there is none.")] = 0,
+    pooling: Annotated[str, typer.Option(help="mean or last: of the tokens' states.")] = "mean",
+    shrinkage: Annotated[float | None, typer.Option(help="Shrinkage of the covariance, between 0 and 1.")] = None,
 ) -> None:
-    """Fit a score to prompts that count as normal."""
+    """Fit an out-of-distribution score to normal prompts."""
     file = jsonl.read_prompts(data)
     options: Any = {"layer": layer, "pooling": pooling, "shrinkage": shrinkage}
     with file.naming_lines():
         fit = session.client.fit_ood(name, file.items, **options)
     d_model = session.client.trunk().d_model
     lines = [f"{fit.ref}: {_facts(fit)}"]
-    if fit.num_prompts < _HINT_TIMES * d_model:
-        lines.append(f"few prompts for {d_model} dimensions: normal ones that were not among them will score higher than these")
+    if fit.num_prompts < _FEW_PER_DIMENSION * d_model:
+        lines.append(f"few prompts for {d_model} dimensions: other normal prompts will score higher than these")
     session.show(fit, "\n".join(lines))
 
 
 @ood_app.command("list")
 @connected
 def list_command(session: Session) -> None:
-    """All fits."""
+    """List all fits."""
     fits = session.client.ood_fits()
-    rows = table("", "fit", "layer", "pooling", "prompts", "score of these", "precision", "made")
+    rows = table("", "fit", "layer", "pooling", "prompts", "their score", "precision", "made")
     for fit in fits:
         made = datetime.datetime.fromtimestamp(fit.created_at).strftime("%Y-%m-%d %H:%M:%S")
         spread = f"{fit.mean_score:.2f} ± {fit.std_score:.2f}"

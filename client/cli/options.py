@@ -1,4 +1,4 @@
-"""Options that several commands share, each with what the server does without it."""
+"""Options that several commands share. Each help text ends with the server's default."""
 
 from __future__ import annotations
 
@@ -29,18 +29,18 @@ __all__ = [
 Head = Annotated[str, typer.Option(help="Head that generates: policy, or policy@7.")]
 MaxNewTokens = Annotated[int | None, typer.Option(help="Most tokens to draw. Default: 128.")]
 Temperature = Annotated[float | None, typer.Option(help="0 is greedy. Default: 1, the model's own distribution.")]
-TopP = Annotated[float | None, typer.Option(help="Draw from the likeliest tokens that come to this share together. Default: 1, all.")]
-TopK = Annotated[int | None, typer.Option(help="Draw from so many of the likeliest tokens. Default: 0, all.")]
-MinP = Annotated[float | None, typer.Option(help="Draw from tokens with this share of the likeliest one's probability. Default: 0, all.")]
-RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: tokens that were there become less likely. Default: 1, none.")]
-Seed = Annotated[int | None, typer.Option(help="Repeats the draw. Default: another one each time.")]
+TopP = Annotated[float | None, typer.Option(help="Draw from the fewest likeliest tokens that reach this probability. Default: 1, all.")]
+TopK = Annotated[int | None, typer.Option(help="Draw from this many of the likeliest tokens. Default: 0, all.")]
+MinP = Annotated[float | None, typer.Option(help="Draw from tokens at least this many times as likely as the likeliest. Default: 0, all.")]
+RepetitionPenalty = Annotated[float | None, typer.Option(help="Above 1: tokens of prompt and reply become less likely. Default: 1, none.")]
+Seed = Annotated[int | None, typer.Option(help="Seed of the draws. Default: a new one each time.")]
 Stop = Annotated[list[str] | None, typer.Option(help="String that ends a sample; repeatable. Default: none.")]
 
-Chat = Annotated[bool, typer.Option("--chat", help="The prompt is a user's turn, rendered with the chat template or --format.")]
+Chat = Annotated[bool, typer.Option("--chat", help="Send the prompt as a user's turn, rendered with the chat template or --format.")]
 Format = Annotated[str, typer.Option("--format", help="Transcript format: how --chat writes turns, and what a reply is checked against.")]
-ReplyRole = Annotated[str, typer.Option(help="Whose turn the reply is. Default: the format's own choice.")]
+ReplyRole = Annotated[str, typer.Option(help="Role of the reply. Default: the format's own.")]
 RuleIds = Annotated[list[str] | None, typer.Option("--rule", help="Rule id, for heads of kind rule; repeatable.")]
-RuleSet = Annotated[str, typer.Option(help="Rule set that the ids belong to; alone: all of its rules.")]
+RuleSet = Annotated[str, typer.Option(help="Rule set of these ids; without --rule, all of its rules.")]
 Recipe = Annotated[str, typer.Option(help="Reward recipe: preference, kl, rlhf, sparrow, sparrow-kl, rerank, or one of the server's own.")]
 Ood = Annotated[str, typer.Option(help="Out-of-distribution fit to score the prompt with: helpful, helpful@2.")]
-OnSwap = Annotated[str | None, typer.Option(help="If heads change meanwhile: pin, abort or follow. Default: pin.")]
+OnSwap = Annotated[str | None, typer.Option(help="If heads are activated during the request: pin, abort or follow. Default: pin.")]

@@ -1,4 +1,4 @@
-"""How the command line shows a sample or a scored completion: what made it, its reward, and a line for each score that was asked for."""
+"""Text for a sample or a scored completion: what made it, its reward, and a line for each score."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ __all__ = ["facts", "item_lines", "item_text", "sample_text"]
 
 
 def sample_text(sample: Sample) -> str:
-    """One of several samples: a heading with its reward, the text, and what else was asked about it."""
+    """One of several samples: a heading with its reward, the text, and its scores."""
     reward = "" if sample.reward is None else f", {_reward_line(sample.reward)}"
     return "\n".join([f"--- {sample.sample_index} {facts(sample)}{reward}", sample.text, *item_lines(sample, in_heading=True)])
 
@@ -25,10 +25,10 @@ def facts(sample: Sample) -> str:
     made_by = f"{sample.head}@{sample.head_version} generation {sample.generation}"
     if len(sample.spans) > 1:  # it followed a swap
         made_by += f" ({', '.join(f'tokens {span.start} to {span.end - 1} by @{span.version}' for span in sample.spans)})"
-    said = f"{made_by}, {len(sample.token_ids)} tokens, {sample.finish_reason}"
+    text = f"{made_by}, {len(sample.token_ids)} tokens, {sample.finish_reason}"
     if sample.format:
-        said += f", {_validity(sample)}"
-    return f"{said}: {sample.error}" if sample.error else said
+        text += f", {_validity(sample)}"
+    return f"{text}: {sample.error}" if sample.error else text
 
 
 def item_lines(item: Sample | ScoredItem, *, in_heading: bool = False) -> list[str]:
@@ -37,7 +37,7 @@ def item_lines(item: Sample | ScoredItem, *, in_heading: bool = False) -> list[s
     if item.reward is not None:
         lines += ([] if in_heading else [_reward_line(item.reward)]) + _part_lines(item.reward)
     if item.ood is not None:
-        lines.append(f"{item.ood.fit}: prompt {item.ood.score:.4f} out of distribution")
+        lines.append(f"{item.ood.fit}: out-of-distribution score of the prompt {item.ood.score:.4f}")
     return lines
 
 
@@ -46,17 +46,17 @@ def _validity(reply: Sample | ScoredItem) -> str:
 
 
 def _reward_line(reward: Reward) -> str:
-    """It names the recipe, and so that nobody takes it for a head: a recipe and a head may have one name."""
-    what = f"reward (recipe {reward.recipe})"
+    """Named "reward (recipe ...)", since a recipe and a head may have the same name."""
+    name = f"reward (recipe {reward.recipe})"
     if reward.error:
-        return f"{what}: none, {reward.error}"
+        return f"{name}: none, {reward.error}"
     with_kl = f", {reward.with_kl:.4f} with KL" if reward.kl_estimator else ""
     rank = "" if reward.rank is None else f", rank {reward.rank}"
-    return f"{what}: {reward.reward:.4f}{with_kl}{rank}"
+    return f"{name}: {reward.reward:.4f}{with_kl}{rank}"
 
 
 def _part_lines(reward: Reward) -> list[str]:
-    """A line for each part, with its constant where it has one of its own."""
+    """A line for each part, with the constant that it is multiplied with."""
     constants = {name: f" (times {reward.constants[name]:g})" for name in reward.parts if name in reward.constants}
     if "kl_coefficient" in reward.constants:
         constants["kl"] = f" (times {-reward.constants['kl_coefficient']:g}, in the reward with KL alone)"

@@ -1,4 +1,4 @@
-"""What all commands that talk to a server share: its address, the output form, and errors in one line."""
+"""What all commands that call a server share: options of the connection, text or JSON output, errors in one line."""
 
 from __future__ import annotations
 
@@ -21,14 +21,14 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
-from polyhead.client.cli.words import flags_of, in_flags
+from polyhead.client.cli.flags import flags_of, in_flags
 from polyhead.client.client import Client
 from polyhead.client.errors import InvalidArgument, PolyheadError
 from polyhead.client.transport import DEFAULT_TIMEOUT_S
 
-__all__ = ["Session", "connected", "fail", "human_bytes", "need_torch", "readable_errors", "reason_of", "table"]
+__all__ = ["Session", "connected", "fail", "human_bytes", "require_torch", "readable_errors", "reason_of", "table"]
 
-_PIPE_COLUMNS = 1000  # where nobody looks, names are not cut off
+_PIPE_COLUMNS = 1000  # not a terminal: nothing is cut off
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "server": (
         Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the server.")],
@@ -54,7 +54,7 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 
 @dataclasses.dataclass(frozen=True, slots=True)
 class Session:
-    """One command's connection and its way to print."""
+    """A command's client, and how it prints."""
 
     client: Client
     as_json: bool
@@ -98,7 +98,7 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
 
 
 def readable_errors(command: Callable[..., None], flags: Mapping[str, str] = MappingProxyType({})) -> Callable[..., None]:
-    """Print what polyhead's own errors say, in the words of these flags, and exit with 1."""
+    """Print polyhead's own errors, with flags in place of argument names, and exit with 1."""
 
     @functools.wraps(command)
     def run(*args: Any, **kwargs: Any) -> None:
@@ -120,19 +120,19 @@ def fail(message: str) -> NoReturn:
     raise typer.Exit(1)
 
 
-def need_torch() -> None:
-    """End a command that trains with a hint where torch or transformers is missing."""
+def require_torch(what: str, extra: str) -> None:
+    """End the command if torch or transformers is not installed. `extra` of polyhead installs them."""
     if find_spec("torch") is None or find_spec("transformers") is None:
-        fail("training needs torch and transformers\nhint: pip install 'polyhead[cli,train]'")
+        fail(f"{what} needs torch and transformers\nhint: pip install 'polyhead[{extra}]'")
 
 
 def reason_of(error: OSError) -> str:
-    """What the system says, and of which file; a full disk names none."""
+    """The system's message, with the file if the error names one."""
     return f"{error.strerror}: {error.filename}" if error.filename else str(error.strerror or error)
 
 
 def table(title: str, *columns: str) -> Table:
-    """A plain table; add rows of str. One that is too wide for the terminal breaks cells, never a word of a heading or the first column."""
+    """A table for rows of str. If it is too wide for the terminal, cells wrap, but no word of a heading and nothing in the first column."""
     headings = [
         Column(name, min_width=max(map(len, name.split()), default=0), overflow="fold", no_wrap=index == 0)
         for index, name in enumerate(columns)
@@ -173,5 +173,5 @@ def _plain(value: Any) -> Any:
 
 
 def _or_null(value: Any) -> Any:
-    """A reward that is not there is NaN, which JSON lacks."""
+    """NaN, which JSON lacks, stands for a reward that is missing."""
     return None if isinstance(value, float) and math.isnan(value) else value

@@ -1,4 +1,4 @@
-"""`polyhead status`: one screen that says what the server holds and does."""
+"""`polyhead status` and `polyhead health`: the server's state on one screen, and as an exit status."""
 
 from __future__ import annotations
 
@@ -23,14 +23,14 @@ def health_command(
     service: Annotated[str, typer.Argument(help="A gRPC service, liveness, or polyhead.v1.head/NAME. Default: the whole server.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for SERVING.")] = 5.0,
 ) -> None:
-    """Exit status 0 when the server is SERVING, else 1: for probes and scripts. Needs no token."""
+    """Exit with 0 if the server is SERVING, else with 1: for probes and scripts. Needs no token."""
     session.client.wait_ready(timeout, service)
     session.show({"status": "SERVING", "service": service}, "SERVING")
 
 
 @connected
 def status_command(session: Session) -> None:
-    """Active set, memory per head, queue, cache, disk, last generations."""
+    """Print the active set, memory of each head, queue, cache, disk and the last generations."""
     status, trunk = session.client.status(), session.client.trunk()
     generations = session.client.generations(_NUM_GENERATIONS)
     answer = {"status": status, "model": trunk.model, "trunk_id": trunk.trunk_id, "generations": generations}
@@ -60,12 +60,12 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
 
 
 def _memory(status: Status) -> str:
-    """What the product is about: how many whole models these heads would be, and how many they are."""
+    """Weights in memory, in units of one unsplit model, beside one unsplit model for each head."""
     total = status.trunk_bytes + sum(head.num_bytes for head in status.resident_heads)
-    roles = len(status.active)
+    num_heads = len(status.active)
     if not status.model_bytes:
         return human_bytes(total)
-    return f"{human_bytes(total)} for {roles} heads: {total / status.model_bytes:.1f} models in place of {roles}"
+    return f"{human_bytes(total)} for {num_heads} heads: {total / status.model_bytes:.1f} models in place of {num_heads}"
 
 
 def _budget(status: Status) -> str:
@@ -76,8 +76,8 @@ def _budget(status: Status) -> str:
 def _cache(status: Status) -> str:
     if status.counters and "steps" not in status.counters:  # several teams share the server
         return f"{status.num_blocks} blocks; an admin's token shows what is in them"
-    hits, asked = status.counters.get("cache_hit_tokens", 0), status.counters.get("prompt_tokens", 0)
-    rate = f", {hits / asked:.0%} of prompt tokens found" if asked else ""
+    hits, tokens = status.counters.get("cache_hit_tokens", 0), status.counters.get("prompt_tokens", 0)
+    rate = f", {hits / tokens:.0%} of prompt tokens found" if tokens else ""
     blocks = f"{status.num_used_blocks} used + {status.num_cached_blocks} cached of {status.num_blocks} blocks"
     return f"{blocks}, heads {status.num_filled_head_blocks} of {status.num_head_blocks}{rate}"
 
@@ -91,7 +91,7 @@ def _heads(status: Status) -> Table:
 
 
 def _names(status: Status) -> Table:
-    """Several versions of a name, and several names of a kind, live side by side: what each holds."""
+    """A row for each head name: its active version, its versions in memory, and their size."""
     rows = table("heads by name", "name", "active", "in memory", "size", "requests")
     for row in status.resident_names:
         versions = " ".join(f"@{version}" for version in row.versions)

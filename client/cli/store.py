@@ -1,4 +1,4 @@
-"""Repairs of a stopped server's store, behind `--store DIR`: what the server tells an operator to run when its active set is damaged."""
+"""Commands on the store of a stopped server, `--store DIR`: the repairs that a server with a damaged active set names."""
 
 from __future__ import annotations
 
@@ -18,15 +18,15 @@ __all__ = ["delete", "history", "rollback"]
 
 
 def rollback(store: Path, to: int | None) -> Generation:
-    """Make generation `to` the active one of a store that no server holds; 0 empties the active set."""
+    """Make generation `to` the active one of a store that no server uses; 0 empties the active set."""
     if to is None:
-        raise InvalidArgument("say which generation with --to; `polyhead heads history --store` lists them", field="to")
+        raise InvalidArgument("no generation is given\nhint: give --to; `polyhead heads history --store` lists them", field="to")
     with _opened(store) as opened:
         return _generation(opened.repair_to(to))
 
 
 def delete(store: Path, name: str, version: int) -> None:
-    """Forget a version, a damaged one, too."""
+    """Delete a version, damaged or not."""
     with _opened(store) as opened:
         opened.delete_version(name, version)
 
@@ -40,7 +40,7 @@ def history(store: Path, limit: int) -> list[Generation]:
 
 @contextlib.contextmanager
 def _opened(folder: Path) -> Iterator[HeadStore]:
-    """The store, held by us alone; its errors become the client's, so that the command line prints one line."""
+    """The store under its lock. Its errors become errors of the client, which the command line prints."""
     try:
         from polyhead.heads.format.errors import PolyheadError
         from polyhead.heads.store.store import HeadStore

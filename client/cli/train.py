@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from polyhead.client.cli.events import event_writer
 from polyhead.client.cli.history import activated
-from polyhead.client.cli.session import Session, connected, fail, need_torch, reason_of
+from polyhead.client.cli.session import Session, connected, fail, require_torch, reason_of
 from polyhead.client.cli.train_rl import train_rl_command
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ _HELP = {
 
 
 def build_train_app() -> typer.Typer:
-    """`polyhead train` with a command for each task."""
+    """`polyhead train`, with a command for each task."""
     app = typer.Typer(help="Train a head on the served trunk; this process never holds the trunk.", no_args_is_help=True)
     for task in Task:
         app.command(task.value, help=f"{_HELP[task]} and push it with its metrics. Rows of --data: {_ROWS[task]}")(_command_of(task))
@@ -68,16 +68,16 @@ def build_train_app() -> typer.Typer:
 
 
 def _command_of(task: Task) -> Any:
-    """The command of one task, with the options that it has use for."""
+    """The command of one task, without options of other tasks."""
 
     def command(session: Session, **options: Any) -> None:
         train_command(session, task, **options)
 
     signature = inspect.signature(train_command, eval_str=True)
     own = {Task.RULE: {"broken_weight"}, Task.PREFERENCE: {"loss", "off_topic"}}
-    useless = {"task"}.union(*(names for other, names in own.items() if other is not task))
+    excluded = {"task"}.union(*(names for other, names in own.items() if other is not task))
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what `connected` reads
-        parameters=[parameter for name, parameter in signature.parameters.items() if name not in useless]
+        parameters=[parameter for name, parameter in signature.parameters.items() if name not in excluded]
     )
     return connected(command)
 
@@ -86,41 +86,41 @@ def train_command(
     session: Session,
     task: Task,
     data: Annotated[Path, typer.Option(help="JSON lines.")],
-    held_out: Annotated[Path | None, typer.Option(help="JSON lines to measure on.", show_default="a share of --data")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="JSON lines to measure on, not trained on.", show_default="a share of --data")] = None,
     held_out_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of --data to hold out without --held-out.")] = 0.1,
-    name: Annotated[str, typer.Option(help="Head name to push to.", show_default="policy, preference, rule, value")] = "",
-    start_from: Annotated[str, typer.Option(help="Head or version to begin with.", show_default="the active one")] = "",
+    name: Annotated[str, typer.Option(help="Name to push the head under.", show_default="policy, preference, rule, value")] = "",
+    start_from: Annotated[str, typer.Option(help="Head or version that training starts from.", show_default="the active one")] = "",
     activate: Annotated[bool, typer.Option("--activate", help="Activate the finished head.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="sft 8, preference 3, else 2")] = None,
-    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows of one optimiser step.", show_default="8")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of Adam.", show_default="sft 2e-4, preference 5e-5, else 1e-4")] = None,
+    batch_size: Annotated[int | None, typer.Option(min=1, help="Rows for each optimiser step.", show_default="8")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of Adam.", show_default="sft 2e-4, preference 5e-5, else 1e-4")] = None,
     broken_weight: Annotated[float, typer.Option(help="Weight of broken rows; other than 1 it shifts p_violate.")] = 1.0,
-    loss: Annotated[Loss, typer.Option(help="ranking: all pairs of a row; choice: its best reply, and off-topic ones.")] = Loss.RANKING,
-    off_topic: Annotated[int | None, typer.Option(min=0, help="With choice: replies to other prompts, a row.", show_default="2")] = None,
-    average: Annotated[float | None, typer.Option(help="Push the weights' moving average, with this decay.", show_default="none")] = None,
+    loss: Annotated[Loss, typer.Option(help="ranking: all pairs of a row; choice: its best reply against the others and off-topic ones.")] = Loss.RANKING,
+    off_topic: Annotated[int | None, typer.Option(min=0, help="With --loss choice: replies to other prompts added to each row.", show_default="2")] = None,
+    average: Annotated[float | None, typer.Option(help="Push the moving average of the weights, with this decay.", show_default="none")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
-    seed: Annotated[int, typer.Option(help="Seed of the row order and of the choice of held-out rows.")] = 0,
-    states: Annotated[Path | None, typer.Option(help="Folder of boundary states.", show_default="in the user's cache folder")] = None,
+    seed: Annotated[int, typer.Option(help="Seed of the order of rows and of the choice of held-out rows.")] = 0,
+    states: Annotated[Path | None, typer.Option(help="Folder to keep boundary states in.", show_default="in the user's cache folder")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.")] = None,
 ) -> None:
     """Read, train, measure, push."""
-    need_torch()
+    require_torch("training", "cli,train")
     from polyhead.heads.training import runs
 
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "average_decay": average}
     given["autocast"] = bf16 or None
-    more: dict[str, Any] = {} if states is None else {"states": states}
+    optional: dict[str, Any] = {} if states is None else {"states": states}
     if off_topic is not None and loss is not Loss.CHOICE:
-        fail("--off-topic goes with --loss choice")
-    more |= {"loss": runs.PreferenceLoss(loss.value)} | ({} if off_topic is None else {"num_off_topic": off_topic})
-    run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **more)
+        fail("--off-topic applies to --loss choice only")
+    optional |= {"loss": runs.PreferenceLoss(loss.value)} | ({} if off_topic is None else {"num_off_topic": off_topic})
+    run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **optional)
     try:
         trained = _train(session, task, run, runs.settings(task.value, seed=seed, **given), tensorboard)
     except (ValueError, runs.TrainingFailed) as error:
         fail(str(error))
     except OSError as error:
-        hint = "\nhint: what was trained is in --checkpoints; the same command resumes" if checkpoints else ""
+        hint = "\nhint: the run is saved in --checkpoints; the same command resumes it" if checkpoints else ""
         fail(f"{reason_of(error)}{hint}")
     if not runs.Processes.launched().is_main:
         return  # another process of the run pushes
@@ -132,7 +132,7 @@ def train_command(
 
 
 def _train(session: Session, task: Task, run: RunConfig, config: FitConfig, tensorboard: Path | None) -> Trained:
-    """Run it, with a progress bar on stderr."""
+    """Run the task, with a progress bar on stderr."""
     from polyhead.heads.training import runs
 
     trainer = {Task.SFT: runs.sft, Task.PREFERENCE: runs.preferences, Task.RULE: runs.rules, Task.VALUE: runs.values}[task]

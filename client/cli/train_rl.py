@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polyhead.client.cli.events import event_writer
-from polyhead.client.cli.session import Session, connected, fail, need_torch, reason_of
+from polyhead.client.cli.session import Session, connected, fail, require_torch, reason_of
 from polyhead.client.errors import PolyheadError
 
 if TYPE_CHECKING:
@@ -50,49 +50,49 @@ class Kl(enum.Enum):
 @connected
 def train_rl_command(
     session: Session,
-    prompts: Annotated[Path, typer.Option(help='JSON lines {"prompt": ...} or {"messages": ...}; a .txt has a question a line.')],
+    prompts: Annotated[Path, typer.Option(help='JSON lines {"prompt": ...} or {"messages": ...}; a .txt file has one prompt per line.')],
     reward: Annotated[RewardFrom, typer.Option(help="heads: preference and rules; judge: a Python function; recipe: the server's.")],
     algo: Annotated[Algo, typer.Option(help="The policy's loss.")] = Algo.PPO,
-    name: Annotated[str, typer.Option(help="Train policy-NAME and value-NAME: runs that share a server.", show_default="none")] = "",
+    name: Annotated[str, typer.Option(help="Train policy-NAME and value-NAME, so that runs can share a server.", show_default="none")] = "",
     judge: Annotated[str, typer.Option(help="With --reward judge: module:function of (prompt, reply).")] = "",
-    recipe: Annotated[str, typer.Option(help="With --reward recipe.")] = "sparrow",
+    recipe: Annotated[str, typer.Option(help="With --reward recipe: the recipe.")] = "sparrow",
     preference: Annotated[str, typer.Option(help='With --reward heads: the preference head; "" leaves it out.')] = "preference",
-    rule: Annotated[list[str] | None, typer.Option(help="A rule of the server, by id; may be repeated.", show_default="none")] = None,
+    rule: Annotated[list[str] | None, typer.Option(help="Id of a rule of the server. Repeatable.", show_default="none")] = None,
     rule_head: Annotated[str, typer.Option(help="With --reward heads: the rule head.")] = "rule",
-    preference_weight: Annotated[float, typer.Option(help="Of the preference, in units of its first round's spread.")] = 1.0,
-    rule_weight: Annotated[float, typer.Option(help="Of the mean probability that a rule is followed.")] = 1.0,
-    dialogues: Annotated[Path | None, typer.Option(help='Collected conversations as further prompts: {"messages": [...]} a line.')] = None,
-    adversarial: Annotated[int, typer.Option(min=0, help="Further prompts: so many for each --rule, written by the reference.")] = 0,
-    self_play: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of prompts that go on with the last round's replies.")] = 0.0,
+    preference_weight: Annotated[float, typer.Option(help="Weight of the preference score, in units of its spread in the first round.")] = 1.0,
+    rule_weight: Annotated[float, typer.Option(help="Weight of the mean probability that a rule is followed.")] = 1.0,
+    dialogues: Annotated[Path | None, typer.Option(help='JSON lines {"messages": [...]}: conversations to use as further prompts.')] = None,
+    adversarial: Annotated[int, typer.Option(min=0, help="Number of further prompts for each --rule, written by the reference head.")] = 0,
+    self_play: Annotated[float, typer.Option(min=0.0, max=1.0, help="Share of prompts that continue replies of the round before.")] = 0.0,
     pretraining: Annotated[
-        Path | None, typer.Option(help='Texts that the policy is to go on predicting: {"text": ...} a line; a .txt has one a line.')
+        Path | None, typer.Option(help='Texts mixed into the updates: JSON lines {"text": ...}; a .txt file has one per line.')
     ] = None,
-    pretraining_weight: Annotated[float, typer.Option(help="With --pretraining: of a token's mean loss.")] = 1.0,
-    rounds: Annotated[int | None, typer.Option(help="Rounds of rollout, update, activation.", show_default="10")] = None,
-    prompts_per_round: Annotated[int | None, typer.Option(help="Prompts of one round.", show_default="12")] = None,
-    samples: Annotated[int | None, typer.Option(help="Replies to each prompt.", show_default="4")] = None,
-    max_new_tokens: Annotated[int | None, typer.Option(help="Longest reply.", show_default="24")] = None,
-    temperature: Annotated[float | None, typer.Option(help="Of the draws.", show_default="1")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Of the policy.", show_default="1e-4")] = None,
-    value_learning_rate: Annotated[float | None, typer.Option(help="Of the value head.", show_default="1e-4")] = None,
-    kl_weight: Annotated[float | None, typer.Option(help="KL penalty at every token.", show_default="0.05")] = None,
-    kl_estimator: Annotated[Kl, typer.Option(help="k1: log-ratio; k2: half its square; k3: never negative, and unbiased.")] = Kl.K1,
-    kl_limit: Annotated[float | None, typer.Option(help="Nats a token above which the run goes back.", show_default="0.35")] = None,
-    epochs: Annotated[int | None, typer.Option(help="Passes over a round's replies.", show_default="1")] = None,
-    minibatches: Annotated[int | None, typer.Option(help="Optimiser steps of one pass.", show_default="3")] = None,
-    average: Annotated[float | None, typer.Option(help="Push the policy's moving average, too, with this decay.")] = None,
-    start_from: Annotated[str, typer.Option(help="Head that the policy starts as.")] = "policy",
-    value_from: Annotated[str, typer.Option(help="Head that the value head starts as: a value or a preference head.")] = "value",
-    reference: Annotated[str, typer.Option(help="Head that KL is measured to.")] = "reference",
-    bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16: faster, and less exact.")] = False,
+    pretraining_weight: Annotated[float, typer.Option(help="With --pretraining: weight of the mean loss per token.")] = 1.0,
+    rounds: Annotated[int | None, typer.Option(help="Number of rounds: rollout, update, activation.", show_default="10")] = None,
+    prompts_per_round: Annotated[int | None, typer.Option(help="Prompts in each round.", show_default="12")] = None,
+    samples: Annotated[int | None, typer.Option(help="Replies drawn for each prompt.", show_default="4")] = None,
+    max_new_tokens: Annotated[int | None, typer.Option(help="Most tokens of a reply.", show_default="24")] = None,
+    temperature: Annotated[float | None, typer.Option(help="Sampling temperature.", show_default="1")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the policy.", show_default="1e-4")] = None,
+    value_learning_rate: Annotated[float | None, typer.Option(help="Learning rate of the value head.", show_default="1e-4")] = None,
+    kl_weight: Annotated[float | None, typer.Option(help="Weight of the KL penalty at each token.", show_default="0.05")] = None,
+    kl_estimator: Annotated[Kl, typer.Option(help="k1: log-ratio; k2: half its square; k3: unbiased and never negative.")] = Kl.K1,
+    kl_limit: Annotated[float | None, typer.Option(help="KL in nats per token above which a round is undone.", show_default="0.35")] = None,
+    epochs: Annotated[int | None, typer.Option(help="Passes over the replies of a round.", show_default="1")] = None,
+    minibatches: Annotated[int | None, typer.Option(help="Optimiser steps in each pass.", show_default="3")] = None,
+    average: Annotated[float | None, typer.Option(help="Also push the moving average of the policy, with this decay.")] = None,
+    start_from: Annotated[str, typer.Option(help="Head whose weights the policy starts from.")] = "policy",
+    value_from: Annotated[str, typer.Option(help="Value or preference head whose weights the value head starts from.")] = "value",
+    reference: Annotated[str, typer.Option(help="Head that the KL penalty is measured against.")] = "reference",
+    bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16: faster, less exact.")] = False,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.")] = None,
-    seed: Annotated[int, typer.Option(help="Of draws and of the order of prompts.")] = 0,
+    seed: Annotated[int, typer.Option(help="Seed of the draws and of the order of prompts.")] = 0,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     threads: Annotated[int | None, typer.Option(min=1, help="torch threads; 1 on a busy machine.", show_default="all")] = None,
 ) -> None:
     """Train a policy on rewards of its own replies. Each round draws and scores in one call, updates policy and value head on boundary
     states, and activates both as one change; this process never holds the trunk."""
-    need_torch()
+    require_torch("training", "cli,train")
     import torch
 
     from polyhead.heads.training.data import read_texts
@@ -118,7 +118,7 @@ def train_rl_command(
         "minibatches": minibatches,
         "average_decay": average,
     }
-    with _sentences(checkpoints), _folder(checkpoints) as folder, event_writer(tensorboard) as write:
+    with _readable_errors(checkpoints), _run_folder(checkpoints) as folder, event_writer(tensorboard) as write:
         estimator = settings.KlEstimator(kl_estimator.value)
         config = dataclasses.replace(
             settings.RLConfig(algorithm=settings.Algorithm(algo.value), kl_estimator=estimator, autocast=bf16, seed=seed),
@@ -177,7 +177,7 @@ def _prompts(
         found += sources.read_dialogues(dialogues)
     if adversarial:
         if not rules:
-            raise ValueError("--adversarial needs rules to be broken\nhint: name some with --rule")
+            raise ValueError("--adversarial needs at least one rule\nhint: give --rule")
         kept = folder / "adversarial.jsonl"
         written = sources.kept_prompts(kept)
         if written is None:
@@ -194,8 +194,8 @@ def rule_texts(session: Session) -> dict[str, str]:
 
 
 @contextlib.contextmanager
-def _folder(checkpoints: Path | None) -> Iterator[Path]:
-    """Where the run keeps what it needs to go back: the folder given, or one that goes away with the run."""
+def _run_folder(checkpoints: Path | None) -> Iterator[Path]:
+    """The folder of what a run needs to undo a round: `checkpoints`, or a temporary one."""
     if checkpoints is not None:
         checkpoints.mkdir(parents=True, exist_ok=True)
         yield checkpoints
@@ -205,13 +205,13 @@ def _folder(checkpoints: Path | None) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _sentences(checkpoints: Path | None) -> Iterator[None]:
-    """What ended a run, in a sentence, and how it goes on."""
+def _readable_errors(checkpoints: Path | None) -> Iterator[None]:
+    """Print what ended a run, and how to resume it, in place of a traceback."""
     from polyhead.heads.training.fit import TrainingFailed
     from polyhead.heads.training.rl.rollout import RolloutFailed
     from polyhead.heads.training.rl.served import OtherTrainer
 
-    resumes = "the same command goes on from --checkpoints" if checkpoints else "with --checkpoints FOLDER the same command would go on"
+    resumes = "the same command resumes from --checkpoints" if checkpoints else "with --checkpoints FOLDER the same command would resume"
     hint = f"hint: the server keeps the heads that were activated last; {resumes}"
     try:
         yield

@@ -102,7 +102,7 @@ def test_fit_and_list(server: FakeServer, tmp_path: Path) -> None:
 
 
 def test_score_prints_it(server: FakeServer) -> None:
-    assert on(server, "score", "p", "c", "--ood", "helpful").stdout == "helpful@2: prompt 2.5000 out of distribution\n"
+    assert on(server, "score", "p", "c", "--ood", "helpful").stdout == "helpful@2: out-of-distribution score of the prompt 2.5000\n"
     assert len(on(server, "score", "p", "c", "--head", "value", "--ood", "helpful").stdout.splitlines()) == 2
 
 

@@ -150,7 +150,7 @@ def test_generations_are_printed_as_written(damaged: LocalServer) -> None:
     assert form(printed).endswith(shown_end)
     numbers = [int(number) for number in re.findall(r"\d+", back)]
     assert numbers == [15, 13, 13, 12]  # the parent of the generation that it equals
-    assert printed.startswith("generation 5 = 1 again  "), "3 was 1 again, too"
+    assert printed.startswith("generation 5 equals 1  "), "3 equals 1, too"
     assert printed.endswith("(rollback to generation 3)")
     assert following.startswith("  the next rollback goes to ") or following == "  there is nothing to roll back to"
 

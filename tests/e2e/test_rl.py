@@ -258,7 +258,7 @@ def test_the_command(server: LocalServer, tmp_path: Path, monkeypatch: pytest.Mo
         ("--reward judge", "--reward judge needs a function\nhint: --judge module:function"),
         ("--reward judge --judge nowhere:f", "cannot import the judge 'nowhere:f'"),
         ("--reward heads --preference policy", "'policy' must be a preference head: it is a policy head"),
-        ("--reward heads --adversarial 2", "--adversarial needs rules to be broken"),
+        ("--reward heads --adversarial 2", "--adversarial needs at least one rule"),
         ("--reward heads --pretraining nowhere.txt", "cannot read nowhere.txt: No such file or directory"),
         ("--reward recipe --recipe nothing --rule no-insults", "no such recipe: 'nothing'"),
         ("--reward recipe", "a head of kind rule needs rules to ask about"),

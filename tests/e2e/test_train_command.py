@@ -74,7 +74,7 @@ def test_a_choice_among_off_topic_replies(run: Any) -> None:
 
 
 def test_choices_that_cannot_be_trained_on(run: Any) -> None:
-    assert "--off-topic goes with --loss choice" in run("preference", PAIRS, "--off-topic", "1").output
+    assert "--off-topic applies to --loss choice only" in run("preference", PAIRS, "--off-topic", "1").output
     same = [{**row, "prompt": "Q"} for row in PAIRS]
     assert "all rows have the same prompt" in run("preference", same, "--loss", "choice").output
     tied = [{"prompt": f"Q{index}", "replies": ["a", "b", "c"], "ranks": [1, 1, 2]} for index in range(10)]

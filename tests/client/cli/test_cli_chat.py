@@ -26,7 +26,7 @@ def test_every_line_is_a_turn_that_goes_on_from_the_last(server: FakeServer) -> 
     assert [(each.role, each.content) for each in first.chat.messages] == [("system", "Be brief."), ("user", "Hi")]
     assert (list(second.continue_from.prompt_token_ids), list(second.continue_from.token_ids)) == ([10, 11], [1, 2, 3])
     assert [(each.role, each.content) for each in second.continue_from.messages] == [("user", "And now?")]
-    assert third.WhichOneof("source") == "chat", "/new begins another conversation"
+    assert third.WhichOneof("source") == "chat", "/new begins a new conversation"
     assert "2 of 2 prompt tokens cached" in done.stderr
 
 
@@ -55,7 +55,7 @@ def test_a_turn_that_fails_is_forgotten(server: FakeServer) -> None:
     server._took = fail_second  # type: ignore[method-assign]
     done = chat(server, typed)
     assert done.exit_code == 0
-    assert "this turn is forgotten" in done.stderr
+    assert "this turn is left out" in done.stderr
     third = server.requests["Generate"][2].prompts[0].continue_from
     assert list(third.token_ids) == list(fine.prompts[0].continue_from.token_ids)
 
@@ -63,7 +63,7 @@ def test_a_turn_that_fails_is_forgotten(server: FakeServer) -> None:
 def test_generate_says_that_a_chat_model_was_given_plain_text(server: FakeServer) -> None:
     """It drew gibberish, as plain text is what it takes, and said nothing of how to talk with the model."""
     runner, app = CliRunner(), app_module.build_app(("generate",))
-    said = "`polyhead chat` talks with this model"
+    said = "use `polyhead chat` for a conversation"
     assert said in runner.invoke(app, ["generate", "Hi", "--server", server.target]).stderr
     assert said not in runner.invoke(app, ["generate", "Hi", "--chat", "--server", server.target]).stderr
     server.failures["Tokenize"] = [rich_error(grpc.StatusCode.FAILED_PRECONDITION, "no chat template")]

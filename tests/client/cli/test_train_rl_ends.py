@@ -12,7 +12,7 @@ from polyhead.client.cli.session import readable_errors
 from polyhead.client.cli.train_rl import _sentences
 from polyhead.client.errors import Unavailable
 
-GOES_ON = "hint: the server keeps the heads that were activated last; the same command goes on from --checkpoints\n"
+GOES_ON = "hint: the server keeps the heads that were activated last; the same command resumes from --checkpoints\n"
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,4 @@
-"""Messages in the words of the command line: errors of the client and the server name arguments, a person there gives flags."""
+"""Error messages with flags: errors of client and server name Python arguments, which the command line takes as flags."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ _SUBJECT = re.compile(r"\A([a-z][a-z_]*) (?=must |is out |needs |goes |has a wro
 
 
 def flags_of(parameters: Iterable[inspect.Parameter]) -> dict[str, str]:
-    """Flag by argument name, of a command's options; an option that may be repeated also goes by its plural, as arguments do."""
+    """A command's flags by argument name. A repeatable option is also found by its plural, which is the argument's name."""
     flags = dict(_SHARED)
     for parameter in parameters:
         options = [part for part in get_args(parameter.annotation) if isinstance(part, OptionInfo)]
@@ -30,7 +30,7 @@ def flags_of(parameters: Iterable[inspect.Parameter]) -> dict[str, str]:
 
 
 def in_flags(message: str, flags: Mapping[str, str]) -> str:
-    """`kind="preference"` becomes `--kind preference`; what this command has no flag for stays as it is."""
+    """`kind="preference"` becomes `--kind preference`. Arguments that are no flag of this command stay as they are."""
 
     def flag(found: re.Match[str]) -> str:
         name, value = found[1], found[3] or found[4]

@@ -10,7 +10,7 @@ from polyhead.client.cli.generate import generate_command, score_command
 from polyhead.client.cli.heads import push_command
 from polyhead.client.cli.history import history_lines, removed_lines
 from polyhead.client.cli.status import status_command
-from polyhead.client.cli.words import flags_of, in_flags
+from polyhead.client.cli.flags import flags_of, in_flags
 from polyhead.client.results.records import Generation
 
 
@@ -39,7 +39,7 @@ def generation(number: int, parent: int, policy: int, same_as: int = 0, gone: tu
 
 def test_the_history_says_where_the_next_rollback_goes() -> None:
     lines = history_lines([generation(10, 7, 8, same_as=8), generation(9, 8, 9), generation(8, 7, 8), generation(7, 0, 1)])
-    assert lines[0].startswith("generation 10 = 8 again  ")
+    assert lines[0].startswith("generation 10 equals 8  ")
     assert lines[1] == "  the next rollback goes to 7"
     assert lines[2].startswith("generation 9 from 8  ")
     assert lines[4].startswith("generation 7 is the first  ")
