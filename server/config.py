@@ -1,4 +1,4 @@
-"""Everything that `polyhead serve` can be told, checked when made. Precedence: flags, POLYHEAD_* variables, file, defaults."""
+"""The settings of `polyhead serve`, checked when the object is made. Precedence: flags, POLYHEAD_* variables, file, defaults."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ from polyhead.server.rpc.auth import Authenticator, Role, Token, hash_token, loa
 
 GIB = 1 << 30
 ENV_PREFIX = "POLYHEAD_"
-# Variables with our prefix that others read: the command line of clients, and the failpoints of heads/store/failpoints.py
+# Variables with our prefix that are no settings: of the clients' command line and of failpoints (heads/store/failpoints.py)
 OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP", "POLYHEAD_ANNOTATE_FAILPOINT"})
 TokenHash = Annotated[str, BeforeValidator(lambda raw: hash_token(raw) if raw else "")]  # the raw token is dropped at once
 
@@ -148,14 +148,14 @@ class ServeConfig(BaseSettings):
 
     @property
     def store_dir(self) -> Path:
-        """Where heads live: as told, or `$XDG_STATE_HOME/polyhead/<model>`, one folder per model and split."""
+        """Folder of the heads: the setting, or `$XDG_STATE_HOME/polyhead/<model>`, one folder per model and split."""
         if self.store is not None:
             return self.store
         name = re.sub(r"[^a-z0-9._-]+", "-", Path(self.model or "smollm2-135m-instruct").name.lower()).strip("-.") or "model"
         return user_folder("XDG_STATE_HOME", ".local/state") / (f"{name}-k{self.split_layer}" if self.split_layer else name)
 
     def authenticator(self) -> Authenticator:
-        """Reads the tokens file; raises InvalidArgument if it is not as it should be."""
+        """From the settings and the tokens file. InvalidArgument if that file is malformed."""
         given = ((Role.WORKER, self.token_worker), (Role.TRAINER, self.token_trainer), (Role.ADMIN, self.token_admin))
         tokens = [Token.of(role, known) for role, known in given if known]
         if self.tokens is not None:
@@ -181,7 +181,7 @@ def load_config(flags: Mapping[str, Any], config_file: Path | None = None) -> Se
 
 
 def _check_variables(environment: Mapping[str, str]) -> None:
-    """A variable that nobody reads is an error: a misspelt one would leave its setting at the default in silence."""
+    """An unknown POLYHEAD_ variable is an error: a misspelt one would leave its setting at the default without a word."""
     known = {f"{ENV_PREFIX}{name.upper()}" for name in ServeConfig.model_fields} | OTHER_VARIABLES
     for variable in sorted(environment):
         name = variable.upper()  # pydantic-settings reads them in any case

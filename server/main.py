@@ -1,4 +1,4 @@
-"""`polyhead serve`: flags in, exit status out. Heavy imports wait until the configuration is known to be good."""
+"""`polyhead serve`: flags in, exit status out. Heavy modules are imported after the configuration has been checked."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ if TYPE_CHECKING:
     from polyhead.server.process.services import Services
     from polyhead.server.process.startup import Progress
 
-EXIT_CONFIGURATION = 2  # it cannot start as configured: more tries would not help
-EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: memory, disk or descriptors are short now; whoever watches the process starts it again
+EXIT_CONFIGURATION = 2  # it cannot start as configured: a restart would fail, too
+EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: memory, disk or descriptors are short now; a supervisor should start it again
 
 
 def register(app: typer.Typer) -> None:

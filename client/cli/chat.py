@@ -1,4 +1,4 @@
-"""`polyhead chat`: a conversation in the terminal. Each turn continues from the ids of the reply before it: only new tokens are computed."""
+"""`polyhead chat`: a conversation in the terminal. Each turn continues from the last reply's ids, so only new tokens are computed."""
 
 from __future__ import annotations
 

@@ -22,11 +22,11 @@ def moment(seconds: float) -> str:
 def shown(head: HeadVersion, generations: Sequence[Generation]) -> dict[str, str]:
     """Rows by name, without those that do not apply. `generations` are those that it is or was active in, newest first."""
     manifest = head.manifest
-    states = [word for word, applies in (("active", head.active), ("in memory", head.resident), ("untrained", manifest.untrained)) if applies]
+    states = {"active": head.active, "in memory": head.resident, "untrained": manifest.untrained}
     rows = {
         "head": head.ref,
         "kind": f"{head.kind.value}, {_OUTPUTS.get(manifest.output, manifest.output)}",
-        "state": ", ".join(states) or "stored",
+        "state": ", ".join(name for name, applies in states.items() if applies) or "stored",
         "made": moment(head.created_at),
         "size": human_bytes(head.num_bytes),
         "labels": ", ".join(head.labels) or "none",

@@ -66,11 +66,11 @@ def push_command(
     folder: Annotated[Path, typer.Argument(help="A head folder, or a folder that save_pretrained wrote: a model or a PEFT adapter.")],
     kind: Annotated[str | None, typer.Option(help=_KIND_HELP)] = None,
     base: Annotated[
-        str, typer.Option(help="Version that it was made from (policy@3): only tensors that differ are sent. For an adapter: what it runs on.")
+        str, typer.Option(help="Version that it was made from (policy@3): only tensors that differ are sent. An adapter runs on it.")
     ] = "",
     bias: Annotated[float | None, typer.Option(help="Preference, value: subtracted from the raw score.")] = None,
     scale: Annotated[float | None, typer.Option(help="Preference, value: divides the score after the bias is subtracted.")] = None,
-    label: Annotated[list[str] | None, typer.Option(help="Label; the server never deletes a labelled version by itself. Repeatable.")] = None,
+    label: Annotated[list[str] | None, typer.Option(help="Label: a labelled version is not deleted automatically. Repeatable.")] = None,
     metric: Annotated[list[str] | None, typer.Option(help="Number that its trainer measured: loss=0.31. Repeatable.")] = None,
     activate: Annotated[bool, typer.Option("--activate", help="Also make it active.")] = False,
     validate_only: Annotated[bool, typer.Option("--validate-only", help="Check everything, store nothing.")] = False,
@@ -191,7 +191,7 @@ def rollback_command(
 @heads_app.command("label")
 @connected
 def label_command(session: Session, ref: _Ref, labels: _Labels) -> None:
-    """Label a version (best, paper). The server never deletes a labelled version by itself."""
+    """Label a version (best, paper). A labelled version is not deleted automatically."""
     head = session.client.label(ref, *labels)
     session.show(head, f"{head.ref}: {', '.join(head.labels)}")
 

@@ -26,7 +26,7 @@ from polyhead.client.client import Client
 from polyhead.client.errors import InvalidArgument, PolyheadError
 from polyhead.client.transport import DEFAULT_TIMEOUT_S
 
-__all__ = ["Session", "connected", "fail", "human_bytes", "require_torch", "readable_errors", "reason_of", "table"]
+__all__ = ["Session", "connected", "fail", "human_bytes", "readable_errors", "reason_of", "require_torch", "table"]
 
 _PIPE_COLUMNS = 1000  # not a terminal: nothing is cut off
 _OPTIONS: dict[str, tuple[Any, Any]] = {

@@ -13,7 +13,7 @@ from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, T
 
 from polyhead.client.cli.events import event_writer
 from polyhead.client.cli.history import activated
-from polyhead.client.cli.session import Session, connected, fail, require_torch, reason_of
+from polyhead.client.cli.session import Session, connected, fail, reason_of, require_torch
 from polyhead.client.cli.train_rl import train_rl_command
 
 if TYPE_CHECKING:
@@ -86,22 +86,22 @@ def train_command(
     session: Session,
     task: Task,
     data: Annotated[Path, typer.Option(help="JSON lines.")],
-    held_out: Annotated[Path | None, typer.Option(help="JSON lines to measure on, not trained on.", show_default="a share of --data")] = None,
+    held_out: Annotated[Path | None, typer.Option(help="JSON lines to measure on.", show_default="a share of --data")] = None,
     held_out_share: Annotated[float, typer.Option(min=0.01, max=0.9, help="Share of --data to hold out without --held-out.")] = 0.1,
     name: Annotated[str, typer.Option(help="Name to push the head under.", show_default="policy, preference, rule, value")] = "",
     start_from: Annotated[str, typer.Option(help="Head or version that training starts from.", show_default="the active one")] = "",
     activate: Annotated[bool, typer.Option("--activate", help="Activate the finished head.")] = False,
     epochs: Annotated[int | None, typer.Option(min=1, help="Passes over the data.", show_default="sft 8, preference 3, else 2")] = None,
     batch_size: Annotated[int | None, typer.Option(min=1, help="Rows for each optimiser step.", show_default="8")] = None,
-    learning_rate: Annotated[float | None, typer.Option(help="Learning rate of Adam.", show_default="sft 2e-4, preference 5e-5, else 1e-4")] = None,
+    learning_rate: Annotated[float | None, typer.Option(help="Learning rate.", show_default="sft 2e-4, preference 5e-5, else 1e-4")] = None,
     broken_weight: Annotated[float, typer.Option(help="Weight of broken rows; other than 1 it shifts p_violate.")] = 1.0,
-    loss: Annotated[Loss, typer.Option(help="ranking: all pairs of a row; choice: its best reply against the others and off-topic ones.")] = Loss.RANKING,
-    off_topic: Annotated[int | None, typer.Option(min=0, help="With --loss choice: replies to other prompts added to each row.", show_default="2")] = None,
-    average: Annotated[float | None, typer.Option(help="Push the moving average of the weights, with this decay.", show_default="none")] = None,
+    loss: Annotated[Loss, typer.Option(help="ranking: all pairs of a row; choice: its best reply among all.")] = Loss.RANKING,
+    off_topic: Annotated[int | None, typer.Option(min=0, help="With choice: off-topic replies for each row.", show_default="2")] = None,
+    average: Annotated[float | None, typer.Option(help="Push the weights' moving average of this decay.", show_default="none")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
     seed: Annotated[int, typer.Option(help="Seed of the order of rows and of the choice of held-out rows.")] = 0,
-    states: Annotated[Path | None, typer.Option(help="Folder to keep boundary states in.", show_default="in the user's cache folder")] = None,
+    states: Annotated[Path | None, typer.Option(help="Folder for boundary states.", show_default="in the user's cache folder")] = None,
     checkpoints: Annotated[Path | None, typer.Option(help="Folder to save to; the same command resumes from it.")] = None,
 ) -> None:
     """Read, train, measure, push."""

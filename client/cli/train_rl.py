@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 import typer
 
 from polyhead.client.cli.events import event_writer
-from polyhead.client.cli.session import Session, connected, fail, require_torch, reason_of
+from polyhead.client.cli.session import Session, connected, fail, reason_of, require_torch
 from polyhead.client.errors import PolyheadError
 
 if TYPE_CHECKING:
@@ -59,7 +59,7 @@ def train_rl_command(
     preference: Annotated[str, typer.Option(help='With --reward heads: the preference head; "" leaves it out.')] = "preference",
     rule: Annotated[list[str] | None, typer.Option(help="Id of a rule of the server. Repeatable.", show_default="none")] = None,
     rule_head: Annotated[str, typer.Option(help="With --reward heads: the rule head.")] = "rule",
-    preference_weight: Annotated[float, typer.Option(help="Weight of the preference score, in units of its spread in the first round.")] = 1.0,
+    preference_weight: Annotated[float, typer.Option(help="Weight of the preference score, scaled by its first round's spread.")] = 1.0,
     rule_weight: Annotated[float, typer.Option(help="Weight of the mean probability that a rule is followed.")] = 1.0,
     dialogues: Annotated[Path | None, typer.Option(help='JSON lines {"messages": [...]}: conversations to use as further prompts.')] = None,
     adversarial: Annotated[int, typer.Option(min=0, help="Number of further prompts for each --rule, written by the reference head.")] = 0,

@@ -139,7 +139,7 @@ def activated(message: heads_pb2.ActivateHeadsResponse) -> records.Generation:
 def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:
     """Token ids that mean nothing for this head become -1, as in head.json."""
     plain = from_message(records.HeadManifest, message, scale=message.scale if message.HasField("scale") else 1.0)
-    has_answers = plain.kind is results.HeadKind.RULE and message.violated_token_id != message.followed_token_id  # one id for both: none yet
+    has_answers = plain.kind is results.HeadKind.RULE and message.violated_token_id != message.followed_token_id  # equal: none yet
     return dataclasses.replace(
         plain,
         append_token_id=message.append_token_id if plain.read == "append" else -1,

@@ -1,1 +1,1 @@
-"""What the process asks of the machine that it runs on: memory, threads, pauses that leave the cores to the engine."""
+"""The machine that the process runs on: memory, threads, limits, pauses that leave the cores to the engine."""

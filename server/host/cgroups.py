@@ -1,4 +1,4 @@
-"""What the control groups around this process allow it: a container's, a unit's of systemd, and every group above. Version 2 alone."""
+"""Limits of this process's control groups: of its container, its systemd unit and every group above. Version 2 only."""
 
 from __future__ import annotations
 

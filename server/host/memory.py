@@ -1,4 +1,4 @@
-"""Keeps the process near the size of its weights: what malloc is told at the start, and when it gives pages back. Knows nothing of heads.
+"""Keeps the process near the size of its weights: settings of malloc, and when freed pages are returned. Knows nothing of heads.
 
 Left alone, glibc opens an arena for each thread, and each keeps what its largest moment took: 60 pushes of an 81 MiB head leave 80 MiB of
 free pages behind. Whether a step's logits (6 MiB at 32 rows) are pages kept or pages mapped and cleared anew at every step depends on

@@ -189,37 +189,39 @@ class Metrics:
         self._head_labels: set[str] = set()
         self._score_series: dict[tuple[str, str, str], None] = {}  # in the order of their first use
         self._lock = threading.Lock()
-        make = self.registry
-        ProcessCollector(registry=make)
+        registry = self.registry
+        ProcessCollector(registry=registry)
         self.serving = Gauge(
-            "polyhead_serving", "1 if the health service answers SERVING; 0 while the server starts, drains or cannot serve", registry=make
+            "polyhead_serving",
+            "1 if the health service answers SERVING; 0 while the server starts, drains or cannot serve",
+            registry=registry,
         )
-        self.unread = Gauge("polyhead_unread_bytes", "Bytes of answers that callers have not read yet", registry=make)
+        self.unread = Gauge("polyhead_unread_bytes", "Bytes of answers that callers have not read yet", registry=registry)
         self.request_seconds = Histogram(
             "polyhead_request_duration_seconds",
             "Duration of a call, from first to last byte",
             ("method", "code"),
             buckets=_SLOW,
-            registry=make,
+            registry=registry,
         )
         self.first_token_seconds = Histogram(
-            "polyhead_time_to_first_token_seconds", "Time from a request's arrival to its first token", buckets=_SLOW, registry=make
+            "polyhead_time_to_first_token_seconds", "Time from a request's arrival to its first token", buckets=_SLOW, registry=registry
         )
         self.inter_token_seconds = Histogram(
-            "polyhead_inter_token_latency_seconds", "Time between two tokens of one sample", buckets=_FAST, registry=make
+            "polyhead_inter_token_latency_seconds", "Time between two tokens of one sample", buckets=_FAST, registry=registry
         )
         self.queue_seconds = Histogram(
-            "polyhead_request_queue_seconds", "Time from a request's arrival until it is first scheduled", buckets=_SLOW, registry=make
+            "polyhead_request_queue_seconds", "Time from a request's arrival until it is first scheduled", buckets=_SLOW, registry=registry
         )
         self.swap_seconds = Histogram(
             "polyhead_head_swap_seconds",
             "Duration of an activation, from the call until the engine serves the new set",
             buckets=_SLOW,
-            registry=make,
+            registry=registry,
         )
-        self.swaps = Counter("polyhead_head_swaps", "Activations by head and outcome", ("head", "outcome"), registry=make)
+        self.swaps = Counter("polyhead_head_swaps", "Activations by head and outcome", ("head", "outcome"), registry=registry)
         self.received = Counter(
-            "polyhead_push_received_bytes", "Bytes of pushed heads: whole files, or deltas against a version", ("form",), registry=make
+            "polyhead_push_received_bytes", "Bytes of pushed heads: whole files, or deltas against a version", ("form",), registry=registry
         )
         for form in ("whole", "delta"):
             self.received.labels(form)
@@ -228,17 +230,17 @@ class Metrics:
             "Raw scalars of preference and value heads, by the policy version that drew the sample",
             ("head", "version", "policy"),
             buckets=_SCORE,
-            registry=make,
+            registry=registry,
         )
         # A histogram with negative buckets has no _sum, and a sum that falls is no counter: a mean needs both halves, apart.
         self.score_magnitude = Counter(
             "polyhead_score_magnitude",
             "Sum of those scalars' absolute values: (positive - negative) / polyhead_score_count is their mean",
             ("head", "version", "policy", "sign"),
-            registry=make,
+            registry=registry,
         )
         self.rule_answers = Counter(
-            "polyhead_rule_answers", "Rule answers, by whether p_violate is above one half", ("violated",), registry=make
+            "polyhead_rule_answers", "Rule answers, by whether p_violate is above one half", ("violated",), registry=registry
         )
         for violated in ("true", "false"):
             self.rule_answers.labels(violated)
@@ -247,10 +249,10 @@ class Metrics:
         """For the interceptor: `method` is a full name from our own handlers."""
         self.request_seconds.labels(method.removeprefix("/"), code).observe(seconds)
 
-    def know_heads(self, names: Iterable[str]) -> None:
-        """Show every outcome of these heads from 0 on: a counter that begins with its first failure never seems to increase."""
+    def show_heads(self, names: Iterable[str]) -> None:
+        """Create every counter of these heads at 0: one that first appears with a failure shows no increase."""
         for name in names:
-            self._know(name)
+            self._give_label(name)
             for outcome in ("ok", "failed"):
                 self.swaps.labels(self.head_label(name), outcome)
 
@@ -258,7 +260,7 @@ class Metrics:
         """A change that failed may name anything: only names that have been active get a label of their own."""
         names = list(heads)
         if outcome == "ok":
-            self.know_heads(names)
+            self.show_heads(names)
             self.swap_seconds.observe(seconds)
         for name in names:
             self.swaps.labels(self.head_label(name), outcome).inc()
@@ -274,7 +276,7 @@ class Metrics:
         if facts.inter_token_s >= 0:
             self.inter_token_seconds.observe(facts.inter_token_s)
         for scalar in facts.scalars:
-            self._know(scalar.head)  # it has a version: it was pushed
+            self._give_label(scalar.head)  # it has a version: it was pushed
             self._observe_score((self.head_label(scalar.head), str(scalar.version), facts.policy), scalar.number)
         for p_violate in facts.violations:
             self.rule_answers.labels(str(p_violate > 0.5).lower()).inc()
@@ -296,7 +298,7 @@ class Metrics:
         """The name itself for the first 64 that have served, else "other"."""
         return name if name in self._head_labels else OTHER
 
-    def _know(self, name: str) -> None:
-        """Trainers may make names without end."""
+    def _give_label(self, name: str) -> None:
+        """Names beyond MAX_HEAD_LABELS get none: trainers may make any number of them."""
         if len(self._head_labels) < MAX_HEAD_LABELS:
             self._head_labels.add(name)

@@ -1,4 +1,4 @@
-"""The metrics' own port: a small HTTP server that nobody can occupy. Knows nothing of what it shows."""
+"""The metrics' own port: a small HTTP server that idle connections cannot block."""
 
 from __future__ import annotations
 
@@ -61,7 +61,7 @@ class _Server(ThreadingMixIn, WSGIServer):
         super().shutdown_request(request)
 
     def handle_error(self, request: Any, client_address: Any) -> None:
-        """A caller that goes away, or says nothing, is no event either."""
+        """Log nothing for a caller that disconnects or sends nothing."""
 
 
 @dataclass(slots=True)

@@ -1,4 +1,4 @@
-"""What a started server says about itself: a card for people, one JSON line for programs. Knows no way to change anything."""
+"""What a server prints when it has started: a card for people, one JSON line for programs."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""A server's life: listen, load, serve, drain, end. Knows the order of things; what they are is said elsewhere."""
+"""A server's life: listen, load, serve, drain, end. This file has the order of the steps, not the steps."""
 
 from __future__ import annotations
 
@@ -31,7 +31,7 @@ from polyhead.server.rpc.interceptors import CallInterceptor
 from polyhead.server.rpc.listen import add_servicers, bind, make_server
 from polyhead.server.rpc.unread import Unread
 from polyhead.server.versions.registry import Registry
-from polyhead.server.versions.store_care import StoreCare
+from polyhead.server.versions.store_monitor import StoreMonitor
 
 END_S = 2.0  # for handlers whose requests were ended
 
@@ -40,13 +40,13 @@ log = logging.getLogger(__name__)
 
 @dataclass(slots=True)
 class StopSignal:
-    """Set by SIGTERM or SIGINT; a second one means now."""
+    """SIGTERM or SIGINT asks for a graceful end, a second one for an immediate end."""
 
-    asked: asyncio.Event = field(default_factory=asyncio.Event)
-    now: asyncio.Event = field(default_factory=asyncio.Event)
+    requested: asyncio.Event = field(default_factory=asyncio.Event)
+    at_once: asyncio.Event = field(default_factory=asyncio.Event)
 
     def __call__(self) -> None:
-        (self.now if self.asked.is_set() else self.asked).set()
+        (self.at_once if self.requested.is_set() else self.requested).set()
 
     def install(self) -> None:
         loop = asyncio.get_running_loop()
@@ -77,10 +77,10 @@ async def run(config: ServeConfig, progress: Progress, announce: Callable[[Servi
     running = await _listen(config)
     try:
         services = await _load(running, stop, progress)
-        async with _caretakers(running, services, stop) as watchdog:
+        async with _background_tasks(running, services, stop) as watchdog:
             announce(services, running.addresses)
             notify_systemd("READY=1")
-            await stop.asked.wait()
+            await stop.requested.wait()
             notify_systemd("STOPPING=1")
             log.info("draining: %d calls in flight", running.interceptor.num_in_flight)
             await _drain(running, services, stop, watchdog)
@@ -93,7 +93,7 @@ async def run(config: ServeConfig, progress: Progress, announce: Callable[[Servi
 
 
 async def _listen(config: ServeConfig) -> Running:
-    """Take the ports first: a second server on the same one learns at once. Health says NOT_SERVING."""
+    """Take the ports first, so that a second server on the same port fails at once. Health is NOT_SERVING."""
     health, handlers, metrics = Health(), LateHandlers(), Metrics()
     metrics.serving.set_function(lambda: float(health.is_up))
     unread = Unread(config.unread_bytes, config.unread_stall_s)
@@ -120,9 +120,9 @@ def _serve_metrics(metrics: Metrics, config: ServeConfig) -> MetricsServer | Non
 
 
 async def _load(running: Running, stop: StopSignal, progress: Progress) -> Services:
-    """Load the model beside the event loop. A signal meanwhile ends the process: nothing needs a graceful end yet."""
-    loading = asyncio.create_task(running.workers.run(_bring_up, running, progress))
-    stopping = asyncio.create_task(stop.asked.wait())
+    """Load the model on a worker thread. A signal during the load ends the process: there is nothing to drain yet."""
+    loading = asyncio.create_task(running.workers.run(_build_and_restore, running, progress))
+    stopping = asyncio.create_task(stop.requested.wait())
     await asyncio.wait((loading, stopping), return_when=asyncio.FIRST_COMPLETED)
     if not loading.done():
         await running.server.stop(0)
@@ -133,8 +133,8 @@ async def _load(running: Running, stop: StopSignal, progress: Progress) -> Servi
     return services
 
 
-def _bring_up(running: Running, progress: Progress) -> Services:
-    """On a worker thread. A damaged active set does not end the server: it stays NOT_SERVING and says how to repair it."""
+def _build_and_restore(running: Running, progress: Progress) -> Services:
+    """On a worker thread. With a damaged active set the server stays up, NOT_SERVING, and logs how to repair it."""
     services = build_services(running.config, running.metrics, running.workers, progress)
     for found in services.store.other_damage:
         log.warning("damaged, but not active: %s; repair: stop the server, then run: %s", found.what, found.repair)
@@ -153,21 +153,20 @@ def _bring_up(running: Running, progress: Progress) -> Services:
 
 
 @contextlib.asynccontextmanager
-async def _caretakers(running: Running, services: Services, stop: StopSignal) -> AsyncIterator[Watchdog]:
-    """Tasks beside the calls: health follows the engine and the active set, events go from the engine to the event loop, and the caches'
-    memory is taken."""
+async def _background_tasks(running: Running, services: Services, stop: StopSignal) -> AsyncIterator[Watchdog]:
+    """Run beside the calls: health checks, the store's monitor, the watchdog, and the allocation of the caches' memory."""
     from polyhead.server.rpc.stream import hand_over
 
     loop = asyncio.get_running_loop()
     services.engine.outbox.sink = lambda outbox: hand_over(loop, outbox)
     _show_heads(running.health, services.registry)
-    running.metrics.know_heads(services.registry.active.heads)
+    running.metrics.show_heads(services.registry.active.heads)
     watchdog = Watchdog(services.engine.snapshot, running.config.hang_limit_s)
     watchdog.start()
-    care = StoreCare(services.store, running.workers, lambda: _show_heads(running.health, services.registry))
+    monitor = StoreMonitor(services.store, running.workers, lambda: _show_heads(running.health, services.registry))
     tasks = [
-        asyncio.create_task(care.watch()),
-        asyncio.create_task(care.scrub()),
+        asyncio.create_task(monitor.watch()),
+        asyncio.create_task(monitor.scrub()),
         asyncio.create_task(watch_engine(running.health, services.engine.snapshot, watchdog.beat)),
         asyncio.create_task(_follow_heads(running.health, services.registry)),
         asyncio.create_task(_commit_caches(running, services, stop)),
@@ -188,12 +187,12 @@ async def _commit_caches(running: Running, services: Services, stop: StopSignal)
 
     def goes_on() -> bool:
         pause_point()
-        return not stop.asked.is_set()
+        return not stop.requested.is_set()
 
     started_at = time.monotonic()
     if await running.workers.run(services.engine.commit_caches, goes_on):
         log.info("the memory of the caches was allocated in %.1f s", time.monotonic() - started_at)
-    elif not stop.asked.is_set():
+    elif not stop.requested.is_set():
         log.info("the kernel does not allocate the caches' memory ahead: each page is allocated when it is first used")
 
 
@@ -203,7 +202,7 @@ async def _follow_heads(health: Health, registry: Registry) -> None:
 
 
 def _show_heads(health: Health, registry: Registry) -> None:
-    """Ready means that there is a whole active set, and that the store would give it back after a restart."""
+    """Ready: there is a whole active set, and the store would restore it after a restart."""
     health.set_heads(registry.active.heads)
     health.set_ready(bool(registry.active.heads) and not registry.damage)
 
@@ -213,8 +212,8 @@ async def _drain(running: Running, services: Services, stop: StopSignal, watchdo
     running.health.drain()
     running.interceptor.drain()
     services.registry.feed.close()
-    await _first(stop.now.wait(), asyncio.sleep(running.config.drain_delay_s))
-    await _first(stop.now.wait(), running.interceptor.wait_idle(running.config.drain_grace))
+    await _first(stop.at_once.wait(), asyncio.sleep(running.config.drain_delay_s))
+    await _first(stop.at_once.wait(), running.interceptor.wait_idle(running.config.drain_grace))
     services.engine.drain()
     watchdog.stop()
     await asyncio.to_thread(services.engine.stop, END_S)  # open requests end as aborted, and their handlers answer
@@ -232,7 +231,7 @@ async def _first(*waits: object) -> None:
 
 
 def _exit_now() -> None:
-    """Loading cannot be interrupted, and the store is safe at any moment."""
+    """Loading cannot be interrupted; the store is consistent at any moment."""
     sys.stdout.flush()
     logging.shutdown()
     os._exit(0)

@@ -56,7 +56,7 @@ FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
 def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, progress: Progress) -> Services:
     """Everything but the active set, which `bring_up_heads` loads once the engine runs. PolyheadError says what cannot be."""
     _check_device(config.device)
-    store_folder = config.store_dir  # a user without a home folder learns it before the trunk is hashed
+    store_folder = config.store_dir  # fails for a user without a home folder: before the trunk is hashed
     folder = _model_folder(config, progress)
     progress("reading the model's description")
     checkpoint = Checkpoint.open(folder)
@@ -64,7 +64,7 @@ def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, prog
     _check_dtypes(config, spec)
     progress("hashing the trunk")
     identity = trunk_id(checkpoint, spec)
-    # before the weights: a second server learns at once that it is one; pushes are counted by who makes them, with a reserve
+    # before the weights are read: a second server on this store fails at once. Room for twice as many uploads as may run
     store = _open_store(store_folder, identity)
     try:
         return _build(config, checkpoint, spec, identity, store, metrics, workers, progress)
@@ -90,7 +90,7 @@ def _build(
     workers: Workers,
     progress: Progress,
 ) -> Services:
-    tokenizer = Tokenizer.load(checkpoint.folder, spec.vocab_size)  # small files first: what is wrong with them shows at once
+    tokenizer = Tokenizer.load(checkpoint.folder, spec.vocab_size)  # small files first: their errors come at once
     eos_ids = read_eos_ids(checkpoint)
     rules, recipes = RuleBook(tokenizer, config.rules, spec.vocab_size), RecipeBook(config.recipes)
     formats = TranscriptBook(tokenizer, config.formats)
@@ -104,7 +104,7 @@ def _build(
     tokenizer.report_chat(eos_ids)
     workers.pause = Pacer(lambda: engine.is_idle, has_spare_core(engine.num_threads if config.device == "cpu" else 1))
     cache = build_head_cache(config, served, trunk, store, engine)
-    library = Library(ConfigurationStore(store.files), _books(rules, recipes, formats), lambda *key: _askers(store, *key))
+    library = Library(ConfigurationStore(store.files), _books(rules, recipes, formats), lambda *key: _rule_heads_of(store, *key))
     registry = Registry(store, served, cache, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
     trunk_sources = frozenset(spec.trunk_sources)
     publisher = Publisher(
@@ -143,7 +143,7 @@ def _build(
 def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int], max_context: int) -> Engine:
     """An engine with empty caches and no heads, not started.
 
-    The number of threads is always said: a new thread would take over the 1 that workers have set for themselves.
+    The number of threads is always set: a new thread would take over the 1 that worker threads have set.
     """
     limits = QueueLimits(config.max_queue_requests, config.max_queue_tokens, config.interactive_share)
     sizes = build.EngineConfig(
@@ -163,7 +163,7 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
 
 
 def build_head_cache(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine) -> HeadCache:
-    """The road from stored bytes to weights in memory, under the memory budget."""
+    """Loads stored heads into memory, within the memory budget."""
     embedding = trunk.embedding if served.spec.tied else None
     heads, device = engine.heads, torch.device(config.device)
     dtype = computed_in(config.head_dtype, config.device)
@@ -206,7 +206,7 @@ def server_facts(services: Services) -> ServerFacts:
 
 
 def _output_dtype(config: ServeConfig) -> torch.dtype | None:
-    """What outputs compute in, if that is said; 8 bits on a GPU compute as the head does."""
+    """Dtype of output projections, if one is set. 8-bit outputs on a GPU compute in the head's dtype."""
     if config.output_dtype is None:
         return None
     is_eight_bit = config.output_dtype in QUANTIZATIONS
@@ -282,8 +282,8 @@ def _books(rules: RuleBook, recipes: RecipeBook, formats: TranscriptBook) -> dic
     }
 
 
-def _askers(store: HeadStore, kind: ConfigurationKind, reference: str) -> list[str]:
-    """Rule heads whose question it is."""
+def _rule_heads_of(store: HeadStore, kind: ConfigurationKind, reference: str) -> list[str]:
+    """Rule heads that use this template."""
     if kind is not ConfigurationKind.RULE_TEMPLATE:
         return []
     records = (record for name in store.names() for record in store.versions(name))

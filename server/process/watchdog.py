@@ -1,7 +1,7 @@
-"""Ends a process whose engine hangs, and tells systemd that one which works is alive. Knows numbers and a socket, nothing of requests.
+"""Ends a process whose engine hangs, and notifies systemd while the process works. Knows nothing of requests.
 
-It runs on a thread of its own: an event loop that hangs says nothing. Where even this thread cannot run, systemd's watchdog ends the
-process, since nobody tells it otherwise.
+It runs on a thread of its own, since an event loop can hang, too. If this thread cannot run either, systemd gets no notification and its
+watchdog ends the process.
 """
 
 from __future__ import annotations
@@ -17,8 +17,8 @@ from polyhead.server.engine.requests import end_process
 from polyhead.server.engine.work.reports import EngineSnapshot
 
 PERIOD_S = 1.0
-STOPPED_S = 10.0  # between two looks: the process did not run, because of SIGSTOP or a paused container
-LOOP_SILENCE_S = 30.0  # after which an event loop is not called alive any more
+STOPPED_S = 10.0  # between two checks: the process did not run, because of SIGSTOP or a paused container
+LOOP_SILENCE_S = 30.0  # without a beat, after which the event loop counts as hanging
 
 log = logging.getLogger(__name__)
 
@@ -33,11 +33,11 @@ def notify_systemd(state: str, environment: Mapping[str, str] = os.environ) -> N
         with socket.socket(socket.AF_UNIX, socket.SOCK_DGRAM | socket.SOCK_CLOEXEC) as sender:
             sender.sendto(state.encode(), target)
     except OSError as error:
-        log.warning("systemd could not be told %s: %s", state, error.strerror)
+        log.warning("systemd could not be notified of %s: %s", state, error.strerror)
 
 
 class Watchdog:
-    """Looks once a second. `beat` is called by the event loop."""
+    """Checks once a second. `beat` is called by the event loop."""
 
     def __init__(
         self,
@@ -53,8 +53,8 @@ class Watchdog:
         self._end = end
         self._notify = notify
         self._now = now
-        self._beat_at = self._looked_at = now()
-        self._patient_until = 0.0  # no step counts as hanging before
+        self._beat_at = self._checked_at = now()
+        self._ignores_steps_until = 0.0  # time.monotonic(): before it, no step counts as hanging
         self._stopped = threading.Event()
         self._thread = threading.Thread(target=self._run, name="polyhead-watchdog", daemon=True)
 
@@ -66,16 +66,16 @@ class Watchdog:
         self._thread.join()
 
     def beat(self) -> None:
-        """The event loop goes round."""
+        """The event loop is running."""
         self._beat_at = self._now()
 
-    def look(self) -> None:
-        """Once: end the process, or say that it is alive."""
+    def check(self) -> None:
+        """End the process, or notify systemd that it works."""
         now, engine = self._now(), self._snapshot()
-        if now - self._looked_at > STOPPED_S:  # the whole process was stopped: its step has not taken that long
-            self._patient_until = now + self._hang_limit_s
-        self._looked_at = now
-        step_s = now - engine.last_step_at if now >= self._patient_until else 0.0
+        if now - self._checked_at > STOPPED_S:  # the whole process was stopped: its step has not taken that long
+            self._ignores_steps_until = now + self._hang_limit_s
+        self._checked_at = now
+        step_s = now - engine.last_step_at if now >= self._ignores_steps_until else 0.0
         if not engine.is_running:
             self._end("the engine's thread has ended")
         elif self._hang_limit_s and engine.num_open and step_s > self._hang_limit_s:
@@ -85,4 +85,4 @@ class Watchdog:
 
     def _run(self) -> None:
         while not self._stopped.wait(PERIOD_S):
-            self.look()
+            self.check()

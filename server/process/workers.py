@@ -52,11 +52,11 @@ class Workers:
         return await self._run(self._long if num_bytes > LONG_BYTES else self._pool, partial(function, *args, **kwargs))
 
     async def finish(self, function: Callable[..., R], *args: object) -> R:
-        """As `run`, and stay until it has ended, also if the caller goes away: what it works on belongs to one thread at a time."""
+        """As `run`, and wait until it has ended, even if the caller is cancelled: its data belongs to one thread at a time."""
         return await carried_through(self.run(function, *args))
 
     async def open(self, function: Callable[..., OpenT], *args: object) -> OpenT:
-        """The same for what has to be closed again: it is closed here if the caller goes away before it can be handed over."""
+        """The same for a resource, which is closed here if the caller is cancelled before it gets it."""
         task = asyncio.ensure_future(self.run(function, *args))
         try:
             return await asyncio.shield(task)
@@ -68,7 +68,7 @@ class Workers:
             raise
 
     def close(self) -> None:
-        """Wait for what runs; take no more."""
+        """Wait for running calls; further ones are refused."""
         for pool in (self._pool, self._control, self._long):
             pool.shutdown(wait=True, cancel_futures=True)
 
@@ -84,7 +84,7 @@ class Workers:
 
 
 async def carried_through(work: Awaitable[R]) -> R:
-    """Stay until it has ended, also if the caller goes away."""
+    """Wait until it has ended, even if the caller is cancelled."""
     task = asyncio.ensure_future(work)
     try:
         return await asyncio.shield(task)
@@ -98,7 +98,7 @@ async def carried_through(work: Awaitable[R]) -> R:
 
 
 async def _ended(task: asyncio.Future[Any]) -> None:
-    """Wait for its end, however often the one who waits is cancelled."""
+    """Wait for its end, however often this coroutine is cancelled."""
     while not task.done():
         with contextlib.suppress(asyncio.CancelledError):
             await asyncio.wait([task])

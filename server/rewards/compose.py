@@ -1,6 +1,6 @@
 """From scored samples to rewards: reads a recipe's parts off the engine's results and applies the formulas.
 
-Knows how a recipe's heads are called in the request; nothing of files and messages.
+Maps a recipe's heads to those of the request. Knows nothing of files and messages.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from polyhead.server.rewards.recipes import ALPHA, AVERAGE, KL, KL_COEFFICIENT, 
 from polyhead.server.text.replies import ReplyCheck
 
 _FLOAT32_MAX = float(np.finfo(np.float32).max)
-_CHECKED = "a head's kind is checked at the door and with the lease"
+_KIND_CHECKED = "a head's kind is checked with the request and with the lease"
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,8 +59,8 @@ class Reward:
     error: str = ""
 
 
-class _NoNumber(Exception):
-    """A part cannot be read; says why."""
+class _PartMissing(Exception):
+    """A part cannot be read; the text is the reason."""
 
 
 def compose(plan: RewardPlan, samples: Sequence[Sample], checks: Sequence[ReplyCheck]) -> list[Reward]:
@@ -104,18 +104,18 @@ class _Reader:
             self.reward.error = self._sample.error or "the sample was not finished"
             return
         for part in self._plan.recipe.parts:
-            with self._noting_errors():
+            with self._recording_errors():
                 self.reward.parts[part.name] = self._part(part)
         if self._plan.recipe.kl is not None:
-            with self._noting_errors():
+            with self._recording_errors():
                 self.reward.kl = self._kl(self._plan.recipe.kl)
                 self.reward.parts[KL] = math.fsum(self.reward.kl)
 
     @contextlib.contextmanager
-    def _noting_errors(self) -> Iterator[None]:
+    def _recording_errors(self) -> Iterator[None]:
         try:
             yield
-        except _NoNumber as reason:
+        except _PartMissing as reason:
             self.reward.error = self.reward.error or str(reason)
 
     def _part(self, part: Part) -> float:
@@ -135,14 +135,14 @@ class _Reader:
 
     def _preference(self, head: str) -> float:
         preference = self._result(head)
-        assert isinstance(preference, PreferenceResult), _CHECKED
+        assert isinstance(preference, PreferenceResult), _KIND_CHECKED
         if not preference.is_present:
-            raise _NoNumber(f"{self._plan.heads[head]} leaves out samples that did not end by themselves")
+            raise _PartMissing(f"{self._plan.heads[head]} leaves out samples that did not end by themselves")
         return preference.value
 
     def _rules(self, part: Part) -> float:
         rules = self._result(part.head)
-        assert isinstance(rules, tuple), _CHECKED
+        assert isinstance(rules, tuple), _KIND_CHECKED
         self.follow = {rule.rule_id: 1.0 - rule.p_violate for rule in rules}
         weights = {rule_id: self._plan.constants[f"{part.name}.{rule_id}"] for rule_id in part.rule_ids}
         return formulas.aggregate(part.aggregate, self.follow, weights)
@@ -151,18 +151,18 @@ class _Reader:
         own = self._logprobs(term.policy) if self._sample.is_given else np.array(self._sample.logprobs)
         kl = formulas.kl_per_token(term.estimator, own, self._logprobs(term.reference))
         if not (np.abs(kl) <= _FLOAT32_MAX).all():
-            raise _NoNumber("the KL estimate of a token is too large for a float")
+            raise _PartMissing("the KL estimate of a token is too large for a float")
         return kl
 
     def _logprobs(self, head: str) -> Floats:
         policy = self._result(head)
-        assert isinstance(policy, PolicyResult), _CHECKED
+        assert isinstance(policy, PolicyResult), _KIND_CHECKED
         return policy.logprobs.astype(np.float64)
 
     def _result(self, head: str) -> object:
         found = self._by_head[self._plan.heads[head]]
         if found.error:
-            raise _NoNumber(found.error)
+            raise _PartMissing(found.error)
         return found.result
 
 

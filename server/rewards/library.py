@@ -1,6 +1,6 @@
-"""Every configuration that a server knows: the files of its start, and those that a trainer adds or retires while it runs.
+"""All configurations of a server: the files given at its start, and those that a trainer adds or retires while it runs.
 
-What is added is durable before a request can name it. What is in a request already goes on: a request holds what it found, not its name.
+What is added is durable before a request can name it. A running request keeps the objects that it found: a retired one stays in use there.
 """
 
 from __future__ import annotations

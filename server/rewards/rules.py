@@ -73,7 +73,7 @@ class RuleBook:
                 add_once(self.sets, file.reference, _rule_set(file), FIELD)
             else:
                 add_once(self._texts, file.reference, template_text(file), FIELD)
-        self._fit()
+        self._fit_templates()
         self.answers = {reference: each.answers for reference, each in self.templates.items()}  # (broken, followed) by template
 
     @property
@@ -152,7 +152,7 @@ class RuleBook:
             self.templates = {**self.templates, reference: template}
         self._texts = {**self._texts, reference: text}
 
-    def _fit(self) -> None:
+    def _fit_templates(self) -> None:
         for reference, text in self._texts.items():
             try:
                 self.templates[reference] = text.fitted(self._encoder, self._vocab_size)

@@ -1,8 +1,8 @@
-"""What a caller's role may ask for in one request, and what of an answer it does not get. Checked before any model work.
+"""Limits of a request by the caller's role, and what is left out of its answers. Checked before any model work.
 
-The role annotator is for frontends: people see replies there, so replies come, with what replays them, but neither log-probs nor states.
-A reward comes as if its recipe had no KL term, and a recipe that adds a mean log-prob to the reward is refused: where the reply has one
-token, either number is a token's log-prob.
+The role annotator is for frontends, which show replies to people. It gets replies and what replays them, but neither log-probs nor states.
+Its rewards have no KL term, and a recipe that adds a mean log-prob to the reward is refused: for a reply of one token, either number is a
+token's log-prob.
 """
 
 from __future__ import annotations
@@ -25,10 +25,10 @@ def check_generate(caller: Caller, message: generation_pb2.GenerateRequest, reci
     most = caller.caps.new_tokens
     for num_new in map(_new_tokens, arms):
         if most is not None and num_new > most:
-            raise _beyond(caller, f"samples of {most} tokens: max_new_tokens is {num_new}")
+            raise _cap_error(caller, f"samples of {most} tokens: max_new_tokens is {num_new}")
     if caller.role is Role.ANNOTATOR:
         if message.return_states:
-            raise _beyond(caller, "no boundary states: return_states")
+            raise _cap_error(caller, "no boundary states: return_states")
         _check_annotator(caller, message.priority, message.score, recipes)
 
 
@@ -52,37 +52,37 @@ def without_logprobs(caller: Caller, message: generation_pb2.GenerateResponse) -
                 message.piece.ClearField("logprobs")
                 message.piece.ClearField("sampling_logprobs")
             case "sample":
-                _hide_of_samples([message.sample])
+                _hide_sample_logprobs([message.sample])
             case "group":
-                _hide_of_samples(message.group.samples)
+                _hide_sample_logprobs(message.group.samples)
     return message
 
 
-def hide_of_items(caller: Caller, items: Iterable[scoring_pb2.ScoredItem]) -> None:
-    """Of scored items, in place."""
+def hide_item_logprobs(caller: Caller, items: Iterable[scoring_pb2.ScoredItem]) -> None:
+    """Remove log-probs from scored items, in place, for the role annotator."""
     if caller.role is Role.ANNOTATOR:
         for item in items:
-            _hide_of_scores(item.scores)
+            _hide_score_logprobs(item.scores)
             if item.HasField("reward"):
-                _hide_of_reward(item.reward)
+                _hide_kl(item.reward)
 
 
-def _hide_of_samples(samples: Iterable[generation_pb2.Sample]) -> None:
+def _hide_sample_logprobs(samples: Iterable[generation_pb2.Sample]) -> None:
     for sample in samples:
         sample.ClearField("logprobs")
         sample.ClearField("sampling_logprobs")
-        _hide_of_scores(sample.scores)
+        _hide_score_logprobs(sample.scores)
         if sample.HasField("reward"):
-            _hide_of_reward(sample.reward)
+            _hide_kl(sample.reward)
 
 
-def _hide_of_scores(scores: Iterable[types_pb2.HeadScore]) -> None:
+def _hide_score_logprobs(scores: Iterable[types_pb2.HeadScore]) -> None:
     for score in scores:
         if score.WhichOneof("result") == "policy":
             score.policy.Clear()
 
 
-def _hide_of_reward(reward: types_pb2.Reward) -> None:
+def _hide_kl(reward: types_pb2.Reward) -> None:
     """KL terms are differences of log-probs."""
     for field in ("kl", "kl_estimator", "token_rewards"):
         reward.ClearField(field)
@@ -93,7 +93,7 @@ def _hide_of_reward(reward: types_pb2.Reward) -> None:
 def _check_samples(caller: Caller, count: int, what: str) -> None:
     most = caller.caps.samples
     if most is not None and count > most:
-        raise _beyond(caller, f"{most} {what} in one request: {count}")
+        raise _cap_error(caller, f"{most} {what} in one request: {count}")
 
 
 def _new_tokens(arm: generation_pb2.Arm) -> int:
@@ -101,15 +101,15 @@ def _new_tokens(arm: generation_pb2.Arm) -> int:
 
 
 def _check_annotator(caller: Caller, priority: types_pb2.Priority, score: types_pb2.ScoringSpec, recipes: RecipeBook) -> None:
-    """A person waits in front of a page: work for it is never batch work, and a frontend cannot fill the queue of batch work."""
+    """A frontend's requests are interactive: it cannot fill the queue with batch work."""
     if priority == types_pb2.PRIORITY_BATCH:
-        raise _beyond(caller, "the priority interactive alone: batch")
+        raise _cap_error(caller, "the priority interactive alone: batch")
     recipe = recipes.find(score.recipe, "score.recipe") if score.recipe else None
     if recipe is not None and any(part.read is Read.MEAN_LOGPROB for part in recipe.parts):
-        raise _beyond(caller, f"no recipe that reads log-probs: {recipe.reference}")
+        raise _cap_error(caller, f"no recipe that reads log-probs: {recipe.reference}")
 
 
-def _beyond(caller: Caller, what: str) -> PermissionDenied:
+def _cap_error(caller: Caller, what: str) -> PermissionDenied:
     assert caller.role is not None
     hint = f"what a role may ask for is set in the tokens file, [caps.{caller.role.value}]"
     return PermissionDenied(f"the role {caller.role.value} may ask for {what}\nhint: {hint}")

@@ -1,4 +1,4 @@
-"""How many connections the process takes, so that silent ones cannot take its last descriptor. Knows no protocol."""
+"""The limit of connections, so that idle ones cannot use up the process's file descriptors. Knows no protocol."""
 
 from __future__ import annotations
 

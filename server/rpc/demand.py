@@ -1,6 +1,6 @@
-"""What a call asks for at least, in tokens, as counts say it: before a text is tokenised, a rule worded, or a sample built.
+"""The least number of tokens that a call needs, from counts alone: before a text is tokenised or a sample is built.
 
-A few hundred KiB can ask for thousands of samples of long prompts: who would be refused for it is refused before any of them is made.
+A few hundred KiB can ask for thousands of samples of long prompts. A call that would be refused for it is refused before that work.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ def generated_tokens(prompt_lengths: Iterable[int], arms: Sequence[tuple[generat
 
 
 def check_least_length(num_tokens: int, max_context: int, field: str) -> None:
-    """What is too long by its counts alone is not tokenised."""
+    """InvalidArgument for what is too long by its counts, so that it is not tokenised."""
     if num_tokens > max_context:
         raise InvalidArgument(
             f"prompt and reply together have {num_tokens} tokens or more; the context holds {max_context}", field=field

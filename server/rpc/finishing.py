@@ -1,6 +1,6 @@
-"""What is made of finished samples before they leave: the reply's check, the out-of-distribution score, the reward, facts for the metrics.
+"""Post-processing of finished samples: the reply's check, the out-of-distribution score, the reward, facts for the metrics.
 
-Generation and scoring both come here. Knows no delivery.
+Used by generation and scoring. Knows nothing of messages and delivery.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from polyhead.server.text.tokenizer import Tokenizer
 
 @dataclass(frozen=True, slots=True)
 class Finished:
-    """A sample with what is known about it beside the engine's numbers."""
+    """A sample with its check, reward and rank."""
 
     sample: Sample
     check: ReplyCheck
@@ -56,7 +56,7 @@ def is_to_score(sample: Sample) -> bool:
 
 
 def sample_facts(sample: Sample) -> SampleFacts:
-    """What the metrics want to know of a finished sample."""
+    """What the metrics record of a finished sample."""
     found = results(sample) if sample.is_whole else []
     scalars = [
         Scalar(each.head.name, each.head.version, float(number))

@@ -42,9 +42,9 @@ class LateHandlers(grpc.GenericRpcHandler):
             and handler_call_details.method.startswith("/polyhead.")
             and handler_call_details.method in METHODS
         ):
-            return grpc.stream_stream_rpc_method_handler(_not_yet)  # the shape that waits for no message
+            return grpc.stream_stream_rpc_method_handler(_refuse_while_starting)  # it answers before a message has come
         return None
 
 
-async def _not_yet(requests: Any, context: Any) -> None:
+async def _refuse_while_starting(requests: Any, context: Any) -> None:
     raise Unavailable("the server is starting", retry_after_s=RETRY_S)

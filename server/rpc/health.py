@@ -1,6 +1,6 @@
-"""grpc.health.v1: who may be sent requests. NOT_SERVING until told otherwise. Knows names and states, not why they are so.
+"""grpc.health.v1: whether the server, a service or a head takes requests. NOT_SERVING at first. Knows states, not their causes.
 
-Our own servicer: the library's starts with "" = SERVING, and forgets all watchers of a name when one of them leaves.
+Our own servicer: the library's starts with "" = SERVING, and drops all watchers of a name when one of them leaves.
 """
 
 from __future__ import annotations
@@ -38,18 +38,18 @@ class Health(health_pb2_grpc.HealthServicer):  # type: ignore[misc, unused-ignor
         self._num_watches = 0
 
     def set_ready(self, is_ready: bool) -> None:
-        """Whether requests are welcome: trunk and active set are up."""
+        """Whether requests are accepted: trunk and active set are up."""
         if is_ready != self._is_ready:
             self._is_ready = is_ready
             self._notify()
 
     def drain(self) -> None:
-        """Requests are not welcome any more, whatever is said of the active set later."""
+        """From now on requests are refused, whatever the state of the active set."""
         self._is_draining = True
         self._notify()
 
     def set_live(self, is_live: bool) -> None:
-        """Whether the engine moves. A hung one takes every name down with it."""
+        """Whether the engine makes steps. While it hangs, every name is NOT_SERVING."""
         if is_live != self._is_live:
             self._is_live = is_live
             self._notify()

@@ -38,13 +38,13 @@ _ALWAYS_OPEN = ("/grpc.health.v1.",)  # answered while draining
 
 @dataclass(frozen=True, slots=True)
 class Call:
-    """What a handler may know about its call."""
+    """What a handler knows about its call."""
 
     method: str
     request_id: str
     caller: Caller
     deadline_at: float  # time.monotonic(); inf for a long-lived stream
-    unread: Account  # what waits to be read of it
+    unread: Account  # bytes of its answers that wait to be read
     sees_all: bool = True  # numbers of the whole server; not a team's token, beside other teams: they would tell when a prompt was cached
     due_at: float = math.inf  # the same as deadline_at if it is the caller's own, a default as long as the server's is none; else inf
 
@@ -104,7 +104,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
         return self._wrap(handler, details.method, _request_id(metadata), caller, sees_all)
 
     def _wrap(self, handler: Any, method: str, request_id: str, caller: Caller, sees_all: bool) -> Any:
-        run = _behaviour(handler)
+        run = _as_coroutine(handler)
 
         async def guarded(request: Any, context: Any) -> Any:
             account = self._unread.open(caller.principal)
@@ -112,12 +112,12 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
             call = Call(method, request_id, caller, deadline_at, account, sees_all, due_at)
 
             async def work() -> Any:
-                checked = _checked_stream(request) if handler.request_streaming else _checked(request)
-                return await _until(call.deadline_at, account, run(checked, context))
+                checked = _well_formed_stream(request) if handler.request_streaming else _well_formed(request)
+                return await _run_until(call.deadline_at, account, run(checked, context))
 
             return await self._tracked(call, context, work)
 
-        return _same_shape(handler, guarded, _safe(handler.request_deserializer), None)
+        return _handler_like(handler, guarded, _safe_deserializer(handler.request_deserializer), None)
 
     def _deadlines(self, method: str, remaining: float | None) -> tuple[float, float]:
         """(the earlier of the caller's deadline and ours, the caller's own). gRPC counts in wall-clock time: converted once, here."""
@@ -150,7 +150,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
             except Exception as caught:
                 error = to_polyhead_error(caught)
                 code = error.code
-                _forget_frames(caught)
+                _drop_tracebacks(caught)
             if call.unread.is_ending:  # its status is queued behind a message that its caller does not read: a drain goes on without it
                 del self._tasks[task]
                 call.unread.settle()
@@ -160,7 +160,7 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
             self._observe(call.method, code, time.monotonic() - started_at)
 
 
-def _behaviour(handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
+def _as_coroutine(handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
     """The handler as one coroutine. A unary answer is serialised inside it, so that a failure there is mapped, too."""
     behaviour = handler.unary_unary or handler.unary_stream or handler.stream_unary or handler.stream_stream
     if inspect.isasyncgenfunction(behaviour):
@@ -188,7 +188,7 @@ def _behaviour(handler: Any) -> Callable[[Any, Any], Awaitable[Any]]:
     return answer_once
 
 
-async def _until(deadline_at: float, account: Account, work: Awaitable[Any]) -> Any:
+async def _run_until(deadline_at: float, account: Account, work: Awaitable[Any]) -> Any:
     """Run to the end, to the deadline, or until the account ends the call."""
     limit = asyncio.timeout(None if deadline_at == float("inf") else max(0.0, deadline_at - time.monotonic()))
     errors: list[PolyheadError] = [DeadlineExceeded("the call's deadline has passed")]
@@ -211,7 +211,7 @@ async def _until(deadline_at: float, account: Account, work: Awaitable[Any]) -> 
         account.end = None
 
 
-def _forget_frames(error: BaseException) -> None:
+def _drop_tracebacks(error: BaseException) -> None:
     """gRPC keeps the last call's abort, and so what led to it: a traceback would keep all that the call worked on, weights among it."""
     found: BaseException | None = error
     while found is not None:
@@ -219,7 +219,7 @@ def _forget_frames(error: BaseException) -> None:
         found = found.__context__
 
 
-def _safe(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
+def _safe_deserializer(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any] | None:
     if deserializer is None:
         return None
 
@@ -232,18 +232,18 @@ def _safe(deserializer: Callable[[bytes], Any] | None) -> Callable[[bytes], Any]
     return parse
 
 
-def _checked(request: Any) -> Any:
+def _well_formed(request: Any) -> Any:
     if request is _MALFORMED:
         raise InvalidArgument("malformed message: the bytes are not the method's request type")
     return request
 
 
-async def _checked_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
+async def _well_formed_stream(requests: AsyncIterator[Any]) -> AsyncIterator[Any]:
     async for request in requests:
-        yield _checked(request)
+        yield _well_formed(request)
 
 
-def _same_shape(handler: Any, behaviour: Any, deserializer: Any, unary_serializer: Any) -> Any:
+def _handler_like(handler: Any, behaviour: Any, deserializer: Any, unary_serializer: Any) -> Any:
     serializer = handler.response_serializer if handler.response_streaming else unary_serializer
     make = {
         (False, False): grpc.unary_unary_rpc_method_handler,
@@ -258,7 +258,7 @@ def _refusal(handler: Any, error: PolyheadError) -> Any:
     async def refuse(request: Any, context: Any) -> None:
         await context.abort(status_code(error), error.message, trailing_metadata(error))
 
-    return _same_shape(handler, refuse, None, None)
+    return _handler_like(handler, refuse, None, None)
 
 
 def _request_id(metadata: Iterable[tuple[str, str | bytes]]) -> str:

@@ -1,4 +1,4 @@
-"""What one request is checked against: what the server has loaded, and the heads that the request names. Does no model work."""
+"""What a request is checked against: tokenizer, configurations, limits, and the heads that it names. Runs no model."""
 
 from __future__ import annotations
 

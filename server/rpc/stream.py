@@ -1,6 +1,6 @@
-"""From the engine's thread to a request's reader. The engine never waits: events queue up here, and waiting tokens become one message.
+"""Events on their way from the engine's thread to a request's reader. They queue up here, so that the engine never blocks.
 
-What waits is counted (unread.py), so that callers who do not read hold no more than the server can bear.
+Their bytes are counted (unread.py), which limits what callers hold that do not read.
 """
 
 from __future__ import annotations
@@ -47,12 +47,12 @@ class EventStream:
         self._account.check()
 
     def sent(self, sample: Sample) -> None:
-        """A sample has gone out, or goes nowhere: what it holds is let go."""
+        """A sample was sent, or is dropped: release its memory."""
         self._account.release(sample.num_held)
         sample.let_go()
 
     def close(self, request: Request) -> None:
-        """The reader has gone. When the engine is done with the request, too, nothing of it stays."""
+        """The reader has left. When the engine has finished the request, too, its memory is released."""
         self._is_closed = True
         self._drop(request)
 

@@ -1,4 +1,4 @@
-"""What a servicer ties to a request of the engine, which carries it unread (`Request.tag`)."""
+"""A servicer's own data on a request (`Request.tag`), which the engine carries and does not read."""
 
 from __future__ import annotations
 

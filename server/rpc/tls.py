@@ -1,7 +1,7 @@
-"""The server's certificate and key, tried out before it listens.
+"""The server's certificate and key, checked before it listens.
 
-gRPC itself starts with an expired certificate, and says of a key that does not belong to it no more than that it cannot listen. Knows
-nothing of gRPC. Errors name the setting at fault, never a path.
+gRPC starts with an expired certificate, and for a key of another certificate its error is that it cannot listen. Knows nothing of gRPC.
+Errors name the setting at fault, never a path.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ def read_pair(certificate: Path, key: Path) -> tuple[bytes, bytes]:
         server.load_cert_chain(certificate, key, password=lambda: "")  # an encrypted key fails instead of asking at the terminal
     except ssl.SSLError as error:
         raise _pair_error(error.reason) from None
-    _shake_hands(server, client)
+    _check_handshake(server, client)
     return pair
 
 
@@ -44,9 +44,9 @@ def _pair_error(reason: str | None) -> InvalidArgument:
     return InvalidArgument(f"tls_cert cannot be used: {reason}", field="tls_cert")
 
 
-def _shake_hands(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
+def _check_handshake(server: ssl.SSLContext, client: ssl.SSLContext) -> None:
     """A whole handshake in memory with a caller who trusts this very certificate: what fails here fails for every caller."""
-    client.check_hostname = False  # callers know by which name they come
+    client.check_hostname = False  # callers check the name that they connect to
     client.verify_flags |= ssl.VERIFY_X509_PARTIAL_CHAIN
     to_server, to_client = ssl.MemoryBIO(), ssl.MemoryBIO()
     sides = [client.wrap_bio(to_client, to_server), server.wrap_bio(to_server, to_client, server_side=True)]

@@ -19,9 +19,9 @@ from polyhead.server.engine.schedule.shares import fair_share
 logger = logging.getLogger(__name__)
 
 WINDOW_SHARE = 1 / 32  # of the budget: states of one call that are made ahead of its reader
-IDLE_S = 1.0  # a message that waits longer was not taken at once: its reader does something else
+IDLE_S = 1.0  # a message that waits longer counts as unread: its reader is busy elsewhere
 SWEEP_S = 1.0
-MESSAGE_BYTES = 1 << 20  # what the transport still has of a call that was ended with a message on its way
+MESSAGE_BYTES = 1 << 20  # kept by the transport of a call that was ended while a message was being sent
 
 
 class Account:
@@ -37,11 +37,11 @@ class Account:
         self._unread = unread
 
     def hold(self, num_bytes: int) -> None:
-        """So much more waits to be read."""
+        """Count bytes that wait to be read."""
         self._unread.change(self, num_bytes)
 
     def release(self, num_bytes: int) -> None:
-        """So much was taken, or thrown away."""
+        """Bytes were read, or dropped."""
         self._unread.change(self, -num_bytes)
 
     def has_room(self, num_begun: int, num_bytes: int) -> bool:
@@ -57,11 +57,11 @@ class Account:
         self.writing_since = self._unread.clock()
 
     def end_message(self) -> None:
-        """It was taken, as far as can be known: the transport holds one or a few."""
+        """The message was read, as far as can be known: the transport holds one or a few."""
         self.writing_since = None
 
     def settle(self) -> None:
-        """The call was ended, and its work goes as soon as the engine cancels it. What is left is the message that was not read."""
+        """The call was ended, and the engine frees its work. What remains is the message that was not read."""
         if self.writing_since is not None:
             self.num_message_bytes = MESSAGE_BYTES
             self.hold(MESSAGE_BYTES)
@@ -124,7 +124,7 @@ class Unread:
         with self._lock:
             going = sum(account.num_bytes - account.num_message_bytes for account in self._accounts if account.is_ending)
             over = self.num_bytes - self.max_bytes - going
-            to_end = self._victims(over) if over > 0 else []
+            to_end = self._calls_to_end(over) if over > 0 else []
         for account in to_end:
             self._end(
                 account,
@@ -157,7 +157,7 @@ class Unread:
                 held[account.principal] = held.get(account.principal, 0) + account.num_bytes
         return held
 
-    def _victims(self, over: float) -> list[Account]:
+    def _calls_to_end(self, over: float) -> list[Account]:
         """Calls that hold what is too much: unread ones first, then by what the principal holds, then by what the call holds."""
         left, now, found = self._held(), self.clock(), []
         candidates = {account for account in self._accounts if account.num_bytes and account.end is not None}

@@ -21,7 +21,7 @@ class UploadMessage(Protocol):
 
 
 M = TypeVar("M", bound=UploadMessage)
-RATE_WINDOW_S = 60.0  # of waiting for messages, over which the rate is looked at
+RATE_WINDOW_S = 60.0  # of waiting for messages, over which the rate is measured
 
 
 class Upload(Generic[M]):
@@ -33,10 +33,10 @@ class Upload(Generic[M]):
         self._what = what  # "push", "fit": for errors
         self._idle_s = idle_s
         self._now = now
-        self._rated_s, self._num_bytes = 0.0, 0  # when the rate was looked at, and since then; what is done here is not the sender's time
+        self._rated_s, self._num_bytes = 0.0, 0  # at the last check, and since then; only time spent waiting for the sender counts
 
     def check_rate(self, num_bytes: int, least_per_s: int) -> None:
-        """So much has come. DeadlineExceeded for an upload that drips: it holds a place that others wait for."""
+        """Count received bytes. DeadlineExceeded if they come too slowly: an upload takes one of a few places."""
         self._num_bytes += num_bytes
         waited_s = self.waited_s - self._rated_s
         if waited_s < RATE_WINDOW_S:

@@ -42,7 +42,7 @@ class ReplyCheck:
 
 
 def check_reply(sample: Sample, form: ReplyForm, decode: Decode) -> ReplyCheck:
-    """Look at a finished sample's text, made from its ids."""
+    """Check a finished sample's text, decoded from its ids."""
     if sample.finish_reason is FinishReason.FAILED:
         return _failed()
     try:

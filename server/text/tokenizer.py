@@ -41,7 +41,7 @@ class Tokenizer:
         self.sha256 = sha256
         self.most_bytes_per_token = most_bytes_per_token  # of text; None: no bound is known
         self._vocab_size = vocab_size
-        _forget_lengths(tokenizer)
+        _drop_length_limits(tokenizer)
 
     @classmethod
     def load(cls, folder: Path, vocab_size: int | None = None) -> Tokenizer:
@@ -270,8 +270,8 @@ class Tokenizer:
             )
 
 
-def _forget_lengths(tokenizer: Any) -> None:
-    """Truncation and padding that a training left in `tokenizer.json`: a text would lose its end, or get one."""
+def _drop_length_limits(tokenizer: Any) -> None:
+    """Switch off truncation and padding that a training left in `tokenizer.json`: they would change texts."""
     if (backend := getattr(tokenizer, "backend_tokenizer", None)) is not None:
         backend.no_truncation()
         backend.no_padding()

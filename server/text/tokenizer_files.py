@@ -1,4 +1,4 @@
-"""A model folder's files beside its weights: the tokenizer, and what generation_config.json says. What cannot be read is named.
+"""A model folder's files beside its weights: the tokenizer, and what generation_config.json says. Errors name the file that cannot be read.
 
 transformers raises many kinds of errors here, most of them about packages that would not help. Nothing is fetched, no code of the
 folder's runs.

@@ -19,7 +19,7 @@ from polyhead.v1 import trunk_pb2, types_pb2
 MAX_PROMPTS = 100_000  # of one fit
 
 
-def wanted_fit(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int, request_digest: str = "") -> OodFit:
+def fit_record(header: trunk_pb2.FitOodHeader, layers: TrunkLayers, d_model: int, request_digest: str = "") -> OodFit:
     """The record of a fit as far as its header says it, every default filled in."""
     shrinkage = check_shrinkage(header.shrinkage if header.HasField("shrinkage") else DEFAULT_SHRINKAGE, "header.shrinkage")
     return OodFit(

@@ -321,7 +321,7 @@ def _request(
     ood = context.find_ood(spec.ood, "score.ood") if spec.ood else None
     return Request(
         request_id=request_id,
-        deliver=_nowhere,
+        deliver=_undeliverable,
         head_kinds={name: context.resolve(name, "head").manifest.kind for name in names},
         pinned={name: context.resolve(name, "head") for name in names if "@" in name},
         score_heads=tuple(score_heads),
@@ -344,7 +344,7 @@ def _check_distributions(spec: types_pb2.ScoringSpec, scoring: list[ServedHead],
         raise InvalidArgument(f"{asked} needs a head of kind policy, and none is named", field=f"score.{asked}")
 
 
-def _nowhere(request: Request, events: object) -> None:
+def _undeliverable(request: Request, events: object) -> None:
     raise AssertionError("the servicer sets `deliver` before it submits")
 
 

@@ -1,4 +1,4 @@
-"""What generation, scoring and encoding share: how a request runs through the engine, and ends with its call."""
+"""Shared by generation, scoring and encoding: run a request through the engine, and end it with its call."""
 
 from __future__ import annotations
 
@@ -29,8 +29,8 @@ from polyhead.v1 import types_pb2
 
 M = TypeVar("M", bound=Message)
 MAX_REQUEST_ID = 128
-LOOP_TOKENS = 4096  # that one piece of work on the event loop may go through: some milliseconds
-LOOP_BYTES, LOOP_PARTS = 16 << 10, 64  # of a message whose counts are looked at there; its prompts or items
+EVENT_LOOP_TOKENS = 4096  # most that one piece of work on the event loop may process: some milliseconds
+EVENT_LOOP_BYTES, EVENT_LOOP_PARTS = 16 << 10, 64  # of a message whose counts are checked on the event loop; its prompts or items
 
 
 class Counted(Protocol):
@@ -73,11 +73,11 @@ class CallRunner:
         """Check a call by its counts, then as a whole on a worker thread, then run it. `num_parts`: prompts or items of the message.
 
         The counts of a short message are looked at here: under load most calls are refused for them, and a hop to another thread costs
-        more than the look. The heads that a call names stay in memory until its request holds them.
+        more than the check. The heads that a call names stay in memory until its request holds them.
         """
         counted, num_bytes = None, message.ByteSize()
         with self.context() as context:
-            if num_bytes <= LOOP_BYTES and num_parts <= LOOP_PARTS:
+            if num_bytes <= EVENT_LOOP_BYTES and num_parts <= EVENT_LOOP_PARTS:
                 counted = count(message, context)
                 counted.check_room(context.check_room)
             work = await self.services.workers.run_sized(num_bytes, check, message, context, request_id, counted)
@@ -85,7 +85,7 @@ class CallRunner:
         try:
             yield work, stream
         finally:
-            self._leave(work.request, stream)
+            self._cancel(work.request, stream)
 
     @contextlib.asynccontextmanager
     async def running(self, request: Request) -> AsyncIterator[EventStream]:
@@ -94,12 +94,12 @@ class CallRunner:
         try:
             yield stream
         finally:
-            self._leave(request, stream)
+            self._cancel(request, stream)
 
     def check_room(self, priority: Priority, num_tokens: int, draws: Draws | None) -> None:
         """ResourceExhausted if a call of so many tokens, and of such samples, would be refused however it goes on."""
         call = current_call.get()
-        probe = Request("", _nowhere, {}, {}, priority=priority, num_least_tokens=num_tokens, draws=draws)
+        probe = Request("", _ignore_events, {}, {}, priority=priority, num_least_tokens=num_tokens, draws=draws)
         probe.due_at, probe.principal = call.due_at, call.caller.principal
         self.services.engine.check_room(probe)
 
@@ -114,7 +114,7 @@ class CallRunner:
         self.services.engine.submit(request)
         return stream
 
-    def _leave(self, request: Request, stream: EventStream) -> None:
+    def _cancel(self, request: Request, stream: EventStream) -> None:
         self.services.engine.cancel(request, Aborted("the call was cancelled"))
         stream.close(request)
 
@@ -127,7 +127,7 @@ class CallRunner:
 
     async def made(self, messages: Iterator[M], num_tokens: int) -> AsyncIterator[M]:
         """Messages that hold so many tokens: large ones are made on a worker, one at a time, since all calls share the event loop."""
-        if num_tokens <= LOOP_TOKENS:
+        if num_tokens <= EVENT_LOOP_TOKENS:
             for message in messages:
                 yield message
             return
@@ -144,5 +144,5 @@ class CallRunner:
         return answers.served(lease, self.services.trunk_id, self.services.precision, self.services.tokenizer.sha256)
 
 
-def _nowhere(request: Request, events: list[Event]) -> None:
+def _ignore_events(request: Request, events: list[Event]) -> None:
     """A probe gets no events."""

@@ -1,4 +1,4 @@
-"""FitOod: prompts in, through the engine, moments of their pooled states out, and a fit kept. TrunkServicer hands its stream on to here."""
+"""FitOod, for TrunkServicer: runs prompts through the engine, collects moments of their pooled states, and stores the fit."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ from polyhead.v1 import trunk_pb2, types_pb2
 MAX_MESSAGE_PROMPTS = 256
 MAX_FITS_AT_ONCE = 2  # each holds matrices of 8 * d_model^2 bytes
 ENGINE_PROMPTS = 64  # of one engine request: a fit never fills the queue
-MIN_BYTES_PER_S = 64  # over each minute that was waited for prompts: a fit that drips holds a place
+MIN_BYTES_PER_S = 64  # over each minute of waiting for prompts: a slow fit takes one of few places
 RETRY_S = 5.0
 
 
@@ -47,7 +47,7 @@ class OodFitting:
         first = await self._services.workers.run(self._services.ood.store.find_request, header.request_id)
         if first is not None and is_answered(first, digest):
             return first
-        wanted = ood.wanted_fit(header, self._services.ood.layers, self._services.spec.d_model, digest)
+        wanted = ood.fit_record(header, self._services.ood.layers, self._services.spec.d_model, digest)
         if first is not None:
             return check_same_request(first, wanted)
         if self._num_running >= MAX_FITS_AT_ONCE:
@@ -83,14 +83,14 @@ class OodFitting:
     async def _gather(self, upload: Upload[trunk_pb2.FitOodRequest], wanted: OodFit) -> Moments:
         moments = Moments(self._services.spec.d_model)
         async for before, prompts in self._prompts(upload, wanted.num_prompts):
-            await self._when_there_is_room(prompts, before)
+            await self._wait_for_room(prompts, before)
             token_ids = await self._services.workers.run(self._token_ids, prompts, before)
             for start in range(0, len(token_ids), ENGINE_PROMPTS):
                 rows = await self._rows(token_ids[start : start + ENGINE_PROMPTS], wanted.pooling, before + start)
                 await self._services.workers.run(moments.add, rows)
         return moments
 
-    async def _when_there_is_room(self, prompts: Sequence[types_pb2.Prompt], before: int) -> None:
+    async def _wait_for_room(self, prompts: Sequence[types_pb2.Prompt], before: int) -> None:
         """By counts alone: what is too long is refused, and what the queue has no room for waits, before any text is tokenised."""
         num_tokens = await self._services.workers.run(self._least_tokens, prompts, before)
         while True:

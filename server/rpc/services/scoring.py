@@ -55,7 +55,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         written = [scoring_pb2.ScoreResponse(served=served, request_id=work.request.request_id).SerializeToString()]
         for each in self._finish(work.plan, done):
             item = answers.scored_item(each.sample, each.check, recipes.reward_of(work.plan, each.reward, each.rank))
-            caps.hide_of_items(caller, [item])
+            caps.hide_item_logprobs(caller, [item])
             written.append(scoring_pb2.ScoreResponse(items=[item]).SerializeToString())
         return b"".join(written)
 

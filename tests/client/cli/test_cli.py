@@ -93,7 +93,8 @@ def test_nothing_is_cut_off_for_a_pipe_and_commands_are_not_broken(server: FakeS
 
 
 def test_what_a_stopped_servers_store_cannot_do_is_said(server: FakeServer, tmp_path: Path) -> None:
-    assert_one_error(on(server, "heads", "rollback", "--to", "1", "--expected", "3", "--store", str(tmp_path)), "--expected needs a running server")
+    of_a_server = on(server, "heads", "rollback", "--to", "1", "--expected", "3", "--store", str(tmp_path))
+    assert_one_error(of_a_server, "--expected needs a running server")
     assert_one_error(on(server, "heads", "rollback", "--store", str(tmp_path)), "give --to")
 
 

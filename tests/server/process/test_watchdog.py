@@ -29,7 +29,7 @@ class Host:
         self.at += seconds
         if loop_goes_round:
             self.watchdog.beat()
-        self.watchdog.look()
+        self.watchdog.check()
 
 
     def look_for(self, seconds: int) -> None:

@@ -82,7 +82,7 @@ def test_a_reward_comes_as_if_its_recipe_had_no_kl_term() -> None:
     """The sum of the terms, and the reward with it, told the log-prob of a reply of one token."""
     reward = types_pb2.Reward(reward=2.0, reward_with_kl=1.5, parts={"preference": 2.0, "kl": 10.0}, kl=[10.0], kl_estimator="k1")
     item = scoring_pb2.ScoredItem(reward=reward)
-    caps.hide_of_items(ANNOTATOR, [item])
+    caps.hide_item_logprobs(ANNOTATOR, [item])
     assert item.reward == types_pb2.Reward(reward=2.0, reward_with_kl=2.0, parts={"preference": 2.0})
 
 

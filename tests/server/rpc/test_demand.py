@@ -22,7 +22,7 @@ from polyhead.server.rpc.interceptors import Call, current_call
 from polyhead.server.rpc.messages import requests
 from polyhead.server.rpc.messages.requests import Work
 from polyhead.server.rpc.request_context import RequestContext
-from polyhead.server.rpc.services.call import LOOP_BYTES, LOOP_PARTS, CallRunner
+from polyhead.server.rpc.services.call import EVENT_LOOP_BYTES, EVENT_LOOP_PARTS, CallRunner
 from polyhead.server.rpc.services.ood import OodFitting
 from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.server.rpc.uploads import Upload
@@ -207,15 +207,15 @@ class TestRefusalOnTheLoop:
     def test_a_long_message_is_looked_at_by_a_worker(self, full: CallRunner, made: Made, on_worker: list[int]) -> None:
         """The event loop is everybody's."""
         message = generation(prompts("", 900, 16), 1, 1)
-        assert message.ByteSize() > LOOP_BYTES
+        assert message.ByteSize() > EVENT_LOOP_BYTES
         with pytest.raises(ResourceExhausted, match="full"):
             asyncio.run(self.call(full, message))
         assert (on_worker, made.num_samples) == ([message.ByteSize()], 0)
 
     def test_a_message_of_many_parts_is_looked_at_by_a_worker(self, full: CallRunner, made: Made, on_worker: list[int]) -> None:
         """A thousand prompts in ten kilobytes took the event loop ten milliseconds."""
-        message = generation(prompts("a", 0, LOOP_PARTS + 1), 1, 1)
-        assert message.ByteSize() < LOOP_BYTES
+        message = generation(prompts("a", 0, EVENT_LOOP_PARTS + 1), 1, 1)
+        assert message.ByteSize() < EVENT_LOOP_BYTES
         with pytest.raises(ResourceExhausted, match="full"):
             asyncio.run(self.call(full, message))
         assert (on_worker, made.num_encoded) == ([message.ByteSize()], 0)
@@ -258,7 +258,7 @@ class TestFit:
     def test_ids_that_are_too_long_are_refused_by_their_count(self, context: RequestContext, made: Made) -> None:
         asked = self.fitting(context, context.check_room)
         with pytest.raises(InvalidArgument) as caught:
-            asyncio.run(asked._when_there_is_room([*prompts("a text", 0, 1), *prompts("", context.max_context + 1, 1)], 5))
+            asyncio.run(asked._wait_for_room([*prompts("a text", 0, 1), *prompts("", context.max_context + 1, 1)], 5))
         assert (caught.value.field, made.num_encoded) == ("prompts[6]", 0)
 
     def test_a_fit_that_drips_is_given_up(self, context: RequestContext) -> None:

@@ -21,7 +21,7 @@ from polyhead.server.rpc import finishing
 from polyhead.server.rpc.listen import add_servicers
 from polyhead.server.rpc.messages import answers as answers_messages
 from polyhead.server.rpc.messages import prompts, requests
-from polyhead.server.rpc.services.call import LOOP_TOKENS
+from polyhead.server.rpc.services.call import EVENT_LOOP_TOKENS
 from polyhead.server.rpc.stream import hand_over
 from polyhead.server.text import replies
 from polyhead.server.text.tokenizer import Tokenizer
@@ -123,7 +123,7 @@ async def test_large_calls_are_worked_on_beside_the_event_loop(channel: grpc.aio
     group = generation_pb2.GenerateRequest(prompts=[prompt], arms=[arm], delivery=generation_pb2.DELIVERY_GROUPS)
     answers = [each async for each in generation_pb2_grpc.GenerationServiceStub(channel).Generate(group)]
     assert [len(each.group.samples) for each in answers if each.HasField("group")] == [16]
-    assert work.most <= LOOP_TOKENS
+    assert work.most <= EVENT_LOOP_TOKENS
 
 
 async def test_a_scores_answer_is_written_item_by_item(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> None:

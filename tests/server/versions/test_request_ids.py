@@ -192,7 +192,7 @@ async def test_each_field_of_a_fit(tmp_path: Path) -> None:
         store = OodStore(heads.files, 3)
         current_call.set(call)
         model = OodModel(np.zeros(2), np.eye(2), np.ones(2))
-        made = store.add(ood.wanted_fit(header, layers, 2, request_digest(header)), model)
+        made = store.add(ood.fit_record(header, layers, 2, request_digest(header)), model)
         assert OodStore(heads.files, 3).listing() == [made]
     services = SimpleNamespace(
         workers=SimpleNamespace(run=at_once),

@@ -1,4 +1,4 @@
-"""Looks after the store while it is served from: is the folder still ours, do its files hold what was stored? Changes nothing in it."""
+"""Checks the store while the server runs: is the folder still the one that was opened, do files match their hashes? Changes nothing."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ from polyhead.heads.store.damage import StoreDamage
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.process.workers import Workers
 
-LOOK_S = 5.0  # between two looks at the folder
+CHECK_S = 5.0  # between two checks of the folder
 SCRUB_BYTES_PER_S = 4 << 20  # a third of a percent of one core, and 28 GB in two hours
 FIRST_SCRUB_S = 600.0  # after the start, which has read the active set just now
 SCRUB_EVERY_S = 24 * 3600.0  # from the end of one pass to the begin of the next
@@ -20,31 +20,31 @@ SCRUB_EVERY_S = 24 * 3600.0  # from the end of one pass to the begin of the next
 log = logging.getLogger(__name__)
 
 
-class StoreCare:
+class StoreMonitor:
     """Two tasks of the event loop; the disk is touched on worker threads."""
 
-    def __init__(self, store: HeadStore, workers: Workers, on_look: Callable[[], None]) -> None:
+    def __init__(self, store: HeadStore, workers: Workers, on_check: Callable[[], None]) -> None:
         self._store = store
         self._workers = workers
-        self._on_look = on_look  # on the event loop, after each look
-        self._told: set[StoreDamage] = {*store.other_damage}
+        self._on_check = on_check  # on the event loop, after each check
+        self._reported: set[StoreDamage] = {*store.other_damage}
 
     async def watch(self) -> None:
-        """Look at the folder again and again; what is new goes to the log."""
+        """Check the folder until cancelled; damage that is new is logged."""
         while True:
-            await asyncio.sleep(LOOK_S)
-            await self.look()
+            await asyncio.sleep(CHECK_S)
+            await self.check()
 
-    async def look(self) -> None:
-        """Once."""
+    async def check(self) -> None:
+        """One check of the folder."""
         await self._workers.run(self._store.look)
         found = {*self._store.other_damage, *([self._store.lost] if self._store.lost else [])}
-        for damage in found - self._told:
+        for damage in found - self._reported:
             log.error("the store is damaged: %s; repair: %s", damage.what, damage.repair)
-        if self._told - found:
-            log.info("%d damaged places of the store have been repaired", len(self._told - found))
-        self._told = found
-        self._on_look()
+        if self._reported - found:
+            log.info("%d damaged places of the store have been repaired", len(self._reported - found))
+        self._reported = found
+        self._on_check()
 
     async def scrub(self) -> None:
         """Read every stored head again, slowly: one pass a day."""

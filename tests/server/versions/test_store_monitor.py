@@ -20,7 +20,7 @@ from polyhead.server.process.startup import server_facts
 from polyhead.server.rpc.health import Health
 from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.server.versions.head_loader import to_file
-from polyhead.server.versions.store_care import StoreCare
+from polyhead.server.versions.store_monitor import StoreMonitor
 from tests.server.fakes import IDLE, World, heads_server
 from tests.server.rpc.services.test_heads_service import push, refused
 
@@ -49,39 +49,39 @@ def told(world: World, health: Health) -> tuple[bool, bool, bool]:
 async def test_health_status_and_metrics_agree_that_the_store_is_gone(ready: World, caplog: pytest.LogCaptureFixture) -> None:
     """Health said SERVING, status failed, and the metrics page was an error."""
     health = Health()
-    care = StoreCare(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))
-    await care.look()
+    monitor = StoreMonitor(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))
+    await monitor.check()
     assert told(ready, health) == (True, True, True)
     shutil.move(ready.store.path, ready.store.path + ".gone")
     with caplog.at_level(logging.ERROR):
-        await care.look()
-        await care.look()
+        await monitor.check()
+        await monitor.check()
     assert [record.getMessage().count("folder was moved") for record in caplog.records] == [1], "once"
     assert told(ready, health) == (False, False, False)
     shutil.move(ready.store.path + ".gone", ready.store.path)
-    await care.look()
+    await monitor.check()
     assert told(ready, health) == (True, True, True)
 
 
 async def test_a_look_during_a_drain_does_not_call_requests_back(ready: World) -> None:
     health = Health()
-    care = StoreCare(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))
-    await care.look()
+    monitor = StoreMonitor(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))
+    await monitor.check()
     health.drain()
-    await care.look()
+    await monitor.check()
     assert not health.is_up
 
 
 async def test_a_rotten_file_is_reported_while_its_version_is_served(ready: World) -> None:
     health = Health()
-    care = StoreCare(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))
+    monitor = StoreMonitor(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))
     path = Path(ready.store.path) / "blobs" / ready.store.get("value", 1).blob
     data = bytearray(path.read_bytes())
     data[-1] ^= 1
     path.write_bytes(data)
     while ready.store.scrub.step():
         pass
-    await care.look()
+    await monitor.check()
     assert told(ready, health) == (True, True, True), "memory is right"
     assert [("preference@1" in problem or "value@1" in problem) for problem in ready.registry.problems] == [True, True]
     with pytest.raises(DataLoss):
