@@ -8,6 +8,7 @@ from xdist.scheduler import LoadScopeScheduling
 SHARED = {  # tests that use one server together: a second process would start a second one
     "the embedded model": ("tests/smollm/", "tests/guards/test_python_blocks.py"),
     "tests/deploy": ("tests/deploy/",),
+    "tests/e2e/recipes": ("tests/e2e/recipes/",),
 }
 # The embedded model's server compiles for a minute on a new machine: what needs nothing compiled comes beside it. Then what is long.
 ORDER = (*SHARED["the embedded model"], "tests/heads/", "tests/client/", "tests/bench/", "tests/e2e/", "tests/deploy/", "tests/guards/")

@@ -9,7 +9,9 @@ from typing import Any
 import pytest
 
 from polyhead.client import AsyncClient, Client, errors
-from tests.client.fake_server import EMBEDDING, TRUNK_NAMES, FakeServer, rich_error
+from tests.client.fake_messages import EMBEDDING, TRUNK_NAMES
+from tests.client.fake_server import FakeServer
+from tests.client.fake_state import rich_error
 from tests.client.test_heads import HEAD
 from tests.client.test_transport import FULL
 

@@ -11,7 +11,8 @@ import pytest
 
 from polyhead.client import Arm, Client, FinishReason, Rule, continue_from, errors
 from polyhead.v1 import generation_pb2, types_pb2
-from tests.client.fake_server import D_MODEL, FakeServer
+from tests.client.fake_messages import D_MODEL
+from tests.client.fake_server import FakeServer
 
 HEADS = ["reference", "value", "preference", "rule"]
 

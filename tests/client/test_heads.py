@@ -12,7 +12,9 @@ import torch
 
 from polyhead.client import Client, HeadKind, RawTensor, errors
 from polyhead.v1 import heads_pb2, types_pb2
-from tests.client.fake_server import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS, FakeServer, rich_error
+from tests.client.fake_messages import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS
+from tests.client.fake_server import FakeServer
+from tests.client.fake_state import rich_error
 
 LAYER, NORM = HEAD_SHAPES
 HEAD = {LAYER: torch.full((8, D_MODEL), 0.5).bfloat16(), NORM: torch.ones(D_MODEL).bfloat16()}

@@ -14,7 +14,9 @@ from polyhead.client import Client, errors
 from polyhead.client.fitting import MAX_MESSAGE_BYTES
 from polyhead.v1 import trunk_pb2
 from tests.client.cli.test_cli import assert_one_error, on
-from tests.client.fake_server import D_MODEL, FakeServer, rich_error
+from tests.client.fake_messages import D_MODEL
+from tests.client.fake_server import FakeServer
+from tests.client.fake_state import rich_error
 
 TURNS = [{"role": "user", "content": "Hi"}]
 

@@ -11,7 +11,8 @@ import pytest
 
 from polyhead.client import AsyncClient, Client, errors
 from polyhead.client.transport import Endpoint, health_request
-from tests.client.fake_server import FakeServer, rich_error
+from tests.client.fake_server import FakeServer
+from tests.client.fake_state import rich_error
 
 FULL = grpc.StatusCode.RESOURCE_EXHAUSTED
 

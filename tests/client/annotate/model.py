@@ -23,7 +23,7 @@ from polyhead.client import (
 )
 from polyhead.client.streams import AsyncStream
 from polyhead.client.wire import convert
-from tests.client.fake_server import make_sample, make_trunk
+from tests.client.fake_messages import make_sample, make_trunk
 
 TOKENIZER = "70cafe" * 10
 SECRETS = (

@@ -21,7 +21,9 @@ from typer.testing import CliRunner
 
 from polyhead.client.cli import app, main
 from polyhead.client.cli.session import Session, table
-from tests.client.fake_server import HEAD_SHAPES, FakeServer, rich_error
+from tests.client.fake_messages import HEAD_SHAPES
+from tests.client.fake_server import FakeServer
+from tests.client.fake_state import rich_error
 from tests.client.test_transport import FULL
 
 

@@ -10,7 +10,8 @@ import grpc
 from typer.testing import CliRunner
 
 from polyhead.client.cli import app as app_module
-from tests.client.fake_server import FakeServer, rich_error
+from tests.client.fake_server import FakeServer
+from tests.client.fake_state import rich_error
 
 
 def chat(server: FakeServer, typed: str, *arguments: str) -> Any:

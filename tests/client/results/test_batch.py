@@ -10,7 +10,7 @@ import pytest
 from polyhead.client import Sample, errors, to_batch
 from polyhead.client.results.results import Served
 from polyhead.client.wire import convert
-from tests.client.fake_server import make_sample
+from tests.client.fake_messages import make_sample
 
 
 def sample(*heads: str) -> Sample:

@@ -13,7 +13,8 @@ import pytest
 
 from polyhead.client import Client, Evidence, FinishReason, Sample, Sampling, Served, blind, errors
 from polyhead.client.wire import convert
-from tests.client.fake_server import FakeServer, make_sample
+from tests.client.fake_messages import make_sample
+from tests.client.fake_server import FakeServer
 
 CARD = Evidence(query="sky colour", title="Rayleigh scattering", url="https://example.org/sky", snippet="Short waves scatter more.")
 SAMPLING = Sampling(0.8125, 0.9375, 41, 0.0625, 1.0625, 777001, 97, ("\n\nUser:",), False, (), False)

@@ -17,7 +17,8 @@ from polyhead.client.weights.adapters import AdapterConfig, sort_adapter
 from polyhead.client.weights.tensors import as_source
 from polyhead.client.wire.options import PushOptions
 from polyhead.v1 import heads_pb2, types_pb2
-from tests.client.fake_server import D_MODEL, FakeServer
+from tests.client.fake_messages import D_MODEL
+from tests.client.fake_server import FakeServer
 
 MODULE = "model.layers.1.mlp.up_proj"  # (8, D_MODEL), the one linear of the fake server's heads
 PREFIX = f"base_model.model.{MODULE}"

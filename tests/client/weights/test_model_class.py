@@ -10,7 +10,8 @@ import torch
 from polyhead.client import Client, errors
 from polyhead.client.weights.model_class import ModelClass
 from polyhead.v1 import heads_pb2
-from tests.client.fake_server import HEAD_SHAPES, FakeServer
+from tests.client.fake_messages import HEAD_SHAPES
+from tests.client.fake_server import FakeServer
 
 LAYER, NORM = HEAD_SHAPES
 MODULE = LAYER.removesuffix(".weight")

@@ -23,7 +23,7 @@ from polyhead.client.weights.tensors import as_source, to_float32
 from polyhead.client.weights.weights import SortedWeights, collect, guess_kind, sort_weights
 from polyhead.client.wire import convert
 from polyhead.v1 import heads_pb2
-from tests.client.fake_server import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS, VOCAB, make_trunk
+from tests.client.fake_messages import D_MODEL, EMBEDDING, HEAD_SHAPES, TRUNK_NAMES, TRUNK_TENSORS, VOCAB, make_trunk
 
 LAYER, NORM = HEAD_SHAPES
 HEAD = {LAYER: np.full((8, D_MODEL), 0.5, np.float32), NORM: np.ones(D_MODEL, np.float32)}

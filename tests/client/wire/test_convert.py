@@ -11,7 +11,7 @@ from polyhead.client import FinishReason, HeadKind, errors
 from polyhead.client.results.results import Served
 from polyhead.client.wire import convert
 from polyhead.v1 import generation_pb2, heads_pb2, types_pb2
-from tests.client.fake_server import make_sample
+from tests.client.fake_messages import make_sample
 
 
 def test_bfloat16_is_widened_exactly() -> None:
