@@ -26,7 +26,7 @@ from polyhead.server.versions.publisher import MAX_PUSHES
 from polyhead.server.versions.watch import GenerationFeed
 from polyhead.v1 import heads_pb2 as pb
 from tests.server.fakes import World, heads_server
-from tests.server.rpc.services.test_heads_service import chunk, header, push, refused
+from tests.server.rpc.services.calls import chunk, header, push, refused
 
 TOKENS = {name: (("authorization", f"Bearer {name}-token-of-the-tests"),) for name in ("ann", "bob")}
 AUTHENTICATOR = Authenticator(tuple(Token.of(Role.TRAINER, f"{name}-token-of-the-tests", principal=name) for name in TOKENS))

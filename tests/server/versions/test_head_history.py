@@ -10,7 +10,7 @@ import pytest
 from polyhead.server.versions.head_loader import to_file
 from polyhead.v1 import heads_pb2 as pb
 from tests.server.fakes import World, heads_server
-from tests.server.rpc.services.test_heads_service import push, refused
+from tests.server.rpc.services.calls import push, refused
 
 
 @pytest.fixture

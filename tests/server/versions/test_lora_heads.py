@@ -30,7 +30,7 @@ from polyhead.server.versions.push_requests import CopyRequest
 from polyhead.v1 import heads_pb2 as pb
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.server.fakes import World, heads_server
-from tests.server.rpc.services.test_heads_service import collect, field_of, header, push, refused
+from tests.server.rpc.services.calls import collect, field_of, header, push, refused
 
 LORA = LoraAdapter(rank=3, alpha=1.5)
 

@@ -30,7 +30,7 @@ from polyhead.server.versions.request_digest import LEFT_OUT, request_digest
 from polyhead.v1 import heads_pb2 as pb
 from polyhead.v1 import heads_pb2_grpc, trunk_pb2, types_pb2
 from tests.server.fakes import World, heads_server
-from tests.server.rpc.services.test_heads_service import refused
+from tests.server.rpc.services.calls import refused
 
 ID = "request_id"
 READ_ONLY = {"PullHead", "GetHead", "ListHeadTensors", "ListHeads", "ListGenerations", "WatchHeads"}

@@ -22,7 +22,7 @@ from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.server.versions.head_loader import to_file
 from polyhead.server.versions.store_monitor import StoreMonitor
 from tests.server.fakes import IDLE, World, heads_server
-from tests.server.rpc.services.test_heads_service import push, refused
+from tests.server.rpc.services.calls import push, refused
 
 
 @pytest.fixture
