@@ -1,111 +1,39 @@
-"""Client: polyhead from ordinary, synchronous code. wire/requests.py builds, connection.py calls, folding.py and requests.py read.
+"""Client: polyhead from ordinary, synchronous code: generation and scoring here, heads in head_calls.py, the rest in trunk_calls.py.
+
+wire/requests.py builds messages, connection.py sends them, wire/folding.py and wire/convert.py read the answers.
 
 Every method raises errors of errors.py, and TypeError for an argument of a wrong type. AsyncClient (aio.py) has the same names.
 """
 
 from __future__ import annotations
 
-import time
 from collections.abc import Generator, Mapping, Sequence
 from contextlib import closing
-from os import PathLike
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self, Unpack
-
-import numpy as np
-from numpy.typing import NDArray
+from typing import Any, Unpack
 
 from polyhead.client.calibrating import CalibrationPlan
-from polyhead.client.connection import Connection
-from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable, Unimplemented
-from polyhead.client.fitting import plan_fit
-from polyhead.client.results.records import (
-    Calibration,
-    Configuration,
-    Generation,
-    HeadVersion,
-    OodFit,
-    PushReport,
-    RuleQuestions,
-    Status,
-    TrunkInfo,
-)
+from polyhead.client.head_calls import HeadCalls
+from polyhead.client.results.records import Calibration, Configuration, RuleQuestions
 from polyhead.client.results.results import Piece, Sample, ScoredItem
 from polyhead.client.streams import PieceStream, Stream
-from polyhead.client.tokenizing import TokenizePlan
-from polyhead.client.transport import DEFAULT_TIMEOUT_S, LOOKUP_TIMEOUT_S, Deadline, Endpoint, why_not_ready
-from polyhead.client.weights.delta import Base
-from polyhead.client.weights.pushing import PushPlan, Upload, plan_push, plan_update, with_removed
-from polyhead.client.weights.tensors import RawTensor
-from polyhead.client.weights.weights import Weights
 from polyhead.client.wire import convert, requests
-from polyhead.client.wire.folding import GenerateFold, HeadFile, Rows, best_order, sample_order
-from polyhead.client.wire.options import (
-    ConfigurationKindName,
-    CopyOptions,
-    GenerateOptions,
-    PoolingName,
-    PushOptions,
-    Rule,
-    ScoreOptions,
-    StreamOptions,
-)
-from polyhead.client.wire.parameters import COPYING, DRAWING, PUSHING, SCORING, described
-from polyhead.client.wire.prompts import Prompt, prompt_message, token_ids
-from polyhead.client.wire.pushed import Meant, PushedDigests
-from polyhead.client.wire.text_check import check_text
-from polyhead.v1 import generation_pb2, heads_pb2, trunk_pb2
+from polyhead.client.wire.folding import GenerateFold, best_order, sample_order
+from polyhead.client.wire.options import ConfigurationKindName, GenerateOptions, Rule, ScoreOptions, StreamOptions
+from polyhead.client.wire.parameters import DRAWING, SCORING, described
+from polyhead.client.wire.prompts import Prompt
+from polyhead.v1 import generation_pb2
 
 __all__ = ["Client"]
 
 
-class Client:
+class Client(HeadCalls):
     """A client of one server. It connects at the first call. Threads may share it; a forked child process opens a connection of its own.
 
     `timeout` (seconds) is the default for calls that compute or move weights; each of these also takes a `timeout=` of its own.
     """
 
-    def __init__(
-        self,
-        target: str = "127.0.0.1:50051",
-        *,
-        token: str | None = None,
-        tls: bool = False,
-        root_certificates: bytes | None = None,
-        server_name: str | None = None,
-        timeout: float | None = DEFAULT_TIMEOUT_S,
-    ) -> None:
-        endpoint = Endpoint(target, token=token, tls=tls, root_certificates=root_certificates, server_name=server_name)
-        self._connection = Connection(endpoint)
-        self._timeout = timeout
-        self._pushed = PushedDigests()
-
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, traceback: TracebackType | None) -> None:
-        self.close()
-
-    def close(self) -> None:
-        """Close the channel; what still runs is cancelled."""
-        self._connection.close()
-
-    def wait_ready(self, timeout: float = 60.0, service: str = "") -> None:
-        """Return when the server is SERVING (trunk and active set are up). Raises DeadlineExceeded with the last answer."""
-        check_text(service=service)
-        deadline, last = Deadline(timeout), ""
-        while (remaining := deadline.remaining() or 0.0) > 0:
-            try:
-                if self._connection.unary(lambda stubs: stubs.health, service, min(remaining, 5.0)):
-                    return
-                last = "NOT_SERVING"
-            except (Unavailable, NotFound, DeadlineExceeded) as error:
-                last = why_not_ready(last, error)
-            time.sleep(min(0.1, remaining))
-        raise DeadlineExceeded(f"the server is not ready after {timeout:g} s: {last or 'there was no time to ask'}")
-
-    # generation and scoring
+    # generation
 
     @described(StreamOptions, DRAWING)
     def stream(self, prompt: Prompt, **options: Unpack[StreamOptions]) -> PieceStream:
@@ -131,6 +59,8 @@ class Client:
         given: GenerateOptions = {"delivery": "tokens", **options}
         request = requests.generate(prompts, **given)
         return Stream(self._events(request, options.get("timeout") or self._timeout))
+
+    # scoring and its configurations
 
     @described(ScoreOptions, SCORING)
     def score(self, items: Sequence[Any], *, heads: Sequence[str] = (), **options: Unpack[ScoreOptions]) -> list[ScoredItem]:
@@ -169,143 +99,6 @@ class Client:
         request = requests.tokenize_rules(rules, rule_set, template)
         return convert.rule_questions(self._lookup(lambda stubs: stubs.scoring.TokenizeRules, request))
 
-    # trunk
-
-    def trunk(self) -> TrunkInfo:
-        """Identity and sizes of the trunk, hashes of its tensors, and the names and shapes of a head's tensors."""
-        return convert.trunk_info(self._lookup(lambda stubs: stubs.trunk.GetTrunk, trunk_pb2.GetTrunkRequest()))
-
-    def status(self) -> Status:
-        """The present state of heads, memory, queue, cache and disk."""
-        return convert.status(self._lookup(lambda stubs: stubs.trunk.GetStatus, trunk_pb2.GetStatusRequest()))
-
-    def tokenize(
-        self,
-        prompt: Prompt,
-        *,
-        special_tokens: bool = True,
-        assistant_prefix: str = "",
-        format: str = "",
-        reply_role: str = "",
-        role_prompt: str | None = None,
-        allow_control_tokens: bool = False,
-    ) -> list[int]:
-        """The ids that `generate` would use; `special_tokens=False` for text that is a completion."""
-        form: Any = {"assistant_prefix": assistant_prefix, "format": format, "reply_role": reply_role, "role_prompt": role_prompt}
-        form["allow_control_tokens"] = allow_control_tokens
-        message = prompt_message(prompt, "prompt", **form)
-        request = trunk_pb2.TokenizeRequest(prompt=message, without_special_tokens=not special_tokens)
-        return list(self._lookup(lambda stubs: stubs.trunk.Tokenize, request).token_ids)
-
-    def tokenize_batch(
-        self,
-        prompts: Sequence[Prompt],
-        *,
-        special_tokens: bool = True,
-        assistant_prefix: str = "",
-        format: str = "",
-        reply_role: str = "",
-        role_prompt: str | None = None,
-        allow_control_tokens: bool = False,
-    ) -> list[list[int]]:
-        """`tokenize` for any number of prompts, up to 1024 in each call. Errors name the prompt: `prompts[17].text`."""
-        form: Any = {"assistant_prefix": assistant_prefix, "format": format, "reply_role": reply_role, "role_prompt": role_prompt}
-        plan = TokenizePlan(prompts, special_tokens, {**form, "allow_control_tokens": allow_control_tokens})
-        for request in plan.requests():
-            with plan.counting():
-                plan.take(self._lookup(lambda stubs: stubs.trunk.Tokenize, request))
-        return plan.ids
-
-    def detokenize(self, ids: Sequence[int], *, skip_special_tokens: bool = False) -> str:
-        """Text of `ids`."""
-        request = trunk_pb2.DetokenizeRequest(token_ids=token_ids(ids, "ids"), skip_special_tokens=skip_special_tokens)
-        return str(self._lookup(lambda stubs: stubs.trunk.Detokenize, request).text)
-
-    def encode(
-        self, ids: Any, *, layer: int = 0, pooling: PoolingName | None = None, request_id: str = "", timeout: float | None = None
-    ) -> Any:
-        """States of one list of ids, (T, d_model) float32, or a list of such arrays for a list of lists. `layer` 0 is the boundary;
-        the only other layer is the trunk's `tap_layer`. With `pooling` ("mean", "last") one row, (d_model,), in place of T."""
-        sequences, is_single = requests.sequences(ids)
-        rows = [Rows() for _ in sequences]
-        request = requests.encode(sequences, request_id, layer, pooling)
-
-        def take(message: trunk_pb2.EncodeResponse) -> None:
-            rows[message.sequence_index].add(message.offset, message.states)
-
-        self._connection.read_all(lambda stubs: stubs.trunk.Encode, request, timeout or self._timeout, take)
-        states = [each.joined() if pooling is None else each.joined()[0] for each in rows]
-        return states[0] if is_single else states
-
-    def output_embedding(self, *, timeout: float | None = None) -> NDArray[np.float32]:
-        """The frozen output matrix that tied policy heads use, (vocab_size, d_model)."""
-        rows, request = Rows(), trunk_pb2.PullOutputEmbeddingRequest()
-
-        def take(message: trunk_pb2.PullOutputEmbeddingResponse) -> None:
-            rows.add(message.offset, message.rows)
-
-        self._connection.read_all(lambda stubs: stubs.trunk.PullOutputEmbedding, request, timeout or self._timeout, take)
-        return rows.joined()
-
-    # out-of-distribution scores
-
-    def fit_ood(
-        self,
-        name: str,
-        prompts: Sequence[Prompt],
-        *,
-        layer: int = 0,
-        pooling: PoolingName = "mean",
-        shrinkage: float | None = None,
-        request_id: str = "",
-        timeout: float | None = None,
-    ) -> OodFit:
-        """Fit an out-of-distribution score to normal prompts, several times d_model of them; `ood=name` then scores prompts with it.
-
-        `layer` 0 is the trunk's tap layer, or the boundary if it has none. The fit is kept by the server and survives every swap.
-        """
-        upload = plan_fit(name, prompts, layer, pooling, shrinkage, request_id)
-        response = self._connection.upload(lambda stubs: stubs.trunk.FitOod, upload.messages, timeout or self._timeout)
-        return convert.ood_fit(response.fit)
-
-    def ood_fits(self) -> list[OodFit]:
-        """All fits, by name, oldest version first."""
-        response = self._lookup(lambda stubs: stubs.trunk.ListOodFits, trunk_pb2.ListOodFitsRequest())
-        return [convert.ood_fit(fit) for fit in response.fits]
-
-    # heads
-
-    @described(PushOptions, PUSHING)
-    def push_head(self, name: str, weights: Weights, **options: Unpack[PushOptions]) -> int:
-        """Upload a new version and return its number (0 with validate_only). It is not active yet."""
-        return self.push(name, weights, **options).version
-
-    @described(PushOptions, PUSHING)
-    def push(self, name: str, weights: Weights, **options: Unpack[PushOptions]) -> PushReport:
-        """As push_head, but returns a report that says for every tensor whether it was used, converted, ignored or missing."""
-        upload = self._prepare(plan_push(name, weights, options), self.trunk())
-        return self._send(upload, options.get("timeout") or self._timeout)
-
-    def pull_head(
-        self, ref: str, folder: str | PathLike[str] | None = None, *, timeout: float | None = None
-    ) -> dict[str, RawTensor | NDArray[Any]]:
-        """Tensors of a version, checked against its digest; with `folder`, written as a head folder, too."""
-        with closing(HeadFile()) as file:
-            request = requests.message(heads_pb2.PullHeadRequest, head=ref)
-            self._connection.read_all(lambda stubs: stubs.heads.PullHead, request, timeout or self._timeout, file.feed)
-            file.finish()
-            if folder is not None:
-                file.save(Path(folder), self.trunk())
-            return file.tensors()
-
-    @described(CopyOptions, COPYING)
-    def copy_head(self, source: str, target: str, **changes: Unpack[CopyOptions]) -> int:
-        """Make a version of `target` from the weights of `source`, without an upload, perhaps with another kind, bias or scale."""
-        request = requests.copy_head(source, target, **changes)
-        response = self._connection.unary(lambda stubs: stubs.heads.CopyHead, request, changes.get("timeout") or self._timeout)
-        self._pushed.note(convert.head_version(response.head))
-        return int(response.head.version)
-
     def calibrate(
         self,
         ref: str,
@@ -332,127 +125,7 @@ class Client:
         generation = self.activate({plan.head.name: version}, expected_generation=expected_generation, note=note, timeout=timeout)
         return plan.result(version, generation)
 
-    def activate(
-        self,
-        heads: Mapping[str, Meant] | None = None,
-        *,
-        deactivate: Sequence[str] = (),
-        expected_generation: int | None = None,
-        expected_versions: Mapping[str, int] | None = None,
-        request_id: str = "",
-        note: str = "",
-        timeout: float | None = None,
-    ) -> Generation:
-        """Make versions active as one change; names in `deactivate` leave the active set ("policy" has to stay).
-
-        Raises Conflict if the active generation is not `expected_generation`, or if the active version of a name in `expected_versions` is
-        another one (0: none may be active). Other names may have changed, so several runs can share a server, each with its own heads.
-
-        A version is a number, or the PushReport or HeadVersion of one. Raises FailedPrecondition if a version holds other weights than
-        this client pushed under its number, or than the report says: another server answers at this address.
-        """
-        versions, digests = self._pushed.of({} if heads is None else heads)
-        request = requests.activate(versions, digests, deactivate, expected_generation, expected_versions, request_id, note)
-        response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
-        return convert.activated(response)
-
-    def update(
-        self,
-        weights: Mapping[str, Weights],
-        *,
-        options: Mapping[str, PushOptions] | None = None,
-        expected_generation: int | None = None,
-        expected_versions: Mapping[str, int] | None = None,
-        request_id: str = "",
-        note: str = "",
-        timeout: float | None = None,
-    ) -> Generation:
-        """Push a new version of each name, then activate all of them as one change. Nothing is sent before all were checked.
-
-        `options`: by name, what `push_head` takes, such as {"policy": {"metrics": {"loss": 0.3}}}. `expected_*` as in `activate`.
-        """
-        request_id = request_id or requests.new_request_id()
-        trunk = self.trunk()
-        plans = plan_update(weights, options or {}, request_id, note)
-        uploads = [self._prepare(plan, trunk) for plan in plans]
-        reports = [self._send(upload, timeout or self._timeout) for upload in uploads]
-        versions = {report.head.name: report for report in reports}
-        done = self.activate(
-            versions,
-            expected_generation=expected_generation,
-            expected_versions=expected_versions,
-            request_id=request_id,
-            note=note,
-            timeout=timeout,
-        )
-        return with_removed(done, reports)
-
-    def rollback(
-        self,
-        to: int | None = None,
-        *,
-        expected_generation: int | None = None,
-        expected_versions: Mapping[str, int] | None = None,
-        request_id: str = "",
-        timeout: float | None = None,
-    ) -> Generation:
-        """A new generation equal to `to` (default: the active one's parent). Raises Conflict as `activate` does."""
-        request = requests.rollback(to, expected_generation, expected_versions, request_id)
-        response = self._connection.unary(lambda stubs: stubs.heads.RollbackHeads, request, timeout or self._timeout)
-        return convert.generation(response.generation)
-
-    def heads(self, name: str | None = None) -> list[HeadVersion]:
-        """All versions, by name, newest first."""
-        found: list[HeadVersion] = []
-        request = requests.message(heads_pb2.ListHeadsRequest, name=name or "")
-        while True:
-            page = self._lookup(lambda stubs: stubs.heads.ListHeads, request)
-            found += [convert.head_version(head) for head in page.heads]
-            if not page.next_page_token:
-                return found
-            request = requests.message(heads_pb2.ListHeadsRequest, name=name or "", page_token=page.next_page_token)
-
-    def head(self, ref: str) -> HeadVersion:
-        """One version's record: "policy" (the active one) or "policy@7"."""
-        response = self._lookup(lambda stubs: stubs.heads.GetHead, requests.message(heads_pb2.GetHeadRequest, head=ref))
-        return convert.head_version(response.head)
-
-    def label(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
-        """Add labels to a version ("policy@7") and return its record. The server keeps labelled versions beyond --keep-versions."""
-        return self._label(requests.label_head(ref, labels, (), request_id), timeout)
-
-    def unlabel(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
-        """Remove labels from a version and return its record. A label that the version does not have is no error."""
-        return self._label(requests.label_head(ref, (), labels, request_id), timeout)
-
-    def delete_head(self, ref: str) -> None:
-        """Delete a version ("policy@7") that is neither active nor labelled."""
-        self._lookup(lambda stubs: stubs.heads.DeleteHead, requests.message(heads_pb2.DeleteHeadRequest, head=ref))
-
-    def generations(self, limit: int | None = None) -> list[Generation]:
-        """The history of the active set, newest first; at most `limit`."""
-        found: list[Generation] = []
-        request = heads_pb2.ListGenerationsRequest(page_size=limit or 0)
-        while True:
-            page = self._lookup(lambda stubs: stubs.heads.ListGenerations, request)
-            found += [convert.generation(each) for each in page.generations]
-            if not page.next_page_token or (limit is not None and len(found) >= limit):
-                return found[:limit]
-            request = heads_pb2.ListGenerationsRequest(page_size=limit or 0, page_token=page.next_page_token)
-
-    def watch(self, after: int = 0) -> Stream[Generation]:
-        """The active generation, then each new one, without end. `after`: the last number already seen; later ones follow."""
-        request = heads_pb2.WatchHeadsRequest(after_generation=after)
-        return Stream(self._generations(request))
-
     # shared steps
-
-    def _lookup(self, pick: Any, request: Any) -> Any:
-        return self._connection.unary(pick, request, min(LOOKUP_TIMEOUT_S, self._timeout or LOOKUP_TIMEOUT_S))
-
-    def _label(self, request: heads_pb2.LabelHeadRequest, timeout: float | None) -> HeadVersion:
-        response = self._connection.unary(lambda stubs: stubs.heads.LabelHead, request, timeout or self._timeout)
-        return convert.head_version(response.head)
 
     def _events(self, request: generation_pb2.GenerateRequest, timeout: float | None) -> Generator[Piece | Sample, None, None]:
         fold = GenerateFold(request)
@@ -466,32 +139,3 @@ class Client:
             for event in events:
                 if isinstance(event, Sample):
                     yield event
-
-    def _generations(self, request: heads_pb2.WatchHeadsRequest) -> Generator[Generation, None, None]:
-        with closing(self._connection.stream(lambda stubs: stubs.heads.WatchHeads, request, None)) as messages:
-            for message in messages:
-                yield convert.generation(message.generation)
-
-    def _prepare(self, plan: PushPlan, trunk: TrunkInfo) -> Upload:
-        base = self._base(plan.base_reference) if plan.base_reference else None
-        kind = plan.kind or (base.head.kind if base else None)
-        if kind is None and plan.kind_reference:
-            try:
-                kind = self.head(plan.kind_reference).kind
-            except NotFound:
-                kind = plan.guess_kind()
-        return plan.prepare(trunk, kind, base)
-
-    def _base(self, ref: str) -> Base | None:
-        """What to compare a push with; None if the server does not know it, and will say so, or is too old to compare."""
-        request = requests.message(heads_pb2.ListHeadTensorsRequest, head=ref)
-        try:
-            response = self._connection.unary(lambda stubs: stubs.heads.ListHeadTensors, request, self._timeout)
-        except (NotFound, Unimplemented):
-            return None
-        return convert.base(response)
-
-    def _send(self, upload: Upload, timeout: float | None) -> PushReport:
-        report = upload.report(self._connection.upload(lambda stubs: stubs.heads.PushHead, upload.messages, timeout))
-        self._pushed.note(report.head)
-        return report

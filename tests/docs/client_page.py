@@ -37,7 +37,8 @@ def _is_result(value: object) -> bool:
 
 
 def _client() -> str:
-    methods = [(name, value) for name, value in vars(Client).items() if not name.startswith("_") and inspect.isfunction(value)]
+    found = [item for part in Client.__mro__[:-1] for item in vars(part).items()]  # generation and scoring, then heads, then the trunk
+    methods = [(name, value) for name, value in found if not name.startswith("_") and inspect.isfunction(value)]
     rows = [(code(name + _parameters(value)), plain(_summary(value))) for name, value in methods]
     opening = f"## Client\n\n{code('Client' + _parameters(Client.__init__))}\n\n{prose(plain(_first_part(Client.__doc__)))}\n"
     return f"{opening}\n{table(('method', 'what it does'), rows)}"
