@@ -11,7 +11,7 @@ from polyhead.client import Client
 from polyhead.client.errors import InvalidArgument
 from tests.e2e.support import assert_blocks_returned, serving
 from tests.heads.models import save_tiny
-from tests.server.text.tokenizer_families import save, sentencepiece_legacy
+from tests.server.text.tiny_tokenizers.families import save, sentencepiece_legacy
 
 CHAT = "{% for m in messages %}<|{{ m.role }}|>{{ m.content }}{% endfor %}{% if add_generation_prompt %}<|assistant|>{% endif %}"
 TURNS = [{"role": "user", "content": "a[PAD]b"}]

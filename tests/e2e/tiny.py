@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from tokenizers import AddedToken, Tokenizer, decoders, models, pre_tokenizers, processors
+from tokenizers import processors
 from transformers import PreTrainedTokenizerFast
 
 from tests.heads.models import save_tiny
+from tests.server.text.tiny_tokenizers import pipelines
 
 CONTEXT = 4096
 BOS, EOS = 1, 2
@@ -17,8 +18,7 @@ _CHAT = (
     "{{ bos_token }}{% for message in messages %}<|{{ message['role'] }}|>{{ message['content'] }}</s>{% endfor %}"
     "{% if add_generation_prompt %}<|assistant|>{% endif %}"
 )
-_BYTES = sorted(pre_tokenizers.ByteLevel.alphabet())
-VOCABULARY = {token: index for index, token in enumerate([*_SPECIAL, *_BYTES, *("".join(pair) for pair in _MERGES)])}
+VOCABULARY = pipelines.ids([*_SPECIAL, *pipelines.BYTES, *map("".join, _MERGES)])
 VOCAB = len(VOCABULARY)
 
 
@@ -30,10 +30,8 @@ def byte_id(character: str) -> int:
 def save_tiny_llama(folder: Path, tied: bool = False) -> Path:
     """Four layers, 32 wide, untied unless asked: each head version carries its own output matrix."""
     save_tiny("llama", folder, vocab_size=VOCAB, max_position_embeddings=CONTEXT, tie_word_embeddings=tied)
-    tokenizer = Tokenizer(models.BPE(vocab=VOCABULARY, merges=_MERGES))
-    tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False, use_regex=False)
-    tokenizer.decoder = decoders.ByteLevel()
-    tokenizer.add_special_tokens([AddedToken(token, special=True, normalized=False) for token in _SPECIAL])
+    tokenizer = pipelines.byte_level(VOCABULARY, _MERGES, use_regex=False)
+    pipelines.add_tokens(tokenizer, special=_SPECIAL)
     tokenizer.post_processor = processors.TemplateProcessing(single="<s> $A", special_tokens=[("<s>", BOS)])
     saved = PreTrainedTokenizerFast(tokenizer_object=tokenizer, bos_token="<s>", eos_token="</s>", pad_token="<pad>")
     saved.chat_template = _CHAT

@@ -15,7 +15,7 @@ from polyhead.server.text import tokenizer as tokenizer_module
 from polyhead.server.text.transcripts import TranscriptBook
 from polyhead.v1.scoring_pb2 import ScoreItem
 from polyhead.v1.types_pb2 import Chat, ChatMessage, Prompt, TokenIds
-from tests.server.text.tokenizer_families import EOS, FAMILIES, SPECIAL, load
+from tests.server.text.tiny_tokenizers.families import EOS, FAMILIES, SPECIAL, load
 
 NOTHING: Any = None
 WORDS = ("wordpiece", "word-level")

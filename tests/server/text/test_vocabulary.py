@@ -15,7 +15,7 @@ from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.text.transcripts import TranscriptBook
 from polyhead.v1.scoring_pb2 import ScoreItem
 from polyhead.v1.types_pb2 import Chat, ChatMessage, Continuation, Prompt
-from tests.server.text.tokenizer_families import FAMILIES, SPECIAL, load
+from tests.server.text.tiny_tokenizers.families import FAMILIES, SPECIAL, load
 
 NOTHING: Any = None
 FAMILY = "sentencepiece, never"
