@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from polyhead.client.cli.session import readable_errors
-from polyhead.client.cli.train_rl import _sentences
+from polyhead.client.cli.train_rl import _readable_errors
 from polyhead.client.errors import Unavailable
 
 GOES_ON = "hint: the server keeps the heads that were activated last; the same command resumes from --checkpoints\n"
@@ -27,7 +27,7 @@ GOES_ON = "hint: the server keeps the heads that were activated last; the same c
 def test_an_end_is_one_sentence(error: BaseException, code: int, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     @readable_errors
     def command() -> None:
-        with _sentences(Path("kept")):
+        with _readable_errors(Path("kept")):
             raise error
 
     with pytest.raises(typer.Exit) as ended:
