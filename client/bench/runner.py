@@ -11,18 +11,18 @@ from typing import Any
 
 from polyhead.client import PolyheadError
 from polyhead.client.bench import report
-from polyhead.client.bench.decoding import decode, deterministic, wire
-from polyhead.client.bench.experience import experience
-from polyhead.client.bench.growth import growth
 from polyhead.client.bench.interrupt import Interrupt
-from polyhead.client.bench.overload import overload
+from polyhead.client.bench.measures.decoding import decode, deterministic, wire
+from polyhead.client.bench.measures.experience import experience
+from polyhead.client.bench.measures.growth import growth
+from polyhead.client.bench.measures.overload import overload
+from polyhead.client.bench.measures.quality import quality
+from polyhead.client.bench.measures.scoring import four_heads, one_more_head, rules
+from polyhead.client.bench.measures.soak import soak
+from polyhead.client.bench.measures.swapping import push, swaps, weights
 from polyhead.client.bench.plan import BadPlan, Plan
-from polyhead.client.bench.quality import quality
 from polyhead.client.bench.results import OURS, Check, Row, Series
-from polyhead.client.bench.scoring import four_heads, one_more_head, rules
 from polyhead.client.bench.session import Session
-from polyhead.client.bench.soak import soak
-from polyhead.client.bench.swapping import push, swaps, weights
 from polyhead.client.bench.worker import WorkerFailed
 
 FAILED = "could not be measured"

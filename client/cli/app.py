@@ -16,11 +16,11 @@ import typer
 from polyhead.client.cli.chat import chat_command
 from polyhead.client.cli.configurations import configurations_app
 from polyhead.client.cli.generate import generate_command, score_command
-from polyhead.client.cli.heads import heads_app
+from polyhead.client.cli.heads.commands import heads_app
 from polyhead.client.cli.ood import ood_app
 from polyhead.client.cli.session import fail, readable_errors, require_torch
 from polyhead.client.cli.status import health_command, status_command
-from polyhead.client.cli.train import build_train_app
+from polyhead.client.cli.training.train import build_train_app
 
 __all__ = ["build_app"]
 

@@ -79,8 +79,8 @@ LAZY = {
         "polyhead.heads.model.split",
         "polyhead.heads.model.merge",
     },
-    "polyhead.client.cli.train": {"polyhead.heads.training.runs", "polyhead.heads.training.fit"},
-    "polyhead.client.cli.train_rl": {
+    "polyhead.client.cli.training.train": {"polyhead.heads.training.runs", "polyhead.heads.training.fit"},
+    "polyhead.client.cli.training.train_rl": {
         "polyhead.heads.training.data",
         "polyhead.heads.training.fit",
         "polyhead.heads.training.rl.config",
@@ -92,7 +92,7 @@ LAZY = {
         "polyhead.heads.training.rl.rounds",
         "polyhead.heads.training.rl.served",
     },
-    "polyhead.client.cli.store": {"polyhead.heads.store.store", "polyhead.heads.format.errors"},  # repairs the store of a stopped server
+    "polyhead.client.cli.heads.stopped_store": {"polyhead.heads.store.store", "polyhead.heads.format.errors"},
 }
 
 

@@ -8,8 +8,8 @@ import pytest
 
 from polyhead.client.cli.flags import flags_of, in_flags
 from polyhead.client.cli.generate import generate_command, score_command
-from polyhead.client.cli.heads import push_command
-from polyhead.client.cli.history import history_lines, removed_lines
+from polyhead.client.cli.heads.commands import push_command
+from polyhead.client.cli.heads.history import history_lines, removed_lines
 from polyhead.client.cli.status import status_command
 from polyhead.client.results.records import Generation
 

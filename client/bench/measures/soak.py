@@ -14,7 +14,7 @@ from dataclasses import dataclass
 import psutil
 
 from polyhead.client import PolyheadError, Rule
-from polyhead.client.bench.experience import roll_out
+from polyhead.client.bench.measures.experience import roll_out
 from polyhead.client.bench.ours import Ours, moved, our_server
 from polyhead.client.bench.results import Row, Series, at_least, at_most, times_better
 from polyhead.client.bench.session import Contender, Session

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from functools import partial
 
 from polyhead.client import Client, PolyheadError, Rule
+from polyhead.client.bench.measures.scoring import more_heads
 from polyhead.client.bench.ours import timed
 from polyhead.client.bench.plan import flags_of
 from polyhead.client.bench.plot import Line, Panel, svg
 from polyhead.client.bench.results import Row, Series
-from polyhead.client.bench.scoring import more_heads
 from polyhead.client.bench.session import Session
 from polyhead.server.config import ServeConfig
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polyhead.client.cli.head import moment
+from polyhead.client.cli.heads.one_version import moment
 from polyhead.client.results.records import Generation
 
 __all__ = ["activated", "generation_line", "history_lines", "removed_lines", "rolled_back"]

@@ -9,7 +9,7 @@ import pytest
 import typer
 
 from polyhead.client.cli.session import readable_errors
-from polyhead.client.cli.train_rl import _readable_errors
+from polyhead.client.cli.training.train_rl import _readable_errors
 from polyhead.client.errors import Unavailable
 
 GOES_ON = "hint: the server keeps the heads that were activated last; the same command resumes from --checkpoints\n"

@@ -5,13 +5,13 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from polyhead.client.bench.decoding import checked_seconds, decode_row
 from polyhead.client.bench.load import Phase
+from polyhead.client.bench.measures.decoding import checked_seconds, decode_row
+from polyhead.client.bench.measures.quality import Answers, quality_rows
+from polyhead.client.bench.measures.soak import Part, pace_row, soak_row
+from polyhead.client.bench.measures.swapping import Waits
 from polyhead.client.bench.plan import Sizes
-from polyhead.client.bench.quality import Answers, quality_rows
 from polyhead.client.bench.results import Row, Series
-from polyhead.client.bench.soak import Part, pace_row, soak_row
-from polyhead.client.bench.swapping import Waits
 from polyhead.client.bench.worker import WorkerFailed
 
 

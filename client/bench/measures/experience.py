@@ -6,7 +6,7 @@ import itertools
 from functools import partial
 
 from polyhead.client import Client, Rule, Sample
-from polyhead.client.bench.decoding import checked_seconds
+from polyhead.client.bench.measures.decoding import checked_seconds
 from polyhead.client.bench.ours import Ours, timed
 from polyhead.client.bench.results import Row, beats, best
 from polyhead.client.bench.session import TRANSFORMERS, VLLM, Contender, Session, System

@@ -11,10 +11,10 @@ import typer
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
-from polyhead.client.cli.events import event_writer
-from polyhead.client.cli.history import activated
+from polyhead.client.cli.heads.history import activated
 from polyhead.client.cli.session import Session, connected, fail, reason_of, require_torch
-from polyhead.client.cli.train_rl import train_rl_command
+from polyhead.client.cli.training.events import event_writer
+from polyhead.client.cli.training.train_rl import train_rl_command
 
 if TYPE_CHECKING:
     from polyhead.heads.training.fit import FitConfig, Step

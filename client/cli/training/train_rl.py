@@ -12,8 +12,8 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyhead.client.cli.events import event_writer
 from polyhead.client.cli.session import Session, connected, fail, reason_of, require_torch
+from polyhead.client.cli.training.events import event_writer
 from polyhead.client.errors import PolyheadError
 
 if TYPE_CHECKING:

@@ -10,9 +10,9 @@ from rich.table import Table
 from rich.text import Text
 
 from polyhead.client import jsonl
-from polyhead.client.cli import store as store_module
-from polyhead.client.cli.head import moment, shown
-from polyhead.client.cli.history import activated, generation_line, history_lines, removed_lines, rolled_back
+from polyhead.client.cli.heads import stopped_store
+from polyhead.client.cli.heads.history import activated, generation_line, history_lines, removed_lines, rolled_back
+from polyhead.client.cli.heads.one_version import moment, shown
 from polyhead.client.cli.session import Session, connected, human_bytes, table
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.results.records import HeadVersion
@@ -180,11 +180,11 @@ def rollback_command(
         option, field = ("--expected", "expected") if expected is not None else ("--expected-head", "expected_head")
         raise InvalidArgument(f"{option} needs a running server: it cannot be combined with --store", field=field)
     if store:
-        generation = store_module.rollback(store, to)
+        generation = stopped_store.rollback(store, to)
     else:
         versions = dict(_split(ref) for ref in expected_head or ())
         generation = session.client.rollback(to, expected_generation=expected, expected_versions=versions)
-    history = store_module.history(store, _RECENT_GENERATIONS) if store else session.client.generations(_RECENT_GENERATIONS)
+    history = stopped_store.history(store, _RECENT_GENERATIONS) if store else session.client.generations(_RECENT_GENERATIONS)
     session.show(generation, "\n".join(rolled_back(generation, history)))
 
 
@@ -213,7 +213,7 @@ def delete_command(
     versions = [_split(ref) for ref in refs]
     for ref, version in zip(refs, versions, strict=True):
         if store:
-            store_module.delete(store, *version)
+            stopped_store.delete(store, *version)
         else:
             session.client.delete_head(ref)
         if not session.as_json:
@@ -236,7 +236,7 @@ def history_command(
     session: Session, limit: Annotated[int, typer.Option(min=1, help="Most rows.")] = 20, store: _Store = None
 ) -> None:
     """The history of the active set, newest first."""
-    generations = store_module.history(store, limit) if store else session.client.generations(limit)
+    generations = stopped_store.history(store, limit) if store else session.client.generations(limit)
     session.show(generations, "\n".join(history_lines(generations)))
 
 

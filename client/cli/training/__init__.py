@@ -1,0 +1,1 @@
+"""`polyhead train`: one command for each kind of head, and reinforcement learning."""
