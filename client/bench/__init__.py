@@ -9,15 +9,17 @@
     worker.py        a peer's process; peers/ has one module an engine, environments.py installs them
     work.py          prompts of exact length, cut from prose.txt
     load.py          streams in the background that note when each token came
-    decoding.py      P1 to P3, P8
-    experience.py    P4
-    scoring.py       P5, P6, P11
-    swapping.py      P7, P9, P10
-    overload.py      P12
-    quality.py       what lower precision costs
-    growth.py        time and memory against heads, context, streams, rules; plot.py draws them
-    soak.py          minutes of mixed load
     results.py       series, rows, goals
+    plot.py          curves as SVG
     report.py        rows as text, Markdown and JSON
+    measures/        one file for each story:
+        decoding.py      P1 to P3, P8
+        experience.py    P4
+        scoring.py       P5, P6, P11
+        swapping.py      P7, P9, P10
+        overload.py      P12
+        quality.py       what lower precision costs
+        growth.py        time and memory against heads, context, streams, rules
+        soak.py          minutes of mixed load
     gpu/             `polyhead bench-gpu`
 """

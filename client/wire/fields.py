@@ -17,6 +17,7 @@ from polyhead.heads.format.wire_enums import wire_numbers
 __all__ = ["from_message", "values_of"]
 
 D = TypeVar("D")
+Convert = Callable[[Any], Any]
 
 
 def from_message(into: type[D], message: Message, **others: Any) -> D:
@@ -33,14 +34,14 @@ def values_of(into: type, message: Message, without: Collection[str] = ()) -> di
 
 
 @functools.cache
-def _readers(into: type, descriptor: Descriptor) -> dict[str, Callable[[Any], Any]]:
+def _readers(into: type, descriptor: Descriptor) -> dict[str, Convert]:
     """By field name, what takes a message and returns the field's value."""
     hints = get_type_hints(into)
     names = [field.name for field in dataclasses.fields(into) if field.name in descriptor.fields_by_name]
     return {name: _reader(descriptor.fields_by_name[name], hints[name]) for name in names}
 
 
-def _reader(field: FieldDescriptor, hint: Any) -> Callable[[Any], Any]:
+def _reader(field: FieldDescriptor, hint: Any) -> Convert:
     name = field.name
     if NoneType not in get_args(hint):
         convert = _converter(field, hint)
@@ -49,23 +50,28 @@ def _reader(field: FieldDescriptor, hint: Any) -> Callable[[Any], Any]:
     return lambda message: convert(getattr(message, name)) if message.HasField(name) else None
 
 
-def _converter(field: FieldDescriptor, hint: Any) -> Callable[[Any], Any]:
+def _converter(field: FieldDescriptor, hint: Any) -> Convert:
     """From protobuf's value of one field to a value of the type `hint`."""
-    container = get_origin(hint)
+    container: Convert | None = get_origin(hint)
+    if field.message_type is not None:
+        return _message_converter(field.message_type, container, hint)
     if container is np.ndarray:
         dtype = get_args(get_args(hint)[1])[0]
         return lambda numbers: np.fromiter(numbers, dtype)
-    if container is tuple and field.message_type is not None:
-        element = get_args(hint)[0]
-        return lambda messages: tuple(from_message(element, message) for message in messages)
-    if container is not None:
-        return container  # list, tuple or dict of plain values
-    if field.message_type is not None:
-        return functools.partial(from_message, hint)
     if field.enum_type is not None:
         names = _enum_names(field.enum_type)
         return lambda number: hint(names.get(number, ""))
-    return hint  # str, int, float, bool, bytes
+    plain: Convert = hint  # str, int, float, bool, bytes
+    return container or plain  # a list or tuple of these
+
+
+def _message_converter(message_type: Descriptor, container: Convert | None, hint: Any) -> Convert:
+    if message_type.GetOptions().map_entry:
+        return dict
+    if container is tuple:
+        element = get_args(hint)[0]
+        return lambda messages: tuple(from_message(element, message) for message in messages)
+    return functools.partial(from_message, hint)
 
 
 def _enum_names(enum: EnumDescriptor) -> dict[int, str]:

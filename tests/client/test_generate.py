@@ -73,7 +73,7 @@ def test_fewer_than_the_best_asked_for_is_an_error(client: Client, monkeypatch: 
     def one_too_few(prompt: int, samples: list[generation_pb2.Sample], select: generation_pb2.Selection) -> generation_pb2.SampleGroup:
         return generation_pb2.SampleGroup(samples=samples[:1])
 
-    monkeypatch.setattr("tests.client.fake_server._best", one_too_few)
+    monkeypatch.setattr("tests.client.fake_messages._best", one_too_few)
     with pytest.raises(errors.Internal, match="1 of 2 samples came"):
         client.generate(["x"], n=4, recipe="kl", best=2)
 
@@ -275,7 +275,7 @@ def test_a_prompts_states_that_come_once_are_every_samples(client: Client, serve
 def test_missing_sample_is_an_error_not_a_shorter_list(
     client: Client, server: FakeServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr("tests.client.fake_server._generate_answer", lambda request: [])
+    monkeypatch.setattr("tests.client.fake_generation.generate_answer", lambda request: [])
     with pytest.raises(errors.Internal, match="0 of 2 samples came"):
         client.generate(["x"], n=2)
 
