@@ -9,6 +9,7 @@ import importlib
 from collections.abc import Callable, Sequence
 from importlib.util import find_spec
 from pathlib import Path
+from types import ModuleType
 from typing import Annotated
 
 import typer
@@ -37,7 +38,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
         add_completion=False,
         pretty_exceptions_enable=False,
     )
-    _add_optional(app, arguments, "serve", "polyhead.server.main", _serve_missing)
+    _add_optional(app, arguments, "serve", lambda: importlib.import_module("polyhead.server.main"), _serve_missing)
     app.command("status")(status_command)
     app.command("health")(health_command)
     app.command("chat")(chat_command)
@@ -50,8 +51,8 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     app.command("split")(split_command)
     app.command("merge")(merge_command)
     _add_annotate(app, arguments)
-    _add_optional(app, arguments, "bench", "polyhead.client.bench.command", _bench_missing)
-    _add_optional(app, arguments, "bench-gpu", "polyhead.client.bench.gpu.command", _bench_missing)
+    _add_optional(app, arguments, "bench", lambda: importlib.import_module("polyhead.client.bench.command"), _bench_missing)
+    _add_optional(app, arguments, "bench-gpu", lambda: importlib.import_module("polyhead.client.bench.gpu.command"), _bench_missing)
     return app
 
 
@@ -64,12 +65,14 @@ def _add_annotate(app: typer.Typer, arguments: Sequence[str]) -> None:
         app.command("annotate", context_settings=_ANYTHING)(_annotate_missing)
 
 
-def _add_optional(app: typer.Typer, arguments: Sequence[str], name: str, module: str, missing: Callable[[], None]) -> None:
+def _add_optional(
+    app: typer.Typer, arguments: Sequence[str], name: str, load: Callable[[], ModuleType], missing: Callable[[], None]
+) -> None:
     """Add a command by its module's `register`, or `missing` in its place where the module's packages are not installed."""
     if not _is_named(name, arguments):
         return
     try:
-        register = importlib.import_module(module).register
+        register = load().register
     except ImportError:
         app.command(name, context_settings=_ANYTHING)(missing)
     else:

@@ -19,7 +19,7 @@ import typer
 from rich.text import Text
 from typer.testing import CliRunner
 
-from polyhead.client.cli import app, main
+from polyhead.client.cli import app, main, session
 from polyhead.client.cli.session import Session, table
 from tests.client.fake_messages import HEAD_SHAPES
 from tests.client.fake_server import FakeServer
@@ -251,7 +251,7 @@ def test_missing_extras_say_what_to_install(monkeypatch: pytest.MonkeyPatch, cap
         main.main()
     assert caught.value.code == 1
     assert "pip install 'polyhead[cli]'" in capsys.readouterr().err
-    monkeypatch.setattr(app, "find_spec", lambda name: None)
+    monkeypatch.setattr(session, "find_spec", lambda name: None)
     assert_one_error(polyhead("split", "a", "b"), "pip install 'polyhead[server]'")
     monkeypatch.setitem(sys.modules, "polyhead.server.main", None)
     assert_one_error(polyhead("serve", "--port", "1"), "pip install 'polyhead[server]'")

@@ -23,7 +23,7 @@ from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.versions.manifests import ManifestPatch, RuleDefaults, ServedTrunk
 from polyhead.v1 import scoring_pb2
 from polyhead.v1.types_pb2 import Prompt, RuleSelection, ScoringSpec, TokenIds
-from tests.server.text.tiny_tokenizers import chat
+from tests.server.text.tiny_tokenizers import chat_tokenizers
 
 NOTHING: Any = None
 ENGLISH = ("example-rule-prompt@1", "example-rule-prompt@2")
@@ -48,7 +48,7 @@ def house(tmp_path: Path, answers: str, template: str = "{dialogue} {rule} ok") 
 
 def test_a_byte_level_tokenizer_takes_both_english_templates(caplog: pytest.LogCaptureFixture) -> None:
     with caplog.at_level(logging.INFO, "polyhead"):
-        found = book(chat.byte_level())
+        found = book(chat_tokenizers.byte_level())
     assert set(set_aside(found)) == {CHINESE}
     assert found.default_template == DEFAULT_TEMPLATE
     [record] = caplog.records
@@ -57,7 +57,7 @@ def test_a_byte_level_tokenizer_takes_both_english_templates(caplog: pytest.LogC
 
 def test_a_sentencepiece_tokenizer_takes_both_english_templates() -> None:
     """ " Yes" by itself is two tokens of Mistral's, Mixtral's and Phi 3's: the server ended at start. Behind a text it is one."""
-    tokenizer = chat.sentencepiece()
+    tokenizer = chat_tokenizers.sentencepiece()
     found = book(tokenizer)
     template = found.find_template("example-rule-prompt", "template")
     assert [template.violated_token_id, template.followed_token_id] == tokenizer.convert_tokens_to_ids(["▁Yes", "▁No"])
@@ -67,7 +67,7 @@ def test_a_sentencepiece_tokenizer_takes_both_english_templates() -> None:
 def test_a_word_tokenizer_starts_and_says_what_it_cannot_ask(caplog: pytest.LogCaptureFixture) -> None:
     """Both answers were the unknown token, and the server ended at start."""
     with caplog.at_level(logging.INFO, "polyhead"):
-        found = book(chat.word_level())
+        found = book(chat_tokenizers.word_level())
     assert set(set_aside(found)) == {*ENGLISH, CHINESE}
     assert [record.levelname for record in caplog.records] == ["WARNING"] * 3
     with pytest.raises(FailedPrecondition, match="does not fit this model's tokenizer: no spelling of an answer is one token") as caught:
@@ -88,21 +88,21 @@ def test_a_word_tokenizer_starts_and_says_what_it_cannot_ask(caplog: pytest.LogC
 def test_a_template_that_was_asked_for_is_set_aside_with_a_warning(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, answers: str, why: str
 ) -> None:
-    found = book(chat.byte_level(), house(tmp_path, answers))
+    found = book(chat_tokenizers.byte_level(), house(tmp_path, answers))
     assert why in set_aside(found)["house@1"]
     assert [record.levelname for record in caplog.records if "house@1" in record.getMessage()] == ["WARNING"]
 
 
 def test_the_first_spelling_that_is_one_token_is_the_answer(tmp_path: Path) -> None:
     path = house(tmp_path, "{violated: [\"yes\", \"a\", \" Yes\"], followed: [\" No\"]}")
-    template = book(chat.byte_level(), path).templates["house@1"]
-    spelled = chat.byte_level().convert_tokens_to_ids(["a", "ĠNo"])
+    template = book(chat_tokenizers.byte_level(), path).templates["house@1"]
+    spelled = chat_tokenizers.byte_level().convert_tokens_to_ids(["a", "ĠNo"])
     assert [template.violated_token_id, template.followed_token_id] == spelled
 
 
 def test_two_spellings_of_one_token_are_no_answers(tmp_path: Path) -> None:
     """A tokenizer of small letters has one token for "A" and "a"."""
-    tokenizer = chat.byte_level()
+    tokenizer = chat_tokenizers.byte_level()
     tokenizer.backend_tokenizer.normalizer = normalizers.Lowercase()
     found = book(tokenizer, house(tmp_path, "{violated: A, followed: a}"))
     assert "one token for both answers" in set_aside(found)["house@1"]
@@ -110,7 +110,7 @@ def test_two_spellings_of_one_token_are_no_answers(tmp_path: Path) -> None:
 
 def test_tokens_that_the_model_does_not_have_are_no_answers(tmp_path: Path) -> None:
     """A token that was added to the tokenizer and not to the model: its embedding does not exist."""
-    tokenizer = chat.byte_level()
+    tokenizer = chat_tokenizers.byte_level()
     before = len(tokenizer)
     tokenizer.add_tokens(["<broken>"])
     path = house(tmp_path, "{violated: <broken>, followed: 'x'}")
@@ -121,8 +121,8 @@ def test_tokens_that_the_model_does_not_have_are_no_answers(tmp_path: Path) -> N
 
 
 def test_the_chinese_template_is_the_default_where_only_that_one_fits() -> None:
-    with mock.patch.object(chat, "_WORDS", ()):
-        tokenizer = chat.byte_level()
+    with mock.patch.object(chat_tokenizers, "_WORDS", ()):
+        tokenizer = chat_tokenizers.byte_level()
     tokenizer.add_tokens(["是", "否"])
     found = book(tokenizer)
     assert found.default_template == CHINESE
@@ -140,7 +140,7 @@ def served(found: RuleBook) -> ServedTrunk:
 
 def score(found: RuleBook, manifest: HeadManifest) -> requests.Work:
     head = ServedHead("rule", 1, manifest, LiveHead("f" * 64, NOTHING, 0))
-    tokenizer = Tokenizer(chat.word_level(), "")
+    tokenizer = Tokenizer(chat_tokenizers.word_level(), "")
     context = RequestContext(tokenizer, found, NOTHING, RecipeBook(), 1000, 4096, frozenset({2}), lambda *_: head, NOTHING)
     item = scoring_pb2.ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[3])), token_ids=TokenIds(ids=[4]))
     spec = ScoringSpec(heads=["rule"], rules=RuleSelection(rule_set="example-rules", rule_ids=["no-insults"]))
@@ -148,7 +148,7 @@ def score(found: RuleBook, manifest: HeadManifest) -> requests.Work:
 
 
 def test_a_rule_head_is_made_without_a_template_that_fits_and_says_so_when_asked() -> None:
-    found = book(chat.word_level())
+    found = book(chat_tokenizers.word_level())
     manifest = served(found).new_manifest(HeadKind.RULE, OutputKind.OWN)
     manifest.validate()
     assert not manifest.has_answers
@@ -160,16 +160,16 @@ def test_a_rule_head_is_made_without_a_template_that_fits_and_says_so_when_asked
 
 def test_a_head_without_answers_is_not_asked_once_its_template_fits() -> None:
     """Made when the template did not fit: token -1 would be read as the vocabulary's last."""
-    unfit = served(book(chat.word_level())).new_manifest(HeadKind.RULE, OutputKind.OWN)
+    unfit = served(book(chat_tokenizers.word_level())).new_manifest(HeadKind.RULE, OutputKind.OWN)
     with pytest.raises(FailedPrecondition, match="no answer tokens"):
-        score(book(chat.byte_level()), unfit)
-    filled = served(book(chat.byte_level())).with_rule_defaults(unfit)
-    assert score(book(chat.byte_level()), filled).request.rules is not None
+        score(book(chat_tokenizers.byte_level()), unfit)
+    filled = served(book(chat_tokenizers.byte_level())).with_rule_defaults(unfit)
+    assert score(book(chat_tokenizers.byte_level()), filled).request.rules is not None
 
 
 def test_a_push_with_another_template_takes_its_answers(tmp_path: Path) -> None:
     """It kept those of the template before: the question was asked in the new words and read off the old answers."""
-    found = book(chat.byte_level(), house(tmp_path, "{violated: a, followed: b}"))
+    found = book(chat_tokenizers.byte_level(), house(tmp_path, "{violated: a, followed: b}"))
     trunk, template = served(found), found.templates["house@1"]
     before = trunk.new_manifest(HeadKind.RULE, OutputKind.OWN)
     for earlier in (before, None):

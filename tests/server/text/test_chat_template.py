@@ -10,7 +10,7 @@ import pytest
 from polyhead.heads.format.errors import FailedPrecondition
 from polyhead.server.text.chat_template import Form, examine, report
 from polyhead.server.text.tokenizer import Tokenizer
-from tests.server.text.tiny_tokenizers import chat
+from tests.server.text.tiny_tokenizers import chat_tokenizers
 
 TEXT = "{% for m in messages %}<{{ m['role'] }}>{{ m['content'] }}{% endfor %}"
 PARTS = (
@@ -28,7 +28,7 @@ STRICT = "{% if messages[0]['role'] == 'system' %}{{ raise_exception('System rol
 
 
 def tokenizer(template: Any) -> Tokenizer:
-    return Tokenizer(chat.byte_level(template), "")
+    return Tokenizer(chat_tokenizers.byte_level(template), "")
 
 
 def turns(*roles: str) -> list[dict[str, str]]:
@@ -47,9 +47,9 @@ def test_every_message_reaches_the_model(template: str) -> None:
 
 
 def test_the_form_is_found_for_each_role() -> None:
-    assert set(examine(chat.byte_level(TEXT)).forms.values()) == {Form.TEXT}
-    assert set(examine(chat.byte_level(PARTS)).forms.values()) == {Form.PARTS}
-    forms = examine(chat.byte_level(USERS_PARTS)).forms
+    assert set(examine(chat_tokenizers.byte_level(TEXT)).forms.values()) == {Form.TEXT}
+    assert set(examine(chat_tokenizers.byte_level(PARTS)).forms.values()) == {Form.PARTS}
+    forms = examine(chat_tokenizers.byte_level(USERS_PARTS)).forms
     assert forms == {"user": Form.PARTS, "system": Form.TEXT, "assistant": Form.TEXT}
 
 
@@ -110,7 +110,7 @@ def test_what_a_template_does_wrong_is_said(template: str, said: str) -> None:
 
 
 def test_named_templates_without_a_default_are_listed(caplog: pytest.LogCaptureFixture) -> None:
-    raw = chat.byte_level()
+    raw = chat_tokenizers.byte_level()
     raw.chat_template = {"tool_use": TEXT, "rag": TEXT}
     with pytest.raises(FailedPrecondition, match="none of the model's chat templates is called default: rag, tool_use"):
         Tokenizer(raw, "").encode_chat(turns("user"), "messages")
@@ -121,7 +121,7 @@ def test_named_templates_without_a_default_are_listed(caplog: pytest.LogCaptureF
 
 
 def test_a_model_without_a_template_is_no_news(caplog: pytest.LogCaptureFixture) -> None:
-    raw = chat.byte_level(None)  # type: ignore[arg-type]
+    raw = chat_tokenizers.byte_level(None)  # type: ignore[arg-type]
     with caplog.at_level(logging.INFO, "polyhead"):
         Tokenizer(raw, "").report_chat(frozenset())
     assert not caplog.text

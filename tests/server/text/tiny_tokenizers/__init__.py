@@ -1,1 +1,1 @@
-"""Tokenizers of a few hundred tokens: families.py for text, chat.py with chat templates; pipelines.py has what both are made of."""
+"""Tokenizers of a few hundred tokens: families.py for text, chat_tokenizers.py with templates; pipelines.py is what both are made of."""
