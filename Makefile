@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exact
 	$(wildcard tests/client/test_*.py) $(addprefix tests/client/,annotate cli demo results weights wire)
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate rlhf test-trl test-triton serve test test-quick test-long test-web test-web-long lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf test-trl test-triton serve test test-quick test-long test-web test-web-long test-kubectl lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -77,6 +77,10 @@ $(TRITON_VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TRITON_VENV)
 	$(TRITON_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 'triton>=3.6'
 	@touch $@
+
+test-kubectl: env  ## the folders of deploy/kubernetes as kubectl builds them
+	@command -v kubectl >/dev/null || { echo "no kubectl on this machine: kubernetes.io/docs/tasks/tools says how to install it"; exit 1; }
+	$(BIN)/python -m pytest tests/kubectl
 
 bench: env  ## our goals beside other engines, in one run: make bench ARGS='--only P1,P2 --peers transformers,llamacpp'
 	$(BIN)/polyhead bench $(ARGS)

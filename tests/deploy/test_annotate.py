@@ -20,11 +20,12 @@ from polyhead.client.annotate.metrics import watch
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, choice, running
 from tests.deploy.conftest import DEPLOY, DOCS, Exported, read_page
+from tests.deploy.kustomize import built
 from tests.deploy.test_monitoring import problems
-from tests.deploy.yamlfile import read_all, read_one
+from tests.deploy.yamlfile import read_one
 
 COMPOSE = read_one(DEPLOY / "compose.annotate.yaml")
-SERVICE, POLICY, SET = read_all(DEPLOY / "kubernetes.annotate.yaml")
+SERVICE, POLICY, SET = built(DEPLOY / "kubernetes" / "annotate")
 UNIT = (DEPLOY / "polyhead-annotate.service").read_text(encoding="utf-8")
 ALERTS = [rule for group in read_one(DEPLOY / "alerts.annotate.yml")["groups"] for rule in group["rules"]]
 GUIDE = (DOCS / "guides" / "annotate.md").read_text(encoding="utf-8")
@@ -106,7 +107,7 @@ def test_kubernetes_ports_selectors_and_mounts_meet() -> None:
     labels = SET["spec"]["template"]["metadata"]["labels"]
     assert SERVICE["spec"]["selector"] == SET["spec"]["selector"]["matchLabels"] == POLICY["spec"]["podSelector"]["matchLabels"]
     assert SERVICE["spec"]["selector"].items() <= labels.items()
-    assert labels["polyhead-client"] == "true"  # whom kubernetes.yaml lets in
+    assert labels["polyhead-client"] == "true"  # whom the server's policy lets in
     mounts = {each["name"]: each["mountPath"] for each in container["volumeMounts"]}
     assert flags["db"].is_relative_to(mounts["data"])
     assert flags["token_file"].parent == flags["tls_cert"].parent == Path(mounts["secret"])

@@ -1,7 +1,9 @@
-"""kubernetes.yaml: settings, ports, probes and time to drain as the server has them."""
+"""deploy/kubernetes: settings, ports, probes and time to drain as the server has them, on CPUs and on a GPU."""
 
 from __future__ import annotations
 
+import re
+from importlib.metadata import version
 from pathlib import Path
 from typing import Any
 
@@ -10,25 +12,37 @@ import pytest
 from polyhead.server.config import ServeConfig
 from polyhead.server.rpc.health import Health
 from tests.deploy.conftest import DEPLOY
+from tests.deploy.kustomize import built, containers
 from tests.deploy.settings import load, longest_end_s, own, with_files
-from tests.deploy.yamlfile import read_all
+from tests.deploy.yamlfile import read_one
 
-SERVICE, POLICY, SET = read_all(DEPLOY / "kubernetes.yaml")
+KUBERNETES = DEPLOY / "kubernetes"
+VERSION = version("polyhead")
+FOLDERS = sorted(path.parent.name for path in KUBERNETES.glob("*/kustomization.yaml"))
+SERVICE, POLICY, SET = built(KUBERNETES / "cpu")
 POD = SET["spec"]["template"]
 [CONTAINER] = POD["spec"]["containers"]
 
 
-def variables() -> dict[str, str]:
-    return {each["name"]: each["value"] for each in CONTAINER["env"]}
+def container(folder: str) -> Any:
+    [found] = [each for made in built(KUBERNETES / folder) for each in containers(made)]
+    return found
 
 
-def settings(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ServeConfig:
-    return load(with_files(own(variables()) | {"POLYHEAD_HOST": "0.0.0.0"}, tmp_path), monkeypatch)
+def variables(folder: str = "cpu") -> dict[str, str]:
+    return {each["name"]: each["value"] for each in container(folder)["env"]}
 
 
-def test_its_settings_are_the_servers(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    config = settings(monkeypatch, tmp_path)
+def settings(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> ServeConfig:
+    return load(with_files(own(variables(folder)) | {"POLYHEAD_HOST": "0.0.0.0"}, tmp_path), monkeypatch)
+
+
+@pytest.mark.parametrize("folder", ["cpu", "gpu"])
+def test_its_settings_are_the_servers(folder: str, monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    config = settings(folder, monkeypatch, tmp_path)
     assert config.has_tokens
+    assert config.device == {"cpu": "cpu", "gpu": "cuda"}[folder]
+    assert ("nvidia.com/gpu" in container(folder)["resources"]["limits"]) is (folder == "gpu")
     assert POD["spec"]["terminationGracePeriodSeconds"] > longest_end_s(config)
 
 
@@ -78,3 +92,32 @@ def test_it_has_no_rights_it_does_not_need() -> None:
     assert CONTAINER["securityContext"]["readOnlyRootFilesystem"] is True
     assert CONTAINER["securityContext"]["capabilities"] == {"drop": ["ALL"]}
     assert POD["spec"]["automountServiceAccountToken"] is False
+
+
+def test_every_image_is_built_by_the_containerfile_as_its_comment_says() -> None:
+    arguments = re.findall(r"^ARG (\w+)", (DEPLOY / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
+    asked = re.findall(r"--build-arg (\w+)=", (KUBERNETES / "gpu" / "kustomization.yaml").read_text(encoding="utf-8"))
+    assert set(asked) <= set(arguments)
+    assert [container(folder)["image"] for folder in ("cpu", "gpu")] == [f"polyhead:{VERSION}", f"polyhead:{VERSION}-cuda"]
+
+
+def test_a_prometheus_of_another_namespace_reaches_the_metrics() -> None:
+    monitor, policy = built(KUBERNETES / "monitoring")
+    assert monitor["spec"]["selector"] == policy["spec"]["podSelector"]
+    [labels] = monitor["spec"]["selector"]["matchExpressions"]
+    ports = {}
+    for folder in ("cpu", "annotate"):
+        [pod] = [each["spec"]["template"] for each in built(KUBERNETES / folder) if containers(each)]
+        assert pod["metadata"]["labels"][labels["key"]] in labels["values"]
+        ports |= {each["containerPort"]: each["name"] for each in containers({"spec": {"template": pod}})[0]["ports"]}
+    [scraped] = monitor["spec"]["podMetricsEndpoints"]
+    [rule] = policy["spec"]["ingress"]
+    assert {each["port"] for each in rule["ports"]} == {port for port, name in ports.items() if name == scraped["port"]}
+
+
+def test_a_folder_lists_all_its_files() -> None:
+    for folder in FOLDERS:
+        told = read_one(KUBERNETES / folder / "kustomization.yaml")
+        named = [*told["resources"], *(patch["path"] for patch in told.get("patches", []))]
+        there = {path.name for path in (KUBERNETES / folder).iterdir()} - {"kustomization.yaml"}
+        assert there == {name for name in named if not name.startswith("..")}, folder
