@@ -10,13 +10,14 @@ import contextlib
 import threading
 from collections.abc import Iterator
 
-from polyhead.heads.format.errors import AlreadyExists, FailedPrecondition
+from polyhead.heads.format.errors import FailedPrecondition
 from polyhead.heads.format.pauses import pausing
 from polyhead.heads.store import io_errors, layout, osio
 from polyhead.heads.store.blobs import BlobFolder
 from polyhead.heads.store.damage import Inspector, StoreDamage
 from polyhead.heads.store.generations import GenerationFolder
 from polyhead.heads.store.osio import StoreFiles
+from polyhead.heads.store.request_ids import RequestIds, refuse_other
 from polyhead.heads.store.reserve import write_reserve
 from polyhead.heads.store.versions import VersionFolder
 
@@ -36,25 +37,29 @@ class StoreParts:
         self._versions = VersionFolder(files)
         self._generations = GenerationFolder(files)
         self._inspector = Inspector(path, self._blobs, self._versions, self._generations)
+        self.request_ids = RequestIds()  # of this folder; what is kept beside the heads adds its own
+        self.request_ids.add(self._asked_before)
 
     def check_request(self, request_id: str, request_digest: str) -> None:
         """AlreadyExists if the id stands for another request, whatever that one did. A record without a digest says nothing here."""
-        with self._lock:
-            self._check_request(request_id, request_digest)
+        self.request_ids.check(request_id, request_digest)
 
     def _check_request(self, request_id: str, request_digest: str) -> None:
-        for known, made in self._requests(request_id):
-            if known and request_digest and known != request_digest:
-                raise AlreadyExists(f"the request id was used for another request: it made {made}", field="request_id")
+        """The same among the heads alone, with the lock held."""
+        refuse_other(self._requests(request_id), request_digest)
+
+    def _asked_before(self, request_id: str) -> list[tuple[str, str]]:
+        with self._lock:
+            return list(self._requests(request_id))
 
     def _requests(self, request_id: str) -> Iterator[tuple[str, str]]:
-        """(digest, what it made) of the requests with this id."""
+        """(digest, what it did) of the requests with this id."""
         if version := self._versions.find_request(request_id):
-            yield version.request_digest, f"{version.name}@{version.version}"
+            yield version.request_digest, f"made {version.name}@{version.version}"
         if generation := self._generations.find_request(request_id):
-            yield generation.request_digest, f"generation {generation.number}"
+            yield generation.request_digest, f"made generation {generation.number}"
         if labelled := self._versions.find_label_request(request_id):
-            yield dict(labelled.label_requests)[request_id], f"labels of {labelled.name}@{labelled.version}"
+            yield dict(labelled.label_requests)[request_id], f"made labels of {labelled.name}@{labelled.version}"
 
     def disk_space(self) -> tuple[int, int]:
         """(bytes free, bytes in all) of the file system that the store is on; also when its folder was deleted."""

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,6 +15,7 @@ from typing import Any
 import torch
 from safetensors.torch import save
 
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.tensor_files import read_tensors, write_whole
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
@@ -82,3 +83,17 @@ class CheckpointFolder:
     def _files(self) -> list[tuple[int, Path]]:
         matches = ((_NAME.fullmatch(path.name), path) for path in self._folder.iterdir())
         return sorted((int(match[1]), path) for match, path in matches if match)
+
+
+def of_main(processes: Processes, read: Callable[[], Checkpoint | None]) -> Checkpoint | None:
+    """What the main process reads, in every process: only its disk counts, the others need not share it."""
+    found: list[Checkpoint | None] = [None]
+
+    def described() -> tuple[int, Mapping[str, Any]] | None:
+        found[0] = read()
+        return None if found[0] is None else (found[0].step, found[0].facts)
+
+    if (about := processes.on_main(described)) is None:
+        return None
+    step, facts = about
+    return Checkpoint(step, processes.tensors_of_main(found[0].tensors if found[0] is not None else {}), facts)

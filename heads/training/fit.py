@@ -9,6 +9,7 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import enum
+import functools
 import math
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
@@ -18,7 +19,7 @@ import torch
 from torch import Tensor, nn
 
 from polyhead.heads.model.family import HeadModule, trainable_parameters
-from polyhead.heads.training.checkpoints import Checkpoint, CheckpointFolder
+from polyhead.heads.training.checkpoints import Checkpoint, CheckpointFolder, of_main
 from polyhead.heads.training.optimiser import HeadOptimiser
 from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.tree import by_tokens
@@ -110,11 +111,15 @@ def fit(
     config: FitConfig,
     checkpoints: CheckpointFolder | None = None,
     on_step: Callable[[Step], None] = lambda step: None,
+    counts: Sequence[int] | None = None,
 ) -> Fitted:
     """Train `parameters` in place on len(sizes) items; sizes[i] is item i's tokens. Goes on from the newest checkpoint of the folder.
 
-    Raises TrainingFailed, and CheckpointMismatch for a folder of another run.
+    `counts[i]` is how many numbers item i has in the mean that `loss_of` returns, such as the tokens of its reply; left out, one each. So
+    a step's loss is one mean, however it is cut into micro-batches and processes. Raises TrainingFailed, CheckpointMismatch for a folder
+    of another run, and OtherProcessFailed.
     """
+    counts = [1] * len(sizes) if counts is None else counts
     run = _Run(parameters, config, checkpoints)
     run.start()
     steps = list(_steps(len(sizes), config))
@@ -123,7 +128,7 @@ def fit(
         if run.step in run.skipped:
             run.pass_by()
             continue
-        loss = run.backward(items, sizes, loss_of)
+        loss = run.backward(items, sizes, counts, loss_of)
         grad_norm = run.optimiser.clip(config.max_grad_norm)
         if not (math.isfinite(loss) and math.isfinite(grad_norm)):
             run.roll_back()
@@ -171,24 +176,23 @@ class _Run:
 
     def start(self) -> None:
         """Go on from the newest checkpoint, or keep the beginning."""
-        found = self.checkpoints.newest() if self.checkpoints is not None else None
-        self.processes.wait()  # nobody writes before all have read
-        if found is not None:
+        if (found := of_main(self.processes, self.checkpoints.newest if self.checkpoints is not None else lambda: None)) is not None:
             self._restore(found)
         else:
             self.keep()
 
-    def backward(self, items: list[int], sizes: Sequence[int], loss_of: LossOf) -> float:
+    def backward(self, items: list[int], sizes: Sequence[int], counts: Sequence[int], loss_of: LossOf) -> float:
         """Gradients of the mean loss over the items, a micro-batch at a time; returns that loss."""
         self.optimiser.zero_grad()
-        total, own = 0.0, self.processes.share(items)
+        total, own, count = 0.0, self.processes.share(items), sum(counts[item] for item in items)
         for micro in by_tokens([sizes[item] for item in own], self.config.micro_batch_tokens):
+            chosen = [own[index] for index in micro]
             with self._precision():
-                loss = loss_of([own[index] for index in micro]) * (len(micro) / len(items))
+                loss = loss_of(chosen) * (sum(counts[item] for item in chosen) / count)
             torch.autograd.backward(loss)
             total += float(loss.detach())
         self.processes.sum_gradients(self.optimiser.parameters.values())
-        return self.processes.sum(total)
+        return self.processes.sums([total])[0]
 
     def update(self, share: float) -> float:
         """One optimiser step at `share` of the learning rates; returns the first of them."""
@@ -203,8 +207,8 @@ class _Run:
         """Remember this state, on disk if there is a folder."""
         tensors = {name: tensor.detach().clone() for name, tensor in self.optimiser.tensors().items()}
         self._last = Checkpoint(self.step, tensors, {"skipped": sorted(self.skipped), "num_updates": self.optimiser.num_updates})
-        if self.checkpoints is not None and self.processes.is_main:
-            self.checkpoints.save(self._last)
+        if self.checkpoints is not None:
+            self.processes.on_main(functools.partial(self.checkpoints.save, self._last))
 
     def roll_back(self) -> None:
         """Return to the last checkpoint and leave the step out that went wrong."""

@@ -17,6 +17,11 @@ class Text:
     states_TD: Tensor
     num_prompt: int  # tokens that are not trained on
 
+    @property
+    def num_trained(self) -> int:
+        """Tokens behind the prompt."""
+        return len(self.token_ids) - self.num_prompt
+
 
 @dataclass(frozen=True)
 class Packed:

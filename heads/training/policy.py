@@ -14,6 +14,7 @@ from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import Demonstration
 from polyhead.heads.training.fit import FitConfig, Schedule, Step, become_average, fit
 from polyhead.heads.training.packing import Packed, Text, pack
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.texts import Texts
@@ -40,13 +41,15 @@ def train_policy(
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> HeadModule:
     """Fine-tune a copy of `start_from` on demonstrations and return it; nothing is pushed."""
-    texts = encode_replies(client, examples, states)
+    with Processes.launched().main_first():
+        texts = encode_replies(client, examples, states)
     head = pull_module(client, start_from, embedding)
 
     def loss(items: list[int]) -> torch.Tensor:
         return reply_loss(head, pack([texts[item] for item in items]))
 
-    become_average(head, fit(trainable_parameters(head), [len(text.token_ids) for text in texts], loss, config, checkpoints, on_step))
+    sizes, counts = [len(text.token_ids) for text in texts], [text.num_trained for text in texts]
+    become_average(head, fit(trainable_parameters(head), sizes, loss, config, checkpoints, on_step, counts))
     return head
 
 
@@ -59,5 +62,5 @@ def reply_loss(head: HeadModule, packed: Packed) -> torch.Tensor:
 @torch.no_grad()
 def held_out_loss(head: HeadModule, texts: Sequence[Text]) -> float:
     """Mean cross-entropy of a token of the replies, in nats."""
-    total = sum(float(reply_loss(head, pack([text]))) * (len(text.token_ids) - text.num_prompt) for text in texts)
-    return total / sum(len(text.token_ids) - text.num_prompt for text in texts)
+    total = sum(float(reply_loss(head, pack([text]))) * text.num_trained for text in texts)
+    return total / sum(text.num_trained for text in texts)

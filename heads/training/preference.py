@@ -18,6 +18,7 @@ from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import Comparison, DataError
 from polyhead.heads.training.fit import FitConfig, Schedule, Step, become_average, fit
 from polyhead.heads.training.losses import choice_loss, pairs_of_ranks, ranking_loss
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.texts import Texts
@@ -97,7 +98,8 @@ def train_preference(
 ) -> HeadModule:
     """Train a copy of `start_from` on ranked replies and return it; nothing is pushed. `num_off_topic` is of the choice loss."""
     is_choice = loss is PreferenceLoss.CHOICE
-    ranked = encode_ranked(client, _with_one_best(rows) if is_choice else rows, states, num_off_topic * is_choice, config.seed)
+    with Processes.launched().main_first():
+        ranked = encode_ranked(client, _with_one_best(rows) if is_choice else rows, states, num_off_topic * is_choice, config.seed)
     head = pull_module(client, start_from)
 
     def loss_of(items: list[int]) -> torch.Tensor:

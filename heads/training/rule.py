@@ -19,6 +19,7 @@ from polyhead.heads.training.data import DataError, RuleJudgement
 from polyhead.heads.training.fit import FitConfig, Step, become_average, fit
 from polyhead.heads.training.losses import RuleLabel, rule_loss
 from polyhead.heads.training.packing import Text, pack
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.texts import Texts
@@ -68,7 +69,8 @@ def train_rule(
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> HeadModule:
     """Train a copy of `start_from` on judgements and return it; nothing is pushed."""
-    asked = encode_judgements(client, rows, states, rules)
+    with Processes.launched().main_first():
+        asked = encode_judgements(client, rows, states, rules)
     head = pull_module(client, start_from, embedding)
 
     def loss(items: list[int]) -> torch.Tensor:

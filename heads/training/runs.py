@@ -1,5 +1,7 @@
 """One training run from a data file to a pushed head: read, encode, fit, measure on held-out rows, push. What `polyhead train` calls.
 
+Of several processes the main one alone measures and pushes.
+
 Nothing is pushed before the run is through: bad data, an interrupt or a full disk leave the server as it was.
 """
 
@@ -68,7 +70,7 @@ class Trained:
     """A finished head, and how good it is on rows that it was not trained on."""
 
     head: HeadModule
-    metrics: dict[str, float]  # what is pushed with the head
+    metrics: dict[str, float] = field(default_factory=dict)  # what is pushed with the head
     lines: list[str] = field(default_factory=list)  # the same for people
 
 
@@ -78,6 +80,8 @@ def sft(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> T
     states, source = StateStore(client, run.states), run.start_from or "policy"
     checkpoints = _checkpoints(run, config, client, source)
     head = policy.train_policy(client, rows, states, source, config, None, checkpoints, on_step)
+    if not Processes.launched().is_main:
+        return Trained(head)
     loss = policy.held_out_loss(head, policy.encode_replies(client, held_out, states))
     return Trained(head, {"held_out_loss": loss}, [f"held out, {len(held_out)} replies: {loss:.3f} nats a token"])
 
@@ -88,6 +92,8 @@ def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnSt
     states, source = StateStore(client, run.states), run.start_from or "preference"
     checkpoints = _checkpoints(run, config, client, source)
     head = preference.train_preference(client, rows, states, source, config, checkpoints, on_step, run.loss, run.num_off_topic)
+    if not Processes.launched().is_main:
+        return Trained(head)
     margins = preference.held_out_margins(head, preference.encode_ranked(client, held_out, states))
     accuracy = pair_accuracy([margin for each in margins for margin in each])
     lines = [f"held out, pairs ranked right: {accuracy}"]
@@ -106,6 +112,8 @@ def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) ->
     embedding = pull_embedding(client) if client.trunk().tied else None
     checkpoints = _checkpoints(run, config, client, source)
     head = rule.train_rule(client, rows, states, source, config, run.broken_weight, embedding, None, checkpoints, on_step)
+    if not Processes.launched().is_main:
+        return Trained(head)
     asked = rule.encode_judgements(client, held_out, states)
     found = rule.held_out_probabilities(head, asked)
     targets = [label.target or 0.0 for label in asked.labels]
@@ -127,6 +135,8 @@ def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -
     states, source = StateStore(client, run.states), run.start_from or "value"
     checkpoints = _checkpoints(run, config, client, source)
     head = value.train_value(client, rows, states, source, config, checkpoints, on_step)
+    if not Processes.launched().is_main:
+        return Trained(head)
     explained = value.held_out_explained(head, value.encode_rewarded(client, held_out, states))
     metrics = {"held_out_explained_variance": explained} if math.isfinite(explained) else {}
     return Trained(head, metrics, [f"held out, {len(held_out)} replies: explained variance {explained:+.3f}"])

@@ -16,6 +16,7 @@ from polyhead.heads.training.data import Rewarded
 from polyhead.heads.training.fit import FitConfig, Step, become_average, fit
 from polyhead.heads.training.losses import value_loss
 from polyhead.heads.training.packing import Text, pack
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.returns import explained_variance
 from polyhead.heads.training.state_store import StateStore
@@ -51,14 +52,15 @@ def train_value(
     on_step: Callable[[Step], None] = lambda step: None,
 ) -> HeadModule:
     """Train a copy of `start_from` and return it; nothing is pushed."""
-    valued = encode_rewarded(client, rows, states)
+    with Processes.launched().main_first():
+        valued = encode_rewarded(client, rows, states)
     head = pull_module(client, start_from)
 
     def loss(items: list[int]) -> torch.Tensor:
         return value_loss(*values_and_returns(head, valued, items))
 
-    sizes = [len(text.token_ids) for text in valued.texts]
-    become_average(head, fit(trainable_parameters(head), sizes, loss, config, checkpoints, on_step))
+    sizes, counts = [len(text.token_ids) for text in valued.texts], [text.num_trained for text in valued.texts]
+    become_average(head, fit(trainable_parameters(head), sizes, loss, config, checkpoints, on_step, counts))
     return head
 
 
@@ -67,7 +69,7 @@ def values_and_returns(head: HeadModule, valued: Valued, items: Sequence[int]) -
     texts = [valued.texts[item] for item in items]
     packed = pack(texts)
     values = head(packed.states_1TD, packed.positions_1T, packed.next_token_rows, attention_mask=packed.mask_11TT).float()
-    counts = torch.tensor([len(text.token_ids) - text.num_prompt for text in texts])
+    counts = torch.tensor([text.num_trained for text in texts])
     return values, torch.repeat_interleave(torch.tensor([valued.rewards[item] for item in items]), counts)
 
 

@@ -23,8 +23,8 @@ from polyhead.heads.format.manifest import NAME_PATTERN, check_name
 from polyhead.heads.format.precision import Precision
 from polyhead.heads.store import io_errors, records
 from polyhead.heads.store.layout import OOD
-from polyhead.heads.store.osio import StoreFiles
 from polyhead.heads.store.records import DamagedRecord
+from polyhead.heads.store.store import HeadStore
 from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 from polyhead.server.ood.scores import OodModel
 
@@ -62,9 +62,11 @@ class OodFit:
 class OodStore:
     """Methods block on the disk: call them from a worker thread. Thread-safe. ResourceExhausted, StoreIoError."""
 
-    def __init__(self, files: StoreFiles, keep_versions: int) -> None:
+    def __init__(self, store: HeadStore, keep_versions: int) -> None:
         """Read every record. One that is damaged is known by its number alone: its fit cannot be used, nor its number given again."""
-        self._files = files
+        self._files = store.files
+        self._request_ids = store.request_ids  # of all that is in the folder
+        self._request_ids.add(self._asked_before)
         self._keep_versions = keep_versions
         self._lock = threading.Lock()
         self._fits: dict[tuple[str, int], OodFit | None] = {}
@@ -92,8 +94,9 @@ class OodStore:
             raise DataLoss(f"the record of the out-of-distribution fit is damaged: {name}@{wanted}\nhint: fit it again")
         return fit
 
-    def find_request(self, request_id: str) -> OodFit | None:
-        """The fit that this request made: a retry gets the first answer."""
+    def find_request(self, request_id: str, request_digest: str) -> OodFit | None:
+        """The fit that this request made: a retry gets the first answer. AlreadyExists if the id stands for another request."""
+        self._request_ids.check(request_id, request_digest, "header.request_id")
         with self._lock:
             return self._of_request(request_id)
 
@@ -192,6 +195,11 @@ class OodStore:
         names = {known for known, _ in self._fits}
         if name not in names and len(names) >= MAX_NAMES:
             raise ResourceExhausted(f"there are {MAX_NAMES} names of out-of-distribution fits already: use one of them")
+
+    def _asked_before(self, request_id: str) -> list[tuple[str, str]]:
+        with self._lock:
+            fit = self._of_request(request_id)
+        return [] if fit is None else [(fit.request_digest, f"made {fit.reference}")]
 
     def _of_request(self, request_id: str) -> OodFit | None:
         return next((fit for fit in self._fits.values() if fit and request_id and fit.request_id == request_id), None)

@@ -104,7 +104,7 @@ def _build(
     tokenizer.report_chat(eos_ids)
     workers.pause = Pacer(lambda: engine.is_idle, has_spare_core(engine.num_threads if config.device == "cpu" else 1))
     cache = build_head_cache(config, served, trunk, store, engine)
-    library = Library(ConfigurationStore(store.files), _books(rules, recipes, formats), lambda *key: _rule_heads_of(store, *key))
+    library = Library(ConfigurationStore(store), _books(rules, recipes, formats), lambda *key: _rule_heads_of(store, *key))
     registry = Registry(store, served, cache, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
     trunk_sources = frozenset(spec.trunk_sources)
     publisher = Publisher(
@@ -134,7 +134,7 @@ def _build(
         metrics=metrics,
         workers=workers,
         library=library,
-        ood=OodFits(OodStore(store.files, config.keep_versions), layers),
+        ood=OodFits(OodStore(store, config.keep_versions), layers),
     )
     metrics.engine.connect(engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: server_facts(services))
     return services

@@ -15,6 +15,7 @@ import logging
 import re
 import threading
 import time
+from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
 
@@ -22,8 +23,8 @@ from polyhead.heads.format.errors import AlreadyExists, DataLoss, PolyheadError,
 from polyhead.heads.format.manifest import NAME_PATTERN
 from polyhead.heads.store import io_errors, records
 from polyhead.heads.store.layout import CONFIGURATIONS
-from polyhead.heads.store.osio import StoreFiles
 from polyhead.heads.store.records import DamagedRecord
+from polyhead.heads.store.store import HeadStore
 from polyhead.server.rewards.configurations import ConfigurationKind
 
 MAX_STORED = 1024  # records, those of retired ones too
@@ -59,9 +60,11 @@ class StoredConfiguration:
 class ConfigurationStore:
     """Methods block on the disk: call them from a worker thread. Thread-safe. ResourceExhausted, StoreIoError."""
 
-    def __init__(self, files: StoreFiles) -> None:
+    def __init__(self, store: HeadStore) -> None:
         """Read every record. One that is damaged is known by its name alone: it cannot be used, nor its version given again."""
-        self._files = files
+        self._files = store.files
+        self.request_ids = store.request_ids  # of all that is in the folder
+        self.request_ids.add(self._asked_before)
         self._lock = threading.Lock()
         self._records: dict[Key, StoredConfiguration | None] = {}
         self._has_folder = False  # durably
@@ -79,15 +82,10 @@ class ConfigurationStore:
         with self._lock:
             return self._records.get(key)
 
-    def of_request(self, request_id: str) -> tuple[StoredConfiguration, str] | None:
-        """(what this request added or retired, the digest of all that it asked for)."""
+    def of_request(self, request_id: str) -> StoredConfiguration | None:
+        """What this request added or retired."""
         with self._lock:
-            for each in self._records.values() if request_id else ():
-                if each is not None and each.request_id == request_id:
-                    return each, each.request_digest
-                if each is not None and each.retire_request_id == request_id:
-                    return each, each.retire_request_digest
-        return None
+            return next((each for each, _, _ in self._requests(request_id)), None)
 
     def content(self, stored: StoredConfiguration) -> bytes:
         """DataLoss if it is missing or not what was added."""
@@ -138,6 +136,18 @@ class ConfigurationStore:
             self._put(stored.key, "json", records.encode(_RECORD, _to_plain(retired)))
             self._records[stored.key] = retired
             self._files.discard(_path(stored.key, "yaml"))  # one that stays does no harm: the record counts
+
+    def _asked_before(self, request_id: str) -> list[tuple[str, str]]:
+        with self._lock:
+            return [(digest, did) for _, digest, did in self._requests(request_id)]
+
+    def _requests(self, request_id: str) -> Iterator[tuple[StoredConfiguration, str, str]]:
+        """(what it changed, its digest, what it did) of the requests with this id."""
+        for each in self._records.values() if request_id else ():
+            if each is not None and each.request_id == request_id:
+                yield each, each.request_digest, f"added {each.reference}"
+            if each is not None and each.retire_request_id == request_id:
+                yield each, each.retire_request_digest, f"retired {each.reference}"
 
     # ---- files
 

@@ -105,13 +105,9 @@ class Library:
             self._books[stored.kind].add(file, None)
 
     def _answered(self, request_id: str, request_digest: str) -> StoredConfiguration | None:
-        """What this request did before. AlreadyExists if its id stands for another request."""
-        if (found := self._store.of_request(request_id)) is None:
-            return None
-        first, digest = found
-        if digest != request_digest:
-            raise AlreadyExists(f"the request id was used for another request, for {first.reference}", field="request_id")
-        return first
+        """What this request did before. AlreadyExists if its id stands for another request, of heads or whatever else is stored."""
+        self._store.request_ids.check(request_id, request_digest)
+        return self._store.of_request(request_id)
 
     def _find(self, kind: ConfigurationKind, reference: str) -> Configuration | None:
         return next((each for each in self.configurations() if (each.kind, each.reference) == (kind, reference)), None)

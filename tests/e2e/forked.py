@@ -127,6 +127,12 @@ class ForkedStore(ForkedServer):
     imports = "store"
 
 
+class ForkedLibrary(ForkedServer):
+    """A process that uses the store and the configurations in it."""
+
+    imports = "library"
+
+
 def _for_the_interpreter(environment: Mapping[str, str]) -> dict[str, str]:
     """Variables that are read when a process starts or imports: what is forked has its parent's."""
     prefixes = ("PYTHON", "LD_", "MALLOC_", "OMP_", "GOMP_", "MKL_", "NUMBA_", "HF_", "XDG_", "HOME")
@@ -255,6 +261,8 @@ if __name__ == "__main__":
     own = socket.socket(fileno=int(sys.argv[1]))
     if sys.argv[2] == ForkedServer.imports:
         _import_what_a_server_needs()
+    elif sys.argv[2] == ForkedLibrary.imports:
+        import tests.server.rewards.test_library  # noqa: F401
     else:
         import polyhead.heads.store.store  # noqa: F401
     _become(*_fork_servers(own))()

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import signal
 from pathlib import Path
 
+import numpy as np
 import pytest
 
 from polyhead.client import Client
-from polyhead.client.errors import AlreadyExists, FailedPrecondition, NotFound
+from polyhead.client.errors import AlreadyExists, FailedPrecondition, NotFound, Unavailable
 from tests.e2e.support import serving
 
 RECIPE = "id: terse\nversion: 1\nform: sum\nparts:\n  tokens: {read: tokens, coefficient: -0.5}\n"
@@ -52,3 +54,22 @@ def test_what_is_added_serves_at_once_and_after_a_restart(tiny_model: Path, tmp_
             client.generate(["Hi"], recipe="terse")
         with pytest.raises(AlreadyExists, match="terse@1 was retired"):
             client.add_configuration(RECIPE)
+
+
+def test_a_kill_keeps_what_was_acknowledged_and_no_half(tiny_model: Path, tmp_path: Path) -> None:
+    """The record's rename is what makes a version: the fourth one, after a content, its record, and the second content."""
+    store, killed = tmp_path / "store", "before_configuration_rename:kill@4"
+    with serving(tiny_model, store, fp=killed) as server, Client(server.address, timeout=60) as client:
+        client.add_configuration(RECIPE, request_id="first")
+        with pytest.raises(Unavailable):
+            client.add_configuration(RULES, request_id="lost")
+        assert server.process.wait(30) == -signal.SIGKILL
+    with serving(tiny_model, store) as server, Client(server.address, timeout=60) as client:
+        assert [each.reference for each in client.configurations() if each.added] == ["terse@1"]
+        assert client.add_configuration(RULES, request_id="lost").reference == "ours@1"
+        weights = {name: np.array(tensor) for name, tensor in client.pull_head("policy").items()}
+        with pytest.raises(AlreadyExists, match="the request id was used for another request: it added ours@1"):
+            client.push_head("policy", weights, request_id="lost")
+        pushed = client.push_head("policy", weights, request_id="push")
+        with pytest.raises(AlreadyExists, match=f"it made policy@{pushed}"):
+            client.retire_configuration("ours@1", request_id="push")

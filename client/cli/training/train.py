@@ -12,7 +12,8 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeRemainingColumn
 
 from polyhead.client.cli.heads.history import activated
-from polyhead.client.cli.session import Session, connected, fail, reason_of, require_torch
+from polyhead.client.cli.session import Session, connected, fail, require_torch
+from polyhead.client.cli.training.endings import sentences
 from polyhead.client.cli.training.events import event_writer
 from polyhead.client.cli.training.train_rl import train_rl_command
 
@@ -115,13 +116,8 @@ def train_command(
         fail("--off-topic applies to --loss choice only")
     optional |= {"loss": runs.PreferenceLoss(loss.value)} | ({} if off_topic is None else {"num_off_topic": off_topic})
     run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **optional)
-    try:
+    with sentences(checkpoints, "nothing was pushed"):
         trained = _train(session, task, run, runs.settings(task.value, seed=seed, **given), tensorboard)
-    except (ValueError, runs.TrainingFailed) as error:
-        fail(str(error))
-    except OSError as error:
-        hint = "\nhint: the run is saved in --checkpoints; the same command resumes it" if checkpoints else ""
-        fail(f"{reason_of(error)}{hint}")
     if not runs.Processes.launched().is_main:
         return  # another process of the run pushes
     report = runs.push(session.client, name or task.kind, task.kind, trained)
@@ -137,7 +133,9 @@ def _train(session: Session, task: Task, run: RunConfig, config: FitConfig, tens
 
     trainer = {Task.SFT: runs.sft, Task.PREFERENCE: runs.preferences, Task.RULE: runs.rules, Task.VALUE: runs.values}[task]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    with event_writer(tensorboard) as write, Progress(*columns, console=Console(stderr=True), transient=True) as progress:
+    is_main = runs.Processes.launched().is_main
+    shown = Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_main)
+    with event_writer(tensorboard if is_main else None) as write, shown as progress:
         bar = progress.add_task("reading boundary states", total=None)
 
         def show(step: Step) -> None:

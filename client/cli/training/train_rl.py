@@ -12,9 +12,9 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from polyhead.client.cli.session import Session, connected, fail, reason_of, require_torch
+from polyhead.client.cli.session import Session, connected, require_torch
+from polyhead.client.cli.training.endings import sentences
 from polyhead.client.cli.training.events import event_writer
-from polyhead.client.errors import PolyheadError
 
 if TYPE_CHECKING:
     from polyhead.heads.training.rl.prompts import Sourced
@@ -96,6 +96,7 @@ def train_rl_command(
     import torch
 
     from polyhead.heads.training.data import read_texts
+    from polyhead.heads.training.processes import Processes
     from polyhead.heads.training.rl import config as settings
     from polyhead.heads.training.rl import rounds as loop
     from polyhead.heads.training.rl.pretraining import Pretraining
@@ -118,7 +119,11 @@ def train_rl_command(
         "minibatches": minibatches,
         "average_decay": average,
     }
-    with _readable_errors(checkpoints), _run_folder(checkpoints) as folder, event_writer(tensorboard) as write:
+    kept = "the server keeps the heads that were activated last"
+    with contextlib.ExitStack() as stack:
+        stack.enter_context(sentences(checkpoints, kept))
+        folder, processes = stack.enter_context(_run_folder(checkpoints)), Processes.launched()
+        write = stack.enter_context(event_writer(tensorboard if processes.is_main else None))
         estimator = settings.KlEstimator(kl_estimator.value)
         config = dataclasses.replace(
             settings.RLConfig(algorithm=settings.Algorithm(algo.value), kl_estimator=estimator, autocast=bf16, seed=seed),
@@ -128,7 +133,8 @@ def train_rl_command(
         weights = (preference_weight, rule_weight)
         chosen = _reward(reward, judge, recipe, preference, rule_head if rules else "", rules, weights)
         mixed = Pretraining(read_texts(pretraining), pretraining_weight) if pretraining else None
-        pool = _prompts(session, prompts, dialogues, adversarial, rules, reference, folder, seed)
+        sources = (prompts, dialogues, adversarial, rules, reference, folder, seed)
+        pool = processes.on_main(lambda: _prompts(session, *sources))
         run = loop.Run(session.client, PromptPool(pool, seed), chosen, folder, name, start_from, value_from, reference, self_play, mixed)
         done: list[RoundReport] = []
 
@@ -138,6 +144,8 @@ def train_rl_command(
             typer.echo(report.line(config.rounds), err=session.as_json)
 
         learner = loop.train(run, config, show, lambda text: typer.echo(text, err=True))
+        if not processes.is_main:
+            return  # the main process of the run shows and pushes
         arm = Arm(session.client, name)
         heads = {"policy": session.client.head(arm.policy).ref, "value": session.client.head(arm.value).ref}
         answer: dict[str, Any] = {**heads, "rounds": [report.plain() for report in done]}
@@ -202,26 +210,3 @@ def _run_folder(checkpoints: Path | None) -> Iterator[Path]:
     else:
         with tempfile.TemporaryDirectory(prefix="polyhead-rl-") as folder:
             yield Path(folder)
-
-
-@contextlib.contextmanager
-def _readable_errors(checkpoints: Path | None) -> Iterator[None]:
-    """Print what ended a run, and how to resume it, in place of a traceback."""
-    from polyhead.heads.training.fit import TrainingFailed
-    from polyhead.heads.training.rl.rollout import RolloutFailed
-    from polyhead.heads.training.rl.served import OtherTrainer
-
-    resumes = "the same command resumes from --checkpoints" if checkpoints else "with --checkpoints FOLDER the same command would resume"
-    hint = f"hint: the server keeps the heads that were activated last; {resumes}"
-    try:
-        yield
-    except KeyboardInterrupt:
-        typer.secho(f"interrupted\n{hint}", err=True)
-        raise typer.Exit(130) from None
-    except (ValueError, TrainingFailed, RolloutFailed, OtherTrainer) as error:
-        fail(str(error))
-    except PolyheadError as error:
-        error.args = (f"{error}\n{hint}",)
-        raise
-    except OSError as error:
-        fail(f"{reason_of(error)}\n{hint}")

@@ -1,7 +1,7 @@
 """The policy's and the value head's update on one round of replies. Holds two heads and a tied policy's output matrix, never the trunk.
 
 A prompt and its replies are one tree of boundary states (tree.py), which both heads read. What is drawn at random depends on the round's
-seed alone.
+seed alone. In several processes each computes the gradients of its own groups, and all take the same steps with their sum.
 """
 
 from __future__ import annotations
@@ -21,6 +21,7 @@ from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.losses import a2c_loss, clipped_share, ppo_loss, pretraining_loss, token_logprobs, value_loss
 from polyhead.heads.training.optimiser import HeadOptimiser
 from polyhead.heads.training.packing import pack
+from polyhead.heads.training.processes import ALONE, Processes
 from polyhead.heads.training.returns import advantages, explained_variance, kl_k1, kl_k2, kl_k3, token_rewards, whitened
 from polyhead.heads.training.rl.config import Algorithm, KlEstimator, RLConfig
 from polyhead.heads.training.rl.pretraining import PretrainingTexts
@@ -77,7 +78,9 @@ class Learner:
         value_bias: float = 0.0,
         value_scale: float = 1.0,
         pretraining: PretrainingTexts | None = None,
+        processes: Processes = ALONE,
     ) -> None:
+        self.processes = processes
         self.policy = policy
         self.value = value
         self.config = config
@@ -101,14 +104,17 @@ class Learner:
         return [Targets(a, b) for a, b in zip(whitened(found), returns, strict=True)]
 
     def update(self, groups: Sequence[Group], targets: Sequence[Targets], seed: int, share: float, value_only: bool = False) -> Update:
-        """Train both heads at `share` of the learning rates; `targets` are of all replies in the groups' order. Raises NotFinite."""
+        """Train both heads at `share` of the learning rates; `targets` are of all replies in the groups' order. Raises NotFinite.
+
+        What it says of itself is of all processes' groups.
+        """
         done, firsts = Update(), np.cumsum([0, *(len(group.replies) for group in groups)])
         joined = [np.concatenate([reply.values_T for group in groups for reply in group.replies])]
         joined.append(np.concatenate([each.returns_T for each in targets]))
         done.explained_variance = explained_variance(*joined)
         shuffle = torch.Generator().manual_seed(seed)
         for _ in range(self.config.epochs):
-            order = torch.randperm(len(groups), generator=shuffle).tolist()
+            order = order_of(len(groups), shuffle)
             for chosen in _minibatches(order, groups, self.config.minibatches):
                 of = {index: targets[firsts[index] : firsts[index + 1]] for index in chosen}
                 self._minibatch([(groups[index], of[index]) for index in chosen], done)
@@ -119,11 +125,11 @@ class Learner:
 
     def _minibatch(self, chosen: Sequence[tuple[Group, Sequence[Targets]]], done: Update) -> None:
         """Gradients of both heads' mean losses over the groups' tokens."""
-        sizes = [group.num_tokens for group, _ in chosen]
         num_tokens = sum(len(reply.token_ids) for group, _ in chosen for reply in group.replies)
-        policy_loss = value = clipped = 0.0
-        for micro in by_tokens(sizes, self.config.micro_batch_tokens):
-            batch = _Batch([chosen[index] for index in micro])
+        own = [each for each in chosen if each[0].is_here]
+        policy_loss = value = clipped = gap = value_gap = 0.0
+        for micro in by_tokens([group.num_tokens for group, _ in own], self.config.micro_batch_tokens):
+            batch = _Batch([own[index] for index in micro])
             share = len(batch.token_ids) / num_tokens
             with done.timed("policy"):
                 logprobs, loss = self._policy_loss(batch)
@@ -134,17 +140,17 @@ class Learner:
             policy_loss += float(loss.detach()) * share
             value += float(loss_of_value.detach()) * share
             clipped += clipped_share(logprobs, batch.drawn, self.config.clip) * share
-            if not done.policy_losses:
-                done.gap = max(done.gap, _largest(logprobs - batch.drawn))
-                done.value_gap = max(done.value_gap, _largest(values - batch.values))
+            gap, value_gap = max(gap, _largest(logprobs - batch.drawn)), max(value_gap, _largest(values - batch.values))
+        if not done.policy_losses:
+            done.gap, done.value_gap = self.processes.largest([gap, value_gap])
+        policy_loss, value, clipped = self.processes.sums([policy_loss, value, clipped])
         done.policy_losses.append(policy_loss)
         done.value_losses.append(value)
         done.clipped.append(clipped)
 
     def _mix_in(self, pretraining: PretrainingTexts, done: Update) -> None:
         """Add the gradient of the policy's loss on this step's pretraining texts."""
-        texts, total = pretraining.of_step(self.policy_optimiser.num_updates), 0.0
-        num_tokens = sum(len(text.token_ids) - 1 for text in texts)
+        (texts, num_tokens), total = pretraining.of_step(self.policy_optimiser.num_updates, self.processes), 0.0
         with done.timed("policy"):
             for micro in by_tokens([len(text.token_ids) for text in texts], self.config.micro_batch_tokens):
                 packed = pack([texts[index] for index in micro])
@@ -154,7 +160,7 @@ class Learner:
                     logprobs = token_logprobs(logits, packed.next_tokens)
                 torch.autograd.backward(pretraining_loss(logprobs, pretraining.weight) * share)
                 total -= float(logprobs.detach().mean()) * share
-        done.pretraining_losses.append(total)
+        done.pretraining_losses.append(self.processes.sums([total])[0])
 
     def _policy_loss(self, batch: _Batch) -> tuple[Tensor, Tensor]:
         with self._precision():
@@ -172,6 +178,8 @@ class Learner:
 
     def _step(self, done: Update, share: float, value_only: bool) -> None:
         with done.timed("optimiser"):
+            for each in (self.policy_optimiser, self.value_optimiser):
+                self.processes.sum_gradients(each.parameters.values())
             norms = [each.clip(self.config.max_grad_norm) for each in (self.policy_optimiser, self.value_optimiser)]
             done.grad_norms.append(norms[0])
             losses = [done.policy_losses[-1], done.value_losses[-1], *done.pretraining_losses[-1:]]
@@ -205,6 +213,11 @@ class Learner:
             own = {name.removeprefix(f"{part}/"): each for name, each in tensors.items() if name.startswith(f"{part}/")}
             of.restore(own, count)
             of.zero_grad()
+
+
+def order_of(num_groups: int, shuffle: torch.Generator) -> list[int]:
+    """In which groups are trained on, in one pass."""
+    return torch.randperm(num_groups, generator=shuffle).tolist()
 
 
 class _Batch:

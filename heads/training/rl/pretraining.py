@@ -13,6 +13,7 @@ import torch
 from polyhead.client import Client
 from polyhead.heads.training.data import DataError
 from polyhead.heads.training.packing import Text
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.state_store import StateStore
 
 MOST_TOKENS = 256  # of one text; what follows is left out
@@ -56,11 +57,16 @@ class PretrainingTexts:
     def weight(self) -> float:
         return self._mixed.weight
 
-    def of_step(self, step: int) -> list[Text]:
-        """The texts of an optimiser step, from 0; an order of its own each time all have been used."""
+    def of_step(self, step: int, processes: Processes) -> tuple[list[Text], int]:
+        """(this process's texts of an optimiser step, from 0; the tokens that are predicted in all of the step's texts).
+
+        They come in an order of its own each time all have been used.
+        """
         chosen = []
         for place in range(step * self._mixed.count, (step + 1) * self._mixed.count):
             turn, index = divmod(place, len(self._ids))
             order = torch.randperm(len(self._ids), generator=torch.Generator().manual_seed(self._seed * 1_000_003 + turn))
             chosen.append(self._ids[int(order[index])])
-        return [Text(row, states, 1) for row, states in zip(chosen, self._states.states(chosen), strict=True)]
+        own = processes.share(chosen)
+        texts = [Text(row, states, 1) for row, states in zip(own, self._states.states(own), strict=True)]
+        return texts, sum(len(row) - 1 for row in chosen)

@@ -1,10 +1,12 @@
 """A round's rollouts by one Generate call: replies with the policy's and the reference's log-probs, values, scores and boundary states.
 
-Every number is the server's, as its heads computed it while they drew, so the trainer needs no trunk and no second pass.
+Every number is the server's, as its heads computed it while they drew, so the trainer needs no trunk and no second pass. Of several
+processes the main one draws; each then has the numbers of all replies, and the boundary states of its share of the prompts.
 """
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -47,6 +49,11 @@ class Group:
     replies: list[Reply]
 
     @property
+    def is_here(self) -> bool:
+        """Whether this process has its boundary states, and so trains on it."""
+        return len(self.states_PD) > 0
+
+    @property
     def num_tokens(self) -> int:
         """Of the prompt once and of all replies."""
         return len(self.prompt_ids) + sum(len(reply.token_ids) for reply in self.replies)
@@ -63,6 +70,23 @@ class Rollout:
     @property
     def replies(self) -> list[Reply]:
         return [reply for group in self.groups for reply in group.replies]
+
+    def shared_out(self, order: Sequence[int], count: int) -> list[Rollout]:
+        """The same for each of `count` processes, with the boundary states of its own groups alone.
+
+        They take turns in `order`, in which groups are trained on, so that each has about as much of every minibatch.
+        """
+        owners = {index: place % count for place, index in enumerate(order)}
+
+        def of(rank: int) -> list[Group]:
+            return [group if owners[index] == rank else _without_states(group) for index, group in enumerate(self.groups)]
+
+        return [dataclasses.replace(self, groups=of(rank)) for rank in range(count)]
+
+
+def _without_states(group: Group) -> Group:
+    replies = [dataclasses.replace(reply, states_TD=reply.states_TD[:0]) for reply in group.replies]
+    return dataclasses.replace(group, states_PD=group.states_PD[:0], replies=replies)
 
 
 @dataclass(frozen=True)

@@ -11,18 +11,20 @@ import hashlib
 import json
 import time
 from collections.abc import Callable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+
+import torch
 
 from polyhead.client import Client
 from polyhead.heads.model.family import HeadModule
-from polyhead.heads.training.checkpoints import Checkpoint, CheckpointFolder
+from polyhead.heads.training.checkpoints import Checkpoint, CheckpointFolder, of_main
 from polyhead.heads.training.fit import TrainingFailed
+from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.rl.config import RLConfig
 from polyhead.heads.training.rl.guards import Measured, why_back
-from polyhead.heads.training.rl.learner import Learner, NotFinite
+from polyhead.heads.training.rl.learner import Learner, NotFinite, order_of
 from polyhead.heads.training.rl.pretraining import Pretraining, PretrainingTexts
 from polyhead.heads.training.rl.prompts import PromptPool, Sourced, continue_dialogues
 from polyhead.heads.training.rl.report import Drawn, RoundReport, round_report
@@ -30,6 +32,7 @@ from polyhead.heads.training.rl.rewards import Reward, check_answers, check_head
 from polyhead.heads.training.rl.rollout import Roles, Rollout, draw
 from polyhead.heads.training.rl.rollout_files import RolloutFolder
 from polyhead.heads.training.rl.served import Arm, Pair
+from polyhead.heads.training.rl.state import State
 from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.tensor_files import write_whole
 
@@ -50,29 +53,6 @@ class Run:
     pretraining: Pretraining | None = None
 
 
-@dataclass
-class State:
-    """What changes from round to round, beside the two heads. Plain JSON."""
-
-    number: int = 0  # rounds that are done
-    attempt: int = 0  # rollbacks so far: each draws anew
-    value_bias: float = 0.0  # of the value head's manifest: see Learner
-    value_scale: float = 1.0
-    offset: float | None = None  # mean reward of the first round, taken off every reward
-    spread: float | None = None  # of the preference over the first round
-    measured: list[Measured] = field(default_factory=list)  # of the rounds that are done
-    reports: list[dict[str, Any]] = field(default_factory=list)
-    continued: list[Sourced] = field(default_factory=list)  # self-play's prompts for the next round
-
-    def facts(self) -> dict[str, Any]:
-        return {**vars(self), "measured": [vars(each) for each in self.measured]}
-
-    @classmethod
-    def of(cls, facts: dict[str, Any]) -> State:
-        plain = {name: value for name, value in facts.items() if name in cls.__dataclass_fields__}
-        return cls(**{**plain, "measured": [Measured(**each) for each in facts["measured"]]})
-
-
 OnRound = Callable[[RoundReport], None]
 OnStage = Callable[[str, int], None]  # (what was just done, round): for tests that end a run there
 OnNote = Callable[[str], None]
@@ -87,13 +67,14 @@ def train(
 ) -> Learner:
     """Train until `config.rounds` are done and return both heads, the last pair active. Goes on with a run that the folder holds.
 
-    Raises TrainingFailed after too many rollbacks, the last good pair active; RolloutFailed, RewardError and OtherTrainer;
-    CheckpointMismatch for a folder of another run; the client's errors, and OSError if the disk is full.
+    Of several processes the main one calls `on_round` and `on_note`. Raises TrainingFailed after too many rollbacks, the last good pair
+    active; RolloutFailed, RewardError and OtherTrainer; CheckpointMismatch for a folder of another run; the client's errors, OSError if
+    the disk is full, and OtherProcessFailed.
     """
     loop = _Loop(run, config, on_note, on_stage)
     loop.start()
     while loop.state.number < config.rounds:
-        if (report := loop.round()) is not None:
+        if (report := loop.round()) is not None and loop.processes.is_main:
             on_round(report)
     return loop.learner
 
@@ -109,7 +90,8 @@ class _Loop:
 
     def __init__(self, run: Run, config: RLConfig, on_note: OnNote, on_stage: OnStage) -> None:
         self.run, self.config = run, config
-        self.on_note, self.on_stage = on_note, on_stage
+        self.processes = Processes.launched()
+        self.on_note, self.on_stage = on_note if self.processes.is_main else lambda text: None, on_stage
         self.arm = Arm(run.client, run.name)
         names = {"name": run.name, "start_from": run.start_from, "value_from": run.value_from, "reference": run.reference}
         trunk = run.client.trunk()
@@ -124,27 +106,34 @@ class _Loop:
 
     def start(self) -> None:
         """Both heads and their versions, from the folder or from the server."""
-        check_heads(self.run.reward, lambda name: self.run.client.head(name).kind)
-        found = self.checkpoints.newest()
-        if found is None:
-            check_answers(self.run.reward, self.run.client)  # before anything of the arm is made
-            self.pair = self.arm.start(self.run.start_from, self.run.value_from)
-            manifest = self.run.client.head(f"{self.arm.value}@{self.pair.value}").manifest
-            self.state.value_bias, self.state.value_scale = manifest.bias, manifest.scale
+        on_main = self.processes.on_main
+        if (found := of_main(self.processes, self._checked)) is None:
+            self.pair, self.state = on_main(self._begun)
             self.learner = self._learner(*self._pulled(self.pair))
             self._keep()
         else:
             self.state = State.of(dict(found.facts))
             self.learner = self._learner(*self._modules())
             self._become(found)
-            self.pair = self.arm.restore(self.learner, f"rl: resumed after round {self.state.number}")
+            self.pair = on_main(lambda: self.arm.restore(self.learner, f"rl: resumed after round {self.state.number}"))
             self._write_log()
             self.on_note(f"going on after round {self.state.number} of {self.config.rounds}")
+
+    def _checked(self) -> Checkpoint | None:
+        check_heads(self.run.reward, lambda name: self.run.client.head(name).kind)
+        return self.checkpoints.newest()
+
+    def _begun(self) -> tuple[Pair, State]:
+        """A new run's heads on the server."""
+        check_answers(self.run.reward, self.run.client)  # before anything of the arm is made
+        pair = self.arm.start(self.run.start_from, self.run.value_from)
+        manifest = self.run.client.head(f"{self.arm.value}@{pair.value}").manifest
+        return pair, State(value_bias=manifest.bias, value_scale=manifest.scale)
 
     def round(self) -> RoundReport | None:
         """One round; None if it went back instead."""
         number, seconds, cpu = self.state.number + 1, {}, time.process_time()
-        self.arm.check(self.pair)
+        self.processes.on_main(lambda: self.arm.check(self.pair))
         began_at = time.perf_counter()
         rollout = self._rollout(number)
         seconds["rollout"] = time.perf_counter() - began_at
@@ -169,21 +158,31 @@ class _Loop:
         seconds |= update.seconds
         self.on_stage("update", number)
         version, metrics = self.pair.policy, {"round": float(number), "rollout_reward": drawn.reward, "rollout_kl": drawn.kl}
-        report = round_report(number, version, drawn, update, seconds, time.process_time() - cpu, rollout)
-        self.state.continued = self._self_play(rollout, number)
+        cpu_seconds = self.processes.sums([time.process_time() - cpu])[0]
+        report = round_report(number, version, drawn, update, seconds, cpu_seconds, rollout)
+        self.state.continued = self.processes.on_main(lambda: self._self_play(rollout, number))
         self.state.number, self.state.measured = number, [*self.state.measured, measured]
         self.state.reports = [*self.state.reports, report.plain()]
         self._keep()
         self.on_stage("checkpoint", number)
         began_at = time.perf_counter()
-        self.pair = self.arm.push(self.learner.policy, self.learner.value, metrics, f"rl: round {number}")
+        learner = self.learner
+        self.pair = self.processes.on_main(lambda: self.arm.push(learner.policy, learner.value, metrics, f"rl: round {number}"))
         report.seconds["push"] = self.state.reports[-1]["seconds"]["push"] = time.perf_counter() - began_at
         self.on_stage("push", number)
         self._write_log()
         return report
 
     def _rollout(self, number: int) -> Rollout:
-        """The stored one of a round that was cut short, or a new one."""
+        """This process's share of the stored one, where the round was cut short, or of a new one."""
+        drawn: list[Rollout] = []
+        self.processes.on_main(lambda: drawn.append(self._drawn(number)))
+        if self.processes.count == 1:
+            return drawn[0]
+        shuffle = torch.Generator().manual_seed(self._seed(number))
+        return self.processes.scatter(drawn and drawn[0].shared_out(order_of(len(drawn[0].groups), shuffle), self.processes.count))
+
+    def _drawn(self, number: int) -> Rollout:
         found = self.rollouts.load(number, self.state.attempt)
         if found is None:
             roles = Roles(f"{self.arm.policy}@{self.pair.policy}", f"{self.arm.value}@{self.pair.value}", self.run.reference)
@@ -209,14 +208,15 @@ class _Loop:
         Where those are no longer kept, after one step back upon another, to the oldest ones that are.
         """
         attempt = self.state.attempt + 1
-        found = self.checkpoints.at(max(0, to)) or self.checkpoints.newest()  # every step back has deleted the later ones
+        # every step back has deleted the later ones
+        found = of_main(self.processes, lambda: self.checkpoints.at(max(0, to)) or self.checkpoints.newest())
         assert found is not None, "a run keeps its beginning"
         self._become(found)
         self.state.attempt = attempt
         self._keep()
-        self.checkpoints.forget_after(self.state.number)
+        self.processes.on_main(lambda: self.checkpoints.forget_after(self.state.number))
         note = f"round {number}: {why}; back to the heads after round {self.state.number}, at half the learning rates"
-        self.pair = self.arm.restore(self.learner, f"rl: back to round {self.state.number}")
+        self.pair = self.processes.on_main(lambda: self.arm.restore(self.learner, f"rl: back to round {self.state.number}"))
         if attempt > self.config.most_rollbacks:
             raise TrainingFailed(f"{note}\nhint: the run ends after {attempt} rollbacks; lower --learning-rate, or raise --kl-weight")
         self.on_note(note)
@@ -227,7 +227,7 @@ class _Loop:
 
     def _keep(self) -> None:
         facts = {**self.state.facts(), "num_updates": list(self.learner.num_updates)}
-        self.checkpoints.save(Checkpoint(self.state.number, self.learner.tensors(), facts))
+        self.processes.on_main(lambda: self.checkpoints.save(Checkpoint(self.state.number, self.learner.tensors(), facts)))
 
     def _learner(self, policy: HeadModule, value: HeadModule) -> Learner:
         mixed = self.run.pretraining
@@ -235,7 +235,7 @@ class _Loop:
         if mixed is not None:
             states = StateStore(self.run.client, self.run.folder / "states")
             texts = PretrainingTexts(self.run.client, mixed, states, self.config.seed)
-        return Learner(policy, value, self.config, self.state.value_bias, self.state.value_scale, texts)
+        return Learner(policy, value, self.config, self.state.value_bias, self.state.value_scale, texts, self.processes)
 
     def _pulled(self, pair: Pair) -> tuple[HeadModule, HeadModule]:
         return (
@@ -251,7 +251,7 @@ class _Loop:
 
     def _write_log(self) -> None:
         lines = "".join(f"{json.dumps(each)}\n" for each in self.state.reports)
-        write_whole(self.run.folder / "rounds.jsonl", lines.encode())
+        self.processes.on_main(lambda: write_whole(self.run.folder / "rounds.jsonl", lines.encode()))
 
 
 def _hash_of(pool: PromptPool) -> str:

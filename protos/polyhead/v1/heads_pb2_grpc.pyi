@@ -30,8 +30,9 @@ class HeadServiceStub:
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
-    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
+    field, in another method of any service or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered
+    as long as what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their
+    version, a configuration for good.
     """
 
     @_typing.overload
@@ -68,8 +69,9 @@ class HeadServiceAsyncStub(HeadServiceStub):
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
-    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
+    field, in another method of any service or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered
+    as long as what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their
+    version, a configuration for good.
     """
 
     def __init__(self, channel: _aio.Channel) -> None: ...
@@ -102,8 +104,9 @@ class HeadServiceServicer(metaclass=_abc_1.ABCMeta):
     """Versions of heads and the active set.
 
     A `request_id` stands for one request of one caller: the same id again with the same fields gets the first one's answer, with any other
-    field, in another method or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered as long as
-    what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their version.
+    field, in another method of any service or from another principal it is ALREADY_EXISTS. Of a push, its header counts. An id is remembered
+    as long as what it made: a version until it is deleted, a generation as long as ListGenerations shows it, labels for 16 changes of their
+    version, a configuration for good.
     """
 
     @_abc_1.abstractmethod

@@ -44,7 +44,7 @@ class OodFitting:
         upload = Upload(messages, "fit", self._services.config.push_idle_s)
         header = await upload.header()
         digest = request_digest(header) if header.request_id else ""
-        first = await self._services.workers.run(self._services.ood.store.find_request, header.request_id)
+        first = await self._services.workers.run(self._services.ood.store.find_request, header.request_id, digest)
         if first is not None and is_answered(first, digest):
             return first
         wanted = ood.fit_record(header, self._services.ood.layers, self._services.spec.d_model, digest)

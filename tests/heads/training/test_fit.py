@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -168,3 +169,25 @@ def test_tensors_may_have_learning_rates_of_their_own() -> None:
 def test_settings_are_checked(name: str, value: float) -> None:
     with pytest.raises(ValueError, match=name):
         FitConfig(**{name: value})  # type: ignore[arg-type]
+
+
+def test_a_step_is_one_mean_however_it_is_cut() -> None:
+    """Items count by what is in their mean, such as a reply's tokens. A micro-batch counted by its items: short replies weighed more."""
+    counts = [1 + item % 5 for item in range(NUM_ITEMS)]
+    found = []
+    for micro_batch_tokens in (1, 3, 100):
+        line = Line()
+
+        def mean(items: list[int], line: Line = line) -> Tensor:
+            errors = (line.inputs[items] @ line.parameters["weight"] + line.parameters["bias"] - line.targets[items]).square()
+            weights = torch.tensor([float(counts[item]) for item in items])
+            return (errors * weights).sum() / weights.sum()
+
+        losses: list[float] = []
+        config = replace(CONFIG, micro_batch_tokens=micro_batch_tokens)
+        fit(line.parameters, [1] * NUM_ITEMS, mean, config, on_step=lambda step, losses=losses: losses.append(step.loss), counts=counts)  # type: ignore[misc]
+        found.append((losses, line.bits))
+    for losses, (weight, bias) in found[:2]:
+        assert losses == pytest.approx(found[2][0], rel=1e-5)
+        assert weight == pytest.approx(found[2][1][0], rel=1e-4)
+        assert bias == pytest.approx(found[2][1][1], rel=1e-4)

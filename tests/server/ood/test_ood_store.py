@@ -63,11 +63,11 @@ def heads(tmp_path: Path) -> Iterator[HeadStore]:
 
 @pytest.fixture
 def store(heads: HeadStore) -> OodStore:
-    return OodStore(heads.files, keep_versions=3)
+    return OodStore(heads, keep_versions=3)
 
 
 def reopened(heads: HeadStore) -> OodStore:
-    return OodStore(heads.files, keep_versions=3)
+    return OodStore(heads, keep_versions=3)
 
 
 def test_a_fit_comes_back_as_it_went_after_a_restart_too(heads: HeadStore, store: OodStore) -> None:
@@ -76,24 +76,24 @@ def test_a_fit_comes_back_as_it_went_after_a_restart_too(heads: HeadStore, store
     assert (made.reference, made.num_bytes > 0) == ("helpful@1", True)
     for each in (store, reopened(heads)):
         assert each.listing() == [made]
-        assert each.get("helpful", 0, "f") == each.get("helpful", 1, "f") == each.find_request("r") == made
+        assert each.get("helpful", 0, "f") == each.get("helpful", 1, "f") == each.find_request("r", "") == made
         assert_equal(each.load(made), model)
         assert each.num_bytes == made.num_bytes
 
 
 def test_the_head_store_opens_with_fits_beside_its_heads(tmp_path: Path) -> None:
     with HeadStore.open(tmp_path / "store", TRUNK) as heads:
-        OodStore(heads.files, 3).add(make_fit(), make_model())
+        OodStore(heads, 3).add(make_fit(), make_model())
     with HeadStore.open(tmp_path / "store", TRUNK) as heads:
         assert heads.damage is None
-        assert len(OodStore(heads.files, 3).listing()) == 1
+        assert len(OodStore(heads, 3).listing()) == 1
 
 
 def test_every_step_in_the_order_that_survives_a_power_cut(tmp_path: Path) -> None:
     """The numbers are durable before the record that makes them a fit, and both before the answer."""
     record: list[tuple[str, str]] = []
     with HeadStore.open(tmp_path / "store", TRUNK, os_record=record) as heads:
-        store = OodStore(heads.files, 3)
+        store = OodStore(heads, 3)
         start = len(record)
         store.add(make_fit(), make_model())
     changes = [(op, re.sub(r"staging/.*", "staging/*", name)) for op, name in record[start:] if op not in ("open", "write")]
@@ -122,7 +122,7 @@ def test_a_failing_disk_leaves_no_half_fit(heads: HeadStore, store: OodStore, na
     assert not failpoints.is_armed()
     for each in (store, reopened(heads)):
         assert each.listing() == before
-        assert each.find_request("r") is None
+        assert each.find_request("r", "") is None
     assert not heads.files.exists("ood") or not [file for file in heads.files.list("ood") if "helpful" in file]
     assert_equal(store.load(store.add(make_fit(), make_model(7))), make_model(7))
 

@@ -2,7 +2,11 @@
 
 from __future__ import annotations
 
+import hashlib
+import os
 import re
+import signal
+import sys
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
@@ -13,12 +17,16 @@ from polyhead.heads.format.errors import AlreadyExists, DataLoss, FailedPrecondi
 from polyhead.heads.store import failpoints
 from polyhead.heads.store.io_errors import StoreIoError
 from polyhead.heads.store.store import HeadStore
+from polyhead.server.ood.store import OodStore
 from polyhead.server.rewards import configuration_store
 from polyhead.server.rewards.configuration_store import ConfigurationStore
 from polyhead.server.rewards.configurations import ConfigurationKind
 from polyhead.server.rewards.library import Library
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
+from tests.e2e.forked import ForkedLibrary
+from tests.heads.store.store_support import blob, manifest
+from tests.server.ood.test_ood_store import make_fit, make_model
 from tests.server.rewards.test_rules import Words
 
 TRUNK = "ab" * 32
@@ -34,7 +42,7 @@ class World:
         self.heads = heads
         self.rules, self.recipes, self.users = RuleBook(Words()), RecipeBook(), ["rule@3"]
         kinds = dict.fromkeys((ConfigurationKind.RULE_SET, ConfigurationKind.RULE_TEMPLATE), self.rules)
-        self.store = ConfigurationStore(heads.files)
+        self.store = ConfigurationStore(heads)
         self.library = Library(self.store, {**kinds, ConfigurationKind.RECIPE: self.recipes}, lambda kind, reference: self.users)
 
     def restarted(self) -> World:
@@ -142,11 +150,68 @@ def test_a_request_id_stands_for_one_request(world: World) -> None:
     for each in (world, world.restarted()):
         assert each.library.add(RECIPE, "a", "digest a").sha256 == first.sha256
         assert each.library.retire(None, "terse@1", "r", "digest r").reference == "terse@1"
-        for request_id in ("a", "r"):
-            with pytest.raises(AlreadyExists, match="the request id was used for another request, for terse@1") as caught:
+        for request_id, did in (("a", "added"), ("r", "retired")):
+            with pytest.raises(AlreadyExists, match=f"the request id was used for another request: it {did} terse@1") as caught:
                 each.library.add(RULES, request_id, "another digest")
             assert caught.value.field == "request_id"
         assert each.added() == []
+
+
+def test_a_request_id_stands_for_one_request_of_all_that_is_stored(world: World) -> None:
+    """Ids of configurations were looked for among configurations alone: a push and a recipe could share one."""
+    data = blob("policy 1")
+    with world.heads.begin_push(len(data), hashlib.sha256(data).hexdigest()) as staging:
+        staging.write(data)
+        digest = staging.finish()
+    world.heads.add_version("policy", digest, manifest(), request_id="push", request_digest="digest of a push")
+    world.heads.commit_generation({"policy": 1}, parent=None, request_id="activation", request_digest="digest of an activation")
+    fits = OodStore(world.heads, keep_versions=3)
+    fits.add(make_fit(request_id="fit", request_digest="digest of a fit"), make_model())
+    world.library.add(RECIPE, "recipe", "digest of a recipe")
+    for request_id, did in (("push", "made policy@1"), ("activation", "made generation 1"), ("fit", "made helpful@1")):
+        with pytest.raises(AlreadyExists, match=f"the request id was used for another request: it {did}"):
+            world.library.add(RULES, request_id, "another digest")
+        with pytest.raises(AlreadyExists, match=f"it {did}"):
+            world.library.retire(None, "terse@1", request_id, "another digest")
+    for ask in (world.heads.check_request, fits.find_request):
+        with pytest.raises(AlreadyExists, match="the request id was used for another request: it added terse@1"):
+            ask("recipe", "another digest")
+    assert world.added() == ["terse@1"]
+
+
+# What a kill may leave: the steps in their order, and what is in use after each.
+STEPS = [("add", RECIPE), ("add", RULES), ("add", TEMPLATE), ("retire", "terse@1")]
+IN_USE = [[], ["terse@1"], ["ours@3", "terse@1"], ["ours@3", "short@1", "terse@1"], ["ours@3", "short@1"]]
+MKDIR, PUT = failpoints.CONFIGURATION[:2], failpoints.CONFIGURATION[2:]
+
+
+@pytest.mark.parametrize(("name", "visit"), [*((name, 1) for name in MKDIR), *((name, visit) for name in PUT for visit in (1, 2, 4, 7))])
+def test_a_kill_leaves_whole_configurations(tmp_path: Path, name: str, visit: int) -> None:
+    """kill -9 at every step: what was acknowledged is there, nothing is half there, and the lost request can be repeated."""
+    command = [sys.executable, "-m", "tests.server.rewards.library_child", str(tmp_path / "store")]
+    with ForkedLibrary(command, env={**os.environ, "POLYHEAD_FP": f"{name}:kill@{visit}"}, text=True) as child:
+        said, errors = child.communicate(timeout=60)
+    assert child.returncode == -signal.SIGKILL, errors
+    done = said.count("ack")
+    assert done < len(STEPS)
+    with HeadStore.open(tmp_path / "store", TRUNK) as heads:
+        world = World(heads)
+        world.users = []
+        assert world.added() in IN_USE[done : done + 2]
+        for stored in world.store.in_use():
+            assert world.store.content(stored).decode() in {content for _, content in STEPS}
+        for number in range(done, len(STEPS)):
+            take(world, number)
+        assert world.added() == world.restarted().added() == IN_USE[-1]
+
+
+def take(world: World, number: int) -> None:
+    """One of STEPS, under an id of its own."""
+    action, what = STEPS[number]
+    if action == "add":
+        world.library.add(what, f"request {number}", f"digest {number}")
+    else:
+        world.library.retire(None, what, f"request {number}", f"digest {number}")
 
 
 def test_two_clients_at_once(world: World) -> None:
@@ -219,7 +284,7 @@ def test_a_file_of_the_start_may_not_be_another_one(world: World) -> None:
     file = world.recipes.find("terse@1", "f").file
     other.recipes.add(type(file)(file.name, file.field, file.reference, "00" * 32, file.content, file.values), None)
     with pytest.raises(FailedPrecondition, match="terse@1 was added with another content than the file of this start has"):
-        Library(ConfigurationStore(world.heads.files), {ConfigurationKind.RECIPE: other.recipes}, lambda kind, reference: [])
+        Library(ConfigurationStore(world.heads), {ConfigurationKind.RECIPE: other.recipes}, lambda kind, reference: [])
 
 
 def test_there_is_a_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:

@@ -189,11 +189,11 @@ async def test_each_field_of_a_fit(tmp_path: Path) -> None:
     call = Call("/polyhead.v1.TrunkService/FitOod", "", Caller(Role.TRAINER, "a"), 0.0, True)
     layers = TrunkLayers("ab" * 32, "float32", 2, 0)
     with HeadStore.open(tmp_path / "store", "ab" * 32) as heads:
-        store = OodStore(heads.files, 3)
+        store = OodStore(heads, 3)
         current_call.set(call)
         model = OodModel(np.zeros(2), np.eye(2), np.ones(2))
         made = store.add(ood.fit_record(header, layers, 2, request_digest(header)), model)
-        assert OodStore(heads.files, 3).listing() == [made]
+        assert OodStore(heads, 3).listing() == [made]
     services = SimpleNamespace(
         workers=SimpleNamespace(run=at_once),
         ood=OodFits(store, layers),

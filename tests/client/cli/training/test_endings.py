@@ -1,4 +1,4 @@
-"""What `polyhead train rl` says when it is ended from outside: one sentence, what the server serves, and how to go on."""
+"""What `polyhead train` says when it is ended from outside: one sentence, how the server is left, and how to resume."""
 
 from __future__ import annotations
 
@@ -9,11 +9,12 @@ import pytest
 import typer
 
 from polyhead.client.cli.session import readable_errors
-from polyhead.client.cli.training.train_rl import _readable_errors
-from polyhead.client.errors import Unavailable
+from polyhead.client.cli.training.endings import sentences
+<>from polyhead.client.errors import Unavailable
+from polyhead.heads.training.processes import OtherProcessFailed
 
-GOES_ON = "hint: the server keeps the heads that were activated last; the same command resumes from --checkpoints\n"
-
+<GOES_ON = "hint: nothing was pushed; the same command resumes from --checkpoints\n"
+>
 
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
@@ -27,10 +28,16 @@ GOES_ON = "hint: the server keeps the heads that were activated last; the same c
 def test_an_end_is_one_sentence(error: BaseException, code: int, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     @readable_errors
     def command() -> None:
-        with _readable_errors(Path("kept")):
-            raise error
+<        with sentences(Path("kept"), "nothing was pushed"):
+>            raise error
 
     with pytest.raises(typer.Exit) as ended:
         command()
     assert ended.value.exit_code == code
     assert capsys.readouterr().err == f"{sentence}\n{GOES_ON}"
+
+
+def test_of_several_processes_the_one_that_failed_speaks(capsys: pytest.CaptureFixture[str]) -> None:
+    with pytest.raises(typer.Exit) as ended, sentences(None, "nothing was pushed"):
+        raise OtherProcessFailed("another process of the run failed")
+    assert (ended.value.exit_code, capsys.readouterr().err) == (1, "")
