@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exact
 	$(wildcard tests/client/test_*.py) $(addprefix tests/client/,annotate cli demo results weights wire)
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate rlhf test-trl test-triton serve test test-quick test-long test-web test-web-long test-kubectl lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton serve test test-quick test-long test-web test-web-long test-kubectl lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -32,6 +32,12 @@ annotate: env  ## collect judgements of the embedded model's replies in a browse
 
 rlhf: env  ## the whole loop: two judges, three arms of RL, a table: make rlhf ARGS='--reward heads --folder runs/rlhf'
 	$(BIN)/python -m polyhead.client.rlhf.rlhf $(ARGS)
+
+rlhf-evidence: env  ## its arms over several seeds, hours; goes on after any end: make rlhf-evidence ARGS='--budget 120'
+	$(BIN)/python -m polyhead.client.rlhf.evidence.command $(ARGS)
+
+rlhf-evidence-page: env  ## tables with intervals and plots from the result files, in docs/evidence
+	$(BIN)/python -m polyhead.client.rlhf.evidence.page $(ARGS)
 
 serve: env  ## a server with the embedded model on 127.0.0.1:50051
 	$(BIN)/polyhead serve

@@ -33,11 +33,11 @@ class Arm:
     preference_weight: float  # a standard deviation of the base's preference
     rule_weight: float  # of "the rule is kept"; learned heads need about twice the judges' weight
 
-    def reward(self, source: str, spread: float) -> Reward:
-        """`source` is "judge" or "heads"."""
+    def reward(self, source: str, spread: float, heads: Sequence[str] = ()) -> Reward:
+        """`source` is "judge" or "heads"; `heads` names other versions of the preference and the rule head than the active ones."""
         if source == "heads":
-            rule = RULE if self.rule_weight else ""
-            liked = PREFERENCE if self.preference_weight else ""
+            liked, rule = heads or (PREFERENCE, RULE)
+            liked, rule = liked if self.preference_weight else "", rule if self.rule_weight else ""
             return WatchedHeads(liked, rule, (judges.RULE,), self.preference_weight, 2 * self.rule_weight)
 
         def judge(prompt: Prompt, text: str) -> float:
@@ -75,15 +75,21 @@ class Learned:
 
 
 def train_judged_heads(
-    client: Client, questions: Sequence[str], drawn: Sequence[Sample], held_out: Sequence[str], held_drawn: Sequence[Sample], folder: Path
+    client: Client,
+    questions: Sequence[str],
+    drawn: Sequence[Sample],
+    held_out: Sequence[str],
+    held_drawn: Sequence[Sample],
+    folder: Path,
+    seed: int = 0,
 ) -> Learned:
     """A preference and a rule head from the judges' verdicts on the base's replies, pushed and activated under names of their own."""
     states = StateStore(client, folder / "states")
     rows, unseen = _comparisons(questions, drawn), _comparisons(held_out, held_drawn)
-    liked = train_preference(client, rows, states, config=dataclasses.replace(FEW_PAIRS, epochs=2))
+    liked = train_preference(client, rows, states, config=dataclasses.replace(FEW_PAIRS, epochs=2, seed=seed))
     accuracy = pair_accuracy([margin for each in held_out_margins(liked, encode_ranked(client, unseen, states)) for margin in each])
-    judged, unseen_judged = _balanced(_judgements(questions, drawn)), _judgements(held_out, held_drawn)
-    ruled = train_rule(client, judged, states, config=FEW_JUDGEMENTS, rules=[judges.RULE])
+    judged, unseen_judged = _balanced(_judgements(questions, drawn), seed), _judgements(held_out, held_drawn)
+    ruled = train_rule(client, judged, states, config=dataclasses.replace(FEW_JUDGEMENTS, seed=seed), rules=[judges.RULE])
     found = held_out_probabilities(ruled, encode_judgements(client, unseen_judged, states, [judges.RULE]))
     targets = [row.label.target or 0.0 for row in unseen_judged]
     conflict = [index for index, row in enumerate(unseen_judged) if judges.preference(row.completion) > 0]
@@ -113,8 +119,8 @@ def _judgements(questions: Sequence[str], drawn: Sequence[Sample]) -> list[RuleJ
     return [RuleJudgement(prompt, text, judges.RULE.id, labels[judges.is_broken(text)]) for prompt, text in texts]
 
 
-def _balanced(rows: Sequence[RuleJudgement]) -> list[RuleJudgement]:
+def _balanced(rows: Sequence[RuleJudgement], seed: int) -> list[RuleJudgement]:
     """As many broken as kept: all of the fewer kind. It shifts p_violate: the calibration error says by how much."""
     sides = [[row for row in rows if row.label.target == target] for target in (1.0, 0.0)]
-    count, order = min(map(len, sides)), np.random.default_rng(0)
+    count, order = min(map(len, sides)), np.random.default_rng(seed)
     return [side[index] for side in sides for index in sorted(order.permutation(len(side))[:count])]

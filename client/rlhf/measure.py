@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -13,6 +15,7 @@ from polyhead.client.rlhf import judges
 from polyhead.heads.training.data import Messages
 
 SEED = 4242
+QUESTIONS = Path(__file__).parent / "questions.json"
 
 
 @dataclass(frozen=True)
@@ -28,6 +31,24 @@ class Measure:
     head_preference: float | None  # the learned heads', where there are some
     head_broken: float | None
     replies: list[str]  # of the first questions, at temperature 0.7
+
+
+@dataclass(frozen=True)
+class BaseRates:
+    """Of the base's replies, before any training."""
+
+    replies: int
+    preference: float
+    broken: float
+    spread: float  # standard deviation of the preference; 1 where all are equal
+    correlation: float  # of preference and rule broken
+    prompts_with_both: float  # share of prompts with replies that keep the rule and replies that break it
+
+
+def read_questions(num_train: int, num_held_out: int) -> tuple[list[str], list[str]]:
+    """(to train on, held out)."""
+    questions = json.loads(QUESTIONS.read_text(encoding="utf-8"))
+    return questions["train"][:num_train], questions["held_out"][:num_held_out]
 
 
 def ask(question: str) -> Messages:
@@ -60,20 +81,62 @@ def shown_replies(client: Client, head: str, questions: Sequence[str], tokens: i
 
 def of_samples(samples: Sequence[Sample], base: Sequence[Sample], heads: Sequence[str], replies: list[str]) -> Measure:
     """The numbers of drawn replies."""
-    liked = [judges.preference(each.text) for each in samples]
+    judged = judged_replies(samples, judged_replies(base, [], []), heads)
+
+    def mean(name: str) -> float:
+        return float(np.mean([each[name] for each in judged]))
+
     return Measure(
-        preference=float(np.mean(liked)),
-        wins=float(np.mean([_wins(each.prompt_index, score, base) for each, score in zip(samples, liked, strict=True)])),
-        broken=float(np.mean([judges.is_broken(each.text) for each in samples])),
-        kept_and_preferred=float(np.mean([judges.is_kept_and_preferred(each.text) for each in samples])),
-        kl=float(np.mean([(each.logprobs - each.scores["reference"].logprobs).sum() for each in samples])),
-        length=float(np.mean([len(each.token_ids) for each in samples])),
-        head_preference=float(np.mean([each.scores[heads[0]].value for each in samples])) if heads else None,
-        head_broken=float(np.mean([each.scores[heads[1]].p_violate[judges.RULE.id] for each in samples])) if heads else None,
+        preference=mean("preference"),
+        wins=mean("wins"),
+        broken=mean("broken"),
+        kept_and_preferred=mean("kept_and_preferred"),
+        kl=mean("kl"),
+        length=mean("length"),
+        head_preference=mean("head_preference") if heads else None,
+        head_broken=mean("head_broken") if heads else None,
         replies=replies,
     )
 
 
-def _wins(question: int, score: float, base: Sequence[Sample]) -> float:
-    others = [judges.preference(each.text) for each in base if each.prompt_index == question]
+def judged_replies(samples: Sequence[Sample], base: Sequence[Mapping[str, float]], heads: Sequence[str]) -> list[dict[str, float]]:
+    """Measure's numbers for each reply by itself, and the number of its question; `base` are such rows of the base, none: its own."""
+    rows: list[Mapping[str, float]] = []
+    for each in samples:
+        row: dict[str, float] = {
+            "question": each.prompt_index,
+            "preference": judges.preference(each.text),
+            "broken": float(judges.is_broken(each.text)),
+            "kept_and_preferred": float(judges.is_kept_and_preferred(each.text)),
+            "kl": float((each.logprobs - each.scores["reference"].logprobs).sum()),
+            "length": float(len(each.token_ids)),
+        }
+        if heads:
+            row["head_preference"] = float(each.scores[heads[0]].value)
+            row["head_broken"] = float(each.scores[heads[1]].p_violate[judges.RULE.id])
+        rows.append(row)
+    others: dict[float, list[float]] = {}
+    for row in base or rows:
+        others.setdefault(row["question"], []).append(row["preference"])
+    return [{**row, "wins": _wins(row["preference"], others[row["question"]])} for row in rows]
+
+
+def _wins(score: float, others: Sequence[float]) -> float:
     return float(np.mean([1.0 if score > other else 0.5 if score == other else 0.0 for other in others]))
+
+
+def base_rates(drawn: Sequence[Sample]) -> BaseRates:
+    """How often the judges are content with these replies of the base."""
+    liked = np.array([judges.preference(each.text) for each in drawn])
+    broken = np.array([judges.is_broken(each.text) for each in drawn], float)
+    by_prompt: dict[int, set[bool]] = {}
+    for each in drawn:
+        by_prompt.setdefault(each.prompt_index, set()).add(judges.is_broken(each.text))
+    return BaseRates(
+        replies=len(drawn),
+        preference=float(liked.mean()),
+        broken=float(broken.mean()),
+        spread=float(liked.std()) or 1.0,
+        correlation=float(np.corrcoef(liked, broken)[0, 1]) if liked.std() and broken.std() else 0.0,
+        prompts_with_both=float(np.mean([len(found) == 2 for found in by_prompt.values()])),
+    )

@@ -22,7 +22,6 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 
 from polyhead.client import Client, Sample
@@ -30,7 +29,8 @@ from polyhead.client.errors import PolyheadError
 from polyhead.client.local import local_server
 from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.arms import ARMS, PREFERENCE, RULE, Arm, train_judged_heads
-from polyhead.client.rlhf.measure import ask, measure, of_samples, sample, shown_replies
+from polyhead.client.rlhf.measure import ask, base_rates, measure, of_samples, read_questions, sample, shown_replies
+from polyhead.client.rlhf.memory import memory
 from polyhead.client.rlhf.page import page, plots, table
 from polyhead.heads.model import embedded
 from polyhead.heads.training.fit import TrainingFailed
@@ -45,16 +45,13 @@ from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.tensor_files import write_whole
 from polyhead.heads.training.verify import verify
 
-MIB = 1 << 20
-
 
 class Story:
     """The demonstration, a method a chapter; every result is kept in `folder` as soon as it is there."""
 
     def __init__(self, client: Client, options: argparse.Namespace, folder: Path) -> None:
         self.client, self.options, self.folder = client, options, folder
-        questions = json.loads((Path(__file__).parent / "questions.json").read_text(encoding="utf-8"))
-        self.train, self.held_out = questions["train"][: options.train_questions], questions["held_out"][: options.held_out]
+        self.train, self.held_out = read_questions(options.train_questions, options.held_out)
         self.heads = [PREFERENCE, RULE] if options.reward == "heads" else []
         self.tokens = options.tokens
         folder.mkdir(parents=True, exist_ok=True)
@@ -85,19 +82,8 @@ class Story:
         """How often the judges are content with the base, and the learned heads if they are to reward."""
         began_at = time.monotonic()
         drawn = sample(self.client, "reference", self.train, self.options.base_samples, [], self.tokens, seed=7)
-        liked = np.array([judges.preference(each.text) for each in drawn])
-        broken = np.array([judges.is_broken(each.text) for each in drawn], float)
-        by_prompt: dict[int, set[bool]] = {}
-        for each in drawn:
-            by_prompt.setdefault(each.prompt_index, set()).add(judges.is_broken(each.text))
-        self.results["spread"] = float(liked.std()) or 1.0
-        self.results["base_rates"] = {
-            "replies": len(drawn),
-            "preference": float(liked.mean()),
-            "broken": float(broken.mean()),
-            "correlation": float(np.corrcoef(liked, broken)[0, 1]) if liked.std() and broken.std() else 0.0,
-            "prompts_with_both": float(np.mean([len(found) == 2 for found in by_prompt.values()])),
-        }
+        rates = base_rates(drawn)
+        self.results |= {"spread": rates.spread, "base_rates": dataclasses.asdict(rates)}
         if self.heads:
             held = sample(self.client, "reference", self.held_out, self.options.base_samples, [], self.tokens, seed=8)
             learned = train_judged_heads(self.client, self.train, drawn, self.held_out, held, self.folder)
@@ -144,22 +130,6 @@ class Story:
     def _keep(self, began_at: float) -> None:
         self.results["seconds"] += time.monotonic() - began_at
         write_whole(self.kept, json.dumps(self.results, indent=1).encode())
-
-
-def memory(learner: Learner, client: Client) -> dict[str, float]:
-    """MiB: what the trainer's tensors take, what this process took at most, and what trainers of whole models would hold in float32.
-
-    Those hold a policy and a value model with gradients and both moments, and a reference: (4 + 4 + 1) copies of all parameters.
-    """
-    own = sum(each.numel() * each.element_size() for each in learner.tensors().values())
-    gradients = sum(each.numel() * 4 for part in (learner.policy_optimiser, learner.value_optimiser) for each in part.parameters.values())
-    trunk = client.trunk()
-    matrix = trunk.vocab_size * trunk.d_model
-    num_own = trunk.num_layers - trunk.split_layer
-    layers = sum(int(np.prod(shape)) for shape in trunk.head_tensors.values()) / num_own  # of one, a share of the norm included
-    embedding, whole = 4 * matrix if trunk.tied else 0, 4 * (layers * trunk.num_layers + matrix * (1 if trunk.tied else 2))
-    peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 1024
-    return {"trainer": (own + gradients + embedding) / MIB, "peak": peak, "whole_models": 9 * whole / MIB}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

@@ -1,0 +1,149 @@
+"""The evidence's runs on a tiny model, its intervals, and its page from the result files."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyhead.client import Client
+from polyhead.client.rlhf.evidence import page as pages
+from polyhead.client.rlhf.evidence import runs
+from polyhead.client.rlhf.evidence.intervals import bootstrap, table_of
+from polyhead.client.rlhf.evidence.plan import Plan, PlanError, Unit
+from polyhead.client.rlhf.evidence.results import Results
+from polyhead.client.rlhf.evidence.runs import Evidence
+from polyhead.heads.training.fit import TrainingFailed
+from polyhead.heads.training.rl import rounds
+from tests.e2e.support import serving
+from tests.e2e.tiny import save_tiny_llama
+
+TINY: dict[str, Any] = {
+    "train_questions": 4,
+    "held_out_questions": 3,
+    "held_out_samples": 2,
+    "base_samples": {"judge": 2, "heads": 4},
+    "seeds": {"judge": [0, 1], "heads": [0]},
+    "arms": {"preference": {"preference_weight": 1.0, "rule_weight": 0.0}, "mix": {"preference_weight": 1.0, "rule_weight": 2.0}},
+    "rl": {"rounds": 2, "prompts": 2, "samples": 2, "max_new_tokens": 12, "kl_limit": 50.0},
+}
+
+
+@pytest.fixture(scope="module")
+def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
+    folder = tmp_path_factory.mktemp("evidence")
+    with serving(save_tiny_llama(folder / "model", tied=True), folder / "store") as server, Client(server.address, timeout=60) as opened:
+        yield opened
+
+
+def plan_of(folder: Path, **changes: Any) -> Plan:
+    folder.mkdir(parents=True, exist_ok=True)
+    (folder / "plan.json").write_text(json.dumps({**TINY, **changes}))
+    return Plan.read(folder / "plan.json")
+
+
+def test_runs_go_on_after_any_end_and_make_a_page(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A budget that is spent ends it between two runs; a run that is cut short goes on from its checkpoint; a failed one is a result."""
+    plan, said = plan_of(tmp_path), list[str]()
+    evidence = Evidence(client, plan, tmp_path / "runs", said.append)
+    assert evidence.run(budget_minutes=0.0) == len(plan.units()) == 9
+    assert not (tmp_path / "runs" / "results").exists()
+
+    def interrupted(run: rounds.Run, config: Any, *more: Any) -> Any:
+        def stop(stage: str, number: int) -> None:
+            if (stage, number, run.folder.name) == ("push", 1, "judge-seed0-mix"):
+                raise KeyboardInterrupt
+
+        if run.folder.name == "judge-seed1-preference":
+            rounds_train(run, type(config)(**{**vars(config), "rounds": 1}), *more)
+            raise TrainingFailed("round 2: the policy left its reference")
+        return rounds_train(run, config, *more, on_stage=stop)
+
+    rounds_train = rounds.train
+    monkeypatch.setattr(runs.rounds, "train", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        evidence.run()
+    kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "results").iterdir()}
+    assert set(kept) == {"judge-seed0-base.json", "judge-seed0-preference.json"}
+    monkeypatch.setattr(runs.rounds, "train", lambda *given: (interrupted if "seed1" in given[0].folder.name else rounds_train)(*given))
+    assert Evidence(client, plan, tmp_path / "runs", said.append).run() == 0
+    assert "going on after round 1 of 2" in said
+    assert "\nrun 3 of 9: judge-seed0-mix" in said
+    results = Results(tmp_path / "runs", plan)
+    assert {name: results.folder.joinpath("results", name).stat().st_mtime_ns for name in kept} == kept
+    found = {unit: results.find(unit) or {} for unit in plan.units()}
+    assert [unit.name for unit, each in found.items() if each.get("failed")] == ["judge-seed1-preference"]
+    assert all(len(each["replies"]) == 6 for each in found.values())
+    assert all(each["gap"] < 1e-4 for each in found.values() if each.get("gap") is not None)
+    assert "head_broken" in found[Unit("heads", 0, "mix")]["replies"][0]
+    assert not list((tmp_path / "runs" / "runs").iterdir())  # no checkpoints are left
+    assert_page_is_of_the_results(results, tmp_path)
+
+
+def assert_page_is_of_the_results(results: Results, folder: Path) -> None:
+    """By the command, from files alone."""
+    files = ["--folder", str(results.folder), "--plan", str(folder / "plan.json"), "--out", str(folder / "docs" / "evidence")]
+    assert pages.main(files) == 0
+    text = (folder / "docs" / "evidence" / "index.md").read_text()
+    assert (folder / "docs" / "images" / "rlhf-evidence-judge.svg").read_text().count("<g ") == 4
+    assert "Failed, and counted as they ended: preference seed 1: round 2: the policy left its reference." in text
+    replies = [(results.find(Unit("judge", seed, "mix")) or {})["replies"] for seed in (0, 1)]
+    mean = np.mean([reply["kl"] for each in replies for reply in each])
+    [row] = [line for line in text.splitlines() if line.startswith("| RL: mix |")][:1]
+    assert f"| {mean:.2f} (" in row
+    assert max(map(len, text.splitlines())) <= 160 or "|" in max(text.splitlines(), key=len)
+    results.path(Unit("judge", 1, "mix")).unlink()
+    pages.main(files)
+    assert "Not run yet: judge-seed1-mix." in (folder / "docs" / "evidence" / "index.md").read_text()
+
+
+def test_results_of_another_plan_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    Results(tmp_path, plan_of(tmp_path)).keep(Unit("judge", 0, "base"), {"replies": []})
+    other = plan_of(tmp_path, held_out_samples=3)
+    with pytest.raises(PlanError, match="is a result of another plan, of other judges or of other questions\nhint: give another --folder"):
+        Results(tmp_path, other).find(Unit("judge", 0, "base"))
+    assert pages.main(["--folder", str(tmp_path), "--plan", str(tmp_path / "plan.json"), "--out", str(tmp_path / "docs")]) == 1
+    assert "is a result of another plan" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        ({"colour": 1}, "keys that are missing, or that no plan has: colour"),
+        ({"rl": {"rounds": 0}}, "rounds must be at least 1: 0"),
+        ({"rl": {"round": 1}}, "unexpected keyword argument 'round'"),
+        ({"seeds": {"people": [1]}}, '"judge", "heads" or both'),
+        ({"arms": {"base": {"preference_weight": 1.0, "rule_weight": 0.0}}}, "no arm can have this name: 'base'"),
+    ],
+)
+def test_a_plan_is_checked_before_any_run(tmp_path: Path, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(PlanError, match=f"plan.json: .*{message}"):
+        plan_of(tmp_path, **changes)
+    with pytest.raises(PlanError, match="cannot read"):
+        Plan.read(tmp_path / "none.json")
+
+
+def test_the_plan_in_the_repository() -> None:
+    """What issue and guide promise: at least five seeds with judges and three with heads, three arms."""
+    plan = Plan.read()
+    assert (len(plan.seeds["judge"]), len(plan.seeds["heads"]), list(plan.arms)) == (5, 3, ["preference", "rule", "mix"])
+    assert len({unit.name for unit in plan.units()}) == (5 + 3) * 4
+
+
+def test_intervals() -> None:
+    """Equal cells have no width; the spread of seeds shows, and so does that of questions; the mean is that of all cells."""
+    flat = bootstrap(np.full((3, 4), 0.5))
+    assert (flat.mean, flat.low, flat.high) == (0.5, 0.5, 0.5)
+    between_seeds = bootstrap(np.repeat([[0.0], [1.0]], 50, axis=1))
+    assert (between_seeds.low, between_seeds.mean, between_seeds.high) == (0.0, 0.5, 1.0)
+    cells = np.random.default_rng(1).normal(size=(1, 400))
+    one = bootstrap(cells)
+    assert one.high - one.low == pytest.approx(2 * 1.96 / 20, rel=0.1)  # of a mean of 400 standard normal numbers
+    replies = [{"question": 1, "kl": 3.0}, {"question": 0, "kl": 1.0}, {"question": 1, "kl": 5.0}]
+    np.testing.assert_array_equal(table_of([replies, replies], "kl"), [[1.0, 4.0], [1.0, 4.0]])
+    with pytest.raises(ValueError, match=r"\(seeds, questions\)"):
+        bootstrap(np.zeros((0, 3)))
