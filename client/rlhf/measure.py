@@ -101,7 +101,7 @@ def of_samples(samples: Sequence[Sample], base: Sequence[Sample], heads: Sequenc
 
 def judged_replies(samples: Sequence[Sample], base: Sequence[Mapping[str, float]], heads: Sequence[str]) -> list[dict[str, float]]:
     """Measure's numbers for each reply by itself, and the number of its question; `base` are such rows of the base, none: its own."""
-    rows: list[Mapping[str, float]] = []
+    rows: list[dict[str, float]] = []
     for each in samples:
         row: dict[str, float] = {
             "question": each.prompt_index,
@@ -116,8 +116,8 @@ def judged_replies(samples: Sequence[Sample], base: Sequence[Mapping[str, float]
             row["head_broken"] = float(each.scores[heads[1]].p_violate[judges.RULE.id])
         rows.append(row)
     others: dict[float, list[float]] = {}
-    for row in base or rows:
-        others.setdefault(row["question"], []).append(row["preference"])
+    for other in base or rows:
+        others.setdefault(other["question"], []).append(other["preference"])
     return [{**row, "wins": _wins(row["preference"], others[row["question"]])} for row in rows]
 
 
