@@ -10,11 +10,11 @@ import typer
 
 from polyhead.client.cli.session import readable_errors
 from polyhead.client.cli.training.endings import sentences
-<>from polyhead.client.errors import Unavailable
+from polyhead.client.errors import Unavailable
 from polyhead.heads.training.processes import OtherProcessFailed
 
-<GOES_ON = "hint: nothing was pushed; the same command resumes from --checkpoints\n"
->
+GOES_ON = "hint: nothing was pushed; the same command resumes from --checkpoints\n"
+
 
 @pytest.mark.parametrize(
     ("error", "code", "sentence"),
@@ -28,8 +28,8 @@ from polyhead.heads.training.processes import OtherProcessFailed
 def test_an_end_is_one_sentence(error: BaseException, code: int, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     @readable_errors
     def command() -> None:
-<        with sentences(Path("kept"), "nothing was pushed"):
->            raise error
+        with sentences(Path("kept"), "nothing was pushed"):
+            raise error
 
     with pytest.raises(typer.Exit) as ended:
         command()
