@@ -57,8 +57,15 @@ class ServeConfig(BaseSettings):
         -1, ge=-1, description="Layer inside the trunk whose states are kept, too, for OOD scores; 0: none, -1: the model's middle"
     )
     store: Path | None = Field(None, description="Folder of the heads; empty: named after the model, under the user's state folder")
-    trunk_dtype: ServedPrecision = Field(Precision.FLOAT32, description="Precision of the trunk: float32, bfloat16, int8, or fp8 on a GPU")
-    head_dtype: ServedPrecision = Field(Precision.FLOAT32, description="Precision of the heads: float32, bfloat16, int8, or fp8 on a GPU")
+    trunk_dtype: ServedPrecision = Field(
+        Precision.FLOAT32,
+        description="Precision of the trunk: float32, bfloat16, int8, or fp8 on a GPU, where bfloat16 is the default",
+    )
+    head_dtype: ServedPrecision = Field(
+        Precision.FLOAT32,
+        description="Precision of the heads: float32, bfloat16, int8, or fp8 on a GPU, where the default is that of the trunk, "
+        "or bfloat16 beside 8 bits",
+    )
     output_dtype: Annotated[Precision | None, BeforeValidator(lambda raw: _served(raw) if raw else None)] = Field(
         None,
         description="Precision of the output projection to the vocabulary: float32, bfloat16, int8, or fp8 on a GPU; "
@@ -115,6 +122,16 @@ class ServeConfig(BaseSettings):
     recipes: RuleFiles = Field((), description="More files of reward recipes")
     log_format: Literal["text", "json"] = Field("text", description="text or json")
     log_level: Literal["DEBUG", "INFO", "WARNING", "ERROR"] = Field("INFO", description="DEBUG, INFO, WARNING or ERROR")
+
+    @model_validator(mode="before")
+    @classmethod
+    def _set_defaults_of_gpus(cls, given: Any) -> Any:
+        """A GPU reads half as much in bfloat16, which is what models for it are trained in."""
+        if not isinstance(given, Mapping) or not str(given.get("device", "")).startswith("cuda"):
+            return given
+        trunk = given.get("trunk_dtype") or Precision.BFLOAT16
+        head = trunk if trunk in (Precision.FLOAT32, Precision.BFLOAT16) else Precision.BFLOAT16
+        return {"head_dtype": head, **given, "trunk_dtype": trunk}
 
     @model_validator(mode="after")
     def _check(self) -> Self:

@@ -31,7 +31,7 @@ class LowRank:
         return linear(linear(rows, self.a) * self.scaling, self.b)
 
 
-@dataclass(frozen=True, eq=False, slots=True)
+@dataclass(frozen=True, eq=False, slots=True, weakref_slot=True)
 class Adapter:
     """One adapter's matrices by global module name, on the device and at the dtype of its head."""
 

@@ -10,6 +10,7 @@ from torch import Tensor
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.model.family import TrunkModule, set_attention
 from polyhead.heads.model.spec import ModelSpec
+from polyhead.server.engine.ahead import LaunchDraws
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache, TrunkCache
 from polyhead.server.engine.blocks.head_pool import HeadPool
 from polyhead.server.engine.blocks.tree import BlockTree
@@ -23,6 +24,7 @@ from polyhead.server.engine.layers import attention
 from polyhead.server.engine.layers.cuda.eight_bit import FORMATS, eight_bit_linears
 from polyhead.server.engine.layers.cuda.graphs import step_graphs
 from polyhead.server.engine.layers.cuda.sampler import draw as cuda_draw
+from polyhead.server.engine.layers.cuda.sampler import launch as cuda_launch
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
 from polyhead.server.engine.layers.fast import FastTrunk, fast_trunk
@@ -129,7 +131,8 @@ def assemble(
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids, spec.vocab_size)
     heads = HeadRunner(trunk_runner, head_cache, head_setup.attention, head_kit, head_graphs)
-    return Engine(trunk_runner, heads, tree, scheduler, draw_tokens, config.queue, config.num_threads)
+    launch = launch_for(setup) if graphs is not None and head_graphs is not None else None
+    return Engine(trunk_runner, heads, tree, scheduler, draw_tokens, config.queue, config.num_threads, launch=launch)
 
 
 @dataclass(frozen=True, slots=True)
@@ -197,6 +200,11 @@ def draw_for(config: EngineConfig, setup: KvSetup) -> Draw:
     if config.is_fast and setup.can_compile:
         return compiled_draw
     return draw if setup.shape.device.type == "cpu" else cuda_draw
+
+
+def launch_for(setup: KvSetup) -> LaunchDraws | None:
+    """How draws are launched without a wait, where there is something to be done meanwhile."""
+    return None if setup.shape.device.type == "cpu" else cuda_launch
 
 
 def _check_plain(config: EngineConfig) -> None:

@@ -20,8 +20,11 @@ import torch
 
 from polyhead.heads.format.errors import Aborted, PolyheadError, Unavailable
 from polyhead.heads.format.kinds import HeadKind
+from polyhead.server.engine.ahead import LaunchDraws
 from polyhead.server.engine.blocks.tree import BlockTree
 from polyhead.server.engine.layers.cuda.graphs import sizes_for
+from polyhead.server.engine.layers.cuda.threads import use_device
+from polyhead.server.engine.layers.cuda.timing import DeviceTimes
 from polyhead.server.engine.layers.heads import CANARY_TOKENS, HeadRunner
 from polyhead.server.engine.layers.sampler import Draw
 from polyhead.server.engine.layers.trunk import TrunkRunner
@@ -53,7 +56,9 @@ class Engine:
         queue: QueueLimits,
         num_threads: int = 0,
         clock: Callable[[], float] = time.monotonic,
+        launch: LaunchDraws | None = None,
     ) -> None:
+        """`launch`: as `draw`, where draws need not be waited for."""
         self.trunk = trunk
         self.heads = heads
         self.tree = tree
@@ -63,7 +68,8 @@ class Engine:
         self.active = ActiveSet(generation=0)
         self.outbox = Outbox()
         self.requests = OpenRequests(scheduler, self.outbox, self.counters, queue, clock)
-        self.stepper = Stepper(trunk, heads, draw, self.requests)
+        times = DeviceTimes(self.counters) if trunk.device.type == "cuda" else None
+        self.stepper = Stepper(trunk, heads, draw, self.requests, launch, times)
         self.last_step_at = clock()
         self.last_swap_pause_s = 0.0
         self.gaps = StepGaps()
@@ -78,6 +84,7 @@ class Engine:
 
     def start(self) -> None:
         """Begin to work. On a GPU the trunk's decode steps are recorded before."""
+        use_device(self.trunk.device)
         for size in self._recorded_sizes:
             self.trunk.record(size)
         self._thread.start()
@@ -181,17 +188,21 @@ class Engine:
 
     # ---- the engine's thread
 
-    def step(self) -> bool:
-        """Advance everything once. Returns whether there was anything to do."""
+    def step(self, *, goes_on: bool = True) -> bool:
+        """Advance everything once. Returns whether there was anything to do. With `goes_on` False no step is left under way (ahead.py)."""
         started_at = self.requests.clock()
         self.requests.expire(started_at)
-        batch = self.scheduler.schedule(self.active, started_at)
-        self.requests.announce_leases()
-        self.requests.end_refused()
-        self.stepper.end_unreadable()
-        if not batch.is_empty:
-            self.stepper.forward(batch)
-            self.counters.steps += 1
+        batch = self.stepper.under_way
+        if batch is not None:
+            self.stepper.land(goes_on=goes_on)
+        else:
+            batch = self.scheduler.schedule(self.active, started_at)
+            self.requests.announce_leases()
+            self.requests.end_refused()
+            self.stepper.end_unreadable()
+            if not batch.is_empty:
+                self.stepper.forward(batch)
+        self.counters.steps += not batch.is_empty
         num_finished = self.stepper.finish_scored()
         self.outbox.flush()
         self.last_step_at = self.requests.clock()
@@ -223,6 +234,7 @@ class Engine:
     # ---- the loop
 
     def _run(self) -> None:
+        use_device(self.trunk.device)
         if self.num_threads:
             use_torch_threads(self.num_threads)
         while not self._is_stopping:
@@ -231,12 +243,13 @@ class Engine:
                 self._wait()
         self._end_all(Unavailable("the server is shutting down", retry_after_s=1.0))
 
-    def _step_safely(self) -> bool:
+    def _step_safely(self, step: Callable[[], bool] | None = None) -> bool:
         """A step; if it raises, the requests in the pools end and the engine goes on."""
         try:
-            return self.step()
+            return (step or self.step)()
         except Exception:
             logger.exception("an engine step failed")
+            self.stepper.forget()
             failed = {sample.request for sample in self.scheduler.running} | self.scheduler.forget_step()
             if not failed:  # it failed before anything ran: one that waits may fail every step
                 failed = set(self.requests.list())
@@ -251,6 +264,9 @@ class Engine:
                 self._wake.wait(timeout=1.0 if self.is_idle else 0.05)
 
     def _empty_inbox(self) -> None:
+        """Act between two steps, with nothing under way."""
+        if self._inbox and self.stepper.under_way is not None:
+            self._step_safely(partial(self.step, goes_on=False))
         while self._inbox:
             try:
                 self._inbox.popleft()()

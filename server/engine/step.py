@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
+import contextlib
+
 from torch import Tensor
 
+from polyhead.server.engine.ahead import Ahead, Flight, LaunchDraws, only
+from polyhead.server.engine.layers.cuda.timing import DeviceTimes
 from polyhead.server.engine.layers.heads import HeadRunner
-from polyhead.server.engine.layers.sampler import Draw, DrawRow
+from polyhead.server.engine.layers.sampler import Draw, DrawRow, Draws
 from polyhead.server.engine.layers.trunk import TrunkRunner
 from polyhead.server.engine.requests import OpenRequests
 from polyhead.server.engine.schedule.scorer import take_rows
 from polyhead.server.engine.work.batch import Batch, HeadRun
 from polyhead.server.engine.work.events import Drawn
 from polyhead.server.engine.work.live import LiveHead
-from polyhead.server.engine.work.request import Output, Phase, Sample
+from polyhead.server.engine.work.request import Output, Phase, Reading, Sample
 from polyhead.server.engine.work.sampling import FinishReason
 from polyhead.server.engine.work.tokens import add_token, finish_reason
 
@@ -20,19 +24,35 @@ from polyhead.server.engine.work.tokens import add_token, finish_reason
 class Stepper:
     """Carries out batches. Belongs to the engine's thread."""
 
-    def __init__(self, trunk: TrunkRunner, heads: HeadRunner, draw: Draw, requests: OpenRequests) -> None:
+    def __init__(
+        self,
+        trunk: TrunkRunner,
+        heads: HeadRunner,
+        draw: Draw,
+        requests: OpenRequests,
+        launch: LaunchDraws | None = None,
+        times: DeviceTimes | None = None,
+    ) -> None:
+        """On a GPU `launch`, since draws need not be waited for, and `times`, since the host's clock does not say how long work takes."""
         self.trunk = trunk
         self.heads = heads
         self.draw = draw  # reads heads' logits
         self.requests = requests
         self.scheduler, self.outbox = requests.scheduler, requests.outbox
         self.counters = requests.counters
+        self.times = times
+        self.ahead = Ahead(trunk, heads, requests.scheduler, launch, self.timing) if launch is not None else None
+        self._batch = Batch()  # of the present step
+        self._landing: tuple[Batch, Flight] | None = None  # launched ahead, and its batch: the next step
 
     def forward(self, batch: Batch) -> None:
         """Compute a batch, tokens and scores included."""
-        started_at = self.requests.clock()
+        started_at, self._batch = self.requests.clock(), batch
+        if self.times is not None:
+            self.times.collect()
         if batch.trunk_runs:
-            self.trunk.forward(batch.trunk_runs)
+            with self.timing("trunk"):
+                self.trunk.forward(batch.trunk_runs)
             self.scheduler.commit_trunk(batch)
         trunk_done_at = self.requests.clock()
         for head, runs in batch.by_head():
@@ -40,14 +60,20 @@ class Stepper:
         ended_at = self.requests.clock()
         self.scheduler.fit_chunk(batch, ended_at - started_at)
         self.counters.trunk_tokens += batch.num_trunk_tokens
-        self.counters.trunk_seconds_us += int((trunk_done_at - started_at) * 1e6)
-        self.counters.head_seconds_us += int((ended_at - trunk_done_at) * 1e6)
+        if self.times is None:
+            self.counters.trunk_seconds_us += int((trunk_done_at - started_at) * 1e6)
+            self.counters.head_seconds_us += int((ended_at - trunk_done_at) * 1e6)
+
+    def timing(self, part: str) -> contextlib.AbstractContextManager[None]:
+        """Around what is launched for "trunk" or "head"."""
+        return contextlib.nullcontext() if self.times is None else self.times.measuring(part)
 
     def _forward_head(self, head: LiveHead, runs: list[HeadRun]) -> None:
         """Run one head. The caller has left out runs whose sample ended in this step, on another head: their blocks are given back."""
         if not runs:
             return
-        rows = self.heads.forward(head, runs)
+        with self.timing("head"):
+            rows = self.heads.forward(head, runs)
         self.scheduler.commit_heads(runs)
         self.counters.head_forwards += 1
         self.counters.head_tokens += sum(run.end - run.start for run in runs)
@@ -75,7 +101,56 @@ class Stepper:
 
     def _draw(self, samples: list[Sample], logits: Tensor) -> None:
         rows = [DrawRow(sample.params, sample.seed, len(sample.completion), sample.sequence.tokens) for sample in samples]
-        drawn = self.draw(logits, rows)
+        if self.ahead is None:
+            self._take_tokens(samples, self.draw(logits, rows))
+            return
+        draws = self.ahead.launch_draws(logits, rows)
+        flight = self.ahead.follow(self._batch, draws)
+        self._take_tokens(samples, draws.read())
+        self._keep(flight)
+
+    # ---- a step that was launched before the one before it was read (ahead.py)
+
+    @property
+    def under_way(self) -> Batch | None:
+        """The batch of a step that is launched; nothing else may be done before it is read."""
+        return None if self._landing is None else self._landing[0]
+
+    def land(self, *, goes_on: bool) -> None:
+        """Read the step that is under way, after the one behind it is launched if that is known and `goes_on`."""
+        assert self._landing is not None
+        assert self.ahead is not None
+        (batch, flight), self._landing = self._landing, None
+        if self.times is not None:
+            self.times.collect()
+        following = self.ahead.follow(batch, flight.draws) if goes_on and len(batch.head_runs) == len(flight.before.head_runs) else None
+        present = {id(run.reading) for run in batch.head_runs}
+        at = [index for index, run in enumerate(flight.before.head_runs) if id(run.reading) in present and _is_drawing(run.reading)]
+        self.ahead.num_dropped += len(flight.before.head_runs) - len(at)
+        self._take_tokens([flight.before.head_runs[index].reading.sample for index in at], only(flight.draws.read(), at))
+        self._keep(following)
+
+    def forget(self) -> None:
+        """A step has failed: what is under way is never read."""
+        self._landing = None
+
+    def _keep(self, flight: Flight | None) -> None:
+        """The tokens that a launched step began with are known now: note what it computes."""
+        if flight is None:
+            return
+        assert self.ahead is not None
+        batch = self.scheduler.continued(flight.before)
+        if batch.is_empty:
+            self.ahead.num_dropped += len(flight.before.head_runs)
+            return
+        self._landing = (batch, flight)
+        self.scheduler.commit_trunk(batch)
+        self.scheduler.commit_heads(batch.head_runs)
+        self.counters.trunk_tokens += batch.num_trunk_tokens
+        self.counters.head_tokens += len(batch.head_runs)
+        self.counters.head_forwards += bool(batch.head_runs)
+
+    def _take_tokens(self, samples: list[Sample], drawn: Draws) -> None:
         lists = (each.tolist() for each in (drawn.token_ids, drawn.logprobs, drawn.sampling_logprobs))
         for sample, is_finite, token_id, logprob, sampling_logprob in zip(samples, drawn.is_finite, *lists, strict=True):
             if is_finite:
@@ -148,3 +223,8 @@ class Stepper:
         sample.error = message
         self.counters.failed_samples += 1
         self._finish(sample)
+
+
+def _is_drawing(reading: Reading) -> bool:
+    """Whether its sample still draws by it: it may have been ended between two steps."""
+    return reading.sample.phase is Phase.GENERATING and reading.sample.reading is reading

@@ -22,6 +22,7 @@ from polyhead.server.config import ServeConfig
 from polyhead.server.engine import build
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.layers.cuda.eight_bit import has_fp8
+from polyhead.server.engine.layers.cuda.threads import use_device
 from polyhead.server.engine.layers.linears import Quantization
 from polyhead.server.engine.work.reports import QueueLimits
 from polyhead.server.host.cgroups import memory_left
@@ -56,6 +57,7 @@ FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
 def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, progress: Progress) -> Services:
     """Everything but the active set, which `bring_up_heads` loads once the engine runs. PolyheadError says what cannot be."""
     _check_device(config.device)
+    use_device(torch.device(config.device))
     store_folder = config.store_dir  # fails for a user without a home folder: before the trunk is hashed
     folder = _model_folder(config, progress)
     progress("reading the model's description")
@@ -167,9 +169,18 @@ def build_head_cache(config: ServeConfig, served: ServedTrunk, trunk: TrunkModul
     embedding = trunk.embedding if served.spec.tied else None
     heads, device = engine.heads, torch.device(config.device)
     dtype = computed_in(config.head_dtype, config.device)
-    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes, _output_dtype(config))
-    budget = config.memory_budget or int(max(0, free_memory(config.device) - config.cache_bytes) * FREE_SHARE)
+    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes, _output_dtype(config), heads.uploads)
+    budget = config.memory_budget or head_budget(config)
     return HeadCache(store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head))
+
+
+def head_budget(config: ServeConfig) -> int:
+    """Bytes for heads, of the memory that is free when trunk and caches are there.
+
+    A GPU's caches are taken when they are made; on the CPU their pages are taken later.
+    """
+    promised = 0 if config.device.startswith("cuda") else config.cache_bytes
+    return int(max(0, free_memory(config.device) - promised) * FREE_SHARE)
 
 
 def bring_up_heads(services: Services, progress: Progress) -> None:
@@ -228,6 +239,7 @@ def computed_in(precision: Precision, device: str) -> torch.dtype:
 def free_memory(device: str) -> int:
     """Bytes that can be had now: of the GPU, or of the machine within the limits of its control groups."""
     if device.startswith("cuda"):
+        torch.cuda.empty_cache()  # what torch keeps of the trunk's 16-bit layers once they are 8 bits
         return int(torch.cuda.mem_get_info(device)[0])
     free = os.sysconf("SC_AVPHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
     for line in Path("/proc/meminfo").read_text().splitlines():

@@ -45,7 +45,7 @@ class HeadCache:
         with self._loading:
             missing = [record for digest, record in wanted.items() if self.residency.live(digest) is None]
             num_bytes = sum(self._num_bytes(record.manifest, record.num_bytes) for record in missing)
-            with self.residency.room_for(num_bytes, pin):
+            with self.residency.room_for(num_bytes + self._loading_bytes(missing), pin):
                 built: dict[str, LiveHead] = {}
                 if missing:
                     what = ", ".join(f"{record.name}@{record.version}" for record in missing)
@@ -69,7 +69,8 @@ class HeadCache:
         with self._loading:
             live = self.residency.live(digest)
             num_bytes = 0 if live is not None else self._num_bytes(manifest, file.header.file_bytes)
-            with self.residency.room_for(num_bytes, pin):
+            more = self.loader.num_loading_bytes(manifest.output) if num_bytes and manifest.lora is None else 0
+            with self.residency.room_for(num_bytes + more, pin):
                 live = live or self._build(digest, manifest, file, built)
                 self._engine.warm_up(ServedHead(name, 0, manifest, live))
                 self.residency.watch(live)
@@ -100,6 +101,11 @@ class HeadCache:
     def _base(self, manifest: HeadManifest) -> VersionRecord | None:
         """What a LoRA head is built on."""
         return None if manifest.lora is None else self._store.get(*manifest.base_version())
+
+    def _loading_bytes(self, missing: list[VersionRecord]) -> int:
+        """The most that one of them takes beyond its own size while it is loaded: they are loaded one by one."""
+        outputs = (record.manifest.output for record in missing if record.manifest.lora is None)
+        return max(map(self.loader.num_loading_bytes, outputs), default=0)
 
     def _num_bytes(self, manifest: HeadManifest, file_bytes: int) -> int:
         return self.loader.num_bytes(manifest.output) if manifest.lora is None else self.loader.num_adapter_bytes(file_bytes)

@@ -23,9 +23,11 @@ from polyhead.heads.format.tensorfile import TensorData, TensorFile
 from polyhead.heads.model.adapted import Adapter, HeadGroup, build_lora_head
 from polyhead.heads.model.family import HeadModule, build_head, head_skeleton
 from polyhead.heads.model.spec import ModelSpec
+from polyhead.server.engine.layers.cuda.threads import SideStream
 from polyhead.server.engine.layers.fast import FastHead, FastHeadGroup, FastLoraHead
 from polyhead.server.engine.work.live import LiveHead
 
+QUANTIZING_BYTES = 8  # for each number of the matrix that is being made 8 bits: joined with another, scaled in float32, rounded
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 
@@ -54,6 +56,7 @@ class HeadLoader:
         prepare: Callable[[HeadModule], HeadModule | FastHead],
         weight_bytes: Callable[[str, tuple[int, ...]], int] | None = None,
         output_dtype: torch.dtype | None = None,
+        uploads: SideStream | None = None,
     ) -> None:
         self.spec = spec
         self.dtype = dtype
@@ -64,6 +67,7 @@ class HeadLoader:
         self._prepare = prepare  # makes a module run inside the engine
         self._weight_bytes = weight_bytes or (lambda _, shape: prod(shape) * dtype.itemsize)  # of a tensor, by name, as held
         self._output_dtype = output_dtype  # of an output of its own; None: as the rest
+        self._uploads = uploads or SideStream(device)
 
     def open(self, data: bytearray | memoryview) -> HeadFile:
         """Check the header before anything else looks at it. InvalidArgument or FailedPrecondition."""
@@ -87,6 +91,17 @@ class HeadLoader:
         """What a head with this output takes in memory as it is served; a tied output takes nothing."""
         return sum(self._weight_bytes(name, shape) for name, shape in self.spec.head_schema(output).items())
 
+    def num_loading_bytes(self, output: OutputKind) -> int:
+        """What loading it takes beyond that for a moment: on a GPU a head is there whole in its dtype before its layers are made 8 bits.
+
+        On the CPU a head's float32 numbers are used where they were read.
+        """
+        if self.device.type != "cuda":
+            return 0
+        shapes = self.spec.head_schema(output).values()
+        whole = sum(map(prod, shapes)) * self.dtype.itemsize
+        return whole + max(map(prod, shapes)) * QUANTIZING_BYTES if self.num_bytes(output) < whole else 0
+
     def num_adapter_bytes(self, file_bytes: int) -> int:
         """Most that an adapter's file takes in memory as it is served: its numbers may have two bytes each in the file."""
         return file_bytes * self.dtype.itemsize // min(ITEM_BYTES.values())
@@ -99,11 +114,14 @@ class HeadLoader:
 
     def build(self, digest: str, file: HeadFile, output: OutputKind) -> LiveHead:
         """The file's weights as a module. Tensors that have the served dtype already are used where they are."""
-        module = build_head(
-            self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device, self._skeleton, self._output_dtype
-        )
-        pause_point()
-        return LiveHead(digest=digest, module=self._prepare(module), num_bytes=self.num_bytes(output))
+        with self._uploads.beside():
+            module = build_head(
+                self.spec, file.tensors, output, self._tied_embedding, self.dtype, self.device, self._skeleton, self._output_dtype
+            )
+            pause_point()
+            prepared = self._prepare(module)
+        self._uploads.outlive(prepared)
+        return LiveHead(digest=digest, module=prepared, num_bytes=self.num_bytes(output))
 
     @cached_property
     def _skeleton(self) -> PreTrainedModel:
@@ -111,8 +129,11 @@ class HeadLoader:
 
     def build_adapted(self, digest: str, file: HeadFile, lora: LoraAdapter, base: LiveHead) -> LiveHead:
         """The file's adapter beside the weights of `base`, which are shared and not copied."""
-        adapter = Adapter.of(file.tensors, lora, self.dtype, self.device)
-        return adapted_head(digest, base, adapter)
+        with self._uploads.beside():
+            adapter = Adapter.of(file.tensors, lora, self.dtype, self.device)
+        live = adapted_head(digest, base, adapter)
+        self._uploads.outlive(adapter)
+        return live
 
 
 def adapted_head(digest: str, base: LiveHead, adapter: Adapter) -> LiveHead:

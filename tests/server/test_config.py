@@ -50,6 +50,29 @@ def test_bad_files(tmp_path: Path, text: str) -> None:
         load_config({}, tmp_path / "missing.toml")
 
 
+@pytest.mark.parametrize(
+    ("given", "trunk", "head"),
+    [
+        ({}, "float32", "float32"),
+        ({"trunk_dtype": "int8"}, "int8", "float32"),
+        ({"device": "cuda:1"}, "bfloat16", "bfloat16"),
+        ({"device": "cuda", "trunk_dtype": "float32"}, "float32", "float32"),
+        ({"device": "cuda", "trunk_dtype": "int8"}, "int8", "bfloat16"),
+        ({"device": "cuda", "head_dtype": "int8"}, "bfloat16", "int8"),
+    ],
+)
+def test_a_gpu_serves_in_bfloat16_unless_told_otherwise(given: dict[str, str], trunk: str, head: str) -> None:
+    config = load_config(given)
+    assert (config.trunk_dtype, config.head_dtype) == (trunk, head)
+
+
+def test_the_environment_names_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("POLYHEAD_DEVICE", "cuda")
+    monkeypatch.setenv("POLYHEAD_HEAD_DTYPE", "fp8")
+    config = load_config({})
+    assert (config.trunk_dtype, config.head_dtype) == (Precision.BFLOAT16, Precision.FP8)
+
+
 def test_it_is_frozen() -> None:
     with pytest.raises(ValidationError):
         ServeConfig().port = 3  # type: ignore[misc]

@@ -67,13 +67,23 @@ class HeadPool:
         for block in blocks[len(reading.head_blocks) :]:
             head_block = block.head_blocks.get(reading.head.live.digest)
             if head_block is None:
-                head_block = self._take(block, reading.head.live.digest)
+                head_block = self._take(block, reading.head.live.digest, reading.next_slot)
+                reading.next_slot = 0
             elif head_block.num_users == 0:
                 self.num_idle -= 1
             head_block.num_users += 1
             if head_block.num_computed < self.block_size:
                 head_block.writer = reading
             reading.head_blocks.append(head_block)
+
+    def slot_ahead(self, reading: Reading, position: int) -> int:
+        """The slot of the head block that will begin at `position`, before its block is there; 0 if the last one has room."""
+        if position // self.block_size < len(reading.head_blocks):
+            return 0
+        if not reading.next_slot:
+            reading.next_slot = self._take_slot()
+            reading.num_reserved = max(0, reading.num_reserved - 1)
+        return reading.next_slot
 
     def num_computed(self, reading: Reading) -> int:
         """Tokens from the start whose keys are there."""
@@ -100,8 +110,10 @@ class HeadPool:
             head_block.num_users -= 1
             if head_block.num_users == 0:
                 self._idle_now(head_block)
+        if reading.next_slot:
+            self._free.append(reading.next_slot)
         reading.head_blocks = []
-        reading.num_reserved = 0
+        reading.num_reserved = reading.next_slot = 0
 
     def forget_block(self, block: Block) -> None:
         """Free what heads computed for a trunk block that is removed."""
@@ -140,14 +152,18 @@ class HeadPool:
             return Twin(index, best, most) if best is not None else None
         return None
 
-    def _take(self, block: Block, digest: str) -> HeadBlock:
+    def _take(self, block: Block, digest: str, slot: int = 0) -> HeadBlock:
+        """`slot`: one that was taken before."""
+        head_block = HeadBlock(slot or self._take_slot(), digest, block)
+        block.head_blocks[digest] = head_block
+        return head_block
+
+    def _take_slot(self) -> int:
         if not self._free:
             self._evict_one()
         slot = self._free.pop()
         self.cache.clear(slot)
-        head_block = HeadBlock(slot, digest, block)
-        block.head_blocks[digest] = head_block
-        return head_block
+        return slot
 
     def _idle_now(self, head_block: HeadBlock) -> None:
         self.num_idle += 1

@@ -112,6 +112,15 @@ class BlockTree:
                 last.tokens.extend(taken)
             start += len(taken)
 
+    def slot_ahead(self, sequence: TokenSequence, position: int) -> int:
+        """The slot of the block that will begin at `position`, before its first token is known; 0 if the last block has room for it."""
+        if position // self.block_size < len(sequence.blocks):
+            return 0
+        if not sequence.next_slot:
+            sequence.next_slot = self._take_slot()
+            sequence.num_reserved = max(0, sequence.num_reserved - 1)
+        return sequence.next_slot
+
     def advance(self, sequence: TokenSequence, num_tokens: int) -> None:
         """Record that the next `num_tokens` tokens of a sequence have been computed."""
         while num_tokens:
@@ -132,6 +141,9 @@ class BlockTree:
                     self._truncate(block)
             self._let_go(block)
         sequence.blocks.clear()
+        if sequence.next_slot:
+            self._free.append(sequence.next_slot)
+            sequence.next_slot = 0
         sequence.num_computed = sequence.num_reserved = 0
         sequence.is_placed = False
 
@@ -168,12 +180,15 @@ class BlockTree:
         return best, best_length
 
     def _append(self, sequence: TokenSequence, tokens: list[int]) -> Block:
-        slot = self._take_slot()  # first: it may remove a root's last block, and the root with it
+        was_promised = not sequence.next_slot
+        slot = sequence.next_slot or self._take_slot()  # first: it may remove a root's last block, and the root with it
+        sequence.next_slot = 0
         parent = sequence.blocks[-1] if sequence.blocks else self._root(sequence.salt)
         block = Block(slot, list(tokens), parent, num_users=1, writer=sequence)
         parent.children.setdefault(tokens[0], []).append(block)
         self.num_used += 1
-        sequence.num_reserved = max(0, sequence.num_reserved - 1)
+        if was_promised:
+            sequence.num_reserved = max(0, sequence.num_reserved - 1)
         sequence.blocks.append(block)
         return block
 

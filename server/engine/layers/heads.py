@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
@@ -15,6 +16,8 @@ from polyhead.heads.model.family import HeadModule, set_attention
 from polyhead.server.engine.blocks.cache import KvCache
 from polyhead.server.engine.layers import attention, layer_calls
 from polyhead.server.engine.layers.cuda.graphs import StepGraphs
+from polyhead.server.engine.layers.cuda.tables import DecodeRow
+from polyhead.server.engine.layers.cuda.threads import SideStream
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastHead, FastLoraHead, FastTrunk, fast_head
 from polyhead.server.engine.layers.kits import Kit
@@ -36,6 +39,7 @@ class HeadRunner:
         self.attention = attention
         self.kit = kit  # of fast layers
         self.graphs = graphs  # of decode steps
+        self.uploads = SideStream(cache.shape.device)  # of workers that load heads
         self._calls: list[LayerCall] = []  # of a head's layers, seen in the first one
 
     def prepare(self, module: HeadModule) -> HeadModule | FastHead:
@@ -63,23 +67,46 @@ class HeadRunner:
 
         The runs are the head's own or those of adapters on it: its layers see all of them once.
         """
+        if self.can_decode(head, runs):
+            return self.decode(head, [self._decode_row(run) for run in runs])
         positions = [position for run in runs for position in range(run.start, run.end)]
         state_rows, positions_T, wanted = upload((self._state_rows(runs), positions, _wanted_rows(runs)), self.trunk.device)
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
         plan = self._plan(segments, [run.first_new_key for run in runs])
         plan.asked = self._asked(runs)
         adapted = _adapter_rows(runs)
-        if not adapted and isinstance(head.module, FastHead) and self.graphs is not None and self.graphs.can_run(plan):
-            return self.graphs.run(head.digest, partial(self._every_row, head.module), state_rows, positions_T, plan).float()
         inputs = self._states(state_rows), positions_T[None], wanted
         if not adapted:
             return cast(Tensor, head.module(*inputs, plan=plan)).float()
         assert head.group is not None, "a head got its group before the first adapter on it was served"
         return head.group(adapted, *inputs, plan=plan).float()
 
+    def can_decode(self, head: LiveHead, runs: Sequence[HeadRun], num_more: int = 0) -> bool:
+        """Whether these are one new token of each text, all asked for and without adapters, and so many steps behind can be recorded."""
+        if self.graphs is None or not isinstance(head.module, FastHead):
+            return False
+        is_plain = all(
+            run.end - run.start == run.num_rows == 1 and run.first_new_key <= run.start and run.reading.head.live.adapter is None
+            for run in runs
+        )
+        return is_plain and self.graphs.can_run(len(runs), num_more + max((run.end for run in runs), default=0))
+
+    @torch.inference_mode()
+    def decode(self, head: LiveHead, rows: Sequence[DecodeRow]) -> Tensor:
+        """`forward` for one token of each text, recorded. Valid until the next such step."""
+        assert self.graphs is not None
+        assert isinstance(head.module, FastHead)
+        return self.graphs.run(head.digest, partial(self._every_row, head.module), rows)
+
+    def _decode_row(self, run: HeadRun) -> DecodeRow:
+        size, position, sequence = self.cache.shape.block_size, run.start, run.reading.sequence
+        state_row = sequence.blocks[position // size].slot * size + position % size
+        return DecodeRow(state_row, position, run.reading.head_blocks)
+
     def try_out(self, head: LiveHead, states: Tensor) -> None:
         """Run a head once on these boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
-        canary(head.module, states.to(self.trunk.device), self.cache, self.attention)
+        with self.uploads.beside():
+            canary(head.module, states.to(self.trunk.device), self.cache, self.attention)
 
     def record(self, head: LiveHead, size: int) -> None:
         """Record the head's decode steps of `size` rows, where its steps are recorded, before the first one."""
@@ -93,7 +120,9 @@ class HeadRunner:
             self.graphs.forget(digest)
 
     def _every_row(self, head: FastHead, state_rows: Tensor, positions_T: Tensor, plan: StepPlan) -> Tensor:
-        return head(self._states(state_rows), positions_T[None], torch.arange(len(positions_T), device=positions_T.device), plan=plan)
+        """(rows, vocab) or (rows,), float32."""
+        every = torch.arange(len(positions_T), device=positions_T.device)
+        return head(self._states(state_rows), positions_T[None], every, plan=plan).float()
 
     def _states(self, state_rows: Tensor) -> Tensor:
         """(1, T, d_model), in the heads' dtype."""

@@ -5,6 +5,7 @@ The state at layer l is what l layers made: the input of layer l, as the boundar
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any, cast
 
 import numpy as np
@@ -13,7 +14,8 @@ from torch import Tensor, nn
 
 from polyhead.heads.model.family import TrunkModule
 from polyhead.server.engine.blocks.cache import TrunkCache
-from polyhead.server.engine.layers.cuda.graphs import StepGraphs
+from polyhead.server.engine.layers.cuda.graphs import StepGraphs, TokensAhead
+from polyhead.server.engine.layers.cuda.tables import DecodeRow
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastTrunk
 from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
@@ -58,6 +60,9 @@ class TrunkRunner:
     @torch.inference_mode()
     def forward(self, runs: list[TrunkRun]) -> None:
         """Compute the runs' tokens, once each, as one flat row of tokens."""
+        if self.can_decode(runs):
+            self.decode([DecodeRow(run.sequence.tokens[run.start], run.start, run.sequence.blocks) for run in runs])
+            return
         tokens, positions = upload(
             (
                 [token for run in runs for token in run.sequence.tokens[run.start : run.end]],
@@ -68,10 +73,19 @@ class TrunkRunner:
         segments = [Segment([block.slot for block in run.sequence.blocks], run.start, run.end) for run in runs]
         plan = StepPlan.build(self.cache.kv, self.attention, segments, [run.start for run in runs])
         plan.taps = self.cache.taps
-        if self.graphs is not None and self.graphs.can_run(plan):
-            self.graphs.run(OWNER, self._compute, tokens, positions, plan)
-        else:
-            self._compute(tokens, positions, plan)
+        self._compute(tokens, positions, plan)
+
+    def can_decode(self, runs: Sequence[TrunkRun], num_more: int = 0) -> bool:
+        """Whether these are one token of each text, and so many steps behind them can be recorded."""
+        if self.graphs is None or any(run.end - run.start != 1 for run in runs):
+            return False
+        return self.graphs.can_run(len(runs), num_more + max((run.end for run in runs), default=0))
+
+    @torch.inference_mode()
+    def decode(self, rows: Sequence[DecodeRow], ahead: TokensAhead | None = None) -> None:
+        """The same for one token of each text, recorded; the tokens may still be on the device."""
+        assert self.graphs is not None
+        self.graphs.run(OWNER, self._compute, rows, self.cache.taps, ahead)
 
     def record(self, size: int) -> None:
         """Record decode steps of `size` rows, where steps are recorded, before the first one."""

@@ -53,6 +53,7 @@ class Scheduler:
         self.pace = Pace()
         self.deadlines = Deadlines(self.pace, limits.max_running)
         self._chunk = limits.chunk_tokens
+        self._is_full = False  # those who wait can start only when one of those who run ends
 
     def add(self, request: Request) -> None:
         """Queue a request's samples behind those of the same priority and principal."""
@@ -72,6 +73,26 @@ class Scheduler:
         self._add_trunk_runs(batch)
         self._add_head_runs(batch)
         return batch
+
+    def continued(self, before: Batch) -> Batch:
+        """The batch of a step that went on with every text of the batch before by the token that was drawn there, as far as they go on.
+
+        The step was launched before those tokens were known (ahead.py): what a schedule would have noted is noted now.
+        """
+        batch, samples = Batch(), {id(run.reading.sample.sequence): run.reading.sample for run in before.head_runs}
+        for run in before.trunk_runs:
+            if samples[id(run.sequence)].phase is Phase.GENERATING:
+                self._add_trunk_run(batch, run.sequence, 1)
+        for head_run in before.head_runs:
+            if head_run.reading.sample.phase is Phase.GENERATING:
+                batch.head_runs.append(self._head_run(head_run.reading, head_run.end + 1))
+        return batch
+
+    @property
+    def has_choices(self) -> bool:
+        """Whether the next step may be more than one more token of each text that decodes: another may start, score, or change its head."""
+        is_waiting = bool(self.waiting) and not self._is_full
+        return is_waiting or any(sample.phase is not Phase.GENERATING or sample.successor is not None for sample in self.running)
 
     def forget_step(self) -> set[Request]:
         """Drop what a failed step has found. Returns the requests that it was about to refuse."""
@@ -140,7 +161,8 @@ class Scheduler:
 
     def _admit(self, active: ActiveSet, now: float) -> None:
         """Move samples from the queue into the pools. The rows that ran when one had to wait are what new requests must wait for."""
-        self.deadlines.most_rows = self.num_rows if self._start_waiting(active, now) else 0
+        self._is_full = self._start_waiting(active, now)
+        self.deadlines.most_rows = self.num_rows if self._is_full else 0
 
     @property
     def num_rows(self) -> int:
@@ -350,7 +372,8 @@ class Scheduler:
     def _head_run(self, reading: Reading, end: int) -> HeadRun:
         num_blocks = -(-end // self.pool.block_size)
         if num_blocks > len(reading.head_blocks):
-            reading.num_reserved = max(0, reading.num_reserved - num_blocks + len(reading.head_blocks))
+            num_promised = num_blocks - len(reading.head_blocks) - (reading.next_slot > 0)
+            reading.num_reserved = max(0, reading.num_reserved - num_promised)
             self.pool.hold(reading, reading.sequence.blocks[:num_blocks])
         return HeadRun(reading, reading.cursor, end, first_new_key=self.pool.num_computed(reading))
 

@@ -67,6 +67,7 @@ class Reading:
     cursor: int = -1  # next position to run; -1 until it has started
     head_blocks: list[HeadBlock] = field(default_factory=list)
     num_reserved: int = 0  # head blocks promised to this reading and not yet taken
+    next_slot: int = 0  # taken for its next head block before there is a block that it belongs to; 0: none
     rule_id: str = ""
     values: list[np.ndarray] = field(default_factory=list)  # output rows so far, in order
     sampling_values: list[np.ndarray] = field(default_factory=list)

@@ -21,6 +21,7 @@ class TokenSequence:
     num_cached: int = 0  # of those, found in the cache at placement
     num_trunk_tokens: int = 0  # that went through the trunk for it, those given up and computed again counted again
     num_reserved: int = 0  # blocks promised to this sequence and not yet taken
+    next_slot: int = 0  # taken for its next block before the tokens of that are known; 0: none
 
     @property
     def num_outstanding(self) -> int:

@@ -89,6 +89,37 @@ def test_the_check_finds_a_wrong_head(tmp_path: Path) -> None:
         composition.check_composition(split.trunk, split.head)
 
 
+def test_a_gpu_may_round_otherwise(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """There the check has a tolerance. Rounding is within it, and a split that is wrong is not."""
+    monkeypatch.setattr(composition, "tolerance", lambda device, dtype: composition.TOLERANCES[dtype])
+    split = split_tiny("granite", tmp_path)
+    norm = next(module for name, module in split.head.decoder.named_modules() if name.endswith("model.norm"))
+    whole = composition._whole_model
+    monkeypatch.setattr(composition, "_whole_model", lambda *parts: nudged(whole(*parts)))
+    composition.check_composition(split.trunk, split.head)
+    norm.weight.data *= float("nan")
+    with pytest.raises(FailedPrecondition, match="differs from the unsplit model"):
+        composition.check_composition(split.trunk, split.head)
+    norm.weight.data.fill_(1.0)
+    split.head.decoder.model.embedding_multiplier = 3.0  # applied twice
+    monkeypatch.setattr(composition, "tolerance", lambda *_: max(composition.TOLERANCES.values()))
+    with pytest.raises(FailedPrecondition, match=r"by up to \d"):
+        composition.check_composition(split.trunk, split.head)
+
+
+def nudged(model: Any) -> Any:
+    """The same model, whose logits another order of sums has rounded."""
+    forward = model.forward
+
+    def rounded(*inputs: Any, **options: Any) -> Any:
+        output = forward(*inputs, **options)
+        output.logits = output.logits * (1 + 1e-6)
+        return output
+
+    model.forward = rounded
+    return model
+
+
 @dataclass
 class Plan:
     """Stands for the engine's plan object."""

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import math
+from pathlib import Path
+
 import pytest
 import torch
 
@@ -12,7 +15,7 @@ from polyhead.server.engine.layers import layer_calls
 from polyhead.server.engine.layers.fast import FastHead
 from polyhead.server.versions import head_loader
 from polyhead.server.versions.head_loader import HeadLoader, to_file
-from tests.server.engine.harness import Bench
+from tests.server.engine.harness import Bench, described
 
 
 def test_the_next_head_costs_its_weights_only(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -34,3 +37,15 @@ def test_the_next_head_costs_its_weights_only(bench: Bench, monkeypatch: pytest.
     assert made == ["skeleton"], "the bench's first head has shown the calls of its layers"
     num_packed = bench.spec.num_head_layers if isinstance(lives[0].module, FastHead) else 0
     assert len(pauses) == 2 * (1 + num_packed), "a pause point after the modules, and after each layer"
+
+
+@pytest.mark.parametrize(("device", "item_bytes", "has_more"), [("cuda", 1, True), ("cuda", 2, False), ("cpu", 1, False)])
+def test_room_for_a_head_that_is_made_8_bits(device: str, item_bytes: int, has_more: bool, llama_folder: Path) -> None:
+    """On a GPU it is there whole in bfloat16 before, and its largest matrix in float32 meanwhile: a load beyond the card's memory began."""
+    spec = described(llama_folder, 2)[1]
+    loader = HeadLoader(
+        spec, None, torch.bfloat16, torch.device(device), lambda module: module, lambda _, shape: item_bytes * math.prod(shape)
+    )
+    sizes = [math.prod(shape) for shape in spec.head_schema(OutputKind.SCORE).values()]
+    assert loader.num_bytes(OutputKind.SCORE) == item_bytes * sum(sizes)
+    assert loader.num_loading_bytes(OutputKind.SCORE) == (2 * sum(sizes) + 8 * max(sizes) if has_more else 0)

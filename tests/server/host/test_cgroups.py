@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 
 import pytest
+import torch
 
+from polyhead.server.config import ServeConfig
 from polyhead.server.host import cgroups
 from polyhead.server.process import startup
 
@@ -34,6 +36,20 @@ def test_a_units_own_limit_counts(tree: Path) -> None:
     limit(tree / "system.slice", "max", used=10**12)
     assert list(cgroups.memory_left()) == [700]
     assert startup.free_memory("cpu") == 700
+
+
+@pytest.mark.parametrize(("device", "budget"), [("cpu", 450), ("cuda:1", 750)])
+def test_caches_are_counted_once(device: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A GPU's are taken when they are made, and so are not free any more; their size was subtracted once more."""
+    monkeypatch.setattr(startup, "free_memory", lambda name: {"cpu": 1000, "cuda:1": 1000}[name])
+    assert startup.head_budget(ServeConfig(device=device, cache_bytes=400)) == budget
+
+
+def test_a_gpus_free_memory_is_asked_for_when_torch_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    free = [100]
+    monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(900))
+    monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 1000))
+    assert startup.free_memory("cuda") == 900
 
 
 def test_the_narrowest_group_decides(tree: Path) -> None:

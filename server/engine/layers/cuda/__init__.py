@@ -5,7 +5,11 @@
     paged_kernels.py  our own kernel, in Triton
     varlen_probe.py   tries it on a small cache before it serves
     graphs.py         recorded decode steps
+    tables.py         their tables of blocks, which stay on the device
+    staging.py        their numbers on the way to the device, and tokens on the way back
     eight_bit.py      weights in int8 or fp8, by torch's own products
     sampler.py        draws of all rows at once, read back in one copy
-    upload.py         a step's numbers on their way to the device
+    upload.py         any other step's numbers on their way to the device
+    threads.py        which device and stream a thread uses
+    timing.py         how long the device takes
 """

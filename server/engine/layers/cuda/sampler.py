@@ -1,27 +1,49 @@
 """Draws on a GPU: layers/sampler.py's arithmetic for all rows at once, with one copy to the device and one back.
 
-The host launches and goes on: it reads nothing in between. A step's rows go through every filter that one of them asks for; a row that does
-not ask for a filter keeps what it had.
+The host launches and goes on: it reads nothing in between, and may launch more before it reads at all. A step's rows go through every
+filter that one of them asks for; a row that does not ask for a filter keeps what it had.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from dataclasses import dataclass
 
 import numpy as np
 import torch
 from torch import Tensor
 
+from polyhead.server.engine.layers.cuda.staging import ReadBack
 from polyhead.server.engine.layers.cuda.upload import upload, upload_numbers
 from polyhead.server.engine.layers.sampler import EXCLUDED, DrawRow, Draws, is_plain, is_plainly_greedy, most_likely, pick, uniform
 from polyhead.server.engine.work.sampling import SamplingParams
 
 
+@dataclass(frozen=True, slots=True)
+class DrawsAhead:
+    """Draws that are launched: their tokens are on the device, and on their way to the host with the rest."""
+
+    token_ids: Tensor  # (rows,), int64, each within the vocabulary
+    numbers: ReadBack
+
+    def read(self) -> Draws:
+        words = self.numbers.read()  # 32 bits each: two of every id, then four columns of floats
+        num_rows = len(self.token_ids)
+        floats = words[2 * num_rows :].reshape(4, num_rows)
+        return Draws(words[: 2 * num_rows].view(np.int64), *floats)
+
+
 def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
     """A token for each row of (rows, vocab) float32 logits, drawn or looked up."""
+    return launch(logits, rows).read()
+
+
+def launch(logits: Tensor, rows: list[DrawRow]) -> DrawsAhead:
+    """The same, not waited for."""
     params = [row.params for row in rows]
-    given, numbers, temperatures, top_k, top_p, min_p, penalties = _facts(rows, logits.device)
+    facts = _facts(rows, logits.device)
+    given = facts[0].long()
     largest = logits.amax(dim=-1, keepdim=True)
     log_sums = (logits - largest).exp_().sum(dim=-1, keepdim=True).log_()
     log_sums.masked_fill_((given >= logits.shape[1])[:, None], math.nan)  # beyond the vocabulary: as a row that is not finite
@@ -36,33 +58,28 @@ def draw(logits: Tensor, rows: list[DrawRow]) -> Draws:
     else:
         drawn_from = raw.where(is_finite, 0.0)
         if not all(map(is_plain, params)):
+            temperatures, _, top_p, min_p, penalties = facts[2:].float()
+            top_k = facts[3].long()
             penalised = _penalise(usable, rows, penalties)
             shaped = _shape(penalised, params, temperatures, top_k, top_p, min_p)
             is_shaped = (temperatures != 1.0) | (penalties != 1.0) | (top_k > 0) | (top_p < 1.0) | (min_p > 0.0)
             drawn_from = shaped.where(is_shaped[:, None], drawn_from)
-        token_ids = pick(drawn_from, numbers).where(given < 0, given)
+        token_ids = pick(drawn_from, facts[1]).where(given < 0, given)
         sampling_logprobs = drawn_from.gather(1, token_ids[:, None])[:, 0]
     sampling_logprobs = sampling_logprobs.where(is_finite[:, 0], math.nan)
     logprobs = raw.gather(1, token_ids[:, None])[:, 0]
-    columns = (token_ids, logprobs, sampling_logprobs, largest[:, 0], log_sums[:, 0])
-    ids, *floats = read_back(torch.stack([each.double() for each in columns]))
-    return Draws(ids.astype(np.int64), *(each.astype(np.float32) for each in floats))
+    columns = (token_ids.view(torch.float32), logprobs, sampling_logprobs, largest[:, 0], log_sums[:, 0])  # ids as their bits
+    return DrawsAhead(token_ids, ReadBack(torch.cat(columns)))
 
 
-def read_back(numbers: Tensor) -> np.ndarray:
-    """The one wait of a step: float64 holds ids and float32 alike without loss."""
-    return numbers.numpy(force=True)
-
-
-def _facts(rows: list[DrawRow], device: torch.device) -> tuple[Tensor, ...]:
-    """(rows,) each: token to look up or -1, uniform number, temperature, top_k, top_p, min_p, penalty."""
+def _facts(rows: list[DrawRow], device: torch.device) -> Tensor:
+    """(7, rows) float64: token to look up or -1, uniform number, temperature, top_k, top_p, min_p, penalty."""
     table = [
         (row.token_id, uniform(row.seed, row.position), each.temperature, each.top_k, each.top_p, each.min_p, each.repetition_penalty)
         for row in rows
         for each in (row.params,)
     ]
-    given, numbers, temperatures, top_k, *rest = upload_numbers(np.array(table, dtype=np.float64).T, device)
-    return given.long(), numbers, temperatures.float(), top_k.long(), *(each.float() for each in rest)
+    return upload_numbers(np.array(table, dtype=np.float64).T, device)
 
 
 def _penalise(logits: Tensor, rows: Sequence[DrawRow], penalties: Tensor) -> Tensor:

@@ -7,7 +7,6 @@ import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import pytest
 import torch
@@ -15,10 +14,8 @@ from torch import Tensor
 
 from polyhead.heads.format.kinds import HeadKind
 from polyhead.heads.format.lora import LoraAdapter
-from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import KvCache
-from polyhead.server.engine.layers.cuda.graphs import SIZES, CudaRecorder, Recording, StepGraphs, step_graphs
-from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
+from polyhead.server.engine.layers.cuda.graphs import SIZES, CudaRecorder, Recording, step_graphs
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.request import OnSwap, Request
 from polyhead.server.engine.work.sampling import SamplingParams
@@ -26,37 +23,9 @@ from polyhead.server.versions.head_loader import HeadLoader, to_file
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
-from tests.server.engine.layers.varlen_reference import varlen_reference
+from tests.server.engine.layers.recorded import PAGED, graphs_of, opened
 
-PAGED = VarlenAttention(varlen_reference, is_paged=True)
 DRAWN = SamplingParams(max_new_tokens=12)
-
-
-class Again:
-    """What a graph does, as slowly as it was: the same computation on the same inputs into the same output."""
-
-    def __init__(self, compute: Callable[[], Tensor]) -> None:
-        self._compute = compute
-        self.output = compute().clone()
-
-    def replay(self) -> None:
-        self.output.copy_(self._compute())
-
-
-def opened(
-    folder: Path, monkeypatch: pytest.MonkeyPatch, record: Callable[[Callable[[], Tensor]], Recording] = Again, **config: Any
-) -> Bench:
-    """An engine whose paged attention and graphs are played on the CPU."""
-    monkeypatch.setattr(build, "working_varlen", lambda *_: PAGED)
-    monkeypatch.setattr(build, "step_graphs", lambda cache, attention, max_tokens: StepGraphs(cache, attention, max_tokens, record))
-    return Bench.open(folder, 2, **{"max_context": 128, **config})
-
-
-def graphs_of(bench: Bench) -> tuple[StepGraphs, StepGraphs]:
-    trunk, heads = bench.engine.trunk.graphs, bench.engine.heads.graphs
-    assert trunk is not None
-    assert heads is not None
-    return trunk, heads
 
 
 def rollout(bench: Bench, lengths: tuple[int, ...] = (1, 5, 16, 40, 31)) -> list[Request]:

@@ -21,6 +21,7 @@ from transformers import (
 from polyhead.server.engine.compiled.sampler import draw as compiled_draw
 from polyhead.server.engine.layers import sampler
 from polyhead.server.engine.layers.cuda import sampler as cuda_sampler
+from polyhead.server.engine.layers.cuda.staging import ReadBack
 from polyhead.server.engine.layers.sampler import Draw, DrawRow, Draws, uniform
 from polyhead.server.engine.work.sampling import SamplingParams
 
@@ -240,14 +241,14 @@ def test_the_gpus_way_waits_once(monkeypatch: pytest.MonkeyPatch) -> None:
 
     def read_back(numbers: torch.Tensor) -> np.ndarray:
         read.append(tuple(numbers.shape))
-        assert (numbers.device.type, numbers.dtype) == ("meta", torch.float64)
-        return np.zeros(numbers.shape)
+        assert (numbers.device.type, numbers.dtype) == ("meta", torch.float32)
+        return np.zeros(numbers.shape, dtype=np.float32)
 
-    monkeypatch.setattr(cuda_sampler, "read_back", read_back)
+    monkeypatch.setattr(ReadBack, "read", lambda back: read_back(back._numbers))
     chance = random.Random(1)
     rows = [DrawRow(random_params(chance), seed=seed, seen=[1, 2, 3], token_id=chance.choice([-1, 4])) for seed in range(20)]
     for some in (rows, [DrawRow(SamplingParams(temperature=0.0))], [DrawRow(SamplingParams())]):
         draws = cuda_sampler.draw(torch.empty(len(some), 300, device="meta"), some)
         assert isinstance(draws, Draws)
         assert (draws.token_ids.dtype, draws.log_sums.dtype) == (np.int64, np.float32)
-    assert read == [(5, 20), (5, 1), (5, 1)]
+    assert read == [(6 * 20,), (6,), (6,)]

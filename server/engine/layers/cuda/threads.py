@@ -1,0 +1,49 @@
+"""Threads that use a GPU: each is told which one, and a worker's copies and launches go to a stream of their own beside the engine's.
+
+CUDA has one present device a thread, the first one unless said otherwise: Triton would launch there, whatever device its tensors are on.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import weakref
+from collections.abc import Iterator
+from typing import Any
+
+import torch
+
+
+def use_device(device: torch.device, cuda: Any = torch.cuda) -> None:
+    """For the calling thread, from now on."""
+    if device.type == "cuda":
+        cuda.set_device(device)
+
+
+class SideStream:
+    """What workers copy and launch while they load a head. On the engine's stream its steps would wait behind it."""
+
+    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
+        self._device = device
+        self._cuda = cuda
+        self._stream: Any = None  # made when first needed
+
+    @contextlib.contextmanager
+    def beside(self) -> Iterator[None]:
+        """Everything launched within has ended when the block ends, so that any stream may read it."""
+        if self._device.type != "cuda":
+            yield
+            return
+        self._stream = self._stream or self._cuda.Stream(self._device)
+        with self._cuda.device(self._device), self._cuda.stream(self._stream):
+            try:
+                yield
+            finally:
+                self._stream.synchronize()
+
+    def outlive(self, weights: object) -> None:
+        """Before these weights' memory is given back, wait for what the engine has launched on them.
+
+        torch gives it back to the stream that it was taken on: the next upload could write there while a step still reads.
+        """
+        if self._device.type == "cuda":
+            weakref.finalize(weights, self._cuda.default_stream(self._device).synchronize).atexit = False
