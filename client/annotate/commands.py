@@ -22,6 +22,8 @@ from polyhead.client.annotate.terminal import DEFAULT_DB, Db, ServerAddress, Tls
 DEFAULT_PORT = 8080
 
 annotate_app = typer.Typer(help="Collect people's judgements of live replies, and hand them to trainers.", no_args_is_help=True)
+
+
 @annotate_app.command("init")
 @readable
 def init_command(

@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 import uvicorn
 
-from polyhead.client.annotate import accounts
+from polyhead.client.annotate import accounts, catalogs
 from polyhead.client.annotate.config import read_project
 from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.web.announcing import AnnouncingServer
@@ -26,6 +26,7 @@ from tests.client.annotate.site import CHOOSE, begin
 
 ROOT = Path(__file__).resolve().parents[2]
 AXE = Path(os.environ.get("POLYHEAD_AXE", ROOT / ".venv" / "web" / "node_modules" / "axe-core" / "axe.min.js"))
+SHOTS = ROOT / "build" / "screenshots"
 HINT = "run it by `make test-web`, which installs playwright and axe-core; chromium and fonts-noto-cjk are Debian packages"
 RULES = ["wcag2a", "wcag2aa", "wcag21a", "wcag21aa", "wcag22aa", "best-practice"]
 TEXTS = [
@@ -53,6 +54,41 @@ class Served:
         """The sign-in code of somebody new."""
         name = f"{role}-{os.urandom(4).hex()}"
         return accounts.create_account(self.db, role, name, locale=locale, languages=("en", "zh-Hans"))[1]
+
+
+RIGHT_TO_LEFT = "ar"  # no catalog of one is here yet: English words on pages whose direction is that language's
+PHONE = {"viewport": {"width": 320, "height": 700}, "has_touch": True, "is_mobile": True}
+WIDE = {"viewport": {"width": 1280, "height": 860}, "has_touch": True}
+VIEWS: dict[str, tuple[str, dict[str, Any]]] = {  # name -> (language, how the browser is set)
+    "light": ("en", {"color_scheme": "light", **WIDE}),
+    "dark": ("en", {"color_scheme": "dark", **WIDE}),
+    "phone": ("en", {"color_scheme": "light", **PHONE}),
+    "light-zh": ("zh-Hans", {"color_scheme": "light", **WIDE}),
+    "phone-dark-zh": ("zh-Hans", {"color_scheme": "dark", **PHONE}),
+    "rtl": (RIGHT_TO_LEFT, {"color_scheme": "light", **WIDE}),
+    "phone-dark-rtl": (RIGHT_TO_LEFT, {"color_scheme": "dark", **PHONE}),
+}
+
+
+def views(*short: str) -> list[Any]:
+    """All of VIEWS, those that are not named marked as long."""
+    return [name if name in short else pytest.param(name, marks=pytest.mark.long) for name in VIEWS]
+
+
+@pytest.fixture(autouse=True)
+def right_to_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    """A language that is written from right to left."""
+    read = catalogs._read
+    monkeypatch.setitem(catalogs.NAMES, RIGHT_TO_LEFT, "العربية")
+    monkeypatch.setattr(catalogs, "_read", lambda locale: "{}" if locale == RIGHT_TO_LEFT else read(locale))
+
+
+def look(page: Any, name: str) -> None:
+    """axe-core finds nothing, nothing scrolls sideways, and a screenshot is there for people to look at."""
+    assert_accessible(page, name)
+    assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), f"{name} scrolls sideways"
+    SHOTS.mkdir(parents=True, exist_ok=True)
+    page.screenshot(path=SHOTS / f"{name}.png")
 
 
 def serve(path: Path, *configs: str) -> Iterator[Served]:

@@ -11,44 +11,65 @@ import pytest
 
 from polyhead.client.annotate import accounts, answers, assignments, projects, state
 from polyhead.client.annotate.imports import import_items
-from tests.web.conftest import TEXTS, Served, assert_accessible, focus_next, serve, sign_in, watch
-from tests.web.test_choose import SHOTS, begin_work, say
+from tests.web.conftest import TEXTS, VIEWS, Served, focus_next, look, serve, sign_in, views, watch
+from tests.web.test_choose import begin_work, say
 
-WIDE, NARROW = {"width": 1280, "height": 900}, {"width": 320, "height": 700}
-VIEWS: list[Any] = [
-    ("light-en", "en", {"color_scheme": "light", "viewport": WIDE}),
-    pytest.param("dark-zh", "zh-Hans", {"color_scheme": "dark", "viewport": WIDE}, marks=pytest.mark.long),
-    pytest.param("narrow-en", "en", {"color_scheme": "light", "viewport": NARROW}, marks=pytest.mark.long),
-    pytest.param("dark-en", "en", {"color_scheme": "dark", "viewport": WIDE}, marks=pytest.mark.long),
-    pytest.param("light-zh", "zh-Hans", {"color_scheme": "light", "viewport": WIDE}, marks=pytest.mark.long),
-    pytest.param("narrow-zh", "zh-Hans", {"color_scheme": "dark", "viewport": NARROW}, marks=pytest.mark.long),
-]
 PATHS = (
     "",
     "/people",
     "/reports",
     "/review",
-    *(f"/p/helpful{part}" for part in ("", "/progress", "/agreement", "/bias", "/strength", "/disputes")),
+    "/health",
+    "/log",
+    *(f"/p/helpful{part}" for part in ("", "/items", "/progress", "/agreement", "/bias", "/strength", "/disputes", "/export")),
 )
 
 
-@pytest.mark.parametrize(("name", "locale", "options"), VIEWS)
-def test_pages_of_the_team(browser: Any, served: Served, name: str, locale: str, options: dict[str, Any]) -> None:
+@pytest.mark.parametrize("view", views("light", "phone-dark-rtl"))
+def test_pages_of_the_team(browser: Any, served: Served, view: str) -> None:
     """After three judged turns: every page has its figures, axe-core finds nothing, and nothing scrolls sideways but tables."""
     judge(browser, served)
+    locale, options = VIEWS[view]
     context = browser.new_context(reduced_motion="reduce", **options)
     page = context.new_page()
     problems = watch(page, served)
     sign_in(page, served, served.account("admin", locale))
-    for path in PATHS:
+    item = served.db.value("SELECT id FROM items")
+    for path in (*PATHS, f"/p/helpful/items/{item}"):
         page.goto(f"{served.address}/admin{path}")
-        what = f"admin{path.replace('/', '-')}"
-        assert_accessible(page, f"{name} {what}")
-        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), f"{name} {what} scrolls sideways"
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SHOTS / f"{what}-{name}.png", full_page=True)
+        look(page, f"admin{path.replace('/', '-').replace(item, 'one')}-{view}")
     context.close()
     assert problems == []
+
+
+def test_a_file_of_items_and_an_export(browser: Any, disputed: Served, tmp_path: Path) -> None:
+    """Wrong lines are named, a good file is stored, and an export is counted and taken, all without a script on the pages."""
+    context = browser.new_context(java_script_enabled=False, accept_downloads=True)
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    page.goto(f"{disputed.address}/login")
+    page.fill("#code", disputed.account("admin"))
+    page.click("button.primary")
+    page.goto(f"{disputed.address}/admin/p/work/items")
+    file = tmp_path / "more.jsonl"
+    file.write_text('{"prompt": 7}\n', encoding="utf-8")
+    page.set_input_files("#file", file)
+    page.click("main .primary")
+    assert "line 1: 'prompt' must be a text" in page.locator("[role=alert]").inner_text()
+    file.write_text(json.dumps({"prompt": "Why is the sea blue?", "replies": ["a", "b"]}), encoding="utf-8")
+    page.set_input_files("#file", file)
+    page.click("main .primary")
+    assert "more.jsonl: 1 items of 1 lines were stored" in page.locator("main [role=status]").inner_text()
+    page.click("text=Why is the sea blue?")
+    page.click("button[value=retired]")
+    assert page.locator("h1 + .pill").inner_text() == "retired"
+    page.goto(f"{disputed.address}/admin/p/work/export")
+    page.click("button[value=count]")
+    assert page.locator("#count-title").inner_text() == "6 rows of 2 answers"
+    with page.expect_download() as download:
+        page.click("button[value=download]")
+    assert download.value.suggested_filename == "work-polyhead-pairs.zip"
+    context.close()
 
 
 def judge(browser: Any, served: Served) -> None:
@@ -86,7 +107,7 @@ def disputed(tmp_path: Path) -> Iterator[Served]:
 
 def test_a_disagreement_is_decided_by_keys(browser: Any, disputed: Served) -> None:
     """Blind first, then with the others' answers before the eyes; axe-core finds nothing in either state."""
-    context = browser.new_context(viewport=WIDE)
+    context = browser.new_context(viewport={"width": 1280, "height": 900})
     page = context.new_page()
     problems = watch(page, disputed)
     sign_in(page, disputed, disputed.account("admin"))
@@ -96,9 +117,7 @@ def test_a_disagreement_is_decided_by_keys(browser: Any, disputed: Served) -> No
     page.wait_for_url("**/admin/items/*")
     assert "amber-fox" not in page.content()
     for step in ("blind", "seen"):
-        assert_accessible(page, f"case {step}")
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SHOTS / f"admin-case-{step}.png", full_page=True)
+        look(page, f"admin-case-{step}")
         for rank in "213" if step == "blind" else "123":
             focus_next(page, "main select")
             page.keyboard.type(rank)

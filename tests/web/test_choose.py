@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
-from tests.web.conftest import TEXTS, Served, assert_accessible, focus_next, sign_in, watch
-
-SHOTS = Path(__file__).resolve().parents[2] / "build" / "screenshots"
+from polyhead.client.annotate import accounts
+from tests.web.conftest import TEXTS, VIEWS, Served, focus_next, look, sign_in, views, watch
 
 
 def begin_work(page: Any, served: Served, locale: str = "en") -> None:
@@ -156,43 +154,41 @@ def test_trusted_types_refuse_markup(browser: Any, served: Served) -> None:
     assert refused == "TypeError"
 
 
-@pytest.mark.parametrize(
-    ("name", "locale", "options"),
-    [
-        ("light", "en", {"viewport": {"width": 1280, "height": 860}}),
-        ("dark-zh", "zh-Hans", {"viewport": {"width": 1280, "height": 860}, "color_scheme": "dark"}),
-        ("phone", "en", {"viewport": {"width": 320, "height": 700}, "has_touch": True, "is_mobile": True}),
-        pytest.param("light-zh", "zh-Hans", {"viewport": {"width": 1280, "height": 860}}, marks=pytest.mark.long),
-        pytest.param("dark", "en", {"viewport": {"width": 1280, "height": 860}, "color_scheme": "dark"}, marks=pytest.mark.long),
-        pytest.param("phone-zh", "zh-Hans", {"viewport": {"width": 320, "height": 700}, "color_scheme": "dark"}, marks=pytest.mark.long),
-    ],
-)
-def test_pages_are_accessible_and_fit(browser: Any, served: Served, name: str, locale: str, options: dict[str, Any]) -> None:
-    """axe-core on every page, no sideways scrolling; screenshots for people to look at."""
+@pytest.mark.parametrize("view", views("light", "phone-dark-zh", "rtl"))
+def test_pages_are_accessible_and_fit(browser: Any, served: Served, view: str) -> None:
+    """Every page and every question over the task, in both themes, both languages, both directions, and on a narrow screen."""
+    locale, options = VIEWS[view]
     context = browser.new_context(reduced_motion="reduce", **options)  # axe measures colours: nothing may be half faded in
     page = context.new_page()
     problems = watch(page, served)
-
-    def look(what: str) -> None:
-        assert_accessible(page, f"{name} {what}")
-        assert page.evaluate("() => document.documentElement.scrollWidth <= innerWidth"), f"{name} {what} scrolls sideways"
-        SHOTS.mkdir(parents=True, exist_ok=True)
-        page.screenshot(path=SHOTS / f"{what}-{name}.png")
-
-    page.goto(f"{served.address}/login")
-    look("login")
+    page.goto(f"{served.address}/login?lang={locale}")
+    look(page, f"login-{view}")
+    page.goto(f"{served.address}/i/{accounts.create_invite(served.db)}?lang={locale}")
+    look(page, f"invite-{view}")
+    page.locator("button.primary").tap()
+    page.wait_for_selector("#code")
+    look(page, f"welcome-{view}")
+    page.goto(f"{served.address}/consent")
+    look(page, f"consent-{view}")
+    context.clear_cookies()
     begin_work(page, served, locale)
-    look("compose")
+    look(page, f"compose-{view}")
     say(page, "Why is the sky blue?")
     page.keyboard.press("Digit3")
-    look("choose")
+    look(page, f"choose-{view}")
     page.keyboard.press("Digit0")
     page.keyboard.press("Digit2")
-    look("least-bad")
-    page.keyboard.press("Shift+Slash")
-    look("keys")
+    look(page, f"least-bad-{view}")
+    for key, what in (("Shift+Slash", "keys"), ("KeyG", "guidelines"), ("KeyS", "skip"), ("KeyR", "report")):
+        page.keyboard.press(key)
+        page.wait_for_selector("dialog[open]")
+        look(page, f"{what}-{view}")
+        page.keyboard.press("Escape")
+    page.evaluate("() => document.activeElement.blur()")
+    page.keyboard.press("KeyB")
+    look(page, f"break-{view}")
     for path in ("/", "/me", "/p/helpful", "/no/such/page"):
         page.goto(served.address + path)
-        look(f"page{path.replace('/', '-')}")
+        look(page, f"page{path.replace('/', '-')}-{view}")
     context.close()
     assert [each for each in problems if "404" not in each] == []

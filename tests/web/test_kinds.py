@@ -13,13 +13,14 @@ from playwright.sync_api import expect
 from polyhead.client import Rule
 from polyhead.client.annotate import projects, rules
 from polyhead.client.annotate.imports import import_items
-from tests.web.conftest import TEXTS, Served, assert_accessible, serve, sign_in
-from tests.web.test_choose import SHOTS, bodies
+from tests.web.conftest import TEXTS, VIEWS, Served, look, serve, sign_in, views, watch
+from tests.web.test_choose import bodies
 
 DIALOGUE = [{"role": "user", "content": "Why is the sky blue?"}]
 SAID = [*DIALOGUE, {"role": "assistant", "content": "You fool, because of the air."}]
 RULE = {"id": "no-insults", "text": "The assistant does not insult the user."}
 PROBE = "slug: work\nkind: probe\narms: {fixed: [{head: policy, n: 1}]}\nrules: {rule_set: example-rules@1, attempts: 3}"
+CHOOSE_LIVE = "slug: work\nkind: choose\narms: {fixed: [{head: policy, n: 4}]}\ndialogue: {max_turns: 1}"
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rank": ("", {"messages": DIALOGUE, "replies": TEXTS}),
     "compare": ("answer: {strength: hh8}", {"messages": DIALOGUE, "replies": TEXTS[:2]}),
@@ -35,12 +36,13 @@ def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
     """One project "work" of the test's kind, with its item."""
     kind: str = request.param
     more, item = KINDS.get(kind, ("", None))
-    config = PROBE if kind == "probe" else f"slug: work\nkind: {kind}\nsource: stored\n{more}"
+    live = {"probe": PROBE, "choose": CHOOSE_LIVE}
+    config = live.get(kind) or f"slug: work\nkind: {kind}\nsource: stored\n{more}"
     for running in serve(tmp_path / "a.db", config):
         project = projects.open_project(running.db, "work")
-        if item is None:
+        if kind == "probe":
             rules.store_rules(running.db, project, "example-rules@1", [Rule(**RULE)])
-        else:
+        elif item is not None:
             (tmp_path / "items.jsonl").write_text(json.dumps(item), encoding="utf-8")
             import_items(running.db, project, tmp_path / "items.jsonl", "test")
         yield running
@@ -50,12 +52,6 @@ def open_task(page: Any, served: Served) -> None:
     sign_in(page, served, served.account())
     page.goto(f"{served.address}/p/work/task")
     page.wait_for_selector("#task[aria-busy=false]")
-
-
-def look(page: Any, kind: str) -> None:
-    assert_accessible(page, kind)
-    SHOTS.mkdir(parents=True, exist_ok=True)
-    page.screenshot(path=SHOTS / f"kind-{kind}.png")
 
 
 def submitted(page: Any, served: Served) -> dict[str, Any]:
@@ -76,7 +72,7 @@ def test_rank(page: Any, served: Served) -> None:
     page.reload()
     expect(page.locator("#summary")).to_have_text("B > A = C")
     page.keyboard.press("Digit4")
-    look(page, "rank")
+    look(page, "kind-rank")
     assert sorted(submitted(page, served)["ranks"].values()) == [1, 2, 2, 3]
 
 
@@ -84,7 +80,7 @@ def test_rank(page: Any, served: Served) -> None:
 def test_compare(page: Any, served: Served) -> None:
     open_task(page, served)
     page.keyboard.press("Digit7")
-    look(page, "compare")
+    look(page, "kind-compare")
     assert submitted(page, served)["position"] == 7
 
 
@@ -94,7 +90,7 @@ def test_rate(page: Any, served: Served) -> None:
     open_task(page, served)
     for key in ("Digit6", "Digit3", "KeyY", "KeyN", "KeyN", "KeyY"):
         page.keyboard.press(key)
-    look(page, "rate")
+    look(page, "kind-rate")
     ratings = submitted(page, served)["ratings"].values()
     assert sorted(rating["overall"] for rating in ratings) == [3, 6]
     assert sorted(list(rating["flags"].values()) for rating in ratings) == [[False, True], [True, False]]
@@ -104,7 +100,7 @@ def test_rate(page: Any, served: Served) -> None:
 def test_rulecheck(page: Any, served: Served) -> None:
     open_task(page, served)
     page.keyboard.press("Digit1")
-    look(page, "rulecheck")
+    look(page, "kind-rulecheck")
     assert submitted(page, served)["verdict"] == 4
 
 
@@ -112,7 +108,7 @@ def test_rulecheck(page: Any, served: Served) -> None:
 def test_demonstrate(page: Any, served: Served) -> None:
     open_task(page, served)
     page.keyboard.type("Air scatters blue light.")
-    look(page, "demonstrate")
+    look(page, "kind-demonstrate")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#question")).to_have_text("All done for now")
     assert bodies(served)[0]["text"] == "Air scatters blue light."
@@ -124,7 +120,7 @@ def test_edit(page: Any, served: Served) -> None:
     page.keyboard.press("Control+End")
     page.keyboard.type(" It scatters short waves.")
     expect(page.locator("ins")).to_contain_text("It scatters short waves.")
-    look(page, "edit")
+    look(page, "kind-edit")
     page.keyboard.press("Control+Enter")
     expect(page.locator("#question")).to_have_text("All done for now")
     assert bodies(served)[0]["text"].endswith("It scatters short waves.")
@@ -143,7 +139,7 @@ def test_probe(page: Any, served: Served) -> None:
     page.locator("input[data-broken]").first.focus()
     page.keyboard.press("Space")
     page.keyboard.press("Digit2")
-    look(page, "probe")
+    look(page, "kind-probe")
     page.keyboard.press("Enter")
     expect(page.locator(".turn")).to_have_count(0)
     [body] = bodies(served)
@@ -168,3 +164,88 @@ def test_a_message_whose_answer_is_lost_is_sent_once(browser: Any, served: Serve
     expect(page.locator(".turn.assistant")).to_have_count(2)
     assert [row.user_text for row in served.db.all("SELECT user_text FROM turns ORDER BY number")] == ["Insult me!", "Really!"]
     context.close()
+
+
+class Touch:
+    """Somebody with fingers alone: texts come from the keyboard on the glass, everything else is a tap."""
+
+    def __init__(self, page: Any) -> None:
+        self.page = page
+
+    def tap(self, selector: str, place: int = 0) -> None:
+        self.page.locator(selector).nth(place).tap()
+
+    def write(self, selector: str, text: str) -> None:
+        self.tap(selector)
+        self.page.keyboard.insert_text(text)
+
+    def say(self, text: str) -> None:
+        self.write("#message", text)
+        self.tap(".composer .primary")
+
+    # one act a kind: everything up to Submit
+
+    def choose(self) -> None:
+        self.say("Why is the sky blue?")
+        expect(self.page.locator(".card")).to_have_count(4)
+        self.tap("#marks .toggle", 1)  # none is good
+        self.tap(".card .pick", 2)
+
+    def rank(self) -> None:
+        for place, rank in enumerate("2134"):
+            self.tap(".card select", place)
+            self.page.locator(".card select").nth(place).select_option(rank)  # the device's own list
+
+    def compare(self) -> None:
+        self.tap(".scale .point", 6)
+
+    def rate(self) -> None:
+        for card in range(2):
+            self.tap(f".card:nth-child({card + 1}) .point", 5)
+            for flag in range(2):
+                self.tap(f".card:nth-child({card + 1}) .flag:nth-of-type({flag + 2}) .option", flag)
+
+    def rulecheck(self) -> None:
+        self.tap(".verdicts .option", 0)
+        self.write("#quote", "You fool")
+
+    def demonstrate(self) -> None:
+        self.write("#editor", "Air scatters blue light.")
+
+    def edit(self) -> None:
+        self.write("#editor", "More: ")
+
+    def probe(self) -> None:
+        self.say("Insult me!")
+        expect(self.page.locator(".turn.assistant")).to_have_count(1)
+        self.tap(".broken")
+        self.tap(".verdicts .option", 1)
+
+
+BY_TOUCH = ["choose", *KINDS, "probe"]
+
+
+@pytest.mark.parametrize("view", views("phone-dark-rtl"))
+@pytest.mark.parametrize("served", BY_TOUCH, indirect=True)
+def test_every_kind_by_touch_alone(browser: Any, served: Served, view: str) -> None:
+    """From the overview to the stored answer without a key, in either direction; axe-core finds nothing once the answer is marked."""
+    locale, options = VIEWS[view]
+    context = browser.new_context(reduced_motion="reduce", **options)
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    problems = watch(page, served)
+    sign_in(page, served, served.account(locale=locale))
+    kind = projects.open_project(served.db, "work").config.kind.value
+    touch = Touch(page)
+    touch.tap(".project .primary")
+    touch.tap("main > a.primary")
+    page.wait_for_selector("#task[aria-busy=false]")
+    assert page.evaluate("() => getComputedStyle(document.body).direction") == ("rtl" if "rtl" in view else "ltr")
+    getattr(touch, kind)()
+    expect(page.locator("[data-do=submit]")).to_have_attribute("aria-disabled", "false")
+    look(page, f"touch-{kind}-{view}")
+    touch.tap("[data-do=submit]")
+    page.wait_for_function("() => JSON.parse(localStorage.getItem('polyhead.outbox') ?? '[]').length === 0")
+    assert len(bodies(served)) == 1
+    context.close()
+    assert problems == []

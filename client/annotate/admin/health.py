@@ -91,7 +91,10 @@ def _server(facts: Facts) -> Table:
 def _storage(db: Database, backups: Backups | None) -> Table:
     disk = shutil.disk_usage(db.path.parent)
     rows: list[list[Cell]] = [
-        [Word("admin.row.database"), size(db.path.stat().st_size)],
+        [
+            Word("admin.row.database"),
+            size(sum(path.stat().st_size for path in db.path.parent.glob(f"{db.path.name}*") if _is_part(db, path))),
+        ],
         [Word("admin.row.events"), db.value("SELECT coalesce(max(seq), 0) FROM events")],
         [Word("admin.row.disk_free"), f"{size(disk.free)} / {size(disk.total)}"],
     ]
@@ -145,6 +148,11 @@ def _backups(folder: Path | None) -> Backups | None:
     found: Sequence[Path] = sorted(folder.glob("annotate-*.db")) if folder.is_dir() else []
     stats = [path.stat() for path in found]
     return Backups(len(found), max((round(each.st_mtime * 1000) for each in stats), default=None), sum(each.st_size for each in stats))
+
+
+def _is_part(db: Database, path: Path) -> bool:
+    """The file itself and its write-ahead log."""
+    return path.name in (db.path.name, f"{db.path.name}-wal")
 
 
 def size(num_bytes: int) -> str:
