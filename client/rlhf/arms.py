@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.measure import ask
 from polyhead.client.wire.options import PushOptions
 from polyhead.heads.training.data import Comparison, Prompt, RuleJudgement
+from polyhead.heads.training.fit import FitConfig, Step
 from polyhead.heads.training.losses import RuleLabel
 from polyhead.heads.training.metrics import pair_accuracy, rule_metrics
 from polyhead.heads.training.preference import FEW_PAIRS, encode_ranked, held_out_margins, train_preference
@@ -82,14 +83,24 @@ def train_judged_heads(
     held_drawn: Sequence[Sample],
     folder: Path,
     seed: int = 0,
+    on_note: Callable[[str], None] = print,
 ) -> Learned:
-    """A preference and a rule head from the judges' verdicts on the base's replies, pushed and activated under names of their own."""
+    """A preference and a rule head from the judges' verdicts on the base's replies, pushed and activated under names of their own.
+
+    `on_note` gets a line before each part of the work, which may take minutes, and after each epoch.
+    """
     states = StateStore(client, folder / "states")
     rows, unseen = _comparisons(questions, drawn), _comparisons(held_out, held_drawn)
-    liked = train_preference(client, rows, states, config=dataclasses.replace(FEW_PAIRS, epochs=2, seed=seed))
+    on_note(f"preference head: the trunk reads the replies to {len(rows)} questions; then the head is trained")
+    few_pairs = dataclasses.replace(FEW_PAIRS, epochs=2, seed=seed)
+    liked = train_preference(client, rows, states, config=few_pairs, on_step=_told("preference head", few_pairs, on_note))
     accuracy = pair_accuracy([margin for each in held_out_margins(liked, encode_ranked(client, unseen, states)) for margin in each])
     judged, unseen_judged = _balanced(_judgements(questions, drawn), seed), _judgements(held_out, held_drawn)
-    ruled = train_rule(client, judged, states, config=dataclasses.replace(FEW_JUDGEMENTS, seed=seed), rules=[judges.RULE])
+    on_note(f"rule head: the trunk reads {len(judged)} replies, each with the rule's question; then the head is trained")
+    few_judgements = dataclasses.replace(FEW_JUDGEMENTS, seed=seed)
+    on_step = _told("rule head", few_judgements, on_note)
+    ruled = train_rule(client, judged, states, config=few_judgements, rules=[judges.RULE], on_step=on_step)
+    on_note(f"rule head: {len(unseen_judged)} replies to held-out questions")
     found = held_out_probabilities(ruled, encode_judgements(client, unseen_judged, states, [judges.RULE]))
     targets = [row.label.target or 0.0 for row in unseen_judged]
     conflict = [index for index, row in enumerate(unseen_judged) if judges.preference(row.completion) > 0]
@@ -99,6 +110,16 @@ def train_judged_heads(
     kinds: dict[str, PushOptions] = {PREFERENCE: {"kind": "preference"}, RULE: {"kind": "rule"}}
     client.update(weights, options=kinds, note="rlhf: heads that learned from the judges")
     return Learned(accuracy.share, accuracy.count, overall.auc, within.auc, overall.ece)
+
+
+def _told(what: str, config: FitConfig, on_note: Callable[[str], None]) -> Callable[[Step], None]:
+    """A line at the end of each epoch."""
+
+    def on_step(step: Step) -> None:
+        if step.ends_epoch:
+            on_note(f"{what}: epoch {step.epoch + 1} of {config.epochs}, loss of the last step {step.loss:.3f}")
+
+    return on_step
 
 
 def _comparisons(questions: Sequence[str], drawn: Sequence[Sample]) -> list[Comparison]:
