@@ -20,7 +20,7 @@ from polyhead.client.weights.tensors import RawTensor
 from polyhead.client.weights.weights import Weights
 from polyhead.client.wire import convert, requests
 from polyhead.client.wire.folding import HeadFile
-from polyhead.client.wire.options import CopyOptions, PushOptions
+from polyhead.client.wire.options import CopyOptions, PushOptions, RequireName
 from polyhead.client.wire.parameters import COPYING, PUSHING, described
 from polyhead.client.wire.pushed import Meant
 from polyhead.v1 import heads_pb2
@@ -73,6 +73,8 @@ class HeadCalls(TrunkCalls):
         deactivate: Sequence[str] = (),
         expected_generation: int | None = None,
         expected_versions: Mapping[str, int] | None = None,
+        require: RequireName | None = None,
+        prepare_timeout: float | None = None,
         request_id: str = "",
         note: str = "",
         timeout: float | None = None,
@@ -84,9 +86,14 @@ class HeadCalls(TrunkCalls):
 
         A version is a number, or the PushReport or HeadVersion of one. Raises FailedPrecondition if a version holds other weights than
         this client pushed under its number, or than the report says: another server answers at this address.
+
+        Where other servers follow this one, `require` says which of them must have loaded the versions within `prepare_timeout` seconds
+        (60): "all" (default), "connected", or "primary", which waits for none. Raises Unavailable or FailedPrecondition, naming the
+        replica, and then nothing has changed anywhere. `behind` of the answer names replicas that do not serve the new generation yet.
         """
         versions, digests = self._pushed.of({} if heads is None else heads)
-        request = requests.activate(versions, digests, deactivate, expected_generation, expected_versions, request_id, note)
+        expected = (expected_generation, expected_versions)
+        request = requests.activate(versions, digests, deactivate, *expected, request_id, note, require, prepare_timeout)
         response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
         return convert.activated(response)
 
@@ -97,6 +104,8 @@ class HeadCalls(TrunkCalls):
         options: Mapping[str, PushOptions] | None = None,
         expected_generation: int | None = None,
         expected_versions: Mapping[str, int] | None = None,
+        require: RequireName | None = None,
+        prepare_timeout: float | None = None,
         request_id: str = "",
         note: str = "",
         timeout: float | None = None,
@@ -115,6 +124,8 @@ class HeadCalls(TrunkCalls):
             versions,
             expected_generation=expected_generation,
             expected_versions=expected_versions,
+            require=require,
+            prepare_timeout=prepare_timeout,
             request_id=request_id,
             note=note,
             timeout=timeout,
@@ -127,13 +138,15 @@ class HeadCalls(TrunkCalls):
         *,
         expected_generation: int | None = None,
         expected_versions: Mapping[str, int] | None = None,
+        require: RequireName | None = None,
+        prepare_timeout: float | None = None,
         request_id: str = "",
         timeout: float | None = None,
     ) -> Generation:
         """A new generation equal to `to` (default: the active one's parent). Raises Conflict as `activate` does."""
-        request = requests.rollback(to, expected_generation, expected_versions, request_id)
+        request = requests.rollback(to, expected_generation, expected_versions, request_id, require, prepare_timeout)
         response = self._connection.unary(lambda stubs: stubs.heads.RollbackHeads, request, timeout or self._timeout)
-        return convert.generation(response.generation)
+        return convert.rolled_back(response)
 
     # listings
 

@@ -22,6 +22,7 @@ from polyhead.client.addresses import is_loopback
 from polyhead.client.errors import DeadlineExceeded, InvalidArgument, PolyheadError, ResourceExhausted
 from polyhead.client.wire.text_check import check_text
 from polyhead.v1 import (
+    fleet_pb2_grpc,
     generation_pb2,
     generation_pb2_grpc,
     heads_pb2,
@@ -133,13 +134,14 @@ class Endpoint:
 
 
 class Stubs:
-    """The four services of one channel (of either API); made with the channel, dropped with it."""
+    """The five services of one channel (of either API); made with the channel, dropped with it."""
 
     def __init__(self, channel: Any) -> None:
         self.channel = channel
         self.generation: Any = generation_pb2_grpc.GenerationServiceStub(channel)
         self.scoring: Any = scoring_pb2_grpc.ScoringServiceStub(channel)
         self.trunk: Any = trunk_pb2_grpc.TrunkServiceStub(channel)
+        self.fleet: Any = fleet_pb2_grpc.FleetServiceStub(channel)
         self.heads: Any = heads_pb2_grpc.HeadServiceStub(channel)
         self.health: Any = channel.unary_unary(
             HEALTH_METHOD, request_serializer=health_request, response_deserializer=is_serving

@@ -13,7 +13,7 @@ from numpy.typing import NDArray
 from polyhead.client.connection import Connection
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
 from polyhead.client.fitting import plan_fit
-from polyhead.client.results.records import OodFit, Status, TrunkInfo
+from polyhead.client.results.records import OodFit, Replica, Status, TrunkInfo
 from polyhead.client.tokenizing import TokenizePlan
 from polyhead.client.transport import DEFAULT_TIMEOUT_S, LOOKUP_TIMEOUT_S, Deadline, Endpoint, why_not_ready
 from polyhead.client.wire import convert, requests
@@ -22,7 +22,7 @@ from polyhead.client.wire.options import PoolingName
 from polyhead.client.wire.prompts import Prompt, prompt_message, token_ids
 from polyhead.client.wire.pushed import PushedDigests
 from polyhead.client.wire.text_check import check_text
-from polyhead.v1 import trunk_pb2
+from polyhead.v1 import fleet_pb2, trunk_pb2
 
 __all__ = ["TrunkCalls"]
 
@@ -78,6 +78,17 @@ class TrunkCalls:
     def status(self) -> Status:
         """The present state of heads, memory, queue, cache and disk."""
         return convert.status(self._lookup(lambda stubs: stubs.trunk.GetStatus, trunk_pb2.GetStatusRequest()))
+
+    def replicas(self) -> list[Replica]:
+        """The servers that hold this history, the primary first. Only a primary knows them: a follower says who that is."""
+        found: list[Replica] = []
+        request = fleet_pb2.ListReplicasRequest()
+
+        def take(message: fleet_pb2.ListReplicasResponse) -> None:
+            found[:] = [convert.replica(each) for each in message.replicas]
+
+        self._connection.read_all(lambda stubs: stubs.fleet.ListReplicas, request, LOOKUP_TIMEOUT_S, take)
+        return found
 
     def tokenize(
         self,

@@ -23,6 +23,7 @@ from polyhead.server.process.setting_errors import setting_error
 from polyhead.server.rpc.auth import Authenticator, Role, Token, hash_token, load_tokens
 
 GIB = 1 << 30
+_ADDRESS = re.compile(r"([^:\s]+|\[[0-9A-Fa-f:]+\]):\d{1,5}")
 ENV_PREFIX = "POLYHEAD_"
 # Variables with our prefix that are no settings: of the clients' command line and of failpoints (heads/store/failpoints.py)
 OTHER_VARIABLES = frozenset({"POLYHEAD_SERVER", "POLYHEAD_TOKEN", "POLYHEAD_TLS_CA", "POLYHEAD_FP", "POLYHEAD_ANNOTATE_FAILPOINT"})
@@ -93,8 +94,19 @@ class ServeConfig(BaseSettings):
     token_worker: TokenHash = Field("", description="A worker's token, beside those of the file")
     token_trainer: TokenHash = Field("", description="A trainer's token, beside those of the file")
     token_admin: TokenHash = Field("", description="An admin's token, beside those of the file")
+    token_replica: TokenHash = Field("", description="A follower's token, beside those of the file")
     insecure: bool = Field(False, description="Listen beyond loopback without TLS or tokens")
     reflection: bool = Field(False, description="Offer gRPC reflection")
+
+    follow: str = Field("", description="Primary whose heads this server copies and serves, HOST:PORT; empty: it is a primary itself")
+    follow_token: str = Field("", repr=False, description="Token of the role replica that the primary knows")
+    follow_ca: Path | None = Field(
+        None, description="PEM certificates that signed the primary's; empty: the system's, and no TLS to loopback or with insecure"
+    )
+    advertise: str = Field("", description="Address by which clients and the primary know this server, HOST:PORT; empty: where it listens")
+    replicas: int = Field(
+        0, ge=0, description="Followers that a primary waits for before a change that requires all: at least so many must be connected"
+    )
 
     cache_bytes: int = Field(2 * GIB, gt=0, description="Bytes for the trunk's keys, values and boundary states")
     commit_caches: bool = Field(
@@ -137,12 +149,17 @@ class ServeConfig(BaseSettings):
     def _check(self) -> Self:
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key come together")
-        named = [(name, getattr(self, name)) for name in ("tls_cert", "tls_key", "tokens")]
+        named = [(name, getattr(self, name)) for name in ("tls_cert", "tls_key", "tokens", "follow_ca")]
         for name, path in [*named, *(("rules", path) for path in self.rules)]:
             if path is not None:
                 _check_readable(name, path)
         if self.tls_cert is not None and self.tls_key is not None:
             _check_key_file(self.tls_key)
+        for name in ("follow", "advertise"):
+            if (address := getattr(self, name)) and not _ADDRESS.fullmatch(address):
+                raise ValueError(f"--{name} must be HOST:PORT: {address[:80]!r}")
+        if self.follow and self.replicas:
+            raise ValueError("--replicas is for a primary: a server that follows one has no followers of its own")
         is_protected = self.tls_cert is not None and self.has_tokens
         if not self.is_loopback and not is_protected and not self.insecure:
             raise ValueError(
@@ -152,16 +169,16 @@ class ServeConfig(BaseSettings):
 
     @property
     def is_loopback(self) -> bool:
-        if self.host == "localhost":
-            return True
-        try:
-            return ipaddress.ip_address(self.host).is_loopback
-        except ValueError:
-            return False
+        return _is_loopback(self.host)
+
+    @property
+    def follows_plainly(self) -> bool:
+        """Without TLS to the primary."""
+        return self.follow_ca is None and (self.insecure or _is_loopback(self.follow.rpartition(":")[0].strip("[]")))
 
     @property
     def has_tokens(self) -> bool:
-        return self.tokens is not None or bool(self.token_worker or self.token_trainer or self.token_admin)
+        return self.tokens is not None or any((self.token_worker, self.token_trainer, self.token_admin, self.token_replica))
 
     @property
     def store_dir(self) -> Path:
@@ -173,8 +190,8 @@ class ServeConfig(BaseSettings):
 
     def authenticator(self) -> Authenticator:
         """From the settings and the tokens file. InvalidArgument if that file is malformed."""
-        given = ((Role.WORKER, self.token_worker), (Role.TRAINER, self.token_trainer), (Role.ADMIN, self.token_admin))
-        tokens = [Token.of(role, known) for role, known in given if known]
+        given = {role: getattr(self, f"token_{role.value}", "") for role in Role}  # an annotator's are in the file alone
+        tokens = [Token.of(role, known) for role, known in given.items() if known]
         if self.tokens is not None:
             tokens += load_tokens(self.tokens)
             if not tokens:
@@ -210,6 +227,15 @@ def _check_variables(environment: Mapping[str, str]) -> None:
             nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
             hint = f"the nearest known one is {nearest}"
         raise InvalidArgument(f"unknown variable in the environment: {variable[:80]}\nhint: {hint}", field=variable)
+
+
+def _is_loopback(host: str) -> bool:
+    if host == "localhost":
+        return True
+    try:
+        return ipaddress.ip_address(host).is_loopback
+    except ValueError:
+        return False
 
 
 def _read_toml(path: Path) -> dict[str, Any]:

@@ -142,6 +142,8 @@ class Generation:
     removed: tuple[str, ...] = ()  # filled by activate and update: versions that the server no longer keeps, "policy@1"
     gone: tuple[str, ...] = ()  # filled by generations: of `heads` what is deleted or damaged; a rollback cannot restore the set
     same_as: int = 0  # filled by generations: the first generation with the same heads; 0 if it is this one
+    history_id: str = ""  # names it and all before it: two servers that went apart never share one
+    behind: tuple[str, ...] = ()  # filled by activate, update and rollback: replicas that do not serve it yet
 
 
 @dataclass(frozen=True, slots=True, repr=False)
@@ -267,6 +269,22 @@ class Status:
     max_idle_per_name: int = 0  # versions of one name kept in memory that nothing uses, at most
     problems: tuple[str, ...] = ()  # what else in the store is damaged, with its repair; the active set is served all the same
     changes: tuple[str, ...] = ()  # activations and rollbacks under way, and how far each is
+    history_id: str = ""  # of the active generation
+    primary: str = ""  # whom the server follows, "host:port"; empty: it is a primary
+    follow_problem: str = ""  # why it does not follow it now
+
+
+@dataclass(frozen=True, slots=True)
+class Replica:
+    """One of the servers that hold a history."""
+
+    name: str
+    address: str  # "host:port"; empty for a primary that was not told it
+    generation: int  # its active one
+    state: str  # "serving"; "syncing": it has not caught up since its start; "behind": `error` says why; "lost": it says nothing
+    error: str = ""
+    primary: bool = False
+    silent_seconds: float = 0.0  # since it was heard of
 
 
 @dataclass(frozen=True, slots=True)

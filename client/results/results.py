@@ -70,6 +70,7 @@ class Served:
     generation: int = 0
     head_versions: dict[str, int] = field(default_factory=dict)
     tokenizer_sha256: str = ""
+    history_id: str = ""  # names the generation and all before it
 
 
 @dataclass(frozen=True, slots=True)

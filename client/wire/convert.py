@@ -18,7 +18,7 @@ from polyhead.client.weights import tensors
 from polyhead.client.weights.delta import Base
 from polyhead.client.wire.fields import from_message, values_of
 from polyhead.heads.format.precision import FILE_DTYPES
-from polyhead.v1 import generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
+from polyhead.v1 import fleet_pb2, generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 __all__ = [
     "activated",
@@ -29,6 +29,8 @@ __all__ = [
     "ood_fit",
     "piece",
     "ranking",
+    "replica",
+    "rolled_back",
     "rule_questions",
     "sample",
     "scored_item",
@@ -134,6 +136,15 @@ def generation(message: heads_pb2.Generation) -> records.Generation:
 def activated(message: heads_pb2.ActivateHeadsResponse) -> records.Generation:
     """The new generation, with what the change did to running requests."""
     return dataclasses.replace(generation(message.generation), **values_of(records.Generation, message))
+
+
+def rolled_back(message: heads_pb2.RollbackHeadsResponse) -> records.Generation:
+    """The new generation, and who does not serve it yet."""
+    return dataclasses.replace(generation(message.generation), **values_of(records.Generation, message))
+
+
+def replica(message: fleet_pb2.Replica) -> records.Replica:
+    return from_message(records.Replica, message)
 
 
 def _manifest(message: heads_pb2.HeadManifest) -> records.HeadManifest:

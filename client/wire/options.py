@@ -16,6 +16,7 @@ OnSwapName = Literal["pin", "abort", "follow"]
 PoolingName = Literal["mean", "last"]
 PriorityName = Literal["batch", "interactive"]
 DeliveryName = Literal["tokens", "samples", "groups"]
+RequireName = Literal["all", "connected", "primary"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -66,6 +67,8 @@ class _RequestOptions(TypedDict, total=False):
     role_prompt: str | None  # before a conversation's first turn, in place of the format's own; "" for none
     allow_control_tokens: bool  # control tokens such as <|im_end|> in messages count as tokens; by default they are text
     cache_salt: str  # requests with different salts never share cached blocks
+    generation: int  # answer with exactly this one, or not at all
+    history_id: str  # with generation=: which history's, as in Generation
 
 
 class StreamOptions(SamplingOptions, _RuleOptions, _RewardOptions, _RequestOptions, total=False):

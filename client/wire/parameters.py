@@ -69,6 +69,9 @@ _TEXTS = {
     "role_prompt": "goes before a conversation's first turn; \"\" for none. Default: the format's own.",
     "allow_control_tokens": "control tokens such as <|im_end|> in messages count as tokens; by default they are text. Default: False.",
     "cache_salt": "requests with different salts never share cached blocks. Default: one salt for all.",
+    "generation": "answer with exactly this generation: Unavailable where it is not here yet, FailedPrecondition once it is gone. "
+    "Default: 0, the active one.",
+    "history_id": "with generation=: its `history_id`, so that it is never another history's of the same number. Default: not compared.",
     "kind": '"policy", "preference", "rule" or "value". Default: as the folder says, else as the base or the name\'s active version.',
     "base": 'the version that it was made from, "policy@3": only tensors that differ are sent; an adapter runs on it. Default: none.',
     "bias": "of a preference or value head: subtracted from the raw number. Default: as in the base or the active version.",

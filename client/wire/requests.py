@@ -12,7 +12,16 @@ from typing import Any, TypeVar, cast
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.results.results import Sample
 from polyhead.client.wire import prompts as prompt_forms
-from polyhead.client.wire.options import Arm, CopyOptions, GenerateOptions, Rule, SamplingOptions, ScoreOptions, StreamOptions
+from polyhead.client.wire.options import (
+    Arm,
+    CopyOptions,
+    GenerateOptions,
+    RequireName,
+    Rule,
+    SamplingOptions,
+    ScoreOptions,
+    StreamOptions,
+)
 from polyhead.client.wire.text_check import lone_surrogate, names_bad_text
 from polyhead.client.wire.unknown_options import refuse_unknown
 from polyhead.heads.format.wire_enums import ContractEnum, wire_numbers
@@ -111,6 +120,8 @@ def generate(
     reply_role: str = "",
     role_prompt: str | None = None,
     allow_control_tokens: bool = False,
+    generation: int = 0,
+    history_id: str = "",
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
     **sampling: Any,
@@ -133,6 +144,8 @@ def generate(
         select=_selection(best, median, recipe),
         return_states=return_states,
         prompt_states_once=return_states,
+        generation=_checked_number(generation, "generation") or 0,
+        history_id=history_id,
         request_id=request_id,
     )
 
@@ -164,6 +177,8 @@ def score(
     reply_role: str = "",
     role_prompt: str | None = None,
     allow_control_tokens: bool = False,
+    generation: int = 0,
+    history_id: str = "",
     request_id: str = "",
     timeout: float | None = None,  # read by the caller
     **sampling: Any,
@@ -182,6 +197,8 @@ def score(
         sampling=_sampling(cast(SamplingOptions, sampling)) if given else None,
         on_swap=cast(Any, enum_number(types_pb2.OnSwap, on_swap, "on_swap")),
         priority=cast(Any, enum_number(types_pb2.Priority, priority, "priority")),
+        generation=_checked_number(generation, "generation") or 0,
+        history_id=history_id,
         request_id=request_id,
     )
 
@@ -288,6 +305,8 @@ def activate(
     expected_versions: Mapping[str, int] | None,
     request_id: str,
     note: str,
+    require: RequireName | None = None,
+    prepare_timeout: float | None = None,
 ) -> heads_pb2.ActivateHeadsRequest:
     if isinstance(deactivate, str):
         raise TypeError(f'deactivate must be a list of names: str\nhint: write ["{deactivate}"]')
@@ -299,18 +318,27 @@ def activate(
         expected_versions=_expected(expected_versions),
         request_id=request_id or new_request_id(),
         note=note,
+        require=cast(Any, enum_number(heads_pb2.Require, require, "require")),
+        prepare_seconds=prepare_timeout or 0.0,
     )
 
 
 @names_bad_text
 def rollback(
-    to: int | None, expected_generation: int | None, expected_versions: Mapping[str, int] | None, request_id: str
+    to: int | None,
+    expected_generation: int | None,
+    expected_versions: Mapping[str, int] | None,
+    request_id: str,
+    require: RequireName | None = None,
+    prepare_timeout: float | None = None,
 ) -> heads_pb2.RollbackHeadsRequest:
     return heads_pb2.RollbackHeadsRequest(
         to_generation=_checked_number(to, "to"),
         expected_generation=_checked_number(expected_generation, "expected_generation"),
         expected_versions=_expected(expected_versions),
         request_id=request_id or new_request_id(),
+        require=cast(Any, enum_number(heads_pb2.Require, require, "require")),
+        prepare_seconds=prepare_timeout or 0.0,
     )
 
 

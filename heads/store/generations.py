@@ -157,6 +157,16 @@ class GenerationFolder:
         self._keep(record)
         self.current = record
 
+    def fill_in(self, record: GenerationRecord) -> None:
+        """Hold the record of a generation before the current one, which another store has. OSError: nothing has changed."""
+        if record.number <= self._pack.dropped or record.number in self._records:
+            return
+        self._files.put(layout.generation_path(record.number), records.encode_generation(record), "generation")
+        self._files.fsync_folder(layout.GENERATIONS, "generation")
+        self._files_of.add(record.number)
+        self.damaged.pop(record.number, None)
+        self._keep(record)
+
     def _keep(self, record: GenerationRecord) -> None:
         self._records[record.number] = record
         self._note_heads(record)

@@ -38,6 +38,7 @@ class StoreFiles:
         self._record = record
         self._spares = SpareDescriptors()
         self.failpoint_prefix = ""  # "recovery." while a store is being opened
+        self.on_change: Callable[[], None] = _nobody  # called after each change of what is kept, from any thread
 
     @classmethod
     def open(cls, path: str, record: OsRecord | None = None) -> StoreFiles:
@@ -110,6 +111,7 @@ class StoreFiles:
         except OSError:
             self.discard(temporary)
             raise
+        self.on_change()
 
     def commit(self, name: str, data: bytes, subject: str) -> None:
         """As `put` of a new name and `fsync_folder` in one, where a caller must know whether anything has happened.
@@ -126,6 +128,7 @@ class StoreFiles:
         except OSError:
             self.discard(temporary)
             raise
+        self.on_change()
 
     def _rename_for_good(self, source: tuple[int, str], target: tuple[int, str], name: str, subject: str) -> None:
         is_issued = False
@@ -206,6 +209,7 @@ class StoreFiles:
         self.check_place()
         with self._parent(name) as (folder_fd, leaf), self._call("unlink", name, f"{subject}_unlink" if subject else ""):
             os.unlink(leaf, dir_fd=folder_fd)
+        self.on_change()
 
     def discard(self, name: str) -> None:
         """Unlink if it is there and if that works; what stays in the staging folder goes at the next open."""
@@ -286,6 +290,10 @@ class StoreFiles:
             self._record.append((op, name))
         if point:
             failpoints.hit(f"{self.failpoint_prefix}after_{point}")
+
+
+def _nobody() -> None:
+    """Nobody wants to know."""
 
 
 def stamp_of(status: os.stat_result) -> Stamp:

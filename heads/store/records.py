@@ -15,6 +15,7 @@ from polyhead.heads.format.manifest import HeadManifest
 
 FORMAT = 1
 MAX_RECORD_BYTES = 32 * 1024  # two of them fit into the reserve that a full disk leaves us
+HISTORY_ID_CHARS = 32  # 128 bits
 _MAX_TEXT = 4096  # characters of a note; a request id has a tighter limit
 _MAX_REQUEST_ID = 200
 _MAX_METRICS = 64
@@ -116,6 +117,11 @@ def decode_version(data: bytes) -> VersionRecord:
     return _build(_version_from_plain, decode("version", data))
 
 
+def version_sha256(record: VersionRecord) -> bytes:
+    """Of the record's bytes: by which two stores compare what they hold."""
+    return hashlib.sha256(encode_version(record)).digest()
+
+
 def encode_generation(record: GenerationRecord) -> bytes:
     return encode("generation", generation_to_plain(record))
 
@@ -123,6 +129,11 @@ def encode_generation(record: GenerationRecord) -> bytes:
 def sha256_of(record: GenerationRecord) -> str:
     """Of the bytes that the record has in a file of its own."""
     return hashlib.sha256(encode_generation(record)).hexdigest()
+
+
+def history_id(record: GenerationRecord) -> str:
+    """Names a generation and all before it, since a record holds the hash of the one before: stores that went apart have other ids."""
+    return sha256_of(record)[:HISTORY_ID_CHARS]
 
 
 def generation_to_plain(record: GenerationRecord) -> dict[str, Any]:

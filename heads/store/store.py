@@ -3,7 +3,7 @@
 Knows nothing of torch, of gRPC, or of what is inside a head file, and imports none of it: its crash tests start at once.
 kill -9 at any moment leaves exactly the old or exactly the new active set, and what was acknowledged stays.
 `layout.py` draws the folder, `osio.py` makes the system calls, `failpoints.py` lists the moments at which a crash is tested. The methods of
-a HeadStore are in `head_versions.py`, `deletion.py` and `active_set.py`.
+a HeadStore are in `head_versions.py`, `deletion.py`, `active_set.py` and `adoption.py`.
 
     with HeadStore.open("store", trunk_id) as store:
         with store.begin_push(len(data), sha256) as staging:
@@ -23,11 +23,11 @@ from types import TracebackType
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, PolyheadError
 from polyhead.heads.store import io_errors, layout
 from polyhead.heads.store.active_set import ActiveSets, PastGeneration
+from polyhead.heads.store.adoption import Adoption
 from polyhead.heads.store.blob_io import OpenBlob
 from polyhead.heads.store.damage import StoreDamage
 from polyhead.heads.store.deletion import Deletion
 from polyhead.heads.store.generations import CommitUncertain
-from polyhead.heads.store.head_versions import HeadVersions
 from polyhead.heads.store.identity import identify, read_trunk_id
 from polyhead.heads.store.io_errors import StoreIoError, StoreLocked, StoreTaken, UnsafeFile
 from polyhead.heads.store.osio import OsRecord, StoreFiles
@@ -53,7 +53,7 @@ __all__ = [
 _TRUNK_ID = re.compile(r"[0-9a-f]{64}")
 
 
-class HeadStore(HeadVersions, Deletion, ActiveSets):
+class HeadStore(Adoption, Deletion, ActiveSets):
     """One store folder, locked by this process. Thread-safe; every method blocks on the disk, so call it from a worker thread.
 
     Every method may raise ResourceExhausted (a full disk) and StoreIoError (the operating system failed); `commit_generation`

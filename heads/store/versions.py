@@ -144,10 +144,21 @@ class VersionFolder:
             self._files.discard(path)  # it may be there, but it was never acknowledged
             raise
 
+    def adopt(self, record: VersionRecord) -> None:
+        """Write a record under the number that another store gave it. OSError: nothing has changed."""
+        data = records.encode_version(record)
+        self._make_folder(record.name)
+        self._write(record, data)
+        self._highest[record.name] = max(self._highest.get(record.name, 0), record.version)
+        self._keep(record)
+
     def relabel(self, record: VersionRecord, labels: tuple[str, ...], request: tuple[str, str] = ("", "")) -> VersionRecord:
         """Replace a record by one with other labels. `request` is the id and the digest of who asked; the last 16 are remembered."""
         requests = (*record.label_requests, request)[-MAX_LABEL_REQUESTS:] if request[0] else record.label_requests
-        changed = dataclasses.replace(record, labels=labels, label_requests=requests)
+        return self.exchange(record, dataclasses.replace(record, labels=labels, label_requests=requests))
+
+    def exchange(self, record: VersionRecord, changed: VersionRecord) -> VersionRecord:
+        """Replace a record by one of the same version, whose labels alone are others."""
         path, data = layout.version_path(record.name, record.version), records.encode_version(changed)
         try:  # also on a full disk: without its labels a version can be deleted
             write_with_reserve(self._files, lambda: self._files.put(path, data, "label"))

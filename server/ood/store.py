@@ -117,6 +117,10 @@ class OodStore:
 
     def load(self, fit: OodFit) -> OodModel:
         """Its numbers. DataLoss if they are missing or not those that were stored."""
+        return OodModel(**safetensors.numpy.load(self.content(fit)))
+
+    def content(self, fit: OodFit) -> bytes:
+        """The file of its numbers. DataLoss."""
         with io_errors.plain_errors("could not read the out-of-distribution fit"):
             try:
                 data = self._files.read(_path(fit.name, fit.version, "safetensors"), fit.num_bytes)
@@ -124,7 +128,23 @@ class OodStore:
                 data = b""
         if hashlib.sha256(data).hexdigest() != fit.sha256:
             raise DataLoss(f"the numbers of the out-of-distribution fit are damaged: {fit.reference}\nhint: fit it again")
-        return OodModel(**safetensors.numpy.load(data))
+        return data
+
+    def adopt(self, record: bytes, data: bytes) -> None:
+        """Hold a fit of another store under the number that it has there. DataLoss if the numbers are not those of the record."""
+        fit = decode(record)
+        if hashlib.sha256(data).hexdigest() != fit.sha256:
+            raise DataLoss(f"the numbers of the out-of-distribution fit are not those of its record: {fit.reference}")
+        with self._lock, io_errors.plain_errors("could not store the out-of-distribution fit"):
+            self._write(fit, data)
+            self._fits[fit.name, fit.version] = fit
+            self._highest[fit.name] = max(self._highest.get(fit.name, 0), fit.version)
+
+    def forget(self, name: str, version: int) -> None:
+        """Delete a fit that the other store no longer keeps; one that is not there is no error."""
+        with self._lock, io_errors.plain_errors("could not delete the out-of-distribution fit"):
+            if (name, version) in self._fits:
+                self._delete(name, version)
 
     @property
     def num_bytes(self) -> int:
@@ -149,7 +169,7 @@ class OodStore:
 
     def _read(self, name: str, version: int) -> OodFit | None:
         try:
-            fit = _from_plain(records.decode(_KIND, self._files.read(_path(name, version, "json"), records.MAX_RECORD_BYTES)))
+            fit = decode(self._files.read(_path(name, version, "json"), records.MAX_RECORD_BYTES))
             if (fit.name, fit.version) == (name, version):
                 return fit
         except (DamagedRecord, PolyheadError, OSError, KeyError, TypeError, ValueError):
@@ -160,7 +180,7 @@ class OodStore:
     def _write(self, fit: OodFit, data: bytes) -> None:
         """The numbers first, durably; then the record, which makes them a fit."""
         self._make_folder()
-        written = (("safetensors", data), ("json", records.encode(_KIND, _to_plain(fit))))
+        written = (("safetensors", data), ("json", encode(fit)))
         try:
             for suffix, content in written:
                 self._files.put(_path(fit.name, fit.version, suffix), content, "ood")
@@ -182,13 +202,16 @@ class OodStore:
         versions = sorted(version for other, version in self._fits if other == name)
         for version in versions[: -self._keep_versions]:
             try:
-                self._files.unlink(_path(name, version, "json"), "ood")
-                self._files.fsync_folder(OOD, "ood")
+                self._delete(name, version)
             except OSError as error:
                 log.warning("an old out-of-distribution fit was not deleted: %s@%d (%s)", name, version, error.strerror)
                 return
-            del self._fits[name, version]
-            self._files.discard(_path(name, version, "safetensors"))
+
+    def _delete(self, name: str, version: int) -> None:
+        self._files.unlink(_path(name, version, "json"), "ood")
+        self._files.fsync_folder(OOD, "ood")
+        del self._fits[name, version]
+        self._files.discard(_path(name, version, "safetensors"))
 
     def _check_room(self, name: str) -> None:
         check_name(name, "name")
@@ -203,6 +226,16 @@ class OodStore:
 
     def _of_request(self, request_id: str) -> OodFit | None:
         return next((fit for fit in self._fits.values() if fit and request_id and fit.request_id == request_id), None)
+
+
+def encode(fit: OodFit) -> bytes:
+    """Its record."""
+    return records.encode(_KIND, _to_plain(fit))
+
+
+def decode(record: bytes) -> OodFit:
+    """DamagedRecord, KeyError, TypeError or ValueError for what is none."""
+    return _from_plain(records.decode(_KIND, record))
 
 
 def check_same_request(first: OodFit, wanted: OodFit) -> OodFit:

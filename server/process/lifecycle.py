@@ -11,6 +11,8 @@ import sys
 import time
 from collections.abc import AsyncIterator, Callable
 from dataclasses import dataclass, field
+from functools import partial
+from typing import TYPE_CHECKING
 
 import grpc.aio
 
@@ -30,8 +32,12 @@ from polyhead.server.rpc.health import Health, watch_engine
 from polyhead.server.rpc.interceptors import CallInterceptor
 from polyhead.server.rpc.listen import add_servicers, bind, make_server
 from polyhead.server.rpc.unread import Unread
+from polyhead.server.versions.following import FollowState
 from polyhead.server.versions.registry import Registry
 from polyhead.server.versions.store_monitor import StoreMonitor
+
+if TYPE_CHECKING:
+    from polyhead.server.fleet.following import Following
 
 END_S = 2.0  # for handlers whose requests were ended
 
@@ -68,6 +74,7 @@ class Running:
     addresses: card.Addresses
     workers: Workers
     unread: Unread
+    following: Following | None = None
 
 
 async def run(config: ServeConfig, progress: Progress, announce: Callable[[Services, card.Addresses], None]) -> None:
@@ -98,7 +105,7 @@ async def _listen(config: ServeConfig) -> Running:
     metrics.serving.set_function(lambda: float(health.is_up))
     unread = Unread(config.unread_bytes, config.unread_stall_s)
     metrics.unread.set_function(lambda: unread.num_bytes)
-    interceptor = CallInterceptor(config.authenticator(), config.default_deadline_s, metrics.observe_call, unread)
+    interceptor = CallInterceptor(config.authenticator(), config.default_deadline_s, metrics.observe_call, unread, config.follow)
     server = make_server(config, interceptor, health, handlers)
     port = bind(server, config)
     metrics_server = _serve_metrics(metrics, config)
@@ -159,19 +166,25 @@ async def _background_tasks(running: Running, services: Services, stop: StopSign
 
     loop = asyncio.get_running_loop()
     services.engine.outbox.sink = lambda outbox: hand_over(loop, outbox)
-    _show_heads(running.health, services.registry)
+    show = partial(_show_heads, running.health, services.registry, services.following)
+    show()
     running.metrics.show_heads(services.registry.active.heads)
     watchdog = Watchdog(services.engine.snapshot, running.config.hang_limit_s)
     watchdog.start()
-    monitor = StoreMonitor(services.store, running.workers, lambda: _show_heads(running.health, services.registry))
+    monitor = StoreMonitor(services.store, running.workers, show)
     tasks = [
         asyncio.create_task(monitor.watch()),
         asyncio.create_task(monitor.scrub()),
         asyncio.create_task(watch_engine(running.health, services.engine.snapshot, watchdog.beat)),
-        asyncio.create_task(_follow_heads(running.health, services.registry)),
+        asyncio.create_task(_watch_heads(services.registry, show)),
         asyncio.create_task(_commit_caches(running, services, stop)),
         asyncio.create_task(running.unread.watch()),
     ]
+    if running.config.follow:
+        from polyhead.server.fleet.following import Following
+
+        running.following = Following(services, running.addresses, show)
+        tasks.append(asyncio.create_task(running.following.run()))
     try:
         yield watchdog
     finally:
@@ -196,21 +209,23 @@ async def _commit_caches(running: Running, services: Services, stop: StopSignal)
         log.info("the kernel does not allocate the caches' memory ahead: each page is allocated when it is first used")
 
 
-async def _follow_heads(health: Health, registry: Registry) -> None:
+async def _watch_heads(registry: Registry, show: Callable[[], None]) -> None:
     async for _ in registry.feed.numbers(registry.active.generation):
-        _show_heads(health, registry)
+        show()
 
 
-def _show_heads(health: Health, registry: Registry) -> None:
-    """Ready: there is a whole active set, and the store would restore it after a restart."""
+def _show_heads(health: Health, registry: Registry, following: FollowState | None = None) -> None:
+    """Ready: there is a whole active set, the store would restore it after a restart, and it is the primary's."""
     health.set_heads(registry.active.heads)
-    health.set_ready(bool(registry.active.heads) and not registry.damage)
+    health.set_ready(bool(registry.active.heads) and not registry.damage and (following is None or following.is_level))
 
 
 async def _drain(running: Running, services: Services, stop: StopSignal, watchdog: Watchdog) -> None:
     """New calls are refused, running ones finish within the grace, what is left is ended and waited for."""
     running.health.drain()
     running.interceptor.drain()
+    if running.following is not None:
+        await running.following.leave()
     services.registry.feed.close()
     await _first(stop.at_once.wait(), asyncio.sleep(running.config.drain_delay_s))
     await _first(stop.at_once.wait(), running.interceptor.wait_idle(running.config.drain_grace))

@@ -23,6 +23,7 @@ from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.text.transcripts import TranscriptBook
+from polyhead.server.versions.following import FollowState
 from polyhead.server.versions.publisher import Publisher
 from polyhead.server.versions.registry import Registry
 
@@ -50,6 +51,7 @@ class Services:
     metrics: Metrics
     workers: Workers
     ood: OodFits
+    following: FollowState | None = None  # None: nobody; a primary
     started_at: float = field(default_factory=time.monotonic)
 
     @property

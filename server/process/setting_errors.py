@@ -10,7 +10,7 @@ from pydantic import ValidationError
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.validation import has_words, words_of
 
-SECRETS = ("token_worker", "token_trainer", "token_admin")  # neither shown in an error nor given as a flag
+SECRETS = ("token_worker", "token_trainer", "token_admin", "token_replica", "follow_token")  # neither shown in an error nor given as a flag
 
 
 def setting_error(error: ValidationError, flags: Collection[str], variables: Collection[str], prefix: str) -> InvalidArgument:

@@ -40,6 +40,7 @@ from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.text.tokenizer_files import read_eos_ids
 from polyhead.server.text.transcripts import TranscriptBook
+from polyhead.server.versions.following import FollowState
 from polyhead.server.versions.head_cache import HeadCache
 from polyhead.server.versions.head_loader import HeadLoader
 from polyhead.server.versions.manifests import RuleDefaults, ServedTrunk
@@ -137,6 +138,7 @@ def _build(
         workers=workers,
         library=library,
         ood=OodFits(OodStore(store, config.keep_versions), layers),
+        following=FollowState(config.follow, problem="it has not been reached yet") if config.follow else None,
     )
     metrics.engine.connect(engine.snapshot, lambda: head_infos(registry, config.trunk_dtype), lambda: server_facts(services))
     return services
@@ -184,9 +186,9 @@ def head_budget(config: ServeConfig) -> int:
 
 
 def bring_up_heads(services: Services, progress: Progress) -> None:
-    """Restore the stored active set, or make the first one. DataLoss if the stored one is damaged."""
+    """Restore the stored active set, or make the first one, unless that is a primary's to do. DataLoss if the stored one is damaged."""
     progress("loading the active heads")
-    if not services.registry.restore():
+    if not services.registry.restore() and services.following is None:
         progress("making the first five heads from the model's own layers")
         spec = services.spec
         output = model_output(HeadKind.POLICY, tied=spec.tied)

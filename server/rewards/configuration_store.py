@@ -77,6 +77,12 @@ class ConfigurationStore:
             found = [each for each in self._records.values() if each is not None and not each.retired_at]
         return sorted(found, key=lambda each: (each.created_at, each.reference))
 
+    def all(self) -> list[StoredConfiguration]:
+        """Those that are whole, retired ones too, the first added first."""
+        with self._lock:
+            found = [each for each in self._records.values() if each is not None]
+        return sorted(found, key=lambda each: (each.created_at, each.reference))
+
     def find(self, key: Key) -> StoredConfiguration | None:
         """A whole record, of a retired one too."""
         with self._lock:
@@ -117,7 +123,7 @@ class ConfigurationStore:
         """Durable when it returns: the content first, then the record, which makes it a version."""
         with self._lock, io_errors.plain_errors("could not store the configuration"):
             self._make_folder()
-            written = (("yaml", content), ("json", records.encode(_RECORD, _to_plain(stored))))
+            written = (("yaml", content), ("json", encode(stored)))
             try:
                 for suffix, data in written:
                     self._put(stored.key, suffix, data)
@@ -132,10 +138,15 @@ class ConfigurationStore:
         retired = dataclasses.replace(
             stored, retired_at=time.time(), retire_request_id=request_id, retire_request_digest=request_digest
         )
+        self.keep_retired(retired)
+
+    def keep_retired(self, retired: StoredConfiguration) -> None:
+        """A record that says so, also of one that was never held here."""
         with self._lock, io_errors.plain_errors("could not retire the configuration"):
-            self._put(stored.key, "json", records.encode(_RECORD, _to_plain(retired)))
-            self._records[stored.key] = retired
-            self._files.discard(_path(stored.key, "yaml"))  # one that stays does no harm: the record counts
+            self._make_folder()
+            self._put(retired.key, "json", encode(retired))
+            self._records[retired.key] = retired
+            self._files.discard(_path(retired.key, "yaml"))  # one that stays does no harm: the record counts
 
     def _asked_before(self, request_id: str) -> list[tuple[str, str]]:
         with self._lock:
@@ -177,14 +188,24 @@ class ConfigurationStore:
 
     def _read(self, key: Key) -> StoredConfiguration | None:
         try:
-            plain = records.decode(_RECORD, self._files.read(_path(key, "json"), records.MAX_RECORD_BYTES))
-            found = StoredConfiguration(**{**plain, "kind": ConfigurationKind(plain["kind"])})
+            found = decode(self._files.read(_path(key, "json"), records.MAX_RECORD_BYTES))
             if found.key == key:
                 return found
         except (DamagedRecord, PolyheadError, OSError, KeyError, TypeError, ValueError):
             pass
         logger.warning("the record of a stored configuration is damaged: %s %s", key[0].value, key[1])
         return None
+
+
+def encode(stored: StoredConfiguration) -> bytes:
+    """Its record."""
+    return records.encode(_RECORD, _to_plain(stored))
+
+
+def decode(record: bytes) -> StoredConfiguration:
+    """DamagedRecord, KeyError, TypeError or ValueError for what is none."""
+    plain = records.decode(_RECORD, record)
+    return StoredConfiguration(**{**plain, "kind": ConfigurationKind(plain["kind"])})
 
 
 def _path(key: Key, suffix: str) -> str:

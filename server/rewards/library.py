@@ -97,6 +97,23 @@ class Library:
             self._books[found.kind].remove(found.kind, reference)
             return stored
 
+    @property
+    def store(self) -> ConfigurationStore:
+        """Those that were added."""
+        return self._store
+
+    def adopt(self, stored: StoredConfiguration, content: bytes) -> None:
+        """Take over what was added to another server, or retired there. As `add`."""
+        with self._lock:
+            known = self._store.find(stored.key)
+            if stored.retired_at:
+                self._store.keep_retired(stored)
+                if known is not None and not known.retired_at:
+                    self._books[stored.kind].remove(*stored.key)
+            elif known is None:
+                file = parse_file(content, stored.reference, stored.kind.value)
+                self._books[stored.kind].add(file, lambda: self._store.add(stored, content))
+
     def _restore(self, stored: StoredConfiguration) -> None:
         file = parse_file(self._store.content(stored), stored.reference, stored.kind.value)
         if (known := self._find(stored.kind, stored.reference)) is not None:

@@ -1,4 +1,4 @@
-"""Who calls, and what they may call: bearer tokens, four roles, principals and teams. What a method asks for is said by the contract.
+"""Who calls, and what they may call: bearer tokens, five roles, principals and teams. What a method asks for is said by the contract.
 
 Knows no request's content.
 """
@@ -33,17 +33,20 @@ class Role(enum.Enum):
     WORKER = "worker"  # generates and scores without caps, also reads boundary states
     TRAINER = "trainer"  # also moves weights and changes the active set
     ADMIN = "admin"  # also deletes
+    REPLICA = "replica"  # follows: reads heads, history and configurations, and nothing else
 
 
 _ROLES: Mapping[Access, frozenset[Role | None]] = {  # None: a caller without a token
     Access.NOBODY: frozenset(),
     Access.ANYONE: frozenset({*Role, None}),
-    Access.EVERY_ROLE: frozenset(Role),
+    Access.EVERY_ROLE: frozenset({*Role} - {Role.REPLICA}),
     Access.WORKERS: frozenset({Role.WORKER, Role.TRAINER, Role.ADMIN}),
     Access.TRAINERS: frozenset({Role.TRAINER, Role.ADMIN}),
     Access.ADMINS: frozenset({Role.ADMIN}),
 }
-ALLOWED: Mapping[str, frozenset[Role | None]] = {name: _ROLES[method.access] for name, method in METHODS.items()}
+ALLOWED: Mapping[str, frozenset[Role | None]] = {
+    name: _ROLES[method.access] | ({Role.REPLICA} if method.is_for_replicas else frozenset()) for name, method in METHODS.items()
+}
 
 
 def hash_token(token: str) -> str:
@@ -152,7 +155,7 @@ def _bearer(metadata: Iterable[tuple[str, str | bytes]]) -> str:
 
 
 def load_tokens(path: Path) -> tuple[Token, ...]:
-    """Read a TOML file: `annotator`, `worker`, `trainer`, `admin`, each an entry or a list of them, and `[caps.ROLE]`.
+    """Read a TOML file: `annotator`, `worker`, `trainer`, `admin`, `replica`, each an entry or a list of them, and `[caps.ROLE]`.
 
     An entry is a token, raw or as `sha256:...`, or a table `{token = "...", principal = "...", team = "..."}`.
     Caps are `samples` and `new_tokens`. InvalidArgument names the key and shows no value.
@@ -196,11 +199,12 @@ class _TokensFile(FileModel):
     worker: _Entries
     trainer: _Entries
     admin: _Entries
+    replica: _Entries
     caps: Annotated[dict[Annotated[Role, Lax], _CapsOfFile], Field(default_factory=dict)]
 
     @property
     def by_role(self) -> Mapping[Role, list[_Entry]]:
-        return {Role.ANNOTATOR: self.annotator, Role.WORKER: self.worker, Role.TRAINER: self.trainer, Role.ADMIN: self.admin}
+        return {role: getattr(self, role.value) for role in Role}  # a key for each role, above
 
     def caps_of(self, role: Role) -> Caps:
         """Those of the file, else the role's own."""

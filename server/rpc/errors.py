@@ -13,7 +13,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from polyhead.heads.format.errors import PolyheadError
+from polyhead.heads.format.errors import FailedPrecondition, PolyheadError
 from polyhead.heads.store.io_errors import StoreFull, StoreIoError
 
 DOMAIN = "polyhead.dev"
@@ -42,6 +42,18 @@ class DeadlineExceeded(PolyheadError):
 
     code = "DEADLINE_EXCEEDED"
     reason = "DEADLINE_EXCEEDED"
+
+
+class NotPrimary(FailedPrecondition):
+    """A change was asked of a follower, which copies its primary's. Raised by the interceptor and the fleet's servicer."""
+
+    reason = "NOT_PRIMARY"
+
+
+def not_primary(primary: str) -> NotPrimary:
+    """Says where to go."""
+    hint = f"ask the primary: {primary}"
+    return NotPrimary(f"this server follows another one and changes nothing by itself\nhint: {hint}", metadata={"primary": primary})
 
 
 def to_polyhead_error(error: BaseException) -> PolyheadError:

@@ -23,8 +23,8 @@ import grpc.aio
 from polyhead.heads.format.errors import InvalidArgument, PolyheadError, Unavailable
 from polyhead.server import logs
 from polyhead.server.rpc.auth import Authenticator, Caller, Role
-from polyhead.server.rpc.errors import DeadlineExceeded, status_code, to_polyhead_error, trailing_metadata
-from polyhead.server.rpc.methods import LONG_LIVED
+from polyhead.server.rpc.errors import DeadlineExceeded, not_primary, status_code, to_polyhead_error, trailing_metadata
+from polyhead.server.rpc.methods import LONG_LIVED, METHODS
 from polyhead.server.rpc.unread import Account, Unread
 
 DRAIN_RETRY_S = 2.0
@@ -56,12 +56,18 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
     """Wraps each RpcMethodHandler. `observe(method, code, seconds)` is called once per finished call."""
 
     def __init__(
-        self, authenticator: Authenticator, max_call_s: float, observe: Callable[[str, str, float], None], unread: Unread
+        self,
+        authenticator: Authenticator,
+        max_call_s: float,
+        observe: Callable[[str, str, float], None],
+        unread: Unread,
+        primary: str = "",
     ) -> None:
         self._authenticator = authenticator
         self._unread = unread
         self._max_call_s = max_call_s
         self._observe = observe
+        self._primary = primary  # whom this server follows; empty: it may be changed here
         self._tasks: dict[asyncio.Task[Any], Call] = {}
         self._is_draining = False
 
@@ -98,6 +104,8 @@ class CallInterceptor(grpc.aio.ServerInterceptor):  # type: ignore[misc, unused-
             if self._is_draining and not details.method.startswith(_ALWAYS_OPEN):
                 raise Unavailable("the server is shutting down", retry_after_s=DRAIN_RETRY_S)
             caller = self._authenticator.check(details.method, metadata)
+            if self._primary and METHODS[details.method].is_change:
+                raise not_primary(self._primary)
             sees_all = caller.role is Role.ADMIN or not self._authenticator.has_several_teams
         except PolyheadError as error:
             return _refusal(handler, error)  # the body is never parsed

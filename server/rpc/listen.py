@@ -19,12 +19,13 @@ from polyhead.server.rpc.health import Health
 from polyhead.server.rpc.interceptors import CallInterceptor
 from polyhead.server.rpc.methods import SERVICES
 from polyhead.server.rpc.services.call import CallRunner
+from polyhead.server.rpc.services.fleet import FleetServicer
 from polyhead.server.rpc.services.generation import GenerationServicer
 from polyhead.server.rpc.services.heads import HeadServicer
 from polyhead.server.rpc.services.scoring import ScoringServicer
 from polyhead.server.rpc.services.trunk import TrunkServicer
 from polyhead.server.rpc.tls import read_pair
-from polyhead.v1 import generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
+from polyhead.v1 import fleet_pb2_grpc, generation_pb2_grpc, heads_pb2_grpc, scoring_pb2_grpc, trunk_pb2_grpc
 
 MIB = 1 << 20
 MAX_MESSAGE_BYTES = 4 * MIB  # that a caller sends
@@ -95,4 +96,5 @@ def add_servicers(handlers: LateHandlers, services: Services) -> None:
     scoring_pb2_grpc.add_ScoringServiceServicer_to_server(ScoringServicer(runner), target)
     trunk_pb2_grpc.add_TrunkServiceServicer_to_server(TrunkServicer(runner), target)
     heads_pb2_grpc.add_HeadServiceServicer_to_server(HeadServicer(services), target)
+    fleet_pb2_grpc.add_FleetServiceServicer_to_server(FleetServicer(services), target)
     handlers.open()

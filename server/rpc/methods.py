@@ -6,9 +6,9 @@ import enum
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
 
-from polyhead.v1 import generation_pb2, heads_pb2, options_pb2, scoring_pb2, trunk_pb2
+from polyhead.v1 import fleet_pb2, generation_pb2, heads_pb2, options_pb2, scoring_pb2, trunk_pb2
 
-_FILES = (generation_pb2, scoring_pb2, trunk_pb2, heads_pb2)
+_FILES = (generation_pb2, scoring_pb2, trunk_pb2, heads_pb2, fleet_pb2)
 SERVICES = tuple(name for file in _FILES for name in (each.full_name for each in file.DESCRIPTOR.services_by_name.values()))
 
 
@@ -28,6 +28,8 @@ class Method:
     """One method, by its full name "/polyhead.v1.HeadService/PushHead"."""
 
     access: Access
+    is_change: bool = False  # of what the server stores: a follower refuses it
+    is_for_replicas: bool = False  # a follower's token may call it, too
     is_long_lived: bool = False  # a stream without an end of its own: no deadline of ours, and a drain does not wait for it
 
 
@@ -36,7 +38,7 @@ def _own_methods() -> Iterator[tuple[str, Method]]:
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 facts = method.GetOptions().Extensions[options_pb2.method]
-                yield f"/{service.full_name}/{method.name}", Method(Access(facts.access), facts.long_lived)
+                yield f"/{service.full_name}/{method.name}", Method(Access(facts.access), facts.changes, facts.replicas, facts.long_lived)
 
 
 METHODS: Mapping[str, Method] = {

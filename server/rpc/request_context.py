@@ -11,6 +11,7 @@ from polyhead.server.engine.work.sampling import Draws
 from polyhead.server.process.services import Services
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
+from polyhead.server.rpc.named import NamedGeneration
 from polyhead.server.rpc.tag import PromptScorer
 from polyhead.server.text.text_bounds import check_fits
 from polyhead.server.text.tokenizer import Tokenizer
@@ -41,9 +42,17 @@ class RequestContext:
     check_room: CheckRoom = _has_room  # asked with counts before texts are tokenised, and with tokens before samples are built
     most_bytes_per_token: int | None = None  # of text; None: no bound is known
     default_priority: Priority = Priority.BATCH  # of a request that names none
+    named: NamedGeneration | None = None  # which generation the request has to be answered with; None: the active one
 
     @classmethod
-    def of(cls, services: Services, resolve: Resolve, check_room: CheckRoom, default_priority: Priority) -> RequestContext:
+    def of(
+        cls,
+        services: Services,
+        resolve: Resolve,
+        check_room: CheckRoom,
+        default_priority: Priority,
+        named: NamedGeneration | None = None,
+    ) -> RequestContext:
         """Of a loaded server."""
         return cls(
             tokenizer=services.tokenizer,
@@ -59,6 +68,7 @@ class RequestContext:
             check_room=check_room,
             most_bytes_per_token=services.tokenizer.most_bytes_per_token,
             default_priority=default_priority,
+            named=named,
         )
 
     def check_text(self, num_bytes: int, field: str) -> None:

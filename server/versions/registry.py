@@ -17,11 +17,12 @@ from types import MappingProxyType
 from torch import Tensor
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidArgument, ResourceExhausted
-from polyhead.heads.store import failpoints
+from polyhead.heads.store import failpoints, records
 from polyhead.heads.store.store import CommitUncertain, GenerationRecord, HeadStore
 from polyhead.server.engine.work.live import ActiveSet, ServedHead
 from polyhead.server.engine.work.reports import SwapReport
 from polyhead.server.versions.changes import Change, Changes
+from polyhead.server.versions.consent import Alone, Consent, Require, Wish
 from polyhead.server.versions.engine_port import EnginePort
 from polyhead.server.versions.first_heads import add_first_versions
 from polyhead.server.versions.head_cache import HeadCache
@@ -60,6 +61,7 @@ class _Call:
     """One call for a change: who asks and on what condition, how far it is, and what it keeps in memory until it is done."""
 
     expected: Expected
+    wish: Wish
     request_id: str
     request_digest: str
     change: Change
@@ -83,6 +85,7 @@ class Registry(Upkeep):
         self.trunk = trunk
         self.feed = GenerationFeed()
         self.changes = Changes()
+        self.consent: Consent = Alone()
         self._engine = engine
         self._on_swap = on_swap  # (head names, "ok" or "failed", seconds)
         self._mutation = threading.Lock()
@@ -117,23 +120,25 @@ class Registry(Upkeep):
         deactivate: Collection[str] = (),
         digests: Mapping[str, str] = MappingProxyType({}),
         expected: Expected = ANY,
+        wish: Wish = Wish(),  # noqa: B008  frozen
         request_id: str = "",
         request_digest: str = "",
         note: str = "",
     ) -> Activation:
         """Make these versions active and let the names in `deactivate` go; the other names stay as they are.
 
-        `digests` of weights that the versions must hold. A repeated request id gets the first answer.
+        `digests` of weights that the versions must hold. `wish`: which replicas have to have loaded them. A repeated request id gets the
+        first answer.
         """
         if not heads and not deactivate:
             raise InvalidArgument("an activation needs at least one head", field="heads")
         check_digests(self.store, heads, digests)
         names = [*(f"{name[:64]}@{version}" for name, version in heads.items()), *(f"without {name[:64]}" for name in deactivate)]
-        with self._call(f"activation of {', '.join(names)}", expected, request_id, request_digest) as call:
+        with self._call(f"activation of {', '.join(names)}", expected, wish, request_id, request_digest) as call:
             if first := self._answered(call, heads):
                 return first
             self._load_ahead(heads, call)
-            with self._mutation:
+            with self._asking(heads, call), self._mutation:
                 return self._answered(call, heads) or self._activate(heads, deactivate, note, call)
 
     def _activate(self, heads: Mapping[str, int], deactivate: Collection[str], note: str, call: _Call) -> Activation:
@@ -141,24 +146,26 @@ class Registry(Upkeep):
         before = current.heads if current else {}
         check_leaving(deactivate, heads, before)
         merged = {name: version for name, version in {**before, **heads}.items() if name not in deactivate}
-        return self._change(merged, current.number if current else None, note, changed={*heads, *deactivate}, call=call)
+        return self._change(merged, {*heads, *deactivate}, call, self._committing(merged, current.number if current else None, note, call))
 
     def rollback(
         self,
         to_generation: int | None = None,
         *,
         expected: Expected = ANY,
+        wish: Wish = Wish(Require.PRIMARY),  # noqa: B008  frozen
         request_id: str = "",
         request_digest: str = "",
     ) -> Activation:
         """A new generation equal to an earlier one, by default the active one's parent. Rolling back twice goes back twice."""
         what = f"rollback to generation {to_generation}" if to_generation else "rollback"
-        with self._call(what, expected, request_id, request_digest) as call:
+        with self._call(what, expected, wish, request_id, request_digest) as call:
             if first := self._answered(call, {}):
                 return first
-            if self.store.damage is None and (heads := self.rollback_heads(to_generation)):
+            heads = self.rollback_heads(to_generation) if self.store.damage is None else {}
+            if heads:
                 self._load_ahead(heads, call)
-            with self._mutation:
+            with self._asking(heads, call), self._mutation:
                 return self._answered(call, {}) or self._rollback(to_generation, call)
 
     def _rollback(self, to_generation: int | None, call: _Call) -> Activation:
@@ -169,13 +176,48 @@ class Registry(Upkeep):
         if number is None:
             raise FailedPrecondition("the active generation is the first one: there is nothing to go back to")
         target = stored_generation(self.store, number, "to_generation")
-        return self._change(target.heads, target.parent, f"rollback to generation {number}", changed=target.heads, call=call)
+        note = f"rollback to generation {number}"
+        return self._change(target.heads, target.heads, call, self._committing(target.heads, target.parent, note, call))
+
+    def adopt(self, record: GenerationRecord) -> Activation:
+        """A follower's change: make a generation of its primary the active one, its record as it is."""
+        with self._call(f"generation {record.number} of the primary", ANY, Wish(), "", "") as call:
+            self._load_ahead(record.heads, call)
+            with self._mutation:
+                return self._change(record.heads, record.heads, call, lambda: self._adopted(record))
+
+    def _adopted(self, record: GenerationRecord) -> GenerationRecord:
+        self.store.adopt_generation(record)
+        return record
 
     @contextlib.contextmanager
-    def _call(self, what: str, expected: Expected, request_id: str, request_digest: str) -> Iterator[_Call]:
+    def prepared(self, heads: Mapping[str, int]) -> Iterator[None]:
+        """These versions are loaded and tried out, and stay in memory until the block ends: they may be activated next."""
+        names = ", ".join(f"{name}@{version}" for name, version in heads.items())
+        with self._call(f"preparation of {names}", ANY, Wish(), "", "") as call:
+            self._load(heads, call)
+            self.store.verify(heads)
+            call.change.note("waiting for the primary")
+            yield
+
+    @contextlib.contextmanager
+    def _call(self, what: str, expected: Expected, wish: Wish, request_id: str, request_digest: str) -> Iterator[_Call]:
         """What the change loads stays in memory until it is done."""
         with self.changes.begin(what) as change, self.residency.pinning() as pin:
-            yield _Call(expected, request_id, request_digest, change, pin)
+            yield _Call(expected, wish, request_id, request_digest, change, pin)
+
+    @contextlib.contextmanager
+    def _asking(self, heads: Mapping[str, int], call: _Call) -> Iterator[None]:
+        """Replicas that have to have loaded the versions have; outside the lock, so that an emergency rollback waits for no replica."""
+        with contextlib.ExitStack() as asked:
+            try:
+                if heads:
+                    call.change.note(f"replicas load it: {call.wish.require.value}")
+                    asked.enter_context(self.consent.asking(heads, call.wish))
+            except BaseException:
+                self._on_swap(heads, "failed", call.change.seconds)
+                raise
+            yield
 
     def _answered(self, call: _Call, heads: Mapping[str, int]) -> Activation | None:
         """What this request did before, if it is a repetition: asked first, and again when it is the change's turn."""
@@ -195,15 +237,17 @@ class Registry(Upkeep):
             self._on_swap(heads, "failed", call.change.seconds)
             raise
 
-    def _change(self, heads: Mapping[str, int], parent: int | None, note: str, *, changed: Collection[str], call: _Call) -> Activation:
-        """`heads` become the active set; `changed` are the names that the metrics count."""
+    def _change(
+        self, heads: Mapping[str, int], changed: Collection[str], call: _Call, commit: Callable[[], GenerationRecord]
+    ) -> Activation:
+        """`heads` become the active set by `commit`; `changed` are the names that the metrics count."""
         change = call.change
         try:
             check_expected(self.store, call.expected)
             loaded = self._load(heads, call)
             self.store.verify(heads)
             change.note("writing it down")
-            record = self._commit(heads, parent, note, call)
+            record = commit()
         except CommitUncertain as error:
             self._end_process(error)
             raise
@@ -217,8 +261,8 @@ class Registry(Upkeep):
         self.residency.trim()
         return Activation(record, report)
 
-    def _commit(self, heads: Mapping[str, int], parent: int | None, note: str, call: _Call) -> GenerationRecord:
-        """On a full disk versions that may be collected are deleted, and the commit is tried again."""
+    def _committing(self, heads: Mapping[str, int], parent: int | None, note: str, call: _Call) -> Callable[[], GenerationRecord]:
+        """The commit of a new generation. On a full disk versions that may be collected are deleted, and it is tried again."""
 
         def commit() -> GenerationRecord:
             return self.store.commit_generation(
@@ -230,12 +274,15 @@ class Registry(Upkeep):
                 note=note,
             )
 
-        try:
-            return commit()
-        except ResourceExhausted:
-            if not self.collect(also_keep=set(heads.items())):
-                raise
-            return commit()
+        def commit_with_room() -> GenerationRecord:
+            try:
+                return commit()
+            except ResourceExhausted:
+                if not self.collect(also_keep=set(heads.items())):
+                    raise
+                return commit()
+
+        return commit_with_room
 
     def _repair(self, to_generation: int | None, call: _Call) -> Activation:
         """The way out of a damaged active set while the server runs: an intact generation that the caller names."""
@@ -254,7 +301,7 @@ class Registry(Upkeep):
         """Past the commit point: the engine serves the new set, or the process ends."""
         try:
             failpoints.hit("before_flip")
-            active = ActiveSet(record.number, dict(heads))
+            active = ActiveSet(record.number, dict(heads), records.history_id(record))
             report = self._engine.activate(active).result(FLIP_TIMEOUT_S)
             self.residency.serve(digests(active))
             self._active = active

@@ -31,7 +31,7 @@ class Arm(_message.Message):
     def __init__(self, head: _Optional[str] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompts", "arms", "delivery", "on_swap", "score", "return_states", "request_id", "priority", "select", "prompt_states_once")
+    __slots__ = ("prompts", "arms", "delivery", "on_swap", "score", "return_states", "request_id", "priority", "select", "prompt_states_once", "generation", "history_id")
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     ARMS_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
@@ -42,6 +42,8 @@ class GenerateRequest(_message.Message):
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
     SELECT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_STATES_ONCE_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ID_FIELD_NUMBER: _ClassVar[int]
     prompts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Prompt]
     arms: _containers.RepeatedCompositeFieldContainer[Arm]
     delivery: Delivery
@@ -52,7 +54,9 @@ class GenerateRequest(_message.Message):
     priority: _types_pb2.Priority
     select: Selection
     prompt_states_once: bool
-    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., return_states: _Optional[bool] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., select: _Optional[_Union[Selection, _Mapping]] = ..., prompt_states_once: _Optional[bool] = ...) -> None: ...
+    generation: int
+    history_id: str
+    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., return_states: _Optional[bool] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., select: _Optional[_Union[Selection, _Mapping]] = ..., prompt_states_once: _Optional[bool] = ..., generation: _Optional[int] = ..., history_id: _Optional[str] = ...) -> None: ...
 
 class Selection(_message.Message):
     __slots__ = ("top", "median")

@@ -23,6 +23,13 @@ class ReadPosition(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     READ_POSITION_EOS: _ClassVar[ReadPosition]
     READ_POSITION_APPEND: _ClassVar[ReadPosition]
 
+class Require(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
+    __slots__ = ()
+    REQUIRE_UNSPECIFIED: _ClassVar[Require]
+    REQUIRE_ALL: _ClassVar[Require]
+    REQUIRE_CONNECTED: _ClassVar[Require]
+    REQUIRE_PRIMARY: _ClassVar[Require]
+
 class Unfinished(int, metaclass=_enum_type_wrapper.EnumTypeWrapper):
     __slots__ = ()
     UNFINISHED_UNSPECIFIED: _ClassVar[Unfinished]
@@ -36,6 +43,10 @@ READ_POSITION_UNSPECIFIED: ReadPosition
 READ_POSITION_LAST: ReadPosition
 READ_POSITION_EOS: ReadPosition
 READ_POSITION_APPEND: ReadPosition
+REQUIRE_UNSPECIFIED: Require
+REQUIRE_ALL: Require
+REQUIRE_CONNECTED: Require
+REQUIRE_PRIMARY: Require
 UNFINISHED_UNSPECIFIED: Unfinished
 UNFINISHED_READ_LAST: Unfinished
 UNFINISHED_OMIT: Unfinished
@@ -140,7 +151,7 @@ class HeadVersion(_message.Message):
     def __init__(self, name: _Optional[str] = ..., version: _Optional[int] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., manifest: _Optional[_Union[HeadManifest, _Mapping]] = ..., active: _Optional[bool] = ..., resident: _Optional[bool] = ..., created_at: _Optional[float] = ..., labels: _Optional[_Iterable[str]] = ..., metrics: _Optional[_Mapping[str, float]] = ..., file_sha256: _Optional[str] = ...) -> None: ...
 
 class Generation(_message.Message):
-    __slots__ = ("number", "parent", "heads", "created_at", "note", "gone", "same_as")
+    __slots__ = ("number", "parent", "heads", "created_at", "note", "gone", "same_as", "history_id")
     class HeadsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -155,6 +166,7 @@ class Generation(_message.Message):
     NOTE_FIELD_NUMBER: _ClassVar[int]
     GONE_FIELD_NUMBER: _ClassVar[int]
     SAME_AS_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ID_FIELD_NUMBER: _ClassVar[int]
     number: int
     parent: int
     heads: _containers.ScalarMap[str, int]
@@ -162,7 +174,8 @@ class Generation(_message.Message):
     note: str
     gone: _containers.RepeatedScalarFieldContainer[str]
     same_as: int
-    def __init__(self, number: _Optional[int] = ..., parent: _Optional[int] = ..., heads: _Optional[_Mapping[str, int]] = ..., created_at: _Optional[float] = ..., note: _Optional[str] = ..., gone: _Optional[_Iterable[str]] = ..., same_as: _Optional[int] = ...) -> None: ...
+    history_id: str
+    def __init__(self, number: _Optional[int] = ..., parent: _Optional[int] = ..., heads: _Optional[_Mapping[str, int]] = ..., created_at: _Optional[float] = ..., note: _Optional[str] = ..., gone: _Optional[_Iterable[str]] = ..., same_as: _Optional[int] = ..., history_id: _Optional[str] = ...) -> None: ...
 
 class PushHeader(_message.Message):
     __slots__ = ("name", "manifest", "num_bytes", "sha256", "request_id", "validate_only", "trunk_sha256", "labels", "delta_base", "metrics", "delta_num_bytes", "delta_sha256")
@@ -283,7 +296,7 @@ class CopyHeadResponse(_message.Message):
     def __init__(self, head: _Optional[_Union[HeadVersion, _Mapping]] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class ActivateHeadsRequest(_message.Message):
-    __slots__ = ("heads", "expected_generation", "request_id", "note", "deactivate", "expected_versions", "digests")
+    __slots__ = ("heads", "expected_generation", "request_id", "note", "deactivate", "expected_versions", "digests", "require", "prepare_seconds")
     class HeadsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -312,6 +325,8 @@ class ActivateHeadsRequest(_message.Message):
     DEACTIVATE_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     DIGESTS_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     heads: _containers.ScalarMap[str, int]
     expected_generation: int
     request_id: str
@@ -319,24 +334,28 @@ class ActivateHeadsRequest(_message.Message):
     deactivate: _containers.RepeatedScalarFieldContainer[str]
     expected_versions: _containers.ScalarMap[str, int]
     digests: _containers.ScalarMap[str, str]
-    def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ..., deactivate: _Optional[_Iterable[str]] = ..., expected_versions: _Optional[_Mapping[str, int]] = ..., digests: _Optional[_Mapping[str, str]] = ...) -> None: ...
+    require: Require
+    prepare_seconds: float
+    def __init__(self, heads: _Optional[_Mapping[str, int]] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., note: _Optional[str] = ..., deactivate: _Optional[_Iterable[str]] = ..., expected_versions: _Optional[_Mapping[str, int]] = ..., digests: _Optional[_Mapping[str, str]] = ..., require: _Optional[_Union[Require, str]] = ..., prepare_seconds: _Optional[float] = ...) -> None: ...
 
 class ActivateHeadsResponse(_message.Message):
-    __slots__ = ("generation", "num_pinned_requests", "num_aborted_requests", "num_following_requests", "removed")
+    __slots__ = ("generation", "num_pinned_requests", "num_aborted_requests", "num_following_requests", "removed", "behind")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     NUM_PINNED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_ABORTED_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     NUM_FOLLOWING_REQUESTS_FIELD_NUMBER: _ClassVar[int]
     REMOVED_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
     generation: Generation
     num_pinned_requests: int
     num_aborted_requests: int
     num_following_requests: int
     removed: _containers.RepeatedScalarFieldContainer[str]
-    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., num_pinned_requests: _Optional[int] = ..., num_aborted_requests: _Optional[int] = ..., num_following_requests: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ...) -> None: ...
+    behind: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., num_pinned_requests: _Optional[int] = ..., num_aborted_requests: _Optional[int] = ..., num_following_requests: _Optional[int] = ..., removed: _Optional[_Iterable[str]] = ..., behind: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class RollbackHeadsRequest(_message.Message):
-    __slots__ = ("to_generation", "expected_generation", "request_id", "expected_versions")
+    __slots__ = ("to_generation", "expected_generation", "request_id", "expected_versions", "require", "prepare_seconds")
     class ExpectedVersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -348,17 +367,23 @@ class RollbackHeadsRequest(_message.Message):
     EXPECTED_GENERATION_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     EXPECTED_VERSIONS_FIELD_NUMBER: _ClassVar[int]
+    REQUIRE_FIELD_NUMBER: _ClassVar[int]
+    PREPARE_SECONDS_FIELD_NUMBER: _ClassVar[int]
     to_generation: int
     expected_generation: int
     request_id: str
     expected_versions: _containers.ScalarMap[str, int]
-    def __init__(self, to_generation: _Optional[int] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., expected_versions: _Optional[_Mapping[str, int]] = ...) -> None: ...
+    require: Require
+    prepare_seconds: float
+    def __init__(self, to_generation: _Optional[int] = ..., expected_generation: _Optional[int] = ..., request_id: _Optional[str] = ..., expected_versions: _Optional[_Mapping[str, int]] = ..., require: _Optional[_Union[Require, str]] = ..., prepare_seconds: _Optional[float] = ...) -> None: ...
 
 class RollbackHeadsResponse(_message.Message):
-    __slots__ = ("generation",)
+    __slots__ = ("generation", "behind")
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    BEHIND_FIELD_NUMBER: _ClassVar[int]
     generation: Generation
-    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ...) -> None: ...
+    behind: _containers.RepeatedScalarFieldContainer[str]
+    def __init__(self, generation: _Optional[_Union[Generation, _Mapping]] = ..., behind: _Optional[_Iterable[str]] = ...) -> None: ...
 
 class GetHeadRequest(_message.Message):
     __slots__ = ("head",)

@@ -25,15 +25,15 @@ _sym_db = _symbol_database.Default()
 from google.protobuf import descriptor_pb2 as google_dot_protobuf_dot_descriptor__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19polyhead/v1/options.proto\x12\x0bpolyhead.v1\x1a google/protobuf/descriptor.proto\"Y\n\x0bMethodFacts\x12#\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x0e\x32\x13.polyhead.v1.Access\x12\x12\n\nlong_lived\x18\x02 \x01(\x08\x12\x11\n\tretryable\x18\x03 \x01(\x08*s\n\x06\x41\x63\x63\x65ss\x12\x16\n\x12\x41\x43\x43\x45SS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43\x43\x45SS_EVERY_ROLE\x10\x01\x12\x13\n\x0f\x41\x43\x43\x45SS_TRAINERS\x10\x02\x12\x11\n\rACCESS_ADMINS\x10\x03\x12\x12\n\x0e\x41\x43\x43\x45SS_WORKERS\x10\x04:J\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x18.polyhead.v1.MethodFactsb\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19polyhead/v1/options.proto\x12\x0bpolyhead.v1\x1a google/protobuf/descriptor.proto\"|\n\x0bMethodFacts\x12#\n\x06\x61\x63\x63\x65ss\x18\x01 \x01(\x0e\x32\x13.polyhead.v1.Access\x12\x12\n\nlong_lived\x18\x02 \x01(\x08\x12\x11\n\tretryable\x18\x03 \x01(\x08\x12\x0f\n\x07\x63hanges\x18\x04 \x01(\x08\x12\x10\n\x08replicas\x18\x05 \x01(\x08*s\n\x06\x41\x63\x63\x65ss\x12\x16\n\x12\x41\x43\x43\x45SS_UNSPECIFIED\x10\x00\x12\x15\n\x11\x41\x43\x43\x45SS_EVERY_ROLE\x10\x01\x12\x13\n\x0f\x41\x43\x43\x45SS_TRAINERS\x10\x02\x12\x11\n\rACCESS_ADMINS\x10\x03\x12\x12\n\x0e\x41\x43\x43\x45SS_WORKERS\x10\x04:J\n\x06method\x12\x1e.google.protobuf.MethodOptions\x18\xd1\x86\x03 \x01(\x0b\x32\x18.polyhead.v1.MethodFactsb\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
 _builder.BuildTopDescriptorsAndMessages(DESCRIPTOR, 'polyhead.v1.options_pb2', _globals)
 if not _descriptor._USE_C_DESCRIPTORS:
   DESCRIPTOR._loaded_options = None
-  _globals['_ACCESS']._serialized_start=167
-  _globals['_ACCESS']._serialized_end=282
+  _globals['_ACCESS']._serialized_start=202
+  _globals['_ACCESS']._serialized_end=317
   _globals['_METHODFACTS']._serialized_start=76
-  _globals['_METHODFACTS']._serialized_end=165
+  _globals['_METHODFACTS']._serialized_end=200
 # @@protoc_insertion_point(module_scope)

@@ -22,11 +22,15 @@ METHOD_FIELD_NUMBER: _ClassVar[int]
 method: _descriptor.FieldDescriptor
 
 class MethodFacts(_message.Message):
-    __slots__ = ("access", "long_lived", "retryable")
+    __slots__ = ("access", "long_lived", "retryable", "changes", "replicas")
     ACCESS_FIELD_NUMBER: _ClassVar[int]
     LONG_LIVED_FIELD_NUMBER: _ClassVar[int]
     RETRYABLE_FIELD_NUMBER: _ClassVar[int]
+    CHANGES_FIELD_NUMBER: _ClassVar[int]
+    REPLICAS_FIELD_NUMBER: _ClassVar[int]
     access: Access
     long_lived: bool
     retryable: bool
-    def __init__(self, access: _Optional[_Union[Access, str]] = ..., long_lived: _Optional[bool] = ..., retryable: _Optional[bool] = ...) -> None: ...
+    changes: bool
+    replicas: bool
+    def __init__(self, access: _Optional[_Union[Access, str]] = ..., long_lived: _Optional[bool] = ..., retryable: _Optional[bool] = ..., changes: _Optional[bool] = ..., replicas: _Optional[bool] = ...) -> None: ...

@@ -26,7 +26,7 @@ from polyhead.v1 import options_pb2 as polyhead_dot_v1_dot_options__pb2
 from polyhead.v1 import types_pb2 as polyhead_dot_v1_dot_types__pb2
 
 
-DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19polyhead/v1/scoring.proto\x12\x0bpolyhead.v1\x1a\x19polyhead/v1/options.proto\x1a\x17polyhead/v1/types.proto\"\xa2\x01\n\tScoreItem\x12#\n\x06prompt\x18\x01 \x01(\x0b\x32\x13.polyhead.v1.Prompt\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.polyhead.v1.TokenIdsH\x00\x12\x17\n\nterminated\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x0c\n\ncompletionB\r\n\x0b_terminated\"\xea\x01\n\x0cScoreRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.polyhead.v1.ScoreItem\x12\'\n\x05score\x18\x02 \x01(\x0b\x32\x18.polyhead.v1.ScoringSpec\x12\'\n\x08sampling\x18\x03 \x01(\x0b\x32\x15.polyhead.v1.Sampling\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12$\n\x07on_swap\x18\x05 \x01(\x0e\x32\x13.polyhead.v1.OnSwap\x12\'\n\x08priority\x18\x06 \x01(\x0e\x32\x15.polyhead.v1.Priority\"\xdb\x02\n\nScoredItem\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nterminated\x18\x03 \x01(\x08\x12&\n\x06scores\x18\x04 \x03(\x0b\x32\x16.polyhead.v1.HeadScore\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x19\n\x11num_cached_tokens\x18\x06 \x01(\r\x12\r\n\x05valid\x18\x07 \x01(\x08\x12\x17\n\x0finvalid_reasons\x18\x08 \x03(\t\x12\x14\n\x0cnum_newlines\x18\t \x01(\r\x12\x0e\n\x06\x66ormat\x18\n \x01(\t\x12#\n\x06reward\x18\x0b \x01(\x0b\x32\x13.polyhead.v1.Reward\x12\"\n\x03ood\x18\x0c \x01(\x0b\x32\x15.polyhead.v1.OodScore\x12#\n\x04work\x18\r \x01(\x0b\x32\x15.polyhead.v1.WorkDone\"p\n\rScoreResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.polyhead.v1.ScoredItem\x12#\n\x06served\x18\x02 \x01(\x0b\x32\x13.polyhead.v1.Served\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"I\n\x19ListConfigurationsRequest\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.polyhead.v1.ConfigurationKind\"\xb5\x01\n\rConfiguration\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.polyhead.v1.ConfigurationKind\x12\x11\n\treference\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\t\x12 \n\x05rules\x18\x05 \x03(\x0b\x32\x11.polyhead.v1.Rule\x12\x11\n\tset_aside\x18\x06 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x07 \x01(\x08\">\n\x17\x41\x64\x64\x43onfigurationRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"M\n\x18\x41\x64\x64\x43onfigurationResponse\x12\x31\n\rconfiguration\x18\x01 \x01(\x0b\x32\x1a.polyhead.v1.Configuration\"q\n\x1aRetireConfigurationRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.polyhead.v1.ConfigurationKind\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"n\n\x1bRetireConfigurationResponse\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.polyhead.v1.ConfigurationKind\x12\x11\n\treference\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"P\n\x1aListConfigurationsResponse\x12\x32\n\x0e\x63onfigurations\x18\x01 \x03(\x0b\x32\x1a.polyhead.v1.Configuration\"S\n\x14TokenizeRulesRequest\x12)\n\x05rules\x18\x01 \x01(\x0b\x32\x1a.polyhead.v1.RuleSelection\x12\x10\n\x08template\x18\x02 \x01(\t\"2\n\x0cRuleQuestion\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\x9f\x01\n\x15TokenizeRulesResponse\x12,\n\tquestions\x18\x01 \x03(\x0b\x32\x19.polyhead.v1.RuleQuestion\x12\x19\n\x11violated_token_id\x18\x02 \x01(\r\x12\x19\n\x11\x66ollowed_token_id\x18\x03 \x01(\r\x12\x10\n\x08rule_set\x18\x04 \x01(\t\x12\x10\n\x08template\x18\x05 \x01(\t*\xc7\x01\n\x11\x43onfigurationKind\x12\"\n\x1e\x43ONFIGURATION_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONFIGURATION_KIND_RULE_SET\x10\x01\x12$\n CONFIGURATION_KIND_RULE_TEMPLATE\x10\x02\x12\x1d\n\x19\x43ONFIGURATION_KIND_RECIPE\x10\x03\x12(\n$CONFIGURATION_KIND_TRANSCRIPT_FORMAT\x10\x04\x32\x8c\x04\n\x0eScoringService\x12H\n\x05Score\x12\x19.polyhead.v1.ScoreRequest\x1a\x1a.polyhead.v1.ScoreResponse\"\x08\x8a\xb5\x18\x04\x08\x01\x18\x01\x12o\n\x12ListConfigurations\x12&.polyhead.v1.ListConfigurationsRequest\x1a\'.polyhead.v1.ListConfigurationsResponse\"\x08\x8a\xb5\x18\x04\x08\x01\x18\x01\x12i\n\x10\x41\x64\x64\x43onfiguration\x12$.polyhead.v1.AddConfigurationRequest\x1a%.polyhead.v1.AddConfigurationResponse\"\x08\x8a\xb5\x18\x04\x08\x02\x18\x01\x12r\n\x13RetireConfiguration\x12\'.polyhead.v1.RetireConfigurationRequest\x1a(.polyhead.v1.RetireConfigurationResponse\"\x08\x8a\xb5\x18\x04\x08\x02\x18\x01\x12`\n\rTokenizeRules\x12!.polyhead.v1.TokenizeRulesRequest\x1a\".polyhead.v1.TokenizeRulesResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x62\x06proto3')
+DESCRIPTOR = _descriptor_pool.Default().AddSerializedFile(b'\n\x19polyhead/v1/scoring.proto\x12\x0bpolyhead.v1\x1a\x19polyhead/v1/options.proto\x1a\x17polyhead/v1/types.proto\"\xa2\x01\n\tScoreItem\x12#\n\x06prompt\x18\x01 \x01(\x0b\x32\x13.polyhead.v1.Prompt\x12\x0e\n\x04text\x18\x02 \x01(\tH\x00\x12*\n\ttoken_ids\x18\x03 \x01(\x0b\x32\x15.polyhead.v1.TokenIdsH\x00\x12\x17\n\nterminated\x18\x04 \x01(\x08H\x01\x88\x01\x01\x42\x0c\n\ncompletionB\r\n\x0b_terminated\"\x92\x02\n\x0cScoreRequest\x12%\n\x05items\x18\x01 \x03(\x0b\x32\x16.polyhead.v1.ScoreItem\x12\'\n\x05score\x18\x02 \x01(\x0b\x32\x18.polyhead.v1.ScoringSpec\x12\'\n\x08sampling\x18\x03 \x01(\x0b\x32\x15.polyhead.v1.Sampling\x12\x12\n\nrequest_id\x18\x04 \x01(\t\x12$\n\x07on_swap\x18\x05 \x01(\x0e\x32\x13.polyhead.v1.OnSwap\x12\'\n\x08priority\x18\x06 \x01(\x0e\x32\x15.polyhead.v1.Priority\x12\x12\n\ngeneration\x18\x07 \x01(\x04\x12\x12\n\nhistory_id\x18\x08 \x01(\t\"\xdb\x02\n\nScoredItem\x12\x18\n\x10prompt_token_ids\x18\x01 \x03(\r\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\x12\x12\n\nterminated\x18\x03 \x01(\x08\x12&\n\x06scores\x18\x04 \x03(\x0b\x32\x16.polyhead.v1.HeadScore\x12\r\n\x05\x65rror\x18\x05 \x01(\t\x12\x19\n\x11num_cached_tokens\x18\x06 \x01(\r\x12\r\n\x05valid\x18\x07 \x01(\x08\x12\x17\n\x0finvalid_reasons\x18\x08 \x03(\t\x12\x14\n\x0cnum_newlines\x18\t \x01(\r\x12\x0e\n\x06\x66ormat\x18\n \x01(\t\x12#\n\x06reward\x18\x0b \x01(\x0b\x32\x13.polyhead.v1.Reward\x12\"\n\x03ood\x18\x0c \x01(\x0b\x32\x15.polyhead.v1.OodScore\x12#\n\x04work\x18\r \x01(\x0b\x32\x15.polyhead.v1.WorkDone\"p\n\rScoreResponse\x12&\n\x05items\x18\x01 \x03(\x0b\x32\x17.polyhead.v1.ScoredItem\x12#\n\x06served\x18\x02 \x01(\x0b\x32\x13.polyhead.v1.Served\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"I\n\x19ListConfigurationsRequest\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.polyhead.v1.ConfigurationKind\"\xb5\x01\n\rConfiguration\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.polyhead.v1.ConfigurationKind\x12\x11\n\treference\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\x12\x0f\n\x07\x63ontent\x18\x04 \x01(\t\x12 \n\x05rules\x18\x05 \x03(\x0b\x32\x11.polyhead.v1.Rule\x12\x11\n\tset_aside\x18\x06 \x01(\t\x12\r\n\x05\x61\x64\x64\x65\x64\x18\x07 \x01(\x08\">\n\x17\x41\x64\x64\x43onfigurationRequest\x12\x0f\n\x07\x63ontent\x18\x01 \x01(\t\x12\x12\n\nrequest_id\x18\x02 \x01(\t\"M\n\x18\x41\x64\x64\x43onfigurationResponse\x12\x31\n\rconfiguration\x18\x01 \x01(\x0b\x32\x1a.polyhead.v1.Configuration\"q\n\x1aRetireConfigurationRequest\x12\x11\n\treference\x18\x01 \x01(\t\x12,\n\x04kind\x18\x02 \x01(\x0e\x32\x1e.polyhead.v1.ConfigurationKind\x12\x12\n\nrequest_id\x18\x03 \x01(\t\"n\n\x1bRetireConfigurationResponse\x12,\n\x04kind\x18\x01 \x01(\x0e\x32\x1e.polyhead.v1.ConfigurationKind\x12\x11\n\treference\x18\x02 \x01(\t\x12\x0e\n\x06sha256\x18\x03 \x01(\t\"P\n\x1aListConfigurationsResponse\x12\x32\n\x0e\x63onfigurations\x18\x01 \x03(\x0b\x32\x1a.polyhead.v1.Configuration\"S\n\x14TokenizeRulesRequest\x12)\n\x05rules\x18\x01 \x01(\x0b\x32\x1a.polyhead.v1.RuleSelection\x12\x10\n\x08template\x18\x02 \x01(\t\"2\n\x0cRuleQuestion\x12\x0f\n\x07rule_id\x18\x01 \x01(\t\x12\x11\n\ttoken_ids\x18\x02 \x03(\r\"\x9f\x01\n\x15TokenizeRulesResponse\x12,\n\tquestions\x18\x01 \x03(\x0b\x32\x19.polyhead.v1.RuleQuestion\x12\x19\n\x11violated_token_id\x18\x02 \x01(\r\x12\x19\n\x11\x66ollowed_token_id\x18\x03 \x01(\r\x12\x10\n\x08rule_set\x18\x04 \x01(\t\x12\x10\n\x08template\x18\x05 \x01(\t*\xc7\x01\n\x11\x43onfigurationKind\x12\"\n\x1e\x43ONFIGURATION_KIND_UNSPECIFIED\x10\x00\x12\x1f\n\x1b\x43ONFIGURATION_KIND_RULE_SET\x10\x01\x12$\n CONFIGURATION_KIND_RULE_TEMPLATE\x10\x02\x12\x1d\n\x19\x43ONFIGURATION_KIND_RECIPE\x10\x03\x12(\n$CONFIGURATION_KIND_TRANSCRIPT_FORMAT\x10\x04\x32\x92\x04\n\x0eScoringService\x12H\n\x05Score\x12\x19.polyhead.v1.ScoreRequest\x1a\x1a.polyhead.v1.ScoreResponse\"\x08\x8a\xb5\x18\x04\x08\x01\x18\x01\x12q\n\x12ListConfigurations\x12&.polyhead.v1.ListConfigurationsRequest\x1a\'.polyhead.v1.ListConfigurationsResponse\"\n\x8a\xb5\x18\x06\x08\x01\x18\x01(\x01\x12k\n\x10\x41\x64\x64\x43onfiguration\x12$.polyhead.v1.AddConfigurationRequest\x1a%.polyhead.v1.AddConfigurationResponse\"\n\x8a\xb5\x18\x06\x08\x02\x18\x01 \x01\x12t\n\x13RetireConfiguration\x12\'.polyhead.v1.RetireConfigurationRequest\x1a(.polyhead.v1.RetireConfigurationResponse\"\n\x8a\xb5\x18\x06\x08\x02\x18\x01 \x01\x12`\n\rTokenizeRules\x12!.polyhead.v1.TokenizeRulesRequest\x1a\".polyhead.v1.TokenizeRulesResponse\"\x08\x8a\xb5\x18\x04\x08\x04\x18\x01\x62\x06proto3')
 
 _globals = globals()
 _builder.BuildMessageAndEnumDescriptors(DESCRIPTOR, _globals)
@@ -36,43 +36,43 @@ if not _descriptor._USE_C_DESCRIPTORS:
   _globals['_SCORINGSERVICE'].methods_by_name['Score']._loaded_options = None
   _globals['_SCORINGSERVICE'].methods_by_name['Score']._serialized_options = b'\212\265\030\004\010\001\030\001'
   _globals['_SCORINGSERVICE'].methods_by_name['ListConfigurations']._loaded_options = None
-  _globals['_SCORINGSERVICE'].methods_by_name['ListConfigurations']._serialized_options = b'\212\265\030\004\010\001\030\001'
+  _globals['_SCORINGSERVICE'].methods_by_name['ListConfigurations']._serialized_options = b'\212\265\030\006\010\001\030\001(\001'
   _globals['_SCORINGSERVICE'].methods_by_name['AddConfiguration']._loaded_options = None
-  _globals['_SCORINGSERVICE'].methods_by_name['AddConfiguration']._serialized_options = b'\212\265\030\004\010\002\030\001'
+  _globals['_SCORINGSERVICE'].methods_by_name['AddConfiguration']._serialized_options = b'\212\265\030\006\010\002\030\001 \001'
   _globals['_SCORINGSERVICE'].methods_by_name['RetireConfiguration']._loaded_options = None
-  _globals['_SCORINGSERVICE'].methods_by_name['RetireConfiguration']._serialized_options = b'\212\265\030\004\010\002\030\001'
+  _globals['_SCORINGSERVICE'].methods_by_name['RetireConfiguration']._serialized_options = b'\212\265\030\006\010\002\030\001 \001'
   _globals['_SCORINGSERVICE'].methods_by_name['TokenizeRules']._loaded_options = None
   _globals['_SCORINGSERVICE'].methods_by_name['TokenizeRules']._serialized_options = b'\212\265\030\004\010\004\030\001'
-  _globals['_CONFIGURATIONKIND']._serialized_start=1971
-  _globals['_CONFIGURATIONKIND']._serialized_end=2170
+  _globals['_CONFIGURATIONKIND']._serialized_start=2011
+  _globals['_CONFIGURATIONKIND']._serialized_end=2210
   _globals['_SCOREITEM']._serialized_start=95
   _globals['_SCOREITEM']._serialized_end=257
   _globals['_SCOREREQUEST']._serialized_start=260
-  _globals['_SCOREREQUEST']._serialized_end=494
-  _globals['_SCOREDITEM']._serialized_start=497
-  _globals['_SCOREDITEM']._serialized_end=844
-  _globals['_SCORERESPONSE']._serialized_start=846
-  _globals['_SCORERESPONSE']._serialized_end=958
-  _globals['_LISTCONFIGURATIONSREQUEST']._serialized_start=960
-  _globals['_LISTCONFIGURATIONSREQUEST']._serialized_end=1033
-  _globals['_CONFIGURATION']._serialized_start=1036
-  _globals['_CONFIGURATION']._serialized_end=1217
-  _globals['_ADDCONFIGURATIONREQUEST']._serialized_start=1219
-  _globals['_ADDCONFIGURATIONREQUEST']._serialized_end=1281
-  _globals['_ADDCONFIGURATIONRESPONSE']._serialized_start=1283
-  _globals['_ADDCONFIGURATIONRESPONSE']._serialized_end=1360
-  _globals['_RETIRECONFIGURATIONREQUEST']._serialized_start=1362
-  _globals['_RETIRECONFIGURATIONREQUEST']._serialized_end=1475
-  _globals['_RETIRECONFIGURATIONRESPONSE']._serialized_start=1477
-  _globals['_RETIRECONFIGURATIONRESPONSE']._serialized_end=1587
-  _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_start=1589
-  _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_end=1669
-  _globals['_TOKENIZERULESREQUEST']._serialized_start=1671
-  _globals['_TOKENIZERULESREQUEST']._serialized_end=1754
-  _globals['_RULEQUESTION']._serialized_start=1756
-  _globals['_RULEQUESTION']._serialized_end=1806
-  _globals['_TOKENIZERULESRESPONSE']._serialized_start=1809
-  _globals['_TOKENIZERULESRESPONSE']._serialized_end=1968
-  _globals['_SCORINGSERVICE']._serialized_start=2173
-  _globals['_SCORINGSERVICE']._serialized_end=2697
+  _globals['_SCOREREQUEST']._serialized_end=534
+  _globals['_SCOREDITEM']._serialized_start=537
+  _globals['_SCOREDITEM']._serialized_end=884
+  _globals['_SCORERESPONSE']._serialized_start=886
+  _globals['_SCORERESPONSE']._serialized_end=998
+  _globals['_LISTCONFIGURATIONSREQUEST']._serialized_start=1000
+  _globals['_LISTCONFIGURATIONSREQUEST']._serialized_end=1073
+  _globals['_CONFIGURATION']._serialized_start=1076
+  _globals['_CONFIGURATION']._serialized_end=1257
+  _globals['_ADDCONFIGURATIONREQUEST']._serialized_start=1259
+  _globals['_ADDCONFIGURATIONREQUEST']._serialized_end=1321
+  _globals['_ADDCONFIGURATIONRESPONSE']._serialized_start=1323
+  _globals['_ADDCONFIGURATIONRESPONSE']._serialized_end=1400
+  _globals['_RETIRECONFIGURATIONREQUEST']._serialized_start=1402
+  _globals['_RETIRECONFIGURATIONREQUEST']._serialized_end=1515
+  _globals['_RETIRECONFIGURATIONRESPONSE']._serialized_start=1517
+  _globals['_RETIRECONFIGURATIONRESPONSE']._serialized_end=1627
+  _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_start=1629
+  _globals['_LISTCONFIGURATIONSRESPONSE']._serialized_end=1709
+  _globals['_TOKENIZERULESREQUEST']._serialized_start=1711
+  _globals['_TOKENIZERULESREQUEST']._serialized_end=1794
+  _globals['_RULEQUESTION']._serialized_start=1796
+  _globals['_RULEQUESTION']._serialized_end=1846
+  _globals['_TOKENIZERULESRESPONSE']._serialized_start=1849
+  _globals['_TOKENIZERULESRESPONSE']._serialized_end=2008
+  _globals['_SCORINGSERVICE']._serialized_start=2213
+  _globals['_SCORINGSERVICE']._serialized_end=2743
 # @@protoc_insertion_point(module_scope)

@@ -35,20 +35,24 @@ class ScoreItem(_message.Message):
     def __init__(self, prompt: _Optional[_Union[_types_pb2.Prompt, _Mapping]] = ..., text: _Optional[str] = ..., token_ids: _Optional[_Union[_types_pb2.TokenIds, _Mapping]] = ..., terminated: _Optional[bool] = ...) -> None: ...
 
 class ScoreRequest(_message.Message):
-    __slots__ = ("items", "score", "sampling", "request_id", "on_swap", "priority")
+    __slots__ = ("items", "score", "sampling", "request_id", "on_swap", "priority", "generation", "history_id")
     ITEMS_FIELD_NUMBER: _ClassVar[int]
     SCORE_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
     REQUEST_ID_FIELD_NUMBER: _ClassVar[int]
     ON_SWAP_FIELD_NUMBER: _ClassVar[int]
     PRIORITY_FIELD_NUMBER: _ClassVar[int]
+    GENERATION_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ID_FIELD_NUMBER: _ClassVar[int]
     items: _containers.RepeatedCompositeFieldContainer[ScoreItem]
     score: _types_pb2.ScoringSpec
     sampling: _types_pb2.Sampling
     request_id: str
     on_swap: _types_pb2.OnSwap
     priority: _types_pb2.Priority
-    def __init__(self, items: _Optional[_Iterable[_Union[ScoreItem, _Mapping]]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., request_id: _Optional[str] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ...) -> None: ...
+    generation: int
+    history_id: str
+    def __init__(self, items: _Optional[_Iterable[_Union[ScoreItem, _Mapping]]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., request_id: _Optional[str] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., generation: _Optional[int] = ..., history_id: _Optional[str] = ...) -> None: ...
 
 class ScoredItem(_message.Message):
     __slots__ = ("prompt_token_ids", "token_ids", "terminated", "scores", "error", "num_cached_tokens", "valid", "invalid_reasons", "num_newlines", "format", "reward", "ood", "work")

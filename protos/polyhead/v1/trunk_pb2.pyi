@@ -165,7 +165,7 @@ class ResidentHead(_message.Message):
     def __init__(self, references: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., num_leases: _Optional[int] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("generation", "active", "resident_heads", "trunk_bytes", "model_bytes", "num_running", "num_waiting", "num_blocks", "num_used_blocks", "num_cached_blocks", "num_head_blocks", "num_filled_head_blocks", "store_bytes", "disk_free_bytes", "counters", "last_swap_pause_seconds", "damage", "uptime_seconds", "memory_budget_bytes", "head_bytes", "resident_names", "max_idle_per_name", "problems", "changes")
+    __slots__ = ("generation", "active", "resident_heads", "trunk_bytes", "model_bytes", "num_running", "num_waiting", "num_blocks", "num_used_blocks", "num_cached_blocks", "num_head_blocks", "num_filled_head_blocks", "store_bytes", "disk_free_bytes", "counters", "last_swap_pause_seconds", "damage", "uptime_seconds", "memory_budget_bytes", "head_bytes", "resident_names", "max_idle_per_name", "problems", "changes", "history_id", "primary", "follow_problem")
     class ActiveEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -204,6 +204,9 @@ class GetStatusResponse(_message.Message):
     MAX_IDLE_PER_NAME_FIELD_NUMBER: _ClassVar[int]
     PROBLEMS_FIELD_NUMBER: _ClassVar[int]
     CHANGES_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ID_FIELD_NUMBER: _ClassVar[int]
+    PRIMARY_FIELD_NUMBER: _ClassVar[int]
+    FOLLOW_PROBLEM_FIELD_NUMBER: _ClassVar[int]
     generation: int
     active: _containers.ScalarMap[str, int]
     resident_heads: _containers.RepeatedCompositeFieldContainer[ResidentHead]
@@ -228,7 +231,10 @@ class GetStatusResponse(_message.Message):
     max_idle_per_name: int
     problems: _containers.RepeatedScalarFieldContainer[str]
     changes: _containers.RepeatedCompositeFieldContainer[ChangeUnderWay]
-    def __init__(self, generation: _Optional[int] = ..., active: _Optional[_Mapping[str, int]] = ..., resident_heads: _Optional[_Iterable[_Union[ResidentHead, _Mapping]]] = ..., trunk_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_head_blocks: _Optional[int] = ..., num_filled_head_blocks: _Optional[int] = ..., store_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., last_swap_pause_seconds: _Optional[float] = ..., damage: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., memory_budget_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., resident_names: _Optional[_Iterable[_Union[ResidentName, _Mapping]]] = ..., max_idle_per_name: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[ChangeUnderWay, _Mapping]]] = ...) -> None: ...
+    history_id: str
+    primary: str
+    follow_problem: str
+    def __init__(self, generation: _Optional[int] = ..., active: _Optional[_Mapping[str, int]] = ..., resident_heads: _Optional[_Iterable[_Union[ResidentHead, _Mapping]]] = ..., trunk_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_head_blocks: _Optional[int] = ..., num_filled_head_blocks: _Optional[int] = ..., store_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., last_swap_pause_seconds: _Optional[float] = ..., damage: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., memory_budget_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., resident_names: _Optional[_Iterable[_Union[ResidentName, _Mapping]]] = ..., max_idle_per_name: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[ChangeUnderWay, _Mapping]]] = ..., history_id: _Optional[str] = ..., primary: _Optional[str] = ..., follow_problem: _Optional[str] = ...) -> None: ...
 
 class ChangeUnderWay(_message.Message):
     __slots__ = ("what", "step", "seconds")

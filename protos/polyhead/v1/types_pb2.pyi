@@ -323,7 +323,7 @@ class WorkDone(_message.Message):
     def __init__(self, trunk_tokens: _Optional[int] = ..., head_tokens: _Optional[int] = ..., queue_seconds: _Optional[float] = ...) -> None: ...
 
 class Served(_message.Message):
-    __slots__ = ("trunk_id", "precision", "generation", "head_versions", "tokenizer_sha256")
+    __slots__ = ("trunk_id", "precision", "generation", "head_versions", "tokenizer_sha256", "history_id")
     class HeadVersionsEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -336,12 +336,14 @@ class Served(_message.Message):
     GENERATION_FIELD_NUMBER: _ClassVar[int]
     HEAD_VERSIONS_FIELD_NUMBER: _ClassVar[int]
     TOKENIZER_SHA256_FIELD_NUMBER: _ClassVar[int]
+    HISTORY_ID_FIELD_NUMBER: _ClassVar[int]
     trunk_id: str
     precision: str
     generation: int
     head_versions: _containers.ScalarMap[str, int]
     tokenizer_sha256: str
-    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., generation: _Optional[int] = ..., head_versions: _Optional[_Mapping[str, int]] = ..., tokenizer_sha256: _Optional[str] = ...) -> None: ...
+    history_id: str
+    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., generation: _Optional[int] = ..., head_versions: _Optional[_Mapping[str, int]] = ..., tokenizer_sha256: _Optional[str] = ..., history_id: _Optional[str] = ...) -> None: ...
 
 class Tensor(_message.Message):
     __slots__ = ("dtype", "shape", "data")

@@ -37,7 +37,7 @@ class Follower:
             return False
         assert request.sampling_lease is not None, "the request has taken its lease"
         heads = {**request.sampling_lease.heads, **found}
-        request.sampling_lease = Lease(active.generation, heads)
+        request.sampling_lease = Lease(active.generation, heads, active.history_id)
         for sample in samples:
             if sample.phase is Phase.GENERATING:
                 self._aim(sample, heads[sample.head_name])

@@ -11,7 +11,8 @@ from polyhead.server.engine.work.request import Request
 def take_lease(request: Request, active: ActiveSet) -> Lease:
     """Resolve every head at once. FailedPrecondition if a name has gone, or has changed its kind, since the request came in."""
     heads = {name: _resolve(request, name, kind, active) for name, kind in request.head_kinds.items()}
-    request.lease = request.sampling_lease = Lease(active.generation, heads)
+    number, history_id = request.named_generation or (active.generation, active.history_id)
+    request.lease = request.sampling_lease = Lease(number, heads, history_id)
     request.hold(request.lease.live_heads)
     return request.lease
 

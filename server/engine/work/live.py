@@ -48,6 +48,7 @@ class ActiveSet:
 
     generation: int
     heads: Mapping[str, ServedHead] = field(default_factory=dict)
+    history_id: str = ""  # names the generation and all before it
 
 
 @dataclass(frozen=True, eq=False, slots=True)
@@ -56,6 +57,7 @@ class Lease:
 
     generation: int
     heads: Mapping[str, ServedHead]  # by the caller's reference
+    history_id: str = ""
 
     @property
     def live_heads(self) -> set[LiveHead]:

@@ -213,6 +213,7 @@ class Request:
     score_sampling: SamplingParams | None = None  # Score: parameters for sampling_logprobs
     with_entropy: bool = False  # of policy-kind scoring heads
     num_top: int = 0  # likeliest tokens that policy-kind scoring heads name at each position
+    named_generation: tuple[int, str] | None = None  # number and history id, by the caller: its versions are in `pinned`; None: any
     on_swap: OnSwap = OnSwap.PIN
     priority: Priority = Priority.BATCH
     principal: str = ""  # the caller whose share it counts against

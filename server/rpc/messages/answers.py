@@ -30,6 +30,7 @@ def served(lease: Lease, trunk_id: str, precision: str, tokenizer_sha256: str) -
         generation=lease.generation,
         head_versions={name: head.version for name, head in lease.heads.items()},
         tokenizer_sha256=tokenizer_sha256,
+        history_id=lease.history_id,
     )
 
 

@@ -8,6 +8,7 @@ from polyhead.server.engine.work.pooling import Pooling
 from polyhead.server.engine.work.request import OnSwap, Priority
 from polyhead.server.engine.work.sampling import FinishReason
 from polyhead.server.rewards.configurations import ConfigurationKind
+from polyhead.server.versions.consent import Require
 from polyhead.v1 import heads_pb2, scoring_pb2, trunk_pb2, types_pb2
 
 HEAD_KINDS = WireEnum(types_pb2.HeadKind, HeadKind)
@@ -18,4 +19,5 @@ FINISH_REASONS = WireEnum(types_pb2.FinishReason, FinishReason, unset=FinishReas
 ON_SWAPS = WireEnum(types_pb2.OnSwap, OnSwap)
 PRIORITIES = WireEnum(types_pb2.Priority, Priority)
 POOLINGS = WireEnum(trunk_pb2.Pooling, Pooling)
+REQUIREMENTS = WireEnum(heads_pb2.Require, Require)
 CONFIGURATION_KINDS = WireEnum(scoring_pb2.ConfigurationKind, ConfigurationKind)

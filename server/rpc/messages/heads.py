@@ -13,10 +13,11 @@ from polyhead.heads.format.lora import LoraAdapter
 from polyhead.heads.format.manifest import HeadManifest, check_name
 from polyhead.heads.format.precision import FILE_DTYPES, Precision
 from polyhead.heads.store.delta import TensorHash
-from polyhead.heads.store.records import check_metrics
+from polyhead.heads.store.records import check_metrics, history_id
 from polyhead.heads.store.store import GenerationRecord, PastGeneration
 from polyhead.heads.store.versions import MAX_LABELS
 from polyhead.server.rpc.messages import enums
+from polyhead.server.versions.consent import PREPARE_S, Require, Wish
 from polyhead.server.versions.lookup import VersionView
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.server.versions.push_requests import CopyRequest, Delta, PushRequest
@@ -26,6 +27,7 @@ DEFAULT_PAGE = 100
 MAX_PAGE = 1000
 MAX_EXPECTED = 64  # names of one activation's condition
 MAX_NOTE = 1024  # characters
+MAX_PREPARE_S = 3600.0  # of replicas
 _SHA256 = re.compile(r"[0-9a-f]{64}")
 
 
@@ -125,6 +127,14 @@ def activation_digests(message: heads_pb2.ActivateHeadsRequest) -> dict[str, str
     return dict(message.digests)
 
 
+def wish(message: heads_pb2.ActivateHeadsRequest | heads_pb2.RollbackHeadsRequest, default: Require) -> Wish:
+    """Whom the change waits for, and how long."""
+    seconds = message.prepare_seconds
+    if not 0 <= seconds <= MAX_PREPARE_S:
+        raise InvalidArgument(f"prepare_seconds must lie between 0 and {MAX_PREPARE_S:g}: {seconds}", field="prepare_seconds")
+    return Wish(enums.REQUIREMENTS.member_or(message.require, "require", default), seconds or PREPARE_S)
+
+
 def version_message(view: VersionView) -> heads_pb2.HeadVersion:
     record = view.record
     return heads_pb2.HeadVersion(
@@ -163,6 +173,7 @@ def generation_message(record: GenerationRecord) -> heads_pb2.Generation:
         heads=dict(record.heads),
         created_at=record.created_at,
         note=record.note,
+        history_id=history_id(record),
     )
 
 

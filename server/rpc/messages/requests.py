@@ -71,6 +71,9 @@ class CountedGeneration:
 def count_generation(message: generation_pb2.GenerateRequest, context: RequestContext) -> CountedGeneration:
     """Check what needs neither a tokenizer nor a head: a call that is refused for its counts costs no more than this."""
     arms = _checked_arms(message, context)
+    if context.named is not None and message.on_swap == types_pb2.ON_SWAP_FOLLOW:
+        problem = "a request that names its generation cannot follow a swap"
+        raise InvalidArgument(f"{problem}\nhint: leave out generation, or use PIN", field="on_swap")
     for index, text in enumerate(message.prompts):
         context.check_text(num_sure_bytes(text), f"prompts[{index}]")
     priority = enums.PRIORITIES.member_or(message.priority, "priority", context.default_priority)
@@ -323,7 +326,8 @@ def _request(
         request_id=request_id,
         deliver=_undeliverable,
         head_kinds={name: context.resolve(name, "head").manifest.kind for name in names},
-        pinned={name: context.resolve(name, "head") for name in names if "@" in name},
+        pinned={name: context.resolve(name, "head") for name in names if "@" in name or context.named is not None},
+        named_generation=(context.named.number, context.named.history_id) if context.named is not None else None,
         score_heads=tuple(score_heads),
         rules=rules,
         with_entropy=spec.entropy,

@@ -9,9 +9,9 @@ from typing import Protocol, TypeVar
 
 from google.protobuf.message import Message
 
-from polyhead.heads.format.errors import Aborted, InvalidArgument
+from polyhead.heads.format.errors import Aborted, InvalidArgument, NotFound
 from polyhead.server.engine.work.events import Accepted, Finished
-from polyhead.server.engine.work.live import Lease
+from polyhead.server.engine.work.live import Lease, ServedHead
 from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.request import Priority, Request, Sample
 from polyhead.server.engine.work.sampling import Draws
@@ -22,6 +22,7 @@ from polyhead.server.rpc.finishing import is_to_score, sample_facts, score_promp
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers
 from polyhead.server.rpc.messages.requests import Work
+from polyhead.server.rpc.named import NamedGeneration
 from polyhead.server.rpc.request_context import CheckRoom, RequestContext
 from polyhead.server.rpc.stream import EventStream
 from polyhead.server.rpc.tag import tag_of
@@ -56,10 +57,28 @@ class CallRunner:
         return given or current_call.get().request_id
 
     @contextlib.contextmanager
-    def context(self) -> Iterator[RequestContext]:
-        """What one request is checked against. The heads that it finds stay in memory until the block ends."""
+    def context(self, named: NamedGeneration | None = None) -> Iterator[RequestContext]:
+        """What one request is checked against. The heads that it finds stay in memory until the block ends.
+
+        With a generation that the request names, heads are looked up in that one.
+        """
+        active = self.services.registry.active
+        if named is not None:
+            named.check_here(active)
         with self.services.registry.resolving() as resolve:
-            yield RequestContext.of(self.services, resolve, self.check_room, default_priority(current_call.get().caller))
+
+            def resolve_named(reference: str, field: str) -> ServedHead:
+                assert named is not None
+                try:
+                    return resolve(named.version_of(reference, active, self.services), field)
+                except NotFound as error:
+                    if "@" in reference:
+                        raise
+                    raise named.gone(error.message, self.services) from None
+
+            found = resolve if named is None else resolve_named
+            priority = default_priority(current_call.get().caller)
+            yield RequestContext.of(self.services, found, self.check_room, priority, named)
 
     @contextlib.asynccontextmanager
     async def admitted(
@@ -69,6 +88,7 @@ class CallRunner:
         message: M,
         num_parts: int,
         request_id: str,
+        named: NamedGeneration | None = None,
     ) -> AsyncIterator[tuple[Work, EventStream]]:
         """Check a call by its counts, then as a whole on a worker thread, then run it. `num_parts`: prompts or items of the message.
 
@@ -76,7 +96,7 @@ class CallRunner:
         more than the check. The heads that a call names stay in memory until its request holds them.
         """
         counted, num_bytes = None, message.ByteSize()
-        with self.context() as context:
+        with self.context(named) as context:
             if num_bytes <= EVENT_LOOP_BYTES and num_parts <= EVENT_LOOP_PARTS:
                 counted = count(message, context)
                 counted.check_room(context.check_room)

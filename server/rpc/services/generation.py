@@ -16,6 +16,7 @@ from polyhead.server.rewards import compose
 from polyhead.server.rpc import caps, finishing
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, recipes, requests
+from polyhead.server.rpc.named import NamedGeneration
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.v1 import generation_pb2, generation_pb2_grpc
 
@@ -35,8 +36,9 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         caller = current_call.get().caller
         caps.check_generate(caller, request, self._runner.services.recipes)
         request_id = self._runner.request_id(request.request_id)
+        named = NamedGeneration.of(request.generation, request.history_id)
         async with self._runner.admitted(
-            requests.count_generation, requests.generate_request, request, len(request.prompts), request_id
+            requests.count_generation, requests.generate_request, request, len(request.prompts), request_id, named
         ) as (work, stream):
             writer = _Writer(self._runner, work, stream.sent)
             async for events in stream.batches():

@@ -21,6 +21,7 @@ from polyhead.server.process.workers import carried_through
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import heads as convert
 from polyhead.server.rpc.uploads import Upload
+from polyhead.server.versions.consent import Require
 from polyhead.server.versions.lookup import VersionView
 from polyhead.server.versions.preconditions import Expected
 from polyhead.server.versions.publisher import MAX_PUSHES
@@ -193,6 +194,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         heads = convert.activation_heads(request)
         digests = convert.activation_digests(request)
         expected = Expected(_optional(request, "expected_generation"), convert.expected_versions(request))
+        wish = convert.wish(request, Require.ALL)
         done = await self._change(
             context,
             lambda: heads,
@@ -201,33 +203,39 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
                 deactivate=request.deactivate,
                 digests=digests,
                 expected=expected,
+                wish=wish,
                 request_id=request.request_id,
                 request_digest=digest,
                 note=request.note,
             ),
         )
+        behind = await self._registry.consent.settled(done.record.number, wish)
         return pb.ActivateHeadsResponse(
             generation=convert.generation_message(done.record),
             num_pinned_requests=done.report.num_pinned if done.report else 0,
             num_aborted_requests=done.report.num_aborted if done.report else 0,
             num_following_requests=done.report.num_following if done.report else 0,
             removed=await self._tidy_up() if done.report else (),
+            behind=behind,
         )
 
     async def RollbackHeads(self, request: pb.RollbackHeadsRequest, context: Context) -> pb.RollbackHeadsResponse:  # noqa: N802
         digest = await self._bound(request)
         to_generation = _optional(request, "to_generation")
+        wish = convert.wish(request, Require.PRIMARY)
         done = await self._change(
             context,
             lambda: self._registry.rollback_heads(to_generation),
             lambda: self._registry.rollback(
                 to_generation,
                 expected=Expected(_optional(request, "expected_generation"), convert.expected_versions(request)),
+                wish=wish,
                 request_id=request.request_id,
                 request_digest=digest,
             ),
         )
-        return pb.RollbackHeadsResponse(generation=convert.generation_message(done.record))
+        behind = await self._registry.consent.settled(done.record.number, wish)
+        return pb.RollbackHeadsResponse(generation=convert.generation_message(done.record), behind=behind)
 
     async def ListGenerations(self, request: pb.ListGenerationsRequest, context: Context) -> pb.ListGenerationsResponse:  # noqa: N802
         return await self._workers.run_control(self._generations_page, request)

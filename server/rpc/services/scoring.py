@@ -14,6 +14,7 @@ from polyhead.server.rpc import caps, finishing
 from polyhead.server.rpc.auth import Caller
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers, configurations, recipes, requests
+from polyhead.server.rpc.named import NamedGeneration
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.versions.request_digest import request_digest
 from polyhead.v1 import scoring_pb2, scoring_pb2_grpc
@@ -33,8 +34,9 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         caps.check_score(caller, request, self._runner.services.recipes)
         request_id = self._runner.request_id(request.request_id)
         done: list[Sample] = []
+        named = NamedGeneration.of(request.generation, request.history_id)
         async with self._runner.admitted(
-            requests.count_scoring, requests.score_request, request, len(request.items), request_id
+            requests.count_scoring, requests.score_request, request, len(request.items), request_id, named
         ) as (work, stream):
             async for event in stream.events():
                 if isinstance(event, Finished):

@@ -248,6 +248,9 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
                 trunk_pb2.ChangeUnderWay(what=change.what, step=change.step, seconds=change.seconds)
                 for change in registry.changes.running()
             ],
+            history_id=active.history_id,
+            primary=services.following.primary if services.following else "",
+            follow_problem=services.following.problem if services.following else "",
         )
 
 

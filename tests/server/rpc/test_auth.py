@@ -11,9 +11,10 @@ from grpc_reflection.v1alpha import reflection_pb2
 from polyhead.heads.format.errors import InvalidArgument
 from polyhead.server.rpc.auth import ALLOWED, Authenticator, Caller, Caps, Role, Token, hash_token, load_tokens
 from polyhead.server.rpc.errors import PermissionDenied, Unauthenticated
-from polyhead.v1 import generation_pb2, heads_pb2, options_pb2, scoring_pb2, trunk_pb2
+from polyhead.server.rpc.methods import METHODS as CONTRACT
+from polyhead.v1 import fleet_pb2, generation_pb2, heads_pb2, options_pb2, scoring_pb2, trunk_pb2
 
-FILES = [generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, health_pb2, reflection_pb2]
+FILES = [fleet_pb2, generation_pb2, heads_pb2, scoring_pb2, trunk_pb2, health_pb2, reflection_pb2]
 METHODS = sorted(
     f"/{service.full_name}/{method.name}"
     for file in FILES
@@ -35,7 +36,7 @@ def test_the_table_names_exactly_the_methods_that_exist() -> None:
 
 def test_no_stream_is_retried() -> None:
     """With grpcio 1.85 a stream that is refused while the server drains hangs for ever, past its deadline."""
-    for file in (generation_pb2, heads_pb2, scoring_pb2, trunk_pb2):
+    for file in (fleet_pb2, generation_pb2, heads_pb2, scoring_pb2, trunk_pb2):
         for service in file.DESCRIPTOR.services_by_name.values():
             for method in service.methods:
                 facts = method.GetOptions().Extensions[options_pb2.method]
@@ -59,6 +60,20 @@ def test_every_method_and_caller_follows_the_table(method: str, caller: Role | s
 def test_trainers_push_and_workers_do_not() -> None:
     assert ALLOWED["/polyhead.v1.HeadService/PushHead"] == {Role.TRAINER, Role.ADMIN}
     assert ALLOWED["/polyhead.v1.HeadService/DeleteHead"] == {Role.ADMIN}
+
+
+def test_a_follower_reads_what_it_copies_and_nothing_else() -> None:
+    services = {"FleetService": ["Follow"], "ScoringService": ["ListConfigurations"], "TrunkService": ["GetTrunk"]}
+    services["HeadService"] = ["GetHead", "ListGenerations", "ListHeads", "PullHead"]
+    expected = {f"/polyhead.v1.{service}/{method}" for service, methods in services.items() for method in methods}
+    open_to_all = {name for name, roles in ALLOWED.items() if None in roles}
+    assert {name for name, roles in ALLOWED.items() if Role.REPLICA in roles} == expected | open_to_all
+
+
+def test_what_a_follower_refuses_is_said_by_the_contract() -> None:
+    changes = {name.rpartition("/")[2] for name, method in CONTRACT.items() if method.is_change}
+    heads = {"PushHead", "CopyHead", "ActivateHeads", "RollbackHeads", "LabelHead", "DeleteHead"}
+    assert changes == heads | {"FitOod", "AddConfiguration", "RetireConfiguration"}
 
 
 def test_a_method_outside_the_table_is_denied_to_everyone() -> None:

@@ -1,0 +1,65 @@
+"""Records of another store, taken over as they are: what a follower writes. Numbers, digests and the chain stay the primary's.
+
+A version is durable before a generation that names it, so that a crash at any moment leaves some past generation of the primary.
+"""
+
+from __future__ import annotations
+
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition
+from polyhead.heads.store import layout, records
+from polyhead.heads.store.head_versions import HeadVersions
+from polyhead.heads.store.records import GenerationRecord, VersionRecord
+
+
+class Adoption(HeadVersions):
+    """Versions and generations that have their numbers already."""
+
+    def is_blob_held(self, digest: str) -> bool:
+        """Whether a version has these bytes already: another one of the same bytes needs no pull."""
+        layout.blob_path(digest)
+        return self._blobs.is_held(digest)
+
+    def adopt_version(self, record: VersionRecord) -> None:
+        """Hold a version, whose blob is finished or held; also the same one with other labels. Durable when it returns.
+
+        FailedPrecondition for another trunk's head, for other weights than this store has under the number, and for a digest that does not
+        follow from the blob.
+        """
+        reference = f"{record.name}@{record.version}"
+        if record.manifest.trunk_id != self.trunk_id:
+            raise FailedPrecondition(f"{reference} belongs to another trunk: {record.manifest.trunk_id[:12]}...")
+        layout.version_path(record.name, record.version)
+        with self._guard("could not store the head version"):
+            known = next((each for each in self._versions_of(record.name) if each.version == record.version), None)
+            if known is not None:
+                if known.digest != record.digest:
+                    raise FailedPrecondition(f"{reference} holds other weights here: digest {known.digest[:12]}, not {record.digest[:12]}")
+                self._versions.exchange(known, record)
+                return
+            if self._digest_of(record.blob, record.manifest) != record.digest:
+                raise FailedPrecondition(f"the digest of {reference} does not follow from its file and base: {record.digest[:12]}...")
+            if self._held_bytes(record.blob) != record.num_bytes:
+                raise DataLoss(f"the file of {reference} has another size than its record says: {record.num_bytes} bytes")
+            self._versions.adopt(record)
+            self._blobs.take(record.blob)
+
+    def _versions_of(self, name: str) -> list[VersionRecord]:
+        return self._versions.of(name) if name in self._versions.names() else []
+
+    def adopt_generation(self, record: GenerationRecord) -> None:
+        """Make a generation of the primary the active set, or keep the record of a past one. As `commit_generation`."""
+        with self._guard("could not store the generation"):
+            if record.number <= self._generations.highest:
+                self._generations.fill_in(record)
+                return
+            self._refuse_while_damaged()
+            for head in record.heads.items():
+                self._versions.get(*head)
+                if problem := self._inspector.find_problem(*head, is_thorough=True):
+                    raise DataLoss(f"cannot be activated: {problem}")
+            self._generations.commit(record)
+
+    def history_id(self, number: int) -> str:
+        """Of a generation that this store holds; "" if neither it nor its hash is kept."""
+        with self._lock:
+            return self._generations.sha256_of(number)[: records.HISTORY_ID_CHARS]

@@ -1,0 +1,204 @@
+"""What a follower lacks of what the primary's store holds, the most urgent first. It compares states: nothing can be missed or come twice.
+
+Knows records and tasks, not streams. Methods read the store: call them from a worker thread.
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
+
+from polyhead.heads.format.errors import NotFound
+from polyhead.heads.format.manifest import parse_reference
+from polyhead.heads.store import records
+from polyhead.heads.store.store import GenerationRecord, HeadStore, VersionRecord
+from polyhead.server.ood import store as ood_records
+from polyhead.server.ood.store import OodStore
+from polyhead.server.rewards import configuration_store as configuration_records
+from polyhead.server.rewards.configuration_store import ConfigurationStore
+from polyhead.server.rewards.library import Library
+from polyhead.v1 import fleet_pb2
+
+CHUNK_BYTES = 1 << 20
+NUM_GENERATIONS = 100  # past ones that a follower keeps the records of: for a rollback after it was made the primary
+
+
+@dataclass(slots=True)
+class Held:
+    """What a follower has, by what it said first and has done since."""
+
+    generation: int = 0
+    versions: dict[tuple[str, int], bytes] = field(default_factory=dict)  # SHA-256 of the record
+    generations: set[int] = field(default_factory=set)  # past ones
+    fits: dict[str, bytes] = field(default_factory=dict)  # by reference: SHA-256 of the record
+    configurations: dict[str, bytes] = field(default_factory=dict)
+    num_fit_bytes: int = 0  # of the fit that is being sent
+    is_level: bool = False  # has all that the active generation needs, and was told so
+
+    @classmethod
+    def of(cls, hello: fleet_pb2.Hello) -> Held:
+        return cls(
+            generation=hello.generation,
+            versions={(each.name, each.version): each.record_sha256 for each in hello.versions},
+            generations=set(hello.generations),
+            fits={each.key: each.record_sha256 for each in hello.fits},
+            configurations={each.key: each.record_sha256 for each in hello.configurations},
+        )
+
+    def note(self, task: fleet_pb2.FollowResponse) -> None:
+        """The follower has done it."""
+        match task.WhichOneof("task"):
+            case "store_version":
+                version = records.decode_version(task.store_version.record)
+                self.versions[version.name, version.version] = _sha256(task.store_version.record)
+            case "forget_versions":
+                for reference in task.forget_versions.heads:
+                    self.versions.pop(parse_reference(reference, "heads"), None)
+            case "commit_generation":
+                self.generations.add(self.generation)
+                self.generation = records.decode_generation(task.commit_generation.record).number
+            case "keep_generation":
+                self.generations.add(records.decode_generation(task.keep_generation.record).number)
+            case "store_fit":
+                fit = ood_records.decode(task.store_fit.record)
+                self.num_fit_bytes = task.store_fit.offset + len(task.store_fit.data)
+                if self.num_fit_bytes == fit.num_bytes:
+                    self.fits[fit.reference], self.num_fit_bytes = _sha256(task.store_fit.record), 0
+            case "forget_fit":
+                self.fits.pop(f"{task.forget_fit.name}@{task.forget_fit.version}", None)
+            case "store_configuration":
+                stored = configuration_records.decode(task.store_configuration.record)
+                self.configurations[configuration_key(stored)] = _sha256(task.store_configuration.record)
+            case "level":
+                self.is_level = True
+
+
+class Catalogue:
+    """The primary's three stores as one list."""
+
+    def __init__(self, store: HeadStore, fits: OodStore, configurations: ConfigurationStore) -> None:
+        self._store = store
+        self._fits = fits
+        self._configurations = configurations
+        self._hashed: dict[tuple[str, int], tuple[VersionRecord, bytes]] = {}
+
+    def hello(self) -> fleet_pb2.Hello:
+        """What these stores hold: a follower's first message, for others to complete."""
+        current = self._store.current
+        numbers = [each.number for each in self._store.history()[:NUM_GENERATIONS]]
+        return fleet_pb2.Hello(
+            generation=current.number if current else 0,
+            history_id=records.history_id(current) if current else "",
+            versions=[
+                fleet_pb2.HeldVersion(name=each.name, version=each.version, record_sha256=self._sha256_of(each))
+                for each in self._versions()
+            ],
+            generations=numbers,
+            fits=[
+                fleet_pb2.HeldRecord(key=each.reference, record_sha256=_sha256(ood_records.encode(each)))
+                for each in self._fits.listing()
+            ],
+            configurations=[
+                fleet_pb2.HeldRecord(key=configuration_key(each), record_sha256=_sha256(configuration_records.encode(each)))
+                for each in self._configurations.all()
+            ],
+        )
+
+    def next_task(self, held: Held, wanted: Mapping[str, int]) -> fleet_pb2.FollowResponse | None:
+        """The most urgent task; None if there is none. `wanted`: versions that are to be prepared, and no more than those."""
+        if wanted:
+            return next(self._store_versions(held, self._with_bases(wanted)), None)
+        return next(self._tasks(held), None)
+
+    def _tasks(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
+        current = self._store.current
+        yield from self._store_configurations(held)
+        yield from self._store_fits(held)
+        if current is not None:
+            yield from self._store_versions(held, self._with_bases(current.heads))
+            if held.generation < current.number:
+                record = records.encode_generation(current)
+                yield fleet_pb2.FollowResponse(commit_generation=fleet_pb2.CommitGeneration(record=record))
+            if not held.is_level:
+                yield fleet_pb2.FollowResponse(level=fleet_pb2.Level())
+        versions = self._versions()
+        yield from self._forget(held, {(each.name, each.version) for each in versions})
+        yield from self._store_versions(held, sorted(versions, key=_newest_first))
+        yield from self._keep_generations(held, current)
+
+    def _versions(self) -> list[VersionRecord]:
+        found: list[VersionRecord] = []
+        for name in self._store.names():
+            try:
+                found += self._store.versions(name)
+            except NotFound:  # its last version was deleted a moment ago
+                continue
+        return found
+
+    def _sha256_of(self, version: VersionRecord) -> bytes:
+        """Of its record, made once."""
+        known = self._hashed.get((version.name, version.version))
+        if known is None or known[0] is not version:
+            known = self._hashed[version.name, version.version] = version, records.version_sha256(version)
+        return known[1]
+
+    def _with_bases(self, heads: Mapping[str, int]) -> list[VersionRecord]:
+        """What LoRA heads are built on comes before them."""
+        found = [self._store.get(*head) for head in heads.items()]
+        return [*(self._store.get(*each.manifest.base_version()) for each in found if each.manifest.lora is not None), *found]
+
+    def _store_versions(self, held: Held, versions: Iterable[VersionRecord]) -> Iterator[fleet_pb2.FollowResponse]:
+        for each in versions:
+            if held.versions.get((each.name, each.version)) != self._sha256_of(each):
+                record = records.encode_version(each)
+                yield fleet_pb2.FollowResponse(store_version=fleet_pb2.StoreVersion(record=record))
+
+    def _forget(self, held: Held, kept: set[tuple[str, int]]) -> Iterator[fleet_pb2.FollowResponse]:
+        if gone := sorted(held.versions.keys() - kept):
+            heads = [f"{name}@{version}" for name, version in gone]
+            yield fleet_pb2.FollowResponse(forget_versions=fleet_pb2.ForgetVersions(heads=heads))
+
+    def _keep_generations(self, held: Held, current: GenerationRecord | None) -> Iterator[fleet_pb2.FollowResponse]:
+        """The newest of the past, and what a rollback would go back to."""
+        for each in self._store.history()[:NUM_GENERATIONS]:
+            if current is not None and each.number < current.number and each.number not in held.generations:
+                record = records.encode_generation(each)
+                yield fleet_pb2.FollowResponse(keep_generation=fleet_pb2.KeepGeneration(record=record))
+
+    def _store_fits(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
+        fits = self._fits.listing()
+        for each in fits:
+            record = ood_records.encode(each)
+            if held.fits.get(each.reference) != _sha256(record):
+                data = self._fits.content(each)[held.num_fit_bytes :][:CHUNK_BYTES]
+                yield fleet_pb2.FollowResponse(store_fit=fleet_pb2.StoreFit(record=record, offset=held.num_fit_bytes, data=data))
+        for key in held.fits.keys() - {each.reference for each in fits}:
+            name, _, version = key.rpartition("@")
+            yield fleet_pb2.FollowResponse(forget_fit=fleet_pb2.ForgetFit(name=name, version=int(version)))
+
+    def _store_configurations(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
+        for each in self._configurations.all():
+            record = configuration_records.encode(each)
+            if held.configurations.get(configuration_key(each)) != _sha256(record):
+                content = b"" if each.retired_at else self._configurations.content(each)
+                yield fleet_pb2.FollowResponse(store_configuration=fleet_pb2.StoreConfiguration(record=record, content=content))
+
+
+def configuration_key(stored: configuration_records.StoredConfiguration) -> str:
+    return f"{stored.kind.value} {stored.reference}"
+
+
+def configuration_sha256(library: Library) -> str:
+    """Over the configurations of a server's start, which are not sent: both sides have to have the same."""
+    found = sorted((each.kind.value, each.reference, each.sha256) for each in library.configurations() if not each.is_added)
+    return _sha256(repr(found).encode()).hex()
+
+
+def _newest_first(version: VersionRecord) -> tuple[bool, float]:
+    """Whole heads before LoRA heads, which are built on them."""
+    return version.manifest.lora is not None, -version.created_at
+
+
+def _sha256(record: bytes) -> bytes:
+    return hashlib.sha256(record).digest()

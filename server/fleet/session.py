@@ -1,0 +1,165 @@
+"""One follower's stream at the primary: it is given one task after the other, and each is answered before the next. Knows no fleet."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import logging
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
+from dataclasses import dataclass, field
+
+from polyhead.heads.format.errors import InvalidArgument, PolyheadError, Unavailable
+from polyhead.server.fleet.catalogue import Catalogue, Held
+from polyhead.server.fleet.members import Member, Members
+from polyhead.server.process.workers import Workers
+from polyhead.v1 import fleet_pb2
+
+PING_S = 1.0
+RETRY_S = 2.0  # after a task that failed
+Write = Callable[[fleet_pb2.FollowResponse], Awaitable[None]]
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(eq=False, slots=True)
+class Order:
+    """What a round asks of the follower, before anything else: to prepare versions, or to let them go."""
+
+    task: fleet_pb2.FollowResponse
+    heads: Mapping[str, int] = field(default_factory=dict)  # that it must hold first
+    is_dropped: bool = False  # its round is over
+    result: asyncio.Future[str] = field(default_factory=lambda: asyncio.get_running_loop().create_future())  # "" or what went wrong
+
+    def end(self, error: str) -> None:
+        if not self.result.done():
+            self.result.set_result(error)
+
+
+class Session:
+    """From the follower's Hello to the end of its stream."""
+
+    def __init__(self, member: Member, held: Held, catalogue: Catalogue, members: Members, workers: Workers) -> None:
+        self.member = member
+        self._held = held
+        self._catalogue = catalogue
+        self._members = members
+        self._workers = workers
+        self._orders: list[Order] = []
+        self._bell = asyncio.Event()
+        self._answer: asyncio.Future[str] | None = None
+        self._number = 0
+        self._failed_at = -RETRY_S
+
+    def ring(self) -> None:
+        """Something may be to do."""
+        self._bell.set()
+
+    def order(self, order: Order) -> None:
+        self._orders.append(order)
+        self.ring()
+
+    async def run(self, requests: AsyncIterator[fleet_pb2.FollowRequest], write: Write) -> None:
+        """Until the stream ends. Unavailable if another stream has taken its place."""
+        tasks = [asyncio.ensure_future(each) for each in (self._listen(requests), self._give_tasks(write), self._ping(write))]
+        try:
+            done, _ = await asyncio.wait(tasks, return_when=asyncio.FIRST_COMPLETED)
+            for task in done:
+                task.result()
+        finally:
+            for task in tasks:
+                task.cancel()
+            await asyncio.gather(*tasks, return_exceptions=True)
+            for order in self._orders:
+                order.end("it went away")
+
+    async def _listen(self, requests: AsyncIterator[fleet_pb2.FollowRequest]) -> None:
+        async for request in requests:
+            self.member.heard_at = time.monotonic()
+            match request.WhichOneof("part"):
+                case "beat":
+                    if request.beat.generation != self.member.generation:
+                        self.member.generation = request.beat.generation
+                        self._members.changed()
+                case "done":
+                    self._take_answer(request.done)
+                case "leaving":
+                    self._members.leave(self.member)
+                    return
+                case _:
+                    raise InvalidArgument("after Hello a follower sends Beat, Done or Leaving", field="part")
+
+    def _take_answer(self, done: fleet_pb2.Done) -> None:
+        if self._answer is None or self._answer.done() or done.number != self._number:
+            raise InvalidArgument(f"nobody waits for the end of task {done.number}", field="done.number")
+        self._answer.set_result(done.error)
+
+    async def _ping(self, write: Write) -> None:
+        while True:
+            if not self._members.is_current(self.member):
+                raise Unavailable("another stream of this name took its place, or it was silent for too long", retry_after_s=1.0)
+            await write(fleet_pb2.FollowResponse(ping=fleet_pb2.Ping()))
+            await asyncio.sleep(PING_S)
+
+    async def _give_tasks(self, write: Write) -> None:
+        """Orders of rounds before what the catalogue finds. A task that failed is tried again after a while."""
+        while True:
+            self._bell.clear()
+            if self._orders:
+                await self._carry_out(self._orders.pop(0), write)
+            elif (wait_s := self._failed_at + RETRY_S - time.monotonic()) > 0:
+                await self._rest(wait_s)
+            elif (task := await self._next({})) is not None:
+                self._note(task, await self._carry(task, write))
+            else:
+                await self._rest(PING_S)  # the bell may not ring for each change
+
+    async def _carry_out(self, order: Order, write: Write) -> None:
+        """Send what the order needs, then the order."""
+        try:
+            while order.heads and not order.is_dropped and (task := await self._next(order.heads)) is not None:
+                if error := await self._carry(task, write):
+                    order.end(error)
+                    return
+                self._held.note(task)
+            if not order.is_dropped:
+                order.end(await self._carry(order.task, write))
+        except PolyheadError as error:
+            order.end(error.message)
+        finally:
+            order.end("it went away")
+
+    def _note(self, task: fleet_pb2.FollowResponse, error: str) -> None:
+        if error:
+            self._failed_at = time.monotonic()
+            self._held.num_fit_bytes = 0
+            log.warning("the follower %s could not take up %s: %s", self.member.name, task.WhichOneof("task"), error)
+        else:
+            self._held.note(task)
+        self.member.error = error
+        if self._held.generation > self.member.generation:
+            self.member.generation = self._held.generation
+        self.member.is_level = self.member.is_level or self._held.is_level
+        self._members.changed()
+
+    async def _next(self, wanted: Mapping[str, int]) -> fleet_pb2.FollowResponse | None:
+        try:
+            return await self._workers.run_control(self._catalogue.next_task, self._held, wanted)
+        except PolyheadError as error:
+            if wanted:
+                raise
+            log.warning("the follower %s cannot be brought up to date: %s", self.member.name, error.message)
+            self._failed_at = time.monotonic()
+            return None
+
+    async def _carry(self, task: fleet_pb2.FollowResponse, write: Write) -> str:
+        """Send one task and wait for its end: "" or what went wrong."""
+        self._number += 1
+        task.number = self._number
+        self._answer = asyncio.get_running_loop().create_future()
+        await write(task)
+        return await self._answer
+
+    async def _rest(self, seconds: float) -> None:
+        with contextlib.suppress(TimeoutError):
+            await asyncio.wait_for(self._bell.wait(), seconds)

@@ -1,0 +1,210 @@
+"""A primary and its followers as real processes: the rows of the failure table."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import signal
+import socket
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+
+from polyhead.client import Client, Replica
+from polyhead.client.errors import FailedPrecondition, PolyheadError, Unavailable
+from polyhead.client.local import LocalServer
+from polyhead.heads.store.store import HeadStore
+from tests.e2e.support import PROMPT, constant_policy, eventually, fingerprint, serving
+from tests.e2e.tiny import save_tiny_llama
+
+
+@pytest.fixture(scope="module")
+def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    folder = tmp_path_factory.mktemp("fleet") / "model"
+    save_tiny_llama(folder)
+    return folder
+
+
+@pytest.fixture
+def port() -> int:
+    """One that a primary may come back on."""
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return int(probe.getsockname()[1])
+
+
+@contextlib.contextmanager
+def primary_on(port: int, model: Path, store: Path, **settings: object) -> Iterator[LocalServer]:
+    with serving(model, store, "--port", str(port), **settings) as server, Client(server.address) as client:
+        client.wait_ready()
+        yield server
+
+
+@contextlib.contextmanager
+def follower_of(port: int, model: Path, store: Path, *flags: str, **settings: object) -> Iterator[LocalServer]:
+    """Flags, not variables: these would stay for the servers that are started meanwhile."""
+    with serving(model, store, "--follow", f"127.0.0.1:{port}", *flags, **settings) as server:
+        yield server
+
+
+def ready(server: LocalServer) -> Client:
+    client = Client(server.address)
+    client.wait_ready()
+    return client
+
+
+def scaled(client: Client, factor: float) -> dict[str, Any]:
+    weights = {name: np.array(tensor) for name, tensor in client.pull_head("policy@1").items()}
+    return {name: tensor * factor if name == "model.norm.weight" else tensor for name, tensor in weights.items()}
+
+
+def state_of(client: Client) -> str:
+    """Of the only follower."""
+    followers = [each for each in client.replicas() if not each.primary]
+    return followers[0].state if followers else "none"
+
+
+def follower_row(client: Client) -> Replica:
+    return next(each for each in client.replicas() if not each.primary)
+
+
+def is_ready(client: Client) -> bool:
+    with contextlib.suppress(PolyheadError):
+        client.wait_ready(0.5)
+        return True
+    return False
+
+
+def records_of(store: Path) -> dict[str, bytes]:
+    """What a store holds, byte for byte, by relative path."""
+    found = {}
+    for path in (path for folder in ("versions", "blobs", "generations", "ood", "configurations") for path in (store / folder).rglob("*")):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):  # a server may delete it meanwhile
+            found[str(path.relative_to(store))] = path.read_bytes()
+    return found
+
+
+def test_a_late_follower_takes_the_active_set_and_every_later_one(model: Path, tmp_path: Path, port: int) -> None:
+    """Its records are the primary's, byte for byte; changes are the primary's to make."""
+    with primary_on(port, model, tmp_path / "a") as first, Client(first.address) as primary:
+        primary.update({"policy": scaled(primary, 2.0)})
+        with follower_of(port, model, tmp_path / "b") as second, ready(second) as follower:
+            assert follower.status().active == primary.status().active
+            assert fingerprint(follower) == fingerprint(primary)
+            done = primary.update({"policy": scaled(primary, 3.0)})
+            assert done.number == 3
+            assert done.behind == ()
+            assert follower.status().generation == 3
+            assert follower.status().history_id == done.history_id
+            assert fingerprint(follower) == fingerprint(primary)
+            assert [each.state for each in primary.replicas()] == ["serving", "serving"]
+            with pytest.raises(FailedPrecondition, match=r"ask the primary: 127\.0\.0\.1") as refused:
+                follower.activate({"policy": 1})
+            assert refused.value.reason == "NOT_PRIMARY"
+            with pytest.raises(FailedPrecondition, match="follows another one"):
+                follower.replicas()
+            primary.label("policy@2", "best")
+            primary.copy_head("policy@2", "snapshot")
+            primary.delete_head("snapshot@1")
+            eventually(lambda: records_of(tmp_path / "a") == records_of(tmp_path / "b"), what="equal stores")
+
+
+def test_a_head_that_one_replica_cannot_load_is_activated_nowhere(model: Path, tmp_path: Path, port: int) -> None:
+    """With require=primary it is, and that replica does not serve until it can."""
+    with primary_on(port, model, tmp_path / "a") as first, Client(first.address) as primary:
+        version = primary.push_head("policy", scaled(primary, 2.0))
+        heads = sum(head.num_bytes for head in primary.status().resident_heads)
+        with follower_of(port, model, tmp_path / "b", "--memory-budget", str(heads - 1)) as second, ready(second) as follower:
+            with pytest.raises(FailedPrecondition, match="nothing was changed: a replica cannot load it"):
+                primary.activate({"policy": version})
+            assert (primary.status().generation, follower.status().generation) == (1, 1)
+            done = primary.activate({"policy": version}, require="primary")
+            assert done.behind == (follower_row(primary).name,)
+            eventually(lambda: not is_ready(follower), what="a follower that does not serve")
+            assert state_of(primary) == "behind"
+            assert "memory" in follower_row(primary).error
+            primary.rollback()
+            eventually(lambda: is_ready(follower), what="a follower that serves again")
+            assert follower.status().generation == 3
+
+
+def test_a_stopped_follower_refuses_an_activation_in_bounded_time_and_catches_up(model: Path, tmp_path: Path, port: int) -> None:
+    with contextlib.ExitStack() as servers:
+        primary = servers.enter_context(Client(servers.enter_context(primary_on(port, model, tmp_path / "a")).address))
+        second = servers.enter_context(follower_of(port, model, tmp_path / "b"))
+        with ready(second) as follower:
+            os.kill(second.process.pid, signal.SIGSTOP)
+            try:
+                with pytest.raises(Unavailable, match="nothing was changed"):
+                    primary.update({"policy": scaled(primary, 2.0)}, prepare_timeout=0.3)
+                assert primary.status().generation == 1
+                done = primary.activate({"policy": 2}, require="primary")
+                assert done.behind == (follower_row(primary).name,)
+            finally:
+                os.kill(second.process.pid, signal.SIGCONT)
+            eventually(lambda: follower.status().generation == 2, what="a follower that has caught up")
+            assert primary.update({"policy": scaled(primary, 3.0)}).behind == ()
+
+
+def test_a_primary_that_is_away_is_missed_by_changes_alone(model: Path, tmp_path: Path, port: int) -> None:
+    """A follower that never caught up since its start does not serve; all go on after the primary's restart."""
+    with contextlib.ExitStack() as followers:
+        with primary_on(port, model, tmp_path / "a") as first, Client(first.address) as primary:
+            primary.update({"policy": scaled(primary, 2.0)})
+            second = followers.enter_context(follower_of(port, model, tmp_path / "b"))
+            follower = followers.enter_context(ready(second))
+            first.process.kill()
+            first.process.wait()
+        third = followers.enter_context(follower_of(port, model, tmp_path / "c"))
+        late = followers.enter_context(Client(third.address))
+        assert follower.generate([PROMPT], max_new_tokens=2)[0].generation == 2
+        assert not is_ready(late)
+        assert "cannot be followed now" in late.status().follow_problem
+        with primary_on(port, model, tmp_path / "a") as again, Client(again.address) as primary:
+            late.wait_ready()
+            eventually(lambda: [each.state for each in primary.replicas()] == ["serving"] * 3, what="a whole fleet")
+            assert primary.update({"policy": scaled(primary, 3.0)}).behind == ()
+            assert {follower.status().generation, late.status().generation} == {3}
+
+
+def test_a_primary_that_lost_its_store_is_not_followed_and_a_follower_takes_its_place(model: Path, tmp_path: Path, port: int) -> None:
+    with primary_on(port, model, tmp_path / "a") as first, Client(first.address) as primary:
+        primary.update({"policy": scaled(primary, 2.0)})
+        old = primary.status().history_id
+        with follower_of(port, model, tmp_path / "b") as second, ready(second) as follower:
+            first.process.kill()
+            first.process.wait()
+            with primary_on(port, model, tmp_path / "empty"):
+                eventually(lambda: not is_ready(follower), what="a follower of nobody's history")
+                assert "generation 2 is not in the primary's history" in follower.status().follow_problem
+    with primary_on(port, model, tmp_path / "b") as promoted, Client(promoted.address) as primary:
+        assert primary.status().history_id == old
+        assert primary.update({"policy": scaled(primary, 3.0)}).number == 3
+        assert primary.rollback(1).heads["policy"] == 1
+
+
+@pytest.mark.parametrize("failpoint", ["before_version_rename:kill", "after_generation_rename:kill", "before_flip:kill@2"])
+def test_a_follower_killed_at_any_step_comes_back_with_the_primarys_set(model: Path, tmp_path: Path, port: int, failpoint: str) -> None:
+    """Its disk holds some past generation of the primary. All failpoints: tests/heads/store/test_adoption.py."""
+    with primary_on(port, model, tmp_path / "a") as first, Client(first.address) as primary:
+        with follower_of(port, model, tmp_path / "b") as second, ready(second):
+            pass
+        with follower_of(port, model, tmp_path / "b", fp=failpoint) as second:
+            eventually(lambda: state_of(primary) == "serving", what="a follower")
+            version = primary.push_head("policy", constant_policy(primary, 100), kind="policy")
+            with contextlib.suppress(PolyheadError):
+                primary.activate({"policy": version}, prepare_timeout=2.0)
+            primary.activate({"policy": version}, require="primary")
+            assert second.process.wait(30) == -signal.SIGKILL
+        trunk_id = primary.trunk().trunk_id
+        with HeadStore.open(tmp_path / "b", trunk_id) as store:
+            assert store.current is not None
+            past = (tmp_path / "a" / "generations" / f"{store.current.number}.json").read_bytes()
+            assert (tmp_path / "b" / "generations" / f"{store.current.number}.json").read_bytes() == past
+            assert store.verify_active() is None
+        with follower_of(port, model, tmp_path / "b") as second, ready(second) as follower:
+            assert follower.status().active == primary.status().active
+            assert follower.generate([PROMPT], max_new_tokens=2)[0].token_ids == [100, 100]
