@@ -15,9 +15,10 @@ import torch
 from polyhead.client import Client
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
-from polyhead.heads.training.data import Comparison, DataError
+from polyhead.heads.training.data import Comparison, DataError, Demonstration
 from polyhead.heads.training.fit import FitConfig, Schedule, Step, become_average, fit
 from polyhead.heads.training.losses import choice_loss, pairs_of_ranks, ranking_loss
+from polyhead.heads.training.packing import Text, pack
 from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.state_store import StateStore
@@ -144,4 +145,18 @@ def held_out_margins(head: HeadModule, rows: Sequence[Ranked]) -> list[list[floa
     for row in rows:
         [values] = scores(head, [row])
         found.append([float(values[i] - values[j]) for i, j in pairs_of_ranks(row.ranks)])
+    return found
+
+
+def best_replies(rows: Sequence[Comparison]) -> list[Demonstration]:
+    """The preferred reply of each row; the first of several."""
+    return [Demonstration(row.prompt, row.replies[row.ranks.index(min(row.ranks))]) for row in rows]
+
+
+@torch.no_grad()
+def reference_scores(head: HeadModule, texts: Sequence[Text]) -> list[float]:
+    """The raw score of each text, read at its last token. Their mean is the bias that gives them 0 on average (InstructGPT 3.5)."""
+    found = []
+    for packed in (pack([text]) for text in texts):
+        found.append(float(head(packed.states_1TD, packed.positions_1T, packed.last_rows, attention_mask=packed.mask_11TT)[0]))
     return found

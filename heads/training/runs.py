@@ -63,6 +63,7 @@ class RunConfig:
     broken_weight: float = 1.0  # rule heads: see losses.rule_loss
     loss: PreferenceLoss = PreferenceLoss.RANKING  # preference heads
     num_off_topic: int = OFF_TOPIC  # of PreferenceLoss.CHOICE
+    references: Path | None = None  # replies whose mean score is to be 0, for preference heads; None: the best held-out ones
 
 
 @dataclass(frozen=True)
@@ -72,6 +73,7 @@ class Trained:
     head: HeadModule
     metrics: dict[str, float] = field(default_factory=dict)  # what is pushed with the head
     lines: list[str] = field(default_factory=list)  # the same for people
+    units: PushOptions = field(default_factory=lambda: PushOptions())  # a scalar head's own bias and scale
 
 
 def sft(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
@@ -99,7 +101,12 @@ def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnSt
     lines = [f"held out, pairs ranked right: {accuracy}"]
     for group, indices in _groups([row.group for row in held_out]).items():
         lines.append(f"  {group}: {pair_accuracy([margin for index in indices for margin in margins[index]])}")
-    return Trained(head, {"held_out_accuracy": accuracy.share, "held_out_pairs": float(accuracy.count)}, lines)
+    references = read_demonstrations(run.references) if run.references else preference.best_replies(held_out)
+    scores = preference.reference_scores(head, policy.encode_replies(client, references, states))
+    bias = sum(scores) / len(scores)
+    lines.append(f"bias {bias:+.4f}: {len(scores)} reference replies have a score of 0 on average")
+    metrics = {"held_out_accuracy": accuracy.share, "held_out_pairs": float(accuracy.count)}
+    return Trained(head, metrics, lines, {"bias": bias, "scale": 1.0})
 
 
 def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
@@ -139,17 +146,16 @@ def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -
         return Trained(head)
     explained = value.held_out_explained(head, value.encode_rewarded(client, held_out, states))
     metrics = {"held_out_explained_variance": explained} if math.isfinite(explained) else {}
-    return Trained(head, metrics, [f"held out, {len(held_out)} replies: explained variance {explained:+.3f}"])
+    lines = [f"held out, {len(held_out)} replies: explained variance {explained:+.3f}"]
+    return Trained(head, metrics, lines, {"bias": 0.0, "scale": 1.0})
 
 
 def push(client: Client, name: str, kind: Any, trained: Trained) -> PushReport:
     """The trained head as a new version of `name`, with its metrics. It is not active.
 
-    A value head's own output was trained towards the rewards, so it gets neither the bias nor the scale of the version before.
+    A scalar head was trained in units of its own, so it takes over neither the bias nor the scale of the version before.
     """
-    options: PushOptions = {"kind": kind, "metrics": trained.metrics}
-    if kind == "value":
-        options |= {"bias": 0.0, "scale": 1.0}
+    options: PushOptions = {"kind": kind, "metrics": trained.metrics, **trained.units}
     return client.push(name, weights_of(trained.head), **options)
 
 

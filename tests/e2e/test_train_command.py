@@ -65,6 +65,25 @@ def test_a_preference_head(run: Any, server: LocalServer) -> None:
         assert first.scores["preference"].value > second.scores["preference"].value
 
 
+def test_reference_replies_have_the_score_0_on_average(run: Any, server: LocalServer, tmp_path: Path) -> None:
+    """A trained head took over bias and scale of the version before, which were measured on other weights."""
+    (tmp_path / "references.jsonl").write_text("".join(f'{{"prompt": "Q{index}", "completion": "reply {index}"}}\n' for index in range(5)))
+    with Client(server.address) as client:
+        client.activate({"liked": client.copy_head("preference@1", "liked", bias=3.0, scale=2.0)})
+        flags = ("--name", "liked", "--start-from", "preference@1", "--learning-rate", "1e-3")
+        assert ": 2 reference replies have a score of 0 on average\n" in run("preference", PAIRS, *flags).output  # the best held-out ones
+        done = run("preference", PAIRS, *flags, "--references", str(tmp_path / "references.jsonl"), "--activate")
+        assert ": 5 reference replies have a score of 0 on average\n" in done.output
+        head = client.head("liked")
+        assert head.manifest.scale == 1.0
+        pairs = [(client.tokenize(f"Q{index}"), [*client.tokenize(f"reply {index}", special_tokens=False), EOS]) for index in range(5)]
+        scores = [item.scores["liked"] for item in client.score(pairs, heads=["liked"])]
+    assert np.mean([score.value for score in scores]) == pytest.approx(0, abs=1e-5)
+    assert np.std([score.raw for score in scores]) > 1e-3
+    bad = run("preference", PAIRS, "--references", str(tmp_path / "data.jsonl"))
+    assert 'line 1: a row must have "completion"' in bad.output
+
+
 def test_a_choice_among_off_topic_replies(run: Any) -> None:
     """Sparrow's loss ranks the held-out pairs as well as the ranking loss does."""
     flags = ("--learning-rate", "1e-3", "--held-out-share", "0.25", "--start-from", "preference@1")
@@ -112,21 +131,28 @@ def test_a_rule_head(run: Any) -> None:
         assert word in done.output
 
 
+GOOD = {"preference": PAIRS[:2], "sft": REPLIES[:2], "rule": JUDGEMENTS[:2], "value": [{**row, "reward": 1.0} for row in REPLIES[:2]]}
+
+
 @pytest.mark.parametrize(
     ("task", "row", "message"),
     [
-        ("preference", {"prompt": "Q", "chosen": "a"}, 'line 25: a row must have "rejected"'),
-        ("preference", {"prompt": "Q", "replies": ["a", "b"], "ranks": [1]}, 'line 25: "ranks" must be a list of 2 whole numbers'),
-        ("preference", {"prompt": "Q", "replies": ["a", "b"], "ranks": [1, 1]}, 'line 25: "ranks" are all equal'),
-        ("preference", {"prompt": "", "chosen": "a", "rejected": "b"}, 'line 25: "prompt" must be a text or a list of messages'),
-        ("preference", [], "line 25: not a JSON object"),
+        ("preference", {"prompt": "Q", "chosen": "a"}, 'a row must have "rejected"'),
+        ("preference", {"prompt": "Q", "replies": ["a", "b"], "ranks": [1]}, '"ranks" must be a list of 2 whole numbers'),
+        ("preference", {"prompt": "Q", "replies": ["a", "b"], "ranks": [1, 1]}, '"ranks" are all equal'),
+        ("preference", {"prompt": "", "chosen": "a", "rejected": "b"}, '"prompt" must be a text or a list of messages'),
+        ("preference", [], "not a JSON object"),
+        ("sft", {"prompt": [{"role": "user"}], "completion": "a"}, '"prompt[0]" must have the texts "role" and "content"'),
+        ("sft", {"prompt": "Q", "completion": [{"role": "user", "content": "a"}]}, '"completion" must be the assistant\'s message'),
+        ("rule", {"prompt": "Q", "completion": "a", "label": True}, '"rule" must be the id of a rule'),
+        ("value", {"prompt": "Q", "completion": "a", "reward": "high"}, '"reward" must be a finite number'),
     ],
 )
 def test_bad_rows_are_named_and_push_nothing(run: Any, server: LocalServer, task: str, row: Any, message: str) -> None:
     with Client(server.address) as client:
         before = [head.ref for head in client.heads()]
-        done = run(task, [*PAIRS, row])
-        assert (done.exit_code, message in done.output) == (1, True), done.output
+        done = run(task, [*GOOD[task], row])
+        assert (done.exit_code, f"data.jsonl, line 3: {message}" in done.output) == (1, True), done.output
         assert [head.ref for head in client.heads()] == before
 
 

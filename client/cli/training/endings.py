@@ -15,15 +15,15 @@ __all__ = ["sentences"]
 
 
 @contextlib.contextmanager
-def sentences(checkpoints: Path | None, left: str) -> Iterator[None]:
-    """`left` says how the server is left: "nothing was pushed". Of several processes the one that failed speaks."""
+def sentences(checkpoints: Path | None) -> Iterator[None]:
+    """Print what ended the run and how to resume it, in place of a traceback. Of several processes the one that failed speaks."""
     from polyhead.heads.training.fit import TrainingFailed
     from polyhead.heads.training.processes import OtherProcessFailed, ProcessLost
     from polyhead.heads.training.rl.rollout import RolloutFailed
     from polyhead.heads.training.rl.served import OtherTrainer
 
     resumes = "the same command resumes from --checkpoints" if checkpoints else "with --checkpoints FOLDER the same command would resume"
-    hint = f"hint: {left}; {resumes}"
+    hint = f"hint: the server keeps the heads that were activated last; {resumes}"
     try:
         yield
     except KeyboardInterrupt:

@@ -75,7 +75,7 @@ def _command_of(task: Task) -> Any:
         train_command(session, task, **options)
 
     signature = inspect.signature(train_command, eval_str=True)
-    own = {Task.RULE: {"broken_weight"}, Task.PREFERENCE: {"loss", "off_topic"}}
+    own = {Task.RULE: {"broken_weight"}, Task.PREFERENCE: {"loss", "off_topic", "references"}}
     excluded = {"task"}.union(*(names for other, names in own.items() if other is not task))
     command.__signature__ = signature.replace(  # type: ignore[attr-defined]  # what `connected` reads
         parameters=[parameter for name, parameter in signature.parameters.items() if name not in excluded]
@@ -98,6 +98,10 @@ def train_command(
     broken_weight: Annotated[float, typer.Option(help="Weight of broken rows; other than 1 it shifts p_violate.")] = 1.0,
     loss: Annotated[Loss, typer.Option(help="ranking: all pairs of a row; choice: its best reply among all.")] = Loss.RANKING,
     off_topic: Annotated[int | None, typer.Option(min=0, help="With choice: off-topic replies for each row.", show_default="2")] = None,
+    references: Annotated[
+        Path | None,
+        typer.Option(help='Replies whose mean score is to be 0: {"prompt": ..., "completion": ...}.', show_default="best held-out ones"),
+    ] = None,
     average: Annotated[float | None, typer.Option(help="Push the weights' moving average of this decay.", show_default="none")] = None,
     bf16: Annotated[bool, typer.Option("--bf16", help="Forward passes in bfloat16.")] = False,
     tensorboard: Annotated[Path | None, typer.Option(help="Folder for TensorBoard's event files.")] = None,
@@ -114,16 +118,18 @@ def train_command(
     optional: dict[str, Any] = {} if states is None else {"states": states}
     if off_topic is not None and loss is not Loss.CHOICE:
         fail("--off-topic applies to --loss choice only")
-    optional |= {"loss": runs.PreferenceLoss(loss.value)} | ({} if off_topic is None else {"num_off_topic": off_topic})
+    optional |= {"loss": runs.PreferenceLoss(loss.value), "references": references}
+    if off_topic is not None:
+        optional["num_off_topic"] = off_topic
     run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **optional)
-    with sentences(checkpoints, "nothing was pushed"):
+    with sentences(checkpoints):
         trained = _train(session, task, run, runs.settings(task.value, seed=seed, **given), tensorboard)
-    if not runs.Processes.launched().is_main:
-        return  # another process of the run pushes
-    report = runs.push(session.client, name or task.kind, task.kind, trained)
-    lines = [*trained.lines, f"pushed {report.head.ref}"]
-    if activate:
-        lines += activated(session.client.activate({report.head.name: report.version}, note="polyhead train"))
+        if not runs.Processes.launched().is_main:
+            return  # another process of the run pushes
+        report = runs.push(session.client, name or task.kind, task.kind, trained)
+        lines = [*trained.lines, f"pushed {report.head.ref}"]
+        if activate:
+            lines += activated(session.client.activate({report.head.name: report.version}, note="polyhead train"))
     session.show({"head": report.head.ref, "metrics": trained.metrics, "active": activate}, "\n".join(lines))
 
 
@@ -133,8 +139,8 @@ def _train(session: Session, task: Task, run: RunConfig, config: FitConfig, tens
 
     trainer = {Task.SFT: runs.sft, Task.PREFERENCE: runs.preferences, Task.RULE: runs.rules, Task.VALUE: runs.values}[task]
     columns = (TextColumn("{task.description}"), BarColumn(), MofNCompleteColumn(), TimeRemainingColumn())
-    is_main = runs.Processes.launched().is_main
-    shown = Progress(*columns, console=Console(stderr=True), transient=True, disable=not is_main)
+    is_main, console = runs.Processes.launched().is_main, Console(stderr=True)
+    shown = Progress(*columns, console=console, transient=True, disable=not (is_main and console.is_terminal))
     with event_writer(tensorboard if is_main else None) as write, shown as progress:
         bar = progress.add_task("reading boundary states", total=None)
 

@@ -119,9 +119,8 @@ def train_rl_command(
         "minibatches": minibatches,
         "average_decay": average,
     }
-    kept = "the server keeps the heads that were activated last"
     with contextlib.ExitStack() as stack:
-        stack.enter_context(sentences(checkpoints, kept))
+        stack.enter_context(sentences(checkpoints))
         folder, processes = stack.enter_context(_run_folder(checkpoints)), Processes.launched()
         write = stack.enter_context(event_writer(tensorboard if processes.is_main else None))
         estimator = settings.KlEstimator(kl_estimator.value)

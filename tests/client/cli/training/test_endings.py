@@ -1,4 +1,4 @@
-"""What `polyhead train` says when it is ended from outside: one sentence, how the server is left, and how to resume."""
+"""What `polyhead train` says when it is ended from outside: one sentence, what the server serves, and how to resume."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from polyhead.client.cli.training.endings import sentences
 from polyhead.client.errors import Unavailable
 from polyhead.heads.training.processes import OtherProcessFailed
 
-GOES_ON = "hint: nothing was pushed; the same command resumes from --checkpoints\n"
+GOES_ON = "hint: the server keeps the heads that were activated last; the same command resumes from --checkpoints\n"
 
 
 @pytest.mark.parametrize(
@@ -28,7 +28,7 @@ GOES_ON = "hint: nothing was pushed; the same command resumes from --checkpoints
 def test_an_end_is_one_sentence(error: BaseException, code: int, sentence: str, capsys: pytest.CaptureFixture[str]) -> None:
     @readable_errors
     def command() -> None:
-        with sentences(Path("kept"), "nothing was pushed"):
+        with sentences(Path("kept")):
             raise error
 
     with pytest.raises(typer.Exit) as ended:
@@ -38,6 +38,6 @@ def test_an_end_is_one_sentence(error: BaseException, code: int, sentence: str, 
 
 
 def test_of_several_processes_the_one_that_failed_speaks(capsys: pytest.CaptureFixture[str]) -> None:
-    with pytest.raises(typer.Exit) as ended, sentences(None, "nothing was pushed"):
+    with pytest.raises(typer.Exit) as ended, sentences(None):
         raise OtherProcessFailed("another process of the run failed")
     assert (ended.value.exit_code, capsys.readouterr().err) == (1, "")
