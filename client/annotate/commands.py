@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import ipaddress
 from importlib.resources import files
 from pathlib import Path
@@ -17,7 +18,7 @@ from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.exports.commands import export_command
 from polyhead.client.annotate.keeping.commands import backup_command, rebuild_command, restore_command, verify_command
-from polyhead.client.annotate.terminal import DEFAULT_DB, Db, ServerAddress, TlsCa, TokenFile, fail, readable, token_of
+from polyhead.client.annotate.terminal import DEFAULT_DB, Db, ServerAddress, TlsCa, TokenFile, fail, read_token, readable, token_of
 
 DEFAULT_PORT = 8080
 
@@ -57,6 +58,13 @@ def serve_command(
     backup_dir: Annotated[
         Path | None, typer.Option(help="A folder for hourly backups: the newest 24 stay, and the last one of each of 14 days.")
     ] = None,
+    trainer_token_file: Annotated[
+        Path | None,
+        typer.Option(
+            help="File with a trainer's token of the model server: head versions that replies came from get the label `annotate`, so that"
+            " the server keeps them and replies can be drawn again."
+        ),
+    ] = None,
     metrics_port: Annotated[int, typer.Option(help="Port of metrics for Prometheus; 0: none.", min=0, max=65535)] = 0,
     metrics_host: Annotated[str, typer.Option(help="Address of the metrics, which ask for no token.")] = "127.0.0.1",
 ) -> None:
@@ -68,7 +76,8 @@ def serve_command(
     database.lock()
     try:
         where = (host, port, tls_cert, tls_key, backup_dir, (metrics_host, metrics_port))
-        asyncio.run(_serve(database, server, token, certificates, *where, is_behind_proxy=behind_proxy))
+        trainer_token = read_token(trainer_token_file) if trainer_token_file else None
+        asyncio.run(_serve(database, server, token, certificates, *where, trainer_token, is_behind_proxy=behind_proxy))
     finally:
         database.close()
 
@@ -202,7 +211,8 @@ def _check_address(host: str, certificate: Path | None, key: Path | None, *, is_
 
 async def _serve(
     db: Database, target: str, token: str | None, certificates: bytes | None, host: str, port: int, certificate: Path | None,
-    key: Path | None, backup_dir: Path | None, metrics: tuple[str, int], *, is_behind_proxy: bool,
+    key: Path | None, backup_dir: Path | None, metrics: tuple[str, int], trainer_token: str | None, *,
+    is_behind_proxy: bool,
 ) -> None:  # fmt: skip
     import uvicorn
     from prometheus_client import CollectorRegistry, start_http_server
@@ -212,8 +222,13 @@ async def _serve(
 
     is_https = certificate is not None or is_behind_proxy
     registry = CollectorRegistry() if metrics[1] else None
-    async with AsyncClient(target, token=token, root_certificates=certificates, timeout=120) as client:
-        app = make_app(db, client, is_https=is_https, is_behind_proxy=is_behind_proxy, backup_dir=backup_dir, registry=registry)
+    async with contextlib.AsyncExitStack() as open_ones:
+        clients = [AsyncClient(target, token=each, root_certificates=certificates, timeout=120) for each in (token, trainer_token)]
+        client, trainer = [await open_ones.enter_async_context(each) for each in clients]
+        app = make_app(
+            db, client, is_https=is_https, is_behind_proxy=is_behind_proxy, backup_dir=backup_dir, registry=registry,
+            trainer=trainer if trainer_token else None,
+        )  # fmt: skip
         if registry is not None:
             start_http_server(metrics[1], metrics[0], registry)
         config = uvicorn.Config(

@@ -78,6 +78,7 @@ CREATE TRIGGER candidates_fixed BEFORE UPDATE ON candidates WHEN NOT EXISTS (SEL
 CREATE TRIGGER answers_fixed BEFORE UPDATE OF body_json, submission_id, assignment_id, turn_id, view_id ON answers WHEN NOT EXISTS (SELECT 1 FROM erasures WHERE state = 'running') BEGIN SELECT RAISE(ABORT, 'answers are insert-only'); END;
 -- Look-ups of every request; an older file gets them when it is opened.
 CREATE INDEX IF NOT EXISTS candidates_of_item ON candidates (item_id);
+CREATE INDEX IF NOT EXISTS candidates_of_version ON candidates (head_name, head_version, digest);
 CREATE INDEX IF NOT EXISTS candidates_of_turn ON candidates (turn_id);
 CREATE INDEX IF NOT EXISTS views_of_assignment ON views (assignment_id);
 CREATE INDEX IF NOT EXISTS views_of_turn ON views (turn_id);

@@ -11,6 +11,7 @@ from polyhead.client import Status, TrunkInfo
 from polyhead.client.annotate.admin.rounds import heads_in_words
 from polyhead.client.annotate.admin.tables import Cell, Table, Word
 from polyhead.client.annotate.database import Database, Row
+from polyhead.client.annotate.keeping.versions import Fate, versions
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS
@@ -35,6 +36,8 @@ class Facts:
     served: Status | None
     trunk: TrunkInfo | None
     backup_dir: Path | None
+    has_trainer: bool = False  # a trainer's token, by which versions are labelled
+    refusal: str = ""  # why the server does not label
 
 
 @dataclass(frozen=True)
@@ -66,6 +69,11 @@ def _warnings(db: Database, facts: Facts, backups: Backups | None) -> list[Conce
     free = shutil.disk_usage(db.path.parent).free
     if free < LEAST_FREE:
         found.append(Concern("disk", {"free": size(free)}))
+    num_open = sum(each.fate is Fate.NOT_KEPT for each in versions(db))
+    if facts.refusal:
+        found.append(Concern("not_labelled", {"what": facts.refusal}))
+    elif num_open and not facts.has_trainer:
+        found.append(Concern("not_kept", {"count": num_open}))
     if num := db.value("SELECT count(*) FROM turns WHERE state = 'failed' AND ended_at > ?", db.now() - HOUR_MS):
         found.append(Concern("failed", {"count": num}))
     return found

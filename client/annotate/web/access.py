@@ -24,6 +24,7 @@ from polyhead.client.annotate.accounts import Person, csrf_token
 from polyhead.client.annotate.catalogs import NAMES, Catalog, catalog, preferred
 from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.drawing import Model
+from polyhead.client.annotate.keeping.versions import Keeper
 from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignIn
 from polyhead.client.annotate.turns import Turns
 from polyhead.client.annotate.web.security import MAX_BODY, SAFE_METHODS, Limits, check_csrf, check_origin, limited
@@ -42,6 +43,7 @@ class Site:
     db: Database
     model: Model
     turns: Turns
+    keeper: Keeper
     is_https: bool = False
     is_behind_proxy: bool = False
     served: Status | None = None  # what the model server has said last; admins alone see it

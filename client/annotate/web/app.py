@@ -21,6 +21,7 @@ from polyhead.client.annotate import projects, rules
 from polyhead.client.annotate.database import Database, DatabaseError
 from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.keeping.backup import keep_backup
+from polyhead.client.annotate.keeping.versions import Keeper
 from polyhead.client.annotate.metrics import watch
 from polyhead.client.annotate.turns import Turns
 from polyhead.client.annotate.web import admin, api, pages
@@ -39,11 +40,12 @@ def make_app(
     is_behind_proxy: bool = False,
     backup_dir: Path | None = None,
     registry: CollectorRegistry | None = None,
+    trainer: AsyncClient | None = None,
 ) -> ASGIApp:
     """The application over an open database and a client of the model server. `backup_dir`: a backup an hour goes there.
-    `registry`: gets the metrics."""
+    `registry`: gets the metrics. `trainer`: a client with a trainer's token, which labels the head versions that replies came from."""
     model = Model(client)
-    site = Site(db, model, Turns(db, model), is_https, is_behind_proxy, backup_dir=backup_dir)
+    site = Site(db, model, Turns(db, model), Keeper(db, trainer), is_https, is_behind_proxy, backup_dir=backup_dir)
     static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate"))) / "static"), name="static")
     routes: list[BaseRoute] = [*pages.ROUTES, *api.ROUTES, *admin.ROUTES, static, *pages.LAST]
 
@@ -56,6 +58,7 @@ def make_app(
             site.served, site.trunk = status, await model.trunk()
             _bind_rounds(site)
             await _read_rules(site, rule_sets)
+            await site.keeper.keep()
 
         beside = [asyncio.create_task(model.keep_watching(took))]
         if backup_dir is not None:

@@ -175,7 +175,7 @@ async def test_health_says_what_somebody_should_do(tmp_path: Path) -> None:
     async with running(tmp_path / "a.db", FakeModel(), CHOOSE, backup_dir=tmp_path / "backups") as site, site.person() as person:
         db, shared = site.db, site.app._app.state.site
         await one_answer(person)
-        facts = health.Facts(True, shared.served, shared.trunk, None)
+        facts = health.Facts(True, shared.served, shared.trunk, None, has_trainer=True)
         concerns, _ = health.health(db, facts)
         assert [each.key for each in concerns] == ["no_backups"]
         (tmp_path / "backups").mkdir(exist_ok=True)

@@ -3,22 +3,31 @@
 from __future__ import annotations
 
 from starlette.requests import Request
-from starlette.responses import Response
+from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
 from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.admin import health, log
 from polyhead.client.annotate.admin.health import Facts
+from polyhead.client.annotate.keeping.versions import versions
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import ADMINS, csv_file, number_in, page, read_beside
 
 
 async def health_page(request: Request, site: Site, person: Person) -> Response:
-    facts = Facts(site.model.is_up, site.served, site.trunk, site.backup_dir)
+    keeper = site.keeper
+    facts = Facts(site.model.is_up, site.served, site.trunk, site.backup_dir, keeper.has_token, keeper.refusal)
     concerns, tables = await read_beside(site.db, lambda reader: health.health(reader, facts))
     if wanted := request.query_params.get("csv"):
         return csv_file(request, person, "health", tables, wanted)
-    return page(request, site, person, "health", concerns=concerns, tables=tables)
+    return page(request, site, person, "health", concerns=concerns, tables=tables, versions=versions(site.db), has_trainer=keeper.has_token)
+
+
+async def let_go(request: Request, site: Site, person: Person) -> Response:
+    """A version loses its label: the model server may remove it."""
+    form = await request.form()
+    await site.keeper.let_go(str(form.get("ref", "")), str(form.get("digest", "")), person.id)
+    return RedirectResponse("/admin/health", 303)
 
 
 async def log_page(request: Request, site: Site, person: Person) -> Response:
@@ -31,5 +40,6 @@ async def log_page(request: Request, site: Site, person: Person) -> Response:
 
 ROUTES: list[Route] = [
     route("/admin/health", health_page, ADMINS),
+    route("/admin/versions", let_go, ADMINS, ("POST",), is_form=True),
     route("/admin/log", log_page, ADMINS),
 ]
