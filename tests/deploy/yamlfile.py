@@ -11,7 +11,8 @@ import yaml
 
 class _Strict(yaml.SafeLoader):
     def construct_mapping(self, node: yaml.MappingNode, deep: bool = False) -> dict[Hashable, Any]:
-        keys = [self.construct_object(key, deep=True) for key, _ in node.value]  # type: ignore[no-untyped-call]
+        written = [key for key, _ in node.value if key.tag != "tag:yaml.org,2002:merge"]
+        keys = [self.construct_object(key, deep=True) for key in written]  # type: ignore[no-untyped-call]
         twice = {key for key in keys if keys.count(key) > 1}
         if twice:
             raise ValueError(f"{self.name}: twice in one mapping, line {node.start_mark.line + 1}: {sorted(map(str, twice))}")
