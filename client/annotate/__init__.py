@@ -11,6 +11,7 @@ An application over the public `polyhead.client`: one process, one event loop, o
     assignments.py   who works on what: leases, skips, releases
     dialogues.py     turns, candidates, views: what was shown to whom, in which order
     drawing.py       replies from polyhead; turns.py runs one draw a turn and tells the pages
+    revealing.py     what a page may see of replies while they are written
     bodies.py        what an answer of each kind must hold; answers.py stores it
     state.py         what a browser may see
     admin/           what the team sees: progress, agreement, bias, strengths, people, rounds, items, adjudication, the log, health

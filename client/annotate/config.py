@@ -51,6 +51,14 @@ class NewHeads(enum.StrEnum):
     PINNED = "pinned"
 
 
+class Reveal(enum.StrEnum):
+    """When a person sees replies that are drawn live."""
+
+    TOGETHER = "together"  # all at once, when all are there
+    LOCKSTEP = "lockstep"  # while they are written, every card at the pace of the slowest
+    STREAM = "stream"  # while it is written: one reply alone
+
+
 class UserSource(enum.StrEnum):
     ANNOTATOR = "annotator"
     ITEM = "item"
@@ -175,6 +183,7 @@ class ProjectConfig:
     title: Words = field(default_factory=dict)
     guidelines: Words = field(default_factory=dict)
     source: Source = Source.LIVE
+    reveal: Reveal = Reveal.TOGETHER
     arms: Arms = field(default_factory=Arms)
     sampling: SamplingConfig = field(default_factory=SamplingConfig)
     prompt: PromptConfig = field(default_factory=PromptConfig)
@@ -230,6 +239,10 @@ def _problems(config: ProjectConfig) -> Any:
         yield ("slug",), f"must be 1 to 40 of a-z, 0-9 and -: {config.slug!r}"
     if config.source is Source.LIVE and config.kind in (Kind.RULECHECK, Kind.EDIT):
         yield ("source",), f"{config.kind.value} judges what is stored: write source: stored, and import items"
+    if config.reveal is not Reveal.TOGETHER and config.source is Source.STORED:
+        yield ("reveal",), f"{config.reveal.value} is for replies that are drawn live; these are stored"
+    elif config.reveal is Reveal.STREAM and config.num_shown != 1:
+        yield ("reveal",), f"stream is for one reply at a time, and these arms make {config.num_shown}: write reveal: lockstep"
     yield from _arm_problems(config)
     yield from _number_problems(config)
     unknown = [name for name in config.answer.reasons if name not in REASONS and name not in config.answer.reason_texts]

@@ -144,24 +144,29 @@ def drawn_arms(arms: Arms, draw: random.Random | None = None) -> list[dict[str, 
     return [{"head": head, "n": picked.count(head)} for head in dict.fromkeys(picked)]
 
 
-def store_ready(db: Database, turn: Row, assignment_id: str, rows: Sequence[dict[str, Any]]) -> None:
-    """All replies of a turn and the order to show them in, at once: afterwards the turn is ready, and not before."""
+def store_ready(
+    db: Database, turn: Row, assignment_id: str, rows: Sequence[dict[str, Any]], reveal: str = "together", *, is_ordered: bool = False
+) -> None:
+    """All replies of a turn and the order to show them in, at once: afterwards the turn is ready, and not before.
+    `is_ordered`: their order was drawn already, since the page has seen them grow."""
     with db.transaction():
         for row in rows:
             db.insert("candidates", row)
-        make_view(db, assignment_id, rows, turn.id)
+        make_view(db, assignment_id, rows, turn.id, reveal=reveal, is_ordered=is_ordered)
         db.change("turns", turn.id, {"state": "ready", "ended_at": db.now(), "error_code": ""})
         if db.value("SELECT trunk_id FROM dialogues WHERE id = ?", turn.dialogue_id) is None and rows[0].get("trunk_id"):
             trunk = {name: rows[0].get(name) for name in ("trunk_id", "tokenizer_sha256")}
             db.change("dialogues", turn.dialogue_id, trunk)
 
 
-def make_view(db: Database, assignment_id: str, rows: Sequence[Any], turn_id: str | None = None, draw: random.Random | None = None) -> str:
+def make_view(
+    db: Database, assignment_id: str, rows: Sequence[Any], turn_id: str | None = None, *, reveal: str = "together", is_ordered: bool = False
+) -> str:
     """Slots for candidates (rows with `id` and `text`) in random order. Of those with one text the first slot stands for all."""
-    order = shuffled(rows, draw)
+    order = list(rows) if is_ordered else shuffled(rows)
     view, first_of_text = new_id(), dict[str, int]()
     with db.transaction():
-        made = {"id": view, "assignment_id": assignment_id, "turn_id": turn_id, "reveal": "together", "created_at": db.now()}
+        made = {"id": view, "assignment_id": assignment_id, "turn_id": turn_id, "reveal": reveal, "created_at": db.now()}
         db.insert("views", made)
         for slot, row in enumerate(order):
             alias = first_of_text.setdefault(row["text"], slot)

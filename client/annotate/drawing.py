@@ -9,9 +9,9 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
-from polyhead.client import Arm, AsyncClient, Continuation, Sample, Status, TrunkInfo, errors
+from polyhead.client import Arm, AsyncClient, Continuation, Piece, Sample, Status, TrunkInfo, errors
 from polyhead.client.annotate.candidates import unpack_ids
-from polyhead.client.annotate.config import ProjectConfig
+from polyhead.client.annotate.config import ProjectConfig, Reveal
 from polyhead.client.annotate.database import Database, Row
 
 TURN_TIMEOUT_S = 180.0
@@ -29,6 +29,7 @@ class Drawing:
     arms: tuple[Arm, ...]
     options: dict[str, Any]
     request_id: str
+    has_pieces: bool = False  # replies are wanted while they are written, too
 
     @classmethod
     def of_turn(cls, db: Database, turn: Row, config: ProjectConfig) -> Drawing:
@@ -39,7 +40,8 @@ class Drawing:
             continuation = Continuation(unpack_ids(parent.prompt_token_ids), unpack_ids(parent.token_ids), (messages[-1],))
         arms = tuple(Arm(arm["head"], arm["n"]) for arm in turn.json("arms"))
         sha = parent.tokenizer_sha256 or "" if parent is not None else ""
-        return cls(messages, continuation, sha, arms, _options(config), turn.request_id)
+        has_pieces = config.reveal is not Reveal.TOGETHER
+        return cls(messages, continuation, sha, arms, _options(config), turn.request_id, has_pieces)
 
     def again(self, failed: Sequence[Sample], request_id: str) -> Drawing:
         """For replies that failed: the same heads and versions."""
@@ -57,18 +59,23 @@ class Model:
         self._trunk: TrunkInfo | None = None
         self.is_up = True  # until a call says otherwise
 
-    async def draw(self, drawing: Drawing) -> AsyncGenerator[Sample, None]:
-        """The replies as they are finished. Leaving the loop cancels the rest."""
+    async def draw(self, drawing: Drawing) -> AsyncGenerator[Piece | Sample, None]:
+        """The replies as they are finished, and their pieces if they are wanted. Leaving the loop cancels the rest."""
         prompt: Any = drawing.messages
         if drawing.parent is not None and await self._still_fits(drawing.tokenizer_sha256):
             prompt = drawing.parent
-        stream = self._client.samples(
-            [prompt], arms=drawing.arms, on_swap="pin", priority="interactive", delivery="samples", request_id=drawing.request_id,
-            timeout=self._timeout_s, **drawing.options,
-        )  # fmt: skip
+        options: Any = {
+            "arms": drawing.arms, "on_swap": "pin", "priority": "interactive", "request_id": drawing.request_id,
+            "timeout": self._timeout_s, **drawing.options,
+        }  # fmt: skip
+        stream: Any = (
+            self._client.events([prompt], **options)
+            if drawing.has_pieces
+            else self._client.samples([prompt], delivery="samples", **options)
+        )
         try:
-            async for sample in stream:
-                yield sample
+            async for event in stream:
+                yield event
         finally:
             await stream.close()
 

@@ -21,7 +21,8 @@ def shown_project(project: OpenProject, locale: str) -> dict[str, Any]:
     answer = config.answer
     return {
         "slug": config.slug, "title": config.words(config.title, locale) or config.slug, "kind": config.kind.value,
-        "source": config.source.value, "num_shown": config.num_shown, "polarity": answer.polarity.value, "strength": answer.strength.value,
+        "source": config.source.value, "reveal": config.reveal.value, "num_shown": config.num_shown,
+        "polarity": answer.polarity.value, "strength": answer.strength.value,
         "tie": answer.tie, "none": answer.none, "after_none": answer.after_none.value, "comment": answer.comment,
         "reasons": [{"id": each, "text": config.words(answer.reason_texts.get(each, {}), locale)} for each in answer.reasons],
         "flags": [{"id": each, "text": config.words(answer.flag_texts.get(each, {}), locale)} for each in config.flag_names],

@@ -9,19 +9,22 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import logging
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Sequence
 from dataclasses import dataclass, field
+from itertools import accumulate
 from typing import Any
 
-from polyhead.client import Sample, errors
+from polyhead.client import Piece, Sample, errors
 from polyhead.client.annotate import dialogues
 from polyhead.client.annotate.candidates import USABLE, candidate_of_sample
 from polyhead.client.annotate.database import Database, Row, failpoint, new_id
 from polyhead.client.annotate.drawing import Drawing, Model
 from polyhead.client.annotate.projects import OpenProject, project_of_item
+from polyhead.client.annotate.revealing import Revealed
 
 MAX_REDRAWS = 2  # of one reply that failed
 WAITS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to reach a server that is down or full; the last one repeats
+REVEAL_S = 0.05  # between two additions to the cards of a page
 PATIENCE_S = 600.0  # then the turn has failed, and the page offers another try
 
 log = logging.getLogger(__name__)
@@ -36,6 +39,7 @@ class Progress:
     done: int = 0
     code: str = ""
     retry_after_s: float | None = None
+    revealed: Revealed | None = None  # None: nothing of a reply is sent before all are there
     changed: asyncio.Event = field(default_factory=asyncio.Event)
 
     @property
@@ -100,9 +104,16 @@ class Turns:
     async def follow(self, turn: Row) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """(event, data) until the turn is ready or has failed; of a turn that is over already, its end."""
         progress = self._progress.get(turn.id)
+        said, num_sent = dict[str, Any](), 0
         while progress is not None and not progress.is_over:
             changed = progress.changed
-            yield "state", progress.shown()
+            if said != (shown := progress.shown()):
+                said = shown
+                yield "state", shown
+            if progress.revealed is not None and (delta := progress.revealed.since(num_sent)) is not None:
+                num_sent = delta["from"] + max(map(len, delta["texts"]))
+                yield "delta", delta
+                await asyncio.sleep(REVEAL_S)
             await changed.wait()
         turn = self._db.one("SELECT * FROM turns WHERE id = ?", turn.id) or turn
         if turn.state == "ready":
@@ -115,8 +126,11 @@ class Turns:
         assignment = self._assignment_of(turn)
         project = project_of_item(self._db, assignment.item_id)
         try:
-            samples = await self._drawn(Drawing.of_turn(self._db, turn, project.config), progress)
-            self._store(turn, assignment, project, samples)
+            drawing = Drawing.of_turn(self._db, turn, project.config)
+            if drawing.has_pieces:
+                progress.revealed = Revealed(dialogues.shuffled(range(progress.total)))
+            samples = await self._drawn(drawing, progress)
+            self._store(turn, assignment, project, samples, progress.revealed)
             failpoint("before-ready")
             progress.set(state="ready", done=progress.total)
         except asyncio.CancelledError:
@@ -150,33 +164,40 @@ class Turns:
                 progress.set(state="generating", retry_after_s=None)
 
     async def _draw_all(self, drawing: Drawing, progress: Progress) -> list[Sample]:
-        """Every slot filled: a reply that failed is drawn again from the same head and version, with a new seed."""
-        found, failed = await self._draw(drawing, progress)
+        """Every reply, in the order of the arms: one that failed is drawn again from the same head and version, with a new seed."""
+        if progress.revealed is not None:  # of an attempt that a server's end cut short
+            for reply in range(progress.total):
+                progress.revealed.begin_again(reply)
+        found, failed = await self._draw(drawing, progress, range(progress.total))
         for _ in range(MAX_REDRAWS):
             if not failed:
                 break
-            again, failed = await self._draw(drawing.again(failed, new_id()), progress)
-            found += again
+            again, failed = await self._draw(drawing.again(list(failed.values()), new_id()), progress, list(failed))
+            found |= again
         if failed:
-            raise errors.Internal(f"{len(failed)} replies could not be drawn: {failed[0].error[:200]}")
-        return found
+            raise errors.Internal(f"{len(failed)} replies could not be drawn: {next(iter(failed.values())).error[:200]}")
+        return [found[reply] for reply in sorted(found)]
 
-    async def _draw(self, drawing: Drawing, progress: Progress) -> tuple[list[Sample], list[Sample]]:
-        found: list[Sample] = []
-        failed: list[Sample] = []
-        async with contextlib.aclosing(self._model.draw(drawing)) as samples:
-            async for sample in samples:
-                is_usable = sample.finish_reason in USABLE
-                (found if is_usable else failed).append(sample)
-                if is_usable:
-                    progress.set(done=progress.done + 1)
+    async def _draw(self, drawing: Drawing, progress: Progress, replies: Sequence[int]) -> tuple[dict[int, Sample], dict[int, Sample]]:
+        """(found, failed) by the number of the reply. `replies`: the numbers of what this call draws, in the order of its arms."""
+        found: dict[int, Sample] = {}
+        failed: dict[int, Sample] = {}
+        firsts = [0, *accumulate(arm.n for arm in drawing.arms)]
+        async with contextlib.aclosing(self._model.draw(drawing)) as events:
+            async for event in events:
+                reply = replies[firsts[event.arm_index] + event.sample_index]
+                if isinstance(event, Sample):
+                    (found if event.finish_reason in USABLE else failed)[reply] = event
+                _note(progress, reply, event)
         self._model.note(is_up=True)
         return found, failed
 
-    def _store(self, turn: Row, assignment: Row, project: OpenProject, samples: list[Sample]) -> None:
-        words, now = project.config.leak_words, self._db.now()
-        rows = [candidate_of_sample(sample, turn.id, now=now, leak_words=words) for sample in samples]
-        dialogues.store_ready(self._db, turn, assignment.id, rows)
+    def _store(self, turn: Row, assignment: Row, project: OpenProject, samples: list[Sample], revealed: Revealed | None) -> None:
+        config, now = project.config, self._db.now()
+        if revealed is not None:  # the page has seen them in these slots
+            samples = [sample for _, sample in sorted(zip(revealed.slots, samples, strict=True), key=lambda pair: pair[0])]
+        rows = [candidate_of_sample(sample, turn.id, now=now, leak_words=config.leak_words) for sample in samples]
+        dialogues.store_ready(self._db, turn, assignment.id, rows, config.reveal.value, is_ordered=revealed is not None)
 
     def _assignment_of(self, turn: Row) -> Row:
         found = self._db.one("SELECT a.* FROM assignments a JOIN dialogues d ON d.assignment_id = a.id WHERE d.id = ?", turn.dialogue_id)
@@ -186,6 +207,19 @@ class Turns:
     def _forget(self, turn_id: str) -> None:
         self._tasks.pop(turn_id, None)
         self._progress.pop(turn_id, None)
+
+
+def _note(progress: Progress, reply: int, event: Piece | Sample) -> None:
+    """How far the turn is now."""
+    if isinstance(event, Piece):
+        if progress.revealed is not None:
+            progress.revealed.add(reply, event.text)
+            progress.set()
+        return
+    is_usable = event.finish_reason in USABLE
+    if progress.revealed is not None:
+        progress.revealed.finish(reply, event.text) if is_usable else progress.revealed.begin_again(reply)
+    progress.set(done=progress.done + is_usable)
 
 
 def code_of(error: errors.PolyheadError) -> str:

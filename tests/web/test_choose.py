@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from pathlib import Path
 from typing import Any
 
 import pytest
 from playwright.sync_api import expect
 
 from polyhead.client.annotate import accounts
-from tests.web.conftest import TEXTS, VIEWS, Served, focus_next, look, sign_in, views, watch
+from tests.client.annotate.site import CHOOSE
+from tests.web.conftest import TEXTS, VIEWS, Served, focus_next, look, serve, sign_in, views, watch
 
 
 def begin_work(page: Any, served: Served, locale: str = "en") -> None:
@@ -84,6 +87,36 @@ def test_nothing_is_shown_before_all_replies_are_there(page: Any, served: Served
     served.on_loop(served.model.gate.set)
     expect(page.locator(".card")).to_have_count(4)
     assert served.db.value("SELECT count(*) FROM turns") == 1
+
+
+@pytest.fixture
+def lockstep(tmp_path: Path) -> Iterator[Served]:
+    yield from serve(tmp_path / "a.db", f"{CHOOSE}reveal: lockstep\n")
+
+
+def test_cards_grow_in_lockstep(browser: Any, lockstep: Served) -> None:
+    """While replies are written every card has as many characters; nothing can be chosen yet, and axe-core finds nothing."""
+    lockstep.model.texts = [f"{letter} reply of some length" for letter in "ABCD"] * 5
+    lockstep.model.pause_after = 13
+    context = browser.new_context(reduced_motion="reduce")
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    problems = watch(page, lockstep)
+    begin_work(page, lockstep)
+    page.keyboard.type("Why is the sky blue?")
+    page.keyboard.press("Control+Enter")
+    page.wait_for_function("() => [...document.querySelectorAll('.card .text')].filter((text) => text.textContent).length === 4")
+    assert len({len(text) for text in page.locator(".card .text").all_text_contents()}) == 1
+    page.keyboard.press("Digit1")
+    expect(page.locator(".card.is-marked")).to_have_count(0)
+    look(page, "lockstep")
+    lockstep.on_loop(lockstep.model.pieces.set)
+    expect(page.locator(".card .pick")).to_have_count(4)
+    page.keyboard.press("Digit1")
+    page.keyboard.press("Enter")
+    expect(page.locator(".turn.assistant")).to_have_count(1)
+    context.close()
+    assert problems == []
 
 
 def test_an_input_methods_enter_sends_nothing(page: Any, served: Served) -> None:

@@ -22,6 +22,14 @@ function drawCard(card, controlOf, onReport) {
     el("div", { class: "control" }, controlOf(card)));
 }
 
+// Replies while they are written: letters and texts, nothing to choose yet. Returns the cards and what adds to them.
+export function drawGrowing(total) {
+  const texts = Array.from({ length: total }, () => el("p", { class: "text", dir: "auto" }));
+  const node = el("div", { class: "cards", data: { columns: total === 1 || total > 4 ? 1 : 2 }, "aria-busy": "true" }, texts.map((text, slot) =>
+    el("article", { class: "card" }, total > 1 && el("header", {}, el("h2", {}, word("card.reply", { letter: "ABCDEFGHI"[slot] }))), text)));
+  return { node, add({ from, texts: more }) { more.forEach((text, slot) => { texts[slot].textContent = from ? texts[slot].textContent + text : text; }); } };
+}
+
 function drawEvidence(evidence) {
   const isWeb = /^https?:\/\//.test(evidence.url ?? "");
   return el("div", { class: "evidence" },

@@ -1,7 +1,7 @@
 // The task page. The server says what is on the table; this file draws it, and carries acts back.
 import { call, newId } from "./api.js";
 import { Care } from "./care.js";
-import { drawCards, moveFocus } from "./cards.js";
+import { drawCards, drawGrowing, moveFocus } from "./cards.js";
 import { composer } from "./composer.js";
 import { drawDialogue } from "./dialogue.js";
 import { ask, askReport, askSkip, isAsking } from "./dialogs.js";
@@ -83,11 +83,13 @@ function drawComposer() {
 
 function drawWaiting(turn) {
   const isOne = turn.total === 1;
-  say(word(isOne ? "status.waiting_one" : "status.waiting"), "");
+  let growing = null;
+  say(word(isOne ? "status.waiting_one" : state.project.reveal === "lockstep" ? "status.waiting_lockstep" : "status.waiting"), "");
   fill(nodes.work, el("div", { class: "cards", data: { columns: turn.total > 4 || isOne ? 1 : 2 }, "aria-hidden": "true" }, Array.from({ length: turn.total }, () => el("div", { class: "skeleton" }))));
   const startedAt = Date.now();
   unfollow = follow(turn.id, {
     onState: (progress) => showProgress(progress, startedAt),
+    onDelta: (delta) => { if (!growing) { growing = drawGrowing(turn.total); fill(nodes.work, growing.node); } growing.add(delta); },
     onReady: (view) => { Object.assign(turn, { state: "ready", view }); showReady(turn); },
     onFailed: ({ code }) => { Object.assign(turn, { state: "failed", code }); state.phase = "failed"; draw(); },
   });

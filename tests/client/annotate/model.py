@@ -8,11 +8,14 @@ from collections import defaultdict
 from collections.abc import AsyncGenerator, Sequence
 from typing import Any, cast
 
+import numpy as np
+
 from polyhead.client import (
     Arm,
     AsyncClient,
     Continuation,
     FinishReason,
+    Piece,
     Sample,
     Sampling,
     Served,
@@ -25,6 +28,7 @@ from polyhead.client.streams import AsyncStream
 from polyhead.client.wire import convert
 from tests.client.fake_messages import make_sample, make_trunk
 
+NONE = np.zeros(1, np.float32)
 TOKENIZER = "70cafe" * 10
 SECRETS = (
     *("canary-trunk", "canary-precision", "canary-digest", "canary-error", "canary-head", "771100", "424242", "99000", "313131"),
@@ -42,6 +46,8 @@ class FakeModel:
         self.broken: dict[int, int] = defaultdict(int)  # index of a reply in its call -> how often it fails
         self.gate = asyncio.Event()
         self.gate.set()
+        self.pieces = asyncio.Event()
+        self.pause_after = -1  # pieces; below 0: it does not wait
         self.num_cancelled = 0
         self.version = 313131
         self._count = 0
@@ -53,6 +59,25 @@ class FakeModel:
     def samples(self, prompts: Sequence[Any], **options: Any) -> AsyncStream[Sample]:
         self.calls.append({"prompt": prompts[0], **options})
         return AsyncStream(self._samples(prompts[0], options))
+
+    def events(self, prompts: Sequence[Any], **options: Any) -> AsyncStream[Piece | Sample]:
+        self.calls.append({"prompt": prompts[0], **options})
+        return AsyncStream(self._events(prompts[0], options))
+
+    async def _events(self, prompt: Any, options: dict[str, Any]) -> AsyncGenerator[Piece | Sample, None]:
+        """Pieces of all replies in turn, each reply at a pace of its own; after `pause_after` pieces it waits for `pieces`."""
+        samples = [sample async for sample in self._samples(prompt, options)]
+        longest, count = max(len(sample.text) for sample in samples), 0
+        for step in range(longest):
+            for pace, sample in enumerate(samples, 1):
+                start, end = step * pace, (step + 1) * pace
+                if piece := sample.text[start:end]:
+                    if count == self.pause_after:
+                        await self.pieces.wait()
+                    count += 1
+                    yield Piece(0, sample.arm_index, sample.sample_index, start, [8], NONE, NONE, piece)
+                    if end >= len(sample.text):
+                        yield sample
 
     async def _samples(self, prompt: Any, options: dict[str, Any]) -> AsyncGenerator[Sample, None]:
         if self.failures:

@@ -87,7 +87,7 @@ def test_the_order_is_uniform() -> None:
 
 
 async def test_a_view_is_shuffled_stored_and_kept(site: RunningSite, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("polyhead.client.annotate.dialogues.shuffled", lambda rows, draw: list(reversed(rows)))
+    monkeypatch.setattr("polyhead.client.annotate.dialogues.shuffled", lambda rows: list(reversed(rows)))
     async with site.person() as person:
         assignment = (await person.claim())["state"]["assignment"]["id"]
         await person.say(assignment, "Hello there")

@@ -19,7 +19,7 @@ from tests.client.annotate.site import CHOOSE, RunningSite, choice, running
 from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
 
-LIVE = CHOOSE.replace("canary-head", "reference") + "sampling: {max_new_tokens: 8}\n"
+LIVE = CHOOSE.replace("canary-head", "reference") + "sampling: {max_new_tokens: 8}\nreveal: lockstep\n"
 
 
 class FakeTrainer:
