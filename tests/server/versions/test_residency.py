@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import gc
 import threading
 from collections.abc import Callable, Iterator
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -25,7 +26,6 @@ from polyhead.server.versions.residency import Residency
 from polyhead.v1.generation_pb2 import GenerateRequest
 from tests.server.fakes import World
 
-BUDGET, SIZE = 200, 100
 BUDGET, SIZE = 200, 100
 ANY_ROOM = SimpleNamespace(check_room=lambda check_room: None)
 
@@ -60,6 +60,21 @@ class TestBudget:
         del new
         with residency.pinning() as pin, residency.room_for(SIZE, pin):
             assert residency.num_bytes == BUDGET
+
+    def test_weights_that_only_a_cycle_holds_are_freed_before_a_refusal(self, residency: Residency) -> None:
+        """A build that failed leaves its weights in a cycle with the traceback: pushes were refused until Python's collector came by."""
+        add_active(residency)
+        failed = head("failed").live
+        cast(Any, failed.module).traceback = [failed.module]
+        residency.watch(failed)
+        gc.disable()
+        try:
+            del failed
+            assert residency.num_bytes == BUDGET, "nothing has looked for cycles yet"
+            with residency.pinning() as pin, residency.room_for(SIZE, pin):
+                assert residency.num_bytes == BUDGET
+        finally:
+            gc.enable()
 
     def test_a_held_head_makes_the_next_idle_one_go(self) -> None:
         residency = Residency(3 * SIZE, 1, dict, lambda digest: None)
