@@ -78,8 +78,8 @@ def test_ids_say_nothing() -> None:
 
 
 def test_every_sample_stands_in_every_place_equally_often() -> None:
-    rng = random.Random(1)
-    places = Counter((slot, shown.text) for _ in range(4000) for slot, shown in enumerate(blind(four(), rng=rng).shown))
+    rng, samples = random.Random(1), four()
+    places = Counter((slot, shown.text) for _ in range(4000) for slot, shown in enumerate(blind(samples, rng=rng).shown))
     assert len(places) == 16
     assert all(850 < count < 1150 for count in places.values())
 

@@ -21,7 +21,7 @@ from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
 
-GREEDY = SamplingParams(temperature=0.0, max_new_tokens=20)
+GREEDY = SamplingParams(temperature=0.0, max_new_tokens=10)
 LORA = LoraAdapter(rank=3, alpha=1.5)
 TARGETS = ("q_proj", "v_proj", "down_proj")
 
