@@ -21,7 +21,8 @@ from polyhead.server.engine.compiled.sampler import draw as compiled_draw
 from polyhead.server.engine.compiled.stack import LARGEST_BLOCK, LARGEST_HEAD, CompiledAttention, CompiledKit
 from polyhead.server.engine.engine import Engine
 from polyhead.server.engine.layers import attention
-from polyhead.server.engine.layers.cuda.eight_bit import FORMATS, eight_bit_linears
+from polyhead.server.engine.layers.cuda.eight_bit import eight_bit_linears, format_for
+from polyhead.server.engine.layers.cuda.fused_probe import fused_for
 from polyhead.server.engine.layers.cuda.graphs import step_graphs
 from polyhead.server.engine.layers.cuda.sampler import draw as cuda_draw
 from polyhead.server.engine.layers.cuda.sampler import launch as cuda_launch
@@ -191,8 +192,15 @@ def kit_for(quantization: Quantization, config: EngineConfig, setup: KvSetup) ->
         return CompiledKit(quantization == "int8")
     if config.is_deterministic:
         raise FailedPrecondition("bit for bit the same needs float32 or int8 on the CPU", field="deterministic")
-    form = FORMATS.get(quantization)
-    return TorchKit(eight_bit_linears(form, setup.shape.dtype) if form else dense_linears(setup.shape.dtype))
+    return torch_kit(quantization, setup.shape.device, setup.shape.dtype)
+
+
+def torch_kit(quantization: Quantization, device: torch.device, dtype: torch.dtype) -> TorchKit:
+    """By torch's products, and on a GPU by kernels of our own for what stands between them."""
+    fused = fused_for(device, dtype)
+    if (form := format_for(quantization, device, dtype)) is not None:
+        return TorchKit(eight_bit_linears(form, dtype, fused), fused)
+    return TorchKit(dense_linears(dtype, is_on_gpu=device.type == "cuda", silu_up=fused.silu_up if fused else None), fused)
 
 
 def draw_for(config: EngineConfig, setup: KvSetup) -> Draw:

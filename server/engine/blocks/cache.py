@@ -63,6 +63,10 @@ class KvCache:
         """Store keys and values, (tokens, 2, kv_heads, head_dim), at `rows` = slot * block_size + offset."""
         self._rows[layer].index_copy_(0, rows, kv)
 
+    def rows(self, layer: int) -> Tensor:
+        """(slots * block_size, 2, kv_heads, head_dim): what `write` writes to."""
+        return self._rows[layer]
+
     def gather(self, layer: int, slots: Tensor) -> tuple[Tensor, Tensor]:
         """Keys and values of a (sequences, blocks) table of slots, each (sequences, kv_heads, blocks * block_size, head_dim)."""
         num_sequences, num_blocks = slots.shape

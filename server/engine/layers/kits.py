@@ -11,6 +11,7 @@ from torch import Tensor
 from torch.nn.functional import linear
 
 from polyhead.heads.model.adapted import AdapterRows
+from polyhead.server.engine.layers.cuda.fused import Fused
 from polyhead.server.engine.layers.linears import Linears
 from polyhead.server.engine.layers.llama import LayerParts
 from polyhead.server.engine.layers.plan import StepPlan
@@ -97,9 +98,10 @@ class TorchKit:
     """torch's own calls, on any device."""
 
     linears: Linears
+    fused: Fused | None = None  # kernels of a GPU for what stands between products
 
     def layer(self, parts: LayerParts) -> TorchLayer:
-        return TorchLayer(parts, self.linears)
+        return TorchLayer(parts, self.linears, self.fused)
 
     def stack(self, layers: Sequence[TorchLayer], rotations: Tensor) -> TorchStack:
         return TorchStack(layers, rotations)

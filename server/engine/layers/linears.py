@@ -21,8 +21,13 @@ class Linear(Protocol):
 
     def __call__(self, x_TI: Tensor) -> Tensor: ...
 
+    @property
+    def adds_for_free(self) -> bool:
+        """Whether `add_to` launches no more than the product."""
+        ...
+
     def add_to(self, x_TI: Tensor, other_TO: Tensor) -> Tensor:
-        """other + product."""
+        """other + product; `other` may be overwritten."""
         ...
 
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from functools import partial
 from math import prod
 
@@ -15,17 +16,18 @@ from polyhead.server.engine.layers.linears import Linears
 class DenseLinear:
     """x @ weight.T + bias as torch computes it."""
 
-    __slots__ = ("_bias", "_weight", "num_bytes")
+    __slots__ = ("_bias", "_weight", "adds_for_free", "num_bytes")
 
-    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None) -> None:
-        self._weight, self._bias = _own(weight_OI), bias
+    def __init__(self, weight_OI: Tensor, bias: Tensor | None = None, *, is_on_gpu: bool = False) -> None:
+        """`is_on_gpu`: sums are part of the product, which on the CPU would change bits."""
+        self._weight, self._bias, self.adds_for_free = _own(weight_OI), bias, is_on_gpu and bias is None
         self.num_bytes = self._weight.nbytes + (0 if bias is None else bias.nbytes)
 
     def __call__(self, x_TI: Tensor) -> Tensor:
         return linear(x_TI, self._weight, self._bias)
 
     def add_to(self, x_TI: Tensor, other_TO: Tensor) -> Tensor:
-        return self(x_TI).add_(other_TO)
+        return other_TO.addmm_(x_TI, self._weight.T) if self.adds_for_free else self(x_TI).add_(other_TO)
 
 
 class SharedLinear:
@@ -33,6 +35,7 @@ class SharedLinear:
 
     __slots__ = ("_weight",)
     num_bytes = 0
+    adds_for_free = False
 
     def __init__(self, weight_OI: Tensor) -> None:
         self._weight = weight_OI
@@ -47,9 +50,19 @@ class SharedLinear:
 class DenseGated:
     """Gate and up as one product."""
 
-    __slots__ = ("_both",)
+    __slots__ = ("_both", "_silu_up")
 
-    def __init__(self, gate_OI: Tensor, gate_bias: Tensor | None, up_OI: Tensor, up_bias: Tensor | None) -> None:
+    def __init__(
+        self,
+        gate_OI: Tensor,
+        gate_bias: Tensor | None,
+        up_OI: Tensor,
+        up_bias: Tensor | None,
+        *,
+        silu_up: Callable[[Tensor], Tensor] | None = None,
+    ) -> None:
+        """`silu_up`: of (T, gate and up), in one launch."""
+        self._silu_up = silu_up
         self._both = DenseLinear(torch.cat([gate_OI, up_OI]), joined_bias(gate_OI, gate_bias, up_OI, up_bias))
 
     @property
@@ -57,6 +70,8 @@ class DenseGated:
         return self._both.num_bytes
 
     def __call__(self, x_TI: Tensor) -> Tensor:
+        if self._silu_up is not None:
+            return self._silu_up(self._both(x_TI))
         gate, up = self.parts(x_TI)
         return silu(gate).mul_(up)
 
@@ -73,9 +88,10 @@ def joined_bias(gate_OI: Tensor, gate_bias: Tensor | None, up_OI: Tensor, up_bia
     return torch.cat([weight.new_zeros(len(weight)) if bias is None else bias for bias, weight in given])
 
 
-def dense_linears(dtype: torch.dtype) -> Linears:
+def dense_linears(dtype: torch.dtype, *, is_on_gpu: bool = False, silu_up: Callable[[Tensor], Tensor] | None = None) -> Linears:
     """Weights of this dtype, as they are."""
-    return Linears(DenseLinear, DenseGated, SharedLinear, partial(dense_bytes, dtype.itemsize))
+    dense, gated = partial(DenseLinear, is_on_gpu=is_on_gpu), partial(DenseGated, silu_up=silu_up)
+    return Linears(dense, gated, SharedLinear, partial(dense_bytes, dtype.itemsize))
 
 
 def dense_bytes(item_bytes: int, shape: tuple[int, ...]) -> int:

@@ -15,6 +15,8 @@ from torch import Tensor
 from torch.nn.functional import rms_norm, silu
 
 from polyhead.heads.model.adapted import AdapterRows
+from polyhead.server.engine.layers.cuda.fused import Fused
+from polyhead.server.engine.layers.cuda.plain_rows import HeadNorms, Turning
 from polyhead.server.engine.layers.linears import Gated, Linear, Linears
 from polyhead.server.engine.layers.llama import LayerParts, NormWeight, paired
 from polyhead.server.engine.layers.plan import StepPlan
@@ -34,7 +36,7 @@ class Norm:
 class TorchLayer:
     """One layer: attention over the blocks, then the gated feed-forward net."""
 
-    def __init__(self, parts: LayerParts, linears: Linears) -> None:
+    def __init__(self, parts: LayerParts, linears: Linears, fused: Fused | None = None) -> None:
         self.name, self.index, self.head_dim = parts.name, parts.index, parts.head_dim
         self.num_heads, self.num_kv_heads = parts.num_heads, parts.num_kv_heads
         self.scaling, self.window = parts.scaling, parts.window
@@ -42,6 +44,8 @@ class TorchLayer:
         self.query_norm, self.key_norm = _optional_norm(parts.query_norm), _optional_norm(parts.key_norm)
         self.qkv, self.out, self.down = (linears.linear(*each) for each in (parts.qkv, parts.out, parts.down))
         self.gated: Gated = linears.gated(*parts.gate, *parts.up)
+        self._fused = fused  # kernels of a GPU for what stands between products
+        self._head_norms = HeadNorms(parts.query_norm, parts.key_norm) if parts.query_norm and parts.key_norm else None
 
     @property
     def num_bytes(self) -> int:
@@ -58,8 +62,13 @@ class TorchLayer:
         if not len(x_TD):
             return x_TD
         attended = plan.attention.attend(plan, self.index, queries, self.scaling, self.window)
-        x_TD = self.out.add_to(attended.reshape(len(x_TD), -1), x_TD)
-        return self.down.add_to(self.gated(self.mlp_norm(x_TD)), x_TD)
+        attended = attended.reshape(len(x_TD), -1)
+        if self._fused is not None and not self.out.adds_for_free:
+            normed = self._fused.add_norm(x_TD, self.out(attended), self.mlp_norm.weight, self.mlp_norm.eps)
+        else:
+            x_TD = self.out.add_to(attended, x_TD)
+            normed = self.mlp_norm(x_TD)
+        return self.down.add_to(self.gated(normed), x_TD)
 
     def forward_adapted(self, x_TD: Tensor, rotations: Tensor, plan: StepPlan, parts: Sequence[AdapterRows]) -> Tensor:
         """The same with adapters, each added to its own rows of every product; so nothing is fused behind a product."""
@@ -81,6 +90,10 @@ class TorchLayer:
     def _queries(self, qkv: Tensor, rotations: Tensor, plan: StepPlan) -> Tensor:
         """Rotate queries and keys where they stand, write keys and values, and return the queries, (T, heads, head_dim)."""
         num_tokens, num_turned = len(qkv), self.num_heads + self.num_kv_heads
+        if self._fused is not None and plan.new_rows is None and num_tokens:
+            cache_rows = plan.cache.rows(self.index)
+            self._fused.turn(qkv, Turning(rotations[:, 0], plan.write_rows, cache_rows, self.num_heads, self._head_norms))
+            return qkv.view(num_tokens, -1, self.head_dim)[:, : self.num_heads]
         qkv = qkv.view(num_tokens, num_turned + self.num_kv_heads, self.head_dim)
         queries, turned = qkv[:, : self.num_heads], qkv[:, :num_turned]
         if self.query_norm is not None and self.key_norm is not None:

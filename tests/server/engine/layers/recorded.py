@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import pytest
 from torch import Tensor
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyhead.server.engine import build
 from polyhead.server.engine.layers.cuda.graphs import Recording, StepGraphs
@@ -55,3 +57,31 @@ def graphs_of(bench: Bench) -> tuple[StepGraphs, StepGraphs]:
     return trunk, heads
 
 
+class Launches(TorchDispatchMode):
+    """Operations that a GPU would launch, by name, without those of replayed steps; and those that would wait for it."""
+
+    VIEWS = frozenset(
+        {
+            *("view", "slice", "select", "unbind", "as_strided", "unsqueeze", "expand", "t", "detach", "alias", "permute", "transpose"),
+            *("reshape", "_unsafe_view", "view_as_real", "view_as_complex", "chunk", "split", "numpy_T", "unflatten", "flatten"),
+        }
+    )
+    WAITS = frozenset({"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero"})
+    EMPTY = frozenset({"empty", "new_empty", "empty_like", "empty_strided", "scalar_tensor", "lift_fresh"})
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.counts: Counter[str] = Counter()
+        self.is_replaying = False
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        name = func._schema.name.removeprefix("aten::")
+        result = func(*args, **(kwargs or {}))
+        is_same = name == "to" and result.dtype == args[0].dtype and result.device == args[0].device
+        if not self.is_replaying and not is_same and name not in self.VIEWS | self.EMPTY:
+            self.counts[name] += 1
+        return result
+
+    @property
+    def num_waits(self) -> int:
+        return sum(self.counts[name] for name in self.WAITS)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections import Counter
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +9,6 @@ import numpy as np
 import pytest
 import torch
 from torch import Tensor
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyhead.server.engine.ahead import Ahead
 from polyhead.server.engine.layers.cuda import upload
@@ -19,7 +17,7 @@ from polyhead.server.engine.layers.cuda.tables import BlockTables, DecodeRow
 from polyhead.server.engine.work.request import OnSwap, Request
 from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from tests.server.engine.harness import Bench, assert_agrees, scores
-from tests.server.engine.layers.recorded import Again, graphs_of, opened
+from tests.server.engine.layers.recorded import Again, Launches, graphs_of, opened
 
 MIXED = [
     SamplingParams(max_new_tokens=40, temperature=0.0),
@@ -214,29 +212,6 @@ def test_a_failed_step_leaves_nothing_under_way(llama_folder: Path, monkeypatch:
 
 
 # ---- what a step costs
-
-
-class Launches(TorchDispatchMode):
-    """Operations that a GPU would launch, by name, without those of replayed steps; and those that would wait for it."""
-
-    VIEWS = frozenset({"view", "slice", "select", "unbind", "as_strided", "unsqueeze", "expand", "t", "detach", "alias", "permute"})
-    WAITS = frozenset({"_local_scalar_dense", "item", "nonzero", "masked_select", "equal", "is_nonzero"})
-    EMPTY = frozenset({"empty", "new_empty", "empty_like", "empty_strided", "scalar_tensor", "lift_fresh"})
-
-    def __init__(self) -> None:
-        super().__init__()
-        self.counts: Counter[str] = Counter()
-        self.is_replaying = False
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        name = func._schema.name.removeprefix("aten::")
-        if not self.is_replaying and name not in self.VIEWS | self.EMPTY:
-            self.counts[name] += 1
-        return func(*args, **(kwargs or {}))
-
-    @property
-    def num_waits(self) -> int:
-        return sum(self.counts[name] for name in self.WAITS)
 
 
 GREEDY, PLAIN, TOP_P = (SamplingParams(max_new_tokens=60, **each) for each in ({"temperature": 0.0}, {}, {"top_p": 0.9}))
