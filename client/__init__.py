@@ -10,6 +10,7 @@ from polyhead.client import errors
 from polyhead.client.aio import AsyncClient
 from polyhead.client.client import Client
 from polyhead.client.errors import PolyheadError
+from polyhead.client.fleet.fleet import AsyncFleet, Fleet
 from polyhead.client.results.batch import to_batch
 from polyhead.client.results.blind import BlindCandidates, Candidate, Evidence, blind
 from polyhead.client.results.records import (
@@ -55,6 +56,7 @@ from polyhead.client.wire.prompts import Continuation, continue_from
 __all__ = [
     "Arm",
     "AsyncClient",
+    "AsyncFleet",
     "BlindCandidates",
     "Calibration",
     "Candidate",
@@ -63,6 +65,7 @@ __all__ = [
     "Continuation",
     "Evidence",
     "FinishReason",
+    "Fleet",
     "Generation",
     "HeadKind",
     "HeadManifest",

@@ -5,8 +5,6 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import socket
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +13,9 @@ import pytest
 
 from polyhead.client import Client, Replica
 from polyhead.client.errors import FailedPrecondition, PolyheadError, Unavailable
-from polyhead.client.local import LocalServer
 from polyhead.heads.store.store import HeadStore
-from tests.e2e.support import PROMPT, constant_policy, eventually, fingerprint, serving
+from tests.e2e.fleets import follower_of, free_port, primary_on, ready
+from tests.e2e.support import PROMPT, constant_policy, eventually, fingerprint
 from tests.e2e.tiny import save_tiny_llama
 
 
@@ -30,30 +28,7 @@ def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
 
 @pytest.fixture
 def port() -> int:
-    """One that a primary may come back on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
-
-
-@contextlib.contextmanager
-def primary_on(port: int, model: Path, store: Path, **settings: object) -> Iterator[LocalServer]:
-    with serving(model, store, "--port", str(port), **settings) as server, Client(server.address) as client:
-        client.wait_ready()
-        yield server
-
-
-@contextlib.contextmanager
-def follower_of(port: int, model: Path, store: Path, *flags: str, **settings: object) -> Iterator[LocalServer]:
-    """Flags, not variables: these would stay for the servers that are started meanwhile."""
-    with serving(model, store, "--follow", f"127.0.0.1:{port}", *flags, **settings) as server:
-        yield server
-
-
-def ready(server: LocalServer) -> Client:
-    client = Client(server.address)
-    client.wait_ready()
-    return client
+    return free_port()
 
 
 def scaled(client: Client, factor: float) -> dict[str, Any]:

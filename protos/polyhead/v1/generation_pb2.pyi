@@ -21,17 +21,21 @@ DELIVERY_SAMPLES: Delivery
 DELIVERY_GROUPS: Delivery
 
 class Arm(_message.Message):
-    __slots__ = ("head", "n", "sampling")
+    __slots__ = ("head", "n", "sampling", "sample_indices", "index")
     HEAD_FIELD_NUMBER: _ClassVar[int]
     N_FIELD_NUMBER: _ClassVar[int]
     SAMPLING_FIELD_NUMBER: _ClassVar[int]
+    SAMPLE_INDICES_FIELD_NUMBER: _ClassVar[int]
+    INDEX_FIELD_NUMBER: _ClassVar[int]
     head: str
     n: int
     sampling: _types_pb2.Sampling
-    def __init__(self, head: _Optional[str] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ...) -> None: ...
+    sample_indices: _containers.RepeatedScalarFieldContainer[int]
+    index: int
+    def __init__(self, head: _Optional[str] = ..., n: _Optional[int] = ..., sampling: _Optional[_Union[_types_pb2.Sampling, _Mapping]] = ..., sample_indices: _Optional[_Iterable[int]] = ..., index: _Optional[int] = ...) -> None: ...
 
 class GenerateRequest(_message.Message):
-    __slots__ = ("prompts", "arms", "delivery", "on_swap", "score", "return_states", "request_id", "priority", "select", "prompt_states_once", "generation", "history_id")
+    __slots__ = ("prompts", "arms", "delivery", "on_swap", "score", "return_states", "request_id", "priority", "select", "prompt_states_once", "generation", "prompt_indices", "history_id")
     PROMPTS_FIELD_NUMBER: _ClassVar[int]
     ARMS_FIELD_NUMBER: _ClassVar[int]
     DELIVERY_FIELD_NUMBER: _ClassVar[int]
@@ -43,6 +47,7 @@ class GenerateRequest(_message.Message):
     SELECT_FIELD_NUMBER: _ClassVar[int]
     PROMPT_STATES_ONCE_FIELD_NUMBER: _ClassVar[int]
     GENERATION_FIELD_NUMBER: _ClassVar[int]
+    PROMPT_INDICES_FIELD_NUMBER: _ClassVar[int]
     HISTORY_ID_FIELD_NUMBER: _ClassVar[int]
     prompts: _containers.RepeatedCompositeFieldContainer[_types_pb2.Prompt]
     arms: _containers.RepeatedCompositeFieldContainer[Arm]
@@ -55,8 +60,9 @@ class GenerateRequest(_message.Message):
     select: Selection
     prompt_states_once: bool
     generation: int
+    prompt_indices: _containers.RepeatedScalarFieldContainer[int]
     history_id: str
-    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., return_states: _Optional[bool] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., select: _Optional[_Union[Selection, _Mapping]] = ..., prompt_states_once: _Optional[bool] = ..., generation: _Optional[int] = ..., history_id: _Optional[str] = ...) -> None: ...
+    def __init__(self, prompts: _Optional[_Iterable[_Union[_types_pb2.Prompt, _Mapping]]] = ..., arms: _Optional[_Iterable[_Union[Arm, _Mapping]]] = ..., delivery: _Optional[_Union[Delivery, str]] = ..., on_swap: _Optional[_Union[_types_pb2.OnSwap, str]] = ..., score: _Optional[_Union[_types_pb2.ScoringSpec, _Mapping]] = ..., return_states: _Optional[bool] = ..., request_id: _Optional[str] = ..., priority: _Optional[_Union[_types_pb2.Priority, str]] = ..., select: _Optional[_Union[Selection, _Mapping]] = ..., prompt_states_once: _Optional[bool] = ..., generation: _Optional[int] = ..., prompt_indices: _Optional[_Iterable[int]] = ..., history_id: _Optional[str] = ...) -> None: ...
 
 class Selection(_message.Message):
     __slots__ = ("top", "median")

@@ -127,10 +127,11 @@ def generate_request(
     elif request.num_top:
         check_sample_size(largest)
     context.check_room(priority, num_tokens, counted.draws)
-    for prompt_index, prompt in enumerate(prompts):
+    for prompt_index, prompt in zip(message.prompt_indices or range(len(prompts)), prompts, strict=True):
         tag_of(request).forms[prompt_index] = prompt.form
         for arm_index, (arm, params) in enumerate(arms):
-            request.samples.extend(_samples(request, prompt_index, arm_index, prompt, arm, params, context))
+            number = arm.index if arm.HasField("index") else arm_index
+            request.samples.extend(_samples(request, prompt_index, number, prompt, arm, params, context))
     check_held_states(request, context, "return_states")
     return work
 
@@ -153,6 +154,9 @@ def _checked_arms(message: generation_pb2.GenerateRequest, context: RequestConte
     _check_count(len(message.prompts), MAX_PROMPTS, "prompts")
     arms = list(message.arms) or [generation_pb2.Arm()]
     _check_count(len(arms), MAX_ARMS, "arms")
+    _check_numbers(message.prompt_indices, len(message.prompts), 1 << 32, "prompt_indices")
+    numbers = [arm.index if arm.HasField("index") else place for place, arm in enumerate(arms)]
+    _check_numbers(numbers, len(arms), MAX_SAMPLES_PER_ARM, "arms.index")
     return [(arm, _arm_params(arm, f"arms[{index}]", context)) for index, arm in enumerate(arms)]
 
 
@@ -173,8 +177,8 @@ def _samples(
 ) -> Iterator[Sample]:
     """Those of one prompt and one arm."""
     params, seeds = prompt.params(given), arm.sampling.sample_seeds
-    for index in range(max(1, arm.n)):
-        seed = seeds[index] if seeds else sample_seed(params.seed, prompt_index, arm_index, index)
+    for place, index in enumerate(arm.sample_indices or range(max(1, arm.n))):
+        seed = seeds[place] if seeds else sample_seed(params.seed, prompt_index, arm_index, index)
         sequence = TokenSequence(list(prompt.ids), prompt.salt)
         text = context.tokenizer.stream(params.stop, params.keep_stop, prompt.ids)
         head = arm.head or DEFAULT_HEAD
@@ -288,7 +292,14 @@ def _arm_params(arm: generation_pb2.Arm, field: str, context: RequestContext) ->
         raise InvalidArgument(
             f"{len(arm.sampling.sample_seeds)} sample seeds for n = {max(1, arm.n)}", field=f"{field}.sampling.sample_seeds"
         )
+    _check_numbers(arm.sample_indices, max(1, arm.n), MAX_SAMPLES_PER_ARM, f"{field}.sample_indices")
     return sampling_params(arm.sampling, f"{field}.sampling", context)
+
+
+def _check_numbers(numbers: Sequence[int], count: int, limit: int, field: str) -> None:
+    """Of samples, arms or prompts that a call asks for again; none: their places."""
+    if numbers and (len(numbers) != count or len(set(numbers)) != count or max(numbers) >= limit):
+        raise InvalidArgument(f"{count} different numbers below {limit} are needed: {list(numbers)[:8]}", field=field)
 
 
 def _check_arm_head(arm: generation_pb2.Arm, field: str, context: RequestContext) -> None:

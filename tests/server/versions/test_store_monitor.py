@@ -33,9 +33,10 @@ def ready(world: World) -> World:
 
 def told(world: World, health: Health) -> tuple[bool, bool, bool]:
     """What health, status and metrics say: all three are True while all is well."""
-    engine = SimpleNamespace(following=None, snapshot=lambda: IDLE, active=world.engine.active, leased_names=dict)
-    ood = SimpleNamespace(following=None, store=SimpleNamespace(num_bytes=0))
-    services: Any = SimpleNamespace(following=None, 
+    engine = SimpleNamespace(snapshot=lambda: IDLE, active=world.engine.active, leased_names=dict)
+    ood = SimpleNamespace(store=SimpleNamespace(num_bytes=0))
+    services: Any = SimpleNamespace(
+        following=None,
         registry=world.registry, store=world.store, engine=engine, ood=ood, trunk_bytes=1, model_bytes=1, started_at=0.0, attention="torch"
     )
     collector = EngineCollector()
