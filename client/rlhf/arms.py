@@ -15,7 +15,7 @@ from polyhead.client.rlhf.measure import ask
 from polyhead.client.wire.options import PushOptions
 from polyhead.heads.training.data import Comparison, Prompt, RuleJudgement
 from polyhead.heads.training.fit import FitConfig, Step
-from polyhead.heads.training.losses import RuleLabel
+from polyhead.heads.training.labels import RuleLabel
 from polyhead.heads.training.metrics import pair_accuracy, rule_metrics
 from polyhead.heads.training.preference import FEW_PAIRS, encode_ranked, held_out_margins, train_preference
 from polyhead.heads.training.remote import weights_of

@@ -18,7 +18,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
-from polyhead.heads.training.losses import RuleLabel
+from polyhead.heads.training.labels import RuleLabel
 
 Messages = list[dict[str, str]]
 Prompt = str | Messages

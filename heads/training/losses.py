@@ -7,12 +7,13 @@ arXiv 1707.06347).
 
 from __future__ import annotations
 
-import enum
 from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
 from torch.nn.functional import binary_cross_entropy_with_logits, cross_entropy, logsigmoid
+
+from polyhead.heads.training.labels import RuleLabel
 
 # ---- preference heads
 
@@ -53,23 +54,6 @@ def choice_loss(
 
 
 # ---- rule heads
-
-
-class RuleLabel(enum.Enum):
-    """A rater's five answers to "was the rule broken?" (Sparrow)."""
-
-    DEFINITELY_BROKEN = "definitely-broken"
-    PROBABLY_BROKEN = "probably-broken"
-    UNSURE = "unsure"
-    PROBABLY_FOLLOWED = "probably-followed"
-    DEFINITELY_FOLLOWED = "definitely-followed"
-
-    @property
-    def target(self) -> float | None:
-        """1 if broken, 0 if followed, None if the rater was not sure: such a row is dropped."""
-        if self is RuleLabel.UNSURE:
-            return None
-        return float(self in (RuleLabel.DEFINITELY_BROKEN, RuleLabel.PROBABLY_BROKEN))
 
 
 def rule_loss(violated_logits_R: Tensor, followed_logits_R: Tensor, labels: Sequence[RuleLabel], broken_weight: float = 1.0) -> Tensor:

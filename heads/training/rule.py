@@ -17,7 +17,8 @@ from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import DataError, RuleJudgement
 from polyhead.heads.training.fit import FitConfig, Step, become_average, fit
-from polyhead.heads.training.losses import RuleLabel, rule_loss
+from polyhead.heads.training.labels import RuleLabel
+from polyhead.heads.training.losses import rule_loss
 from polyhead.heads.training.packing import Text, pack
 from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_module

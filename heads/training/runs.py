@@ -91,6 +91,7 @@ def sft(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> T
 def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
     """A preference head from ranked replies."""
     rows, held_out = _rows(run, read_comparisons, config.seed)
+    references = read_demonstrations(run.references) if run.references else preference.best_replies(held_out)
     states, source = StateStore(client, run.states), run.start_from or "preference"
     checkpoints = _checkpoints(run, config, client, source)
     head = preference.train_preference(client, rows, states, source, config, checkpoints, on_step, run.loss, run.num_off_topic)
@@ -101,7 +102,6 @@ def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnSt
     lines = [f"held out, pairs ranked right: {accuracy}"]
     for group, indices in _groups([row.group for row in held_out]).items():
         lines.append(f"  {group}: {pair_accuracy([margin for index in indices for margin in margins[index]])}")
-    references = read_demonstrations(run.references) if run.references else preference.best_replies(held_out)
     scores = preference.reference_scores(head, policy.encode_replies(client, references, states))
     bias = sum(scores) / len(scores)
     lines.append(f"bias {bias:+.4f}: {len(scores)} reference replies have a score of 0 on average")
@@ -146,7 +146,8 @@ def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -
         return Trained(head)
     explained = value.held_out_explained(head, value.encode_rewarded(client, held_out, states))
     metrics = {"held_out_explained_variance": explained} if math.isfinite(explained) else {}
-    lines = [f"held out, {len(held_out)} replies: explained variance {explained:+.3f}"]
+    shown = f"{explained:+.3f}" if math.isfinite(explained) else "none, since their rewards are all equal"
+    lines = [f"held out, {len(held_out)} replies: explained variance {shown}"]
     return Trained(head, metrics, lines, {"bias": 0.0, "scale": 1.0})
 
 
@@ -160,7 +161,8 @@ def push(client: Client, name: str, kind: Any, trained: Trained) -> PushReport:
 
 
 def _line(what: str, metrics: RuleMetrics) -> str:
-    return f"{what}: accuracy {metrics.accuracy}, AUC {metrics.auc:.3f}, ECE {metrics.ece:.3f}, broken {metrics.broken_share:.0%}"
+    auc = f"{metrics.auc:.3f}" if math.isfinite(metrics.auc) else "none"  # it takes broken and followed rows
+    return f"{what}: accuracy {metrics.accuracy}, AUC {auc}, ECE {metrics.ece:.3f}, broken {metrics.broken_share:.0%}"
 
 
 def _groups(names: Sequence[str]) -> dict[str, list[int]]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -122,6 +124,8 @@ def test_a_value_head(run: Any, server: LocalServer) -> None:
         scored = client.score([(client.tokenize(row["messages"]), row["completion"]) for row in rows], heads=["worth"])
     assert 0 < np.mean([item.scores["worth"].values[-1] for item in scored]) < 2  # on its way from 0 to 1; rewards are 0, 1, 2
     assert answer["metrics"]["held_out_explained_variance"] <= 1
+    equal = run("value", [{**row, "reward": 1.0} for row in REPLIES], "--name", "equal", "--epochs", "1")
+    assert "explained variance none, since their rewards are all equal" in equal.output
 
 
 def test_a_rule_head(run: Any) -> None:
@@ -154,6 +158,12 @@ def test_bad_rows_are_named_and_push_nothing(run: Any, server: LocalServer, task
         done = run(task, [*GOOD[task], row])
         assert (done.exit_code, f"data.jsonl, line 3: {message}" in done.output) == (1, True), done.output
         assert [head.ref for head in client.heads()] == before
+
+
+def test_rows_are_read_without_torch() -> None:
+    """A bad row is named at once: importing torch and transformers takes ten seconds of CPU."""
+    code = "import sys, polyhead.heads.training.data; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"
+    subprocess.run([sys.executable, "-c", code], check=True)
 
 
 def test_an_unknown_rule_and_label(run: Any) -> None:

@@ -79,7 +79,11 @@ LAZY = {
         "polyhead.heads.model.split",
         "polyhead.heads.model.merge",
     },
-    "polyhead.client.cli.training.train": {"polyhead.heads.training.runs", "polyhead.heads.training.fit"},
+    "polyhead.client.cli.training.train": {
+        "polyhead.heads.training.data",
+        "polyhead.heads.training.fit",
+        "polyhead.heads.training.runs",
+    },
     "polyhead.client.cli.training.endings": {
         "polyhead.heads.training.fit",
         "polyhead.heads.training.processes",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import enum
 import inspect
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -111,6 +112,7 @@ def train_command(
 ) -> None:
     """Read, train, measure, push."""
     require_torch("training", "cli,train")
+    _check_rows(task, [file for file in (data, held_out) if file is not None], references)
     from polyhead.heads.training import runs
 
     given = {"epochs": epochs, "batch_size": batch_size, "learning_rate": learning_rate, "average_decay": average}
@@ -133,6 +135,25 @@ def train_command(
     session.show({"head": report.head.ref, "metrics": trained.metrics, "active": activate}, "\n".join(lines))
 
 
+def _check_rows(task: Task, files: Sequence[Path], references: Path | None) -> None:
+    """End the command for a bad row, before torch is imported, which takes seconds."""
+    from polyhead.heads.training import data
+
+    read: dict[Task, Callable[[Path], object]] = {
+        Task.SFT: data.read_demonstrations,
+        Task.PREFERENCE: data.read_comparisons,
+        Task.RULE: data.read_judgements,
+        Task.VALUE: data.read_rewarded,
+    }
+    try:
+        for file in files:
+            read[task](file)
+        if references is not None:
+            data.read_demonstrations(references)
+    except ValueError as error:
+        fail(str(error))
+
+
 def _train(session: Session, task: Task, run: RunConfig, config: FitConfig, tensorboard: Path | None) -> Trained:
     """Run the task, with a progress bar on stderr."""
     from polyhead.heads.training import runs
@@ -147,5 +168,7 @@ def _train(session: Session, task: Task, run: RunConfig, config: FitConfig, tens
         def show(step: Step) -> None:
             write({"loss": step.loss, "grad_norm": step.grad_norm, "learning_rate": step.learning_rate}, step.number)
             progress.update(bar, description=f"loss {step.loss:.3f}", completed=step.number, total=step.num_steps)
+            if is_main and not console.is_terminal and step.ends_epoch:  # a log file has no bar
+                typer.echo(f"epoch {step.epoch + 1}/{config.epochs}, step {step.number}/{step.num_steps}: loss {step.loss:.3f}", err=True)
 
         return trainer(session.client, run, config, show)

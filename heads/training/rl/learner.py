@@ -198,9 +198,9 @@ class Learner:
     # to a checkpoint and back
 
     def tensors(self) -> dict[str, Tensor]:
-        """Both heads and their moments, copied: policy/parameter/NAME and so on."""
+        """Both heads and their moments, sharing memory: policy/parameter/NAME and so on."""
         parts = {"policy": self.policy_optimiser, "value": self.value_optimiser}
-        return {f"{part}/{name}": each.detach().clone() for part, of in parts.items() for name, each in of.tensors().items()}
+        return {f"{part}/{name}": each.detach() for part, of in parts.items() for name, each in of.tensors().items()}
 
     @property
     def num_updates(self) -> tuple[int, int]:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
@@ -63,9 +64,10 @@ class RoundReport:
         times = " ".join(f"{name} {self.seconds.get(name, 0.0):.1f}" for name in PARTS)
         mixed = "" if self.pretraining_loss is None else f", text {self.pretraining_loss:.3f}"
         failed = f", {self.num_failed} failed" if self.num_failed else ""
+        explained = f"{self.explained_variance:+.2f}" if math.isfinite(self.explained_variance) else "none"  # all returns are equal
         return (
             f"round {self.number}/{rounds}: reward {self.reward:+.3f}{parts}, KL {self.kl:.2f}, {self.length:.0f} tokens, "
-            f"ended {self.terminated:.0%}{failed} | explained {self.explained_variance:+.2f}, clipped {self.clipped:.2f}, "
+            f"ended {self.terminated:.0%}{failed} | explained {explained}, clipped {self.clipped:.2f}, "
             f"grad {self.grad_norm:.2f}{mixed}, gap {self.gap:.0e} {self.value_gap:.0e} | s: {times} | "
             f"{self.cpu_per_reply:.3f} CPU-s a reply"
         )

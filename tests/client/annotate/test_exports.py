@@ -19,7 +19,7 @@ from polyhead.client.annotate.exports.judgements import Filters
 from polyhead.client.annotate.exports.options import Options, options_of
 from polyhead.client.annotate.exports.writing import NAMES, export
 from polyhead.client.annotate.problems import Invalid
-from polyhead.heads.training.losses import RuleLabel
+from polyhead.heads.training.labels import RuleLabel
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import RunningSite, choice, running
 from tests.client.annotate.test_kinds import MESSAGES, add, claimed, rows, stored

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import numpy as np
 import pytest
 
 from polyhead.client import Client
+from polyhead.client.errors import Unavailable
+from polyhead.client.rlhf.evidence import command, runs
 from polyhead.client.rlhf.evidence import page as pages
-from polyhead.client.rlhf.evidence import runs
 from polyhead.client.rlhf.evidence.intervals import bootstrap, table_of
 from polyhead.client.rlhf.evidence.plan import Plan, PlanError, Unit
 from polyhead.client.rlhf.evidence.results import Results
@@ -99,6 +102,32 @@ def assert_page_is_of_the_results(results: Results, folder: Path) -> None:
     results.path(Unit("judge", 1, "mix")).unlink()
     pages.main(files)
     assert "Not run yet: judge-seed1-mix." in (folder / "docs" / "evidence" / "index.md").read_text()
+
+
+def test_the_command_says_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    """No server is needed to see it: what the runs do is stood in for."""
+    monkeypatch.setattr(command.embedded, "prepare", lambda say: None)
+    monkeypatch.setattr(command, "local_server", lambda flags: contextlib.nullcontext(SimpleNamespace(address="127.0.0.1:1")))
+    monkeypatch.setattr(Client, "wait_ready", lambda self, seconds: None)
+    arguments = ["--folder", str(tmp_path / "runs"), "--budget", "5"]
+
+    def ended(run: Any) -> tuple[int, str]:
+        monkeypatch.setattr(Evidence, "run", lambda self, budget: run(budget))
+        code, said = command.main(arguments), capsys.readouterr()
+        return code, said.out + said.err
+
+    def raising(error: BaseException) -> Any:
+        def run(budget: float) -> int:
+            raise error
+
+        return run
+
+    goes_on = "hint: the same command goes on"
+    assert ended(lambda budget: int(budget))[1].startswith(f"the budget is spent, 5 runs are left\n{goes_on}")
+    assert ended(lambda budget: 0) == (0, f"all runs are finished: {tmp_path / 'runs' / 'results'}\n")
+    for error, code in ((KeyboardInterrupt(), 130), (Unavailable("gone"), 1), (OSError(28, "No space left on device"), 1)):
+        assert (ended(raising(error))[0], goes_on in ended(raising(error))[1]) == (code, True)
+    assert ended(raising(PlanError("another plan"))) == (1, "error: another plan\n")
 
 
 def test_results_of_another_plan_are_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:

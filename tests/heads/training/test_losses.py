@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from polyhead.heads.training import losses
-from polyhead.heads.training.losses import RuleLabel
+from polyhead.heads.training.labels import RuleLabel
 
 
 def log_sigmoid(x: float) -> float:
