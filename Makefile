@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exact
 	$(wildcard tests/client/test_*.py) $(addprefix tests/client/,annotate cli demo results weights wire)
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton test-versions test-oldest test-newest serve test test-quick test-long test-web test-web-long test-kubectl lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton test-exports test-versions test-oldest test-newest serve test test-quick test-long test-web test-web-long test-kubectl lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -72,6 +72,17 @@ $(TRL_VENV)/.ready: pyproject.toml constraints.txt
 	@echo "building $(TRL_VENV): torch, transformers, TRL, about two minutes"
 	$(PYTHON) -m venv $(TRL_VENV)
 	$(TRL_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 'trl>=1.16,<2'
+	@touch $@
+
+TOOLS_VENV ?= .venv-tools
+test-exports: $(TOOLS_VENV)/.ready  ## exports of `polyhead annotate` checked by Label Studio's and Argilla's own packages, in an environment of its own
+	$(TOOLS_VENV)/bin/python -m pytest tests/tools -W default
+
+$(TOOLS_VENV)/.ready: pyproject.toml constraints.txt
+	@echo "building $(TOOLS_VENV): label-studio-sdk, argilla, about three minutes"
+	$(PYTHON) -m venv $(TOOLS_VENV)
+	$(TOOLS_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[annotate]' 'httpx>=0.28' 'pytest>=8.4' 'pytest-asyncio>=1.0' \
+		'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'hypothesis>=6.130' psutil 'label-studio-sdk>=2.0' 'argilla>=2.8,<3'
 	@touch $@
 
 TRITON_VENV ?= .venv-triton
@@ -147,4 +158,4 @@ $(DOCS_VENV)/.ready: pyproject.toml
 	@touch $@
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(TRL_VENV) $(TRITON_VENV) $(OLDEST_VENV) $(NEWEST_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TRL_VENV) $(TRITON_VENV) $(TOOLS_VENV) $(OLDEST_VENV) $(NEWEST_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist

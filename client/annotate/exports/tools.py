@@ -70,9 +70,10 @@ def hh_redteam(judgement: Judgement, left_out: Counter[str]) -> Rows:
 
 
 def argilla(judgement: Judgement, left_out: Counter[str]) -> Rows:
-    """Records for `dataset.records.log`: an id, fields, and a response a question as "QUESTION.response"."""
+    """Records for `dataset.records.log`: an id, a key a field, and a response a question as "QUESTION.response". Argilla takes such
+    keys for responses if its `mapping` has them: {"QUESTION.response": "QUESTION.response"}."""
     fields = {"prompt": _dialogue(judgement.messages), **{f"reply_{_LETTERS[i]}": t for i, t in enumerate(_texts(judgement))}}
-    yield {"id": judgement.answer_id, "fields": fields, **{f"{name}.response": value for name, value in _said(judgement).items()}}
+    yield {"id": judgement.answer_id, **fields, **{f"{name}.response": value for name, value in _said(judgement).items()}}
 
 
 def label_studio(judgement: Judgement, left_out: Counter[str]) -> Rows:
@@ -136,7 +137,7 @@ def _said(judgement: Judgement) -> dict[str, Any]:
 def _result(judgement: Judgement, name: str, value: Any) -> dict[str, Any]:
     if judgement.kind is Kind.COMPARE:
         selected = {"A": "left", "B": "right"}[value]
-        return {"type": "pairwise", "from_name": name, "to_name": "reply_A,reply_B", "value": {"selected": selected}}
+        return {"type": "pairwise", "from_name": name, "to_name": "reply_A", "value": {"selected": selected}}  # one of the two it compares
     if judgement.kind in (Kind.DEMONSTRATE, Kind.EDIT):
         return {"type": "textarea", "from_name": name, "to_name": "dialogue", "value": {"text": [value]}}
     if judgement.kind in (Kind.RANK, Kind.RATE):
