@@ -70,7 +70,9 @@ def decoding(bed: Bed, streams: int) -> list[Row]:
     steps = [rollout.step_seconds(streams) for rollout in rollouts[1:]]
     moved = step_bytes(bed.ours, streams, sizes.prompt_tokens + sizes.num_tokens // 2)
     shares = tuple(moved / seconds / bed.bandwidth for seconds in steps)
-    note = f"{moved / GIB:.3f} GiB a step; step {statistics.median(steps) * 1e3:.3f} ms; measured bandwidth {bed.bandwidth / 1e9:.1f} GB/s"
+    gaps = [gap for rollout in rollouts[1:] for gap in rollout.gaps(streams)]
+    step = f"step {statistics.median(steps) * 1e3:.3f} ms, mean {statistics.mean(gaps) * 1e3:.3f}, longest {max(gaps) * 1e3:.2f}"
+    note = f"{moved / GIB:.3f} GiB a step; {step}; measured bandwidth {bed.bandwidth / 1e9:.1f} GB/s"
     what = f"{streams} streams, {sizes.prompt_tokens} + {sizes.num_tokens} tokens, {sizes.shape.name} {bed.precision}"
     of = f"{streams}" if transformers else f"{bed.precision} {streams}"
     return [
@@ -89,7 +91,10 @@ def step_bytes(ours: RandomEngine, streams: int, context: int) -> int:
 
 def graphs_note(ours: RandomEngine) -> str:
     graphs = ours.engine.trunk.graphs
-    return f"attention: {ours.engine.trunk.attention.name}; decode steps replayed from CUDA graphs: {graphs.num_replayed if graphs else 0}"
+    ahead = ours.engine.stepper.ahead
+    replayed, launched = graphs.num_replayed if graphs else 0, ahead.num_launched if ahead else 0
+    attention = f"attention: {ours.engine.trunk.attention.name}"
+    return f"{attention}; decode steps replayed from CUDA graphs: {replayed}, launched before the one before was read: {launched}"
 
 
 def experience(bed: Bed) -> Row:

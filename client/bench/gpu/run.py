@@ -21,6 +21,7 @@ from polyhead.client.bench.peers.on_transformers import Transformers
 from polyhead.client.bench.results import OURS, Check, Row, Series
 from polyhead.server.engine.build import EngineConfig
 from polyhead.server.engine.layers.cuda.eight_bit import has_fp8
+from polyhead.server.engine.layers.cuda.threads import use_device
 from polyhead.server.engine.layers.linears import Quantization
 
 Tell = Callable[[str], None]
@@ -30,6 +31,7 @@ EIGHT_BIT: tuple[Quantization, ...] = ("int8", "fp8")
 def run(sizes: Sizes, device_name: str, runs: int, file: Path | None, tell: Tell, show: Tell) -> int:
     """All of it; the exit status. Rows are shown, and written to the file, as they come."""
     device, rows = torch.device(device_name), list[Row]()
+    use_device(device)
     head = {"shape": sizes.shape.name, "device": device_of(device), "runs": runs, "versions": report.versions({})}
 
     def add(*more: Row) -> None:
