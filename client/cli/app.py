@@ -16,6 +16,7 @@ import typer
 
 from polyhead.client.cli.chat import chat_command
 from polyhead.client.cli.configurations import configurations_app
+from polyhead.client.cli.fleet import fleet_command
 from polyhead.client.cli.generate import generate_command, score_command
 from polyhead.client.cli.heads.commands import heads_app
 from polyhead.client.cli.ood import ood_app
@@ -41,6 +42,7 @@ def build_app(arguments: Sequence[str]) -> typer.Typer:
     _add_optional(app, arguments, "serve", lambda: importlib.import_module("polyhead.server.main"), _serve_missing)
     app.command("status")(status_command)
     app.command("health")(health_command)
+    app.command("fleet")(fleet_command)
     app.command("chat")(chat_command)
     app.command("generate")(generate_command)
     app.command("score")(score_command)

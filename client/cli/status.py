@@ -9,8 +9,10 @@ from rich.console import Group
 from rich.table import Table
 from rich.text import Text
 
+from polyhead.client.cli.fleet import replica_table
 from polyhead.client.cli.session import Session, connected, human_bytes, table
-from polyhead.client.results.records import Generation, Status, TrunkInfo
+from polyhead.client.errors import Unimplemented
+from polyhead.client.results.records import Generation, Replica, Status, TrunkInfo
 
 __all__ = ["health_command", "status_command"]
 
@@ -34,10 +36,22 @@ def status_command(session: Session) -> None:
     status, trunk = session.client.status(), session.client.trunk()
     generations = session.client.generations(_NUM_GENERATIONS)
     answer = {"status": status, "model": trunk.model, "trunk_id": trunk.trunk_id, "generations": generations}
+    replicas = _replicas(session, status)
     parts: list[Table | Text] = [_overview(status, trunk), Text(), _names(status), Text(), _heads(status), Text(), _history(generations)]
+    if len(replicas) > 1:
+        answer["replicas"] = replicas
+        parts += [Text(), replica_table(replicas)]
     damage = [Text(f"DAMAGED: {status.damage}\n", style="bold red")] if status.damage else []
     damage += [Text(f"damaged: {problem}\n", style="red") for problem in status.problems]
     session.show(answer, *damage, Group(*parts))
+
+
+def _replicas(session: Session, status: Status) -> list[Replica]:
+    """A primary's; none of a follower, and of a server that is older than this command."""
+    try:
+        return [] if status.primary else session.client.replicas()
+    except Unimplemented:
+        return []
 
 
 def _overview(status: Status, trunk: TrunkInfo) -> Table:
@@ -55,6 +69,9 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
     rows.add_row("last swap", f"paused the engine for {status.last_swap_pause_seconds * 1000:.1f} ms")
     for change in status.changes:
         rows.add_row("changing", change)
+    if status.primary:
+        problem = status.follow_problem.partition("\n")[0]
+        rows.add_row("follows", f"{status.primary}{f': {problem}' if problem else ''}")
     rows.add_row("up", f"{status.uptime_seconds / 3600:.1f} h")
     return rows
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import asyncio
+import collections
 import enum
 import time
 from dataclasses import dataclass, field
+
+from polyhead.server.versions.consent import NO_FOLLOWERS, FollowersReport
 
 SILENT_S = 5.0  # a follower says something each second
 LOST_S = 60.0  # after which one that is lost is forgotten: nobody waits for it any more
@@ -83,6 +86,13 @@ class Members:
         """By name."""
         self._forget()
         return sorted(self._members.values(), key=lambda member: member.name)
+
+    def report(self, generation: int) -> FollowersReport:
+        """Beside the primary's generation. From any thread."""
+        members = [member for member in [*self._members.values()] if not member.is_lost or member.silent_s <= self._lost_s]
+        states = collections.Counter(member.state(generation).value for member in members)
+        lags = [generation - member.generation for member in members if not member.is_lost]
+        return FollowersReport({**NO_FOLLOWERS.num_by_state, **states}, max([0, *lags]))
 
     def changed(self) -> None:
         """Wake all who wait."""

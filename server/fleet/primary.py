@@ -14,7 +14,7 @@ from polyhead.server.fleet.members import Member, Members, State
 from polyhead.server.fleet.rounds import Rounds
 from polyhead.server.fleet.session import Session, Write
 from polyhead.server.process.services import Services
-from polyhead.server.versions.consent import Wish
+from polyhead.server.versions.consent import FollowersReport, Wish
 from polyhead.v1 import fleet_pb2
 
 MAX_FOLLOWERS = 256
@@ -110,6 +110,9 @@ class Fleet:
         return await self._rounds.settled(generation, wish)
 
     # ---- who serves
+
+    def report(self) -> FollowersReport:
+        return self.members.report(self._services.registry.active.generation)
 
     def listing(self) -> list[fleet_pb2.Replica]:
         """Followers, by name."""

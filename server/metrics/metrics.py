@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Callable, Iterable, Iterator
-from dataclasses import dataclass
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 from prometheus_client import CollectorRegistry, Counter, Gauge, Histogram, ProcessCollector
@@ -80,6 +80,9 @@ class ServerFacts:
     disk_free_bytes: int
     disk_size_bytes: int
     attention: str  # what computes it
+    followers: Mapping[str, int] = field(default_factory=dict)  # of a primary, by state
+    most_behind: int = 0  # generations that the last of its connected followers still lacks
+    is_following: bool = True  # a follower has caught up, and is connected; a primary always
 
 
 @dataclass(frozen=True, slots=True)
@@ -164,11 +167,17 @@ def _server_metrics(now: ServerFacts) -> Iterator[Metric]:
         "active_generation": ("Number of the active generation", now.generation),
         "active_set_damaged": ("1: the active set on disk cannot be served until it is repaired", float(now.is_damaged)),
         "store_damaged_files": ("Damaged files in the store that do not keep the active set from being served", now.num_damaged_files),
+        "follower_lag_generations": ("Generations that the last of the connected followers still lacks", now.most_behind),
+        "following": ("1: the server follows its primary, or is one itself; 0: it cannot follow it now", float(now.is_following)),
         "disk_free_bytes": ("Bytes free where the store is", now.disk_free_bytes),
         "disk_size_bytes": ("Bytes of the file system where the store is", now.disk_size_bytes),
     }
     for name, (text, value) in texts.items():
         yield GaugeMetricFamily(f"polyhead_{name}", text, value=value)
+    followers = GaugeMetricFamily("polyhead_followers", "Servers that follow this one, by state", labels=("state",))
+    for state, count in sorted(now.followers.items()):
+        followers.add_metric((state,), count)
+    yield followers
     info = GaugeMetricFamily("polyhead_attention_info", "Back end that computes attention, in the label; always 1", labels=("attention",))
     info.add_metric((now.attention,), 1)
     yield info

@@ -205,6 +205,7 @@ def head_infos(registry: Registry, precision: Precision) -> list[HeadInfo]:
 def server_facts(services: Services) -> ServerFacts:
     """For the metrics, at each scrape."""
     residency, (free, size) = services.registry.residency, services.store.disk_space()
+    followers, following = services.registry.consent.report(), services.following
     return ServerFacts(
         trunk_bytes=services.trunk_bytes,
         resident_head_bytes=residency.num_bytes,
@@ -215,6 +216,9 @@ def server_facts(services: Services) -> ServerFacts:
         disk_free_bytes=free,
         disk_size_bytes=size,
         attention=services.attention,
+        followers=followers.num_by_state,
+        most_behind=followers.most_behind,
+        is_following=following is None or (following.is_level and not following.problem),
     )
 
 

@@ -28,6 +28,17 @@ class Wish:
     seconds: float = PREPARE_S
 
 
+@dataclass(frozen=True, slots=True)
+class FollowersReport:
+    """How a primary's followers stand, for the metrics."""
+
+    num_by_state: Mapping[str, int]  # "syncing", "serving", "behind", "lost"
+    most_behind: int = 0  # generations that the last one of those that are connected still lacks
+
+
+NO_FOLLOWERS = FollowersReport(dict.fromkeys(("syncing", "serving", "behind", "lost"), 0))
+
+
 class Consent(Protocol):
     """Asked before the commit, and waited for after it."""
 
@@ -40,6 +51,9 @@ class Consent(Protocol):
     async def settled(self, generation: int, wish: Wish) -> tuple[str, ...]:
         """Names of replicas that do not serve this generation, or a later one, after some time to take it up."""
 
+    def report(self) -> FollowersReport:
+        """From any thread."""
+
 
 class Alone:
     """A server that nobody follows."""
@@ -49,3 +63,6 @@ class Alone:
 
     async def settled(self, generation: int, wish: Wish) -> tuple[str, ...]:
         return ()
+
+    def report(self) -> FollowersReport:
+        return NO_FOLLOWERS

@@ -28,7 +28,7 @@ from tests.e2e.tiny import save_tiny_llama
 
 TEXT = (DOCS / "operations.md").read_text(encoding="utf-8")
 WITH_SETTINGS = TEXT + settings_table.PAGE.read_text(encoding="utf-8") + (DOCS / "guides" / "serve.md").read_text(encoding="utf-8")
-KNOWN = ("serve", "status", "health", "heads", "generate", "score", "split", "merge", "train", "chat")
+KNOWN = ("serve", "status", "health", "fleet", "heads", "generate", "score", "split", "merge", "train", "chat")
 CONSOLE = re.compile(r"^```console\n(.*?)^```", re.MULTILINE | re.DOTALL)
 
 

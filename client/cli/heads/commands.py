@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, cast
 
 import typer
 from rich.table import Table
@@ -32,6 +32,10 @@ _Note = Annotated[str, typer.Option(help="Reason, kept in the history.")]
 _ExpectedHead = Annotated[
     list[str] | None, typer.Option(help="Fail unless this version (policy@6) is active; policy@0: no version. Repeatable.")
 ]
+_Require = Annotated[
+    str | None, typer.Option(help="Replicas that must have loaded the versions: all, connected or primary.", show_default=False)
+]
+_PrepareTimeout = Annotated[float | None, typer.Option(help="Seconds that replicas get to load them. Default: 60.")]
 _Expected = Annotated[int | None, typer.Option("--expected", help="Fail unless this generation is the active one.")]
 
 
@@ -157,11 +161,19 @@ def activate_command(
     expected: _Expected = None,
     expected_head: _ExpectedHead = None,
     note: _Note = "",
+    require: _Require = None,
+    prepare_timeout: _PrepareTimeout = None,
 ) -> None:
     """Make versions active as one change."""
     heads, expected_versions = (dict(_split(ref) for ref in given or ()) for given in (refs, expected_head))
     generation = session.client.activate(
-        heads, deactivate=deactivate or (), expected_generation=expected, expected_versions=expected_versions, note=note
+        heads,
+        deactivate=deactivate or (),
+        expected_generation=expected,
+        expected_versions=expected_versions,
+        require=cast(Any, require),
+        prepare_timeout=prepare_timeout,
+        note=note,
     )
     session.show(generation, "\n".join(activated(generation)))
 
@@ -173,6 +185,7 @@ def rollback_command(
     to: Annotated[int | None, typer.Option(help=_TO_HELP)] = None,
     expected: _Expected = None,
     expected_head: _ExpectedHead = None,
+    require: _Require = None,
     store: _Store = None,
 ) -> None:
     """Make a new generation equal to an earlier one."""
@@ -183,7 +196,7 @@ def rollback_command(
         generation = stopped_store.rollback(store, to)
     else:
         versions = dict(_split(ref) for ref in expected_head or ())
-        generation = session.client.rollback(to, expected_generation=expected, expected_versions=versions)
+        generation = session.client.rollback(to, expected_generation=expected, expected_versions=versions, require=cast(Any, require))
     history = stopped_store.history(store, _RECENT_GENERATIONS) if store else session.client.generations(_RECENT_GENERATIONS)
     session.show(generation, "\n".join(rolled_back(generation, history)))
 

@@ -19,6 +19,10 @@ def history_lines(generations: Sequence[Generation]) -> list[str]:
 def rolled_back(done: Generation, history: Sequence[Generation]) -> list[str]:
     """The answer of a rollback. `history`, newest first, states which generation the new one equals."""
     known = [each for each in history if each.number <= done.number]
+    return _rolled_back(done, known) + behind_lines(done.behind)
+
+
+def _rolled_back(done: Generation, known: Sequence[Generation]) -> list[str]:
     return [generation_line(known[0]), *_next_lines(known)] if known and known[0].number == done.number else [generation_line(done)]
 
 
@@ -26,7 +30,12 @@ def activated(generation: Generation) -> list[str]:
     """An activation's answer: the generation, what it did to running requests, and what it removed."""
     pinned, following, aborted = generation.num_pinned_requests, generation.num_following_requests, generation.num_aborted_requests
     running = f"running requests: {pinned} stay on older versions, {following} follow, {aborted} ended"
-    return [generation_line(generation), running, *removed_lines(generation.removed)]
+    return [generation_line(generation), running, *behind_lines(generation.behind), *removed_lines(generation.removed)]
+
+
+def behind_lines(behind: Sequence[str]) -> list[str]:
+    """Replicas that do not serve a new generation yet."""
+    return [f"not served yet by: {', '.join(behind)} (`polyhead fleet` shows how they stand)"] if behind else []
 
 
 def removed_lines(removed: Sequence[str]) -> list[str]:
