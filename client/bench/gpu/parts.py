@@ -73,7 +73,7 @@ def facts(device: torch.device, sizes: Sizes) -> None:
             chosen = attempt(f"attention in {dtype}, soft-cap {queries.softcap}", working_varlen, shape, queries)
             say("serves:", chosen.name if chosen else "torch's own calls")
         fused = attempt(f"small kernels in {dtype}", fused_for, device, dtype)
-        say("not used:", sorted(fused.failed) if fused else "all")
+        say("small kernels that are not used:", (sorted(fused.failed) or "none") if fused else "all")
     form = attempt("fp8", format_for, "fp8", device, torch.bfloat16)
     say("fp8 products apply their scales:", form is not None and form.row_wise is not None)
     small = torch.zeros(64, device=device)
@@ -104,6 +104,7 @@ def decode(device: torch.device, sizes: Sizes, held: Quantization = "none") -> N
 
 def profile(device: torch.device, sizes: Sizes) -> None:
     """Kernels and calls of a few decode steps by their time."""
+    from torch._C._profiler import _ExperimentalConfig
     from torch.profiler import ProfilerActivity
     from torch.profiler import profile as profiled
 
@@ -113,7 +114,7 @@ def profile(device: torch.device, sizes: Sizes) -> None:
             prompts = random_prompts(sizes.shape.vocab_size, streams, 16, streams)
             driver.generate(prompts, 16, temperature=1.0)
             kinds = [ProfilerActivity.CPU, *([ProfilerActivity.CUDA] if device.type == "cuda" else [])]
-            with profiled(activities=kinds) as found:
+            with profiled(activities=kinds, experimental_config=_ExperimentalConfig(profile_all_threads=True)) as found:
                 driver.generate(prompts, 16, temperature=1.0)
                 synchronize(device)
             order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
