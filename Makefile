@@ -10,7 +10,7 @@ QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exact
 	$(wildcard tests/client/test_*.py) $(addprefix tests/client/,annotate cli demo results weights wire)
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton test-exports test-versions test-oldest test-newest serve test test-quick test-long test-web test-web-long test-kubectl lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton test-exports test-versions test-oldest test-newest serve test test-quick test-long test-web test-web-long test-kubectl test-ray lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -83,6 +83,16 @@ $(TOOLS_VENV)/.ready: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(TOOLS_VENV)
 	$(TOOLS_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[annotate]' 'httpx>=0.28' 'pytest>=8.4' 'pytest-asyncio>=1.0' \
 		'pytest-timeout>=2.3' 'pytest-xdist>=3.6' 'hypothesis>=6.130' psutil 'label-studio-sdk>=2.0' 'argilla>=2.8,<3'
+	@touch $@
+
+RAY_VENV ?= .venv-ray
+test-ray: $(RAY_VENV)/.ready  ## the Ray Serve application on a local Ray, in an environment of its own
+	RAY_AUTH_MODE=disabled RAY_raylet_start_wait_time_s=120 OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest tests/ray -W default
+
+$(RAY_VENV)/.ready: pyproject.toml constraints.txt
+	@echo "building $(RAY_VENV): torch, transformers, Ray, about three minutes"
+	$(PYTHON) -m venv $(RAY_VENV)
+	$(RAY_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev,ray]'
 	@touch $@
 
 TRITON_VENV ?= .venv-triton
@@ -158,4 +168,4 @@ $(DOCS_VENV)/.ready: pyproject.toml
 	@touch $@
 
 clean:  ## remove the environment and what tools left
-	rm -rf $(VENV) $(TRL_VENV) $(TRITON_VENV) $(TOOLS_VENV) $(OLDEST_VENV) $(NEWEST_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
+	rm -rf $(VENV) $(TRL_VENV) $(RAY_VENV) $(TRITON_VENV) $(TOOLS_VENV) $(OLDEST_VENV) $(NEWEST_VENV) $(DOCS_VENV) .ns *.egg-info .pytest_cache .mypy_cache .ruff_cache build dist
