@@ -4,14 +4,12 @@ from __future__ import annotations
 
 import contextlib
 import json
-import os
 import random
 import re
 import secrets
 import signal
-import subprocess
-import sys
 from collections.abc import Iterator, Sequence
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
@@ -20,9 +18,10 @@ import pytest
 
 from polyhead.client.annotate import accounts, projects
 from polyhead.client.annotate.config import read_project
-from polyhead.client.annotate.database import FAILPOINT_VARIABLE, Database
+from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.imports import import_items
 from polyhead.client.annotate.keeping.verify import problems
+from tests.client.annotate.killable import start
 from tests.client.annotate.site import CHOOSE, begin
 
 STORED = "slug: work\nkind: choose\nsource: stored\nqueue: {daily_cap_min: 1440}"
@@ -41,21 +40,17 @@ class Browser:
         self.pending: dict[str, Any] | None = None
 
     @contextlib.contextmanager
-    def served(self, failpoint: str) -> Iterator[subprocess.Popen[str]]:
+    def served(self, failpoint: str) -> Iterator[BaseProcess]:
         """A process that kills itself at the failpoint, if it gets there."""
-        command = [sys.executable, "-m", "tests.client.annotate.killable", str(self.path)]
-        environment = {**os.environ, FAILPOINT_VARIABLE: failpoint}
-        process = subprocess.Popen(command, stdout=subprocess.PIPE, text=True, env=environment)
-        assert process.stdout is not None
-        with process, process.stdout:
-            try:
-                port = process.stdout.readline().strip()
-                self.http = httpx.Client(base_url=f"http://127.0.0.1:{port or 9}", cookies=self.cookies, timeout=20)
-                with self.http:
-                    yield process
-                self.cookies = self.http.cookies
-            finally:
-                process.kill()
+        process, port = start(self.path, failpoint)
+        try:
+            with httpx.Client(base_url=f"http://127.0.0.1:{port or 9}", cookies=self.cookies, timeout=20) as self.http:
+                yield process
+            self.cookies = self.http.cookies
+        finally:
+            process.kill()
+            process.join()
+            process.close()
 
     def sign_in(self, code: str) -> None:
         self.page("/login")
@@ -105,7 +100,8 @@ def run_and_kill(path: Path, failpoints: Sequence[str]) -> tuple[Browser, int]:
                 for _ in range(12):
                     browser.answer_one()
             except httpx.TransportError:
-                killed += process.wait(20) == -signal.SIGKILL
+                process.join(20)
+                killed += process.exitcode == -signal.SIGKILL
     with browser.served(""):
         browser.answer_one()
     return browser, killed
@@ -152,7 +148,8 @@ def test_a_kill_before_the_replies_are_shown_draws_or_keeps_them(tmp_path: Path)
         assignment = browser.post("/api/claim", {"project": "live"})["state"]["assignment"]["id"]
         with contextlib.suppress(httpx.TransportError):
             browser.post(f"/api/assignments/{assignment}/turns", {"client_turn_id": "ab" * 12, "text": "Hello there"})
-        assert process.wait(20) == -signal.SIGKILL
+        process.join(20)
+        assert process.exitcode == -signal.SIGKILL
     with browser.served(""):
         state = browser.post("/api/claim", {"project": "live"})["state"]
     assert [turn["state"] for turn in state["turns"]] == ["ready"]
