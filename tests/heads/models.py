@@ -98,6 +98,14 @@ def save_tiny(family: str, folder: Path, seed: int = 0, max_shard_size: str = "5
     return model
 
 
+def load_whole(folder: Path, dtype: torch.dtype = torch.float32) -> PreTrainedModel:
+    """The unsplit reference as transformers loads it, with eager attention for soft-caps: sdpa of transformers 5.17 drops them."""
+    is_capped = getattr(AutoConfig.from_pretrained(folder), "attn_logit_softcapping", None) is not None
+    options: dict[str, Any] = {"attn_implementation": "eager"} if is_capped else {}
+    model: PreTrainedModel = AutoModelForCausalLM.from_pretrained(folder, dtype=dtype, **options)
+    return model.eval()
+
+
 def random_ids(num_tokens: int, seed: int = 1) -> torch.Tensor:
     """(1, num_tokens)"""
     return torch.randint(0, VOCAB, (1, num_tokens), generator=torch.Generator().manual_seed(seed))

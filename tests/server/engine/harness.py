@@ -11,7 +11,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers import AutoModelForCausalLM, PreTrainedModel
+from transformers import PreTrainedModel
 
 from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.manifest import HeadManifest
@@ -29,6 +29,7 @@ from polyhead.server.engine.work.reports import SwapReport
 from polyhead.server.engine.work.request import Request, Sample
 from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from polyhead.server.engine.work.sequence import TokenSequence
+from tests.heads.models import load_whole
 
 TEMPLATE = "t@1"
 VIOLATED, FOLLOWED = 3, 4
@@ -60,7 +61,7 @@ class Bench:
     @cached_property
     def model(self) -> PreTrainedModel:
         """Unsplit, as transformers loads it."""
-        return AutoModelForCausalLM.from_pretrained(self.checkpoint.folder, dtype=self.trunk.embedding.dtype).eval()
+        return load_whole(self.checkpoint.folder, self.trunk.embedding.dtype)
 
     def policy(self, digest: str, change: Callable[[dict[str, Tensor]], None] = lambda tensors: None) -> LiveHead:
         """A policy head from the checkpoint, changed at will."""
