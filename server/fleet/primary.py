@@ -8,12 +8,13 @@ import logging
 from collections.abc import AsyncIterator, Iterator, Mapping
 from contextlib import AbstractAsyncContextManager
 
-from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument, Unavailable
+from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.server.fleet.catalogue import Catalogue, Held, configuration_sha256
 from polyhead.server.fleet.members import Member, Members, State
 from polyhead.server.fleet.rounds import Rounds
 from polyhead.server.fleet.session import Session, Write
 from polyhead.server.process.services import Services
+from polyhead.server.rpc.errors import ReplicaMissing
 from polyhead.server.versions.consent import FollowersReport, Wish
 from polyhead.v1 import fleet_pb2
 
@@ -100,7 +101,7 @@ class Fleet:
             entering.result(2 * wish.seconds + MARGIN_S)
         except TimeoutError:
             entering.cancel()
-            raise Unavailable("nothing was changed: another change waits for the replicas", retry_after_s=MARGIN_S) from None
+            raise ReplicaMissing("nothing was changed: another change waits for the replicas", retry_after_s=MARGIN_S) from None
         try:
             yield
         finally:

@@ -10,9 +10,10 @@ import time
 from collections.abc import AsyncIterator, Collection, Mapping
 from contextlib import asynccontextmanager
 
-from polyhead.heads.format.errors import FailedPrecondition, PolyheadError, Unavailable
+from polyhead.heads.format.errors import FailedPrecondition, PolyheadError
 from polyhead.server.fleet.members import SILENT_S, Member, Members
 from polyhead.server.fleet.session import Order, Session
+from polyhead.server.rpc.errors import ReplicaMissing
 from polyhead.server.versions.consent import Require, Wish
 from polyhead.v1 import fleet_pb2
 
@@ -33,7 +34,7 @@ class Rounds:
 
     @asynccontextmanager
     async def prepared(self, heads: Mapping[str, int], wish: Wish) -> AsyncIterator[None]:
-        """Those that are asked keep the versions in memory until the block ends. FailedPrecondition; Unavailable."""
+        """Those that are asked keep the versions in memory until the block ends. FailedPrecondition; ReplicaMissing."""
         if wish.require is Require.PRIMARY:
             yield
             return
@@ -103,4 +104,5 @@ def _why(member: Member, seconds: float) -> str:
 
 def _refusal(reasons: list[str]) -> PolyheadError:
     hint = f"a replica that says nothing is forgotten after a minute; require=CONNECTED waits for none that is silent for {SILENT_S:g} s"
-    return Unavailable(f"nothing was changed: not every replica has loaded it: {'; '.join(reasons)}\nhint: {hint}", retry_after_s=RETRY_S)
+    problem = f"nothing was changed: not every replica has loaded it: {'; '.join(reasons)}"
+    return ReplicaMissing(f"{problem}\nhint: {hint}", retry_after_s=RETRY_S)

@@ -13,7 +13,7 @@ import grpc
 from google.protobuf import any_pb2, duration_pb2
 from google.rpc import code_pb2, error_details_pb2, status_pb2
 
-from polyhead.heads.format.errors import FailedPrecondition, PolyheadError
+from polyhead.heads.format.errors import FailedPrecondition, PolyheadError, Unavailable
 from polyhead.heads.store.io_errors import StoreFull, StoreIoError
 
 DOMAIN = "polyhead.dev"
@@ -48,6 +48,15 @@ class NotPrimary(FailedPrecondition):
     """A change was asked of a follower, which copies its primary's. Raised by the interceptor and the fleet's servicer."""
 
     reason = "NOT_PRIMARY"
+
+
+class ReplicaMissing(Unavailable):
+    """An activation requires a replica that does not answer: nothing was changed. Raised by the fleet's rounds.
+
+    gRPC's own retries are told off: each would take a round's whole time again, and the caller has to decide.
+    """
+
+    reason = "REPLICA_MISSING"
 
 
 def not_primary(primary: str) -> NotPrimary:
@@ -88,7 +97,9 @@ def to_status(error: PolyheadError) -> Any:
 def trailing_metadata(error: PolyheadError) -> tuple[tuple[str, str | bytes], ...]:
     """The status for `grpc-status-details-bin`, and the pushback that gRPC's built-in retry honours (gRFC A6)."""
     trailers: list[tuple[str, str | bytes]] = [("grpc-status-details-bin", to_status(error).SerializeToString())]
-    if error.retry_after_s is not None:
+    if isinstance(error, ReplicaMissing):
+        trailers.append(("grpc-retry-pushback-ms", "-1"))
+    elif error.retry_after_s is not None:
         trailers.append(("grpc-retry-pushback-ms", str(max(0, round(error.retry_after_s * 1000)))))
     return tuple(trailers)
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,8 +16,11 @@ from polyhead.client import Client, Replica
 from polyhead.client.errors import FailedPrecondition, PolyheadError, Unavailable
 from polyhead.heads.store.store import HeadStore
 from tests.e2e.fleets import follower_of, free_port, primary_on, ready
+from tests.e2e.forked import COMMAND, finished
 from tests.e2e.support import PROMPT, constant_policy, eventually, fingerprint
 from tests.e2e.tiny import save_tiny_llama
+
+RECIPE = "id: terse\nversion: {version}\nform: sum\nparts:\n  tokens: {{read: tokens, coefficient: -0.5}}\n"
 
 
 @pytest.fixture(scope="module")
@@ -87,6 +91,45 @@ def test_a_late_follower_takes_the_active_set_and_every_later_one(model: Path, t
             eventually(lambda: records_of(tmp_path / "a") == records_of(tmp_path / "b"), what="equal stores")
 
 
+def adapter(seed: int) -> dict[str, Any]:
+    """A LoRA adapter of the last layer, as PEFT names its tensors."""
+    random, module = np.random.default_rng(seed), "base_model.model.model.layers.3.self_attn.q_proj"
+    shapes = {"lora_A": (2, 32), "lora_B": (32, 2)}
+    return {f"{module}.{part}.weight": random.normal(size=shape).astype(np.float32) for part, shape in shapes.items()}
+
+
+def test_everything_that_a_primary_stores_is_copied_and_used(model: Path, tmp_path: Path, port: int) -> None:
+    """LoRA heads, fits, configurations, labels, and what --keep-versions removes: before the follower came, and while it is there."""
+    with primary_on(port, model, tmp_path / "a", keep_versions=2) as first, Client(first.address) as primary:
+
+        def change(round_: int) -> None:
+            primary.add_configuration(RECIPE.format(version=round_))
+            primary.fit_ood("helpful", [[5 + seed % 40, 6 + seed, 7 + seed * seed % 90] for seed in range(40)])
+            config = {"r": 2, "lora_alpha": 4.0, "target_modules": ["q_proj"], "layers_to_transform": [3]}
+            primary.update({"adapted": adapter(round_)}, options={"adapted": {"kind": "policy", "lora": config, "base": "policy@1"}})
+            for factor in (2.0, 3.0, 4.0):
+                primary.push_head("policy", scaled(primary, factor + round_))  # keep_versions lets the oldest go
+            primary.label(f"policy@{primary.heads('policy')[0].version}", "best")
+
+        change(1)
+        primary.retire_configuration("terse@1")
+        with follower_of(port, model, tmp_path / "b") as second, ready(second) as follower:
+            change(2)
+            eventually(lambda: records_of(tmp_path / "a") == records_of(tmp_path / "b"), what="equal stores")
+            for client in (primary, follower):
+                [sample] = client.generate([PROMPT], head="adapted", max_new_tokens=3, seed=5, recipe="terse", ood="helpful")
+                assert sample.reward is not None
+                assert (sample.reward.recipe, sample.ood.fit if sample.ood else "") == ("terse@2", "helpful@2")
+            answers = [client.generate([PROMPT], head="adapted", max_new_tokens=3, seed=5)[0] for client in (primary, follower)]
+            assert answers[0].token_ids == answers[1].token_ids
+            assert answers[0].digest == answers[1].digest
+            shown = finished([sys.executable, "-m", COMMAND, "fleet", "--server", first.address]).stdout
+            assert shown.count("serving") == 2
+            assert second.address in shown
+            status = finished([sys.executable, "-m", COMMAND, "status", "--server", second.address]).stdout
+            assert f"127.0.0.1:{port}" in status
+
+
 def test_a_head_that_one_replica_cannot_load_is_activated_nowhere(model: Path, tmp_path: Path, port: int) -> None:
     """With require=primary it is, and that replica does not serve until it can."""
     with primary_on(port, model, tmp_path / "a") as first, Client(first.address) as primary:
@@ -113,8 +156,12 @@ def test_a_stopped_follower_refuses_an_activation_in_bounded_time_and_catches_up
         with ready(second) as follower:
             os.kill(second.process.pid, signal.SIGSTOP)
             try:
-                with pytest.raises(Unavailable, match="nothing was changed"):
-                    primary.update({"policy": scaled(primary, 2.0)}, prepare_timeout=0.3)
+                version = primary.push_head("policy", scaled(primary, 2.0))
+                rounds = primary.status().counters["swaps"]
+                with pytest.raises(Unavailable, match="nothing was changed") as refused:
+                    primary.activate({"policy": version}, prepare_timeout=0.3)
+                assert refused.value.reason == "REPLICA_MISSING", "which gRPC does not try again by itself: four rounds took 21 s"
+                assert primary.status().counters["swaps"] == rounds
                 assert primary.status().generation == 1
                 done = primary.activate({"policy": 2}, require="primary")
                 assert done.behind == (follower_row(primary).name,)
