@@ -3,6 +3,7 @@
     engine.py       the loop, and what other threads may call
     requests.py     the open requests: how they are admitted, and how they end
     step.py         a step's work: trunk, heads, sampler and scorer
+    ahead.py        the next step, launched on a GPU before the present one is read
     outbox.py       a step's events, handed over in one call
     build.py        puts an engine together
     work/           what moves through it, plain data

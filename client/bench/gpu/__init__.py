@@ -1,1 +1,1 @@
-"""The benchmark of a GPU: one process, random weights, our engine beside transformers."""
+"""The benchmark of a GPU: one process, random weights, our engine beside transformers; what is predicted of it; a first run in parts."""
