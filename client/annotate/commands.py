@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from polyhead.client import AsyncClient
+from polyhead.client import AsyncClient, AsyncFleet
 from polyhead.client.annotate import accounts, projects
 from polyhead.client.annotate.config import ProjectConfig, read_project
 from polyhead.client.annotate.database import Database
@@ -223,7 +223,7 @@ async def _serve(
     is_https = certificate is not None or is_behind_proxy
     registry = CollectorRegistry() if metrics[1] else None
     async with contextlib.AsyncExitStack() as open_ones:
-        clients = [AsyncClient(target, token=each, root_certificates=certificates, timeout=120) for each in (token, trainer_token)]
+        clients = [AsyncFleet(target, token=each, root_certificates=certificates, timeout=120) for each in (token, trainer_token)]
         client, trainer = [await open_ones.enter_async_context(each) for each in clients]
         app = make_app(
             db, client, is_https=is_https, is_behind_proxy=is_behind_proxy, backup_dir=backup_dir, registry=registry,

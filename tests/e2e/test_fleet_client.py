@@ -117,6 +117,25 @@ async def test_the_awaited_fleet_does_the_same(servers: list[LocalServer]) -> No
         assert len(await fleet.tokenize("a b")) > 0
 
 
+async def test_every_form_of_a_generation_comes_as_from_one_server(servers: list[LocalServer]) -> None:
+    """Pieces, events, groups with a choice, states: what a Client gives of the same seed."""
+    options = {"max_new_tokens": 6, "seed": 3, "ignore_eos": True, "head": "reference"}
+    with Client(servers[0].address) as client, Fleet(servers[0].address) as fleet:
+        for more in ({}, {"delivery": "groups"}, {"return_states": True}, {"recipe": "sparrow", "best": 1, "rules": ["no-insults"]}):
+            of_one, of_all = (each.generate([PROMPT, PROMPT[:4]], n=2, **options, **more) for each in (client, fleet))
+            assert [each.token_ids for each in of_all] == [each.token_ids for each in of_one]
+            assert [each.sample_seed for each in of_all] == [each.sample_seed for each in of_one]
+            assert [each.states is None for each in of_all] == [each.states is None for each in of_one]
+        expected = client.generate([PROMPT], **options)[0]
+        pieces = fleet.stream(PROMPT, **options)
+        assert [token for piece in pieces for token in piece.token_ids] == expected.token_ids
+        assert pieces.sample.token_ids == expected.token_ids
+    async with AsyncFleet(servers[0].address) as fleet:
+        events = [event async for event in fleet.events([PROMPT], n=2, **options)]
+        assert sum(isinstance(event, Sample) for event in events) == 2
+        assert [each.token_ids async for each in fleet.samples([PROMPT], **options)] == [expected.token_ids]
+
+
 def test_a_replica_that_is_killed_costs_no_sample(model: Path, tmp_path: Path) -> None:
     """Three streams on three servers; one of these is killed in the middle. All samples come once, and are those of a single server."""
     port = free_port()
