@@ -55,8 +55,7 @@ def _converter(field: FieldDescriptor, hint: Any) -> Convert:
     container: Convert | None = get_origin(hint)
     if field.message_type is not None:
         return _message_converter(field.message_type, container, hint)
-    if container is np.ndarray:
-        dtype = get_args(get_args(hint)[1])[0]
+    if (dtype := _array_dtype(hint)) is not None:
         return lambda numbers: np.fromiter(numbers, dtype)
     if field.enum_type is not None:
         names = _enum_names(field.enum_type)
@@ -72,6 +71,15 @@ def _message_converter(message_type: Descriptor, container: Convert | None, hint
         element = get_args(hint)[0]
         return lambda messages: tuple(from_message(element, message) for message in messages)
     return functools.partial(from_message, hint)
+
+
+def _array_dtype(hint: Any) -> type[np.generic] | None:
+    """np.float32 for NDArray[np.float32], None for anything else. NDArray is np.ndarray in numpy 2.4, and a type of its own in 2.5."""
+    for argument in get_args(hint):
+        scalar = get_args(argument)[0] if get_origin(argument) is np.dtype else argument
+        if isinstance(scalar, type) and issubclass(scalar, np.generic):
+            return scalar
+    return None
 
 
 def _enum_names(enum: EnumDescriptor) -> dict[int, str]:
