@@ -136,7 +136,9 @@ def test_a_full_disk_ends_training_with_a_sentence(
     assert [head.ref for head in client.heads("full")] == ["full@1"]
 
 
-@pytest.mark.parametrize(("room", "version"), [(1, 1), (2, 1), (5, 2)])
+@pytest.mark.parametrize(
+    ("room", "version"), [(2, 1), (3, 2), pytest.param(1, 1, marks=pytest.mark.long), pytest.param(5, 2, marks=pytest.mark.long)]
+)
 def test_a_full_disk_ends_rounds_with_the_last_pair_active(
     client: Client, rl: list[str], monkeypatch: pytest.MonkeyPatch, room: int, version: int
 ) -> None:

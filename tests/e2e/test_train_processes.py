@@ -138,19 +138,22 @@ def read_log(folder: Path) -> list[dict[str, Any]]:
 
 
 def test_an_error_is_said_once_and_ends_both(server: LocalServer, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """The judge fails in the process that draws; and one process that is killed ends the other with a sentence."""
+    """The judge fails in the process that draws: that one speaks."""
     monkeypatch.chdir(tmp_path)
     Path("bad_judge.py").write_text("def bad(prompt, reply):\n    raise KeyError('colour')\n")
-    marks = "import os, time\ndef slow(prompt, reply):\n    open('drawing', 'w').close()\n    time.sleep(60)\n"
-    Path("slow_judge.py").write_text(marks)
-    Path("questions.txt").write_text("What is red?\n")
-    arguments = ["train", "rl", "--server", server.address, "--prompts", "questions.txt", "--reward", "judge", "--max-new-tokens", "3"]
-    done = ended(started(2, [*arguments, "--name", "bad", "--judge", "bad_judge:bad"]))
+    done = ended(started(2, [*rl_arguments(server), "--name", "bad", "--judge", "bad_judge:bad"]))
     assert [code for code, _, _ in done] == [1, 1]
     assert done[0][2].startswith("error: the judge bad_judge:bad failed on")
     assert done[1][1:] == ("", "")
     assert [head.version for head in client.heads("policy-bad")] == [1]
-    first, second = started(2, [*arguments, "--name", "lost", "--judge", "slow_judge:slow"])
+
+
+@pytest.mark.long
+def test_a_killed_process_ends_the_other_with_a_sentence(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    slow = "import time\ndef slow(prompt, reply):\n    open('drawing', 'w').close()\n    time.sleep(60)\n"
+    Path("slow_judge.py").write_text(slow)
+    first, second = started(2, [*rl_arguments(server), "--name", "lost", "--judge", "slow_judge:slow"])
     eventually(lambda: Path("drawing").exists(), what="the judge's first call")
     first.send_signal(signal.SIGKILL)
     [(code, _, said)] = ended([second])
@@ -158,6 +161,11 @@ def test_an_error_is_said_once_and_ends_both(server: LocalServer, client: Client
     assert said.startswith("error: another process of the run has ended")
     assert "the server keeps the heads that were activated last" in said
     ended([first])
+
+
+def rl_arguments(server: LocalServer) -> list[str]:
+    Path("questions.txt").write_text("What is red?\n")
+    return ["train", "rl", "--server", server.address, "--prompts", "questions.txt", "--reward", "judge", "--max-new-tokens", "3"]
 
 
 def test_half_a_launcher_is_named(monkeypatch: pytest.MonkeyPatch) -> None:

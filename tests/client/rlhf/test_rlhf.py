@@ -53,7 +53,9 @@ def test_a_whole_run_and_its_page(tmp_path: Path) -> None:
         assert arm["gap"] < 1e-4
         assert [each["number"] for each in arm["rounds"]] == [1]
         assert arm["memory"]["trainer"] < arm["memory"]["whole_models"]
-        print(f"trainer's tensors {arm['memory']['trainer']:.2f} MiB, whole models' {arm['memory']['whole_models']:.2f} MiB")
+        assert arm["memory"]["peak"] > arm["memory"]["trainer"]
+        mebibytes = {name: f"{number:.2f} MiB" for name, number in arm["memory"].items()}
+        print(f"trainer's tensors, its process at its peak, trainers of whole models: {mebibytes}")
     _write_page(tmp_path / "docs/guides/rlhf.md", results, "make rlhf")  # makes its folders
     assert (tmp_path / "docs/images/rlhf-rounds.svg").read_text() == plots(results)
     text = page({**results, "note": "It was shared."}, "make rlhf", "a machine")
