@@ -86,6 +86,7 @@ def test_pinned_batches_are_of_one_generation_while_generations_race(servers: li
 
 
 @pytest.mark.long
+@pytest.mark.timeout(3600)
 def test_ten_thousand_pinned_calls_are_of_one_generation_each_batch(servers: list[LocalServer]) -> None:
     with Fleet(servers[0].address) as fleet:
         assert race(fleet, 834, 12) == (0, 834)

@@ -144,6 +144,15 @@ def test_imports_run_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
+def test_the_fleet_is_imported_only_when_it_is_used() -> None:
+    """A single server, which most are, loads nothing of it."""
+    fleet = "polyhead.server.fleet"
+    users = {module: path for module, path in modules().items() if not module.startswith(fleet)}
+    found = [(module, is_inner) for module, path in users.items() for target, is_inner, _ in imports(path) if target.startswith(fleet)]
+    assert {module for module, _ in found} == {"polyhead.server.process.lifecycle", "polyhead.server.rpc.services.fleet"}
+    assert all(is_inner for _, is_inner in found)
+
+
 def test_no_imports_run_in_a_circle() -> None:
     """Imports inside functions and for type checkers alone count as well: whoever reads one module of a circle has to read all."""
     known = modules()
