@@ -163,8 +163,9 @@ def test_a_rolling_restart_under_load_fails_no_call(model: Path, tmp_path: Path)
     port, stopped, failures, num_calls = free_port(), threading.Event(), [], [0]
     with contextlib.ExitStack() as running:
         first = running.enter_context(primary_on(port, model, tmp_path / "a"))
-        for name in "bc":
-            running.enter_context(ready(running.enter_context(follower_of(port, model, tmp_path / name))))
+        followers = {name: running.enter_context(follower_of(port, model, tmp_path / name)) for name in "bc"}
+        for follower in followers.values():
+            running.enter_context(ready(follower))
         fleet = running.enter_context(Fleet(first.address))
 
         def work() -> None:
@@ -179,7 +180,9 @@ def test_a_rolling_restart_under_load_fails_no_call(model: Path, tmp_path: Path)
         for worker in workers:
             worker.start()
         try:
-            for name in "de":  # new followers come before the old ones go
+            for name, follower in followers.items():
+                follower.process.terminate()
+                follower.process.wait()
                 running.enter_context(ready(running.enter_context(follower_of(port, model, tmp_path / name))))
             first.process.terminate()
             first.process.wait()
