@@ -137,7 +137,7 @@ def form(text: str) -> str:
 
 def test_generations_are_printed_as_written(damaged: LocalServer) -> None:
     """The history's line, and a rollback's: which generation it equals, and where the next one goes."""
-    history, back = re.findall(r"# (generation \d+ (?:from \d+|= \d+ again)  .*)$", TEXT, re.MULTILINE)
+    history, back = re.findall(r"# (generation \d+ (?:from \d+|equals \d+)  .*)$", TEXT, re.MULTILINE)
     assert run(damaged, "heads", "rollback", "--to", "1").returncode == 0
     with Client(damaged.address, timeout=60) as client:
         client.activate(push_pair(client, 2))
