@@ -176,6 +176,7 @@ def test_rounds_resume_when_the_server_was_started_anew(tied_model: Path, tmp_pa
         with pytest.raises(Unavailable):
             rounds.train(run, config, on_stage=stop)
         with serving(tied_model, tmp_path / "store", *port):
+            client.wait_ready()  # gRPC pauses between attempts to connect
             assert client.head("policy-again").version == 2
             notes: list[str] = []
             rounds.train(run, config, on_note=notes.append)

@@ -62,7 +62,7 @@ def test_a_message_of_many_arms_is_not_gone_through(monkeypatch: pytest.MonkeyPa
 
 def test_work_for_a_page_is_interactive_unless_it_says_otherwise() -> None:
     """It went into the queue of batch work, which the role may not ask for."""
-    assert [caps.default_priority(Caller(role)) for role in Role] == [Priority.INTERACTIVE] + 3 * [Priority.BATCH]
+    assert [caps.default_priority(Caller(role)) for role in Role] == [Priority.INTERACTIVE] + 4 * [Priority.BATCH]
 
 
 def test_a_recipe_that_adds_log_probs_is_refused(tmp_path: Path) -> None:

@@ -185,7 +185,7 @@ class TestRefusalOnTheLoop:
         services = SimpleNamespace(engine=SimpleNamespace(check_room=check_room), workers=SimpleNamespace(run_sized=run_sized))
         runner = CallRunner(cast(Any, services))
         with_room = dataclasses.replace(context, check_room=runner.check_room)
-        monkeypatch.setattr(CallRunner, "context", lambda self: contextlib.nullcontext(with_room))
+        monkeypatch.setattr(CallRunner, "context", lambda self, named: contextlib.nullcontext(with_room))
         return runner
 
     @staticmethod

@@ -25,15 +25,15 @@ UNKNOWN = health_pb2.HealthCheckResponse.SERVICE_UNKNOWN
 def test_states() -> None:
     health = Health()
     names = ["", *SERVICES]
-    assert [health.status(name) for name in names] == [NOT_SERVING] * 5
+    assert [health.status(name) for name in names] == [NOT_SERVING] * 6
     assert (health.status("liveness"), health.status("polyhead.v1.head/policy"), health.status("x")) == (SERVING, None, None)
     health.set_heads(["policy"])
     health.set_ready(True)
-    assert [health.status(name) for name in [*names, "polyhead.v1.head/policy"]] == [SERVING] * 6
+    assert [health.status(name) for name in [*names, "polyhead.v1.head/policy"]] == [SERVING] * 7
     health.set_heads(["value"])
     assert health.status("polyhead.v1.head/policy") == NOT_SERVING
     health.set_live(False)
-    assert [health.status(name) for name in [*names, "liveness", "polyhead.v1.head/value"]] == [NOT_SERVING] * 7
+    assert [health.status(name) for name in [*names, "liveness", "polyhead.v1.head/value"]] == [NOT_SERVING] * 8
 
 
 async def test_over_the_wire(monkeypatch: pytest.MonkeyPatch) -> None:
