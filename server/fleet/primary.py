@@ -15,7 +15,7 @@ from polyhead.server.fleet.rounds import Rounds
 from polyhead.server.fleet.session import Session, Write
 from polyhead.server.process.services import Services
 from polyhead.server.rpc.errors import ReplicaMissing
-from polyhead.server.versions.consent import FollowersReport, Wish
+from polyhead.server.versions.consent import FollowersReport, Note, Require, Wish
 from polyhead.v1 import fleet_pb2
 
 MAX_FOLLOWERS = 256
@@ -93,8 +93,10 @@ class Fleet:
     # ---- what activations ask
 
     @contextlib.contextmanager
-    def asking(self, heads: Mapping[str, int], wish: Wish) -> Iterator[None]:
+    def asking(self, heads: Mapping[str, int], wish: Wish, note: Note) -> Iterator[None]:
         """On a worker thread; the round itself runs on the event loop."""
+        if wish.require is not Require.PRIMARY:
+            note(f"waiting for {len(self._sessions)} followers to load it")
         round_: AbstractAsyncContextManager[None] = self._rounds.prepared(heads, wish)
         entering = asyncio.run_coroutine_threadsafe(round_.__aenter__(), self._loop)
         try:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import enum
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from contextlib import AbstractContextManager
 from dataclasses import dataclass
 from typing import Protocol
@@ -39,13 +39,17 @@ class FollowersReport:
 NO_FOLLOWERS = FollowersReport(dict.fromkeys(("syncing", "serving", "behind", "lost"), 0))
 
 
+Note = Callable[[str], None]  # what a change is doing, for the log
+
+
 class Consent(Protocol):
     """Asked before the commit, and waited for after it."""
 
-    def asking(self, heads: Mapping[str, int], wish: Wish) -> AbstractContextManager[None]:
+    def asking(self, heads: Mapping[str, int], wish: Wish, note: Note) -> AbstractContextManager[None]:
         """Enter: those that are asked have loaded these versions, and keep them in memory until the block ends. Blocks.
 
-        Unavailable if one does not answer in time, FailedPrecondition if one cannot: then nothing has changed anywhere.
+        `note` is told how many are asked. Unavailable if one does not answer in time, FailedPrecondition if one cannot: then nothing has
+        changed anywhere.
         """
 
     async def settled(self, generation: int, wish: Wish) -> tuple[str, ...]:
@@ -58,7 +62,7 @@ class Consent(Protocol):
 class Alone:
     """A server that nobody follows."""
 
-    def asking(self, heads: Mapping[str, int], wish: Wish) -> AbstractContextManager[None]:
+    def asking(self, heads: Mapping[str, int], wish: Wish, note: Note) -> AbstractContextManager[None]:
         return contextlib.nullcontext()
 
     async def settled(self, generation: int, wish: Wish) -> tuple[str, ...]:

@@ -212,8 +212,7 @@ class Registry(Upkeep):
         with contextlib.ExitStack() as asked:
             try:
                 if heads:
-                    call.change.note(f"replicas load it: {call.wish.require.value}")
-                    asked.enter_context(self.consent.asking(heads, call.wish))
+                    asked.enter_context(self.consent.asking(heads, call.wish, call.change.note))
             except BaseException:
                 self._on_swap(heads, "failed", call.change.seconds)
                 raise
