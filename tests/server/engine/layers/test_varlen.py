@@ -11,6 +11,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 from torch import Tensor
+from torch.nn.attention import varlen as torch_varlen
 
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
@@ -194,6 +195,11 @@ def test_a_kernel_is_tried_before_it_serves(kernel: VarlenAttention, caplog: pyt
     ],
 )
 def test_kernels_of_a_gpu(head_dim: int, has_triton: bool, names: list[str], monkeypatch: pytest.MonkeyPatch) -> None:
+    def newer(query: Tensor, *, scale: float, window_size: tuple[int, int], enable_gqa: bool, seqused_k: Tensor) -> Tensor:
+        """Takes what torch 2.13's function takes."""
+        return query
+
+    monkeypatch.setattr(torch_varlen, "varlen_attn", newer)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (8, 0))
     monkeypatch.setattr(varlen, "find_spec", lambda name: has_triton or None)
     assert [kernel.name for kernel in candidates(torch.device("cuda"), torch.bfloat16, head_dim)] == names
@@ -203,7 +209,7 @@ def test_an_older_torch_has_its_operator(monkeypatch: pytest.MonkeyPatch) -> Non
     """varlen_attn of torch 2.11 lacks what a step needs; the operator beneath it has it."""
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda device: (9, 0))
     monkeypatch.setattr(varlen, "find_spec", lambda name: None)
-    monkeypatch.setattr(torch.nn.attention.varlen, "varlen_attn", lambda query, key, value, *, scale=None: query)
+    monkeypatch.setattr(torch_varlen, "varlen_attn", lambda query, key, value, *, scale=None: query)
     assert [kernel.name for kernel in candidates(torch.device("cuda"), torch.float16, 64)] == ["torch flash"]
 
 
