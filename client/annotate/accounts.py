@@ -194,8 +194,3 @@ def give_consent(db: Database, account_id: str, text: str, locale: str) -> None:
     with db.transaction():
         if not has_consented(db, account_id):
             db.put("consents", {**row, "given_at": db.now(), "withdrawn_at": None}, ("account_id", "document", "version"), account_id)
-
-
-def set_locale(db: Database, account_id: str, locale: str) -> None:
-    with db.transaction():
-        db.change("accounts", account_id, {"locale": locale}, account_id)

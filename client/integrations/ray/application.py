@@ -49,7 +49,7 @@ class Arguments(BaseModel):
 
 
 class _Server:
-    """A replica: its child is its life."""
+    """A replica: it starts one server, reports that server's health as its own, and stops it at its end."""
 
     def __init__(self, arguments: Arguments, port: int, flags: list[str]) -> None:
         host = arguments.host or ray.util.get_node_ip_address()
