@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import ctypes
+import fcntl
 import hashlib
 import logging
 import threading
@@ -11,7 +12,7 @@ import time
 from collections.abc import Iterator
 from functools import cache
 from pathlib import Path
-from typing import Any
+from typing import IO, Any
 
 import llvmlite.binding as llvm
 import numba
@@ -24,6 +25,7 @@ from polyhead.heads.model.embedded import cache_folder
 from polyhead.server.engine.compiled import machine
 
 WORTH_SAYING_S = 2.0
+OTHER_COMPILES_S = 180.0  # no longer than this a process leaves the compiling to another one
 COMPILING = "numba:run_pass"  # Numba's name of what it announces for each step of compiling a function
 
 logger = logging.getLogger(__name__)
@@ -62,7 +64,8 @@ def region() -> Region:
             folder = cache_folder() / "compiled"
             numba.config.CACHE_DIR = str(folder)  # not beside the sources, its own choice: there a server often may not write
             folder.mkdir(parents=True, exist_ok=True)
-            entry = compiled_entry(_fingerprint(), is_kept=True)  # type: ignore[no-untyped-call]
+            with one_process(folder / "lock", OTHER_COMPILES_S):
+                entry = compiled_entry(_fingerprint(), is_kept=True)  # type: ignore[no-untyped-call]
         except Exception as error:  # no folder, no room, no right, or a file that somebody damaged: whatever unpickling it says
             logger.warning("compiled layers are made anew at every start, the cache folder cannot be used: %s", error)
             entry = compiled_entry(_fingerprint(), is_kept=False)  # type: ignore[no-untyped-call]
@@ -73,6 +76,32 @@ def region() -> Region:
     fork = library.GOMP_parallel
     fork.argtypes, fork.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
     return Region(fork, entry)
+
+
+@contextlib.contextmanager
+def one_process(path: Path, limit_s: float) -> Iterator[None]:
+    """Servers that start together on a new machine compile once: the others wait, and read what the first has written.
+
+    After `limit_s` seconds the block is entered all the same: a stopped process must not keep another one from its start."""
+    with path.open("w") as file:
+        began_at = time.monotonic()
+        is_told = False
+        while not _is_ours(file) and (waited_s := time.monotonic() - began_at) < limit_s:
+            if waited_s > WORTH_SAYING_S and not is_told:
+                logger.info("another process compiles the layers for this machine: its result is read as soon as it is there")
+                is_told = True
+            time.sleep(0.05)
+        yield
+
+
+def _is_ours(file: IO[str]) -> bool:
+    try:
+        fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError:
+        return True  # a file system without locks: each process compiles for itself
+    return True
 
 
 @contextlib.contextmanager
