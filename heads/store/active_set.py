@@ -87,9 +87,8 @@ class ActiveSets(StoreParts):
         has moved on. NotFound for an unknown version, DataLoss for a damaged one, FailedPrecondition while `damage` is set.
         After all these nothing has changed; after CommitUncertain it is unknown whether the record lasts: end the process.
         """
-        with self._guard("could not store the activation"):
+        with self.request_ids.storing(request_id, request_digest), self._guard("could not store the activation"):
             record = self._next_generation(heads, request_id, parent, note, answer, request_digest)
-            self._check_request(request_id, request_digest)
             if first := self._generations.find_request(request_id):
                 if not (first.request_digest and request_digest) and first.heads != record.heads:
                     problem = f"the request id was used for other heads: it made generation {first.number}"
@@ -162,8 +161,7 @@ class ActiveSets(StoreParts):
 
         NotFound, DataLoss if that generation is damaged, too.
         """
-        with self._guard("could not repair the store"):
-            self._check_request(request_id, request_digest)
+        with self.request_ids.storing(request_id, request_digest), self._guard("could not repair the store"):
             if first := self._generations.find_request(request_id):
                 return first
             heads = self._generations.get(number).heads if number else {}

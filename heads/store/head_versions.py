@@ -94,8 +94,7 @@ class HeadVersions(StoreParts):
             sent_sha256=sent_sha256,
             request_digest=request_digest,
         )
-        with self._guard("could not store the head version"):
-            self._check_request(request_id, request_digest)
+        with self.request_ids.storing(request_id, request_digest), self._guard("could not store the head version"):
             wanted = dataclasses.replace(wanted, digest=self._digest_of(digest, manifest))
             if first := self._versions.retried(wanted):
                 self._blobs.give_up(digest)
@@ -169,8 +168,7 @@ class HeadVersions(StoreParts):
         added = {check_name(label, "add") for label in add}
         removed = {check_name(label, "remove") for label in remove}
         records.check_request_id(request_id)
-        with self._guard("could not label the head version"):
-            self._check_request(request_id, request_digest)
+        with self.request_ids.storing(request_id, request_digest), self._guard("could not label the head version"):
             if first := self._versions.find_label_request(request_id):
                 return first
             record = self._versions.get(name, version)

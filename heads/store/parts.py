@@ -17,7 +17,7 @@ from polyhead.heads.store.blobs import BlobFolder
 from polyhead.heads.store.damage import Inspector, StoreDamage
 from polyhead.heads.store.generations import GenerationFolder
 from polyhead.heads.store.osio import StoreFiles
-from polyhead.heads.store.request_ids import RequestIds, refuse_other
+from polyhead.heads.store.request_ids import RequestIds
 from polyhead.heads.store.reserve import write_reserve
 from polyhead.heads.store.versions import VersionFolder
 
@@ -43,10 +43,6 @@ class StoreParts:
     def check_request(self, request_id: str, request_digest: str) -> None:
         """AlreadyExists if the id stands for another request, whatever that one did. A record without a digest says nothing here."""
         self.request_ids.check(request_id, request_digest)
-
-    def _check_request(self, request_id: str, request_digest: str) -> None:
-        """The same among the heads alone, with the lock held."""
-        refuse_other(self._requests(request_id), request_digest)
 
     def _asked_before(self, request_id: str) -> list[tuple[str, str]]:
         with self._lock:

@@ -103,7 +103,8 @@ class OodStore:
     def add(self, fit: OodFit, model: OodModel) -> OodFit:
         """Store a fit under the next number of its name; durable when it returns. A known request id gets its first answer."""
         data = safetensors.numpy.save({field.name: getattr(model, field.name) for field in dataclasses.fields(model)})
-        with self._lock, io_errors.plain_errors("could not store the out-of-distribution fit"):
+        storing = self._request_ids.storing(fit.request_id, fit.request_digest, "header.request_id")
+        with storing, self._lock, io_errors.plain_errors("could not store the out-of-distribution fit"):
             if first := self._of_request(fit.request_id):
                 return check_same_request(first, fit)
             self._check_room(fit.name)

@@ -74,7 +74,8 @@ class Library:
             data = file.content.encode()
             self._store.check_new((kind, file.reference), len(data), CONTENT)
             stored = StoredConfiguration(kind, file.reference, file.sha256, len(data), time.time(), request_id, request_digest)
-            self._books[kind].add(file, lambda: self._store.add(stored, data))
+            with self._store.request_ids.storing(request_id, request_digest):
+                self._books[kind].add(file, lambda: self._store.add(stored, data))
             found = self._find(kind, file.reference)
             assert found is not None, "it was added just now"
             return found
@@ -93,7 +94,8 @@ class Library:
                 raise FailedPrecondition(f"{reference} was not added: it came with the server or its start", field="reference")
             if users := self._users_of(found.kind, reference):
                 raise FailedPrecondition(f"{reference} is what {users[0]} asks with\nhint: delete that version first", field="reference")
-            self._store.retire(stored, request_id, request_digest)
+            with self._store.request_ids.storing(request_id, request_digest):
+                self._store.retire(stored, request_id, request_digest)
             self._books[found.kind].remove(found.kind, reference)
             return stored
 
