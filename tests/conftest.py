@@ -18,6 +18,7 @@ from hypothesis import settings
 
 from polyhead.client import Client
 from polyhead.client.local import LocalServer, local_server
+from tests import overdue
 from tests.parallel import start_order
 
 settings.register_profile("deterministic", derandomize=True, database=None, deadline=None)
@@ -48,6 +49,19 @@ def pytest_xdist_make_scheduler(config: pytest.Config, log: object) -> object:
     from tests.parallel import UnitScheduling
 
     return UnitScheduling(config, log)
+
+
+def pytest_configure() -> None:
+    overdue.keep_stderr()
+
+
+@pytest.hookimpl(wrapper=True, tryfirst=True)
+def pytest_runtest_protocol(item: pytest.Item) -> Iterator[None]:
+    """Beside other processes of the run, that wait for this one: a test that is stuck ends, whatever it waits for."""
+    if "PYTEST_XDIST_WORKER" not in os.environ:
+        return (yield)
+    with overdue.watching(item.nodeid):
+        return (yield)
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:

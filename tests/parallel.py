@@ -4,9 +4,11 @@ from __future__ import annotations
 
 import pytest
 from xdist.scheduler import LoadScopeScheduling
+from xdist.workermanage import WorkerController
 
 SHARED = {  # tests that use one server together: a second process would start a second one
     "the embedded model": ("tests/smollm/", "tests/guards/test_python_blocks.py"),
+    "the audited server": ("tests/guards/test_safety.py", "tests/guards/test_reflection.py"),
     "tests/deploy": ("tests/deploy/",),
     "tests/e2e/recipes": ("tests/e2e/recipes/",),
 }
@@ -33,3 +35,17 @@ class UnitScheduling(LoadScopeScheduling):  # type: ignore[misc]  # xdist has no
 
     def _split_scope(self, nodeid: str) -> str:
         return unit_of(nodeid)
+
+    def remove_node(self, node: WorkerController) -> str | None:
+        """A process is gone: the test that it was in, if any, has failed; others do the rest of its units.
+
+        xdist's own gives that test to the next process, which a test that is stuck ends as well, after minutes, one after the other.
+        """
+        units = self.assigned_work.pop(node)
+        left = [test for unit in units.values() for test, is_done in unit.items() if not is_done]
+        for name, unit in units.items():
+            if rest := {test: False for test in unit if test in left[1:]}:
+                self.workqueue[name] = rest
+        for other in self.assigned_work:
+            self._reschedule(other)
+        return left[0] if left else None

@@ -19,8 +19,10 @@ import signal
 import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent import futures
+from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
@@ -29,8 +31,10 @@ from typing import IO, Any, Self
 ROOT = Path(__file__).parents[2]
 COMMAND = "polyhead.client.cli.main"
 MOST_BYTES = 1 << 20  # of a request: arguments and environment
+MOST_S = 240.0  # for a command that ends by itself: less than a test has
 # Of the process that uses them, as a fork must not use its parent's, and by what they have imported.
 _parents: dict[tuple[int, str], socket.socket] = {}
+_started: list[subprocess.Popen[bytes]] = []  # those processes
 
 
 class ForkedServer:
@@ -76,7 +80,9 @@ class ForkedServer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(self, *error: object) -> None:
+    def __exit__(self, kind: type[BaseException] | None, *error: object) -> None:
+        if kind is not None:
+            self.kill()  # nobody asks it to end any more
         self.wait()
 
     def _read_status(self) -> str:
@@ -102,12 +108,13 @@ class ForkedServer:
 
     def communicate(self, timeout: float | None = None) -> tuple[str, str]:
         """What is left on its stdout and stderr, when it has ended."""
-        with ThreadPoolExecutor(2) as readers:  # one alone could fill its pipe while the other is read
-            output, errors = readers.map(lambda file: "" if file.closed else file.read(), (self.stdout, self.stderr))
+        texts = [_read_beside(file) for file in (self.stdout, self.stderr)]  # one alone could fill its pipe while the other is read
+        if futures.wait(texts, timeout).not_done:
+            raise subprocess.TimeoutExpired(COMMAND, timeout or 0.0)
         self.wait(timeout)
         self.stdout.close()
         self.stderr.close()
-        return output, errors
+        return texts[0].result(), texts[1].result()
 
     def send_signal(self, number: int) -> None:
         if self.poll() is None:
@@ -153,9 +160,13 @@ def start(command: Sequence[str], **options: Any) -> ForkedServer | subprocess.P
 
 
 def finished(command: Sequence[str], **environment: str) -> subprocess.CompletedProcess[str]:
-    """As `subprocess.run` for a command of ours, text captured."""
+    """As `subprocess.run` for a command of ours, text captured. It is killed after MOST_S: TimeoutExpired."""
     process = start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ, **environment})
-    output, errors = process.communicate()
+    try:
+        output, errors = process.communicate(MOST_S)
+    except BaseException:
+        process.kill()
+        raise
     return subprocess.CompletedProcess(command, process.wait(), output, errors)
 
 
@@ -177,8 +188,28 @@ def _parent(imports: str) -> socket.socket:
         process = subprocess.Popen(command, pass_fds=[theirs.fileno()], cwd=ROOT, env=clean)
         theirs.close()
         _parents[os.getpid(), imports] = ours
+        _started.append(process)
         atexit.register(lambda: (process.kill(), process.wait()))
     return _parents[os.getpid(), imports]
+
+
+def parents() -> set[int]:
+    """Process ids of those that fork servers and stores."""
+    return {process.pid for process in _started}
+
+
+def _read_beside(file: IO[Any]) -> Future[Any]:
+    """All that comes until the other end is closed, in a thread that nobody has to wait for."""
+    text: Future[Any] = Future()
+
+    def read() -> None:
+        try:
+            text.set_result("" if file.closed else file.read())
+        except BaseException as error:
+            text.set_exception(error)
+
+    threading.Thread(target=read, daemon=True).start()
+    return text
 
 
 def _import_what_a_server_needs() -> None:
