@@ -73,6 +73,11 @@ class ServeConfig(BaseSettings):
         "empty: as trunk_dtype if it is tied to the embedding, else as head_dtype",
     )
     device: str = Field("cpu", pattern=r"^(cpu|cuda(:\d+)?)$", description="cpu, cuda or cuda:N")
+    head_device: str = Field(
+        "",
+        pattern=r"^(|cpu|cuda(:\d+)?)$",
+        description="Device of the heads, their caches, outputs and boundary states: another GPU than the trunk's; empty: as device",
+    )
     layers: Literal["fast", "plain"] = Field(
         "fast", description="fast: our own for llama-like families; plain: transformers'"
     )
@@ -143,10 +148,12 @@ class ServeConfig(BaseSettings):
             return given
         trunk = given.get("trunk_dtype") or Precision.BFLOAT16
         head = trunk if trunk in (Precision.FLOAT32, Precision.BFLOAT16) else Precision.BFLOAT16
-        return {"head_dtype": head, **given, "trunk_dtype": trunk}
+        has_one_device = _numbered(given.get("head_device") or given["device"]) == _numbered(given["device"])
+        return {"head_dtype": head, **({} if has_one_device else {"cuda_graphs": False}), **given, "trunk_dtype": trunk}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
+        self._check_devices()
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key come together")
         named = [(name, getattr(self, name)) for name in ("tls_cert", "tls_key", "tokens", "follow_ca")]
@@ -166,6 +173,27 @@ class ServeConfig(BaseSettings):
                 f"refusing to listen on {self.host} without TLS and tokens: give --tls-cert, --tls-key and --tokens, or --insecure"
             )
         return self
+
+    def _check_devices(self) -> None:
+        if not self.has_heads_apart:
+            return
+        if self.device.partition(":")[0] != self.head_device.partition(":")[0]:
+            raise ValueError(f"--head-device must be of the kind of --device: {self.head_device} beside {self.device}")
+        if self.cuda_graphs:
+            raise ValueError(
+                f"--cuda-graphs records steps of one device, and heads are on another: {self.heads_on}\n"
+                "hint: leave out --cuda-graphs or --head-device"
+            )
+
+    @property
+    def heads_on(self) -> str:
+        """Device of the heads."""
+        return _numbered(self.head_device) if self.has_heads_apart else self.device
+
+    @property
+    def has_heads_apart(self) -> bool:
+        """On another device than the trunk."""
+        return _numbered(self.head_device or self.device) != _numbered(self.device)
 
     @property
     def is_loopback(self) -> bool:
@@ -227,6 +255,11 @@ def _check_variables(environment: Mapping[str, str]) -> None:
             nearest = difflib.get_close_matches(name, sorted(known), n=1, cutoff=0.0)[0]
             hint = f"the nearest known one is {nearest}"
         raise InvalidArgument(f"unknown variable in the environment: {variable[:80]}\nhint: {hint}", field=variable)
+
+
+def _numbered(device: str) -> str:
+    """A GPU without a number is the first."""
+    return "cuda:0" if device == "cuda" else device
 
 
 def _is_loopback(host: str) -> bool:

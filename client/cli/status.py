@@ -60,6 +60,8 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
     rows.add_row("model", f"{trunk.model}  ({layers})")
     rows.add_row("heads in", f"{trunk.head_precision}, outputs to the vocabulary in {trunk.output_precision}")
     rows.add_row("attention", trunk.attention)
+    if trunk.device:
+        rows.add_row("devices", f"trunk on {trunk.device}, heads on {trunk.head_device}")
     rows.add_row("trunk", f"{trunk.trunk_id[:12]}  {human_bytes(status.trunk_bytes)}")
     rows.add_row("memory", _memory(status))
     rows.add_row("budget", _budget(status))

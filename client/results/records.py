@@ -58,6 +58,8 @@ class TrunkInfo:
     head_precision: str = ""  # of heads' layers; "" from a server that does not say
     output_precision: str = ""  # of output projections to the vocabulary; with int8, log-probs differ from a trainer's by up to some tenths
     attention: str = ""  # what computes it: "compiled", "torch", or the name of a GPU kernel
+    device: str = ""  # the trunk's: "cpu", or a GPU, as in "cuda:0"; "" from a server that does not say
+    head_device: str = ""
 
 
 @dataclass(frozen=True, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass, field, replace
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyhead.heads.format.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.model.family import TrunkModule, set_attention
@@ -26,6 +26,7 @@ from polyhead.server.engine.layers.cuda.fused_probe import fused_for
 from polyhead.server.engine.layers.cuda.graphs import step_graphs
 from polyhead.server.engine.layers.cuda.sampler import draw as cuda_draw
 from polyhead.server.engine.layers.cuda.sampler import launch as cuda_launch
+from polyhead.server.engine.layers.cuda.threads import on_device
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
 from polyhead.server.engine.layers.fast import FastTrunk, fast_trunk
@@ -64,7 +65,8 @@ class EngineConfig:
     head_quantization: Quantization = "none"
     output: OutputForm | None = None  # None: a tied output as the trunk is held, a head's own as the head is
     is_deterministic: bool = False  # refuse what cannot keep results the same bit for bit: all but compiled layers
-    has_graphs: bool = True  # CUDA graphs of decode steps, where attention can be recorded (graphs.py)
+    has_graphs: bool = True  # CUDA graphs of decode steps, where attention can be recorded (graphs.py) and all is on one device
+    head_device: torch.device | None = None  # of top layers, outputs and their caches, with its number; None: the trunk's
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
     tap_layer: int = -1  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
     scheduler: SchedulerLimits = field(default_factory=SchedulerLimits)
@@ -82,14 +84,17 @@ def build_engine(
     shape = cache_shape(calls, trunk.embedding, config.block_size)
     queries = QueryHeads.of(calls)
     setup = KvSetup(shape, attention_for(shape, queries), queries)
-    like_heads = replace(setup, shape=replace(shape, dtype=head_dtype or shape.dtype))
+    like_heads = replace(setup, shape=_head_shape(shape, config, head_dtype))
     num_blocks_for(trunk.spec, config, *_kept(config, setup, like_heads))  # before the weights are taken
     set_attention(trunk, attention.NAME)
     max_context = min(config.max_context, trunk.spec.context_length)
-    layers = fast_trunk(trunk, max_context, _kit(config.trunk_quantization, config, setup)) if config.is_fast else None
+    tied_embedding = _at_heads(trunk, like_heads.shape.device)
+    layers = None
+    if config.is_fast:
+        layers = fast_trunk(trunk, max_context, _kit(config.trunk_quantization, config, setup), tied_embedding)
     if layers is None:
         _check_plain(config)
-    return assemble(layers or trunk, setup, config, eos_ids, head_dtype)
+    return assemble(layers or trunk, setup, config, eos_ids, head_dtype, tied_embedding)
 
 
 def assemble(
@@ -98,10 +103,13 @@ def assemble(
     config: EngineConfig,
     eos_ids: frozenset[int],
     head_dtype: torch.dtype | None = None,
+    tied_embedding: nn.Parameter | None = None,
 ) -> Engine:
-    """An engine around the layers that will run. `setup` is the trunk's."""
-    spec, head_setup = trunk.spec, _head_setup(setup, head_dtype)
-    head_kit, draw_tokens = _kit(config.head_quantization, config, head_setup), draw_for(config, head_setup)
+    """An engine around the layers that will run. `setup` is the trunk's; `tied_embedding` is on the heads' device."""
+    spec, head_shape = trunk.spec, _head_shape(setup.shape, config, head_dtype)
+    with on_device(head_shape.device):
+        head_setup = _head_setup(setup, head_shape)
+        head_kit, draw_tokens = _kit(config.head_quantization, config, head_setup), draw_for(config, head_setup)
     if isinstance(trunk, FastTrunk):
         setup, head_setup = (_compiled(each) for each in _kept(config, setup, head_setup))
     num_blocks = num_blocks_for(spec, config, setup, head_setup)
@@ -115,6 +123,7 @@ def assemble(
         has_taps=tap_layer > 0,
         is_compiled=setup.is_compiled,
         is_cleared=setup.attention.reads_past_ends,
+        states_device=head_shape.device,
     )
     num_head_slots = HEAD_BLOCKS_PER_BLOCK * num_blocks + 1
     head_cache = KvCache(
@@ -125,13 +134,13 @@ def assemble(
         is_cleared=head_setup.attention.reads_past_ends,
     )
     max_tokens = min(config.max_context, spec.context_length) + config.block_size
-    can_record = config.has_graphs and isinstance(trunk, FastTrunk)
+    can_record = config.has_graphs and isinstance(trunk, FastTrunk) and head_shape.device == setup.shape.device
     recordable = ((cache.kv, setup.attention), (head_cache, head_setup.attention))
     graphs, head_graphs = (step_graphs(*each, max_tokens) if can_record else None for each in recordable)
     trunk_runner = TrunkRunner(trunk, cache, setup.attention, tap_layer, graphs=graphs)
     tree = BlockTree(trunk_runner.cache, HeadPool(head_cache))
     scheduler = Scheduler(tree, replace(config.scheduler, scoring_floor=floor), eos_ids, spec.vocab_size)
-    heads = HeadRunner(trunk_runner, head_cache, head_setup.attention, head_kit, head_graphs)
+    heads = HeadRunner(trunk_runner, head_cache, head_setup.attention, head_kit, head_graphs, tied_embedding=tied_embedding)
     launch = launch_for(setup) if graphs is not None and head_graphs is not None else None
     return Engine(trunk_runner, heads, tree, scheduler, draw_tokens, config.queue, config.num_threads, launch=launch)
 
@@ -161,9 +170,21 @@ def attention_for(shape: CacheShape, queries: QueryHeads) -> AttentionBackend:
     return working_varlen(shape, queries) or TorchAttention()
 
 
-def _head_setup(setup: KvSetup, head_dtype: torch.dtype | None) -> KvSetup:
-    """The trunk's, in the heads' dtype. A kernel is tried again for another dtype."""
-    shape = replace(setup.shape, dtype=head_dtype or setup.shape.dtype)
+def _head_shape(shape: CacheShape, config: EngineConfig, head_dtype: torch.dtype | None) -> CacheShape:
+    """The trunk's, in the heads' dtype and on their device."""
+    return replace(shape, dtype=head_dtype or shape.dtype, device=config.head_device or shape.device)
+
+
+def _at_heads(trunk: TrunkModule, device: torch.device) -> nn.Parameter | None:
+    """The embedding for outputs that are tied to it: itself, or on another device a copy."""
+    if not trunk.spec.tied:
+        return None
+    embedding = trunk.embedding
+    return embedding if embedding.device == device else nn.Parameter(embedding.detach().to(device), requires_grad=False)
+
+
+def _head_setup(setup: KvSetup, shape: CacheShape) -> KvSetup:
+    """The trunk's, for heads of this shape. A kernel is tried again for another dtype or device."""
     if shape == setup.shape or not isinstance(setup.attention, VarlenAttention):
         return replace(setup, shape=shape)
     return replace(setup, shape=shape, attention=attention_for(shape, setup.queries))

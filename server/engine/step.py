@@ -55,8 +55,9 @@ class Stepper:
                 self.trunk.forward(batch.trunk_runs)
             self.scheduler.commit_trunk(batch)
         trunk_done_at = self.requests.clock()
-        for head, runs in batch.by_head():
-            self._forward_head(head, [run for run in runs if run.reading.head_blocks])
+        with self.heads.on_its_device():
+            for head, runs in batch.by_head():
+                self._forward_head(head, [run for run in runs if run.reading.head_blocks])
         ended_at = self.requests.clock()
         self.scheduler.fit_chunk(batch, ended_at - started_at)
         self.counters.trunk_tokens += batch.num_trunk_tokens

@@ -80,6 +80,9 @@ class ServerFacts:
     disk_free_bytes: int
     disk_size_bytes: int
     attention: str  # what computes it
+    device: str  # of the trunk
+    head_device: str
+    cache_bytes: Mapping[str, int] = field(default_factory=dict)  # by device
     followers: Mapping[str, int] = field(default_factory=dict)  # of a primary, by state
     most_behind: int = 0  # generations that the last of its connected followers still lacks
     is_following: bool = True  # a follower has caught up, and is connected; a primary always
@@ -181,6 +184,13 @@ def _server_metrics(now: ServerFacts) -> Iterator[Metric]:
     info = GaugeMetricFamily("polyhead_attention_info", "Back end that computes attention, in the label; always 1", labels=("attention",))
     info.add_metric((now.attention,), 1)
     yield info
+    devices = GaugeMetricFamily("polyhead_device_info", "Devices of trunk and heads, in the labels; always 1", labels=("trunk", "heads"))
+    devices.add_metric((now.device, now.head_device), 1)
+    yield devices
+    caches = GaugeMetricFamily("polyhead_cache_bytes", "Bytes that caches of trunk and heads may take there", labels=("device",))
+    for device, num_bytes in now.cache_bytes.items():
+        caches.add_metric((device,), num_bytes)
+    yield caches
 
 
 def _ratio(part: int, whole: int) -> float:

@@ -43,12 +43,12 @@ def card(services: Services, addresses: Addresses) -> str:
     rows = {
         "model": f"{services.model_name}: {spec.num_layers} layers, split at {spec.split_layer}, {spec.vocab_size} tokens",
         "trunk": f"{services.trunk_id[:16]}…  {config.trunk_dtype} on {config.device}, {_mib(memory.trunk)}",
-        "heads": f"{heads}  (generation {active.generation}, {config.head_dtype}, {_mib(memory.heads)})",
+        "heads": f"{heads}  (generation {active.generation}, {config.head_dtype} on {config.heads_on}, {_mib(memory.heads)})",
         "outputs": f"to the vocabulary in {services.output_precision}",
         "attention": services.attention,
         "memory": f"{_mib(memory.trunk + memory.heads)} of weights, {_mib(memory.peak)} if all names are swapped at once; "
         f"as unsplit models {_mib(memory.unsplit)}",
-        "budget": f"{_mib(services.registry.residency.budget)} for heads, {_mib(config.cache_bytes)} for caches",
+        "budget": f"{_mib(services.registry.residency.budget)} for heads, {_caches(services)} for caches",
         "store": str(services.store.path),
         "listening": f"{addresses.host}:{addresses.port}{' (TLS)' if config.tls_cert else ''}"
         + (f", metrics http://{config.metrics_host}:{addresses.metrics_port}/metrics" if addresses.metrics_port >= 0 else ""),
@@ -75,6 +75,8 @@ def ready_line(services: Services, addresses: Addresses) -> str:
             "head_precision": config.head_dtype,
             "output_precision": services.output_precision,
             "attention": services.attention,
+            "device": config.device,
+            "head_device": config.heads_on,
             "generation": active.generation,
             "heads": {name: head.version for name, head in sorted(active.heads.items())},
             "trunk_bytes": memory.trunk,
@@ -83,6 +85,13 @@ def ready_line(services: Services, addresses: Addresses) -> str:
             "unsplit_bytes": memory.unsplit,
         }
     )
+
+
+def _caches(services: Services) -> str:
+    """With the devices, if there are two."""
+    if not services.config.has_heads_apart:
+        return _mib(services.config.cache_bytes)
+    return " and ".join(f"{_mib(num_bytes)} on {device}" for device, num_bytes in services.cache_bytes.items())
 
 
 def _mib(num_bytes: int) -> str:

@@ -73,6 +73,14 @@ class Services:
         return self.engine.trunk.attention.name
 
     @property
+    def cache_bytes(self) -> dict[str, int]:
+        """Bytes that keys, values and states may take on each device, the trunk's first."""
+        config, trunk, heads = self.config, self.engine.trunk.cache, self.engine.heads.cache
+        found = {config.device: sum(tensor.nbytes for tensor in trunk.tensors if tensor is not trunk.states)}
+        found[config.heads_on] = found.get(config.heads_on, 0) + trunk.states.nbytes + sum(layer.nbytes for layer in heads.layers)
+        return found
+
+    @property
     def trunk_bytes(self) -> int:
         """Of its weights as served."""
         return self.engine.trunk.num_bytes

@@ -57,7 +57,7 @@ FREE_SHARE = 0.75  # of the memory left, for heads, when no budget is given
 
 def build_services(config: ServeConfig, metrics: Metrics, workers: Workers, progress: Progress) -> Services:
     """Everything but the active set, which `bring_up_heads` loads once the engine runs. PolyheadError says what cannot be."""
-    _check_device(config.device)
+    check_devices(config)
     use_device(torch.device(config.device))
     store_folder = config.store_dir  # fails for a user without a home folder: before the trunk is hashed
     folder = _model_folder(config, progress)
@@ -106,7 +106,7 @@ def _build(
     served = ServedTrunk(spec, identity, config.trunk_dtype, _rule_defaults(rules))
     tokenizer.report_chat(eos_ids)
     workers.pause = Pacer(lambda: engine.is_idle, has_spare_core(engine.num_threads if config.device == "cpu" else 1))
-    cache = build_head_cache(config, served, trunk, store, engine)
+    cache = build_head_cache(config, served, store, engine)
     library = Library(ConfigurationStore(store), _books(rules, recipes, formats), lambda *key: _rule_heads_of(store, *key))
     registry = Registry(store, served, cache, engine, keep_versions=config.keep_versions, on_swap=metrics.observe_swap)
     trunk_sources = frozenset(spec.trunk_sources)
@@ -159,6 +159,7 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         output=_output_form(config),
         is_deterministic=config.deterministic,
         has_graphs=config.cuda_graphs,
+        head_device=torch.device(config.heads_on) if config.has_heads_apart else None,
         num_threads=config.threads or DEFAULT_THREADS,
         tap_layer=config.tap_layer,
         queue=limits,
@@ -166,23 +167,23 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
     return build.build_engine(trunk, sizes, eos_ids, computed_in(config.head_dtype, config.device))
 
 
-def build_head_cache(config: ServeConfig, served: ServedTrunk, trunk: TrunkModule, store: HeadStore, engine: Engine) -> HeadCache:
+def build_head_cache(config: ServeConfig, served: ServedTrunk, store: HeadStore, engine: Engine) -> HeadCache:
     """Loads stored heads into memory, within the memory budget."""
-    embedding = trunk.embedding if served.spec.tied else None
-    heads, device = engine.heads, torch.device(config.device)
-    dtype = computed_in(config.head_dtype, config.device)
-    loader = HeadLoader(served.spec, embedding, dtype, device, heads.prepare, heads.weight_bytes, _output_dtype(config), heads.uploads)
+    heads, dtype = engine.heads, computed_in(config.head_dtype, config.device)
+    loader = HeadLoader(
+        served.spec, heads.tied_embedding, dtype, heads.device, heads.prepare, heads.weight_bytes, _output_dtype(config), heads.uploads
+    )
     budget = config.memory_budget or head_budget(config)
     return HeadCache(store, served, loader, engine, Residency(budget, config.max_idle_per_name, engine.leased_digests, engine.drop_head))
 
 
 def head_budget(config: ServeConfig) -> int:
-    """Bytes for heads, of the memory that is free when trunk and caches are there.
+    """Bytes for heads, of the memory of their device that is free when trunk and caches are there.
 
     A GPU's caches are taken when they are made; on the CPU their pages are taken later.
     """
     promised = 0 if config.device.startswith("cuda") else config.cache_bytes
-    return int(max(0, free_memory(config.device) - promised) * FREE_SHARE)
+    return int(max(0, free_memory(config.heads_on) - promised) * FREE_SHARE)
 
 
 def bring_up_heads(services: Services, progress: Progress) -> None:
@@ -216,6 +217,9 @@ def server_facts(services: Services) -> ServerFacts:
         disk_free_bytes=free,
         disk_size_bytes=size,
         attention=services.attention,
+        device=services.config.device,
+        head_device=services.config.heads_on,
+        cache_bytes=services.cache_bytes,
         followers=followers.num_by_state,
         most_behind=followers.most_behind,
         is_following=following is None or (following.is_level and not following.problem),
@@ -258,20 +262,32 @@ def _model_folder(config: ServeConfig, progress: Progress) -> Path:
     return resolve_folder(config.model) if config.model else embedded.prepare(progress)
 
 
-def _check_device(name: str) -> None:
+def check_devices(config: ServeConfig) -> None:
+    """FailedPrecondition names the one that is not there."""
+    for field, name in (("device", config.device), ("head_device", config.heads_on)):
+        _check_device(field, name)
+
+
+def _check_device(field: str, name: str) -> None:
     device = torch.device(name)
     if device.type != "cuda":
         return
     if not torch.cuda.is_available():
-        raise FailedPrecondition(f"torch {torch.__version__} finds no CUDA device that it can use\nhint: --device cpu", field="device")
+        raise FailedPrecondition(f"torch {torch.__version__} finds no CUDA device that it can use\nhint: --device cpu", field=field)
     if (device.index or 0) >= torch.cuda.device_count():
-        raise FailedPrecondition(f"no such device: {name} (torch finds {torch.cuda.device_count()} GPUs)", field="device")
+        hint = "\nhint: leave out --head-device, and heads share the trunk's" if field == "head_device" else ""
+        raise FailedPrecondition(f"no such device: {name} (torch finds {torch.cuda.device_count()} GPUs){hint}", field=field)
 
 
 def _check_dtypes(config: ServeConfig, spec: ModelSpec) -> None:
-    named = (("trunk_dtype", config.trunk_dtype), ("head_dtype", config.head_dtype), ("output_dtype", config.output_dtype))
-    for field, precision in named:
-        if precision is Precision.FP8 and not has_fp8(torch.device(config.device)):
+    heads_on = config.heads_on
+    named = (
+        ("trunk_dtype", config.trunk_dtype, config.device),
+        ("head_dtype", config.head_dtype, heads_on),
+        ("output_dtype", config.output_dtype, heads_on),
+    )
+    for field, precision, device in named:
+        if precision is Precision.FP8 and not has_fp8(torch.device(device)):
             raise FailedPrecondition(f"{field} fp8 needs a GPU of compute capability 8.9 or later\nhint: use int8", field=field)
     if spec.tied and computed_in(config.head_dtype, config.device) != computed_in(config.trunk_dtype, config.device):
         raise FailedPrecondition(

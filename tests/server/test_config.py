@@ -73,6 +73,34 @@ def test_the_environment_names_a_gpu_too(monkeypatch: pytest.MonkeyPatch) -> Non
     assert (config.trunk_dtype, config.head_dtype) == (Precision.BFLOAT16, Precision.FP8)
 
 
+@pytest.mark.parametrize(
+    ("device", "head_device", "heads_on", "has_graphs"),
+    [
+        ("cpu", "", "cpu", True),
+        ("cpu", "cpu", "cpu", True),
+        ("cuda", "cuda:0", "cuda", True),
+        ("cuda:1", "cuda", "cuda:0", False),
+        ("cuda:0", "cuda:1", "cuda:1", False),
+    ],
+)
+def test_where_heads_are(device: str, head_device: str, heads_on: str, has_graphs: bool) -> None:
+    config = load_config({"device": device, "head_device": head_device})
+    assert (config.heads_on, config.cuda_graphs) == (heads_on, has_graphs)
+
+
+@pytest.mark.parametrize(
+    ("flags", "message"),
+    [
+        ({"head_device": "cuda"}, "--head-device must be of the kind of --device: cuda beside cpu"),
+        ({"device": "cuda:0", "head_device": "cuda:1", "cuda_graphs": True}, "--cuda-graphs records steps of one device"),
+        ({"head_device": "tpu"}, "--head-device: String should match"),
+    ],
+)
+def test_heads_that_cannot_be_there(flags: dict[str, object], message: str) -> None:
+    with pytest.raises(InvalidArgument, match=message):
+        load_config(flags)
+
+
 def test_it_is_frozen() -> None:
     with pytest.raises(ValidationError):
         ServeConfig().port = 3  # type: ignore[misc]

@@ -183,7 +183,8 @@ def random_head(ours: RandomEngine, output: OutputKind, weights: RandomWeights) 
     with pausing(_filler(base.layers, spec, spec.split_layer, weights)):
         layers = take_layers(base, spec, _calls(ours.shape, spec.num_head_layers), spec.split_layer, ours.kit.layer)
     base.norm.weight = nn.Parameter(norm[0], requires_grad=False)
-    return FastHead(HeadModule(model if score is None else base, score, spec, output), layers, norm, trunk, ours.kit)
+    module = HeadModule(model if score is None else base, score, spec, output)
+    return FastHead(module, layers, norm, trunk, ours.kit, ours.engine.heads.device)
 
 
 def _filler(layers: nn.ModuleList, spec: ModelSpec, first: int, weights: RandomWeights) -> Pause:

@@ -41,7 +41,7 @@ class HeadTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetTrunkResponse(_message.Message):
-    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json", "tap_layer", "head_precision", "output_precision", "attention")
+    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json", "tap_layer", "head_precision", "output_precision", "attention", "device", "head_device")
     TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -60,6 +60,8 @@ class GetTrunkResponse(_message.Message):
     HEAD_PRECISION_FIELD_NUMBER: _ClassVar[int]
     OUTPUT_PRECISION_FIELD_NUMBER: _ClassVar[int]
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    HEAD_DEVICE_FIELD_NUMBER: _ClassVar[int]
     trunk_id: str
     precision: str
     model: str
@@ -78,7 +80,9 @@ class GetTrunkResponse(_message.Message):
     head_precision: str
     output_precision: str
     attention: str
-    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ..., tap_layer: _Optional[int] = ..., head_precision: _Optional[str] = ..., output_precision: _Optional[str] = ..., attention: _Optional[str] = ...) -> None: ...
+    device: str
+    head_device: str
+    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ..., tap_layer: _Optional[int] = ..., head_precision: _Optional[str] = ..., output_precision: _Optional[str] = ..., attention: _Optional[str] = ..., device: _Optional[str] = ..., head_device: _Optional[str] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("prompt", "without_special_tokens", "prompts")

@@ -103,9 +103,12 @@ class TrunkCache:
         has_taps: bool = False,
         is_compiled: bool = False,
         is_cleared: bool = True,
+        states_device: torch.device | None = None,
     ) -> None:
+        """`states_device`: of the heads, which read the states; None: the trunk's."""
         self.kv = KvCache(shape, num_layers, num_slots, is_compiled=is_compiled, is_cleared=is_cleared)
-        self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, shape.device)
+        self.states_device = states_device or shape.device
+        self.states = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, self.states_device)
         self.taps = _lazy_zeros((num_slots * shape.block_size, d_model), shape.dtype, shape.device) if has_taps else None
 
     @property

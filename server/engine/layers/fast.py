@@ -10,7 +10,7 @@ from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 from torch.nn.functional import embedding
 
 from polyhead.heads.format.kinds import OutputKind
@@ -25,27 +25,37 @@ from polyhead.server.engine.layers.plan import StepPlan
 class FastTrunk:
     """ids -> boundary states, called as the TrunkModule that it is made from."""
 
-    def __init__(self, trunk: TrunkModule, layers: list[Any], rotations: Tensor, kit: Kit) -> None:
-        """`layers` as the kit packed them; `rotations` (max_context, head_dim / 2), complex: each position's rotation."""
+    def __init__(
+        self, trunk: TrunkModule, layers: list[Any], rotations: Tensor, kit: Kit, tied_embedding: nn.Parameter | None = None
+    ) -> None:
+        """`layers` as the kit packed them; `rotations` (max_context, head_dim / 2), complex: each position's rotation.
+
+        `tied_embedding`: the embedding on the heads' device; None: that is the trunk's.
+        """
         self.spec = trunk.spec
         self.embedding = trunk.embedding
-        self.tied_output = kit.tied(self.embedding.detach()) if self.spec.tied else None  # of tied heads, held once
-        self.rotations = {torch.float32: rotations}  # by the dtype they are rounded to; heads share them
-        self.stack = kit.stack(layers, self.rotations_at(self.embedding.dtype))
+        at_heads = self.embedding if tied_embedding is None else tied_embedding
+        self._copied_bytes = 0 if at_heads is self.embedding else at_heads.nbytes
+        self.tied_output = kit.tied(at_heads.detach()) if self.spec.tied else None  # of tied heads, held once
+        self._rotations = rotations
+        self._rounded: dict[tuple[torch.dtype, torch.device], Tensor] = {}  # heads share them
+        self.stack = kit.stack(layers, self.rotations_at(self.embedding.dtype, self.embedding.device))
         self.tap_layer = 0  # what enters it is kept; 0: nothing
 
     @property
     def num_bytes(self) -> int:
         """Of its weights as served."""
-        held = self.stack.num_bytes + (self.tied_output.num_bytes if self.tied_output else 0)
+        held = self._copied_bytes + self.stack.num_bytes + (self.tied_output.num_bytes if self.tied_output else 0)
         return held + self.embedding.numel() * self.embedding.element_size()
 
-    def rotations_at(self, dtype: torch.dtype) -> Tensor:
+    def rotations_at(self, dtype: torch.dtype, device: torch.device) -> Tensor:
         """The rotations with sines and cosines rounded to `dtype`, as the families' own modules round them."""
-        if dtype not in self.rotations:
-            rounded = torch.view_as_real(self.rotations[torch.float32]).to(dtype).float()
-            self.rotations[dtype] = torch.view_as_complex(rounded)
-        return self.rotations[dtype]
+        if (dtype, device) not in self._rounded:
+            rounded = self._rotations
+            if dtype != torch.float32:
+                rounded = torch.view_as_complex(torch.view_as_real(self._rotations).to(dtype).float())
+            self._rounded[dtype, device] = rounded.to(device)
+        return self._rounded[dtype, device]
 
     def __call__(self, input_ids_1T: Tensor, position_ids_1T: Tensor, *, plan: StepPlan) -> Tensor:
         """(1, T, d_model)."""
@@ -56,9 +66,10 @@ class FastTrunk:
 class FastHead:
     """Boundary states -> logits or scalars, called as the HeadModule that it is made from."""
 
-    def __init__(self, head: HeadModule, layers: list[Any], norm: NormWeight, trunk: FastTrunk, kit: Kit) -> None:
+    def __init__(self, head: HeadModule, layers: list[Any], norm: NormWeight, trunk: FastTrunk, kit: Kit, device: torch.device) -> None:
+        """`device`: the head's."""
         self.spec, self.output, self.dtype = head.spec, head.output, head.dtype
-        self.stack = kit.stack(layers, trunk.rotations_at(head.dtype))
+        self.stack = kit.stack(layers, trunk.rotations_at(head.dtype, device))
         self.norm = kit.norm(*norm)
         self._project, output_bytes = _projection(head, trunk, kit)
         self.num_bytes = self.stack.num_bytes + norm[0].nbytes + output_bytes  # of weights that are not shared
@@ -99,25 +110,25 @@ class FastLoraHead:
         return self._base(*inputs, plan=plan, parts=self._parts)
 
 
-def fast_trunk(trunk: TrunkModule, max_context: int, kit: Kit) -> FastTrunk | None:
-    """The same trunk on fast layers, or None. The plain module's layers are emptied."""
+def fast_trunk(trunk: TrunkModule, max_context: int, kit: Kit, tied_embedding: nn.Parameter | None = None) -> FastTrunk | None:
+    """The same trunk on fast layers, or None. The plain module's layers are emptied. `tied_embedding` as in FastTrunk."""
     calls = layer_calls(trunk, trunk.spec.d_model)
     if not is_known(trunk.decoder, trunk.spec, calls):
         return None
     layers = take_layers(trunk.decoder, trunk.spec, calls, 0, kit.layer)
-    return FastTrunk(trunk, layers, rotations(trunk.decoder, max_context), kit)
+    return FastTrunk(trunk, layers, rotations(trunk.decoder, max_context), kit, tied_embedding)
 
 
-def fast_head(head: HeadModule, trunk: FastTrunk, kit: Kit, calls: list[LayerCall]) -> FastHead | None:
+def fast_head(head: HeadModule, trunk: FastTrunk, kit: Kit, calls: list[LayerCall], device: torch.device) -> FastHead | None:
     """The same head on fast layers, or None. The plain module's layers are emptied.
 
-    `calls` of any head of this trunk: what differs between them is weights.
+    `calls` of any head of this trunk: what differs between them is weights. `device`: the head's.
     """
     base = head.decoder if head.score is not None else getattr(head.decoder, head.spec.base)
     if not is_known(base, head.spec, calls):
         return None
     layers = take_layers(base, head.spec, calls, head.spec.split_layer, kit.layer)
-    return FastHead(head, layers, norm_weight(getattr(base, head.spec.norm)), trunk, kit)
+    return FastHead(head, layers, norm_weight(getattr(base, head.spec.norm)), trunk, kit, device)
 
 
 def _projection(head: HeadModule, trunk: FastTrunk, kit: Kit) -> tuple[Callable[[Tensor], Tensor], int]:

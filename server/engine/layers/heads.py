@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
 import math
 from collections.abc import Sequence
 from functools import partial
 from typing import cast
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyhead.heads.format.errors import DataLoss
 from polyhead.heads.model.adapted import AdapterRows
@@ -17,7 +18,7 @@ from polyhead.server.engine.blocks.cache import KvCache
 from polyhead.server.engine.layers import attention, layer_calls
 from polyhead.server.engine.layers.cuda.graphs import StepGraphs
 from polyhead.server.engine.layers.cuda.tables import DecodeRow
-from polyhead.server.engine.layers.cuda.threads import SideStream
+from polyhead.server.engine.layers.cuda.threads import SideStream, on_device
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastHead, FastLoraHead, FastTrunk, fast_head
 from polyhead.server.engine.layers.kits import Kit
@@ -33,14 +34,29 @@ CANARY_TOKENS = 8
 class HeadRunner:
     """Layers [k, L) of any head, over the cache that all heads share."""
 
-    def __init__(self, trunk: TrunkRunner, cache: KvCache, attention: AttentionBackend, kit: Kit, graphs: StepGraphs | None = None) -> None:
+    def __init__(
+        self,
+        trunk: TrunkRunner,
+        cache: KvCache,
+        attention: AttentionBackend,
+        kit: Kit,
+        graphs: StepGraphs | None = None,
+        *,
+        tied_embedding: nn.Parameter | None = None,
+    ) -> None:
         self.trunk = trunk
         self.cache = cache
+        self.device = cache.shape.device
+        self.tied_embedding = tied_embedding  # on this device: the trunk's own if that is the same
         self.attention = attention
         self.kit = kit  # of fast layers
         self.graphs = graphs  # of decode steps
         self.uploads = SideStream(cache.shape.device)  # of workers that load heads
         self._calls: list[LayerCall] = []  # of a head's layers, seen in the first one
+
+    def on_its_device(self) -> contextlib.AbstractContextManager[None]:
+        """Around what a thread of the trunk's device launches for heads, and for what reads them."""
+        return contextlib.nullcontext() if self.device == self.trunk.device else on_device(self.device)
 
     def prepare(self, module: HeadModule) -> HeadModule | FastHead:
         """What a head of this trunk runs on: fast layers if the trunk does, else its own with our attention. Takes over the weights.
@@ -52,7 +68,7 @@ class HeadRunner:
         if not isinstance(trunk, FastTrunk):
             return module
         self._calls = self._calls or layer_calls.layer_calls(module, module.spec.d_model)
-        return fast_head(module, trunk, self.kit, self._calls) or module
+        return fast_head(module, trunk, self.kit, self._calls, self.device) or module
 
     def weight_bytes(self, name: str, shape: tuple[int, ...]) -> int:
         """What a tensor of a head file, by its global name, takes as it is held here."""
@@ -70,7 +86,7 @@ class HeadRunner:
         if self.can_decode(head, runs):
             return self.decode(head, [self._decode_row(run) for run in runs])
         positions = [position for run in runs for position in range(run.start, run.end)]
-        state_rows, positions_T, wanted = upload((self._state_rows(runs), positions, _wanted_rows(runs)), self.trunk.device)
+        state_rows, positions_T, wanted = upload((self._state_rows(runs), positions, _wanted_rows(runs)), self.device)
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
         plan = self._plan(segments, [run.first_new_key for run in runs])
         plan.asked = self._asked(runs)
@@ -106,7 +122,7 @@ class HeadRunner:
     def try_out(self, head: LiveHead, states: Tensor) -> None:
         """Run a head once on these boundary states, (tokens, d_model), beside the engine. Raises DataLoss unless every output is finite."""
         with self.uploads.beside():
-            canary(head.module, states.to(self.trunk.device), self.cache, self.attention)
+            canary(head.module, states.to(self.device), self.cache, self.attention)
 
     def record(self, head: LiveHead, size: int) -> None:
         """Record the head's decode steps of `size` rows, where its steps are recorded, before the first one."""

@@ -59,12 +59,13 @@ class StepPlan:
     new_rows: Tensor | None  # (new keys,) rows of the batch where they stand; None: in all of them
     prepared: Any  # what the back end made of the segments; read by that back end alone
     asked: StepPlan | None = None  # of the rows whose output is asked for, if those are not all: for a head's last layer
+    state_rows: Tensor | None = None  # `write_rows` on the heads' device, set by the trunk where that is another
     taps: Tensor | None = None  # (cache rows, d_model), set by the trunk: takes the tap layer's states at `write_rows`
 
     @classmethod
     def build(cls, cache: KvCache, attention: AttentionBackend, segments: list[Segment], new_from: Iterable[int]) -> StepPlan:
         """Plan a step. `new_from[i]`: position from which segment i's keys are new; earlier ones are cached and only queried."""
-        write_rows, new_rows, num_rows = _new_keys(segments, new_from, cache.shape.block_size)
+        write_rows, new_rows, num_rows = new_keys(segments, new_from, cache.shape.block_size)
         written, new = upload((write_rows, [] if len(new_rows) == num_rows else new_rows), cache.shape.device)
         return cls(cache, attention, written, None if len(new_rows) == num_rows else new, attention.prepare(cache, segments))
 
@@ -81,7 +82,7 @@ class StepPlan:
             self.cache.write(layer, self.write_rows, kv[self.new_rows])
 
 
-def _new_keys(segments: list[Segment], new_from: Iterable[int], size: int) -> tuple[list[int], list[int], int]:
+def new_keys(segments: list[Segment], new_from: Iterable[int], size: int) -> tuple[list[int], list[int], int]:
     """Rows of the cache for the step's new keys, the rows of the batch where they stand, and how many rows the batch has."""
     write_rows, new_rows, row = [], [], 0
     for segment, first_new in zip(segments, new_from, strict=True):

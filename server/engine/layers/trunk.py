@@ -18,7 +18,7 @@ from polyhead.server.engine.layers.cuda.graphs import StepGraphs, TokensAhead
 from polyhead.server.engine.layers.cuda.tables import DecodeRow
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.fast import FastTrunk
-from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
+from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan, new_keys
 from polyhead.server.engine.work.batch import TrunkRun
 from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 
@@ -44,6 +44,7 @@ class TrunkRunner:
         self.tap_layer = tap_layer  # 0: none
         self.graphs = graphs  # of decode steps
         self.device = cache.kv.shape.device
+        self.heads_device = cache.states_device
         if isinstance(module, FastTrunk):
             module.tap_layer = tap_layer
         elif tap_layer:
@@ -73,6 +74,9 @@ class TrunkRunner:
         segments = [Segment([block.slot for block in run.sequence.blocks], run.start, run.end) for run in runs]
         plan = StepPlan.build(self.cache.kv, self.attention, segments, [run.start for run in runs])
         plan.taps = self.cache.taps
+        if self.heads_device != self.device:
+            written, _, _ = new_keys(segments, [run.start for run in runs], self.cache.kv.shape.block_size)
+            (plan.state_rows,) = upload((written,), self.heads_device)
         self._compute(tokens, positions, plan)
 
     def can_decode(self, runs: Sequence[TrunkRun], num_more: int = 0) -> bool:
@@ -95,18 +99,21 @@ class TrunkRunner:
 
     def _compute(self, tokens_T: Tensor, positions_T: Tensor, plan: StepPlan) -> Tensor:
         states_TD: Tensor = self.module(tokens_T[None], positions_T[None], plan=plan)[0]
-        self.cache.states.index_copy_(0, plan.write_rows, states_TD)
+        if plan.state_rows is None:
+            self.cache.states.index_copy_(0, plan.write_rows, states_TD)
+        else:
+            self.cache.states.index_copy_(0, plan.state_rows, states_TD.to(self.heads_device))
         return states_TD
 
     def states(self, slots: list[int], start: int, end: int, layer: int = 0) -> Tensor:
         """States of positions [start, end) of the text in `slots`, (end - start, d_model): boundary states, or the tap layer's."""
-        rows = self.cache.states
+        rows, device = self.cache.states, self.heads_device
         if layer and layer == self.tap_layer:
             assert self.cache.taps is not None
-            rows = self.cache.taps
+            rows, device = self.cache.taps, self.device
         else:
             assert layer in (0, self.module.spec.split_layer), f"the states at layer {layer} are not kept"
-        return rows.index_select(0, self.state_rows(slots, start, end))
+        return rows.index_select(0, self._state_rows(slots, start, end, device))
 
     def pooled(self, slots: list[int], num_tokens: int, pooling: PromptPooling) -> np.ndarray:
         """One row for the first `num_tokens` tokens of the text in `slots`: (d_model,) float64, summed as such."""
@@ -114,10 +121,10 @@ class TrunkRunner:
         rows = self.states(slots, start, num_tokens, pooling.layer)
         return rows.mean(dim=0, dtype=torch.float64).numpy(force=True)
 
-    def state_rows(self, slots: list[int], start: int, end: int) -> Tensor:
+    def _state_rows(self, slots: list[int], start: int, end: int, device: torch.device) -> Tensor:
         """Rows of the state cache that hold those positions."""
         size = self.cache.kv.shape.block_size
-        return torch.tensor([slots[p // size] * size + p % size for p in range(start, end)], dtype=torch.long, device=self.device)
+        return torch.tensor([slots[p // size] * size + p % size for p in range(start, end)], dtype=torch.long, device=device)
 
 
 def _tap(layer: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:

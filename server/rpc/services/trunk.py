@@ -200,6 +200,8 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             head_precision=services.config.head_dtype,
             output_precision=services.output_precision,
             attention=services.attention,
+            device=services.config.device,
+            head_device=services.config.heads_on,
         )
 
     def _status(self) -> trunk_pb2.GetStatusResponse:

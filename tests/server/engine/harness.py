@@ -81,7 +81,8 @@ class Bench:
         tensors = {name: tensor.clone() for name, tensor in initial_head(self.checkpoint, self.spec, output).items()}
         change(tensors)
         self.tensors[digest] = {name: tensor.clone() for name, tensor in tensors.items()}  # fast layers take the weights over
-        module = build_head(self.spec, tensors, output, self.trunk.embedding, self.trunk.embedding.dtype)
+        heads = self.engine.heads
+        module = build_head(self.spec, tensors, output, heads.tied_embedding, self.trunk.embedding.dtype, heads.device)
         return LiveHead(digest, self.engine.heads.prepare(module), 0)
 
     def activate(

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from polyhead.heads.format.errors import FailedPrecondition
 from polyhead.server.config import ServeConfig
 from polyhead.server.host import cgroups
 from polyhead.server.process import startup
@@ -38,11 +39,20 @@ def test_a_units_own_limit_counts(tree: Path) -> None:
     assert startup.free_memory("cpu") == 700
 
 
-@pytest.mark.parametrize(("device", "budget"), [("cpu", 450), ("cuda:1", 750)])
-def test_caches_are_counted_once(device: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+@pytest.mark.parametrize(("device", "head_device", "budget"), [("cpu", "", 450), ("cuda:1", "", 750), ("cuda:1", "cuda:2", 1500)])
+def test_caches_are_counted_once(device: str, head_device: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's are taken when they are made, and so are not free any more; their size was subtracted once more."""
-    monkeypatch.setattr(startup, "free_memory", lambda name: {"cpu": 1000, "cuda:1": 1000}[name])
-    assert startup.head_budget(ServeConfig(device=device, cache_bytes=400)) == budget
+    monkeypatch.setattr(startup, "free_memory", lambda name: {"cpu": 1000, "cuda:1": 1000, "cuda:2": 2000}[name])
+    assert startup.head_budget(ServeConfig(device=device, head_device=head_device, cache_bytes=400)) == budget
+
+
+def test_a_second_device_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
+    startup.check_devices(ServeConfig(device="cuda", head_device="cuda:1"))
+    with pytest.raises(FailedPrecondition, match=r"no such device: cuda:2 \(torch finds 2 GPUs\)\nhint: leave out --head-device") as caught:
+        startup.check_devices(ServeConfig(device="cuda", head_device="cuda:2"))
+    assert caught.value.field == "head_device"
 
 
 def test_a_gpus_free_memory_is_asked_for_when_torch_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -29,7 +29,7 @@ def scrape(metrics: Metrics) -> dict[str, float]:
 def test_page() -> None:
     metrics = Metrics()
     assert "polyhead_requests_running" not in scrape(metrics)
-    facts = ServerFacts(500, 77, 100, 4, True, 3, 30, 40, "triton paged")
+    facts = ServerFacts(500, 77, 100, 4, True, 3, 30, 40, "triton paged", "cuda:0", "cuda:1", {"cuda:0": 60, "cuda:1": 20})
     metrics.engine.connect(FakeEngine().snapshot, lambda: [HeadInfo("policy", 3, "policy", "ab" * 32, True)], lambda: facts)
     metrics.observe_call("/polyhead.v1.HeadService/GetHead", "OK", 0.1)
     metrics.observe_swap(["policy"], "ok", 0.2)
@@ -44,6 +44,8 @@ def test_page() -> None:
     assert page["polyhead_active_set_damaged"] == 1
     assert (page["polyhead_disk_free_bytes"], page["polyhead_disk_size_bytes"]) == (30, 40)
     assert page["polyhead_attention_info{attention=triton paged}"] == 1
+    assert page["polyhead_device_info{heads=cuda:1}{trunk=cuda:0}"] == 1
+    assert (page["polyhead_cache_bytes{device=cuda:0}"], page["polyhead_cache_bytes{device=cuda:1}"]) == (60, 20)
     assert page["process_resident_memory_bytes"] > 1e6
     assert page["polyhead_serving"] == 0
     assert page["polyhead_head_info{head=policy}{kind=policy}{sha=abababababab}{version=3}"] == 1

@@ -13,6 +13,12 @@ from typing import Any
 import torch
 
 
+def on_device(device: torch.device, cuda: Any = torch.cuda) -> contextlib.AbstractContextManager[None]:
+    """Within, the calling thread launches there."""
+    context: contextlib.AbstractContextManager[None] = cuda.device(device) if device.type == "cuda" else contextlib.nullcontext()
+    return context
+
+
 def use_device(device: torch.device, cuda: Any = torch.cuda) -> None:
     """For the calling thread, from now on."""
     if device.type == "cuda":

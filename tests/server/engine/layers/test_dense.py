@@ -26,6 +26,7 @@ from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
 
 DRAWN = SamplingParams(max_new_tokens=24)
+CPU = torch.device("cpu")
 SMALL_CHUNKS = SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1)
 ROUNDING = 0.07  # mean of a log-prob's error that these models (32 numbers a row, at random) show in transformers' own bfloat16
 
@@ -73,8 +74,8 @@ def test_rotations_are_those_of_the_family(dtype: torch.dtype, llama_folder: Pat
     rotary = bench.model.model.rotary_emb  # type: ignore[union-attr]
     cos, sin = rotary(torch.zeros(1, 1, 1, dtype=dtype), torch.arange(256)[None])  # type: ignore[operator]
     half = cos.shape[-1] // 2
-    assert torch.equal(trunk.rotations_at(dtype).real, cos[0, :, :half].float())
-    assert torch.equal(trunk.rotations_at(dtype).imag, sin[0, :, :half].float())
+    assert torch.equal(trunk.rotations_at(dtype, CPU).real, cos[0, :, :half].float())
+    assert torch.equal(trunk.rotations_at(dtype, CPU).imag, sin[0, :, :half].float())
 
 
 def test_neighbours_chunks_and_cache(llama_folder: Path) -> None:
