@@ -1,6 +1,7 @@
 """Training of a rule head: binary cross-entropy on the two answer tokens behind the rule's question (Sparrow's five labels made two).
 
-The question's ids are the server's own (TokenizeRules), behind the dialogue's, so that the head is trained on what it will be asked.
+The question's ids are the server's own (TokenizeRules), of the template that the head has, behind the dialogue's: so the head is trained
+on what it will be asked, and on the answers that are read.
 """
 
 from __future__ import annotations
@@ -11,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from polyhead.client import Client, Rule
+from polyhead.client import Client, Rule, RuleQuestions
 from polyhead.client.errors import NotFound
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
@@ -39,22 +40,37 @@ class Asked:
 
 
 def encode_judgements(
-    client: Client, rows: Sequence[RuleJudgement], states: StateStore, rules: Sequence[str | Rule] | None = None
+    client: Client, rows: Sequence[RuleJudgement], states: StateStore, rules: Sequence[str | Rule] | None = None, head: str = "rule"
 ) -> Asked:
-    """The rows that are not unsure, with their questions. Raises DataError for a rule that the server does not know.
+    """The rows that are not unsure, with the questions that `head` is asked. Raises DataError for a rule that the server does not know.
 
-    `rules` gives rules by their text; left out, the rows name rules of the server.
+    `rules` gives rules by their text; left out, the rows name rules of the server: of its own rule set, or of one that was added.
     """
     rows = [row for row in rows if row.label.target is not None]
-    try:
-        questions = client.tokenize_rules(rules or sorted({row.rule for row in rows}))
-    except NotFound as error:
-        raise DataError(f"a rule of the data is not one of the server's: {error}") from None
+    manifest = client.head(head).manifest
+    questions = _questions(client, rules or sorted({row.rule for row in rows}), manifest.template)
     ids_of = dict(questions.token_ids)
     texts = Texts(client)
     ids = [[*texts.prompt(row.prompt), *texts.reply(row.completion), *ids_of[row.rule]] for row in rows]
     encoded = [Text(row, state, len(row)) for row, state in zip(ids, states.states(ids), strict=True)]
-    return Asked(encoded, [row.label for row in rows], questions.violated_token_id, questions.followed_token_id)
+    return Asked(encoded, [row.label for row in rows], manifest.violated_token_id, manifest.followed_token_id)
+
+
+def _questions(client: Client, rules: Sequence[str | Rule], template: str) -> RuleQuestions:
+    """Ids that the default rule set does not have are looked for in the other sets."""
+    try:
+        return client.tokenize_rules(rules, template=template)
+    except NotFound as error:
+        if error.field.endswith("template"):
+            raise
+    known: dict[str, Rule] = {}
+    for each in (rule for rule_set in client.configurations("rule_set") for rule in rule_set.rules):
+        known.setdefault(each.id, each)
+    for rule in rules:
+        if isinstance(rule, str) and rule not in known:
+            hint = "hint: `polyhead configurations` lists the rule sets, `polyhead configurations add FILE` adds one"
+            raise DataError(f"a rule of the data is in none of the server's rule sets: {rule!r}\n{hint}")
+    return client.tokenize_rules([known[rule] if isinstance(rule, str) else rule for rule in rules], template=template)
 
 
 def train_rule(
@@ -71,7 +87,7 @@ def train_rule(
 ) -> HeadModule:
     """Train a copy of `start_from` on judgements and return it; nothing is pushed."""
     with Processes.launched().main_first():
-        asked = encode_judgements(client, rows, states, rules)
+        asked = encode_judgements(client, rows, states, rules, start_from)
     head = pull_module(client, start_from, embedding)
 
     def loss(items: list[int]) -> torch.Tensor:

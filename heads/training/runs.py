@@ -73,7 +73,7 @@ class Trained:
     head: HeadModule
     metrics: dict[str, float] = field(default_factory=dict)  # what is pushed with the head
     lines: list[str] = field(default_factory=list)  # the same for people
-    units: PushOptions = field(default_factory=lambda: PushOptions())  # a scalar head's own bias and scale
+    served: PushOptions = field(default_factory=lambda: PushOptions())  # how the head was trained to be read
 
 
 def sft(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
@@ -106,7 +106,7 @@ def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnSt
     bias = sum(scores) / len(scores)
     lines.append(f"bias {bias:+.4f}: {len(scores)} reference replies have a score of 0 on average")
     metrics = {"held_out_accuracy": accuracy.share, "held_out_pairs": float(accuracy.count)}
-    return Trained(head, metrics, lines, {"bias": bias, "scale": 1.0})
+    return Trained(head, metrics, lines, {"bias": bias, "scale": 1.0, "read": "last", "pad_token_id": -1})
 
 
 def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
@@ -121,7 +121,7 @@ def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) ->
     head = rule.train_rule(client, rows, states, source, config, run.broken_weight, embedding, None, checkpoints, on_step)
     if not Processes.launched().is_main:
         return Trained(head)
-    asked = rule.encode_judgements(client, held_out, states)
+    asked = rule.encode_judgements(client, held_out, states, head=source)
     found = rule.held_out_probabilities(head, asked)
     targets = [label.target or 0.0 for label in asked.labels]
 
@@ -133,7 +133,10 @@ def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) ->
     lines += [_line(f"  {name}", measured(each)) for name, each in _groups([row.rule for row in held_out]).items()]
     lines += [_line(f"  group {name}", measured(each)) for name, each in _groups([row.group for row in held_out]).items()]
     metrics = {"held_out_accuracy": overall.accuracy.share, "held_out_auc": overall.auc, "held_out_ece": overall.ece}
-    return Trained(head, {name: value for name, value in metrics.items() if math.isfinite(value)}, lines)
+    manifest = client.head(source).manifest
+    served: PushOptions = {"template": manifest.template}
+    served |= {"violated_token_id": manifest.violated_token_id, "followed_token_id": manifest.followed_token_id}
+    return Trained(head, {name: value for name, value in metrics.items() if math.isfinite(value)}, lines, served)
 
 
 def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
@@ -154,9 +157,9 @@ def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -
 def push(client: Client, name: str, kind: Any, trained: Trained) -> PushReport:
     """The trained head as a new version of `name`, with its metrics. It is not active.
 
-    A scalar head was trained in units of its own, so it takes over neither the bias nor the scale of the version before.
+    It takes over nothing of the version before that it was not trained with: bias, scale and place of a scalar head, a rule's question.
     """
-    options: PushOptions = {"kind": kind, "metrics": trained.metrics, **trained.units}
+    options: PushOptions = {"kind": kind, "metrics": trained.metrics, **trained.served}
     return client.push(name, weights_of(trained.head), **options)
 
 
@@ -189,14 +192,17 @@ def _rows(run: RunConfig, read: Callable[[Path], list[T]], seed: int) -> tuple[l
 def _checkpoints(run: RunConfig, config: FitConfig, client: Client, source: str) -> CheckpointFolder | None:
     if run.checkpoints is None:
         return None
+    head = client.head(source)
     facts = {
         "data": hashlib.sha256(run.data.read_bytes()).hexdigest(),
         "held_out": hashlib.sha256(run.held_out.read_bytes()).hexdigest() if run.held_out else run.held_out_share,
-        "start_from": client.head(source).digest,
+        "start_from": head.digest,
         "trunk_id": client.trunk().trunk_id,
         "precision": client.trunk().precision,
         "broken_weight": run.broken_weight,
     }
+    if head.manifest.template:
+        facts["template"] = head.manifest.template
     if run.loss is PreferenceLoss.CHOICE:
         facts |= {"loss": run.loss.value, "off_topic": run.num_off_topic}
     return CheckpointFolder(run.checkpoints, identity_of(config, **facts))

@@ -16,7 +16,13 @@ from typer.testing import CliRunner
 from polyhead.client import Client
 from polyhead.client.cli.app import build_app
 from polyhead.client.local import LocalServer
+from polyhead.heads.training.data import RuleJudgement
+from polyhead.heads.training.labels import RuleLabel
+from polyhead.heads.training.remote import pull_module
+from polyhead.heads.training.rule import encode_judgements, held_out_probabilities
+from polyhead.heads.training.state_store import StateStore
 from tests.e2e.support import serving
+from tests.e2e.test_configurations import RULES, TEMPLATE
 from tests.e2e.tiny import EOS
 
 ANSWERS = [("good", "bad"), ("fine", "poor"), ("yes", "no")]
@@ -135,6 +141,37 @@ def test_a_rule_head(run: Any) -> None:
         assert word in done.output
 
 
+def test_a_rule_head_is_trained_on_its_own_question(run: Any, server: LocalServer, tmp_path: Path) -> None:
+    """It was trained on the server's default question, whatever its head.json says, and on rules of the default set alone."""
+    rows = [{**row, "rule": "be-brief"} for row in JUDGEMENTS]
+    with Client(server.address) as client:
+        for content in (RULES, TEMPLATE):
+            client.add_configuration(content)
+        client.update(
+            {"asks-short": dict(client.pull_head("rule").items())}, options={"asks-short": {"kind": "rule", "template": "short@1"}}
+        )
+        judged = [RuleJudgement(row["prompt"], row["completion"], "be-brief", RuleLabel.DEFINITELY_BROKEN) for row in rows[:3]]
+        asked = encode_judgements(client, judged, StateStore(client, tmp_path / "states"), head="asks-short")
+        pairs = [(client.tokenize(row.prompt), [*client.tokenize(row.completion, special_tokens=False), EOS]) for row in judged]
+        served = [each.scores["asks-short"].p_violate["be-brief"] for each in client.score(pairs, heads=["asks-short"], rule_set="ours")]
+        assert held_out_probabilities(pull_module(client, "asks-short"), asked) == pytest.approx(served, abs=1e-5)
+        done = run("rule", rows, "--epochs", "1", "--start-from", "asks-short", "--name", "briefly", "--activate")
+        assert done.exit_code == 0, done.output
+        manifest, source = (client.head(name).manifest for name in ("briefly", "asks-short"))
+        answers = [(each.template, each.violated_token_id, each.followed_token_id) for each in (manifest, source)]
+    assert answers[0] == answers[1]
+    assert answers[0][0] == "short@1"
+
+
+def test_a_preference_head_is_read_where_it_was_trained(run: Any, server: LocalServer) -> None:
+    """A trained head took over the place of the version before: an appended token, or the last one that is no padding."""
+    with Client(server.address) as client:
+        client.activate({"appended": client.copy_head("preference@1", "appended", read="append", append_token_id=EOS)})
+        assert run("preference", PAIRS, "--epochs", "1", "--name", "appended", "--activate").exit_code == 0
+        manifest = client.head("appended").manifest
+    assert (manifest.read, manifest.pad_token_id) == ("last", -1)
+
+
 GOOD = {"preference": PAIRS[:2], "sft": REPLIES[:2], "rule": JUDGEMENTS[:2], "value": [{**row, "reward": 1.0} for row in REPLIES[:2]]}
 
 
@@ -169,7 +206,8 @@ def test_rows_are_read_without_torch() -> None:
 def test_an_unknown_rule_and_label(run: Any) -> None:
     maybe = run("rule", [JUDGEMENTS[0], {**JUDGEMENTS[1], "label": "maybe"}])
     assert 'line 2: "label" must be true (broken), false, or one of' in maybe.output
-    assert "no-such-rule" in run("rule", [{**row, "rule": "no-such-rule"} for row in JUDGEMENTS]).output
+    unknown = run("rule", [{**row, "rule": "no-such-rule"} for row in JUDGEMENTS]).output
+    assert "in none of the server's rule sets: 'no-such-rule'\nhint: `polyhead configurations` lists the rule sets" in unknown
 
 
 def test_a_run_goes_on_from_its_checkpoints(run: Any, tmp_path: Path) -> None:

@@ -79,10 +79,13 @@ def interrupted(arguments: list[str], is_under_way: Any) -> tuple[int, str]:
     """(exit code, stderr) of the command in a process of its own, which gets Ctrl-C's signal."""
     command = [sys.executable, "-m", "polyhead.client.cli.main", *arguments]
     process = forked.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
-    eventually(is_under_way, what="training")
-    process.send_signal(signal.SIGINT)
-    _, said = process.communicate()
-    return process.wait(), said
+    try:
+        eventually(is_under_way, what="training")
+        process.send_signal(signal.SIGINT)
+        _, said = process.communicate(timeout=60)
+        return process.wait(timeout=60), said
+    finally:
+        process.kill()
 
 
 def test_ctrl_c_pushes_nothing_and_the_same_command_resumes(client: Client, preference: list[str], tmp_path: Path) -> None:
@@ -171,7 +174,7 @@ def test_rounds_resume_when_the_server_was_started_anew(tied_model: Path, tmp_pa
         def stop(stage: str, number: int) -> None:
             if (stage, number) == ("checkpoint", 2):
                 server.process.kill()
-                server.process.wait()
+                server.process.wait(60)
 
         with pytest.raises(Unavailable):
             rounds.train(run, config, on_stage=stop)

@@ -34,6 +34,7 @@ ROWS = [
     | {"reward": index % 5, "chosen": f"good {index}", "rejected": f"bad, very bad {index}"}
     for index in range(12)
 ]
+LONGEST_S = 120.0  # that a run of a few steps may take
 JUDGE = "def letters(prompt, reply):\n    return float(sum(letter.isascii() for letter in reply))\n"
 
 
@@ -61,8 +62,12 @@ def started(count: int, arguments: Sequence[str]) -> list[Any]:
 
 def ended(processes: Sequence[Any]) -> list[tuple[int, str, str]]:
     """(exit code, stdout, stderr) of each."""
-    said = [process.communicate() for process in processes]
-    return [(process.wait(), *texts) for process, texts in zip(processes, said, strict=True)]
+    try:
+        said = [process.communicate(timeout=LONGEST_S) for process in processes]
+        return [(process.wait(timeout=LONGEST_S), *texts) for process, texts in zip(processes, said, strict=True)]
+    finally:
+        for process in processes:
+            process.kill()
 
 
 def largest_gap(client: Client, one: str, other: str) -> float:
