@@ -4,10 +4,10 @@ An application over the public `polyhead.client`: one process, one event loop, o
 
     commands.py      `polyhead annotate`
     config.py        a project's YAML
-    database.py      the file, its transactions and its log of events; schema.sql has the tables
+    database.py      the file, its transactions and its log of events; schema.sql has the tables, migrations.py the way from older ones
     accounts.py      people, invites, sign-in codes, sessions
     projects.py      versions of projects, rounds
-    imports.py       items from files; gold.py known answers
+    imports.py       items from files; storing.py stores them; gold.py known answers
     assignments.py   who works on what: leases, skips, releases
     dialogues.py     turns, candidates, views: what was shown to whom, in which order
     drawing.py       replies from polyhead; turns.py runs one draw a turn and tells the pages

@@ -13,7 +13,7 @@ from typing import Any
 from polyhead.client.annotate import assignments, dialogues, gold
 from polyhead.client.annotate.bodies import Shown, check_body
 from polyhead.client.annotate.candidates import candidate_of_text
-from polyhead.client.annotate.care import pausing
+from polyhead.client.annotate.care import pausing, warning
 from polyhead.client.annotate.config import Kind, ProjectConfig
 from polyhead.client.annotate.database import Database, Row, new_id, sha256, to_json
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid
@@ -69,7 +69,7 @@ def withdraw(db: Database, answer_id: str, person_id: str) -> Row:
         )
         if answer is None:
             raise Forbidden("not an answer of this person", field="answer_id")
-        if answer.state != "current" or db.now() - answer.received_at > UNDO_MS:
+        if answer.state != "current" or db.now() - answer.received_at > UNDO_MS or warning.was_shown(db, answer.id):
             raise Clash("the answer can no longer be taken back", code="UNDO_OVER")
         assignment = assignments.get(db, answer.assignment_id)
         _drop_later_turns(db, assignment, answer.turn_id)

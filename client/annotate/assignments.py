@@ -13,6 +13,7 @@ from polyhead.client.annotate.database import Database, Row, new_id, sha256, to_
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid, NotThere
 from polyhead.client.annotate.projects import OpenProject
 from polyhead.client.annotate.rules import assigned_rule
+from polyhead.client.annotate.storing import IS_THERE
 
 MAX_LEASE_MS = 4 * 3_600_000
 SKIP_REASONS = ("cannot_judge", "wrong_language", "broken", "personal_data", "disturbing", "other", "technical")
@@ -177,7 +178,7 @@ def _open_items(db: Database, person_id: str, project: OpenProject, condition: s
     languages = db.value("SELECT languages_json FROM accounts WHERE id = ?", person_id)
     rows = db.all(
         f"""SELECT i.id, (SELECT count(*) FROM assignments a WHERE a.item_id = i.id AND a.state IN ('submitted', 'leased')) AS taken
-        FROM items i WHERE i.round_id = ? AND i.state = 'open' AND {condition} AND ifnull(i.author_id, '') != ?
+        FROM items i WHERE i.round_id = ? AND i.state = 'open' AND {IS_THERE} AND {condition} AND ifnull(i.author_id, '') != ?
         AND (i.lang = '' OR i.lang IN (SELECT value FROM json_each(?)))
         AND NOT EXISTS (SELECT 1 FROM assignments a WHERE a.item_id = i.id AND a.account_id = ? AND a.state != 'released')
         AND (i.gold_kind IS NOT NULL OR taken < i.overlap)
@@ -206,6 +207,13 @@ def _own_item(db: Database, person_id: str, project: OpenProject) -> str:
     }  # fmt: skip
     db.insert("items", row, person_id)
     return item
+
+
+def training(db: Database, person_id: str, project: OpenProject) -> tuple[int, int] | None:
+    """(items done, all) of the training that this person is in; None: there is none, or it is done, or no item of it is left."""
+    done, total = _num_training(db, person_id, project), project.config.queue.training
+    is_left = done < total and bool(_open_items(db, person_id, project, "i.gold_kind = 'training'"))
+    return (done, total) if is_left else None
 
 
 def _num_since_gold(db: Database, person_id: str, project: OpenProject) -> int:

@@ -161,8 +161,9 @@ class QueueConfig:
     replay_share: float = 0.0
     lease_min: int = 30
     gold_every: int = 0  # 0: never
+    gold_warn: float = 0.7  # share of known answers below which a person is shown some that differ, before the next item. 0: nobody is
     gold_limit: float = 0.5  # share of known answers that a person must meet; below it the person waits for the team. 0: nobody does
-    gold_after: int = 10  # so many known answers before anybody is paused; the newest 20 count
+    gold_after: int = 10  # so many known answers before anybody is paused, half of them before a warning; the newest 20 count
     training: int = 0  # training items before all others
     daily_cap_min: int = 240  # active minutes of a person's day, over all projects; sensitive projects: 120 at most
     break_after_min: int = 45  # active minutes, then a break of five; sensitive projects: 25 at most
@@ -277,7 +278,7 @@ def _number_problems(config: ProjectConfig) -> Any:
         ("dialogue", "min_turns"): (1, 50), ("dialogue", "max_turns"): (1, 50), ("rules", "attempts"): (1, 50),
         ("queue", "overlap"): (1, 100), ("queue", "replay_share"): (0, 1), ("queue", "lease_min"): (1, 240),
         ("queue", "gold_every"): (0, 1000), ("queue", "training"): (0, 100),
-        ("queue", "gold_limit"): (0, 1), ("queue", "gold_after"): (1, 20),
+        ("queue", "gold_warn"): (0, 1), ("queue", "gold_limit"): (0, 1), ("queue", "gold_after"): (1, 20),
         ("queue", "daily_cap_min"): (1, 1440), ("queue", "break_after_min"): (1, 1440), ("text", "min_chars"): (1, 10_000),
         ("text", "max_chars"): (1, 60_000),
     }  # fmt: skip

@@ -23,7 +23,9 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-SCHEMA_VERSION = 1
+from polyhead.client.annotate.migrations import migrate, version_of
+
+SCHEMA_VERSION = 2
 _RESTORE = "hint: put a copy of the file from a backup in its place, without its -wal and -shm files"
 FAILPOINT_VARIABLE = "POLYHEAD_ANNOTATE_FAILPOINT"  # "before-commit:3": the process kills itself there, the third time
 PRIVATE = {  # columns that no event holds, by table
@@ -99,19 +101,24 @@ class Database:
 
     @classmethod
     def open(cls, path: Path) -> Database:
-        """An existing file, checked. DatabaseError if it is not there, damaged, or of another version."""
+        """An existing file, checked, and brought to the schema of now. DatabaseError if it is not there, damaged, or of a newer version."""
         if not path.exists():
             raise DatabaseError(f"there is no database: {path}\nhint: polyhead annotate init --db {path}")
         database = cls(path, _connect(path))
         try:
-            [version] = database._connection.execute("PRAGMA user_version").fetchone()
+            version = version_of(database)
             [health] = database._connection.execute("PRAGMA quick_check(1)").fetchone()
         except sqlite3.DatabaseError as error:
             raise DatabaseError(f"not a usable database: {path} ({error})\n{_RESTORE}") from None
-        if version != SCHEMA_VERSION:
-            raise DatabaseError(f"{path} has schema {version}: this version of polyhead reads schema {SCHEMA_VERSION}")
+        if version > SCHEMA_VERSION:
+            newer = f"{path} has schema {version}: this version of polyhead reads up to schema {SCHEMA_VERSION}"
+            raise DatabaseError(f"{newer}\nhint: a newer polyhead has written it: use that one")
+        if version < 1:
+            raise DatabaseError(f"not a database of polyhead annotate: {path}\n{_RESTORE}")
         if health != "ok":
             raise DatabaseError(f"{path} is damaged: {health}\n{_RESTORE}")
+        if version < SCHEMA_VERSION:
+            migrate(database, SCHEMA_VERSION)
         for line in _schema().splitlines():
             if line.startswith("CREATE INDEX IF NOT EXISTS"):
                 database.execute(line)

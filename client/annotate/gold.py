@@ -19,17 +19,38 @@ def judge(db: Database, answer_id: str, assignment: Row, project: OpenProject, b
     expected = item.json("gold") if item else None
     if expected is None:
         return False
-    texts = {
-        row.id: row.text for row in db.all("SELECT id, text FROM candidates WHERE item_id = ? AND origin = 'import'", assignment.item_id)
-    }
-    order = [key for key, _ in sorted(texts.items(), key=lambda pair: _place(expected, pair[1]))]
+    order = order_of(db, assignment.item_id, expected)
     score = agreement(project.config.kind, body, expected, order)
     db.insert("gold_results", {"answer_id": answer_id, "is_passed": int(score >= 1.0), "score": score, "at": db.now()})
     return True
 
 
+def order_of(db: Database, item_id: str, expected: dict[str, Any]) -> list[str]:
+    """Ids of the item's replies in the order by which the known answer counts them."""
+    rows = db.all("SELECT id, text FROM candidates WHERE item_id = ? AND origin = 'import'", item_id)
+    return [row.id for row in sorted(rows, key=lambda row: _place(expected, row.text))]
+
+
+def by_ids(kind: Kind, expected: dict[str, Any], order: list[str]) -> dict[str, Any]:
+    """The known answer as a body, which names replies by their ids."""
+    body = {name: value for name, value in expected.items() if name not in ("replies", "why")}
+    if kind is Kind.CHOOSE and not body.get("none_good"):
+        body["choice"] = order[body["choice"]]
+    for name in {Kind.RANK: ("ranks",), Kind.RATE: ("ratings",)}.get(kind, ()):
+        body[name] = {order[index]: each for index, each in enumerate(body[name])}
+    return body
+
+
+def why(expected: dict[str, Any], locale: str) -> str:
+    """The team's reason, in this language or in English; "" where it wrote none."""
+    text = expected.get("why", "")
+    return str(text if isinstance(text, str) else text.get(locale) or text.get("en") or "")
+
+
 def what_is_wrong(config: ProjectConfig, expected: dict[str, Any], num_replies: int) -> str:
     """Why no answer could be compared with this one; "" where each can be."""
+    if not _is_reason(expected.get("why", "")):
+        return "'why' must be a text, or a text for each language: {\"en\": ...}"
     kind, last = config.kind, num_replies - 1
     if kind is Kind.CHOOSE:
         is_fine = expected.get("none_good") is True or _is_whole(expected.get("choice"), 0, last)
@@ -103,6 +124,10 @@ def _is_whole(value: Any, least: int, most: int) -> bool:
 
 def _is_rating(rating: Any) -> bool:
     return isinstance(rating, dict) and _is_whole(rating.get("overall"), 1, 7) and isinstance(rating.get("flags", {}), dict)
+
+
+def _is_reason(value: Any) -> bool:
+    return isinstance(value, str) or (isinstance(value, dict) and all(isinstance(each, str) for each in value.values()))
 
 
 def _sign(number: int) -> int:

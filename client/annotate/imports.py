@@ -1,4 +1,4 @@
-"""Items from JSON lines: all of a file or nothing of it, and what is wrong is named by its line.
+"""Items from JSON lines: what is wrong is named by its line. storing.py has the way of a file into the database.
 
 {"messages": [{"role", "content"}, ...]}  or  {"prompt": "text"}
 with "replies": [text, ...] where replies are judged, "rule": {"id", "text"} or "rule_id" where a rule is;
@@ -8,24 +8,23 @@ and "id", "lang", "priority", "overlap", "gold": {...}, "gold_kind": "gold" | "a
 from __future__ import annotations
 
 import json
+import time
 from collections.abc import Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyhead.client.annotate.candidates import candidate_of_text
 from polyhead.client.annotate.config import MAX_SHOWN, Kind, UserSource
-from polyhead.client.annotate.database import Database, new_id, sha256, to_json
+from polyhead.client.annotate.database import Database, sha256, to_json
 from polyhead.client.annotate.gold import what_is_wrong
 from polyhead.client.annotate.problems import Clash, Invalid, TooLarge
 from polyhead.client.annotate.projects import OpenProject
 from polyhead.client.annotate.rules import known_rules
+from polyhead.client.annotate.storing import PAUSE_S, Imported, Item, plan_import, store, storing
 
 _KEYS = {"messages", "prompt", "replies", "rule", "rule_id", "id", "lang", "priority", "overlap", "gold", "gold_kind"}
 _ROLES = ("system", "user", "assistant")
 MAX_BYTES = 50 << 20
 MAX_NAMED = 20  # wrong lines that are named, of any number
-Item = dict[str, Any]  # the columns of an item, its replies beside them
 
 
 class WrongLines(Invalid):
@@ -38,22 +37,19 @@ class WrongLines(Invalid):
         super().__init__("\n".join([*self.lines, *more]), field=lines[0].partition(":")[0])
 
 
-@dataclass(frozen=True)
-class Imported:
-    """What came of a file."""
-
-    num_lines: int
-    num_items: int
-    num_duplicates: int  # counted, not stored again
-
-
 def import_items(db: Database, project: OpenProject, path: Path, by: str, *, dry_run: bool = False) -> Imported:
-    """Store the items of a file in the project's open round. WrongLines names its lines; Clash if no round is open."""
+    """Store the items of a file in the project's open round. WrongLines names its lines; Clash if no round is open, or if another file
+    is being stored."""
     if path.stat().st_size > MAX_BYTES:
         raise TooLarge(f"{path.name} has more than {MAX_BYTES >> 20} MiB\nhint: split it")
     data = path.read_bytes()
     items = read_items(project, known_rules(db, project)[1], data)
-    return store_items(db, project, path.name, data, items, by, dry_run=dry_run)
+    with storing(db):
+        plan = plan_import(db, project, path.name, data, items)
+        if not dry_run:
+            for _ in store(db, plan, by):
+                time.sleep(PAUSE_S)  # a server on the same file writes meanwhile
+    return plan.result
 
 
 def read_items(project: OpenProject, rules: Sequence[dict[str, str]], data: bytes) -> list[Item]:
@@ -73,35 +69,6 @@ def read_items(project: OpenProject, rules: Sequence[dict[str, str]], data: byte
     if wrong:
         raise WrongLines(wrong)
     return found
-
-
-def store_items(
-    db: Database, project: OpenProject, name: str, data: bytes, items: Sequence[Item], by: str, *, dry_run: bool = False
-) -> Imported:
-    """All of them, but for those that the round has already; each text is stored once."""
-    with db.transaction():
-        known = {row.content_sha256 for row in db.all("SELECT content_sha256 FROM items WHERE round_id = ?", project.round_id)}
-        fresh: dict[bytes, Item] = {}
-        for item in items:
-            if item["content_sha256"] not in known:
-                fresh.setdefault(item["content_sha256"], item)
-        result = Imported(len(items), len(fresh), len(items) - len(fresh))
-        if not dry_run:
-            _store(db, project, name, data, list(fresh.values()), result, by)
-    return result
-
-
-def _store(db: Database, project: OpenProject, name: str, data: bytes, items: list[Item], result: Imported, by: str) -> None:
-    batch = {"id": new_id(), "round_id": project.round_id, "file_name": name[:200], "file_sha256": sha256(data), "created_by": by}
-    counts = {"num_lines": result.num_lines, "num_items": result.num_items, "num_duplicates": result.num_duplicates}
-    db.insert("imports", {**batch, **counts, "created_at": db.now()}, by)
-    for item in items:
-        replies = item["replies"]
-        item = {name: value for name, value in item.items() if name != "replies"}
-        row = {"id": new_id(), "round_id": project.round_id, "import_id": batch["id"], "source": "import", "created_at": db.now(), **item}
-        db.insert("items", row, by)
-        for text in replies:
-            db.insert("candidates", candidate_of_text(text, origin="import", now=db.now(), item_id=str(row["id"])), by)
 
 
 def _parsed(project: OpenProject, rules: dict[str, dict[str, str]], number: int, line: str) -> Item:

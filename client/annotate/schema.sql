@@ -1,6 +1,6 @@
--- The tables of polyhead annotate, schema 1: all task kinds, so that a new kind needs no migration.
+-- The tables of polyhead annotate, schema 2: all task kinds, so that a new kind needs no migration. migrations.py has the way from 1.
 -- Times: INTEGER milliseconds since 1970 UTC. Ids: 24 hex digits. *_json: TEXT with CHECK(json_valid).
-PRAGMA user_version = 1;
+PRAGMA user_version = 2;
 CREATE TABLE events (              -- append-only: what happened; every other table marked (p) is rebuilt from it
   seq INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, kind TEXT NOT NULL, actor TEXT NOT NULL,
   project_id TEXT, item_id TEXT, assignment_id TEXT, turn_id TEXT,
@@ -26,7 +26,8 @@ CREATE TABLE rounds (id TEXT PRIMARY KEY, project_id TEXT NOT NULL REFERENCES pr
   project_version INTEGER NOT NULL, trunk_id TEXT, precision TEXT, tokenizer_sha256 TEXT, generation INTEGER, heads_json TEXT,
   opened_at INTEGER NOT NULL, closed_at INTEGER, UNIQUE (project_id, number)) STRICT;
 CREATE TABLE imports (id TEXT PRIMARY KEY, round_id TEXT NOT NULL REFERENCES rounds, file_name TEXT NOT NULL, file_sha256 BLOB NOT NULL,
-  num_lines INTEGER NOT NULL, num_items INTEGER NOT NULL, num_duplicates INTEGER NOT NULL, created_by TEXT NOT NULL, created_at INTEGER NOT NULL) STRICT;
+  num_lines INTEGER NOT NULL, num_items INTEGER NOT NULL, num_duplicates INTEGER NOT NULL, created_by TEXT NOT NULL, created_at INTEGER NOT NULL,
+  state TEXT NOT NULL DEFAULT 'done' CHECK (state IN ('running', 'done'))) STRICT;  -- running: its items are seen by nobody yet
 CREATE TABLE items (id TEXT PRIMARY KEY, round_id TEXT NOT NULL REFERENCES rounds, import_id TEXT REFERENCES imports, external_id TEXT,
   source TEXT NOT NULL CHECK (source IN ('import','annotator','replay')), origin_turn_id TEXT, author_id TEXT, lang TEXT NOT NULL,
   content_json TEXT NOT NULL CHECK (json_valid(content_json)), content_sha256 BLOB NOT NULL, overlap INTEGER NOT NULL CHECK (overlap >= 1),
@@ -34,7 +35,7 @@ CREATE TABLE items (id TEXT PRIMARY KEY, round_id TEXT NOT NULL REFERENCES round
   state TEXT NOT NULL DEFAULT 'open' CHECK (state IN ('open','retired')), created_at INTEGER NOT NULL, UNIQUE (round_id, content_sha256)) STRICT;
 CREATE TABLE qualifications (account_id TEXT NOT NULL REFERENCES accounts, project_id TEXT NOT NULL REFERENCES projects,
   state TEXT NOT NULL CHECK (state IN ('training','qualified','paused','opted_out')), reason TEXT NOT NULL DEFAULT '', changed_at INTEGER NOT NULL,
-  PRIMARY KEY (account_id, project_id)) STRICT;
+  was_paused INTEGER NOT NULL DEFAULT 0 CHECK (was_paused IN (0, 1)), PRIMARY KEY (account_id, project_id)) STRICT;
 CREATE TABLE assignments (         -- (p)
   id TEXT PRIMARY KEY, item_id TEXT NOT NULL REFERENCES items, account_id TEXT NOT NULL REFERENCES accounts,
   state TEXT NOT NULL CHECK (state IN ('leased','submitted','skipped','expired','released','voided')),
@@ -85,3 +86,4 @@ CREATE INDEX IF NOT EXISTS views_of_turn ON views (turn_id);
 CREATE INDEX IF NOT EXISTS answers_of_assignment ON answers (assignment_id);
 CREATE INDEX IF NOT EXISTS items_of_turn ON items (origin_turn_id);
 CREATE INDEX IF NOT EXISTS events_of_kind ON events (kind, seq);
+CREATE INDEX IF NOT EXISTS items_of_import ON items (import_id);

@@ -13,6 +13,7 @@ from polyhead.client.annotate.database import Database, Row, to_json
 from polyhead.client.annotate.gold import what_is_wrong
 from polyhead.client.annotate.problems import Invalid, NotThere
 from polyhead.client.annotate.projects import project_of_item
+from polyhead.client.annotate.storing import IS_THERE
 
 PAGE = 50
 STATES = ("open", "under_way", "complete", "retired")
@@ -226,7 +227,7 @@ def _told(body: dict[str, Any]) -> dict[str, Any]:
 _NUM = "(SELECT count(*) FROM assignments a WHERE a.item_id = i.id AND a.state = '{}')"
 _LINES = f"""SELECT i.rowid AS place, i.*, r.number AS round_number, {_NUM.format("submitted")} AS submitted,
     {_NUM.format("leased")} AS leased, {_NUM.format("skipped")} AS skipped
-    FROM items i JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ?"""
+    FROM items i JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ? AND {IS_THERE}"""
 _IS = {
     "retired": "i.state = 'retired'",
     "complete": f"i.state = 'open' AND {_NUM.format('submitted')} >= i.overlap",

@@ -11,6 +11,7 @@ from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.exports.comparable import all_judgements
 from polyhead.client.annotate.exports.formats import FORMATS
+from polyhead.client.annotate.storing import IS_THERE
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS
@@ -110,5 +111,5 @@ _ANSWERS = (
     " JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ?1 AND ?2 IN (0, r.number)"
 )
 _GOLD = "LEFT JOIN gold_results g ON g.answer_id = n.id WHERE"
-_ITEMS = "FROM items i JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ?1 AND ?2 IN (0, r.number)"
+_ITEMS = f"FROM items i JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ?1 AND ?2 IN (0, r.number) AND {IS_THERE}"
 _REPORTS = f"SELECT count(*) FROM reports o JOIN items i ON i.id = o.item_id {_ITEMS.removeprefix('FROM items i ')} AND o.state = 'open'"

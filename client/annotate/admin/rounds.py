@@ -50,7 +50,7 @@ def imports_of(db: Database, project_id: str) -> Sequence[Row]:
     """Files of items, the newest first."""
     return db.all(
         "SELECT m.*, r.number AS round_number, ifnull(p.pseudonym, m.created_by) AS who FROM imports m JOIN rounds r ON r.id = m.round_id"
-        " LEFT JOIN accounts p ON p.id = m.created_by WHERE r.project_id = ? ORDER BY m.created_at DESC LIMIT 20",
+        " LEFT JOIN accounts p ON p.id = m.created_by WHERE r.project_id = ? AND m.state = 'done' ORDER BY m.created_at DESC LIMIT 20",
         project_id,
     )
 

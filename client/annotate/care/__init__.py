@@ -1,2 +1,2 @@
-"""Care for people who judge: limits.py caps and breaks, pausing.py a pause after wrong known answers, erasure.py stopping and erasing,
-own_data.py what is stored of somebody."""
+"""Care for people who judge: limits.py caps and breaks, warning.py and pausing.py what follows wrong known answers, erasure.py stopping and
+erasing, own_data.py what is stored of somebody."""

@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, tzinfo
 from zoneinfo import ZoneInfo, ZoneInfoNotFoundError
 
-from polyhead.client.annotate.care import pausing
+from polyhead.client.annotate.care import pausing, warning
 from polyhead.client.annotate.config import ProjectConfig
 from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.problems import Clash
@@ -20,7 +20,6 @@ BREAK_MS = 5 * 60_000  # so long without an item is a break
 DISTURBING_A_DAY = 3  # items skipped as disturbing, then sensitive projects wait until tomorrow
 _MINUTE_MS = 60_000
 _DAY_MS = 86_400_000
-_WAS_PAUSED = "left while paused"
 
 
 @dataclass(frozen=True)
@@ -48,6 +47,8 @@ def wait_of(db: Database, person_id: str, project: OpenProject) -> Wait | None:
         return Wait("opted_out")
     if pausing.is_paused(db, person_id, project.row.id):
         return Wait("gold")
+    if warning.due(db, person_id, project) is not None:
+        return Wait("warned")
     start = day_start(db, person_id)
     if project.config.sensitive and _num_disturbing(db, person_id, start) >= DISTURBING_A_DAY:
         return Wait("disturbing", start + _DAY_MS)
@@ -118,15 +119,14 @@ def zone_of(name: str) -> tzinfo:
 
 def leave(db: Database, person_id: str, project: Row) -> None:
     """Not for me: no reason is asked for. An open item of the project is put back."""
-    _set(db, person_id, project, "opted_out", _WAS_PAUSED if pausing.is_paused(db, person_id, project.id) else "own choice")
+    was_paused = pausing.is_paused(db, person_id, project.id) or _was_paused(db, person_id, project.id)
+    _set(db, person_id, project, "opted_out", was_paused=was_paused)
 
 
 def come_back(db: Database, person_id: str, project: Row) -> None:
     """Whoever was paused when leaving is paused still."""
-    query = "SELECT reason FROM qualifications WHERE account_id = ? AND project_id = ? AND state = 'opted_out'"
-    was_paused = db.value(query, person_id, project.id) == _WAS_PAUSED
     if has_left(db, person_id, project.id):
-        _set(db, person_id, project, "paused" if was_paused else "qualified", "own choice")
+        _set(db, person_id, project, "paused" if _was_paused(db, person_id, project.id) else "qualified")
 
 
 def has_left(db: Database, person_id: str, project_id: str) -> bool:
@@ -134,10 +134,16 @@ def has_left(db: Database, person_id: str, project_id: str) -> bool:
     return db.one(query, person_id, project_id) is not None
 
 
-def _set(db: Database, person_id: str, project: Row, state: str, reason: str) -> None:
+def _was_paused(db: Database, person_id: str, project_id: str) -> bool:
+    """When this person left."""
+    query = "SELECT was_paused FROM qualifications WHERE account_id = ? AND project_id = ? AND state = 'opted_out'"
+    return bool(db.value(query, person_id, project_id))
+
+
+def _set(db: Database, person_id: str, project: Row, state: str, *, was_paused: bool = False) -> None:
     with db.transaction():
-        row = {"account_id": person_id, "project_id": project.id, "state": state, "reason": reason, "changed_at": db.now()}
-        db.put("qualifications", row, ("account_id", "project_id"), person_id)
+        row = {"account_id": person_id, "project_id": project.id, "state": state, "reason": "own choice", "was_paused": int(was_paused)}
+        db.put("qualifications", {**row, "changed_at": db.now()}, ("account_id", "project_id"), person_id)
         if state == "opted_out":
             open_ones = db.all(
                 "SELECT a.id FROM assignments a JOIN items i ON i.id = a.item_id JOIN rounds r ON r.id = i.round_id"

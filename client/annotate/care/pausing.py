@@ -43,15 +43,20 @@ def check(db: Database, person_id: str, project: OpenProject) -> None:
 
 
 def recent(db: Database, person_id: str, project_id: str) -> tuple[int, int]:
-    """(passed, all) of the newest WINDOW items with known answers, training left out, since the last time that a pause was lifted."""
-    rows = db.all(
-        "SELECT g.is_passed FROM gold_results g JOIN answers n ON n.id = g.answer_id JOIN assignments a ON a.id = n.assignment_id"
-        " JOIN items i ON i.id = a.item_id JOIN rounds r ON r.id = i.round_id"
+    """(passed, all) of the newest known answers."""
+    rows = newest(db, person_id, project_id)
+    return sum(row.is_passed for row in rows), len(rows)
+
+
+def newest(db: Database, person_id: str, project_id: str) -> list[Row]:
+    """The last WINDOW answers to items with known answers, training left out, since a pause was lifted; newest first."""
+    return db.all(
+        "SELECT g.answer_id, g.is_passed, g.at FROM gold_results g JOIN answers n ON n.id = g.answer_id"
+        " JOIN assignments a ON a.id = n.assignment_id JOIN items i ON i.id = a.item_id JOIN rounds r ON r.id = i.round_id"
         " WHERE a.account_id = ? AND r.project_id = ? AND i.gold_kind IN ('gold', 'attention') AND n.state = 'current' AND g.at > ?"
-        f" ORDER BY g.at DESC LIMIT {WINDOW}",
+        f" ORDER BY g.at DESC, g.rowid DESC LIMIT {WINDOW}",
         person_id, project_id, _lifted_at(db, person_id, project_id),
     )  # fmt: skip
-    return sum(row.is_passed for row in rows), len(rows)
 
 
 def is_paused(db: Database, person_id: str, project_id: str) -> bool:
@@ -88,5 +93,5 @@ def _lifted_at(db: Database, person_id: str, project_id: str) -> int:
 
 
 def _put(db: Database, person_id: str, project_id: str, state: str, reason: str, by: str = "system") -> None:
-    row = {"account_id": person_id, "project_id": project_id, "state": state, "reason": reason, "changed_at": db.now()}
+    row = {"account_id": person_id, "project_id": project_id, "state": state, "reason": reason, "was_paused": 0, "changed_at": db.now()}
     db.put("qualifications", row, ("account_id", "project_id"), by)

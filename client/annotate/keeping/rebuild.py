@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from polyhead.client.annotate.database import PRIVATE, Database, Row, to_json
+from polyhead.client.annotate.storing import delete_items
 
 TABLES = (
     "accounts", "consents", "projects", "project_versions", "rounds", "imports", "items", "qualifications", "assignments", "dialogues",
@@ -54,6 +55,8 @@ def _events(db: Database) -> Iterator[Row]:
 def _apply(db: Database, event: Row) -> None:
     """An event that names no table is a note: it changes none."""
     table, _, act = event.kind.partition(".")
+    if event.kind == "imports.remove":
+        delete_items(db, json.loads(event.body_json)["id"])
     if table not in TABLES or act not in ("insert", "change", "put"):
         return
     body = {name: bytes.fromhex(value["hex"]) if isinstance(value, dict) else value for name, value in json.loads(event.body_json).items()}

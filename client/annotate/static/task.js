@@ -7,6 +7,7 @@ import { drawDialogue } from "./dialogue.js";
 import { ask, askReport, askSkip, isAsking } from "./dialogs.js";
 import { $, el, fill, hasWord, kbd, word } from "./dom.js";
 import { Draft } from "./draft.js";
+import { drawExplained } from "./explained.js";
 import { actOf } from "./keys.js";
 import { widgetOf } from "./kinds.js";
 import { flush, put, waiting } from "./outbox.js";
@@ -207,11 +208,23 @@ async function deliver() {
     if (result.refused) return showError(result.refused, claim);
     lastAnswer = result.answer_id;
     say(null, word("status.saved"));
+    if (result.explained) return showExplained(result.explained);
     if (result.next === "turn") take(result.state); else await claim();
     say(null, word("status.saved"));
     if (state?.phase !== "compose") nodes.question.focus({ preventScroll: false });
     scrollTo({ top: 0 });
   } catch (error) { showError(error, deliver); } finally { isSending = false; }
+}
+
+// After a training item: the rest waits until the person has read it.
+function showExplained(explained) {
+  state = null;
+  nodes.bar.hidden = true;
+  say(word(explained.is_passed ? "explained.same" : "explained.differs"), word("status.saved"));
+  const { node, focus } = drawExplained(explained, claim);
+  fill(nodes.work, node);
+  focus();
+  scrollTo({ top: 0 });
 }
 
 async function act(request, done = () => {}) {
@@ -284,12 +297,13 @@ function showEmpty({ empty: why, until, now, can_skip: canSkip }) {
   state = null;
   nodes.bar.hidden = true;
   const isBreak = why === "break";
-  say(word(isBreak ? "break.title" : "done.title"), "");
+  say(word(isBreak ? "break.title" : why === "warned" ? "warned.title" : "done.title"), "");
   fill(nodes.rule); fill(nodes.dialogue);
   const again = el("button", { type: "button", class: "primary", disabled: isBreak && until > now, onclick: claim }, word("break.resume"));
   if (isBreak) setTimeout(() => { again.disabled = false; }, Math.max(0, until - now));
   fill(nodes.work, el("p", { class: "lead" }, word(`done.${why}`, { minutes: Math.ceil(Math.max(0, (until ?? 0) - now) / 60000) })), el("div", { class: "row" },
-    isBreak && again, isBreak && canSkip && el("button", { type: "button", onclick: skipBreak }, word("break.skip")), el("a", { class: isBreak ? "button" : "button primary", href: "/" }, word("nav.home"))));
+    isBreak && again, isBreak && canSkip && el("button", { type: "button", onclick: skipBreak }, word("break.skip")),
+    why === "warned" && el("a", { class: "button primary", href: `/p/${slug}/examples` }, word("warned.look")), el("a", { class: isBreak || why === "warned" ? "button" : "button primary", href: "/" }, word("nav.home"))));
 }
 
 async function skipBreak() {

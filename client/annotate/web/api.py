@@ -8,7 +8,7 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import accounts, answers, assignments, dialogues, projects, state
+from polyhead.client.annotate import accounts, answers, assignments, dialogues, explaining, projects, reports, state
 from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.care import limits
 from polyhead.client.annotate.config import Kind
@@ -103,7 +103,9 @@ async def submit(request: Request, site: Site, person: Person) -> Response:
     assignment = assignments.get(site.db, stored.assignment_id)
     shown = state.shown_state(site.db, assignment, person.locale)
     following = "item" if stored.is_over else "turn"
-    return JSONResponse({"answer_id": stored.answer_id, "next": following, "state": shown})
+    explained = explaining.explain(site.db, stored.answer_id, words) if _is_training(site, assignment) else None
+    told = explained.plain() if explained else None
+    return JSONResponse({"answer_id": stored.answer_id, "next": following, "state": shown, "explained": told})
 
 
 async def withdraw(request: Request, site: Site, person: Person) -> Response:
@@ -161,14 +163,8 @@ async def report(request: Request, site: Site, person: Person) -> Response:
         assignment.id,
     ):
         raise Invalid("was not shown here", field="candidate_id")
-    row = {
-        "id": new_id(), "account_id": person.id, "item_id": assignment.item_id, "candidate_id": candidate,
-        "reason": str(body.get("reason", "other"))[:40], "text": str(body.get("text", ""))[:4000], "state": "open",
-        "created_at": site.db.now(),
-    }  # fmt: skip
-    with site.db.transaction():
-        site.db.insert("reports", row, person.id)
-    return JSONResponse({"report_id": row["id"]})
+    reason, text = str(body.get("reason", "other")), str(body.get("text", ""))
+    return JSONResponse({"report_id": reports.add(site.db, person.id, assignment.item_id, reason, text, candidate)})
 
 
 def _state(site: Site, person: Person, project: OpenProject) -> Response:
@@ -192,6 +188,10 @@ def _check_may_work(site: Site, person: Person, project: OpenProject) -> None:
         raise Forbidden("consent is missing", code="CONSENT")
     if person.role == "admin" and not project.config.allow_admin_work:
         raise Forbidden("an admin can read this project's answers", code="ADMIN_WORK")
+
+
+def _is_training(site: Site, assignment: Row) -> bool:
+    return bool(site.db.value("SELECT gold_kind = 'training' FROM items WHERE id = ?", assignment.item_id))
 
 
 def _own(request: Request, site: Site, person: Person) -> Row:

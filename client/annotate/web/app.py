@@ -17,7 +17,7 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from polyhead.client import AsyncClient, Status, errors
-from polyhead.client.annotate import projects, rules
+from polyhead.client.annotate import projects, rules, storing
 from polyhead.client.annotate.database import Database, DatabaseError
 from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.keeping.backup import keep_backup
@@ -51,6 +51,7 @@ def make_app(
 
     @contextlib.asynccontextmanager
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
+        storing.tidy(db)
         site.turns.resume()
         rule_sets: dict[str, str] = {}
 

@@ -9,9 +9,9 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import accounts, answers, assignments, dialogues, projects, state
+from polyhead.client.annotate import accounts, answers, assignments, dialogues, explaining, projects, reports, state
 from polyhead.client.annotate.accounts import Person
-from polyhead.client.annotate.care import erasure, limits, pausing
+from polyhead.client.annotate.care import erasure, limits, pausing, warning
 from polyhead.client.annotate.care.own_data import own_data
 from polyhead.client.annotate.catalogs import NAMES
 from polyhead.client.annotate.problems import Forbidden, NotThere
@@ -105,6 +105,30 @@ async def guide_page(request: Request, site: Site, person: Person) -> Response:
     return site.page(request, "guide.html", person, project=_card(site, person, project), guidelines=text)
 
 
+async def examples_page(request: Request, site: Site, person: Person) -> Response:
+    """Some of the person's own answers that differ from known ones; nothing to see where no warning is due."""
+    project = projects.open_project(site.db, request.path_params["slug"])
+    found = warning.due(site.db, person.id, project)
+    if found is None:
+        return RedirectResponse(f"/p/{project.row.slug}", 303)
+    warning.note_shown(site.db, person.id, project, found)
+    words = words_of(request, person)
+    examples = [each for each in (explaining.explain(site.db, answer, words) for answer in found.examples) if each is not None]
+    return site.page(request, "examples.html", person, project=_card(site, person, project), warning=found, examples=examples)
+
+
+async def examples_read(request: Request, site: Site, person: Person) -> Response:
+    """The person goes on, and may have said where the team is wrong."""
+    project, form = projects.open_project(site.db, request.path_params["slug"]), await request.form()
+    found = warning.due(site.db, person.id, project)
+    for answer in found.examples if found else ():
+        if text := str(form.get(f"says-{answer}", "")).strip():
+            item = site.db.value("SELECT a.item_id FROM answers n JOIN assignments a ON a.id = n.assignment_id WHERE n.id = ?", answer)
+            reports.add(site.db, person.id, item, "known_answer", text)
+    warning.note_read(site.db, person.id, project)
+    return RedirectResponse(f"/p/{project.row.slug}/task", 303)
+
+
 async def task_page(request: Request, site: Site, person: Person) -> Response:
     """The shell of the task: what is in it comes from /api."""
     if not accounts.has_consented(site.db, person.id):
@@ -170,6 +194,8 @@ def _card(site: Site, person: Person, project: OpenProject) -> dict[str, Any]:
         "today": assignments.count_today(site.db, person.id, project, since),
         "all": assignments.count_today(site.db, person.id, project, 0),
         "has_open": assignments.current(site.db, person.id, project) is not None,
+        "training": assignments.training(site.db, person.id, project),
+        "is_warned": warning.due(site.db, person.id, project) is not None,
         "is_waiting": pausing.is_paused(site.db, person.id, project.row.id),
         "is_paused": project.row.state == "paused" or not project.round_id,
     }
@@ -207,6 +233,8 @@ ROUTES: list[Route] = [
     route("/consent", consent, SIGNED_IN, ("POST",), is_form=True),
     route("/p/{slug}", guide_page, PEOPLE),
     route("/p/{slug}/task", task_page, PEOPLE),
+    route("/p/{slug}/examples", examples_page, PEOPLE),
+    route("/p/{slug}/examples", examples_read, PEOPLE, ("POST",), is_form=True),
     route("/me", me_page, SIGNED_IN),
     route("/me", save_me, SIGNED_IN, ("POST",), is_form=True),
     route("/me/data", my_data, SIGNED_IN),

@@ -9,14 +9,18 @@ from typing import Any
 import httpx
 import pytest
 
+from polyhead.client.annotate import storing
 from polyhead.client.annotate.catalogs import catalog
+from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.keeping import backup, verify
 from polyhead.client.annotate.web.security import MAX_BODY
 from tests.client.annotate.model import FakeModel
-from tests.client.annotate.site import CHOOSE, Person, RunningSite, choice, running
+from tests.client.annotate.site import Person, RunningSite, choice, running
 
 STORED = "slug: work\nkind: choose\nsource: stored\nqueue: {overlap: 2}"
 PATH = "/admin/p/work/items"
-GOOD = [{"prompt": f"question {number}", "replies": ["a", "b"], "id": f"q{number}"} for number in range(3)]
+FIVE = [{"prompt": f"question {number}", "replies": ["a", "b"], "id": f"q{number}"} for number in range(5)]
+GOOD = FIVE[:3]
 
 
 async def upload(person: Person, lines: list[Any], status: int = 200, *, dry_run: str = "0", csrf: str = "") -> str:
@@ -45,6 +49,59 @@ async def test_a_file_is_checked_as_a_whole_and_stored_as_a_whole(tmp_path: Path
         assert site.db.value("SELECT count(*) FROM items") == 3
         [first, _] = site.db.all("SELECT * FROM imports ORDER BY created_at")
         assert (first.file_name, first.num_items, first.created_by) == ("items.jsonl", 2, site.db.value("SELECT id FROM accounts"))
+
+
+async def test_people_are_served_while_a_file_is_stored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After every portion a request of somebody else is answered; nobody sees an item of the file before all are there; a second file
+    is told to wait."""
+    monkeypatch.setattr(storing, "PORTION_ROWS", 6)  # two items with two replies each
+    async with running(tmp_path / "a.db", FakeModel(), STORED) as site, site.person("admin") as admin, site.person() as person:
+        await admin.get(PATH)
+        seen = []
+
+        async def look() -> None:
+            if not seen:
+                assert "another file is being stored" in await upload(admin, GOOD, 409)
+            shown = (await admin.get(PATH)).text + (await admin.get("/admin/p/work/progress?csv=items")).text
+            seen.append(((await person.claim("work"))["empty"], "question" in shown or "import" in shown.splitlines()[-1]))
+
+        monkeypatch.setattr("polyhead.client.annotate.web.admin.items.let_others_in", look)
+        assert "question 4" in await upload(admin, FIVE)
+        assert seen == [("nothing_left", False)] * 3
+        assert "state" in await person.claim("work")
+        assert verify.problems(site.db) == []
+
+
+async def test_a_file_whose_storing_ends_in_the_middle_leaves_nothing(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an error at once, after a kill with the next start; the same file is stored afterwards, and the log says so much."""
+    monkeypatch.setattr(storing, "PORTION_ROWS", 6)
+    async with running(tmp_path / "a.db", FakeModel(), STORED) as site, site.person("admin") as admin:
+        await admin.get(PATH)
+        portions = 0
+
+        async def die() -> None:
+            nonlocal portions
+            portions += 1
+            if portions == 3:
+                backup.backup(site.db, tmp_path / "killed.db")  # what a kill would have left
+                raise OSError("the disk is full")
+
+        monkeypatch.setattr("polyhead.client.annotate.web.admin.items.let_others_in", die)
+        await upload(admin, FIVE, 500)
+        assert num_rows(site.db) == (0, 0, 0)
+        await upload(admin, FIVE)
+        assert num_rows(site.db) == (1, 5, 10)
+        assert verify.problems(site.db) == []
+    killed = Database.open(tmp_path / "killed.db")
+    assert num_rows(killed) == (1, 4, 8)
+    killed.close()
+    async with running(tmp_path / "killed.db", FakeModel()) as site:
+        assert num_rows(site.db) == (0, 0, 0)
+        assert verify.problems(site.db) == []
+
+
+def num_rows(db: Database) -> tuple[int, ...]:
+    return tuple(db.value(f"SELECT count(*) FROM {table}") for table in ("imports", "items", "candidates"))
 
 
 async def test_of_many_wrong_lines_the_first_are_named(tmp_path: Path) -> None:
@@ -159,43 +216,3 @@ async def test_one_item_shows_what_was_said(site: RunningSite) -> None:
     for each in ("amber-fox-1", "policy@313131", "canary-head@313131", "&#34;choice&#34;: &#34;C&#34;", "&lt;script&gt;"):
         assert each in page, each
     assert markup not in page
-
-
-async def test_known_answers_pause_a_person_until_the_team_has_looked(tmp_path: Path) -> None:
-    """Below the limit after so many known answers; leaving and coming back is no way out, and a lift counts anew."""
-    config = STORED + "\nqueue: {gold_every: 1, gold_limit: 0.6, gold_after: 3}"
-    config = config.replace("\nqueue: {overlap: 2}", "")
-    items = [{"prompt": f"known {number}", "replies": ["a", "b"], "gold": {"choice": 0}} for number in range(8)]
-    async with (
-        running(tmp_path / "a.db", FakeModel(), config, CHOOSE) as site,
-        site.person("admin") as admin,
-        site.person(pseudonym="amber-fox-1") as person,
-    ):
-        await admin.get(PATH)
-        await upload(admin, items)
-
-        async def answer(text: str) -> None:
-            state = (await person.claim("work"))["state"]
-            card = next(each for each in state["view"]["candidates"] if each["text"] == text)
-            await person.answer(state["assignment"]["id"], None, {"choice": card["id"]})
-
-        for text in "abb":
-            await answer(text)
-        assert (await person.claim("work"))["empty"] == "gold"
-        assert catalog("en")("done.gold") in (await person.get("/")).text
-        await person.form("/p/work/leave")
-        await person.form("/p/work/leave", back="1")
-        assert (await person.claim("work"))["empty"] == "gold"
-        assert "state" in await person.claim("helpful")  # other projects are open
-        shown = (await admin.get("/admin/people")).text
-        assert catalog("en")("admin.paused_count", passed=1, total=3) in shown
-        account, project = (
-            site.db.value(f"SELECT {name}_id FROM qualifications WHERE state = 'paused'") for name in ("account", "project")
-        )
-        await admin.form(f"/admin/people/{account}/lift", project=project)
-        await admin.form(f"/admin/people/{account}/lift", 404, project=project)
-        for text in "bb":
-            await answer(text)  # two known answers since the lift: too few to judge by
-        assert "state" in await person.claim("work")
-        await answer("a")
-        assert (await person.claim("work"))["empty"] == "gold"

@@ -29,7 +29,7 @@ from tests.client.annotate.site import begin
 
 PEOPLE = tuple(f"amber-fox-{number}" for number in range(4))
 LEASE_MS = 30 * 60_000
-CONFIG = "slug: work\nkind: choose\nsource: stored\nqueue: {{overlap: {overlap}, gold_every: 4, gold_limit: 0}}"
+CONFIG = "slug: work\nkind: choose\nsource: stored\nqueue: {{overlap: {overlap}, gold_every: 4, gold_warn: 0, gold_limit: 0}}"
 
 
 @functools.cache

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 from collections.abc import Callable
 from typing import Any
 
@@ -15,9 +16,12 @@ from polyhead.client.annotate import projects
 from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.admin import items, rounds
 from polyhead.client.annotate.admin.items import Sought
-from polyhead.client.annotate.imports import MAX_BYTES, WrongLines, read_items, store_items
+from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.imports import MAX_BYTES, WrongLines, read_items
 from polyhead.client.annotate.problems import Clash, Invalid
+from polyhead.client.annotate.projects import OpenProject
 from polyhead.client.annotate.rules import known_rules
+from polyhead.client.annotate.storing import PAUSE_S, Imported, Item, plan_import, store, storing
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import ADMINS, PROJECT, number_in, page, read_beside
 
@@ -40,11 +44,11 @@ async def import_file(request: Request, site: Site, person: Person) -> Response:
     data = await upload.read()
     try:
         found = await asyncio.to_thread(read_items, project, known_rules(site.db, project)[1], data)
+        done = await _stored(site.db, project, upload.filename, data, found, person.id, is_dry=is_dry)
     except WrongLines as error:
         return await _list(request, site, person, 422, wrong_lines=error.lines, num_more=error.num_more, file_name=upload.filename)
     except (Invalid, Clash) as error:
         return await _list(request, site, person, error.status, wrong_lines=[error.detail], file_name=upload.filename)
-    done = store_items(site.db, project, upload.filename, data, found, person.id, dry_run=is_dry)
     return await _list(request, site, person, done=done, is_dry=is_dry, file_name=upload.filename)
 
 
@@ -70,6 +74,22 @@ async def change_item(request: Request, site: Site, person: Person) -> Response:
     except Invalid as error:
         return _one(request, site, person, 422, wrong=error.detail, typed=str(form.get("gold", "")))
     return RedirectResponse(f"/admin/p/{project.slug}/items/{item.id}", 303)
+
+
+async def _stored(db: Database, project: OpenProject, name: str, data: bytes, found: list[Item], by: str, *, is_dry: bool) -> Imported:
+    """Portion by portion, other requests in between: the loop is everybody's."""
+    with storing(db):
+        plan = await read_beside(db, lambda reader: plan_import(reader, project, name, data, found))
+        if not is_dry:
+            with contextlib.closing(store(db, plan, by)) as portions:
+                for _ in portions:
+                    await let_others_in()
+    return plan.result
+
+
+async def let_others_in() -> None:
+    """Time for other requests."""
+    await asyncio.sleep(PAUSE_S)
 
 
 async def _list(request: Request, site: Site, person: Person, status: int = 200, **more: Any) -> Response:
