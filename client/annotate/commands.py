@@ -12,12 +12,13 @@ from typing import Annotated
 import typer
 
 from polyhead.client import AsyncClient, AsyncFleet
-from polyhead.client.annotate import accounts, projects
-from polyhead.client.annotate.config import ProjectConfig, read_project
-from polyhead.client.annotate.database import Database
-from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.exports.commands import export_command
 from polyhead.client.annotate.keeping.commands import backup_command, rebuild_command, restore_command, verify_command
+from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import ProjectConfig, read_project
+from polyhead.client.annotate.replies.drawing import Model
+from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.terminal import DEFAULT_DB, Db, ServerAddress, TlsCa, TokenFile, fail, read_token, readable, token_of
 
 DEFAULT_PORT = 8080
@@ -118,7 +119,7 @@ def import_command(
     dry_run: Annotated[bool, typer.Option("--dry-run", help="Read and count, and store nothing.")] = False,
 ) -> None:
     """Add items to a project's open round: the whole file, or nothing of it where a line is wrong."""
-    from polyhead.client.annotate.imports import import_items
+    from polyhead.client.annotate.items.imports import import_items
 
     database = Database.open(db)
     done = import_items(database, projects.open_project(database, project), file, "command line", dry_run=dry_run)
@@ -151,7 +152,7 @@ def erase_command(
     is_sure: Annotated[bool, typer.Option("--yes", help="Do not ask: it cannot be undone.")] = False,
 ) -> None:
     """Erase one person's data from the database, its log and its free pages."""
-    from polyhead.client.annotate.care import erasure
+    from polyhead.client.annotate.people import erasure
 
     database = Database.open(db)
     found = erasure.find(database, person)
@@ -176,7 +177,7 @@ for _name, _command in _ELSEWHERE.items():
 def default_project() -> ProjectConfig:
     """Choose the best of four: two of the policy, two of the reference."""
     return read_project(
-        files("polyhead.client.annotate").joinpath("default_project.yaml").read_text(encoding="utf-8"), "default_project.yaml"
+        files("polyhead.client.annotate.projects").joinpath("default_project.yaml").read_text(encoding="utf-8"), "default_project.yaml"
     )
 
 

@@ -12,9 +12,9 @@ from typing import Annotated, NoReturn
 import typer
 
 from polyhead.client import PolyheadError
-from polyhead.client.annotate.database import DatabaseError
 from polyhead.client.annotate.problems import Problem
-from polyhead.client.annotate.yaml_reader import ConfigError
+from polyhead.client.annotate.projects.yaml_reader import ConfigError
+from polyhead.client.annotate.storage.database import DatabaseError
 
 DEFAULT_DB = Path("annotate.db")
 Db = Annotated[Path, typer.Option("--db", help="The database file.")]

@@ -16,7 +16,7 @@ import typer
 from prometheus_client import CollectorRegistry, generate_latest
 
 from polyhead.client.annotate.commands import DEFAULT_PORT, annotate_app, is_loopback
-from polyhead.client.annotate.metrics import watch
+from polyhead.client.annotate.web.metrics import watch
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, choice, running
 from tests.deploy.conftest import DEPLOY, DOCS, Exported, read_page

@@ -107,9 +107,7 @@ def test_its_folders_are_where_the_server_writes(unit: dict[str, dict[str, list[
     assert one(unit, "StateDirectoryMode") == "0700"
 
 
-def test_stopping_takes_no_longer_than_systemd_waits(
-    unit: dict[str, dict[str, list[str]]], monkeypatch: pytest.MonkeyPatch
-) -> None:
+def test_stopping_takes_no_longer_than_systemd_waits(unit: dict[str, dict[str, list[str]]], monkeypatch: pytest.MonkeyPatch) -> None:
     config = load(dict(re.findall(r"^(POLYHEAD_\w+)=(.*)$", EXAMPLE, re.MULTILINE)), monkeypatch)
     assert int(one(unit, "TimeoutStopSec")) > longest_end_s(config)
     assert one(unit, "KillSignal") == "SIGTERM"

@@ -250,3 +250,19 @@ def test_the_frontend_uses_what_the_client_offers_to_everyone() -> None:
                 is_trial = module.endswith(".trial") and target == "polyhead.client.local"
                 wrong += [] if is_own or is_public or is_trial else [f"{shown(path, node)}: {target}"]
     assert not wrong, "\n".join(wrong)
+
+
+def test_a_folder_of_the_frontend_imports_from_those_above_it() -> None:
+    """In the order in which the package's docstring lists them."""
+    root = "polyhead.client.annotate"
+    known = modules()
+    listed = [line.split()[0].rstrip("/") for line in (ast.get_docstring(parse(known[root])) or "").splitlines() if line.startswith("    ")]
+    rank = {name.removesuffix(".py"): place for place, name in enumerate(listed)}
+    assert rank.keys() == {module.removeprefix(f"{root}.").split(".")[0] for module in known if module.startswith(f"{root}.")}
+    wrong = []
+    for module, path in known.items():
+        for target, _, node in imports(path) if module.startswith(f"{root}.") else ():
+            own, other = (name.removeprefix(f"{root}.").split(".")[0] for name in (module, target))
+            if target.startswith(f"{root}.") and rank[other] > rank[own]:
+                wrong.append(f"{shown(path, node)}: {own} imports {other}")
+    assert not wrong, "\n".join(wrong)

@@ -18,10 +18,10 @@ import pytest
 from argilla.records._mapping import IngestedRecordMapper
 from label_studio_sdk.label_interface import LabelInterface
 
-from polyhead.client.annotate import projects
 from polyhead.client.annotate.exports.options import Options
 from polyhead.client.annotate.exports.writing import export
-from polyhead.client.annotate.imports import import_items
+from polyhead.client.annotate.items.imports import import_items
+from polyhead.client.annotate.projects import projects
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import RunningSite, running
 

@@ -16,9 +16,10 @@ from typing import Any
 import pytest
 import uvicorn
 
-from polyhead.client.annotate import accounts, catalogs
-from polyhead.client.annotate.config import read_project
-from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.projects.config import read_project
+from polyhead.client.annotate.storage.database import Database
+from polyhead.client.annotate.web import catalogs
 from polyhead.client.annotate.web.announcing import AnnouncingServer
 from polyhead.client.annotate.web.app import make_app
 from tests.client.annotate.model import FakeModel

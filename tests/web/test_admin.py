@@ -9,8 +9,12 @@ from typing import Any
 
 import pytest
 
-from polyhead.client.annotate import accounts, answers, assignments, projects, state
-from polyhead.client.annotate.imports import import_items
+from polyhead.client.annotate.answers import answers
+from polyhead.client.annotate.items import assignments
+from polyhead.client.annotate.items.imports import import_items
+from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.web import state
 from tests.web.conftest import TEXTS, VIEWS, Served, focus_next, look, serve, sign_in, views, watch
 from tests.web.test_choose import begin_work, say
 

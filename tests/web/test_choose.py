@@ -9,7 +9,7 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
-from polyhead.client.annotate import accounts
+from polyhead.client.annotate.people import accounts
 from tests.client.annotate.site import CHOOSE
 from tests.web.conftest import TEXTS, VIEWS, Served, focus_next, look, serve, sign_in, views, watch
 

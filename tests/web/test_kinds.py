@@ -11,8 +11,8 @@ import pytest
 from playwright.sync_api import expect
 
 from polyhead.client import Rule
-from polyhead.client.annotate import projects, rules
-from polyhead.client.annotate.imports import import_items
+from polyhead.client.annotate.items.imports import import_items
+from polyhead.client.annotate.projects import projects, rules
 from tests.web.conftest import TEXTS, VIEWS, Served, look, serve, sign_in, views, watch
 from tests.web.test_choose import bodies
 

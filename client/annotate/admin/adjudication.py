@@ -7,13 +7,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyhead.client.annotate.bodies import Body, Shown, check_body
-from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Database, Row, new_id, to_json
 from polyhead.client.annotate.exports.adjudicated import cards_of_item
 from polyhead.client.annotate.exports.comparable import values_of
 from polyhead.client.annotate.problems import Clash, NotThere
-from polyhead.client.annotate.projects import OpenProject, find_project, project_of_item
+from polyhead.client.annotate.projects.bodies import Body, Shown, check_body
+from polyhead.client.annotate.projects.config import Kind
+from polyhead.client.annotate.projects.projects import OpenProject, find_project, project_of_item
+from polyhead.client.annotate.storage.database import Database, Row, new_id, to_json
 
 JUDGED = (Kind.CHOOSE, Kind.RANK, Kind.COMPARE, Kind.RATE, Kind.RULECHECK)  # kinds in which two people answer the same question
 

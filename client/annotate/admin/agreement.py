@@ -8,7 +8,6 @@ from itertools import combinations
 from typing import Any
 
 from polyhead.client.annotate.admin.tables import Cell, Estimate, Share, Table, Word
-from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.exports.comparable import LEVELS, all_judgements, by_unit, given, signs
 from polyhead.client.annotate.statistics.agreement import (
     Level,
@@ -19,6 +18,7 @@ from polyhead.client.annotate.statistics.agreement import (
     weighted_kappa,
 )
 from polyhead.client.annotate.statistics.intervals import TOO_FEW
+from polyhead.client.annotate.storage.database import Database
 
 INSTRUCTGPT = 0.726  # share of agreeing pairs of training labellers: Ouyang et al. 2022, section 3.4
 Units = dict[Hashable, dict[str, Any]]

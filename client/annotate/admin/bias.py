@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from statistics import median
 
 from polyhead.client.annotate.admin.tables import Cell, Estimate, Share, Table
-from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.exports.comparable import all_judgements
 from polyhead.client.annotate.exports.judgements import Judgement
+from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.statistics.intervals import TOO_FEW, holm, share_p_value
+from polyhead.client.annotate.storage.database import Database
 
 LETTERS = "ABCDEFGHI"
 

@@ -10,8 +10,8 @@ from pathlib import Path
 from polyhead.client import Status, TrunkInfo
 from polyhead.client.annotate.admin.rounds import heads_in_words
 from polyhead.client.annotate.admin.tables import Cell, Table, Word
-from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.keeping.versions import Fate, versions
+from polyhead.client.annotate.storage.database import Database, Row
 
 HOUR_MS = 3_600_000
 DAY_MS = 24 * HOUR_MS

@@ -7,13 +7,13 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from polyhead.client.annotate import dialogues
-from polyhead.client.annotate.config import Kind, ProjectConfig
-from polyhead.client.annotate.database import Database, Row, to_json
-from polyhead.client.annotate.gold import what_is_wrong
+from polyhead.client.annotate.items.gold import what_is_wrong
+from polyhead.client.annotate.items.storing import IS_THERE
 from polyhead.client.annotate.problems import Invalid, NotThere
-from polyhead.client.annotate.projects import project_of_item
-from polyhead.client.annotate.storing import IS_THERE
+from polyhead.client.annotate.projects.config import Kind, ProjectConfig
+from polyhead.client.annotate.projects.projects import project_of_item
+from polyhead.client.annotate.replies import dialogues
+from polyhead.client.annotate.storage.database import Database, Row, to_json
 
 PAGE = 50
 STATES = ("open", "under_way", "complete", "retired")

@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 from dataclasses import dataclass
 
-from polyhead.client.annotate.database import Database, Row
+from polyhead.client.annotate.storage.database import Database, Row
 
 PAGE = 100
 MOST_SHOWN = 6000  # characters of one event's body: a reply's row holds its token ids

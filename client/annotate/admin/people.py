@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 
-from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.problems import Clash, NotThere
+from polyhead.client.annotate.storage.database import Database, Row
 
 STATES = ("active", "paused", "disabled")  # what an admin may choose; withdrawn and erased come by other ways
 _MINUTE_MS = 60_000

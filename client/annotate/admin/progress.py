@@ -5,13 +5,13 @@ from __future__ import annotations
 from collections import Counter
 from datetime import UTC, datetime
 
-from polyhead.client.annotate import projects
 from polyhead.client.annotate.admin.tables import Cell, Share, Table, Word
-from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.exports.comparable import all_judgements
 from polyhead.client.annotate.exports.formats import FORMATS
-from polyhead.client.annotate.storing import IS_THERE
+from polyhead.client.annotate.items.storing import IS_THERE
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import Kind
+from polyhead.client.annotate.storage.database import Database
 
 _HOUR_MS = 3_600_000
 _DAY_MS = 24 * _HOUR_MS

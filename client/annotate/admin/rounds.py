@@ -9,10 +9,10 @@ from difflib import unified_diff
 from itertools import pairwise
 from typing import Any
 
-from polyhead.client.annotate import projects
-from polyhead.client.annotate.config import from_json
-from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.problems import Invalid
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import from_json
+from polyhead.client.annotate.storage.database import Database, Row
 
 STATES = ("open", "paused", "closed")
 _DAY_MS = 86_400_000

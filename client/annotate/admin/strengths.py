@@ -11,13 +11,13 @@ from collections.abc import Iterable
 from dataclasses import dataclass
 
 from polyhead.client.annotate.admin.tables import Cell, Estimate, Table
-from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Database, Row
 from polyhead.client.annotate.exports.comparable import all_judgements
 from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.exports.pairs import ranks_of
+from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.statistics.intervals import NUM_BOOTSTRAPS, Interval
 from polyhead.client.annotate.statistics.strength import ELO, Comparison, Strengths, bradley_terry, win_matrix
+from polyhead.client.annotate.storage.database import Database, Row
 
 
 @dataclass(frozen=True)

@@ -7,10 +7,11 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from polyhead.client.annotate import dialogues, projects
-from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Database, Row, sha256
 from polyhead.client.annotate.exports.judgements import Filters, Judgement, heads_of, last_seq
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import Kind
+from polyhead.client.annotate.replies import dialogues
+from polyhead.client.annotate.storage.database import Database, Row, sha256
 
 
 def cards_of_item(db: Database, item: Row) -> list[Row]:

@@ -5,11 +5,11 @@ from __future__ import annotations
 from collections import Counter, defaultdict
 from collections.abc import Hashable, Sequence
 
-from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.exports.adjudicated import decisions
 from polyhead.client.annotate.exports.comparable import by_unit, given, thing_of
 from polyhead.client.annotate.exports.judgements import Filters, Judgement, judgements
 from polyhead.client.annotate.statistics.agreement import agreeing_pairs
+from polyhead.client.annotate.storage.database import Database
 
 
 def chosen(db: Database, slug: str, filters: Filters, left_out: Counter[str]) -> list[Judgement]:

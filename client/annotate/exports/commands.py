@@ -7,9 +7,9 @@ from typing import Annotated
 
 import typer
 
-from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.exports.options import options_of
 from polyhead.client.annotate.exports.writing import check_format, export
+from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.terminal import DEFAULT_DB, Db, readable
 
 

@@ -7,11 +7,11 @@ from collections.abc import Hashable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.exports.judgements import Filters, Judgement, judgements
 from polyhead.client.annotate.exports.pairs import ranks_of
+from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.statistics.agreement import Level
+from polyhead.client.annotate.storage.database import Database
 
 LEVELS = {Kind.CHOOSE: Level.NOMINAL}  # all other kinds give places in an order
 NONE_GOOD = "none"

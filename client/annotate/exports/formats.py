@@ -6,12 +6,12 @@ from collections import Counter
 from collections.abc import Callable, Iterator
 from typing import Any
 
-from polyhead.client.annotate.candidates import unpack_ids
-from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.exports import tools
 from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.exports.options import SHAPED, Shape, Ties
 from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply, ties_of
+from polyhead.client.annotate.projects.config import Kind
+from polyhead.client.annotate.replies.candidates import unpack_ids
 
 Row = dict[str, Any]
 Rows = Iterator[Row]

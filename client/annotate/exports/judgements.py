@@ -8,9 +8,10 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from typing import Any
 
-from polyhead.client.annotate import dialogues, projects
-from polyhead.client.annotate.config import Kind, ProjectConfig
-from polyhead.client.annotate.database import Database, Row
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import Kind, ProjectConfig
+from polyhead.client.annotate.replies import dialogues
+from polyhead.client.annotate.storage.database import Database, Row
 
 EXCLUSIONS = {  # what may be left out, and what that is
     "leak": "a reply that was shown names its head",

@@ -6,9 +6,9 @@ from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
 
-from polyhead.client.annotate.bodies import middle_of
-from polyhead.client.annotate.config import Kind
 from polyhead.client.annotate.exports.judgements import Judgement
+from polyhead.client.annotate.projects.bodies import middle_of
+from polyhead.client.annotate.projects.config import Kind
 
 Pair = tuple[str, str]  # (the better one's id, the other's)
 

@@ -7,10 +7,10 @@ from collections.abc import Iterator
 from typing import Any
 from xml.sax.saxutils import quoteattr
 
-from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import sha256
 from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply, ties_of
+from polyhead.client.annotate.projects.config import Kind
+from polyhead.client.annotate.storage.database import sha256
 
 Rows = Iterator[dict[str, Any]]
 VERDICTS = {4: "definitely-broken", 3: "probably-broken", 2: "unsure", 1: "probably-followed", 0: "definitely-followed"}

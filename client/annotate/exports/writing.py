@@ -11,14 +11,14 @@ from collections import Counter
 from dataclasses import dataclass, replace
 from pathlib import Path
 
-from polyhead.client.annotate import projects
-from polyhead.client.annotate.database import Database, new_id, to_json
 from polyhead.client.annotate.exports.chosen import chosen
 from polyhead.client.annotate.exports.formats import FORMATS, rows_of
 from polyhead.client.annotate.exports.judgements import Judgement, last_seq
 from polyhead.client.annotate.exports.options import Options
 from polyhead.client.annotate.exports.tools import interface
 from polyhead.client.annotate.problems import Invalid
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.storage.database import Database, new_id, to_json
 
 NAMES = (*FORMATS, "events")
 

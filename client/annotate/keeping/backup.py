@@ -11,8 +11,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from polyhead.client.annotate.care.erasure import erase_again, list_path
-from polyhead.client.annotate.database import Database, DatabaseError
+from polyhead.client.annotate.people.erasure import erase_again, list_path
+from polyhead.client.annotate.storage.database import Database, DatabaseError
 
 NUM_HOURLY, NUM_DAILY = 24, 14
 _NAME = "annotate-%Y%m%d-%H%M%S.db"

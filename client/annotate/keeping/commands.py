@@ -10,8 +10,8 @@ from typing import Annotated
 import typer
 
 from polyhead.client import AsyncClient
-from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.keeping import backup, rebuild, verify
+from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.terminal import DEFAULT_DB, Db, ServerAddress, TlsCa, TokenFile, fail, readable, token_of
 
 

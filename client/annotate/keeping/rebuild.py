@@ -11,8 +11,8 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
-from polyhead.client.annotate.database import PRIVATE, Database, Row, to_json
-from polyhead.client.annotate.storing import delete_items
+from polyhead.client.annotate.items.storing import delete_items
+from polyhead.client.annotate.storage.database import PRIVATE, Database, Row, to_json
 
 TABLES = (
     "accounts", "consents", "projects", "project_versions", "rounds", "imports", "items", "qualifications", "assignments", "dialogues",

@@ -8,9 +8,9 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from polyhead.client import AsyncClient, errors
-from polyhead.client.annotate.candidates import unpack_ids
-from polyhead.client.annotate.database import Database, Row, sha256
 from polyhead.client.annotate.keeping.rebuild import differences, rebuild
+from polyhead.client.annotate.replies.candidates import unpack_ids
+from polyhead.client.annotate.storage.database import Database, Row, sha256
 
 _SUMS = (  # what must not be there, as queries that count it
     ("answers whose body is not what was hashed", "SELECT body_json AS text, body_sha256 AS sum FROM answers"),

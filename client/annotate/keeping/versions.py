@@ -14,8 +14,8 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyhead.client import AsyncClient, errors
-from polyhead.client.annotate.database import Database
 from polyhead.client.annotate.problems import Clash, ModelDown, NotThere
+from polyhead.client.annotate.storage.database import Database
 
 LABEL = "annotate"
 log = logging.getLogger(__name__)

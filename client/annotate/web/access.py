@@ -19,14 +19,14 @@ from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
 from polyhead.client import Status, TrunkInfo
-from polyhead.client.annotate import accounts
-from polyhead.client.annotate.accounts import Person, csrf_token
-from polyhead.client.annotate.catalogs import NAMES, Catalog, catalog, preferred
-from polyhead.client.annotate.database import Database
-from polyhead.client.annotate.drawing import Model
 from polyhead.client.annotate.keeping.versions import Keeper
+from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.people.accounts import Person, csrf_token
 from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignIn
-from polyhead.client.annotate.turns import Turns
+from polyhead.client.annotate.replies.drawing import Model
+from polyhead.client.annotate.replies.turns import Turns
+from polyhead.client.annotate.storage.database import Database
+from polyhead.client.annotate.web.catalogs import NAMES, Catalog, catalog, preferred
 from polyhead.client.annotate.web.security import MAX_BODY, SAFE_METHODS, Limits, check_csrf, check_origin, limited
 
 PEOPLE = frozenset({"annotator", "admin"})  # who may work
@@ -53,7 +53,7 @@ class Site:
     tabs: dict[str, str] = field(default_factory=dict)  # assignment -> the tab that works on it
     templates: Environment = field(
         default_factory=lambda: Environment(
-            loader=PackageLoader("polyhead.client.annotate", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
+            loader=PackageLoader("polyhead.client.annotate.web", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
         )
     )
 

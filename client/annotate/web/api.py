@@ -8,13 +8,17 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import accounts, answers, assignments, dialogues, explaining, projects, reports, state
-from polyhead.client.annotate.accounts import Person
-from polyhead.client.annotate.care import limits
-from polyhead.client.annotate.config import Kind
-from polyhead.client.annotate.database import Row, new_id
+from polyhead.client.annotate.answers import answers, reports
+from polyhead.client.annotate.items import assignments
+from polyhead.client.annotate.people import accounts, limits
+from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid, NotThere
-from polyhead.client.annotate.projects import OpenProject
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import Kind
+from polyhead.client.annotate.projects.projects import OpenProject
+from polyhead.client.annotate.replies import dialogues
+from polyhead.client.annotate.storage.database import Row, new_id
+from polyhead.client.annotate.web import explaining, state
 from polyhead.client.annotate.web.access import PEOPLE, Site, json_body, route, words_of
 from polyhead.client.annotate.web.streams import turn_events
 

@@ -17,15 +17,16 @@ from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
 from polyhead.client import AsyncClient, Status, errors
-from polyhead.client.annotate import projects, rules, storing
-from polyhead.client.annotate.database import Database, DatabaseError
-from polyhead.client.annotate.drawing import Model
+from polyhead.client.annotate.items import storing
 from polyhead.client.annotate.keeping.backup import keep_backup
 from polyhead.client.annotate.keeping.versions import Keeper
-from polyhead.client.annotate.metrics import watch
-from polyhead.client.annotate.turns import Turns
+from polyhead.client.annotate.projects import projects, rules
+from polyhead.client.annotate.replies.drawing import Model
+from polyhead.client.annotate.replies.turns import Turns
+from polyhead.client.annotate.storage.database import Database, DatabaseError
 from polyhead.client.annotate.web import admin, api, pages
 from polyhead.client.annotate.web.access import Site
+from polyhead.client.annotate.web.metrics import watch
 from polyhead.client.annotate.web.security import Secure
 
 BACKUP_S = 3600.0
@@ -46,7 +47,7 @@ def make_app(
     `registry`: gets the metrics. `trainer`: a client with a trainer's token, which labels the head versions that replies came from."""
     model = Model(client)
     site = Site(db, model, Turns(db, model), Keeper(db, trainer), is_https, is_behind_proxy, backup_dir=backup_dir)
-    static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate"))) / "static"), name="static")
+    static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate.web"))) / "static"), name="static")
     routes: list[BaseRoute] = [*pages.ROUTES, *api.ROUTES, *admin.ROUTES, static, *pages.LAST]
 
     @contextlib.asynccontextmanager

@@ -9,14 +9,18 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse, RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import accounts, answers, assignments, dialogues, explaining, projects, reports, state
-from polyhead.client.annotate.accounts import Person
-from polyhead.client.annotate.care import erasure, limits, pausing, warning
-from polyhead.client.annotate.care.own_data import own_data
-from polyhead.client.annotate.catalogs import NAMES
+from polyhead.client.annotate.answers import answers, reports
+from polyhead.client.annotate.items import assignments
+from polyhead.client.annotate.people import accounts, erasure, limits, pausing, warning
+from polyhead.client.annotate.people.accounts import Person
+from polyhead.client.annotate.people.own_data import own_data
 from polyhead.client.annotate.problems import Forbidden, NotThere
-from polyhead.client.annotate.projects import OpenProject
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.projects import OpenProject
+from polyhead.client.annotate.replies import dialogues
+from polyhead.client.annotate.web import explaining, state
 from polyhead.client.annotate.web.access import ANYONE, PEOPLE, SIGNED_IN, Site, locale_of, route, words_of
+from polyhead.client.annotate.web.catalogs import NAMES
 from polyhead.client.annotate.web.security import address_of
 
 SIGN_INS_A_MINUTE = 5

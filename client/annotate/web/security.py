@@ -14,8 +14,8 @@ from starlette.datastructures import Headers
 from starlette.requests import Request
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
-from polyhead.client.annotate.database import sha256
 from polyhead.client.annotate.problems import Forbidden, TooLarge, TooMany
+from polyhead.client.annotate.storage.database import sha256
 
 CONTENT_SECURITY_POLICY = (
     "default-src 'none'; script-src 'self'; style-src 'self'; img-src 'self' data:; font-src 'self'; connect-src 'self'; "

@@ -10,8 +10,8 @@ from typing import Any
 
 from starlette.responses import Response, StreamingResponse
 
-from polyhead.client.annotate import state
-from polyhead.client.annotate.database import Row
+from polyhead.client.annotate.storage.database import Row
+from polyhead.client.annotate.web import state
 from polyhead.client.annotate.web.access import Site
 
 PING_S = 15.0

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import uvicorn
 
-from polyhead.client.annotate.database import FAILPOINT_VARIABLE, Database
+from polyhead.client.annotate.storage.database import FAILPOINT_VARIABLE, Database
 from polyhead.client.annotate.web.announcing import AnnouncingServer
 from polyhead.client.annotate.web.app import make_app
 from tests.client.annotate.model import FakeModel

@@ -13,9 +13,10 @@ from typing import Any
 
 import httpx
 
-from polyhead.client.annotate import accounts, projects
-from polyhead.client.annotate.config import ProjectConfig, read_project
-from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import ProjectConfig, read_project
+from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web.app import make_app
 from tests.client.annotate.model import FakeModel
 

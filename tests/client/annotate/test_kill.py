@@ -16,11 +16,12 @@ from typing import Any
 import httpx
 import pytest
 
-from polyhead.client.annotate import accounts, projects
-from polyhead.client.annotate.config import read_project
-from polyhead.client.annotate.database import Database
-from polyhead.client.annotate.imports import import_items
+from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.keeping.verify import problems
+from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import read_project
+from polyhead.client.annotate.storage.database import Database
 from tests.client.annotate.killable import start
 from tests.client.annotate.site import CHOOSE, begin
 

@@ -17,9 +17,10 @@ import httpx
 import pytest
 
 from polyhead.client import AsyncClient
-from polyhead.client.annotate import accounts, projects
-from polyhead.client.annotate.imports import import_items
+from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.keeping.verify import problems
+from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.projects import projects
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, ORIGIN, Person, RunningSite, choice, running
 from tests.e2e.support import serving

@@ -13,13 +13,13 @@ from starlette.requests import Request
 from starlette.responses import Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import projects
-from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.admin import rounds
 from polyhead.client.annotate.exports.judgements import EXCLUSIONS
 from polyhead.client.annotate.exports.options import SHAPED, Options, Ties, options_of
 from polyhead.client.annotate.exports.writing import NAMES, check_format, make, note_export, write_files
+from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.problems import Invalid
+from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import ADMINS, PROJECT, page, read_beside, whole
 

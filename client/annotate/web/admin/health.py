@@ -6,10 +6,10 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.admin import health, log
 from polyhead.client.annotate.admin.health import Facts
 from polyhead.client.annotate.keeping.versions import versions
+from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import ADMINS, csv_file, number_in, page, read_beside
 

@@ -12,16 +12,16 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import projects
-from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.admin import items, rounds
 from polyhead.client.annotate.admin.items import Sought
-from polyhead.client.annotate.database import Database
-from polyhead.client.annotate.imports import MAX_BYTES, WrongLines, read_items
+from polyhead.client.annotate.items.imports import MAX_BYTES, WrongLines, read_items
+from polyhead.client.annotate.items.storing import PAUSE_S, Imported, Item, plan_import, store, storing
+from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.problems import Clash, Invalid
-from polyhead.client.annotate.projects import OpenProject
-from polyhead.client.annotate.rules import known_rules
-from polyhead.client.annotate.storing import PAUSE_S, Imported, Item, plan_import, store, storing
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.projects import OpenProject
+from polyhead.client.annotate.projects.rules import known_rules
+from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import ADMINS, PROJECT, number_in, page, read_beside
 

@@ -9,10 +9,10 @@ from typing import Any, TypeVar
 from starlette.requests import Request
 from starlette.responses import Response
 
-from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.admin.tables import Table, shown, to_csv
-from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.problems import NotThere
+from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web.access import Site, words_of
 
 ADMINS, REVIEWERS = frozenset({"admin"}), frozenset({"admin", "adjudicator"})

@@ -8,13 +8,13 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import accounts, dialogues
-from polyhead.client.annotate.accounts import ROLES, Person
 from polyhead.client.annotate.admin import people
 from polyhead.client.annotate.admin.tables import Cell, Share, Table, Word
-from polyhead.client.annotate.care import erasure, pausing
-from polyhead.client.annotate.database import Row
+from polyhead.client.annotate.people import accounts, erasure, pausing
+from polyhead.client.annotate.people.accounts import ROLES, Person
 from polyhead.client.annotate.problems import Clash, Invalid
+from polyhead.client.annotate.replies import dialogues
+from polyhead.client.annotate.storage.database import Row
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import ADMINS, csv_file, page
 

@@ -9,8 +9,6 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import projects
-from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.admin import rounds
 from polyhead.client.annotate.admin.agreement import agreement
 from polyhead.client.annotate.admin.bias import bias
@@ -18,13 +16,15 @@ from polyhead.client.annotate.admin.charts import strength_chart
 from polyhead.client.annotate.admin.progress import progress
 from polyhead.client.annotate.admin.strengths import ranking
 from polyhead.client.annotate.admin.tables import Table
-from polyhead.client.annotate.care import pausing
-from polyhead.client.annotate.config import read_project
-from polyhead.client.annotate.database import Database
+from polyhead.client.annotate.people import pausing
+from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.problems import NotThere
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import read_project
+from polyhead.client.annotate.projects.yaml_reader import ConfigError
+from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import ADMINS, PROJECT, REPORTS, csv_file, number_in, page, read_beside
-from polyhead.client.annotate.yaml_reader import ConfigError
 
 
 async def overview(request: Request, site: Site, person: Person) -> Response:

@@ -8,11 +8,11 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate import projects
-from polyhead.client.annotate.accounts import Person
 from polyhead.client.annotate.admin import adjudication, rounds
-from polyhead.client.annotate.config import ProjectConfig
+from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.problems import Invalid
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import ProjectConfig
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import PROJECT, REVIEWERS, page, read_beside
 

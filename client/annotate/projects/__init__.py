@@ -1,0 +1,7 @@
+"""What is asked of people. Knows nobody who answers.
+
+config.py             a project's YAML; yaml_reader.py reads it, default_project.yaml is the first one
+projects.py           versions of projects, rounds
+rules.py              which rule is to be attacked
+bodies.py             what an answer of each kind must hold
+"""

@@ -1,0 +1,7 @@
+"""What is judged.
+
+candidates.py    a reply as a row
+dialogues.py     turns, views: what was shown to whom, in which order
+drawing.py       replies from polyhead; turns.py runs one draw a turn and tells the pages
+revealing.py     what a page may see of replies while they are written
+"""

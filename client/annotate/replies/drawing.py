@@ -1,0 +1,146 @@
+"""Replies from polyhead: one call a turn, over the public client. Whether the server answers is known here, and told to the pages."""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import dataclasses
+import logging
+from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from typing import Any
+
+from polyhead.client import Arm, AsyncClient, Continuation, Piece, Sample, Status, TrunkInfo, errors
+from polyhead.client.annotate.projects.config import ProjectConfig, Reveal
+from polyhead.client.annotate.replies.candidates import unpack_ids
+from polyhead.client.annotate.storage.database import Database, Row
+
+TURN_TIMEOUT_S = 180.0
+POLL_S = 10.0
+log = logging.getLogger(__name__)
+
+
+@dataclasses.dataclass(frozen=True)
+class Drawing:
+    """One call: a prompt, and who replies."""
+
+    messages: list[dict[str, str]]
+    parent: Continuation | None  # the turn before with its exact ids, so that its cache is hit; None: the messages are rendered
+    tokenizer_sha256: str  # that the parent's ids belong to
+    arms: tuple[Arm, ...]
+    options: dict[str, Any]
+    request_id: str
+    has_pieces: bool = False  # replies are wanted while they are written, too
+
+    @classmethod
+    def of_turn(cls, db: Database, turn: Row, config: ProjectConfig) -> Drawing:
+        messages = turn.json("messages")
+        parent = db.one("SELECT * FROM candidates WHERE id = ?", turn.parent_candidate_id) if turn.parent_candidate_id else None
+        continuation = None
+        if parent is not None and parent.prompt_token_ids and not config.prompt.format:
+            continuation = Continuation(unpack_ids(parent.prompt_token_ids), unpack_ids(parent.token_ids), (messages[-1],))
+        arms = tuple(Arm(arm["head"], arm["n"]) for arm in turn.json("arms"))
+        sha = parent.tokenizer_sha256 or "" if parent is not None else ""
+        has_pieces = config.reveal is not Reveal.TOGETHER
+        return cls(messages, continuation, sha, arms, _options(config), turn.request_id, has_pieces)
+
+    def again(self, failed: Sequence[Sample], request_id: str) -> Drawing:
+        """For replies that failed: the same heads and versions."""
+        arms = tuple(Arm(f"{each.head.partition('@')[0]}@{each.head_version}" if each.head_version else each.head) for each in failed)
+        return dataclasses.replace(self, arms=arms, request_id=f"annotate-{request_id}")
+
+
+class Model:
+    """The server as the frontend sees it: up or down, what it serves, and how to draw from it."""
+
+    def __init__(self, client: AsyncClient, *, timeout_s: float = TURN_TIMEOUT_S) -> None:
+        self._client = client
+        self._timeout_s = timeout_s
+        self._came_up = asyncio.Event()
+        self._trunk: TrunkInfo | None = None
+        self.is_up = True  # until a call says otherwise
+
+    async def draw(self, drawing: Drawing) -> AsyncGenerator[Piece | Sample, None]:
+        """The replies as they are finished, and their pieces if they are wanted. Leaving the loop cancels the rest."""
+        prompt: Any = drawing.messages
+        if drawing.parent is not None and await self._still_fits(drawing.tokenizer_sha256):
+            prompt = drawing.parent
+        options: Any = {
+            "arms": drawing.arms, "on_swap": "pin", "priority": "interactive", "request_id": drawing.request_id,
+            "timeout": self._timeout_s, **drawing.options,
+        }  # fmt: skip
+        stream: Any = (
+            self._client.events([prompt], **options)
+            if drawing.has_pieces
+            else self._client.samples([prompt], delivery="samples", **options)
+        )
+        try:
+            async for event in stream:
+                yield event
+        finally:
+            await stream.close()
+
+    async def rules(self, rule_set: str) -> tuple[str, list[Any]]:
+        """(reference with its version, rules) of a rule set. NotFound if the server has none of this name."""
+        known = await self._client.configurations("rule_set")
+        for each in known:
+            if rule_set in (each.reference, each.reference.partition("@")[0]):
+                return each.reference, list(each.rules)
+        has = ", ".join(each.reference for each in known) or "none"
+        raise errors.NotFound(f"the server has no rule set {rule_set}\nhint: it has {has}", field="rules.rule_set")
+
+    def note(self, *, is_up: bool) -> None:
+        """What a call has shown."""
+        self.is_up = is_up
+        if is_up:
+            self._came_up.set()
+        else:
+            self._came_up.clear()
+            self._trunk = None  # another server may come back
+
+    async def pause(self, seconds: float) -> None:
+        """So long, or until the server answers again."""
+        with contextlib.suppress(TimeoutError):
+            if self.is_up:
+                await asyncio.sleep(seconds)
+            else:
+                await asyncio.wait_for(self._came_up.wait(), seconds)
+
+    async def keep_watching(self, on_status: Callable[[Status], Awaitable[None]]) -> None:
+        """Ask for the status, for ever: often while it is down, now and then while it is up."""
+        waits, attempt = (1.0, 2.0, 5.0, 10.0), 0
+        while True:
+            try:
+                status = await self._client.status()
+                self.note(is_up=True)
+                await on_status(status)
+                attempt = 0
+                await asyncio.sleep(POLL_S)
+            except errors.PolyheadError as error:
+                if self.is_up:
+                    log.warning("the model server does not answer: %s", error.code)
+                self.note(is_up=False)
+                await asyncio.sleep(waits[min(attempt, len(waits) - 1)])
+                attempt += 1
+
+    async def trunk(self) -> TrunkInfo:
+        """Of the server that answers now; asked for once after each time that it was down."""
+        if self._trunk is None:
+            self._trunk = await self._client.trunk()
+        return self._trunk
+
+    async def _still_fits(self, tokenizer_sha256: str) -> bool:
+        """Whether stored ids mean the same to the server that answers now."""
+        return (await self.trunk()).tokenizer_sha256 == tokenizer_sha256
+
+
+def _options(config: ProjectConfig) -> dict[str, Any]:
+    sampling, hidden = config.sampling, config.hidden
+    options: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_new_tokens": sampling.max_new_tokens}
+    given = {
+        "score": list(hidden.heads),
+        "rule_set": hidden.rule_set,
+        "recipe": hidden.recipe,
+        "ood": hidden.ood,
+        "format": config.prompt.format,
+    }
+    return {**options, **{name: value for name, value in given.items() if value}}

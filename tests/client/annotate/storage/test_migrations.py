@@ -1,0 +1,60 @@
+"""Files that an older version has written open, and what is in them means the same."""
+
+from __future__ import annotations
+
+import sqlite3
+from pathlib import Path
+
+import pytest
+
+from polyhead.client.annotate.keeping import verify
+from polyhead.client.annotate.people import accounts, limits, pausing
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import read_project
+from polyhead.client.annotate.storage.database import Database, DatabaseError
+from tests.client.annotate.site import CHOOSE, begin
+
+SCHEMA_1 = Path(__file__).with_name("schema_1.sql")
+
+
+def old_file(path: Path) -> tuple[str, str]:
+    """(account that was paused and left, account that left by its own choice), both in the project of a file of schema 1"""
+    connection = sqlite3.connect(path, isolation_level=None)
+    connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
+    db = Database(path, connection)
+    begin(db, read_project(CHOOSE))
+    project = projects.find_project(db, "helpful")
+    people = []
+    for reason in ("left while paused", "own choice"):
+        people.append(accounts.create_account(db, "annotator", f"amber-fox-{len(people)}")[0])
+        row = {"account_id": people[-1], "project_id": project.id, "state": "opted_out", "reason": reason, "changed_at": 1}
+        with db.transaction():
+            db.put("qualifications", row, ("account_id", "project_id"), people[-1])
+    db.close()
+    return people[0], people[1]
+
+
+def test_a_file_of_schema_1_opens(tmp_path: Path) -> None:
+    """Whoever left while paused is paused after coming back, and the tables are still what the log says."""
+    paused, free = old_file(tmp_path / "a.db")
+    for _ in range(2):  # the second time there is nothing to do
+        db = Database.open(tmp_path / "a.db")
+        assert db.value("PRAGMA user_version") == 2
+        assert db.value("SELECT count(*) FROM events WHERE actor = 'migration'") == 1
+        assert verify.problems(db) == []
+        db.close()
+    db = Database.open(tmp_path / "a.db")
+    project = projects.find_project(db, "helpful")
+    for person in (paused, free):
+        limits.come_back(db, person, project)
+    assert [pausing.is_paused(db, person, project.id) for person in (paused, free)] == [True, False]
+    db.close()
+
+
+def test_a_file_of_a_newer_version_is_refused(tmp_path: Path) -> None:
+    for version, message in ((99, "a newer polyhead has written it"), (0, "not a database of polyhead annotate")):
+        with sqlite3.connect(tmp_path / "a.db") as connection:
+            connection.execute(f"PRAGMA user_version = {version}")
+        connection.close()
+        with pytest.raises(DatabaseError, match=message):
+            Database.open(tmp_path / "a.db")
