@@ -4,9 +4,10 @@ Between two steps the host appends tokens, makes text, looks for ends and sends 
 that is launched first: each text's next token goes from the sampler to the trunk on the device, and the host reads one step behind.
 
 That is done only if the next step is known to be one more token of every text that runs, each drawn by the same head as before, whatever
-the tokens are: recorded steps of trunk and head, no repetition penalty, nobody at its limit of tokens, none that scores, follows a swap or
-could start. A text that ends all the same (by an end-of-sequence token, a stop id, a stop string, a failure, its caller) has one row too
-many in the step that is under way: what that row gives is dropped, and what it wrote lies behind the text's end, where nothing is read.
+the tokens are: recorded steps of trunk and head, no repetition penalty, none that scores, follows a swap or could start. A text whose
+last token is under way, by its limit of tokens, is left out of the next step. A text that ends otherwise (by an end-of-sequence token, a
+stop id, a stop string, a failure, its caller) has one row too many in the step that is under way: what that row gives is dropped, and
+what it wrote lies behind the text's end, where nothing is read.
 
 Nothing is under way when the engine acts between two steps: an activation, a new request and a recording wait for the step to be read.
 """
@@ -57,7 +58,7 @@ class LaunchDraws(Protocol):
 class Flight:
     """A decode step that is launched and not read."""
 
-    before: Batch  # the step that it goes on from
+    before: Batch  # the step that it goes on from, without texts that ended there by their limit
     draws: DrawsUnderWay  # a row for each head run of `before`
 
 
@@ -75,12 +76,12 @@ class Ahead:
 
     def follow(self, batch: Batch, draws: DrawsUnderWay) -> Flight | None:
         """Launch the step after `batch`, whose draws are under way; None if that step is not known yet."""
-        if not self._is_known(batch):
+        drawn = {id(run.reading.sequence): index for index, run in enumerate(batch.head_runs)}
+        if not self._is_known(batch) or (batch := _that_go_on(batch)).is_empty:
             self._num_in_a_row = 0
             return None
         self._num_in_a_row += 1
         self.num_launched += 1
-        drawn = {id(run.reading.sequence): index for index, run in enumerate(batch.head_runs)}
         order = [drawn[id(run.sequence)] for run in batch.trunk_runs]
         trunk_rows = [
             DecodeRow(0, run.end, run.sequence.blocks, self._tree.slot_ahead(run.sequence, run.end)) for run in batch.trunk_runs
@@ -101,7 +102,7 @@ class Ahead:
         return DecodeRow(state_row, run.end, run.reading.head_blocks, self._pool.slot_ahead(run.reading, run.end))
 
     def _is_known(self, batch: Batch) -> bool:
-        """Whether the step after this one is one more token of each of its texts, whatever the tokens are."""
+        """Whether the step after this one is one more token of each of its texts that are not at their limit, whatever the tokens are."""
         scheduler, runs = self._scheduler, batch.head_runs
         if self._num_in_a_row >= MOST_IN_A_ROW or not len(runs) == len(batch.trunk_runs) == len(scheduler.running) or not runs:
             return False
@@ -110,13 +111,21 @@ class Ahead:
             return False
         if not self._trunk.can_decode(batch.trunk_runs, 1) or not self._heads.can_decode(weights, runs, 1):
             return False
-        return all(run.reading.output is Output.NEXT_TOKEN and _goes_on(run.reading.sample) for run in runs)
+        if scheduler.waiting and not all(_goes_on(run.reading.sample) for run in runs):  # one of those may start in its place
+            return False
+        return all(run.reading.output is Output.NEXT_TOKEN and run.reading.sample.params.repetition_penalty == 1.0 for run in runs)
 
 
 def _goes_on(sample: Sample) -> bool:
-    """Whether it may draw two more tokens, and the second needs nothing of the first that the device does not have."""
-    params = sample.params
-    return len(sample.completion) + 2 <= params.max_new_tokens and params.repetition_penalty == 1.0
+    """Whether the token that is under way is not its last by the limit."""
+    return len(sample.completion) + 2 <= sample.params.max_new_tokens
+
+
+def _that_go_on(batch: Batch) -> Batch:
+    """The batch without texts that end by their limit with the token that is under way."""
+    head_runs = [run for run in batch.head_runs if _goes_on(run.reading.sample)]
+    kept = {id(run.reading.sequence) for run in head_runs}
+    return Batch([run for run in batch.trunk_runs if id(run.sequence) in kept], head_runs)
 
 
 def only(draws: Draws, rows: list[int]) -> Draws:

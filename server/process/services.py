@@ -15,6 +15,7 @@ from polyhead.heads.model.spec import ModelSpec
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.config import ServeConfig
 from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.ood.fits import OodFits
 from polyhead.server.process.workers import Workers
@@ -70,7 +71,9 @@ class Services:
     @property
     def attention(self) -> str:
         """What computes attention, of trunk and heads alike but for their dtypes."""
-        return self.engine.trunk.attention.name
+        kernel = self.engine.trunk.attention
+        failed = sorted(kernel.failed) if isinstance(kernel, VarlenAttention) else []
+        return f"{kernel.name}, but torch for {' and '.join(failed)}" if failed else kernel.name
 
     @property
     def cache_bytes(self) -> dict[str, int]:

@@ -82,6 +82,13 @@ class KvCache:
         for layer in self._slots:
             layer[slot].zero_()
 
+    def hold_numbers_only(self) -> None:
+        """Attention that multiplies masked values by 0 takes over: what is no number becomes 0, and slots are cleared from now on."""
+        if not self._is_cleared and not self.is_compiled:
+            self._is_cleared = True
+            for layer in self.layers:
+                layer.nan_to_num_(0.0, 0.0, 0.0)
+
     def copy(self, source: int, target: int, num_tokens: int) -> None:
         """Copy at least the first `num_tokens` tokens of one slot to another: the whole block in the compiled layers' order."""
         if self.is_compiled:

@@ -61,6 +61,7 @@ class StepPlan:
     asked: StepPlan | None = None  # of the rows whose output is asked for, if those are not all: for a head's last layer
     state_rows: Tensor | None = None  # `write_rows` on the heads' device, set by the trunk where that is another
     taps: Tensor | None = None  # (cache rows, d_model), set by the trunk: takes the tap layer's states at `write_rows`
+    instead: StepPlan | None = None  # for the back end that takes over from one that has failed, which makes it
 
     @classmethod
     def build(cls, cache: KvCache, attention: AttentionBackend, segments: list[Segment], new_from: Iterable[int]) -> StepPlan:

@@ -7,18 +7,20 @@ Kernels (CUDA, 16 bits) that may compute it, the best first:
     torch varlen                     over blocks gathered into one row of keys; from torch 2.13
     torch flash                      the operator beneath it, which older releases have, too
 
-Only our own knows a soft-cap. For float32, and where none works, torch/attention.py serves.
+Only our own knows a soft-cap. For float32, and where none works, torch/attention.py serves. It takes over as well, with a line of the log,
+when a kernel fails later, in traffic: it is compiled for each kind of step, and not all kinds are tried at start.
 """
 
 from __future__ import annotations
 
 import contextlib
 import inspect
+import logging
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from importlib.util import find_spec
-from itertools import accumulate
-from typing import Any, cast
+from itertools import accumulate, pairwise
+from typing import Any, Literal, cast
 
 import torch
 from torch import Tensor
@@ -26,10 +28,14 @@ from torch import Tensor
 from polyhead.server.engine.blocks.cache import KvCache
 from polyhead.server.engine.layers.cuda import paged
 from polyhead.server.engine.layers.cuda.upload import upload
-from polyhead.server.engine.layers.plan import Segment, StepPlan
+from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
 
+Steps = Literal["decode steps", "prefills"]  # a kernel's programs for one are not those for the other
 LARGEST_HEAD = 256  # numbers; FlashAttention's limit
 NEEDED = ("scale", "window_size", "enable_gqa", "seqused_k")  # parameters that came after the function did
+
+
+logger = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,6 +60,8 @@ class VarlenAttention:
     name: str = "torch varlen"
     has_softcap: bool = False  # it takes one, as `softcap`
     reads_past_ends: bool = True  # of sequences, within their last block, where it multiplies what it finds by 0
+    fallback: AttentionBackend | None = field(default=None, compare=False)  # None: its errors are the caller's
+    failed: set[Steps] = field(default_factory=set, compare=False)  # kinds of steps that the fallback computes from now on
 
     def prepare(self, cache: KvCache, segments: list[Segment]) -> RaggedRows:
         """A row for each new token of the segments, in order."""
@@ -81,6 +89,25 @@ class VarlenAttention:
         if not len(queries):
             return torch.empty_like(queries)
         rows: RaggedRows = plan.prepared
+        if self.fallback is None:
+            return self._launched(plan, rows, layer, queries, scale, window, softcap)
+        steps: Steps = "decode steps" if rows.most_queries == 1 else "prefills"
+        if steps not in self.failed:
+            try:
+                return self._launched(plan, rows, layer, queries, scale, window, softcap)
+            except torch.OutOfMemoryError:
+                raise
+            except Exception as error:  # of Triton's compiler or launcher, or of torch: not one class
+                self.failed.add(steps)
+                logger.warning("%s by %s are not used: %s", steps, self.name, (str(error) or repr(error)).splitlines()[0])
+        if plan.instead is None:
+            plan.cache.hold_numbers_only()
+            plan.instead = _planned_by(self.fallback, plan, rows)
+        return self.fallback.attend(plan.instead, layer, queries, scale, window, softcap)
+
+    def _launched(
+        self, plan: StepPlan, rows: RaggedRows, layer: int, queries: Tensor, scale: float, window: int, softcap: float | None
+    ) -> Tensor:
         kv = plan.cache.layers[layer]
         if rows.blocks is not None:
             kv = kv.index_select(0, rows.blocks).flatten(0, 1)
@@ -102,6 +129,24 @@ class VarlenAttention:
             seqused_k=rows.num_keys,
             **options,
         )
+
+
+def _planned_by(backend: AttentionBackend, plan: StepPlan, rows: RaggedRows) -> StepPlan:
+    """The plan for another back end. Waits for the device."""
+    starts, ends, block_size = rows.query_starts.tolist(), rows.num_keys.tolist(), plan.cache.shape.block_size
+    if rows.table is not None:
+        tables = rows.table.tolist()
+    else:
+        assert rows.blocks is not None
+        assert rows.key_starts is not None
+        first = [start // block_size for start in rows.key_starts.tolist()]
+        blocks = rows.blocks.tolist()
+        tables = [blocks[start:end] for start, end in pairwise(first)]
+    segments = [
+        Segment(table[: -(-end // block_size)], end - (after - before), end)
+        for table, end, (before, after) in zip(tables, ends, pairwise(starts), strict=True)
+    ]
+    return replace(plan, attention=backend, prepared=backend.prepare(plan.cache, segments), asked=None)
 
 
 def candidates(device: torch.device, dtype: torch.dtype, head_dim: int) -> Iterator[VarlenAttention]:

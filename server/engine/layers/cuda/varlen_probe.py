@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 from torch import Tensor
@@ -54,7 +54,7 @@ def working_varlen(shape: CacheShape, queries: QueryHeads, kernels: Iterable[Var
             continue
         if error < TOLERANCE:
             logger.info("attention on %s: %s", shape.device, kernel.name)
-            return kernel
+            return replace(kernel, fallback=TorchAttention())
         logger.warning("attention by %s is not used: off by %.3g of its norm", kernel.name, error)
     return None
 

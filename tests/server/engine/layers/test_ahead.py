@@ -10,10 +10,11 @@ import pytest
 import torch
 from torch import Tensor
 
-from polyhead.server.engine.ahead import Ahead
+from polyhead.server.engine.ahead import MOST_IN_A_ROW, Ahead
 from polyhead.server.engine.layers.cuda import upload
 from polyhead.server.engine.layers.cuda.staging import ReadBack
 from polyhead.server.engine.layers.cuda.tables import BlockTables, DecodeRow
+from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.request import OnSwap, Request
 from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from tests.server.engine.harness import Bench, assert_agrees, scores
@@ -77,6 +78,34 @@ def test_nothing_changes_but_when_it_is_launched(llama_folder: Path, monkeypatch
         assert scores(one.samples[0])["value"].result.bootstrap_value == scores(other.samples[0])["value"].result.bootstrap_value
     for each in (bench, plain):
         each.assert_blocks_returned()
+
+
+def test_texts_that_end_by_their_limit_stop_nobody(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Each of 8 ends at another step: the next step is launched without it. Overlap stopped for two steps at every end."""
+    bench, plain = both(llama_folder, monkeypatch)
+    params = [SamplingParams(max_new_tokens=6 + 3 * index, ignore_eos=True) for index in range(8)]
+    found, wanted = rollout(bench, params), rollout(in_turn(plain), params)
+    assert_same(found, wanted)
+    assert bench.engine.counters.trunk_tokens == plain.engine.counters.trunk_tokens
+    assert ahead_of(bench).num_dropped == 0
+    num_steps = max(each.max_new_tokens for each in params)
+    assert ahead_of(bench).num_launched >= num_steps - 1 - 2 * (num_steps // MOST_IN_A_ROW + 1), "all but those that look at the queue"
+    for each in (bench, plain):
+        each.assert_blocks_returned()
+
+
+def test_who_waits_starts_in_the_place_of_one_that_ends(llama_folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """While somebody waits for a place, no step is launched that leaves out a text which ends: it would keep the place empty."""
+    bench = opened(llama_folder, monkeypatch, is_ahead=True, scheduler=SchedulerLimits(max_running=2))
+    requests = [bench.sampled(bench.prompt(8, seed), params=SamplingParams(max_new_tokens=9 + 4 * seed)) for seed in range(3)]
+    bench.start(*requests, steps=4)
+    assert len(bench.engine.scheduler.waiting) == 1
+    while not requests[0].is_ended:
+        bench.engine.step()
+    bench.engine.step()
+    assert not bench.engine.scheduler.waiting
+    bench.finish(*requests)
+    bench.assert_blocks_returned()
 
 
 class Until:

@@ -15,7 +15,7 @@ from torch.nn.attention import varlen as torch_varlen
 
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
-from polyhead.server.engine.layers.cuda import varlen
+from polyhead.server.engine.layers.cuda import varlen, varlen_probe
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention, candidates
 from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
 from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
@@ -150,7 +150,7 @@ def test_a_softcap_by_a_kernel_that_knows_it(window: int) -> None:
     plans = [StepPlan.build(*way, segments, [segment.end for segment in segments]) for way in ways(6, kernel)]
     plain, capped = (plan.attention.attend(plan, 0, queries, 3.0, window, 2.0) for plan in plans)
     torch.testing.assert_close(capped, plain, atol=1e-5, rtol=1e-5)
-    assert working_varlen(SHAPE, QueryHeads(softcap=2.0), [kernel]) is kernel
+    assert working_varlen(SHAPE, QueryHeads(softcap=2.0), [kernel]) == kernel
 
 
 def test_a_softcap_keeps_its_own_way(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -179,10 +179,47 @@ def test_a_kernel_is_tried_before_it_serves(kernel: VarlenAttention, caplog: pyt
     shape = CacheShape(2, 8, 16, torch.bfloat16, torch.device("cpu"))
     broken = [VarlenAttention(without_window, kernel.is_paged), VarlenAttention(failing), VarlenAttention(nan)]
     with caplog.at_level(logging.WARNING):
-        assert working_varlen(shape, QueryHeads(), [*broken, kernel]) is kernel
+        assert working_varlen(shape, QueryHeads(), [*broken, kernel]) == kernel
         assert working_varlen(shape, QueryHeads(), broken) is None
     assert len(caplog.records) == 6
     assert "no kernel image" in caplog.text
+
+
+@pytest.mark.parametrize(("failing", "is_paged"), [("decode steps", True), ("prefills", False)])
+def test_a_kernel_that_fails_in_traffic(
+    failing: str, is_paged: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    """A compiler's error in a step that was not tried at start ended that step's requests, and every later step's of its kind. Torch's
+    attention takes over, in the middle of the step, and what is no number in blocks that were not cleared does no harm.
+    """
+
+    def compiled(*inputs: Any, **others: Any) -> Tensor:
+        most_queries = inputs[5]
+        if is_in_traffic and (most_queries == 1) == (failing == "decode steps"):
+            raise RuntimeError("out of resource: shared memory\nRequired: 300000")
+        return varlen_reference(*inputs, **others)
+
+    is_in_traffic = False
+    monkeypatch.setattr(varlen_probe, "candidates", lambda *_: [VarlenAttention(compiled, is_paged, reads_past_ends=False)])
+    save_tiny("mistral", tmp_path)
+    bench = Bench.open(tmp_path, 2, dtype=torch.float32, max_context=128)
+    kernel = bench.engine.trunk.attention
+    assert isinstance(kernel, VarlenAttention)
+    assert kernel.fallback is not None
+    is_in_traffic = True
+    for cache in (bench.engine.trunk.cache.kv, bench.engine.heads.cache):
+        for layer in cache.layers:
+            layer[1:].fill_(float("nan"))
+    for seed in range(2):
+        requests = [bench.sampled(bench.prompt(length, length), params=DRAWN, score=("value",)) for length in (3, 20 + seed, 40)]
+        bench.run(*requests)
+        for request in requests:
+            sample = request.samples[0]
+            assert_agrees(sample, bench.unsplit_logprobs([*sample.prompt, *sample.completion]))
+    assert kernel.failed == {failing}
+    assert [record.message for record in caplog.records if "are not used" in record.message] == [
+        f"{failing} by torch varlen are not used: out of resource: shared memory"
+    ]
 
 
 @pytest.mark.parametrize(
