@@ -1,4 +1,4 @@
-"""What a target's address says by itself: whether it is this machine, and whether gRPC would go through a proxy."""
+"""What a target's address says by itself: which servers it names, whether it is this machine, and whether gRPC would go through a proxy."""
 
 from __future__ import annotations
 
@@ -6,9 +6,16 @@ import ipaddress
 import os
 import re
 
-__all__ = ["is_loopback", "proxy_variable"]
+__all__ = ["addresses_of", "is_loopback", "proxy_variable"]
 
 _PROXIES = ("grpc_proxy", "https_proxy", "http_proxy")  # in gRPC's order
+
+
+def addresses_of(target: str) -> tuple[str, ...]:
+    """The servers of "a:50051,b:50051". A target of gRPC's own, such as "ipv4:10.0.0.1:50051,10.0.0.2:50051", is one."""
+    if re.match(r"(dns|ipv4|ipv6|unix|unix-abstract|vsock|xds):(?!\d+(,|$))", target):
+        return (target,)
+    return tuple(dict.fromkeys(each.strip() for each in target.split(",") if each.strip()))
 
 
 def is_loopback(target: str) -> bool:

@@ -7,7 +7,7 @@ import asyncio
 import itertools
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 import grpc.aio
@@ -15,40 +15,58 @@ import grpc.aio
 from polyhead.client.errors import PolyheadError, from_rpc_error
 from polyhead.client.transport import ChannelOwner, Deadline, Endpoint, GuardedIterator, Stubs, retry_delay
 
-__all__ = ["AioConnection"]
+__all__ = ["AioCalls", "AioConnection", "Pick"]
 
 T = TypeVar("T")
 Pick = Callable[[Stubs], Any]
 
 
-class AioConnection:
+class AioCalls(Protocol):
+    """What an asyncio client makes its calls over: `Calls`, awaited."""
+
+    async def unary(self, pick: Pick, request: Any, timeout: float | None) -> Any:
+        """One request, one answer."""
+
+    async def upload(self, pick: Pick, messages: Callable[[], Iterator[Any]], timeout: float | None) -> Any:
+        """Many messages, one answer. `messages` is called anew for a retry; an error of its own is raised as it is."""
+
+    def stream(self, pick: Pick, request: Any, timeout: float | None) -> AsyncGenerator[Any, None]:
+        """One request, many messages. Leaving the generator, however, cancels the call."""
+        raise NotImplementedError
+
+    async def read_all(self, pick: Pick, request: Any, timeout: float | None, take: Callable[[Any], None]) -> None:
+        """Hand every message of a stream to `take`."""
+        async with aclosing(self.stream(pick, request, timeout)) as messages:
+            async for message in messages:
+                take(message)
+
+    async def close(self) -> None:
+        """Close the channels; what still runs is cancelled."""
+
+
+class AioConnection(AioCalls):
     """One server, as seen from one event loop."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
+        self.endpoint = endpoint.of_one_server()
         self._owner = ChannelOwner(lambda: endpoint.open_channel(grpc.aio))
         # Uploads go over the synchronous API, driven from here: where a server answers before it has read everything (a refused
         # push), grpc.aio 1.85 puts "Internal error from Core" in place of its status. And weights are read in grpc's thread.
         self._upload_owner = ChannelOwner(lambda: endpoint.open_channel(grpc))
 
     async def unary(self, pick: Pick, request: Any, timeout: float | None) -> Any:
-        """One request, one answer."""
-
         async def call(deadline: Deadline) -> Any:
             return await pick(self._owner.stubs())(request, **self._call_options(deadline))
 
         return await self._retried(call, timeout)
 
     async def upload(self, pick: Pick, messages: Callable[[], Iterator[Any]], timeout: float | None) -> Any:
-        """Many messages, one answer. `messages` is called anew for a retry; an error of its own is raised as it is."""
-
         async def call(deadline: Deadline) -> Any:
             return await self._upload_once(pick, messages(), deadline)
 
         return await self._retried(call, timeout)
 
     async def stream(self, pick: Pick, request: Any, timeout: float | None) -> AsyncGenerator[Any, None]:
-        """One request, many messages. Leaving the generator, however, cancels the call."""
         deadline = Deadline(timeout)
         for num_retries in itertools.count():
             has_started = False
@@ -65,12 +83,6 @@ class AioConnection:
             if has_started:
                 raise failure
             await asyncio.sleep(retry_delay(failure, num_retries, deadline))
-
-    async def read_all(self, pick: Pick, request: Any, timeout: float | None, take: Callable[[Any], None]) -> None:
-        """Hand every message of a stream to `take`."""
-        async with aclosing(self.stream(pick, request, timeout)) as messages:
-            async for message in messages:
-                take(message)
 
     async def close(self) -> None:
         channel, upload_channel = self._owner.release(), self._upload_owner.release()

@@ -4,6 +4,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 from collections.abc import Sequence
 from types import TracebackType
 from typing import Any, Self
@@ -11,7 +12,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.client.aio_connection import AioConnection
+from polyhead.client.aio_connection import AioCalls, AioConnection
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
 from polyhead.client.fitting import plan_fit
 from polyhead.client.results.records import OodFit, Replica, Status, TrunkInfo
@@ -42,9 +43,19 @@ class AsyncTrunkCalls:
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> None:
         endpoint = Endpoint(target, token=token, tls=tls, root_certificates=root_certificates, server_name=server_name)
-        self._connection = AioConnection(endpoint)
+        self._connection = self._connect(endpoint)
         self._timeout = timeout
         self._pushed = PushedDigests()
+
+    def _connect(self, endpoint: Endpoint) -> AioCalls:
+        """What this client makes its calls over. Connects to nothing yet."""
+        return AioConnection(endpoint)
+
+    def _over(self, connection: AioCalls) -> Self:
+        """This client, but for what its calls are made over."""
+        other = copy.copy(self)
+        other._connection = connection
+        return other
 
     async def __aenter__(self) -> Self:
         return self

@@ -6,36 +6,56 @@ import itertools
 import time
 from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from typing import Any, TypeVar
+from typing import Any, Protocol, TypeVar
 
 import grpc
 
 from polyhead.client.errors import PolyheadError, from_rpc_error
 from polyhead.client.transport import ChannelOwner, Deadline, Endpoint, GuardedIterator, Stubs, retry_delay
 
-__all__ = ["Connection"]
+__all__ = ["Calls", "Connection", "Pick"]
 
 T = TypeVar("T")
 Pick = Callable[[Stubs], Any]  # the call to make: lambda stubs: stubs.heads.GetHead
 
 
-class Connection:
-    """One server, as seen from one process."""
-
-    def __init__(self, endpoint: Endpoint) -> None:
-        self.endpoint = endpoint
-        self._owner = ChannelOwner(lambda: endpoint.open_channel(grpc))
+class Calls(Protocol):
+    """What a client makes its calls over: one server, or several. `timeout`: seconds."""
 
     def unary(self, pick: Pick, request: Any, timeout: float | None) -> Any:
         """One request, one answer."""
-        return self._retried(lambda deadline: pick(self._owner.stubs())(request, **self._call_options(deadline)), timeout)
 
     def upload(self, pick: Pick, messages: Callable[[], Iterator[Any]], timeout: float | None) -> Any:
         """Many messages, one answer. `messages` is called anew for a retry; an error of its own is raised as it is."""
-        return self._retried(lambda deadline: self._upload_once(pick, messages(), deadline), timeout)
 
     def stream(self, pick: Pick, request: Any, timeout: float | None) -> Generator[Any, None, None]:
         """One request, many messages. Leaving the generator, however, cancels the call."""
+        raise NotImplementedError
+
+    def read_all(self, pick: Pick, request: Any, timeout: float | None, take: Callable[[Any], None]) -> None:
+        """Hand every message of a stream to `take`."""
+        with closing(self.stream(pick, request, timeout)) as messages:
+            for message in messages:
+                take(message)
+
+    def close(self) -> None:
+        """Close the channels; what still runs is cancelled."""
+
+
+class Connection(Calls):
+    """One server, as seen from one process."""
+
+    def __init__(self, endpoint: Endpoint) -> None:
+        self.endpoint = endpoint.of_one_server()
+        self._owner = ChannelOwner(lambda: endpoint.open_channel(grpc))
+
+    def unary(self, pick: Pick, request: Any, timeout: float | None) -> Any:
+        return self._retried(lambda deadline: pick(self._owner.stubs())(request, **self._call_options(deadline)), timeout)
+
+    def upload(self, pick: Pick, messages: Callable[[], Iterator[Any]], timeout: float | None) -> Any:
+        return self._retried(lambda deadline: self._upload_once(pick, messages(), deadline), timeout)
+
+    def stream(self, pick: Pick, request: Any, timeout: float | None) -> Generator[Any, None, None]:
         deadline = Deadline(timeout)
         for num_retries in itertools.count():
             has_started = False
@@ -52,12 +72,6 @@ class Connection:
             if has_started:
                 raise failure
             time.sleep(retry_delay(failure, num_retries, deadline))
-
-    def read_all(self, pick: Pick, request: Any, timeout: float | None, take: Callable[[Any], None]) -> None:
-        """Hand every message of a stream to `take`."""
-        with closing(self.stream(pick, request, timeout)) as messages:
-            for message in messages:
-                take(message)
 
     def close(self) -> None:
         channel = self._owner.release()

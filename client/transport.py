@@ -13,12 +13,12 @@ import json
 import os
 import time
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from typing import Any
 
 import grpc
 
-from polyhead.client.addresses import is_loopback
+from polyhead.client.addresses import addresses_of, is_loopback
 from polyhead.client.errors import DeadlineExceeded, InvalidArgument, PolyheadError, ResourceExhausted
 from polyhead.client.wire.text_check import check_text
 from polyhead.v1 import (
@@ -81,7 +81,7 @@ SERVICE_CONFIG = {"methodConfig": [{"name": _retryable(), "retryPolicy": _RETRY}
 class Endpoint:
     """Where the server is and who asks. Checked when made; connects to nothing."""
 
-    target: str  # "host:port", or any gRPC target such as "dns:///polyhead:50051"
+    target: str  # "host:port", or any gRPC target such as "dns:///polyhead:50051"; a fleet's may name several servers, with commas
     token: str | None = field(default=None, repr=False)
     tls: bool = False
     root_certificates: bytes | None = field(default=None, repr=False)  # PEM; None: the system's
@@ -102,6 +102,24 @@ class Endpoint:
 
         if self.root_certificates is not None and b"-----BEGIN CERTIFICATE-----" not in self.root_certificates:
             raise InvalidArgument("root_certificates holds no PEM certificate", field="root_certificates")
+
+    def of_one_server(self) -> Endpoint:
+        """InvalidArgument if it names several."""
+        if len(addresses_of(self.target)) != 1:
+            hint = "polyhead.client.Fleet takes the addresses of a primary and its followers"
+            raise InvalidArgument(f"target must name one server: {self.target[:80]!r}\nhint: {hint}", field="target")
+        return self
+
+    def at(self, address: str) -> Endpoint:
+        """Another server, with these credentials."""
+        return replace(self, target=address)
+
+    def of_each_server(self) -> dict[str, Endpoint]:
+        """By address. InvalidArgument if it names none."""
+        found = {address: self.at(address) for address in addresses_of(self.target)}
+        if not found:
+            raise InvalidArgument(f"target names no server: {self.target[:80]!r}", field="target")
+        return found
 
     @property
     def uses_tls(self) -> bool:

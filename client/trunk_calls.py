@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Sequence
 from types import TracebackType
@@ -10,7 +11,7 @@ from typing import Any, Self
 import numpy as np
 from numpy.typing import NDArray
 
-from polyhead.client.connection import Connection
+from polyhead.client.connection import Calls, Connection
 from polyhead.client.errors import DeadlineExceeded, NotFound, Unavailable
 from polyhead.client.fitting import plan_fit
 from polyhead.client.results.records import OodFit, Replica, Status, TrunkInfo
@@ -41,9 +42,19 @@ class TrunkCalls:
         timeout: float | None = DEFAULT_TIMEOUT_S,
     ) -> None:
         endpoint = Endpoint(target, token=token, tls=tls, root_certificates=root_certificates, server_name=server_name)
-        self._connection = Connection(endpoint)
+        self._connection = self._connect(endpoint)
         self._timeout = timeout
         self._pushed = PushedDigests()
+
+    def _connect(self, endpoint: Endpoint) -> Calls:
+        """What this client makes its calls over. Connects to nothing yet."""
+        return Connection(endpoint)
+
+    def _over(self, connection: Calls) -> Self:
+        """This client, but for what its calls are made over."""
+        other = copy.copy(self)
+        other._connection = connection
+        return other
 
     def __enter__(self) -> Self:
         return self

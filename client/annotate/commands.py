@@ -11,7 +11,7 @@ from typing import Annotated
 
 import typer
 
-from polyhead.client import AsyncClient, AsyncFleet
+from polyhead.client import AsyncFleet
 from polyhead.client.annotate.exports.commands import export_command
 from polyhead.client.annotate.keeping.commands import backup_command, rebuild_command, restore_command, verify_command
 from polyhead.client.annotate.people import accounts
@@ -247,7 +247,7 @@ async def _serve(
 async def _ask_server(config: ProjectConfig, target: str, token: str | None, certificates: bytes | None) -> list[str]:
     """Each head of the file as the server has it."""
     lines = []
-    async with AsyncClient(target, token=token, root_certificates=certificates, timeout=20) as client:
+    async with AsyncFleet(target, token=token, root_certificates=certificates, timeout=20) as client:
         for name in (*config.head_names, *config.hidden.heads):
             head = await client.head(name)
             lines.append(f"head {name}: version {head.version}, {head.kind.value}")

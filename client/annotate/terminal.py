@@ -18,7 +18,9 @@ from polyhead.client.annotate.storage.database import DatabaseError
 
 DEFAULT_DB = Path("annotate.db")
 Db = Annotated[Path, typer.Option("--db", help="The database file.")]
-ServerAddress = Annotated[str, typer.Option("--server", envvar="POLYHEAD_SERVER", help="host:port of the model server.")]
+ServerAddress = Annotated[
+    str, typer.Option("--server", envvar="POLYHEAD_SERVER", help="host:port of the model server; several of a fleet with commas.")
+]
 TokenFile = Annotated[
     Path | None, typer.Option("--token-file", help="File with the model server's token, role annotator; for its owner alone.")
 ]

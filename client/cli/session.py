@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import functools
 import inspect
@@ -21,9 +22,11 @@ from rich.console import Console
 from rich.table import Column, Table
 from rich.text import Text
 
+from polyhead.client.addresses import addresses_of
 from polyhead.client.cli.flags import flags_of, in_flags
 from polyhead.client.client import Client
 from polyhead.client.errors import InvalidArgument, PolyheadError
+from polyhead.client.fleet.fleet import open_client
 from polyhead.client.transport import DEFAULT_TIMEOUT_S
 
 __all__ = ["Session", "connected", "fail", "human_bytes", "readable_errors", "reason_of", "require_torch", "table"]
@@ -31,7 +34,7 @@ __all__ = ["Session", "connected", "fail", "human_bytes", "readable_errors", "re
 _PIPE_COLUMNS = 1000  # not a terminal: nothing is cut off
 _OPTIONS: dict[str, tuple[Any, Any]] = {
     "server": (
-        Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the server.")],
+        Annotated[str, typer.Option(envvar="POLYHEAD_SERVER", help="host:port of the server; several of a fleet with commas.")],
         "127.0.0.1:50051",
     ),
     "token": (Annotated[str | None, typer.Option(envvar="POLYHEAD_TOKEN", help="Bearer token.")], None),
@@ -56,8 +59,9 @@ _OPTIONS: dict[str, tuple[Any, Any]] = {
 class Session:
     """A command's client, and how it prints."""
 
-    client: Client
+    client: Client  # of one server, or of the fleet whose servers were named
     as_json: bool
+    servers: Mapping[str, Client] = dataclasses.field(default_factory=dict)  # each that was named, by address
 
     def show(self, answer: Any, *texts: Any) -> None:
         """`answer` as JSON with --json, otherwise `texts` (anything that rich prints). Only tables are fitted to a terminal."""
@@ -88,8 +92,11 @@ def connected(command: Callable[..., None]) -> Callable[..., None]:
         given = {parameter.name: arguments.pop(parameter.name) for parameter in shared}
         options: Any = {name: given[name] for name in ("token", "tls", "server_name")}
         options["timeout"] = given.get("timeout") or DEFAULT_TIMEOUT_S
-        with Client(given["server"], root_certificates=_read_certificates(given["tls_ca"]), **options) as client:
-            command(Session(client, given["as_json"]), **arguments)
+        options["root_certificates"] = _read_certificates(given["tls_ca"])
+        with contextlib.ExitStack() as opened:
+            client = opened.enter_context(open_client(given["server"], **options))
+            servers = {address: opened.enter_context(Client(address, **options)) for address in addresses_of(given["server"])}
+            command(Session(client, given["as_json"], servers), **arguments)
 
     parameters = [parameter.replace(kind=inspect.Parameter.KEYWORD_ONLY) for parameter in own] + shared
     run.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]  # what typer reads

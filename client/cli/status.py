@@ -10,8 +10,8 @@ from rich.table import Table
 from rich.text import Text
 
 from polyhead.client.cli.fleet import replica_table
-from polyhead.client.cli.session import Session, connected, human_bytes, table
-from polyhead.client.errors import Unimplemented
+from polyhead.client.cli.session import Session, connected, fail, human_bytes, table
+from polyhead.client.errors import PolyheadError, Unimplemented
 from polyhead.client.results.records import Generation, Replica, Status, TrunkInfo
 
 __all__ = ["health_command", "status_command"]
@@ -25,8 +25,12 @@ def health_command(
     service: Annotated[str, typer.Argument(help="A gRPC service, liveness, or polyhead.v1.head/NAME. Default: the whole server.")] = "",
     timeout: Annotated[float, typer.Option(help="Seconds to wait for SERVING.")] = 5.0,
 ) -> None:
-    """Exit with 0 if the server is SERVING, else with 1: for probes and scripts. Needs no token."""
-    session.client.wait_ready(timeout, service)
+    """Exit with 0 if the server is SERVING, of several all, else with 1: for probes and scripts. Needs no token."""
+    for address, server in session.servers.items():
+        try:
+            server.wait_ready(timeout, service)
+        except PolyheadError as error:
+            fail(f"{address}: {error}" if len(session.servers) > 1 else str(error))
     session.show({"status": "SERVING", "service": service}, "SERVING")
 
 

@@ -4,17 +4,16 @@
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator
 from contextlib import aclosing
-from dataclasses import replace
 from typing import Any
 
-from polyhead.client.aio_connection import AioConnection, Pick
-from polyhead.client.errors import PolyheadError, Unavailable
+from polyhead.client.aio_connection import AioCalls, AioConnection, Pick
+from polyhead.client.errors import FailedPrecondition, PolyheadError, Unavailable
 from polyhead.client.fleet.attempts import Attempts
-from polyhead.client.fleet.connection import LIST_S
+from polyhead.client.fleet.connection import LIST_S, NOT_PRIMARY
 from polyhead.client.fleet.delivery import Delivery
-from polyhead.client.fleet.routing import Replicas, is_anywhere, weight_of
+from polyhead.client.fleet.routing import Place, Replicas, place_of, weight_of
 from polyhead.client.results.records import Replica
 from polyhead.client.transport import Deadline, Endpoint
 from polyhead.client.wire import convert
@@ -23,19 +22,23 @@ from polyhead.v1 import fleet_pb2, generation_pb2
 __all__ = ["AioFleetConnection"]
 
 
-class AioFleetConnection(AioConnection):
-    """The primary's connection, and one for each replica."""
+class AioFleetConnection(AioCalls):
+    """A connection for each replica."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint)
-        self._replicas = Replicas(endpoint.target)
-        self._others: dict[str, AioConnection] = {}
+        given = endpoint.of_each_server()
+        self._endpoint = endpoint
+        self._replicas = Replicas(tuple(given))
+        self._connections = {address: AioConnection(each) for address, each in given.items()}
         self._first = asyncio.Lock()
 
     async def unary(self, pick: Pick, request: Any, timeout: float | None) -> Any:
-        if not is_anywhere(pick):
-            return await super().unary(pick, request, timeout)
         deadline = Deadline(timeout)
+        match place_of(pick):
+            case Place.PRIMARY:
+                return await self._at_primary(lambda primary: primary.unary(pick, request, deadline.remaining()))
+            case Place.LOOKUP:
+                return await self._look_up(pick, request, deadline)
         attempts = Attempts(self._replicas, deadline)
         while True:
             await self._refresh()
@@ -46,9 +49,14 @@ class AioFleetConnection(AioConnection):
                     wait_s = attempts.failed(address, error)
             await asyncio.sleep(wait_s)
 
+    async def upload(self, pick: Pick, messages: Callable[[], Iterator[Any]], timeout: float | None) -> Any:
+        deadline = Deadline(timeout)
+        return await self._at_primary(lambda primary: primary.upload(pick, messages, deadline.remaining()))
+
     async def stream(self, pick: Pick, request: Any, timeout: float | None) -> AsyncGenerator[Any, None]:
-        if not is_anywhere(pick):
-            found = super().stream(pick, request, timeout)
+        if place_of(pick) is not Place.ANYWHERE:
+            await self._find_primary()
+            found = self._to(self._replicas.primary).stream(pick, request, timeout)
         elif isinstance(request, generation_pb2.GenerateRequest):
             found = self._generate(pick, request, timeout)
         else:
@@ -58,9 +66,39 @@ class AioFleetConnection(AioConnection):
                 yield message
 
     async def close(self) -> None:
-        await super().close()
-        for each in self._others.values():
+        for each in self._connections.values():
             await each.close()
+
+    async def _at_primary(self, call: Callable[[AioConnection], Awaitable[Any]]) -> Any:
+        """Once more where another server has become the primary."""
+        await self._find_primary()
+        address = self._replicas.primary
+        try:
+            return await call(self._to(address))
+        except FailedPrecondition as error:
+            if error.reason != NOT_PRIMARY:
+                raise
+            self._replicas.expire()
+            await self._find_primary()
+            if self._replicas.primary == address:
+                raise self._replicas.absent_primary(error) from None
+        return await call(self._to(self._replicas.primary))
+
+    async def _look_up(self, pick: Pick, request: Any, deadline: Deadline) -> Any:
+        await self._find_primary()
+        absent: Unavailable | None = None
+        for address in self._replicas.primary_first():
+            try:
+                return await self._to(address).unary(pick, request, deadline.remaining())
+            except Unavailable as error:
+                self._replicas.note_down(address)
+                absent = absent or error
+        assert absent is not None, "nobody was asked"
+        raise absent
+
+    async def _find_primary(self) -> None:
+        if self._replicas.may_be_another:
+            await self._refresh()
 
     async def _generate(self, pick: Pick, request: generation_pb2.GenerateRequest, timeout: float | None) -> AsyncGenerator[Any, None]:
         """Only samples that were not delivered are asked for again."""
@@ -106,9 +144,9 @@ class AioFleetConnection(AioConnection):
             await asyncio.sleep(wait_s)
 
     def _to(self, address: str) -> AioConnection:
-        if address not in self._others:
-            self._others[address] = AioConnection(replace(self.endpoint, target=address))
-        return self._others[address]
+        if address not in self._connections:
+            self._connections[address] = AioConnection(self._endpoint.at(address))
+        return self._connections[address]
 
     async def _refresh(self) -> None:
         if not self._replicas.is_known:
@@ -120,13 +158,17 @@ class AioFleetConnection(AioConnection):
     async def _list(self) -> None:
         if not self._replicas.is_due():
             return
-        found: list[Replica] = []
-        listing = super().stream(lambda stubs: stubs.fleet.ListReplicas, fleet_pb2.ListReplicasRequest(), LIST_S)
-        try:
-            async with aclosing(listing) as messages:
-                async for message in messages:
-                    found = [convert.replica(each) for each in message.replicas]
-        except PolyheadError:  # the primary is away: who served goes on serving
-            self._replicas.is_known = True
-        else:
-            self._replicas.take(found)
+        for address in self._replicas.may_be_primary():
+            found: list[Replica] = []
+            listing = self._to(address).stream(lambda stubs: stubs.fleet.ListReplicas, fleet_pb2.ListReplicasRequest(), LIST_S)
+            try:
+                async with aclosing(listing) as messages:
+                    async for message in messages:
+                        found = [convert.replica(each) for each in message.replicas]
+            except PolyheadError as error:  # it follows another one, or is away
+                if isinstance(error, Unavailable):
+                    self._replicas.note_down(address)
+                continue
+            self._replicas.take(address, found)
+            return
+        self._replicas.is_known = True  # who served goes on serving

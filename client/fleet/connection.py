@@ -1,19 +1,18 @@
-"""Calls to a fleet over grpc's synchronous API: changes go to the primary, what computes to the replica with the least to do."""
+"""Calls to a fleet over grpc's synchronous API: each goes to the server that routing.py says, and to another one if that is away."""
 
 from __future__ import annotations
 
 import threading
 import time
-from collections.abc import Generator, Iterator
+from collections.abc import Callable, Generator, Iterator
 from contextlib import closing
-from dataclasses import replace
 from typing import Any
 
-from polyhead.client.connection import Connection, Pick
-from polyhead.client.errors import PolyheadError, Unavailable
+from polyhead.client.connection import Calls, Connection, Pick
+from polyhead.client.errors import FailedPrecondition, PolyheadError, Unavailable
 from polyhead.client.fleet.attempts import Attempts
 from polyhead.client.fleet.delivery import Delivery
-from polyhead.client.fleet.routing import Replicas, is_anywhere, weight_of
+from polyhead.client.fleet.routing import Place, Replicas, place_of, weight_of
 from polyhead.client.results.records import Replica
 from polyhead.client.transport import Deadline, Endpoint
 from polyhead.client.wire import convert
@@ -22,22 +21,27 @@ from polyhead.v1 import fleet_pb2, generation_pb2
 __all__ = ["FleetConnection"]
 
 LIST_S = 2.0  # for the list of replicas; without an answer the last one stands
+NOT_PRIMARY = "NOT_PRIMARY"  # the reason with which a follower refuses, before it does anything
 
 
-class FleetConnection(Connection):
-    """The primary's connection, and one for each replica."""
+class FleetConnection(Calls):
+    """A connection for each replica."""
 
     def __init__(self, endpoint: Endpoint) -> None:
-        super().__init__(endpoint)
-        self._replicas = Replicas(endpoint.target)
-        self._others: dict[str, Connection] = {}
+        given = endpoint.of_each_server()
+        self._endpoint = endpoint
+        self._replicas = Replicas(tuple(given))
+        self._connections = {address: Connection(each) for address, each in given.items()}
         self._lock = threading.Lock()
         self._first = threading.Lock()
 
     def unary(self, pick: Pick, request: Any, timeout: float | None) -> Any:
-        if not is_anywhere(pick):
-            return super().unary(pick, request, timeout)
         deadline = Deadline(timeout)
+        match place_of(pick):
+            case Place.PRIMARY:
+                return self._at_primary(lambda primary: primary.unary(pick, request, deadline.remaining()))
+            case Place.LOOKUP:
+                return self._look_up(pick, request, deadline)
         attempts = Attempts(self._replicas, deadline)
         while True:
             self._refresh()
@@ -48,18 +52,54 @@ class FleetConnection(Connection):
                     wait_s = attempts.failed(address, error)
             time.sleep(wait_s)
 
+    def upload(self, pick: Pick, messages: Callable[[], Iterator[Any]], timeout: float | None) -> Any:
+        deadline = Deadline(timeout)
+        return self._at_primary(lambda primary: primary.upload(pick, messages, deadline.remaining()))
+
     def stream(self, pick: Pick, request: Any, timeout: float | None) -> Generator[Any, None, None]:
-        if not is_anywhere(pick):
-            yield from super().stream(pick, request, timeout)
+        if place_of(pick) is not Place.ANYWHERE:
+            self._find_primary()
+            yield from self._to(self._replicas.primary).stream(pick, request, timeout)
         elif isinstance(request, generation_pb2.GenerateRequest):
             yield from self._generate(pick, request, timeout)
         else:
             yield from self._read(pick, request, timeout)
 
     def close(self) -> None:
-        super().close()
-        for each in self._others.values():
-            each.close()
+        with self._lock:
+            for each in self._connections.values():
+                each.close()
+
+    def _at_primary(self, call: Callable[[Connection], Any]) -> Any:
+        """Once more where another server has become the primary."""
+        self._find_primary()
+        address = self._replicas.primary
+        try:
+            return call(self._to(address))
+        except FailedPrecondition as error:
+            if error.reason != NOT_PRIMARY:
+                raise
+            self._replicas.expire()
+            self._find_primary()
+            if self._replicas.primary == address:
+                raise self._replicas.absent_primary(error) from None
+        return call(self._to(self._replicas.primary))
+
+    def _look_up(self, pick: Pick, request: Any, deadline: Deadline) -> Any:
+        self._find_primary()
+        absent: Unavailable | None = None
+        for address in self._replicas.primary_first():
+            try:
+                return self._to(address).unary(pick, request, deadline.remaining())
+            except Unavailable as error:
+                self._replicas.note_down(address)
+                absent = absent or error
+        assert absent is not None, "nobody was asked"
+        raise absent
+
+    def _find_primary(self) -> None:
+        if self._replicas.may_be_another:
+            self._refresh()
 
     def _generate(self, pick: Pick, request: generation_pb2.GenerateRequest, timeout: float | None) -> Generator[Any, None, None]:
         """Only samples that were not delivered are asked for again."""
@@ -107,9 +147,9 @@ class FleetConnection(Connection):
 
     def _to(self, address: str) -> Connection:
         with self._lock:
-            if address not in self._others:
-                self._others[address] = Connection(replace(self.endpoint, target=address))
-            return self._others[address]
+            if address not in self._connections:
+                self._connections[address] = Connection(self._endpoint.at(address))
+            return self._connections[address]
 
     def _refresh(self) -> None:
         """Calls that come together wait for the first list; later ones go by the last."""
@@ -122,11 +162,15 @@ class FleetConnection(Connection):
     def _list(self) -> None:
         if not self._replicas.is_due():
             return
-        found: list[Replica] = []
-        try:
-            for message in super().stream(lambda stubs: stubs.fleet.ListReplicas, fleet_pb2.ListReplicasRequest(), LIST_S):
-                found = [convert.replica(each) for each in message.replicas]
-        except PolyheadError:  # the primary is away: who served goes on serving
-            self._replicas.is_known = True
-        else:
-            self._replicas.take(found)
+        for address in self._replicas.may_be_primary():
+            found: list[Replica] = []
+            try:
+                for message in self._to(address).stream(lambda stubs: stubs.fleet.ListReplicas, fleet_pb2.ListReplicasRequest(), LIST_S):
+                    found = [convert.replica(each) for each in message.replicas]
+            except PolyheadError as error:  # it follows another one, or is away
+                if isinstance(error, Unavailable):
+                    self._replicas.note_down(address)
+                continue
+            self._replicas.take(address, found)
+            return
+        self._replicas.is_known = True  # who served goes on serving

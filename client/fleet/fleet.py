@@ -3,30 +3,33 @@
 from __future__ import annotations
 
 import contextlib
-import copy
 from collections.abc import AsyncIterator, Iterator
 from typing import Any, Self
 
+from polyhead.client.addresses import addresses_of
 from polyhead.client.aio import AsyncClient
+from polyhead.client.aio_connection import AioCalls
 from polyhead.client.client import Client
+from polyhead.client.connection import Calls
 from polyhead.client.fleet.aio_connection import AioFleetConnection
 from polyhead.client.fleet.connection import FleetConnection
-from polyhead.client.fleet.pins import Pinning
+from polyhead.client.fleet.pins import PinnedCalls
 from polyhead.client.results.records import Generation
+from polyhead.client.transport import Endpoint
 
-__all__ = ["AsyncFleet", "Fleet"]
+__all__ = ["AsyncFleet", "Fleet", "open_client"]
 
 
 class Fleet(Client):
-    """A client of several servers: `target` is the primary, which knows the others. Every method of Client.
+    """A client of several servers. `target` is the primary, which knows the others, or several of them: "a:50051,b:50051".
 
-    What changes something goes to the primary; generation, scoring, encoding and tokenizing to the replica with the least to do. A replica
-    that does not answer is passed over, and only samples that were not delivered are asked for again, of the same seeds and generation.
+    What changes something goes to the primary; generation, scoring, encoding and tokenizing to the replica with the least to do; look-ups
+    to another one only while the primary is away. A replica that does not answer is passed over, and only samples that were not delivered
+    are asked for again, of the same seeds and generation. Token and certificates are the same for all servers.
     """
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._connection = FleetConnection(self._connection.endpoint)
+    def _connect(self, endpoint: Endpoint) -> Calls:
+        return FleetConnection(endpoint)
 
     @contextlib.contextmanager
     def pinned(self, generation: Generation | None = None) -> Iterator[Self]:
@@ -35,22 +38,22 @@ class Fleet(Client):
         Raises FailedPrecondition once that generation's versions are gone.
         """
         pin = generation or self.generations(1)[0]
-        pinned = copy.copy(self)
-        pinned._connection = Pinning(self._connection, pin.number, pin.history_id)  # type: ignore[assignment]
-        yield pinned
+        yield self._over(PinnedCalls(self._connection, pin.number, pin.history_id))
 
 
 class AsyncFleet(AsyncClient):
     """Fleet for asyncio code: every method of AsyncClient."""
 
-    def __init__(self, *arguments: Any, **options: Any) -> None:
-        super().__init__(*arguments, **options)
-        self._connection = AioFleetConnection(self._connection.endpoint)
+    def _connect(self, endpoint: Endpoint) -> AioCalls:
+        return AioFleetConnection(endpoint)
 
     @contextlib.asynccontextmanager
     async def pinned(self, generation: Generation | None = None) -> AsyncIterator[Self]:
         """As Fleet.pinned."""
         pin = generation or (await self.generations(1))[0]
-        pinned = copy.copy(self)
-        pinned._connection = Pinning(self._connection, pin.number, pin.history_id)  # type: ignore[assignment]
-        yield pinned
+        yield self._over(PinnedCalls(self._connection, pin.number, pin.history_id))
+
+
+def open_client(target: str, **options: Any) -> Client:
+    """A Client of one server, a Fleet of several: "a:50051,b:50051". `options`: those of both."""
+    return Client(target, **options) if len(addresses_of(target)) == 1 else Fleet(target, **options)

@@ -6,8 +6,9 @@
     trainer = GRPOTrainer(
         model, reward_funcs=[column("preference"), column("kl", -0.05)], rollout_func=Rollout(ADDRESS, score=["preference"]), ...)
 
-`Reward(ADDRESS, "preference")` alone is a reward function for GRPO, RLOO and OnlineDPO, whose own generation goes on. `Rollout` is for
-GRPOTrainer: it pushes the head when `global_step` has moved, draws and scores in one call, and hands scores on as columns of the rows.
+ADDRESS is "host:port"; of a fleet several, with commas. `Reward(ADDRESS, "preference")` alone is a reward function for GRPO, RLOO and
+OnlineDPO, whose own generation goes on. `Rollout` is for GRPOTrainer: it pushes the head when `global_step` has moved, draws and scores in
+one call, and hands scores on as columns of the rows.
 Knows TRL 1.16's calling conventions, and imports neither TRL nor torch.
 """
 
@@ -21,6 +22,7 @@ from typing import Any
 import numpy as np
 
 from polyhead.client.client import Client
+from polyhead.client.fleet.fleet import open_client
 from polyhead.client.results.results import HeadScore, PolicyScore, PreferenceScore, RuleScores, Sample, ScoredItem, ValueScore
 from polyhead.client.wire.options import Rule
 
@@ -31,8 +33,8 @@ PREFIX = "polyhead_"  # of columns: an extra key takes the place of a data set's
 
 @functools.cache
 def client_of(target: str, token: str | None = None) -> Client:
-    """One client for each server; a reward function holds only the address, so that it can be pickled."""
-    return Client(target, token=token)
+    """One client for each server or fleet; a reward function holds only the addresses, so that it can be pickled."""
+    return open_client(target, token=token)
 
 
 class Reward:

@@ -38,7 +38,7 @@ class StoreFiles:
         self._record = record
         self._spares = SpareDescriptors()
         self.failpoint_prefix = ""  # "recovery." while a store is being opened
-        self.on_change: Callable[[], None] = _nobody  # called after each change of what is kept, from any thread
+        self.on_change: Callable[[], None] = _nobody  # called after each change of a file, from any thread
 
     @classmethod
     def open(cls, path: str, record: OsRecord | None = None) -> StoreFiles:
@@ -111,7 +111,8 @@ class StoreFiles:
         except OSError:
             self.discard(temporary)
             raise
-        self.on_change()
+        finally:
+            self.on_change()  # after an error, too: a rename may report one after it happened
 
     def commit(self, name: str, data: bytes, subject: str) -> None:
         """As `put` of a new name and `fsync_folder` in one, where a caller must know whether anything has happened.
@@ -207,9 +208,11 @@ class StoreFiles:
     def unlink(self, name: str, subject: str = "") -> None:
         """NotOurs: see `check_place`."""
         self.check_place()
-        with self._parent(name) as (folder_fd, leaf), self._call("unlink", name, f"{subject}_unlink" if subject else ""):
-            os.unlink(leaf, dir_fd=folder_fd)
-        self.on_change()
+        try:
+            with self._parent(name) as (folder_fd, leaf), self._call("unlink", name, f"{subject}_unlink" if subject else ""):
+                os.unlink(leaf, dir_fd=folder_fd)
+        finally:
+            self.on_change()
 
     def discard(self, name: str) -> None:
         """Unlink if it is there and if that works; what stays in the staging folder goes at the next open."""

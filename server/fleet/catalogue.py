@@ -34,7 +34,7 @@ class Held:
     fits: dict[str, bytes] = field(default_factory=dict)  # by reference: SHA-256 of the record
     configurations: dict[str, bytes] = field(default_factory=dict)
     num_fit_bytes: int = 0  # of the fit that is being sent
-    is_level: bool = False  # has all that the active generation needs, and was told so
+    has_caught_up: bool = False  # has all that the active generation needs, and was told so
 
     @classmethod
     def of(cls, hello: fleet_pb2.Hello) -> Held:
@@ -70,8 +70,8 @@ class Held:
             case "store_configuration":
                 stored = configuration_records.decode(task.store_configuration.record)
                 self.configurations[configuration_key(stored)] = _sha256(task.store_configuration.record)
-            case "level":
-                self.is_level = True
+            case "caught_up":
+                self.has_caught_up = True
 
 
 class Catalogue:
@@ -112,6 +112,7 @@ class Catalogue:
         return next(self._tasks(held), None)
 
     def _tasks(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
+        versions = self._versions()  # under the store's lock, after which `current` is what the latest announced change has made it
         current = self._store.current
         yield from self._store_configurations(held)
         yield from self._store_fits(held)
@@ -120,9 +121,8 @@ class Catalogue:
             if held.generation < current.number:
                 record = records.encode_generation(current)
                 yield fleet_pb2.FollowResponse(commit_generation=fleet_pb2.CommitGeneration(record=record))
-            if not held.is_level:
-                yield fleet_pb2.FollowResponse(level=fleet_pb2.Level())
-        versions = self._versions()
+            if not held.has_caught_up:
+                yield fleet_pb2.FollowResponse(caught_up=fleet_pb2.CaughtUp())
         yield from self._forget(held, {(each.name, each.version) for each in versions})
         yield from self._store_versions(held, sorted(versions, key=_newest_first))
         yield from self._keep_generations(held, current)

@@ -50,7 +50,7 @@ class Following:
         self._show = show
         self._address = services.config.advertise or f"{addresses.host}:{addresses.port}"
         self._call: Any = None
-        self._turn = asyncio.Lock()
+        self._write_lock = asyncio.Lock()
         self._is_leaving = False
 
     async def run(self) -> None:
@@ -119,16 +119,16 @@ class Following:
             await self._say(done=fleet_pb2.Done(number=task.number, error=error[:512]))
 
     def _note_task(self, task: fleet_pb2.FollowResponse, error: str) -> None:
-        """From Level on it serves; a generation that it cannot take up takes it out until it can."""
+        """From CaughtUp on it serves; a generation that it cannot take up takes it out until it can."""
         kind = task.WhichOneof("task")
         if error:
             log.error("a task of the primary failed: %s: %s", kind, error.replace("\n", "; "))
-        if kind == "level" and not error:
-            self._note(is_level=True)
+        if kind == "caught_up" and not error:
+            self._note(has_caught_up=True)
         elif kind == "commit_generation" and error:
-            self._note(is_level=False, problem=f"the primary's generation cannot be taken up: {error}")
+            self._note(has_caught_up=False, problem=f"the primary's generation cannot be taken up: {error}")
         elif kind == "commit_generation" and self._state.problem:
-            self._note(is_level=True, problem="")
+            self._note(has_caught_up=True, problem="")
 
     async def _beat(self) -> None:
         while True:
@@ -137,7 +137,7 @@ class Following:
 
     async def _say(self, **part: Any) -> None:
         """A stream that has ended says why where it is read."""
-        async with self._turn:
+        async with self._write_lock:
             if self._call is not None:
                 with contextlib.suppress(grpc.RpcError, asyncio.InvalidStateError):
                     await self._call.write(fleet_pb2.FollowRequest(**part))
@@ -149,7 +149,7 @@ class Following:
         hello.address = self._address
         hello.trunk_id, hello.precision = services.trunk_id, services.precision
         hello.tokenizer_sha256, hello.configuration_sha256 = services.tokenizer.sha256, configuration_sha256(services.library)
-        hello.serving = self._state.is_level
+        hello.serving = self._state.has_caught_up
         return hello
 
     def _stopped(self, error: Exception) -> None:
@@ -159,10 +159,10 @@ class Following:
         said = problem if is_refused else f"{self._state.primary} cannot be followed now: {problem}"
         if said != self._state.problem and not self._is_leaving:
             log.warning("%s", said.replace("\n", "; "))
-        self._note(is_level=self._state.is_level and not is_refused, problem=said)
+        self._note(has_caught_up=self._state.has_caught_up and not is_refused, problem=said)
 
-    def _note(self, *, is_level: bool | None = None, problem: str | None = None) -> None:
-        self._state.is_level = self._state.is_level if is_level is None else is_level
+    def _note(self, *, has_caught_up: bool | None = None, problem: str | None = None) -> None:
+        self._state.has_caught_up = self._state.has_caught_up if has_caught_up is None else has_caught_up
         self._state.problem = self._state.problem if problem is None else problem
         self._show()
 

@@ -30,7 +30,7 @@ class Member:
     name: str
     address: str
     generation: int = 0
-    is_level: bool = False  # has caught up since its start
+    has_caught_up: bool = False  # has caught up since its start
     error: str = ""  # of its last task
     heard_at: float = field(default_factory=time.monotonic)
     is_connected: bool = True
@@ -47,22 +47,22 @@ class Member:
         """Beside the primary's generation."""
         if self.is_lost:
             return State.LOST
-        if not self.is_level:
+        if not self.has_caught_up:
             return State.SYNCING
         return State.SERVING if self.generation == generation and not self.error else State.BEHIND
 
 
 class Members:
-    """By name. `changed` is set with every change, and by time alone too: whoever waits looks again after a while."""
+    """By name. Silence makes a member lost without any event: whoever waits for one looks again after a while."""
 
     def __init__(self, lost_s: float = LOST_S) -> None:
         self._members: dict[str, Member] = {}
         self._lost_s = lost_s
         self._changed = asyncio.Event()
 
-    def join(self, name: str, address: str, generation: int, *, is_level: bool) -> Member:
+    def join(self, name: str, address: str, generation: int, *, has_caught_up: bool) -> Member:
         """A new stream of this name takes the place of an earlier one."""
-        member = self._members[name] = Member(name, address, generation, is_level)
+        member = self._members[name] = Member(name, address, generation, has_caught_up)
         self.changed()
         return member
 

@@ -40,16 +40,17 @@ class Fleet:
         self._sessions: dict[Member, Session] = {}
         self._catalogue = Catalogue(services.store, services.ood.store, services.library.store)
         self._rounds = Rounds(self.members, self._sessions, services.config.replicas)
-        services.store.files.on_change = self._ring
+        services.store.files.on_change = self._wake_from_any_thread
         services.registry.consent = self
 
-    def _ring(self) -> None:
+    def _wake_from_any_thread(self) -> None:
         with contextlib.suppress(RuntimeError):  # the event loop has ended: so has the server
-            self._loop.call_soon_threadsafe(self._ring_all)
+            self._loop.call_soon_threadsafe(self._wake)
 
-    def _ring_all(self) -> None:
+    def _wake(self) -> None:
+        """A file of the store has changed: there may be tasks."""
         for session in self._sessions.values():
-            session.ring()
+            session.wake()
         self.members.changed()
 
     # ---- a follower's call
@@ -59,7 +60,7 @@ class Fleet:
         await self._services.workers.run_control(self._check, hello)
         if len(self._sessions) >= MAX_FOLLOWERS:
             raise FailedPrecondition(f"{MAX_FOLLOWERS} followers are connected already")
-        member = self.members.join(hello.name, hello.address, hello.generation, is_level=hello.serving)
+        member = self.members.join(hello.name, hello.address, hello.generation, has_caught_up=hello.serving)
         session = self._sessions[member] = Session(member, Held.of(hello), self._catalogue, self.members, self._services.workers)
         log.info("%s follows, at %s, from generation %d", member.name, member.address, member.generation)
         try:
@@ -110,6 +111,7 @@ class Fleet:
             asyncio.run_coroutine_threadsafe(round_.__aexit__(None, None, None), self._loop).result(MARGIN_S)
 
     async def settled(self, generation: int, wish: Wish) -> tuple[str, ...]:
+        self.members.changed()  # whoever lists the replicas: this server has taken it up
         return await self._rounds.settled(generation, wish)
 
     # ---- who serves

@@ -30,7 +30,7 @@ class Rounds:
         self._members = members
         self._sessions = sessions
         self._num_expected = num_expected  # followers that the setting `replicas` promises
-        self._turn = asyncio.Lock()
+        self._one_round = asyncio.Lock()
 
     @asynccontextmanager
     async def prepared(self, heads: Mapping[str, int], wish: Wish) -> AsyncIterator[None]:
@@ -38,7 +38,7 @@ class Rounds:
         if wish.require is Require.PRIMARY:
             yield
             return
-        async with self._turn:
+        async with self._one_round:
             asked = self._asked(wish.require)
             try:
                 await self._prepare(asked, heads, wish.seconds)
@@ -56,7 +56,7 @@ class Rounds:
         connected = [member for member in members if not member.is_lost]
         if require is Require.ALL and len(connected) < self._num_expected:
             raise _refusal([f"{len(connected)} replicas are connected, of {self._num_expected} that the setting replicas names"])
-        return [member for member in connected if member.is_level]
+        return [member for member in connected if member.has_caught_up]
 
     async def _prepare(self, asked: Collection[Member], heads: Mapping[str, int], seconds: float) -> None:
         task = fleet_pb2.Prepare(heads=heads, seconds=seconds + SETTLE_S)
@@ -91,7 +91,7 @@ class Rounds:
         while True:
             members = self._members.listing()
             behind = [member for member in members if member.generation < generation or member.is_lost]
-            due = [member for member in behind if member.is_level and not member.is_lost and not member.error]
+            due = [member for member in behind if member.has_caught_up and not member.is_lost and not member.error]
             if not due or (remaining := end_at - time.monotonic()) <= 0:
                 return tuple(member.name for member in behind)
             await self._members.wait(min(LOOK_S, remaining))

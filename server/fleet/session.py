@@ -46,18 +46,18 @@ class Session:
         self._members = members
         self._workers = workers
         self._orders: list[Order] = []
-        self._bell = asyncio.Event()
+        self._news = asyncio.Event()
         self._answer: asyncio.Future[str] | None = None
         self._number = 0
         self._failed_at = -RETRY_S
 
-    def ring(self) -> None:
-        """Something may be to do."""
-        self._bell.set()
+    def wake(self) -> None:
+        """There may be something to do."""
+        self._news.set()
 
     def order(self, order: Order) -> None:
         self._orders.append(order)
-        self.ring()
+        self.wake()
 
     async def run(self, requests: AsyncIterator[fleet_pb2.FollowRequest], write: Write) -> None:
         """Until the stream ends. Unavailable if another stream has taken its place."""
@@ -104,15 +104,15 @@ class Session:
     async def _give_tasks(self, write: Write) -> None:
         """Orders of rounds before what the catalogue finds. A task that failed is tried again after a while."""
         while True:
-            self._bell.clear()
+            self._news.clear()
             if self._orders:
                 await self._carry_out(self._orders.pop(0), write)
-            elif (wait_s := self._failed_at + RETRY_S - time.monotonic()) > 0:
-                await self._rest(wait_s)
+            elif self._pause_s:
+                await self._rest(self._pause_s)
             elif (task := await self._next({})) is not None:
                 self._note(task, await self._carry(task, write))
-            else:
-                await self._rest(PING_S)  # the bell may not ring for each change
+            elif not self._pause_s:
+                await self._news.wait()
 
     async def _carry_out(self, order: Order, write: Write) -> None:
         """Send what the order needs, then the order."""
@@ -139,7 +139,7 @@ class Session:
         self.member.error = error
         if self._held.generation > self.member.generation:
             self.member.generation = self._held.generation
-        self.member.is_level = self.member.is_level or self._held.is_level
+        self.member.has_caught_up = self.member.has_caught_up or self._held.has_caught_up
         self._members.changed()
 
     async def _next(self, wanted: Mapping[str, int]) -> fleet_pb2.FollowResponse | None:
@@ -160,6 +160,12 @@ class Session:
         await write(task)
         return await self._answer
 
+    @property
+    def _pause_s(self) -> float:
+        """Seconds until what failed is tried again; 0: nothing failed lately."""
+        return max(0.0, self._failed_at + RETRY_S - time.monotonic())
+
     async def _rest(self, seconds: float) -> None:
+        """So long, or until there is news."""
         with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._bell.wait(), seconds)
+            await asyncio.wait_for(self._news.wait(), seconds)

@@ -57,7 +57,7 @@ class Tasks:
             case "store_configuration":
                 stored = configuration_records.decode(task.store_configuration.record)
                 await self._workers.finish(self._services.library.adopt, stored, task.store_configuration.content)
-            case "level":
+            case "caught_up":
                 pass
             case unknown:
                 raise FailedPrecondition(f"the primary is newer than this server: it does not know the task {unknown}")

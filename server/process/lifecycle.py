@@ -217,7 +217,7 @@ async def _watch_heads(registry: Registry, show: Callable[[], None]) -> None:
 def _show_heads(health: Health, registry: Registry, following: FollowState | None = None) -> None:
     """Ready: there is a whole active set, the store would restore it after a restart, and it is the primary's."""
     health.set_heads(registry.active.heads)
-    health.set_ready(bool(registry.active.heads) and not registry.damage and (following is None or following.is_level))
+    health.set_ready(bool(registry.active.heads) and not registry.damage and (following is None or following.has_caught_up))
 
 
 async def _drain(running: Running, services: Services, stop: StopSignal, watchdog: Watchdog) -> None:

@@ -222,7 +222,7 @@ def server_facts(services: Services) -> ServerFacts:
         cache_bytes=services.cache_bytes,
         followers=followers.num_by_state,
         most_behind=followers.most_behind,
-        is_following=following is None or (following.is_level and not following.problem),
+        is_following=following is None or (following.has_caught_up and not following.problem),
     )
 
 

@@ -10,5 +10,5 @@ class FollowState:
     """Read from any thread."""
 
     primary: str  # "host:port"
-    is_level: bool = False  # has caught up since its start, and what it serves is of the primary's history
+    has_caught_up: bool = False  # has caught up since its start, and what it serves is of the primary's history
     problem: str = ""  # why it does not follow now

@@ -6,8 +6,8 @@ from typing import Any
 
 import pytest
 
-from polyhead.client import AsyncClient, Client, errors
-from polyhead.client.addresses import is_loopback
+from polyhead.client import AsyncClient, AsyncFleet, Client, Fleet, errors
+from polyhead.client.addresses import addresses_of, is_loopback
 from polyhead.client.transport import Endpoint
 from tests.client.fake_server import FakeServer
 
@@ -33,6 +33,32 @@ MOST_MS = 2000  # between two tries to connect
 )
 def test_which_addresses_are_this_machine(target: str, is_local: bool) -> None:
     assert is_loopback(target) is is_local
+
+
+@pytest.mark.parametrize(
+    ("target", "addresses"),
+    [
+        ("a:1", ("a:1",)),
+        ("a:1, b:1,,a:1", ("a:1", "b:1")),
+        ("dns:50051,b:1", ("dns:50051", "b:1")),  # a machine of this name
+        ("ipv4:10.0.0.1:1,10.0.0.2:1", ("ipv4:10.0.0.1:1,10.0.0.2:1",)),  # one target of gRPC's own
+        ("dns:///a:1", ("dns:///a:1",)),
+        (",", ()),
+    ],
+)
+def test_which_servers_a_target_names(target: str, addresses: tuple[str, ...]) -> None:
+    assert addresses_of(target) == addresses
+
+
+def test_several_addresses_are_a_fleets() -> None:
+    """gRPC would look for a machine of that name, for a minute."""
+    for kind in (Client, AsyncClient):
+        with pytest.raises(errors.InvalidArgument, match=r"target must name one server: 'a:1,b:1'\nhint: polyhead.client.Fleet") as refused:
+            kind("a:1,b:1")
+        assert refused.value.field == "target"
+    for fleet in (Fleet, AsyncFleet):
+        with pytest.raises(errors.InvalidArgument, match="target names no server: ','"):
+            fleet(",")
 
 
 def test_a_proxy_in_the_environment_is_not_asked_for_this_machine(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

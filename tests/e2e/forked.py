@@ -52,6 +52,7 @@ class ForkedServer:
         text: bool = False,
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
+        preexec_fn: Callable[[], None] | None = None,  # for a child of the tests' own process, which this is not
     ) -> None:
         assert command[0] == sys.executable, command
         assert stdout == subprocess.PIPE
@@ -64,7 +65,7 @@ class ForkedServer:
             self.stderr = os.fdopen(errors, **encoding)
         else:
             self.stderr, errors_end = None, os.dup(stderr.fileno())
-        if stdin is None:
+        if stdin in (None, subprocess.DEVNULL):
             self.stdin.close()
         environment = dict(os.environ if env is None else env)
         request = {"command": command[1:], "environment": environment, "folder": os.getcwd(), "is_leader": start_new_session}
@@ -175,7 +176,9 @@ def wait_until_compiled() -> None:
     assert finished([sys.executable, "-m", "platform"]).returncode == 0
 
 
-FORKED = SimpleNamespace(Popen=start, PIPE=subprocess.PIPE, TimeoutExpired=subprocess.TimeoutExpired, run=subprocess.run)
+FORKED = SimpleNamespace(
+    Popen=start, PIPE=subprocess.PIPE, DEVNULL=subprocess.DEVNULL, TimeoutExpired=subprocess.TimeoutExpired, run=subprocess.run
+)
 """In place of `subprocess`."""
 
 

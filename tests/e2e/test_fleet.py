@@ -11,8 +11,10 @@ from typing import Any
 
 import numpy as np
 import pytest
+from typer.testing import CliRunner
 
-from polyhead.client import Client, Replica
+from polyhead.client import Client, Fleet, Replica
+from polyhead.client.cli.app import build_app
 from polyhead.client.errors import FailedPrecondition, PolyheadError, Unavailable
 from polyhead.heads.store.store import HeadStore
 from tests.e2e.fleets import follower_of, free_port, primary_on, ready
@@ -55,6 +57,13 @@ def is_ready(client: Client) -> bool:
         client.wait_ready(0.5)
         return True
     return False
+
+
+def printed(*words: str) -> str:
+    """By the command line, which ends well."""
+    done = CliRunner().invoke(build_app(words), words)
+    assert done.exit_code == 0, done.output
+    return done.output
 
 
 def records_of(store: Path) -> dict[str, bytes]:
@@ -184,12 +193,22 @@ def test_a_primary_that_is_away_is_missed_by_changes_alone(model: Path, tmp_path
         late = followers.enter_context(Client(third.address))
         assert follower.generate([PROMPT], max_new_tokens=2)[0].generation == 2
         assert not is_ready(late)
+        servers = f"{second.address},{third.address},127.0.0.1:{port}"
+        fleet = followers.enter_context(Fleet(servers))
+        with fleet.pinned() as pinned:
+            assert pinned.generate([PROMPT], max_new_tokens=2)[0].generation == 2, "the generation that those who serve have"
+        with pytest.raises(Unavailable):
+            fleet.activate({"policy": 1})
+        assert "generation 2" in printed("generate", "ab", "--max-new-tokens", "2", "--server", servers)
+        assert f"127.0.0.1:{port}" in printed("status", "--server", servers), "a follower answers, and says whom it follows"
         assert "cannot be followed now" in late.status().follow_problem
         with primary_on(port, model, tmp_path / "a") as again, Client(again.address) as primary:
             late.wait_ready()
             eventually(lambda: [each.state for each in primary.replicas()] == ["serving"] * 3, what="a whole fleet")
-            assert primary.update({"policy": scaled(primary, 3.0)}).behind == ()
+            assert fleet.update({"policy": scaled(fleet, 3.0)}).behind == (), "it finds the primary among the addresses"
             assert {follower.status().generation, late.status().generation} == {3}
+            assert printed("fleet", "--server", servers).count("serving") == 3
+            assert printed("health", "--server", servers) == "SERVING\n"
 
 
 def test_a_primary_that_lost_its_store_is_not_followed_and_a_follower_takes_its_place(model: Path, tmp_path: Path, port: int) -> None:

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyhead.client import Client, HeadKind
+from polyhead.client import Client, Fleet, HeadKind
 from polyhead.client.integrations import trl
 from polyhead.client.integrations.trl import Reward, Rollout, client_of, column, freeze_trunk
 from polyhead.client.local import LocalServer
@@ -40,8 +40,13 @@ def trainer(server: LocalServer, tied_model: Path) -> Any:
 
 
 def test_rollouts_are_the_trained_models(server: LocalServer, trainer: Any) -> None:
-    """One push a step; log-probs are those of the weights in the trainer; a prompt's repeats are its samples; no two calls draw alike."""
-    rollout = Rollout(server.address, score=["preference", "rule"], rules=["no-insults"])
+    """One push a step; log-probs are those of the weights in the trainer; a prompt's repeats are its samples; no two calls draw alike.
+
+    The address is a fleet's, of which one server is away.
+    """
+    servers = f"127.0.0.1:1,{server.address}"
+    assert isinstance(client_of(servers), Fleet)
+    rollout = Rollout(servers, score=["preference", "rule"], rules=["no-insults"])
     prompts = [ASKED[0]] * 2 + [ASKED[1]] * 3
     drawn = []
     for step in (0, 0, 1):

@@ -23,7 +23,7 @@ from ray import serve
 from polyhead.client import Client, Fleet
 from polyhead.client.errors import PolyheadError
 from polyhead.client.integrations.ray.application import Arguments, application
-from polyhead.client.integrations.ray.process import free_port
+from polyhead.client.integrations.ray.places import free_port
 from polyhead.v1 import fleet_pb2, fleet_pb2_grpc
 from tests.deploy.conftest import DEPLOY
 from tests.deploy.yamlfile import read_one

@@ -21,8 +21,9 @@ from ray.serve.handle import DeploymentHandle
 from starlette.requests import Request
 from starlette.responses import JSONResponse
 
-from polyhead.client.integrations.ray.process import SERVE, FollowerPlace, ServerProcess
-from polyhead.client.integrations.ray.scaling import OPEN_REQUESTS, ByOpenRequests
+from polyhead.client.integrations.ray.places import FollowerPlace
+from polyhead.client.integrations.ray.scaling import ByOpenRequests, open_requests
+from polyhead.client.local import SERVE, LocalServer
 
 log = logging.getLogger("ray.serve")
 
@@ -56,20 +57,20 @@ class _Server:
         self.address = f"{host}:{port}"
         self._drain_s = arguments.drain_s
         where = ["--host", host, "--port", str(port), "--advertise", self.address]
-        self._process = ServerProcess([*arguments.flags, *where, *flags], arguments.command, log.info)
+        self._server = LocalServer.start([*arguments.flags, *where, *flags], log.info, arguments.command)
 
     def check_health(self) -> None:
         """Ray replaces the replica if this raises."""
-        self._process.check()
+        self._server.check()
 
     async def where(self) -> tuple[str, int]:
         """Its address, and the process id of its server."""
-        return self.address, self._process.pid
+        return self.address, self._server.process.pid
 
     def __del__(self) -> None:
         """Serve calls it when the replica is to end."""
-        if hasattr(self, "_process"):
-            self._process.stop(self._drain_s)
+        if hasattr(self, "_server"):
+            self._server.stop(self._drain_s)
 
 
 class Primary(_Server):
@@ -91,8 +92,7 @@ class Followers(_Server):
 
     async def record_autoscaling_stats(self) -> dict[str, float]:
         """For ByOpenRequests."""
-        counted = await asyncio.to_thread(self._process.gauges, "polyhead_requests_waiting", "polyhead_requests_running")
-        return {OPEN_REQUESTS: sum(counted)}
+        return await asyncio.to_thread(open_requests, self._server.ready["metrics_port"])
 
     async def __call__(self, request: Request) -> JSONResponse:
         """GET: {"primary": "HOST:PORT"}."""

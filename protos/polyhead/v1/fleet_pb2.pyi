@@ -168,7 +168,7 @@ class StoreConfiguration(_message.Message):
     content: bytes
     def __init__(self, record: _Optional[bytes] = ..., content: _Optional[bytes] = ...) -> None: ...
 
-class Level(_message.Message):
+class CaughtUp(_message.Message):
     __slots__ = ()
     def __init__(self) -> None: ...
 
@@ -177,7 +177,7 @@ class Ping(_message.Message):
     def __init__(self) -> None: ...
 
 class FollowResponse(_message.Message):
-    __slots__ = ("number", "store_version", "forget_versions", "commit_generation", "keep_generation", "prepare", "abort", "store_fit", "forget_fit", "store_configuration", "level", "ping")
+    __slots__ = ("number", "store_version", "forget_versions", "commit_generation", "keep_generation", "prepare", "abort", "store_fit", "forget_fit", "store_configuration", "caught_up", "ping")
     NUMBER_FIELD_NUMBER: _ClassVar[int]
     STORE_VERSION_FIELD_NUMBER: _ClassVar[int]
     FORGET_VERSIONS_FIELD_NUMBER: _ClassVar[int]
@@ -188,7 +188,7 @@ class FollowResponse(_message.Message):
     STORE_FIT_FIELD_NUMBER: _ClassVar[int]
     FORGET_FIT_FIELD_NUMBER: _ClassVar[int]
     STORE_CONFIGURATION_FIELD_NUMBER: _ClassVar[int]
-    LEVEL_FIELD_NUMBER: _ClassVar[int]
+    CAUGHT_UP_FIELD_NUMBER: _ClassVar[int]
     PING_FIELD_NUMBER: _ClassVar[int]
     number: int
     store_version: StoreVersion
@@ -200,9 +200,9 @@ class FollowResponse(_message.Message):
     store_fit: StoreFit
     forget_fit: ForgetFit
     store_configuration: StoreConfiguration
-    level: Level
+    caught_up: CaughtUp
     ping: Ping
-    def __init__(self, number: _Optional[int] = ..., store_version: _Optional[_Union[StoreVersion, _Mapping]] = ..., forget_versions: _Optional[_Union[ForgetVersions, _Mapping]] = ..., commit_generation: _Optional[_Union[CommitGeneration, _Mapping]] = ..., keep_generation: _Optional[_Union[KeepGeneration, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., store_fit: _Optional[_Union[StoreFit, _Mapping]] = ..., forget_fit: _Optional[_Union[ForgetFit, _Mapping]] = ..., store_configuration: _Optional[_Union[StoreConfiguration, _Mapping]] = ..., level: _Optional[_Union[Level, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
+    def __init__(self, number: _Optional[int] = ..., store_version: _Optional[_Union[StoreVersion, _Mapping]] = ..., forget_versions: _Optional[_Union[ForgetVersions, _Mapping]] = ..., commit_generation: _Optional[_Union[CommitGeneration, _Mapping]] = ..., keep_generation: _Optional[_Union[KeepGeneration, _Mapping]] = ..., prepare: _Optional[_Union[Prepare, _Mapping]] = ..., abort: _Optional[_Union[Abort, _Mapping]] = ..., store_fit: _Optional[_Union[StoreFit, _Mapping]] = ..., forget_fit: _Optional[_Union[ForgetFit, _Mapping]] = ..., store_configuration: _Optional[_Union[StoreConfiguration, _Mapping]] = ..., caught_up: _Optional[_Union[CaughtUp, _Mapping]] = ..., ping: _Optional[_Union[Ping, _Mapping]] = ...) -> None: ...
 
 class ListReplicasRequest(_message.Message):
     __slots__ = ("watch",)

@@ -53,7 +53,7 @@ class FleetServiceServicer:
 
     def Follow(self, request_iterator, context):
         """A follower's one stream to its primary. The follower says what it holds, and then carries out one task after the other, answering each
-        with Done. The primary sends what the follower lacks, the most urgent first; from Level on the follower serves.
+        with Done. The primary sends what the follower lacks, the most urgent first; from CaughtUp on the follower serves.
         """
         context.set_code(grpc.StatusCode.UNIMPLEMENTED)
         context.set_details('Method not implemented!')

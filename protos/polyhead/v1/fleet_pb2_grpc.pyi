@@ -35,7 +35,7 @@ class FleetServiceStub:
     def __new__(cls, channel: _aio.Channel) -> FleetServiceAsyncStub: ...
     Follow: _grpc.StreamStreamMultiCallable[_fleet_pb2.FollowRequest, _fleet_pb2.FollowResponse]
     """A follower's one stream to its primary. The follower says what it holds, and then carries out one task after the other, answering each
-    with Done. The primary sends what the follower lacks, the most urgent first; from Level on the follower serves.
+    with Done. The primary sends what the follower lacks, the most urgent first; from CaughtUp on the follower serves.
     """
     ListReplicas: _grpc.UnaryStreamMultiCallable[_fleet_pb2.ListReplicasRequest, _fleet_pb2.ListReplicasResponse]
     """The servers that hold this history, the primary first: once, or again with each change. Only a primary knows them."""
@@ -47,7 +47,7 @@ class FleetServiceAsyncStub(FleetServiceStub):
     def __init__(self, channel: _aio.Channel) -> None: ...
     Follow: _aio.StreamStreamMultiCallable[_fleet_pb2.FollowRequest, _fleet_pb2.FollowResponse]  # type: ignore[assignment]
     """A follower's one stream to its primary. The follower says what it holds, and then carries out one task after the other, answering each
-    with Done. The primary sends what the follower lacks, the most urgent first; from Level on the follower serves.
+    with Done. The primary sends what the follower lacks, the most urgent first; from CaughtUp on the follower serves.
     """
     ListReplicas: _aio.UnaryStreamMultiCallable[_fleet_pb2.ListReplicasRequest, _fleet_pb2.ListReplicasResponse]  # type: ignore[assignment]
     """The servers that hold this history, the primary first: once, or again with each change. Only a primary knows them."""
@@ -62,7 +62,7 @@ class FleetServiceServicer(metaclass=_abc_1.ABCMeta):
         context: _ServicerContext,
     ) -> _typing.Union[_abc.Iterator[_fleet_pb2.FollowResponse], _abc.AsyncIterator[_fleet_pb2.FollowResponse]]:
         """A follower's one stream to its primary. The follower says what it holds, and then carries out one task after the other, answering each
-        with Done. The primary sends what the follower lacks, the most urgent first; from Level on the follower serves.
+        with Done. The primary sends what the follower lacks, the most urgent first; from CaughtUp on the follower serves.
         """
 
     @_abc_1.abstractmethod

@@ -43,10 +43,10 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
         first = await anext(request_iterator, None)
         if first is None or first.WhichOneof("part") != "hello":
             raise InvalidArgument("a follower says Hello first", field="part")
-        turn = asyncio.Lock()
+        write_lock = asyncio.Lock()
 
         async def write(message: fleet_pb2.FollowResponse) -> None:
-            async with turn:
+            async with write_lock:
                 await context.write(message)
 
         await self._start().follow(first.hello, request_iterator, write)

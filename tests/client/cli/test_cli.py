@@ -236,6 +236,9 @@ def test_health_is_an_exit_status(server: FakeServer) -> None:
     server.is_serving = False
     assert_one_error(on(server, "health", "--timeout", "0.3"), "not ready after 0.3 s: NOT_SERVING")
     assert_one_error(polyhead("health", "--timeout", "0.3", "--server", "127.0.0.1:1"), "not ready after 0.3 s")
+    server.is_serving = True
+    of_two = polyhead("health", "--timeout", "0.3", "--server", f"{server.target},127.0.0.1:1")
+    assert_one_error(of_two, "127.0.0.1:1: the server is not ready")
 
 
 def test_environment_names_the_server(server: FakeServer, monkeypatch: pytest.MonkeyPatch) -> None:

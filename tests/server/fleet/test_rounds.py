@@ -39,8 +39,8 @@ class World:
         self.sessions = {self.join(name): FakeSession(answer) for name, answer in answers.items()}
         self.rounds = Rounds(self.members, self.sessions, num_expected)  # type: ignore[arg-type]
 
-    def join(self, name: str, *, is_level: bool = True) -> Member:
-        return self.members.join(name, f"{name}:1", 2, is_level=is_level)
+    def join(self, name: str, *, has_caught_up: bool = True) -> Member:
+        return self.members.join(name, f"{name}:1", 2, has_caught_up=has_caught_up)
 
     def silence(self, name: str, seconds: float) -> None:
         next(each for each in self.members.listing() if each.name == name).heard_at = time.monotonic() - seconds
@@ -90,7 +90,7 @@ async def test_one_that_falls_silent_ends_the_round_before_its_time(monkeypatch:
         (lambda world: world.silence("b", LOST_S + 1), False),  # forgotten
         (lambda world: world.members.leave(world.members.listing()[1]), False),  # it said that it goes
         (lambda world: world.members.lose(world.members.listing()[1]), True),  # its stream has ended without a word
-        (lambda world: world.join("c", is_level=False), False),  # it serves nothing before it has caught up
+        (lambda world: world.join("c", has_caught_up=False), False),  # it serves nothing before it has caught up
     ],
 )
 async def test_who_is_waited_for(change: Callable[[World], object], is_refused: bool) -> None:
@@ -122,7 +122,7 @@ async def test_a_primary_that_was_started_anew_waits_for_the_followers_that_it_w
 async def test_states_and_who_is_behind(monkeypatch: pytest.MonkeyPatch) -> None:
     world = World(a="", b="", c="")
     first, second, third = world.members.listing()
-    first.generation, second.error, third.is_level = 3, "no room", False
+    first.generation, second.error, third.has_caught_up = 3, "no room", False
     assert [each.state(3) for each in (first, second, third)] == [State.SERVING, State.BEHIND, State.SYNCING]
     report = world.members.report(3)
     assert (report.num_by_state, report.most_behind) == ({"syncing": 1, "serving": 1, "behind": 1, "lost": 0}, 1)
@@ -133,8 +133,8 @@ async def test_states_and_who_is_behind(monkeypatch: pytest.MonkeyPatch) -> None
 
 async def test_a_new_stream_of_a_name_takes_the_place_of_the_old_one() -> None:
     members = Members()
-    old = members.join("a", "a:1", 2, is_level=True)
-    new = members.join("a", "a:2", 2, is_level=True)
+    old = members.join("a", "a:1", 2, has_caught_up=True)
+    new = members.join("a", "a:2", 2, has_caught_up=True)
     assert (members.is_current(old), members.is_current(new)) == (False, True)
     members.leave(old)
     assert members.listing() == [new]

@@ -1,0 +1,132 @@
+"""A follower's tasks at the primary: woken by each change, without asking again and again; what failed is tried again."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import AsyncIterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyhead.heads.format.errors import DataLoss
+from polyhead.heads.store import records
+from polyhead.heads.store.store import HeadStore
+from polyhead.server.fleet import session as session_module
+from polyhead.server.fleet.catalogue import Catalogue, Held
+from polyhead.server.fleet.members import Members
+from polyhead.server.fleet.session import Session
+from polyhead.server.ood.store import OodStore
+from polyhead.server.rewards.configuration_store import ConfigurationStore
+from polyhead.v1 import fleet_pb2
+from tests.heads.store.store_support import TRUNK, activate, push
+
+Task = fleet_pb2.FollowResponse
+
+
+class Workers:
+    async def run_control(self, work: Any, *arguments: Any) -> Any:
+        return work(*arguments)
+
+
+class Listed:
+    """A catalogue of tasks by hand. An error in the list is raised once."""
+
+    def __init__(self, *found: Task | Exception) -> None:
+        self.found = list(found)
+        self.num_asked = 0
+
+    def next_task(self, held: Held, wanted: Mapping[str, int]) -> Task | None:
+        self.num_asked += 1
+        each = self.found.pop(0) if self.found else None
+        if isinstance(each, Exception):
+            raise each
+        return each
+
+
+class Follower:
+    """Does what it is told, until it is stopped."""
+
+    def __init__(self, catalogue: Listed) -> None:
+        members = Members()
+        member = members.join("b", "b:1", 1, has_caught_up=True)
+        self.session = Session(member, Held(), catalogue, members, Workers())  # type: ignore[arg-type]
+        self.tasks: list[str] = []
+        self._answers: asyncio.Queue[fleet_pb2.FollowRequest] = asyncio.Queue()
+        self._got = asyncio.Semaphore(0)
+
+    async def write(self, task: Task) -> None:
+        if (kind := task.WhichOneof("task") or "") != "ping":
+            self.tasks.append(kind)
+            self._got.release()
+            self._answers.put_nowait(fleet_pb2.FollowRequest(done=fleet_pb2.Done(number=task.number)))
+
+    async def requests(self) -> AsyncIterator[fleet_pb2.FollowRequest]:
+        while True:
+            yield await self._answers.get()
+
+    async def gets_task(self) -> None:
+        await asyncio.wait_for(self._got.acquire(), 10.0)
+
+
+def forget(name: str) -> Task:
+    return Task(forget_versions=fleet_pb2.ForgetVersions(heads=[name]))
+
+
+async def test_a_follower_without_tasks_is_asked_about_when_something_changes_and_not_before(monkeypatch: pytest.MonkeyPatch) -> None:
+    """It was looked for each second, whether anything had changed or not."""
+    monkeypatch.setattr(session_module, "PING_S", 0.0)
+    catalogue = Listed(forget("a@1"))
+    follower = Follower(catalogue)
+    run = asyncio.ensure_future(follower.session.run(follower.requests(), follower.write))
+    await follower.gets_task()
+    for _ in range(50):
+        await asyncio.sleep(0)
+    assert catalogue.num_asked == 2, "once with a task, once without"
+    catalogue.found.append(forget("a@2"))
+    follower.session.wake()
+    await follower.gets_task()
+    run.cancel()
+    assert follower.tasks == ["forget_versions", "forget_versions"]
+
+
+async def test_a_catalogue_that_could_not_be_read_is_read_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(session_module, "RETRY_S", 0.01)
+    follower = Follower(Listed(DataLoss("a record is damaged"), forget("a@1")))
+    run = asyncio.ensure_future(follower.session.run(follower.requests(), follower.write))
+    await follower.gets_task()
+    run.cancel()
+
+
+def test_a_change_that_was_announced_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A file is announced when it is written, a moment before its record counts: a look in between found nothing."""
+    with HeadStore.open(tmp_path / "store", TRUNK) as store:
+        catalogue = Catalogue(store, OodStore(store, 3), ConfigurationStore(store))
+        held = Held(has_caught_up=True)
+        activate(store, {"policy": push(store, "policy", "first")})
+        while (task := catalogue.next_task(held, {})) is not None:
+            held.note(task)
+        version = push(store, "policy", "second")
+        held.note(catalogue.next_task(held, {}) or Task())
+        found: list[Task | None] = []
+        looker = threading.Thread(target=lambda: found.append(catalogue.next_task(held, {})))
+        looks = threading.Event()
+        names = store.names
+
+        def note() -> list[str]:
+            looks.set()
+            return names()
+
+        def look() -> None:
+            store.files.on_change = lambda: None
+            looker.start()
+            assert looks.wait(10.0)
+
+        monkeypatch.setattr(store, "names", note)
+        store.files.on_change = look
+        activate(store, {"policy": version})
+        looker.join(10.0)
+        [task] = found
+        assert task is not None
+        assert records.decode_generation(task.commit_generation.record).heads == {"policy": version}
