@@ -154,15 +154,15 @@ def count_today(db: Database, person_id: str, project: OpenProject, since_ms: in
 
 def _next_item(db: Database, person_id: str, project: OpenProject, draw: random.Random) -> str | None:
     config = project.config
+    if _num_training(db, person_id, project) < config.queue.training:
+        found = _open_items(db, person_id, project, "i.gold_kind = 'training'")
+        if found:
+            return found[0]
     gold = config.queue.gold_every
     if gold and _num_since_gold(db, person_id, project) >= gold - 1:
         found = _open_items(db, person_id, project, "i.gold_kind IN ('gold', 'attention')")
         if found:
             return draw.choice(found)
-    if _num_training(db, person_id, project) < config.queue.training:
-        found = _open_items(db, person_id, project, "i.gold_kind = 'training'")
-        if found:
-            return found[0]
     if config.queue.replay_share and draw.random() < _REPLAY_TURN:
         found = _open_items(db, person_id, project, "i.source = 'replay'")
         if found:

@@ -83,6 +83,15 @@ def create_account(
     return account, code
 
 
+def renew_code(db: Database, account_id: str) -> str:
+    """Another sign-in code, shown once. The old one and all sessions end."""
+    code = make_code()
+    with db.transaction():
+        db.change("accounts", account_id, {"code_sha256": sha256(code)}, account_id)
+        db.execute("DELETE FROM sessions WHERE account_id = ?", account_id)
+    return code
+
+
 def create_invite(db: Database, role: str = "annotator", *, max_uses: int = 1, by: str = "system") -> str:
     """The token of a link; it ends after two weeks."""
     assert role in ROLES, role

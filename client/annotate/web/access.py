@@ -26,6 +26,7 @@ from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignI
 from polyhead.client.annotate.replies.drawing import Model
 from polyhead.client.annotate.replies.turns import Turns
 from polyhead.client.annotate.storage.database import Database
+from polyhead.client.annotate.web import settings
 from polyhead.client.annotate.web.catalogs import NAMES, Catalog, catalog, preferred
 from polyhead.client.annotate.web.security import MAX_BODY, SAFE_METHODS, Limits, check_csrf, check_origin, limited
 
@@ -80,13 +81,15 @@ class Site:
         """HTML. A visitor who is not signed in gets a cookie, too: forms are bound to it. `token`: of a new session."""
         token = token or self.token(request) or accounts.make_token()
         words = catalog(locale_of(request, person))
-        settings = self.db.value("SELECT settings_json FROM accounts WHERE id = ?", person.id) if person else "{}"
+        text = self.db.value("SELECT settings_json FROM accounts WHERE id = ?", person.id) if person else "{}"
+        own = json.loads(text or "{}")
         known = {
             "t": words,
             "person": person,
             "csrf": csrf_token(token),
             "languages": NAMES,
-            "settings": json.loads(settings or "{}"),
+            "settings": own,
+            "keys": settings.keys(own),
             **values,
         }
         response = Response(self.templates.get_template(template).render(known), status, media_type="text/html")

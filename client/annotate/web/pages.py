@@ -18,13 +18,14 @@ from polyhead.client.annotate.problems import Forbidden, NotThere
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.projects import OpenProject
 from polyhead.client.annotate.replies import dialogues
-from polyhead.client.annotate.web import explaining, state
+from polyhead.client.annotate.web import explaining, settings, state
 from polyhead.client.annotate.web.access import ANYONE, PEOPLE, SIGNED_IN, Site, locale_of, route, words_of
 from polyhead.client.annotate.web.catalogs import NAMES
 from polyhead.client.annotate.web.security import address_of
 
 SIGN_INS_A_MINUTE = 5
 DATA_A_MINUTE = 2
+CODES_A_MINUTE = 2
 
 
 async def invite_page(request: Request, site: Site, person: Person | None) -> Response:
@@ -146,25 +147,35 @@ async def task_page(request: Request, site: Site, person: Person) -> Response:
 
 
 async def me_page(request: Request, site: Site, person: Person) -> Response:
-    return site.page(request, "me.html", person)
+    return site.page(request, "me.html", person, wrong="")
 
 
 async def save_me(request: Request, site: Site, person: Person) -> Response:
-    """Language, theme, text size, whether Enter sends."""
+    """Language, theme, text size, whether Enter sends, keys."""
     form = await request.form()
-    known = {"theme": ("auto", "light", "dark"), "size": ("small", "normal", "large"), "enter": ("newline", "send")}
-    settings = {name: str(form.get(name)) for name, values in known.items() if form.get(name) in values}
+    given = {name: str(form.get(name)) for name, values in settings.CHOICES.items() if form.get(name) in values}
+    letters = settings.letters_of({act: str(form.get(f"key-{act}", "")) for act in settings.LETTERS} if "key-tie" in form else {})
+    if letters is None:
+        return site.page(request, "me.html", person, 422, wrong="me.twice")
     with site.db.transaction():
-        changes = {"settings_json": json.dumps(settings), "locale": _known_locale(str(form.get("locale", person.locale)))}
+        kept = {**given, "letters": letters} if letters else given
+        changes = {"settings_json": json.dumps(kept), "locale": _known_locale(str(form.get("locale", person.locale)))}
         site.db.change("accounts", person.id, changes, person.id)
     return RedirectResponse("/", 303)
+
+
+async def new_code(request: Request, site: Site, person: Person) -> Response:
+    """Shown once; the old code and all other sessions end."""
+    site.limits.count("code", person.id, CODES_A_MINUTE)
+    code = accounts.renew_code(site.db, person.id)
+    return site.page(request, "welcome.html", person, token=accounts.open_session(site.db, person.id), code=accounts.shown_code(code))
 
 
 async def stop(request: Request, site: Site, person: Person) -> Response:
     """Take part no more. Asked for twice: by a mark and by the button."""
     form = await request.form()
     if form.get("sure") != "1" or form.get("past") not in ("keep", "void"):
-        return site.page(request, "me.html", person, 422)
+        return site.page(request, "me.html", person, 422, wrong="")
     erasure.stop(site.db, person.id, keeps_work=form.get("past") == "keep")
     for turn in dialogues.open_turns_of(site.db, person.id):
         site.turns.cancel(turn.id)
@@ -241,6 +252,7 @@ ROUTES: list[Route] = [
     route("/p/{slug}/examples", examples_read, PEOPLE, ("POST",), is_form=True),
     route("/me", me_page, SIGNED_IN),
     route("/me", save_me, SIGNED_IN, ("POST",), is_form=True),
+    route("/me/code", new_code, SIGNED_IN, ("POST",), is_form=True),
     route("/me/data", my_data, SIGNED_IN),
     route("/me/stop", stop, SIGNED_IN, ("POST",), is_form=True),
     route("/p/{slug}/leave", leave_project, PEOPLE, ("POST",), is_form=True),

@@ -6,7 +6,14 @@ export const lettersOf = (card) => card.letters.join(word("card.and"));
 
 export function drawCards(cards, { controlOf, onReport, isNew }) {
   const columns = cards.length === 1 || cards.length > 4 ? 1 : 2;
-  return el("div", { class: "cards", data: { columns, ...(isNew ? { new: "" } : {}) } }, cards.map((card) => drawCard(card, controlOf, onReport)));
+  return el("div", {}, cards.length > 2 && drawLetters(cards), el("div", { class: "cards", data: { columns, ...(isNew ? { new: "" } : {}) } }, cards.map((card) => drawCard(card, controlOf, onReport))));
+}
+
+// Where cards stand one below the other: a row of letters that stays in sight, and leads to each.
+function drawLetters(cards) {
+  const go = (card) => { const heading = document.getElementById(`card-${card.slot}`); heading.focus({ preventScroll: true }); heading.closest(".card").scrollIntoView({ block: "start" }); };
+  return el("nav", { class: "letters", "aria-label": word("card.letters"), data: cards.length > 4 ? { many: "" } : {} },
+    cards.map((card) => el("button", { type: "button", onclick: () => go(card), "aria-label": word("card.reply", { letter: lettersOf(card) }) }, card.letters.join(" "))));
 }
 
 function drawCard(card, controlOf, onReport) {

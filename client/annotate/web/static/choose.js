@@ -1,5 +1,6 @@
 // Choose the best of K: one reply, several equal ones, or none of them and then the least bad.
 import { el, kbd, word } from "./dom.js";
+import { letterOf } from "./keys.js";
 import { cardOf, lettersOf } from "./cards.js";
 
 export function choose({ cards, project, onChange }) {
@@ -16,7 +17,7 @@ export function choose({ cards, project, onChange }) {
     labels.set(card.id, label);
     return el("label", { class: "pick" }, box, label, kbd(String(card.slot + 1)));
   };
-  const tie = project.tie && cards.length > 1 && el("button", { type: "button", class: "toggle", "aria-pressed": "false", onclick: () => toggleTie() }, word("choose.tie"), kbd("T"));
+  const tie = project.tie && cards.length > 1 && el("button", { type: "button", class: "toggle", "aria-pressed": "false", onclick: () => toggleTie() }, word("choose.tie"), kbd(letterOf("tie")));
   const none = project.none && el("button", { type: "button", class: "toggle", "aria-pressed": "false", onclick: () => toggleNone() }, word("choose.none"), kbd("0"));
   const notice = el("p", { class: "notice", role: "status" });
   const strength = project.strength && cards.length === 2 ? scale(project, (value) => { marks.strength = value; show(); }) : null;

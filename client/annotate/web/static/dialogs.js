@@ -11,7 +11,7 @@ export function ask(title, ...content) {
   return dialog;
 }
 
-export const isAsking = () => Boolean(document.querySelector("dialog[open]"));
+export const isAsking = () => Boolean(document.querySelector("dialog:modal")); // the guidelines may stand open beside the work
 
 export function askSkip(hasText, onSkip) {
   const act = (reason) => { $("#dialog").close(); onSkip(reason); };

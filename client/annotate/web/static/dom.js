@@ -17,6 +17,6 @@ export function el(tag, properties = {}, ...children) {
   return node;
 }
 
-export const kbd = (key) => el("kbd", { "aria-hidden": "true" }, key);
+export const kbd = (key) => (key ? el("kbd", { "aria-hidden": "true" }, key) : null);
 export const $ = (selector, root = document) => root.querySelector(selector);
 export const fill = (node, ...children) => { node.replaceChildren(...children.flat().filter(Boolean)); return node; };

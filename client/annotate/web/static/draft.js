@@ -2,7 +2,8 @@
 import { call } from "./api.js";
 
 export class Draft {
-  constructor(assignment) {
+  constructor(assignment, onConflict) {
+    this.onConflict = onConflict;
     this.key = `polyhead.draft.${assignment.id}`;
     this.path = `/api/assignments/${assignment.id}/draft`;
     this.rev = assignment.draft_rev;
@@ -20,8 +21,8 @@ export class Draft {
   async save() {
     try {
       ({ rev: this.rev } = await call("PUT", this.path, { rev: this.rev, draft: this.value }));
-    } catch {
-      // it is kept in this browser; the next change tries again
+    } catch (error) {
+      if (error.code === "DRAFT_CONFLICT") this.onConflict(); // anything else: it is kept in this browser, and the next change tries again
     }
   }
 

@@ -1,6 +1,7 @@
 // Rank K replies: numbers pressed in order, best first; cards never move. A select on each card does the same by hand.
 import { cardOf, lettersOf } from "./cards.js";
 import { el, kbd, word } from "./dom.js";
+import { letterOf } from "./keys.js";
 
 export function rank({ cards, project, onChange }) {
   let groups = []; // best first; each a list of ids that are equally good
@@ -19,7 +20,7 @@ export function rank({ cards, project, onChange }) {
     return el("div", { class: "pick rank" }, badge, select, el("button", { type: "button", "aria-label": `${word("choose.tie")}: ${letter}`, class: "quiet", onclick: () => join(card.id) }, "="),
       kbd(card.letters.map((each) => "ABCDEFGHI".indexOf(each) + 1).join(" ")));
   };
-  const tie = project.tie && el("button", { type: "button", class: "toggle", "aria-pressed": "false", onclick: () => { isTying = !isTying; show(); } }, word("choose.tie"), kbd("T"));
+  const tie = project.tie && el("button", { type: "button", class: "toggle", "aria-pressed": "false", onclick: () => { isTying = !isTying; show(); } }, word("choose.tie"), kbd(letterOf("tie")));
   const clear = el("button", { type: "button", class: "quiet", onclick: () => { groups = []; isTying = false; show(); } }, word("rank.clear"));
   const notice = el("p", { class: "notice soft" }, word("rank.help"));
 

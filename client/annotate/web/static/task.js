@@ -8,7 +8,7 @@ import { ask, askReport, askSkip, isAsking } from "./dialogs.js";
 import { $, el, fill, hasWord, kbd, word } from "./dom.js";
 import { Draft } from "./draft.js";
 import { drawExplained } from "./explained.js";
-import { actOf } from "./keys.js";
+import { actOf, letterOf } from "./keys.js";
 import { widgetOf } from "./kinds.js";
 import { flush, put, waiting } from "./outbox.js";
 import { follow } from "./stream.js";
@@ -33,7 +33,7 @@ async function claim() {
 }
 
 function take(next) {
-  if (next.assignment.id !== state?.assignment.id) draft = new Draft(next.assignment);
+  if (next.assignment.id !== state?.assignment.id) draft = new Draft(next.assignment, askDraft);
   else draft.moved(next.assignment);
   if (next.turns.some((turn) => turn.id === draft.value.sending)) draft.clear(); // the message has arrived, though its answer was lost
   state = next;
@@ -154,7 +154,7 @@ function drawExtra() {
   const comment = el("textarea", { id: "comment", rows: "2", dir: "auto", oninput: changed });
   const node = el("div", { class: "extra" },
     chips.length ? el("fieldset", {}, el("legend", {}, word("answer.reasons")), el("div", { class: "options" }, chips)) : null,
-    project.comment && el("details", { class: "comment" }, el("summary", {}, word("answer.comment"), " ", kbd("C")), el("label", { for: "comment" }, word("answer.comment")), comment));
+    project.comment && el("details", { class: "comment" }, el("summary", {}, word("answer.comment"), " ", kbd(letterOf("comment"))), el("label", { for: "comment" }, word("answer.comment")), comment));
   return {
     node, focus() { const details = $("details.comment", node); if (details) { details.open = true; comment.focus(); } },
     value: () => ({ reasons: boxes.filter((box) => box.checked).map((box) => box.value), comment: comment.value }),
@@ -310,6 +310,32 @@ async function skipBreak() {
   try { await call("POST", "/api/breaks", { project: slug }); await claim(); } catch (error) { showError(error, claim); }
 }
 
+// Where there is room the guidelines stand beside the work, and stay open; elsewhere they lie over it.
+function toggleGuide() {
+  const guide = $("#guide"), isOpen = guide.open;
+  if (isOpen) guide.close();
+  else if (isWide()) showBeside();
+  else guide.showModal();
+}
+
+const isWide = () => matchMedia("(min-width: 80rem)").matches;
+
+function showBeside() {
+  const { activeElement } = document;
+  $("#guide").show(); // takes the focus
+  activeElement.focus({ preventScroll: true });
+  localStorage.setItem("polyhead.guide", "open");
+}
+
+// The draft was changed in another browser: which one goes on is the person's choice.
+function askDraft() {
+  if (isAsking()) return;
+  const choose = (act) => async () => { $("#dialog").close(); await act(); };
+  ask(word("error.DRAFT_CONFLICT"), el("div", { class: "choices" },
+    el("button", { type: "button", class: "primary", onclick: choose(() => { draft.clear(); state = null; return claim(); }) }, word("draft.use_newer")),
+    el("button", { type: "button", onclick: choose(async () => { const { state: now } = await call("GET", `/api/state?project=${slug}`); if (now) draft.moved(now.assignment); await draft.save(); }) }, word("draft.keep_mine"))));
+}
+
 function showMoved() {
   showBanner(word("tab.banner"), el("button", { type: "button", onclick: async () => { await care.beat(true); showBanner(""); state = null; claim(); } }, word("tab.here")));
 }
@@ -322,11 +348,12 @@ function askStillThere() {
 
 const ACTS = {
   submit, send: () => submit(), undo, skip: () => askSkip(Boolean(writing?.text() || extra?.value().comment), skip), report: () => report(null),
-  guidelines: () => $("#guide").showModal(), help: () => $("#help").showModal(), comment: () => extra?.focus(), break: takeBreak,
+  guidelines: toggleGuide, help: () => $("#help").showModal(), comment: () => extra?.focus(), break: takeBreak,
   hide: () => document.body.classList.toggle("hides-text"), next: () => moveFocus(1), previous: () => moveFocus(-1),
 };
 
 document.addEventListener("keydown", (event) => {
+  if (event.key === "Escape" && !isAsking()) $("#guide").close();
   const key = isAsking() ? null : actOf(event);
   if (!key || (!state && !["help", "guidelines"].includes(key.act))) return;
   if (widget?.key(key) || run(key.act)) event.preventDefault();
@@ -341,5 +368,7 @@ function run(name) {
   return true;
 }
 
+$("#guide").addEventListener("close", () => localStorage.setItem("polyhead.guide", ""));
+if (localStorage.getItem("polyhead.guide") && isWide()) showBeside();
 if (waiting(person).length) await deliver();
 if (!state) await claim();
