@@ -24,6 +24,7 @@ from polyhead.heads.training.rule import FEW_JUDGEMENTS, encode_judgements, held
 from polyhead.heads.training.state_store import StateStore
 
 PREFERENCE, RULE = "preference-judged", "rule-judged"
+CONFLICT = "in the first person"
 
 
 @dataclass(frozen=True)
@@ -103,7 +104,7 @@ def train_judged_heads(
     on_note(f"rule head: {len(unseen_judged)} replies to held-out questions")
     found = held_out_probabilities(ruled, encode_judgements(client, unseen_judged, states, [judges.RULE]))
     targets = [row.label.target or 0.0 for row in unseen_judged]
-    conflict = [index for index, row in enumerate(unseen_judged) if judges.preference(row.completion) > 0]
+    conflict = [index for index, row in enumerate(unseen_judged) if row.group == CONFLICT]
     overall = rule_metrics(found, targets)
     within = rule_metrics([found[index] for index in conflict], [targets[index] for index in conflict])
     weights = {PREFERENCE: weights_of(liked), RULE: weights_of(ruled)}
@@ -123,21 +124,27 @@ def _told(what: str, config: FitConfig, on_note: Callable[[str], None]) -> Calla
 
 
 def _comparisons(questions: Sequence[str], drawn: Sequence[Sample]) -> list[Comparison]:
-    """A row for each question whose replies are not all liked equally."""
+    """A row for each question whose replies are not all liked equally. Replies are the ids that were drawn, most of them cut short: so
+    the heads read in training what they will read during RL."""
     rows = []
     for index, question in enumerate(questions):
-        replies = [each.text for each in drawn if each.prompt_index == index and each.text]
-        scores = [judges.preference(text) for text in replies]
+        replies = [each for each in drawn if each.prompt_index == index and each.text]
+        scores = [judges.preference(each.text) for each in replies]
         if len(set(scores)) > 1:
             order = sorted(set(scores), reverse=True)
-            rows.append(Comparison(ask(question), tuple(replies), tuple(order.index(each) + 1 for each in scores)))
+            ids = tuple(tuple(each.token_ids) for each in replies)
+            rows.append(Comparison(ask(question), ids, tuple(order.index(each) + 1 for each in scores)))
     return rows
 
 
 def _judgements(questions: Sequence[str], drawn: Sequence[Sample]) -> list[RuleJudgement]:
+    """A row for each reply; one in the first person is of the group that both judges look at."""
     labels = {True: RuleLabel.DEFINITELY_BROKEN, False: RuleLabel.DEFINITELY_FOLLOWED}
-    texts = [(ask(questions[each.prompt_index]), each.text) for each in drawn if each.text]
-    return [RuleJudgement(prompt, text, judges.RULE.id, labels[judges.is_broken(text)]) for prompt, text in texts]
+    rows = []
+    for each in (each for each in drawn if each.text):
+        label, group = labels[judges.is_broken(each.text)], CONFLICT if judges.preference(each.text) > 0 else ""
+        rows.append(RuleJudgement(ask(questions[each.prompt_index]), tuple(each.token_ids), judges.RULE.id, label, group))
+    return rows
 
 
 def _balanced(rows: Sequence[RuleJudgement], seed: int) -> list[RuleJudgement]:

@@ -22,6 +22,7 @@ from polyhead.heads.training.labels import RuleLabel
 
 Messages = list[dict[str, str]]
 Prompt = str | Messages
+Completion = str | tuple[int, ...]  # a text, which is a whole reply; or the ids that were drawn, as they are: cut short or not
 T = TypeVar("T")
 
 
@@ -34,7 +35,7 @@ class Demonstration:
     """A reply to imitate."""
 
     prompt: Prompt
-    completion: str
+    completion: Completion
 
 
 @dataclass(frozen=True)
@@ -42,7 +43,7 @@ class Comparison:
     """K replies to one prompt, ranked by a person: 1 is the best, equal ranks are a tie."""
 
     prompt: Prompt
-    replies: tuple[str, ...]
+    replies: tuple[Completion, ...]
     ranks: tuple[int, ...]
     group: str = ""
 
@@ -52,7 +53,7 @@ class RuleJudgement:
     """Whether a reply broke a rule."""
 
     prompt: Prompt
-    completion: str
+    completion: Completion
     rule: str  # an id of the server's rule set
     label: RuleLabel
     group: str = ""
@@ -63,7 +64,7 @@ class Rewarded:
     """A reply and what it was worth in the end."""
 
     prompt: Prompt
-    completion: str
+    completion: Completion
     reward: float
 
 

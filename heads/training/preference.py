@@ -15,7 +15,7 @@ import torch
 from polyhead.client import Client
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
-from polyhead.heads.training.data import Comparison, DataError, Demonstration
+from polyhead.heads.training.data import Comparison, Completion, DataError, Demonstration
 from polyhead.heads.training.fit import FitConfig, Schedule, Step, become_average, fit
 from polyhead.heads.training.losses import choice_loss, pairs_of_ranks, ranking_loss
 from polyhead.heads.training.packing import Text, pack
@@ -75,7 +75,7 @@ def encode_ranked(
     return found
 
 
-def _off_topic(rows: Sequence[Comparison], count: int, seed: int) -> list[list[str]]:
+def _off_topic(rows: Sequence[Comparison], count: int, seed: int) -> list[list[Completion]]:
     """For each row `count` replies of rows with another prompt; fewer if there are no more."""
     generator, found = torch.Generator().manual_seed(seed), []
     for row in rows:

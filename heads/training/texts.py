@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from polyhead.client import Client
-from polyhead.heads.training.data import Prompt
+from polyhead.heads.training.data import Completion, Prompt
 
 
 class Texts:
@@ -22,8 +22,10 @@ class Texts:
             self._prompts[key] = self._client.tokenize(prompt)
         return self._prompts[key]
 
-    def reply(self, completion: str) -> list[int]:
-        """Ids of a completion, closed by the model's end token."""
+    def reply(self, completion: Completion) -> list[int]:
+        """Ids of a completion; a text is closed by the model's end token, which drawn ids have unless the reply was cut short."""
+        if not isinstance(completion, str):
+            return list(completion)
         if completion not in self._replies:
             self._replies[completion] = [*self._client.tokenize(completion, special_tokens=False), self._end]
         return self._replies[completion]

@@ -5,13 +5,16 @@ from __future__ import annotations
 import json
 from argparse import Namespace
 from pathlib import Path
+from types import SimpleNamespace
+from typing import Any
 
 import pytest
 
 from polyhead.client import Client
-from polyhead.client.rlhf import judges
+from polyhead.client.rlhf import arms, judges
 from polyhead.client.rlhf.page import page, plots, table
 from polyhead.client.rlhf.rlhf import Story, _command, _options, _write_page
+from polyhead.heads.training.texts import Texts
 from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
 
@@ -31,6 +34,23 @@ SMALL = "--rounds 1 --prompts 2 --tokens 4 --train-questions 4 --base-samples 3 
 def test_the_judges_conflict_and_leave_a_corner(text: str, liked: int, broken: bool) -> None:
     assert (judges.preference(text), judges.is_broken(text)) == (liked, broken)
     assert judges.is_kept_and_preferred(text) == (liked >= 2 and not broken)
+
+
+def test_heads_learn_from_replies_as_they_were_drawn() -> None:
+    """Each reply was tokenised again and closed by the end token, which nearly all replies of the runs lack: other texts than RL scores."""
+    cut, whole, silent = ([5, 6], "I am"), ([7, 2], "We can."), ([], "")
+    drawn: Any = [SimpleNamespace(prompt_index=0, token_ids=ids, text=text) for ids, text in (cut, whole, silent)]
+    drawn.append(SimpleNamespace(prompt_index=0, token_ids=[8], text="Plants."))
+    [row] = arms._comparisons(["Why?"], drawn)
+    assert (row.replies, row.ranks) == (((5, 6), (7, 2), (8,)), (1, 1, 2))
+    judged = arms._judgements(["Why?"], drawn)
+    assert [(each.completion, each.label.target, bool(each.group)) for each in judged] == [
+        ((5, 6), 1.0, True),
+        ((7, 2), 0.0, True),
+        ((8,), 0.0, False),
+    ]
+    tokenizer: Any = SimpleNamespace(trunk=lambda: SimpleNamespace(eos_token_ids=[2]), tokenize=lambda text, special_tokens: [9])
+    assert [Texts(tokenizer).reply(each) for each in ("a text", (5, 6))] == [[9, 2], [5, 6]]
 
 
 def options(*more: str) -> Namespace:
