@@ -16,7 +16,7 @@ from polyhead.client.calibrating import CalibrationPlan
 from polyhead.client.results.records import Calibration, Configuration, RuleQuestions
 from polyhead.client.results.results import Piece, Sample, ScoredItem
 from polyhead.client.streams import AsyncPieceStream, AsyncStream
-from polyhead.client.wire import convert, requests
+from polyhead.client.wire import convert, generation_requests, scoring_requests
 from polyhead.client.wire.folding import GenerateFold, best_order, sample_order
 from polyhead.client.wire.options import ConfigurationKindName, GenerateOptions, Rule, ScoreOptions, StreamOptions
 from polyhead.client.wire.parameters import DRAWING, SCORING, described
@@ -37,7 +37,7 @@ class AsyncClient(AsyncHeadCalls):
     @described(StreamOptions, DRAWING)
     def stream(self, prompt: Prompt, **options: Unpack[StreamOptions]) -> AsyncPieceStream:
         """One sample of one prompt, piece by piece. After the last piece, `.sample` of the returned stream is the whole sample."""
-        request = requests.stream(prompt, **options)
+        request = generation_requests.stream(prompt, **options)
         return AsyncPieceStream(self._events(request, options.get("timeout") or self._timeout))
 
     @described(GenerateOptions, DRAWING)
@@ -49,14 +49,14 @@ class AsyncClient(AsyncHeadCalls):
     @described(GenerateOptions, DRAWING)
     def samples(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> AsyncStream[Sample]:
         """Samples as they finish. Leaving the loop cancels the rest."""
-        request = requests.generate(prompts, **options)
+        request = generation_requests.generate(prompts, **options)
         return AsyncStream(self._samples(request, options.get("timeout") or self._timeout))
 
     @described(GenerateOptions, DRAWING)
     def events(self, prompts: Sequence[Prompt], **options: Unpack[GenerateOptions]) -> AsyncStream[Piece | Sample]:
         """Pieces of all samples as they are drawn, and each sample when it is finished. Leaving the loop cancels the rest."""
         given: GenerateOptions = {"delivery": "tokens", **options}
-        request = requests.generate(prompts, **given)
+        request = generation_requests.generate(prompts, **given)
         return AsyncStream(self._events(request, options.get("timeout") or self._timeout))
 
     # scoring and its configurations
@@ -67,7 +67,7 @@ class AsyncClient(AsyncHeadCalls):
 
         With any sampling parameter, policy heads also return `sampling_logprobs`: log-probs of the distribution that it describes.
         """
-        request = requests.score(items, heads=heads, **options)
+        request = scoring_requests.score(items, heads=heads, **options)
         response = await self._connection.unary(
             lambda stubs: stubs.scoring.Score, request, options.get("timeout") or self._timeout
         )
@@ -76,7 +76,7 @@ class AsyncClient(AsyncHeadCalls):
 
     async def configurations(self, kind: ConfigurationKindName | None = None) -> list[Configuration]:
         """The server's rule sets, rule templates, recipes and transcript formats: all, or of one kind."""
-        response = await self._lookup(lambda stubs: stubs.scoring.ListConfigurations, requests.configurations(kind))
+        response = await self._lookup(lambda stubs: stubs.scoring.ListConfigurations, scoring_requests.configurations(kind))
         return [convert.configuration(each) for each in response.configurations]
 
     async def add_configuration(self, content: str | bytes | Path, *, request_id: str = "") -> Configuration:
@@ -84,20 +84,20 @@ class AsyncClient(AsyncHeadCalls):
 
         The same content again changes nothing. Raises AlreadyExists if its name and version stand, or once stood, for another content.
         """
-        request = requests.add_configuration(content, request_id)
+        request = scoring_requests.add_configuration(content, request_id)
         response = await self._connection.unary(lambda stubs: stubs.scoring.AddConfiguration, request, self._timeout)
         return convert.configuration(response.configuration)
 
     async def retire_configuration(self, reference: str, *, kind: ConfigurationKindName | None = None, request_id: str = "") -> None:
         """Take a version that was added out of use, for good: "terse@2". `kind` is needed only where several have the reference."""
-        request = requests.retire_configuration(reference, kind, request_id)
+        request = scoring_requests.retire_configuration(reference, kind, request_id)
         await self._connection.unary(lambda stubs: stubs.scoring.RetireConfiguration, request, self._timeout)
 
     async def tokenize_rules(
         self, rules: Sequence[str | Rule | Mapping[str, str]] | None = None, *, rule_set: str = "", template: str = ""
     ) -> RuleQuestions:
         """The token ids of the question about each rule, given by id or by text: what the server asks with. Train a rule head on these."""
-        request = requests.tokenize_rules(rules, rule_set, template)
+        request = scoring_requests.tokenize_rules(rules, rule_set, template)
         return convert.rule_questions(await self._lookup(lambda stubs: stubs.scoring.TokenizeRules, request))
 
     async def calibrate(

@@ -18,7 +18,7 @@ from polyhead.client.fitting import plan_fit
 from polyhead.client.results.records import OodFit, Replica, Status, TrunkInfo
 from polyhead.client.tokenizing import TokenizePlan
 from polyhead.client.transport import DEFAULT_TIMEOUT_S, LOOKUP_TIMEOUT_S, Deadline, Endpoint, why_not_ready
-from polyhead.client.wire import convert, requests
+from polyhead.client.wire import convert, trunk_requests
 from polyhead.client.wire.folding import Rows
 from polyhead.client.wire.options import PoolingName
 from polyhead.client.wire.prompts import Prompt, prompt_message, token_ids
@@ -151,9 +151,9 @@ class AsyncTrunkCalls:
     ) -> Any:
         """States of one list of ids, (T, d_model) float32, or a list of such arrays for a list of lists. `layer` 0 is the boundary;
         the only other layer is the trunk's `tap_layer`. With `pooling` ("mean", "last") one row, (d_model,), in place of T."""
-        sequences, is_single = requests.sequences(ids)
+        sequences, is_single = trunk_requests.sequences(ids)
         rows = [Rows() for _ in sequences]
-        request = requests.encode(sequences, request_id, layer, pooling)
+        request = trunk_requests.encode(sequences, request_id, layer, pooling)
 
         def take(message: trunk_pb2.EncodeResponse) -> None:
             rows[message.sequence_index].add(message.offset, message.states)

@@ -7,8 +7,9 @@ from dataclasses import dataclass
 from typing import Any, cast
 
 from polyhead.client.wire.prompts import Prompt, prompt_list, prompt_message
-from polyhead.client.wire.requests import enum_number, layer_number, new_request_id
+from polyhead.client.wire.request_fields import enum_number, new_request_id
 from polyhead.client.wire.text_check import names_bad_text
+from polyhead.client.wire.trunk_requests import layer_number
 from polyhead.v1 import trunk_pb2, types_pb2
 
 __all__ = ["FitUpload", "plan_fit"]

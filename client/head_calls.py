@@ -18,7 +18,7 @@ from polyhead.client.weights.delta import Base
 from polyhead.client.weights.pushing import PushPlan, Upload, plan_push, plan_update, with_removed
 from polyhead.client.weights.tensors import RawTensor
 from polyhead.client.weights.weights import Weights
-from polyhead.client.wire import convert, requests
+from polyhead.client.wire import convert, head_requests, request_fields
 from polyhead.client.wire.folding import HeadFile
 from polyhead.client.wire.options import CopyOptions, PushOptions, RequireName
 from polyhead.client.wire.parameters import COPYING, PUSHING, described
@@ -49,7 +49,7 @@ class HeadCalls(TrunkCalls):
     ) -> dict[str, RawTensor | NDArray[Any]]:
         """Tensors of a version, checked against its digest; with `folder`, written as a head folder, too."""
         with closing(HeadFile()) as file:
-            request = requests.message(heads_pb2.PullHeadRequest, head=ref)
+            request = request_fields.message(heads_pb2.PullHeadRequest, head=ref)
             self._connection.read_all(lambda stubs: stubs.heads.PullHead, request, timeout or self._timeout, file.feed)
             file.finish()
             if folder is not None:
@@ -59,7 +59,7 @@ class HeadCalls(TrunkCalls):
     @described(CopyOptions, COPYING)
     def copy_head(self, source: str, target: str, **changes: Unpack[CopyOptions]) -> int:
         """Make a version of `target` from the weights of `source`, without an upload, perhaps with another kind, bias or scale."""
-        request = requests.copy_head(source, target, **changes)
+        request = head_requests.copy_head(source, target, **changes)
         response = self._connection.unary(lambda stubs: stubs.heads.CopyHead, request, changes.get("timeout") or self._timeout)
         self._pushed.note(convert.head_version(response.head))
         return int(response.head.version)
@@ -93,7 +93,7 @@ class HeadCalls(TrunkCalls):
         """
         versions, digests = self._pushed.of({} if heads is None else heads)
         expected = (expected_generation, expected_versions)
-        request = requests.activate(versions, digests, deactivate, *expected, request_id, note, require, prepare_timeout)
+        request = head_requests.activate(versions, digests, deactivate, *expected, request_id, note, require, prepare_timeout)
         response = self._connection.unary(lambda stubs: stubs.heads.ActivateHeads, request, timeout or self._timeout)
         return convert.activated(response)
 
@@ -114,7 +114,7 @@ class HeadCalls(TrunkCalls):
 
         `options`: by name, what `push_head` takes, such as {"policy": {"metrics": {"loss": 0.3}}}. `expected_*` as in `activate`.
         """
-        request_id = request_id or requests.new_request_id()
+        request_id = request_id or request_fields.new_request_id()
         trunk = self.trunk()
         plans = plan_update(weights, options or {}, request_id, note)
         uploads = [self._prepare(plan, trunk) for plan in plans]
@@ -144,7 +144,7 @@ class HeadCalls(TrunkCalls):
         timeout: float | None = None,
     ) -> Generation:
         """A new generation equal to `to` (default: the active one's parent). Raises Conflict as `activate` does."""
-        request = requests.rollback(to, expected_generation, expected_versions, request_id, require, prepare_timeout)
+        request = head_requests.rollback(to, expected_generation, expected_versions, request_id, require, prepare_timeout)
         response = self._connection.unary(lambda stubs: stubs.heads.RollbackHeads, request, timeout or self._timeout)
         return convert.rolled_back(response)
 
@@ -153,30 +153,30 @@ class HeadCalls(TrunkCalls):
     def heads(self, name: str | None = None) -> list[HeadVersion]:
         """All versions, by name, newest first."""
         found: list[HeadVersion] = []
-        request = requests.message(heads_pb2.ListHeadsRequest, name=name or "")
+        request = request_fields.message(heads_pb2.ListHeadsRequest, name=name or "")
         while True:
             page = self._lookup(lambda stubs: stubs.heads.ListHeads, request)
             found += [convert.head_version(head) for head in page.heads]
             if not page.next_page_token:
                 return found
-            request = requests.message(heads_pb2.ListHeadsRequest, name=name or "", page_token=page.next_page_token)
+            request = request_fields.message(heads_pb2.ListHeadsRequest, name=name or "", page_token=page.next_page_token)
 
     def head(self, ref: str) -> HeadVersion:
         """One version's record: "policy" (the active one) or "policy@7"."""
-        response = self._lookup(lambda stubs: stubs.heads.GetHead, requests.message(heads_pb2.GetHeadRequest, head=ref))
+        response = self._lookup(lambda stubs: stubs.heads.GetHead, request_fields.message(heads_pb2.GetHeadRequest, head=ref))
         return convert.head_version(response.head)
 
     def label(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
         """Add labels to a version ("policy@7") and return its record. The server keeps labelled versions beyond --keep-versions."""
-        return self._label(requests.label_head(ref, labels, (), request_id), timeout)
+        return self._label(head_requests.label_head(ref, labels, (), request_id), timeout)
 
     def unlabel(self, ref: str, *labels: str, request_id: str = "", timeout: float | None = None) -> HeadVersion:
         """Remove labels from a version and return its record. A label that the version does not have is no error."""
-        return self._label(requests.label_head(ref, (), labels, request_id), timeout)
+        return self._label(head_requests.label_head(ref, (), labels, request_id), timeout)
 
     def delete_head(self, ref: str) -> None:
         """Delete a version ("policy@7") that is neither active nor labelled."""
-        self._lookup(lambda stubs: stubs.heads.DeleteHead, requests.message(heads_pb2.DeleteHeadRequest, head=ref))
+        self._lookup(lambda stubs: stubs.heads.DeleteHead, request_fields.message(heads_pb2.DeleteHeadRequest, head=ref))
 
     def generations(self, limit: int | None = None) -> list[Generation]:
         """The history of the active set, newest first; at most `limit`."""
@@ -217,7 +217,7 @@ class HeadCalls(TrunkCalls):
 
     def _base(self, ref: str) -> Base | None:
         """What to compare a push with; None if the server does not know it, and will say so, or is too old to compare."""
-        request = requests.message(heads_pb2.ListHeadTensorsRequest, head=ref)
+        request = request_fields.message(heads_pb2.ListHeadTensorsRequest, head=ref)
         try:
             response = self._connection.unary(lambda stubs: stubs.heads.ListHeadTensors, request, self._timeout)
         except (NotFound, Unimplemented):

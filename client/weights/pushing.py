@@ -28,7 +28,7 @@ from polyhead.client.weights.tensors import Source
 from polyhead.client.weights.weights import SortedWeights, Weights, collect, guess_kind, sort_weights
 from polyhead.client.wire import convert
 from polyhead.client.wire.options import PushOptions
-from polyhead.client.wire.requests import enum_number, new_request_id, request_id_for
+from polyhead.client.wire.request_fields import enum_number, new_request_id, request_id_for
 from polyhead.client.wire.text_check import check_text
 from polyhead.client.wire.unknown_options import refuse_unknown
 from polyhead.heads.format.kinds import KINDS

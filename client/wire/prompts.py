@@ -8,6 +8,7 @@ continue_from(sample, [{"role": ...}])      an earlier sample and the turns that
 
 from __future__ import annotations
 
+import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, cast
@@ -17,7 +18,7 @@ from polyhead.client.results.results import Sample, ScoredItem
 from polyhead.client.wire.text_check import lone_surrogate
 from polyhead.v1 import types_pb2
 
-__all__ = ["Continuation", "Message", "Prompt", "continue_from", "prompt_list", "prompt_message", "token_ids"]
+__all__ = ["Continuation", "Message", "Prompt", "PromptForm", "continue_from", "prompt_list", "prompt_message", "token_ids"]
 
 Message = Mapping[str, str]  # {"role": "user", "content": "Hi"}
 _FORMS = "a str, a list of token ids, a list of {'role', 'content'} messages, or continue_from(...)"
@@ -42,6 +43,21 @@ def continue_from(sample: Sample | ScoredItem, messages: Sequence[Message] = ())
     In a transcript format there may be none: the next role's turn, `reply_role=`, is then the one to generate.
     """
     return Continuation(sample.prompt_token_ids, sample.token_ids, tuple(messages))
+
+
+@dataclass(frozen=True, slots=True)
+class PromptForm:
+    """What is the same for every prompt of a call."""
+
+    assistant_prefix: str
+    cache_salt: str
+    format: str
+    reply_role: str
+    role_prompt: str | None
+    allow_control_tokens: bool
+
+    def message(self, prompt: Prompt, field: str) -> types_pb2.Prompt:
+        return prompt_message(prompt, field, **dataclasses.asdict(self))
 
 
 def prompt_list(prompts: Sequence[Prompt], field: str = "prompts") -> Sequence[Prompt]:

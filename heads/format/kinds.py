@@ -69,7 +69,7 @@ KINDS: Mapping[HeadKind, KindFacts] = {
 
 SCORE_NAME = "score.weight"  # the tensor of a scalar output, (1, d_model)
 DEFAULT_HEAD = "policy"  # the name that a request without one means; it cannot leave the active set
-FIRST_HEADS: Mapping[str, HeadKind] = {  # what any model gives on its first day, by name
+FIRST_HEADS: Mapping[str, HeadKind] = {  # made of the model itself at the first start, by name
     DEFAULT_HEAD: HeadKind.POLICY,
     "reference": HeadKind.POLICY,
     "rule": HeadKind.RULE,

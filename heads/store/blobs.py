@@ -32,7 +32,7 @@ class BlobFolder:
         self._references: Counter[str] = Counter()  # versions
         self._waiting: Counter[str] = Counter()  # published, and not yet taken by a version
         self._verified: dict[str, osio.Stamp] = {}  # the file as it was when its bytes had their SHA-256
-        self._rotten: dict[str, osio.Stamp] = {}  # the same, when they had another one
+        self._corrupt: dict[str, osio.Stamp] = {}  # the same, when they had another one
 
     def load(self) -> None:
         """Look at every blob's name and kind. FailedPrecondition for what does not belong here; OSError."""
@@ -147,7 +147,7 @@ class BlobFolder:
         self._references.pop(digest, None)
         self._waiting.pop(digest, None)
         self._verified.pop(digest, None)
-        self._rotten.pop(digest, None)
+        self._corrupt.pop(digest, None)
         try:
             self.files.unlink(layout.blob_path(digest), "blob")
         except OSError:
@@ -188,7 +188,7 @@ class BlobFolder:
         """
         if self.is_verified(digest):
             return True
-        if self.is_rotten(digest):
+        if self.is_corrupt(digest):
             return False
         try:
             return self._hashed(digest, lambda fd, num_bytes: (None, hash_all(fd, num_bytes)))[1] == digest
@@ -199,9 +199,9 @@ class BlobFolder:
         """Whether its bytes were read and had their SHA-256, and the file looks as it did then."""
         return self._looks_as(self._verified.get(digest), digest)
 
-    def is_rotten(self, digest: str) -> bool:
+    def is_corrupt(self, digest: str) -> bool:
         """Whether they had another one, and the file looks as it did then."""
-        return self._looks_as(self._rotten.get(digest), digest)
+        return self._looks_as(self._corrupt.get(digest), digest)
 
     def _looks_as(self, stamp: osio.Stamp | None, digest: str) -> bool:
         try:
@@ -213,10 +213,10 @@ class BlobFolder:
         """The whole blob was read: `found` is its SHA-256, `stamp` the file at that time."""
         if found != digest:
             self._verified.pop(digest, None)
-            self._rotten[digest] = stamp
+            self._corrupt[digest] = stamp
             return
         self._verified[digest] = stamp
-        self._rotten.pop(digest, None)
+        self._corrupt.pop(digest, None)
 
     def _hashed(self, digest: str, read: Callable[[int, int], tuple[T, str]]) -> tuple[T, str]:
         """What `read` makes of the descriptor and the size, and the SHA-256 that it found, which is remembered."""

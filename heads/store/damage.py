@@ -1,4 +1,4 @@
-"""What in a store cannot be used, and the command that gets out of it. Only looks: repairs are made by an operator's choice.
+"""What in a store cannot be used, and the command that repairs it. Changes nothing: an operator decides on repairs.
 
 A damaged active set is reported, never replaced by an older one: a policy that silently went back a round spoils the next.
 """
@@ -20,7 +20,7 @@ from polyhead.heads.store.versions import VersionFolder
 
 @dataclass(frozen=True, slots=True)
 class StoreDamage:
-    """What cannot be used, and the shell command that gets out of it. For an operator's eyes: it holds a path."""
+    """What cannot be used, and the shell command that repairs it. For an operator: it holds a path."""
 
     what: str
     repair: str
@@ -58,13 +58,13 @@ class Inspector:
             return error.message
         if num_bytes != record.num_bytes:
             return f"the weights of {name}@{version} are damaged: {num_bytes} bytes instead of {record.num_bytes}"
-        if self._blobs.is_rotten(record.blob) or (is_thorough and not self._blobs.verify(record.blob)):
+        if self._blobs.is_corrupt(record.blob) or (is_thorough and not self._blobs.verify(record.blob)):
             return f"the weights of {name}@{version} are damaged: another SHA-256 than {record.blob[:12]}..."
         if record.manifest.lora is not None and (problem := self.find_problem(*record.manifest.base_version(), is_thorough=is_thorough)):
             return f"{name}@{version} is built on {record.manifest.base}: {problem}"
         return ""
 
-    def find_lost(self, files: osio.StoreFiles) -> StoreDamage | None:
+    def find_restart_damage(self, files: osio.StoreFiles) -> StoreDamage | None:
         """Why what is served would not come back after a restart: the folder is no longer ours, or has lost the active set's record."""
         restore = "stop the server, put the store's folder back from a backup, start it again; what it serves now is in memory alone"
         try:
@@ -78,7 +78,7 @@ class Inspector:
             return StoreDamage(f"the store's folder cannot be read: {error.strerror}", restore)
         return None
 
-    def find_rotten(self) -> Iterator[StoreDamage]:
+    def find_corrupt(self) -> Iterator[StoreDamage]:
         """Active versions that are served from memory, and whose files are missing or no longer what was stored."""
         current = self._generations.current
         for name, version in sorted(current.heads.items()) if current else ():

@@ -38,7 +38,7 @@ class HeadVersions(StoreParts):
         return rebuild(base, sent, self._blobs.begin_rebuilt, num_bytes, sha256)
 
     def put_blob(self, data: bytes | bytearray | memoryview) -> str:
-        """Store a head file that is already here; its digest. The same road as a push."""
+        """Store a head file that is in memory; its digest. The same steps as a push."""
         with self.begin_push(memoryview(data).nbytes, hashlib.sha256(data).hexdigest()) as staging:
             staging.write(data)
             return staging.finish()

@@ -1,4 +1,4 @@
-"""The store's only road to the operating system. Knows files and folders below one root, not what they mean.
+"""All of the store's calls of the operating system. Knows files and folders below one root, not what they mean.
 
 Every path is relative to the root and is walked folder by folder without following a link. Every call may be recorded and may
 be made to fail: kill -9 cannot show a missing fsync, because the page cache survives it, but the record can.

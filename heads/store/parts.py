@@ -29,7 +29,7 @@ class StoreParts:
         self.path = path
         self.trunk_id = trunk_id
         self.damage: StoreDamage | None = None  # of the active set: not None means that nothing may be served
-        self.lost: StoreDamage | None = None  # found by `look`: what is served would not come back after a restart
+        self.restart_damage: StoreDamage | None = None  # found by `check_folder`: what is served would not come back after a restart
         self.other_damage: tuple[StoreDamage, ...] = ()  # of versions and generations that are not served, or not from the disk
         self._files = files
         self._lock = threading.RLock()

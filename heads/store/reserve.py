@@ -1,4 +1,4 @@
-"""A file that keeps some of the disk for the day it is full: an activation, a deletion and a change of labels must still go through."""
+"""A file that holds back disk space: on a full disk an activation, a deletion and a change of labels must still be possible."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Reads every stored head again, a slice at a time: a disk that lost bits is noticed before the day they are needed.
+"""Reads every stored head again, a slice at a time: a file that the disk has corrupted is found before it is needed.
 
 Knows no clock and no rate: who calls `step` decides how fast it goes.
 """

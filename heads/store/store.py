@@ -141,13 +141,13 @@ class HeadStore(Adoption, Deletion, ActiveSets):
         for folder in ("", layout.BLOBS, layout.VERSIONS, *self._versions.folders(), layout.GENERATIONS):
             self._files.fsync_folder(folder, "found")
 
-    def look(self) -> None:
+    def check_folder(self) -> None:
         """Look at the folder, the lock and the files of the active set, and what `scrub` found. Sets `lost` and `other_damage`.
 
         Reads no weights that were read before: call it now and then while serving.
         """
         with self._lock:
-            self.lost = self._inspector.find_lost(self._files)
-            if self.lost is None:
+            self.restart_damage = self._inspector.find_restart_damage(self._files)
+            if self.restart_damage is None:
                 with contextlib.suppress(OSError):
-                    self.other_damage = (*self._inspector.find_rotten(), *self._inspector.find_other_damage())
+                    self.other_damage = (*self._inspector.find_corrupt(), *self._inspector.find_other_damage())

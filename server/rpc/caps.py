@@ -14,7 +14,7 @@ from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.rewards.recipes import KL, Read, RecipeBook
 from polyhead.server.rpc.auth import Caller, Role
 from polyhead.server.rpc.errors import PermissionDenied
-from polyhead.server.rpc.messages.requests import MAX_ARMS
+from polyhead.server.rpc.messages.generation_requests import MAX_ARMS
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 

@@ -1,4 +1,4 @@
-"""The five heads that any model gives on its first day. Knows no engine and nothing of what is active."""
+"""The five heads that are made of the model itself at the first start. Knows no engine and nothing of what is active."""
 
 from __future__ import annotations
 

@@ -50,9 +50,9 @@ class HeadCache:
                 if missing:
                     what = ", ".join(f"{record.name}@{record.version}" for record in missing)
                     note(f"loading {what}: {num_bytes >> 20} MiB")
-                below = [self._serve(base, built) for base in bases]
+                served_bases = [self._serve(base, built) for base in bases]
                 heads = {record.name: self._serve(record, built) for record in records}
-            for head in below:  # all or none: a failure above leaves nothing behind
+            for head in served_bases:  # all or none: a failure above leaves nothing behind
                 self.residency.add(head)
             return {name: self.residency.add(head) for name, head in heads.items()}
 

@@ -48,7 +48,7 @@ class HeadLookup:
         """
         if found := self.store.damage:
             return f"{found.what}\nrepair: stop the server, then run: {found.repair}"
-        return f"{lost.what}\nrepair: {lost.repair}" if (lost := self.store.lost) else ""
+        return f"{lost.what}\nrepair: {lost.repair}" if (lost := self.store.restart_damage) else ""
 
     @property
     def problems(self) -> list[str]:

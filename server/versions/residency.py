@@ -71,7 +71,7 @@ class Residency:
         self._served: dict[tuple[str, int], ServedHead] = {}
         self._used_at: dict[str, int] = {}  # digest -> tick; the smallest is evicted first
         self._ticks = itertools.count()
-        self._ghosts: dict[int, tuple[weakref.ref[object], int]] = {}  # id -> (module that was let go, bytes)
+        self._released: dict[int, tuple[weakref.ref[object], int]] = {}  # id -> (module that was let go, bytes)
         self._num_reserved_bytes = 0  # for weights that are being built
         self._active: frozenset[str] = frozenset()
         self._pins: set[Pin] = set()
@@ -81,9 +81,9 @@ class Residency:
         """Bytes of weights in memory: those being built and those let go but still held included."""
         with self._lock:
             known = {id(live.module) for live in self._live.values()}
-            self._ghosts = {key: ghost for key, ghost in self._ghosts.items() if ghost[0]() is not None and key not in known}
+            self._released = {key: released for key, released in self._released.items() if released[0]() is not None and key not in known}
             kept = sum(live.num_bytes for live in self._live.values())
-            return kept + sum(size for _, size in self._ghosts.values()) + self._num_reserved_bytes
+            return kept + sum(size for _, size in self._released.values()) + self._num_reserved_bytes
 
     def served(self, name: str, version: int) -> ServedHead | None:
         """A version that is in memory; marks it as used. Never blocks."""
@@ -143,7 +143,7 @@ class Residency:
     def watch(self, live: LiveHead) -> None:
         """Count weights that are not kept for as long as a reference to them exists."""
         with self._lock:
-            self._ghosts[id(live.module)] = (weakref.ref(live.module), live.num_bytes)
+            self._released[id(live.module)] = (weakref.ref(live.module), live.num_bytes)
 
     def trim(self) -> None:
         """Let the longest unused versions of each name go, down to the limit per name."""
@@ -212,7 +212,7 @@ class Residency:
 
         Asked before a refusal, so released weights that only a reference cycle holds, as a failed build's traceback may, are freed first.
         """
-        if self._num_over(num_bytes) > num_idle_bytes and self._ghosts:
+        if self._num_over(num_bytes) > num_idle_bytes and self._released:
             gc.collect()
         return self._num_over(num_bytes) > num_idle_bytes
 

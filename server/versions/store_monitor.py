@@ -37,8 +37,8 @@ class StoreMonitor:
 
     async def check(self) -> None:
         """One check of the folder."""
-        await self._workers.run(self._store.look)
-        found = {*self._store.other_damage, *([self._store.lost] if self._store.lost else [])}
+        await self._workers.run(self._store.check_folder)
+        found = {*self._store.other_damage, *([self._store.restart_damage] if self._store.restart_damage else [])}
         for damage in found - self._reported:
             log.error("the store is damaged: %s; repair: %s", damage.what, damage.repair)
         if self._reported - found:

@@ -20,7 +20,7 @@ class GenerationFeed:
         self._lock = threading.Lock()
         self._latest = 0
         self._is_closed = False
-        self._bells: dict[asyncio.AbstractEventLoop, asyncio.Event] = {}  # each rings once; then another takes its place
+        self._changed: dict[asyncio.AbstractEventLoop, asyncio.Event] = {}  # set once, at the next announcement; then replaced by a new one
 
     def announce(self, number: int) -> None:
         """A new generation is active."""
@@ -36,25 +36,25 @@ class GenerationFeed:
 
     def _wake(self) -> None:
         with self._lock:
-            loops = list(self._bells)
+            loops = list(self._changed)
         for loop in loops:
             with contextlib.suppress(RuntimeError):  # the watchers' event loop is gone
-                loop.call_soon_threadsafe(self._ring, loop)
+                loop.call_soon_threadsafe(self._tell, loop)
 
-    def _ring(self, loop: asyncio.AbstractEventLoop) -> None:
+    def _tell(self, loop: asyncio.AbstractEventLoop) -> None:
         with self._lock:
-            bell, self._bells[loop] = self._bells[loop], asyncio.Event()
-        bell.set()
+            changed, self._changed[loop] = self._changed[loop], asyncio.Event()
+        changed.set()
 
     async def numbers(self, after: int) -> AsyncGenerator[int, None]:
         """Each generation number after `after`, in order; waits for more until closed."""
         loop = asyncio.get_running_loop()
         while True:
             with self._lock:
-                bell = self._bells.setdefault(loop, asyncio.Event())  # before the look: what comes later rings this one
+                changed = self._changed.setdefault(loop, asyncio.Event())  # before the comparison: a later announcement sets this one
             if self._is_closed:
                 raise Unavailable("the server is shutting down", retry_after_s=2.0)
             while after < self._latest:
                 after += 1
                 yield after
-            await bell.wait()
+            await changed.wait()

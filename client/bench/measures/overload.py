@@ -22,7 +22,7 @@ from polyhead.client.bench.plan import Sizes
 from polyhead.client.bench.results import Row, Series, at_least, at_most
 from polyhead.client.bench.session import Contender, Session
 from polyhead.client.transport import Stubs
-from polyhead.client.wire import requests
+from polyhead.client.wire import generation_requests
 
 SHARES = (0.5, 0.75, 1.0)  # of the most that it can draw: the best of these is the peak
 OVERLOADS = (3.0, 10.0)
@@ -135,7 +135,7 @@ def arrivals(rate: float, seconds: float, seed: int) -> list[float]:
 
 async def _call(stubs: Stubs, prompt: Sequence[int], sizes: Sizes, started_at: float, outcome: Outcome) -> None:
     """One sample, sent when it is whole; it never ends before its last token. The client's own retries would be more load."""
-    message = requests.generate([list(prompt)], max_new_tokens=sizes.overload_tokens, ignore_eos=True, delivery="samples")
+    message = generation_requests.generate([list(prompt)], max_new_tokens=sizes.overload_tokens, ignore_eos=True, delivery="samples")
     outcome.num_sent += 1
     sent_at, num_tokens = time.monotonic(), 0
     try:

@@ -21,7 +21,7 @@ from polyhead.server.rpc.caps import default_priority
 from polyhead.server.rpc.finishing import is_to_score, sample_facts, score_prompts
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import answers
-from polyhead.server.rpc.messages.requests import Work
+from polyhead.server.rpc.messages.request_parts import Work
 from polyhead.server.rpc.named import NamedGeneration
 from polyhead.server.rpc.request_context import CheckRoom, RequestContext
 from polyhead.server.rpc.stream import EventStream

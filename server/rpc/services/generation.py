@@ -15,7 +15,7 @@ from polyhead.server.engine.work.request import Sample
 from polyhead.server.rewards import compose
 from polyhead.server.rpc import caps, finishing
 from polyhead.server.rpc.interceptors import current_call
-from polyhead.server.rpc.messages import answers, recipes, requests
+from polyhead.server.rpc.messages import answers, generation_requests, recipes, request_parts
 from polyhead.server.rpc.named import NamedGeneration
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.v1 import generation_pb2, generation_pb2_grpc
@@ -38,7 +38,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
         request_id = self._runner.request_id(request.request_id)
         named = NamedGeneration.of(request.generation, request.history_id)
         async with self._runner.admitted(
-            requests.count_generation, requests.generate_request, request, len(request.prompts), request_id, named
+            generation_requests.count_generation, generation_requests.generate_request, request, len(request.prompts), request_id, named
         ) as (work, stream):
             writer = _Writer(self._runner, work, stream.sent)
             async for events in stream.batches():
@@ -50,7 +50,7 @@ class GenerationServicer(generation_pb2_grpc.GenerationServiceServicer):
 class _Writer:
     """Turns a request's events into messages, in the order that its delivery asks for."""
 
-    def __init__(self, runner: CallRunner, work: requests.Work, sent: Callable[[Sample], None] = lambda sample: None) -> None:
+    def __init__(self, runner: CallRunner, work: request_parts.Work, sent: Callable[[Sample], None] = lambda sample: None) -> None:
         self._runner = runner
         self._work = work
         self._sent = sent

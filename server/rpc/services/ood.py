@@ -16,7 +16,7 @@ from polyhead.server.engine.work.request import Priority, Request
 from polyhead.server.ood.scores import Floats, Moments, fit
 from polyhead.server.ood.store import OodFit, check_same_request, is_answered
 from polyhead.server.rpc import demand
-from polyhead.server.rpc.messages import ood, requests
+from polyhead.server.rpc.messages import ood, request_parts
 from polyhead.server.rpc.messages.prompts import prompt_ids
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.rpc.uploads import Upload
@@ -138,7 +138,7 @@ class OodFitting:
 
     async def _encode(self, token_ids: list[tuple[list[int], str]], pooling: PromptPooling) -> Floats:
         request = Request(self._runner.request_id(""), lambda *_: None, head_kinds={}, pinned={}, pooling=pooling)
-        request.samples = [requests.given_sample(request, index, ids, [], salt) for index, (ids, salt) in enumerate(token_ids)]
+        request.samples = [request_parts.given_sample(request, index, ids, [], salt) for index, (ids, salt) in enumerate(token_ids)]
         rows = np.full((len(token_ids), self._services.spec.d_model), np.nan)  # a prompt without a result is noticed
         async with self._runner.running(request) as stream:
             async for event in stream.events():

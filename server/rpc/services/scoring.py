@@ -13,7 +13,7 @@ from polyhead.server.rewards.compose import RewardPlan
 from polyhead.server.rpc import caps, finishing
 from polyhead.server.rpc.auth import Caller
 from polyhead.server.rpc.interceptors import current_call
-from polyhead.server.rpc.messages import answers, configurations, recipes, requests
+from polyhead.server.rpc.messages import answers, configurations, recipes, request_parts, scoring_requests
 from polyhead.server.rpc.named import NamedGeneration
 from polyhead.server.rpc.services.call import CallRunner
 from polyhead.server.versions.request_digest import request_digest
@@ -36,7 +36,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
         done: list[Sample] = []
         named = NamedGeneration.of(request.generation, request.history_id)
         async with self._runner.admitted(
-            requests.count_scoring, requests.score_request, request, len(request.items), request_id, named
+            scoring_requests.count_scoring, scoring_requests.score_request, request, len(request.items), request_id, named
         ) as (work, stream):
             async for event in stream.events():
                 if isinstance(event, Finished):
@@ -47,7 +47,7 @@ class ScoringServicer(scoring_pb2_grpc.ScoringServiceServicer):
             done.sort(key=lambda sample: sample.prompt_index)
             return await self._runner.services.workers.run(self._response, work, done, caller)
 
-    def _response(self, work: requests.Work, done: list[Sample], caller: Caller) -> bytes:
+    def _response(self, work: request_parts.Work, done: list[Sample], caller: Caller) -> bytes:
         """A ScoreResponse, written item by item: the bytes of a message are those of its parts, one behind the other.
 
         In one piece it would stop all other threads for as long as protobuf writes it.

@@ -18,7 +18,7 @@ from polyhead.server.engine.work.pooling import PromptPooling
 from polyhead.server.engine.work.request import Priority, Request, Sample
 from polyhead.server.engine.work.sequence import TokenSequence
 from polyhead.server.rpc.interceptors import current_call
-from polyhead.server.rpc.messages import answers, enums, prompts, requests
+from polyhead.server.rpc.messages import answers, enums, generation_requests, prompts, request_parts
 from polyhead.server.rpc.messages import ood as ood_messages
 from polyhead.server.rpc.messages.reply_sizes import MAX_REPLY_BYTES
 from polyhead.server.rpc.request_context import RequestContext
@@ -148,8 +148,8 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
         if not 1 <= len(message.sequences) <= MAX_SEQUENCES:
             raise InvalidArgument(f"between 1 and {MAX_SEQUENCES} sequences: {len(message.sequences)}", field="sequences")
         num_tokens = sum(len(sequence.ids) for sequence in message.sequences)
-        if message.pooling == trunk_pb2.POOLING_UNSPECIFIED and num_tokens > requests.MAX_STATES_TOKENS:
-            raise InvalidArgument(f"{num_tokens} tokens in one request, at most {requests.MAX_STATES_TOKENS}", field="sequences")
+        if message.pooling == trunk_pb2.POOLING_UNSPECIFIED and num_tokens > generation_requests.MAX_STATES_TOKENS:
+            raise InvalidArgument(f"{num_tokens} tokens in one request, at most {generation_requests.MAX_STATES_TOKENS}", field="sequences")
         self._runner.check_room(Priority.BATCH, num_tokens, None)
         layers = self._services.ood.layers
         layer = layers.resolve(message.layer, default=layers.split_layer, field="layer")
@@ -168,11 +168,11 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             ids = prompts.checked_ids(sequence.ids, self._services.spec.vocab_size, field)
             if len(ids) > self._services.max_context:
                 raise InvalidArgument(f"{len(ids)} tokens; the context holds {self._services.max_context}", field=field)
-            sample = requests.given_sample(request, index, ids, [])
+            sample = request_parts.given_sample(request, index, ids, [])
             sample.sequence = TokenSequence(ids)
             request.samples.append(sample)
         with self._runner.context() as checked:
-            requests.check_held_states(request, checked, "sequences")
+            request_parts.check_held_states(request, checked, "sequences")
         return request
 
     def _describe(self) -> trunk_pb2.GetTrunkResponse:
