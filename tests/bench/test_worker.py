@@ -12,7 +12,7 @@ from pathlib import Path
 import psutil
 import pytest
 
-from polyhead.client.bench.worker import MAIN, Worker, WorkerFailed
+from polyhead.client.bench.worker import MAIN, Worker, WorkerFailed, run_quietly
 
 ENGINE = """
 import os, subprocess, sys, time
@@ -109,3 +109,9 @@ def test_our_engine_is_told_how_long_to_spin_before_torch_is_there() -> None:
     script = "import sys, on_engine; print('torch' in sys.modules)"
     done = subprocess.run([sys.executable, "-c", script], cwd=MAIN.parent, capture_output=True, text=True, timeout=60, check=True)
     assert done.stdout == "False\n"
+
+
+def test_a_command_that_fails_is_told_by_its_last_words() -> None:
+    """As pip does that finds no package."""
+    with pytest.raises(WorkerFailed, match="sh ended with status 3: No matching distribution"):
+        run_quietly(["sh", "-c", "echo looking; echo 'No matching distribution' >&2; exit 3"], {}, 60.0)

@@ -31,6 +31,7 @@ from typing import IO, Any, Self
 ROOT = Path(__file__).parents[2]
 COMMAND = "polyhead.client.cli.main"
 MOST_BYTES = 1 << 20  # of a request: arguments and environment
+CONSTANTS = "TESTS_CONSTANTS"  # variable: {"module.NAME": value} in JSON, set before the command begins
 MOST_S = 240.0  # for a command that ends by itself: less than a test has
 # Of the process that uses them, as a fork must not use its parent's, and by what they have imported.
 _parents: dict[tuple[int, str], socket.socket] = {}
@@ -278,6 +279,10 @@ def _become(request: dict[str, Any], fds: list[int]) -> Callable[[], object]:
     from tests.e2e import forked
 
     failpoints.arm_from(os.environ)  # done at its import otherwise
+    for place, value in json.loads(os.environ.pop(CONSTANTS, "{}")).items():
+        module, _, name = place.rpartition(".")
+        assert hasattr(sys.modules[module], name), place
+        setattr(sys.modules[module], name, value)
     forked._parents[os.getpid(), ForkedServer.imports] = socket.socket(fileno=fds[4])  # for processes that this one starts
     match request["command"]:
         case ["-m", module, *arguments]:

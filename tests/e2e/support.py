@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 import itertools
+import json
 import os
 import re
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 from unittest import mock
@@ -18,7 +19,7 @@ from google.rpc import error_details_pb2, status_pb2
 
 from polyhead.client import Client, local
 from polyhead.client.local import LocalServer, local_server
-from tests.e2e.forked import FORKED
+from tests.e2e.forked import CONSTANTS, FORKED
 
 PROMPT = [1, 70, 71, 72, 73, 74, 75, 76, 77, 78]
 WIDTH = 32
@@ -28,9 +29,12 @@ _salts = itertools.count()
 
 
 @contextlib.contextmanager
-def serving(model: Path, store: Path, *flags: str, **settings: object) -> Iterator[LocalServer]:
-    """`polyhead serve` on free ports; `settings` become POLYHEAD_* variables of its environment."""
+def serving(
+    model: Path, store: Path, *flags: str, constants: Mapping[str, float] | None = None, **settings: object
+) -> Iterator[LocalServer]:
+    """`polyhead serve` on free ports; `settings` become POLYHEAD_* variables of its environment, `constants` values in its modules."""
     environment = {f"POLYHEAD_{name.upper()}": str(value) for name, value in settings.items()}
+    environment |= {CONSTANTS: json.dumps(constants)} if constants else {}
     arguments = [str(model), "--store", str(store), "--split-layer", "2", "--threads", "1", "--cache-bytes", "32000000", *flags]
     with mock.patch.dict(os.environ, environment), mock.patch.object(local, "subprocess", FORKED), local_server(arguments) as server:
         try:

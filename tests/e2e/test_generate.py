@@ -15,7 +15,7 @@ from safetensors.numpy import load_file
 from polyhead.client import Arm, Client, continue_from
 from polyhead.client.local import LocalServer
 from polyhead.client.results.results import Sample
-from polyhead.client.wire import requests
+from polyhead.client.wire import generation_requests
 from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.v1.generation_pb2 import GenerateResponse
 from tests.e2e.support import FIRST_TOKEN, WIDTH, assert_blocks_returned, call, constant_policy, constant_value, serving
@@ -48,7 +48,7 @@ def client(server: LocalServer) -> Iterator[Client]:
 
 def events_of(server: LocalServer, prompts: list[Any], **options: Any) -> list[GenerateResponse]:
     """The stream's messages as they are on the wire."""
-    request = requests.generate(prompts, **options)
+    request = generation_requests.generate(prompts, **options)
     with grpc.insecure_channel(server.address) as channel:
         return [GenerateResponse.FromString(body) for body in call(channel, "GenerationService/Generate", request)]
 

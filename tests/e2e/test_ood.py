@@ -15,7 +15,7 @@ import pytest
 from polyhead.client import Client
 from polyhead.client.errors import AlreadyExists, FailedPrecondition, InvalidArgument, NotFound, from_rpc_error
 from polyhead.client.local import LocalServer
-from polyhead.client.wire import requests
+from polyhead.client.wire import trunk_requests
 from polyhead.v1 import trunk_pb2_grpc
 from polyhead.v1.trunk_pb2 import FitOodHeader, FitOodPrompts, FitOodRequest
 from polyhead.v1.types_pb2 import Prompt, TokenIds
@@ -212,8 +212,8 @@ def test_a_full_queue_makes_a_fit_wait(tiny_model: Path, tmp_path: Path) -> None
         serving(tiny_model, tmp_path, max_queue_requests=2, interactive_share=0.0) as server,
         Client(server.address) as client,
         ThreadPoolExecutor(1) as threads,
-        client.samples([PROMPT], n=16, max_new_tokens=400, ignore_eos=True) as first,
-        client.samples([PROMPT], n=16, max_new_tokens=400, ignore_eos=True) as second,
+        client.samples([PROMPT], n=4, max_new_tokens=400, ignore_eos=True) as first,
+        client.samples([PROMPT], n=4, max_new_tokens=400, ignore_eos=True) as second,
     ):
         readers = [threading.Thread(target=next, args=(samples, None)) for samples in (first, second)]
         for reader in readers:
@@ -229,7 +229,7 @@ def test_a_full_queue_makes_a_fit_wait(tiny_model: Path, tmp_path: Path) -> None
 
 
 def test_fits_are_bounded_and_one_that_is_left_keeps_nothing(tiny_model: Path, tmp_path: Path) -> None:
-    with serving(tiny_model, tmp_path, push_idle_s=5.0) as server, Client(server.address) as client:
+    with serving(tiny_model, tmp_path, push_idle_s=3.0) as server, Client(server.address) as client:
         with grpc.insecure_channel(server.address) as channel:
             forever = threading.Event()
 
@@ -364,7 +364,7 @@ def test_a_request_for_nothing_names_the_field(server: LocalServer) -> None:
 
 
 def test_unknown_pooling_is_refused(server: LocalServer) -> None:
-    message = requests.encode([PROMPT], "")
+    message = trunk_requests.encode([PROMPT], "")
     message.pooling = 7  # type: ignore[assignment]
     with grpc.insecure_channel(server.address) as channel:
         error = error_of(lambda: call(channel, "TrunkService/Encode", message))

@@ -19,7 +19,7 @@ from grpc_health.v1 import health_pb2, health_pb2_grpc
 from polyhead.client import Client
 from polyhead.client.errors import DeadlineExceeded, PermissionDenied, Unauthenticated, Unavailable
 from polyhead.client.local import LocalServer
-from polyhead.client.wire import requests
+from polyhead.client.wire import generation_requests
 from polyhead.v1 import generation_pb2_grpc, trunk_pb2_grpc
 from polyhead.v1.trunk_pb2 import GetStatusRequest
 from tests.e2e.support import (
@@ -57,7 +57,7 @@ def client(server: LocalServer) -> Iterator[Client]:
 
 def open_stream(channel: grpc.Channel, prompt: list[int] = PROMPT, timeout: float = 120.0, **options: Any) -> Any:
     """A raw stream that nobody reads yet."""
-    request = requests.generate([prompt], **{"delivery": "tokens", **options})
+    request = generation_requests.generate([prompt], **{"delivery": "tokens", **options})
     return generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=timeout)
 
 
@@ -93,7 +93,7 @@ def leave(address: str, seed: int) -> None:
             stream.cancel()
 
 
-@pytest.mark.parametrize("num_callers", [60, pytest.param(200, marks=pytest.mark.long)])
+@pytest.mark.parametrize("num_callers", [24, pytest.param(200, marks=pytest.mark.long)])
 def test_callers_that_leave_give_every_block_back(server: LocalServer, client: Client, num_callers: int) -> None:
     """An abort in a waiting state never returned its blocks in other servers (vLLM #46283)."""
     before = client.status()
@@ -165,6 +165,8 @@ def test_a_reader_that_stops_reading_slows_nobody(server: LocalServer, client: C
             beside = client.generate([PROMPT], seed=3, max_new_tokens=100, ignore_eos=True)[0]
             taken.append(client.status().counters["steps"] - steps)
             assert beside.token_ids == alone.token_ids
+            if min(taken) < 150:
+                break
         assert min(taken) < 150  # a token a step, and some steps around the call
         eventually(lambda: client.status().num_running == 0, within_s=60, what="the end of two unread requests")
         assert_blocks_returned(client)

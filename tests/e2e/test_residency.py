@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import os
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from typing import Any
 from unittest import mock
 
 import pytest
@@ -14,6 +14,7 @@ from polyhead.client import Arm, Client
 from polyhead.client.errors import DeadlineExceeded, InvalidArgument, ResourceExhausted
 from polyhead.client.local import LocalServer
 from polyhead.client.results.records import ResidentName
+from tests.e2e.forked import FORKED, start
 from tests.e2e.support import (
     FIRST_TOKEN,
     PROMPT,
@@ -133,9 +134,13 @@ def test_the_budget_is_kept(client: Client) -> None:
 def uncollected(tiny_model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
     """Of a server whose garbage collector is off: what refers to itself in a circle stays."""
     folder = tmp_path_factory.mktemp("uncollected")
-    (folder / "sitecustomize.py").write_text("import gc\ngc.disable()\n")
-    environment = mock.patch.dict(os.environ, PYTHONPATH=str(folder))
-    with environment, serving(tiny_model, folder / "store") as server, Client(server.address, timeout=60) as opened:
+    (folder / "main.py").write_text("import gc\ngc.disable()\nfrom polyhead.client.cli.main import main\nmain()\n")
+
+    def start_main(command: Sequence[str], **options: Any) -> Any:
+        return start([command[0], str(folder / "main.py"), *command[command.index("serve") :]], **options)
+
+    commands = mock.patch.object(FORKED, "Popen", start_main)
+    with commands, serving(tiny_model, folder / "store") as server, Client(server.address, timeout=60) as opened:
         opened.push_head("many", constant_policy(opened, FIRST_TOKEN), kind="policy")
         yield opened
 

@@ -34,7 +34,8 @@ def assert_refuses_changes(client: Client) -> None:
 def test_a_store_that_is_replaced_deleted_and_put_back(tiny_model: Path, tmp_path: Path) -> None:
     """Replies go on, from memory; nothing is written into a folder that is not the server's own, and nothing is acknowledged."""
     store, aside = tmp_path / "store", tmp_path / "aside"
-    with serving(tiny_model, store) as server, Client(server.address, timeout=60) as client:
+    often = {"polyhead.server.versions.store_monitor.CHECK_S": 0.1}
+    with serving(tiny_model, store, constants=often) as server, Client(server.address, timeout=60) as client:
         before = fingerprint(client)
         assert told(server, client) == (True, True, True)
         shutil.move(store, aside)

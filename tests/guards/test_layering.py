@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import ast
+import functools
 import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
-from tests.guards.tree import calls, dotted, modules, parse, python_files, shown
+from tests.guards.tree import calls, dotted, modules, nodes, parse, python_files, shown
 
 # part -> parts that it may import; the longest matching name counts
 MAY_IMPORT = {
@@ -109,12 +110,16 @@ def part_of(module: str) -> str:
     return max((part for part in MAY_IMPORT if module == part or module.startswith(f"{part}.")), key=len)
 
 
-def imports(path: Path) -> Iterator[tuple[str, bool, ast.AST]]:
+@functools.cache
+def imports(path: Path) -> tuple[tuple[str, bool, ast.AST], ...]:
     """(polyhead module, whether it waits for a call or a type checker, node), import_module("...") included."""
-    tree = parse(path)
-    inner = {id(node) for scope in ast.walk(tree) if is_lazy(scope) for node in ast.walk(scope)}
-    for node in ast.walk(tree):
-        is_inner = id(node) in inner
+    return tuple(found_imports(path))
+
+
+def found_imports(path: Path) -> Iterator[tuple[str, bool, ast.AST]]:
+    inner = set(inner_nodes(parse(path)))
+    for node in nodes(path):
+        is_inner = node in inner
         if isinstance(node, ast.Import):
             yield from ((alias.name, is_inner, node) for alias in node.names if alias.name.startswith("polyhead"))
         elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("polyhead"):
@@ -125,7 +130,13 @@ def imports(path: Path) -> Iterator[tuple[str, bool, ast.AST]]:
         if name.endswith(("import_module", "__import__")) and call.args and isinstance(call.args[0], ast.Constant):
             target = str(call.args[0].value)
             if target.startswith("polyhead"):
-                yield target, id(call) in inner, call
+                yield target, call in inner, call
+
+
+def inner_nodes(scope: ast.AST) -> Iterator[ast.AST]:
+    """Those inside functions and `if TYPE_CHECKING`, each once."""
+    for child in ast.iter_child_nodes(scope):
+        yield from ast.walk(child) if is_lazy(child) else inner_nodes(child)
 
 
 def is_lazy(scope: ast.AST) -> bool:
@@ -206,7 +217,7 @@ def test_the_head_format_needs_the_standard_library_alone() -> None:
     wrong, known = [], {*sys.stdlib_module_names, "polyhead"}
     for module, path in modules().items():
         if module.startswith("polyhead.heads.format"):
-            for node in ast.walk(parse(path)):
+            for node in nodes(path):
                 names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
                 names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
                 wrong += [f"{shown(path, node)}: {name}" for name in names if name.split(".")[0] not in known]
@@ -217,7 +228,7 @@ def test_imports_are_absolute_and_by_one_name() -> None:
     """`import server` would make a second copy of a module that `polyhead.server` already is."""
     wrong = []
     for path in python_files():
-        for node in ast.walk(parse(path)):
+        for node in nodes(path):
             if isinstance(node, ast.ImportFrom) and node.level:
                 wrong.append(f"{shown(path, node)}: a relative import")
             names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
@@ -232,7 +243,7 @@ def test_the_engine_knows_no_wire() -> None:
         shown(path, node)
         for module, path in modules().items()
         if module.startswith("polyhead.server.engine")
-        for node in ast.walk(parse(path))
+        for node in nodes(path)
         for name in ([a.name for a in node.names] if isinstance(node, ast.Import) else [getattr(node, "module", "") or ""])
         if isinstance(node, (ast.Import, ast.ImportFrom)) and name.split(".")[0] in ("grpc", "google")
     ]

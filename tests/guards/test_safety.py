@@ -12,7 +12,7 @@ import psutil
 
 from polyhead.client import Client
 from tests.conftest import AuditedServer
-from tests.guards.tree import ROOT, calls, dotted, parse, python_files, shown
+from tests.guards.tree import ROOT, calls, dotted, nodes, python_files, shown
 
 BANNED_MODULES = {"pickle", "cPickle", "_pickle", "cloudpickle", "dill", "shelve", "marshal", "joblib"}
 BANNED_CALLS = {"eval", "exec", "torch.load", "torch.hub.load", "numpy.load", "np.load", "yaml.load", "yaml.load_all", "yaml.unsafe_load"}
@@ -27,7 +27,7 @@ def test_data_never_becomes_code() -> None:
 
 def ways_from_data_to_code(path: Path) -> list[str]:
     wrong = []
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         names = [alias.name for alias in node.names] if isinstance(node, ast.Import) else []
         names += [node.module or ""] if isinstance(node, ast.ImportFrom) else []
         wrong += [f"{shown(path, node)}: imports {name}" for name in names if name.split(".")[0] in BANNED_MODULES]
@@ -47,7 +47,7 @@ def test_remote_code_is_never_trusted() -> None:
 
 
 def places_that_trust_remote_code(path: Path) -> Iterator[str]:
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Dict):
             pairs = [(key.value, value) for key, value in zip(node.keys, node.values, strict=True) if isinstance(key, ast.Constant)]
         elif isinstance(node, ast.Assign):
@@ -69,7 +69,7 @@ def test_tokens_are_compared_in_constant_time() -> None:
     assert [name for name, _ in calls(auth) if name == "hmac.compare_digest"]
     wrong = []
     for path in (auth, ROOT / "server" / "rpc" / "interceptors.py"):
-        for node in ast.walk(parse(path)):
+        for node in nodes(path):
             if isinstance(node, ast.Compare):
                 operands = [dotted(operand).rpartition(".")[2] for operand in (node.left, *node.comparators)]
                 wrong += [f"{shown(path, node)}: {ast.unparse(node)}" for name in operands if SECRET.search(name)]

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import ast
 import functools
+import gc
 import subprocess
 from collections.abc import Iterator
 from pathlib import Path
@@ -42,6 +43,14 @@ def parse(path: Path) -> ast.Module:
     return ast.parse(path.read_text(encoding="utf-8"), filename=str(path))
 
 
+@functools.cache
+def nodes(path: Path) -> tuple[ast.AST, ...]:
+    """All nodes of a file, once for all guards: a walk takes as long as parsing."""
+    found = tuple(ast.walk(parse(path)))
+    gc.freeze()  # a million nodes that stay: half of the guards' time went into collections that looked at them
+    return found
+
+
 def shown(path: Path, node: ast.AST | None = None) -> str:
     """How a failure names a place."""
     line = f":{node.lineno}" if isinstance(node, (ast.expr, ast.stmt)) else ""
@@ -59,6 +68,6 @@ def dotted(node: ast.expr) -> str:
 
 def calls(path: Path) -> Iterator[tuple[str, ast.Call]]:
     """(dotted name, call) of every call in a file."""
-    for node in ast.walk(parse(path)):
+    for node in nodes(path):
         if isinstance(node, ast.Call) and (name := dotted(node.func)):
             yield name, node

@@ -10,7 +10,7 @@ import pytest
 from polyhead.heads.format.errors import InvalidArgument, NotFound
 from polyhead.heads.format.kinds import HeadKind
 from polyhead.server.engine.work.request import Priority
-from polyhead.server.rpc.messages import requests
+from polyhead.server.rpc.messages import rule_questions
 from polyhead.v1 import types_pb2
 from tests.server.fakes import World
 
@@ -28,9 +28,9 @@ def test_an_unknown_head_lists_the_active_ones(world: World) -> None:
 def test_a_rule_head_without_rules_lists_the_ways_to_give_some() -> None:
     """It said that rules and a head of kind rule go together, and not which of them was missing."""
     with pytest.raises(InvalidArgument, match=r'rule@1\nhint: give some ids, rules=\["no-insults"\]; a whole set, rule_set=') as caught:
-        requests._rule_questions(types_pb2.ScoringSpec(), [RULE_HEAD], Priority.BATCH, 1, cast(Any, None), are_idle=False)
+        rule_questions.rule_questions(types_pb2.ScoringSpec(), [RULE_HEAD], Priority.BATCH, 1, cast(Any, None), are_idle=False)
     assert caught.value.field == "score.rules"
     given = types_pb2.ScoringSpec(rules=types_pb2.RuleSelection(rule_ids=["no-insults"]))
     with pytest.raises(InvalidArgument, match="no head of kind rule is to score") as caught:
-        requests._rule_questions(given, [], Priority.BATCH, 1, cast(Any, None), are_idle=False)
+        rule_questions.rule_questions(given, [], Priority.BATCH, 1, cast(Any, None), are_idle=False)
     assert caught.value.field == "score.heads"

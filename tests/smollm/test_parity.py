@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import subprocess
 import sys
 from pathlib import Path
 
@@ -13,12 +12,13 @@ from transformers import AutoModelForCausalLM
 
 from polyhead.client import Client, Sample
 from polyhead.heads.model import embedded
+from tests.e2e.forked import finished
 from tests.smollm.whole_model import WholeModel
 
 pytestmark = pytest.mark.smollm
 
-NUM_NEW = 24
-LENGTHS = (3, 4, 5, 7, 9, 12, 15, 16, 17, 23, 31, 32, 33, 48, 64, 65, 97, 140, 211, 300)  # around the edges of blocks, too
+NUM_NEW = 12
+LENGTHS = (3, 4, 9, 15, 16, 17, 31, 33, 64, 65, 140, 211)  # around the edges of blocks, too
 NEAR_TIE = 1e-4  # two logits so close may swap places by rounding
 
 
@@ -44,7 +44,7 @@ def assert_greedy(whole: WholeModel, sample: Sample, expected: list[int]) -> Non
 
 @pytest.fixture(scope="module")
 def expected(whole: WholeModel, prompts: list[list[int]]) -> list[list[int]]:
-    return [tokens for start in range(0, len(prompts), 5) for tokens in whole.greedy(prompts[start : start + 5], NUM_NEW)]
+    return [tokens for start in range(0, len(prompts), 4) for tokens in whole.greedy(prompts[start : start + 4], NUM_NEW)]
 
 
 @pytest.fixture(scope="module")
@@ -53,7 +53,7 @@ def first_call(smollm: Client, prompts: list[list[int]]) -> list[Sample]:
 
 
 def test_greedy_tokens_equal_generate(whole: WholeModel, first_call: list[Sample], expected: list[list[int]]) -> None:
-    """20 prompts of mixed lengths in one call decode as each of them alone in transformers."""
+    """A dozen prompts of mixed lengths in one call decode as each of them alone in transformers."""
     for sample, tokens in zip(first_call, expected, strict=True):
         assert_greedy(whole, sample, tokens)
 
@@ -70,8 +70,8 @@ def test_greedy_tokens_after_a_cache_hit(
 
 
 def test_a_long_prompt_in_chunks(smollm: Client, whole: WholeModel, prose: list[int]) -> None:
-    """700 tokens take two steps of prefill, and the reply does not show it."""
-    prompt = prose[150:850]
+    """530 tokens take two steps of prefill, and the reply does not show it."""
+    prompt = prose[150:680]
     before = smollm.status().counters["steps"]
     [sample] = smollm.generate([prompt], temperature=0.0, max_new_tokens=4, ignore_eos=True, cache_salt="chunks")
     assert sample.num_cached_tokens == 0
@@ -127,5 +127,5 @@ def test_split_and_merge_give_the_model_back(whole: WholeModel, prose: list[int]
 
 def polyhead(*arguments: str) -> None:
     command = [sys.executable, "-m", "polyhead.client.cli.main", *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=200, check=False)
+    done = finished(command)
     assert done.returncode == 0, done.stderr

@@ -79,9 +79,9 @@ def test_ids_say_nothing() -> None:
 
 def test_every_sample_stands_in_every_place_equally_often() -> None:
     rng, samples = random.Random(1), four()
-    places = Counter((slot, shown.text) for _ in range(4000) for slot, shown in enumerate(blind(samples, rng=rng).shown))
+    places = Counter((slot, shown.text) for _ in range(1500) for slot, shown in enumerate(blind(samples, rng=rng).shown))
     assert len(places) == 16
-    assert all(850 < count < 1150 for count in places.values())
+    assert all(300 < count < 450 for count in places.values())
 
 
 def test_the_order_is_the_systems_own_unless_told() -> None:

@@ -13,7 +13,7 @@ import pytest
 from polyhead.client import Arm, Client
 from polyhead.client.errors import InvalidArgument
 from polyhead.client.local import LocalServer
-from polyhead.client.wire import requests
+from polyhead.client.wire import generation_requests
 from polyhead.v1 import generation_pb2_grpc
 from tests.e2e.recipes.rewards import DRAW, assert_ranked, reward_of
 from tests.e2e.support import assert_blocks_returned, eventually, wait_until_running
@@ -67,7 +67,8 @@ def test_the_best_bring_their_states_and_the_others_none(server: LocalServer, cl
     chosen = client.generate(["x"], **options)
     assert len(chosen) == 2
     with grpc.insecure_channel(server.address) as channel:
-        events = list(generation_pb2_grpc.GenerationServiceStub(channel).Generate(requests.generate(["x"], **options), timeout=60))
+        request = generation_requests.generate(["x"], **options)
+        events = list(generation_pb2_grpc.GenerationServiceStub(channel).Generate(request, timeout=60))
     assert [event.states.sample_index for event in events if event.HasField("states")] == [sample.sample_index for sample in chosen]
     for sample in chosen:
         assert sample.states is not None
@@ -137,7 +138,7 @@ def test_the_best_of_samples_that_follow_swaps_have_rewards_of_what_drew_them(cl
 def test_a_reader_that_sleeps_holds_nobody_up_and_gets_all(server: LocalServer, client: Client) -> None:
     """Megabytes of groups and states wait beside the engine, which works for others; one that leaves takes nothing along."""
     options: dict[str, Any] = {"n": 32, "best": 16, "recipe": "kl", "entropy": True, "top_logprobs": 20, "return_states": True}
-    request = requests.generate([f"prompt {index}" for index in range(8)], max_new_tokens=40, ignore_eos=True, **options)
+    request = generation_requests.generate([f"prompt {index}" for index in range(8)], max_new_tokens=40, ignore_eos=True, **options)
     with grpc.insecure_channel(server.address) as channel:
         stub = generation_pb2_grpc.GenerationServiceStub(channel)
         slow, leaving = stub.Generate(request, timeout=120), stub.Generate(request, timeout=120)

@@ -245,7 +245,7 @@ def thorough(num_examples: int) -> settings:
 MUTATED = given(st.lists(MUTATION, max_size=4), st.booleans())
 
 
-@thorough(200)
+@thorough(60)
 @MUTATED
 @example([], True)
 def test_what_we_accept_the_library_accepts(mutations: list[tuple[str, int, bytes]], with_metadata: bool) -> None:
@@ -287,7 +287,7 @@ ENTRY = st.fixed_dictionaries(
 INVENTED = given(st.dictionaries(st.sampled_from(["a", "b", "c", "../x", "", "__metadata__"]), ENTRY, max_size=3), st.integers(0, 48))
 
 
-@thorough(200)
+@thorough(60)
 @INVENTED
 def test_what_we_accept_of_invented_headers_the_library_accepts(header: dict[str, object], num_bytes: int) -> None:
     assert_accepted_header(header, num_bytes)
@@ -332,7 +332,7 @@ SHAPE = st.lists(st.integers(1, 3), max_size=4).map(tuple)
 NAME = st.from_regex(r"[a-zA-Z0-9_.]{1,12}", fullmatch=True)
 
 
-@settings(max_examples=30, deadline=None)
+@settings(max_examples=12, deadline=None)
 @given(st.dictionaries(NAME, st.tuples(SHAPE, st.booleans()), min_size=1, max_size=6))
 def test_the_canonical_file_is_the_one_that_the_library_writes(shapes: dict[str, tuple[tuple[int, ...], bool]]) -> None:
     """A trainer that saves without metadata, and our client, get the digest that the server would compute."""

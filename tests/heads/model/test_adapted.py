@@ -19,6 +19,7 @@ from polyhead.heads.model.family import HeadModule, build_head, build_trunk, ini
 from polyhead.heads.model.merge import merge
 from polyhead.heads.model.spec import ModelSpec, describe, trunk_id
 from polyhead.heads.model.split import split, write_head_folder
+from tests.cases import in_turn
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import FAMILIES, random_ids, save_tiny
 
@@ -53,8 +54,7 @@ def assert_close(found: Tensor, wanted: Tensor) -> None:
     assert torch.allclose(found, wanted, rtol=1e-5, atol=1e-4), (found - wanted).abs().max()
 
 
-@pytest.mark.parametrize("output", [None, OutputKind.SCORE])
-@pytest.mark.parametrize("family", sorted(FAMILIES))
+@pytest.mark.parametrize(("family", "output"), in_turn(sorted(FAMILIES), [None, OutputKind.SCORE]))
 def test_beside_equals_merged(family: str, output: OutputKind | None, tmp_path: Path) -> None:
     """Every linear of every family, with logits and with a score."""
     base = Base(family, tmp_path, output)

@@ -19,6 +19,7 @@ from polyhead.heads.model import spec as spec_module
 from polyhead.heads.model.checkpoint import Checkpoint
 from polyhead.heads.model.merge import merge
 from polyhead.heads.model.split import TrunkFacts, read_head_folder, split, write_head_folder
+from tests.cases import in_turn
 from tests.heads.models import FAMILIES, random_ids, save_tiny, tiny_config
 
 IDS = random_ids(40)
@@ -45,8 +46,7 @@ def merge_tiny(folder: Path, head: str = "policy") -> Path:
     return folder / "merged"
 
 
-@pytest.mark.parametrize("tied", [False, True])
-@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize(("name", "tied"), in_turn(FAMILIES, [False, True]))
 def test_merge_of_split_is_the_model(name: str, tied: bool, tmp_path: Path) -> None:
     whole = split_tiny(name, tmp_path, tie_word_embeddings=tied)
     manifest, tensors = read_head_folder(tmp_path / "split" / "heads" / "policy")

@@ -10,7 +10,13 @@ import pytest
 
 from polyhead.heads.store import failpoints
 from polyhead.heads.store.store import HeadStore
-from tests.heads.store.store_support import RAM, TRUNK
+from tests.heads.store.store_support import RAM, TRUNK, activate, push
+
+
+@pytest.fixture(autouse=True)
+def _disarm() -> Iterator[None]:
+    yield
+    failpoints.disarm()
 
 
 @pytest.fixture
@@ -28,4 +34,13 @@ def folder(tmp_path: Path) -> Path:
 def store(folder: Path) -> Iterator[HeadStore]:
     with HeadStore.open(folder, TRUNK) as store:
         yield store
-    failpoints.disarm()
+
+
+@pytest.fixture(scope="module")
+def prepared() -> Iterator[Path]:
+    """A store with one acknowledged generation."""
+    with tempfile.TemporaryDirectory(dir=RAM) as name:
+        folder = Path(name) / "store"
+        with HeadStore.open(folder, TRUNK) as store:
+            activate(store, {name: push(store, name, f"{name} 1") for name in ("policy", "value")})
+        yield folder

@@ -120,3 +120,11 @@ def assert_restarts_equal(store: HeadStore, folder: Path) -> None:
     with HeadStore.open(folder, TRUNK) as again:
         after = (again.names(), [again.versions(name) for name in again.names()], again.history(), again.current)
     assert after == before
+
+
+OLD = {"policy": blob("policy 1"), "value": blob("value 1")}  # of the store that `prepared` is
+NEW = {"policy": blob("policy 2"), "value": blob("value 2")}
+
+
+def push_and_activate(store: HeadStore) -> None:
+    activate(store, {name: push(store, name, f"{name} 2") for name in ("policy", "value")})

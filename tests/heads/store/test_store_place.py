@@ -72,9 +72,9 @@ def test_two_servers_on_one_store_do_not_both_make_a_generation(store: HeadStore
                 change()
         assert activate(second, {"policy": version, "value": 1}).number == 2
         assert second.get("policy", version).labels == ()
-    store.look()
-    assert store.lost is not None
-    assert "lock file" in store.lost.what
+    store.check_folder()
+    assert store.restart_damage is not None
+    assert "lock file" in store.restart_damage.what
 
 
 def test_a_commit_never_replaces_a_record(store: HeadStore, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -113,27 +113,27 @@ def test_a_rename_that_never_replaces(tmp_path: Path, monkeypatch: pytest.Monkey
 
 @pytest.mark.parametrize("is_replaced", [True, False])
 def test_a_folder_that_is_gone_is_noticed(store: HeadStore, is_replaced: bool) -> None:
-    store.look()
-    assert store.lost is None
+    store.check_folder()
+    assert store.restart_damage is None
     shutil.move(store.path, store.path + ".old")
     if is_replaced:
         shutil.copytree(store.path + ".old", store.path)
-    store.look()
-    assert store.lost is not None
+    store.check_folder()
+    assert store.restart_damage is not None
     with pytest.raises(StoreTaken, match="folder was moved"):
         push(store, "policy", "policy 2")
     shutil.rmtree(store.path, ignore_errors=True)
     shutil.move(store.path + ".old", store.path)
-    store.look()
-    assert store.lost is None, "it was put back"
+    store.check_folder()
+    assert store.restart_damage is None, "it was put back"
     assert push(store, "policy", "policy 2") == 2
 
 
 def test_a_deleted_folder_leaves_sizes_that_can_be_asked_for(store: HeadStore) -> None:
     """status and metrics failed while health said SERVING."""
     shutil.rmtree(store.path)
-    store.look()
-    assert store.lost is not None
+    store.check_folder()
+    assert store.restart_damage is not None
     assert store.disk_bytes() == 0
     assert min(store.disk_space()) > 0
 
@@ -141,7 +141,7 @@ def test_a_deleted_folder_leaves_sizes_that_can_be_asked_for(store: HeadStore) -
 # ---- rotten files
 
 
-def test_a_rotten_file_cannot_be_activated(store: HeadStore) -> None:
+def test_a_corrupt_file_cannot_be_activated(store: HeadStore) -> None:
     """Only its size was looked at, and the restart after such an activation was NOT_SERVING."""
     version = push(store, "policy", "policy 2")
     path = rot(store, "policy", version)
@@ -178,12 +178,12 @@ def test_a_scrub_finds_what_nobody_reads(store: HeadStore) -> None:
     push(store, "policy", "", data=bytes(SLICE_BYTES * 2 + 5))
     push(store, "policy", "policy 3")
     assert run_scrub(store) == 3 + 1 + 3 * 2, "slices, and one look at each file's end"
-    store.look()
+    store.check_folder()
     assert store.other_damage == ()
     rot(store, "policy", 2)
     rot(store, "policy", 1)
     run_scrub(store)
-    store.look()
+    store.check_folder()
     assert ["policy@1" in store.other_damage[0].what, "policy@2" in store.other_damage[1].what] == [True, True]
     assert "served from memory" in store.other_damage[0].what
     assert store.other_damage[1].repair.startswith("polyhead heads delete policy@2")
@@ -191,7 +191,7 @@ def test_a_scrub_finds_what_nobody_reads(store: HeadStore) -> None:
     assert store.damage is None, "the active set is still served"
     store.put_blob(blob("policy 1"))
     store.delete_version("policy", 2)
-    store.look()
+    store.check_folder()
     assert store.other_damage == ()
 
 
@@ -201,7 +201,7 @@ def test_a_scrub_minds_no_deletion(store: HeadStore) -> None:
         store.scrub.step()
     store.delete_version("policy", version)
     run_scrub(store)
-    store.look()
+    store.check_folder()
     assert store.other_damage == ()
     shutil.rmtree(store.path)
     with pytest.raises(PolyheadError):

@@ -17,7 +17,7 @@ from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.configurations import ConfigurationKind
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import DEFAULT_TEMPLATE, RuleBook
-from polyhead.server.rpc.messages import configurations, requests
+from polyhead.server.rpc.messages import configurations, request_parts, scoring_requests
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.text.tokenizer import Tokenizer
 from polyhead.server.versions.manifests import ManifestPatch, RuleDefaults, ServedTrunk
@@ -138,13 +138,13 @@ def served(found: RuleBook) -> ServedTrunk:
     return ServedTrunk(spec, "0" * 64, "float32", RuleDefaults(found.default_template, answers))
 
 
-def score(found: RuleBook, manifest: HeadManifest) -> requests.Work:
+def score(found: RuleBook, manifest: HeadManifest) -> request_parts.Work:
     head = ServedHead("rule", 1, manifest, LiveHead("f" * 64, NOTHING, 0))
     tokenizer = Tokenizer(chat_tokenizers.word_level(), "")
     context = RequestContext(tokenizer, found, NOTHING, RecipeBook(), 1000, 4096, frozenset({2}), lambda *_: head, NOTHING)
     item = scoring_pb2.ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[3])), token_ids=TokenIds(ids=[4]))
     spec = ScoringSpec(heads=["rule"], rules=RuleSelection(rule_set="example-rules", rule_ids=["no-insults"]))
-    return requests.score_request(scoring_pb2.ScoreRequest(items=[item], score=spec), context, "r")
+    return scoring_requests.score_request(scoring_pb2.ScoreRequest(items=[item], score=spec), context, "r")
 
 
 def test_a_rule_head_is_made_without_a_template_that_fits_and_says_so_when_asked() -> None:

@@ -11,7 +11,7 @@ from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rpc import caps
 from polyhead.server.rpc.auth import CAPS, Caller, Caps, Role
 from polyhead.server.rpc.errors import PermissionDenied
-from polyhead.server.rpc.messages.requests import MAX_ARMS
+from polyhead.server.rpc.messages.generation_requests import MAX_ARMS
 from polyhead.v1 import generation_pb2, scoring_pb2, types_pb2
 
 ANNOTATOR = Caller(Role.ANNOTATOR, "pages", "", CAPS[Role.ANNOTATOR])

@@ -19,8 +19,10 @@ from polyhead.server.engine.work.sampling import Draws, SamplingParams
 from polyhead.server.rpc.auth import Caller, Role
 from polyhead.server.rpc.errors import DeadlineExceeded
 from polyhead.server.rpc.interceptors import Call, current_call
-from polyhead.server.rpc.messages import requests
-from polyhead.server.rpc.messages.requests import Work
+from polyhead.server.rpc.messages import generation_requests, request_parts
+from polyhead.server.rpc.messages.generation_requests import count_generation, generate_request
+from polyhead.server.rpc.messages.request_parts import Work
+from polyhead.server.rpc.messages.scoring_requests import score_request
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.services.call import EVENT_LOOP_BYTES, EVENT_LOOP_PARTS, CallRunner
 from polyhead.server.rpc.services.ood import OodFitting
@@ -60,7 +62,8 @@ def made(monkeypatch: pytest.MonkeyPatch) -> Made:
 
     for name, method in (("encode", encode), ("encode_after", encode_after), ("encode_behind_text", encode)):
         monkeypatch.setattr(Tokenizer, name, method, raising=False)
-    monkeypatch.setattr(requests, "Sample", sample)
+    monkeypatch.setattr(generation_requests, "Sample", sample)
+    monkeypatch.setattr(request_parts, "Sample", sample)
     return made
 
 
@@ -95,11 +98,11 @@ def scoring(given: list[types_pb2.Prompt], completion: str, **score: Any) -> sco
 
 RULES = {"heads": ["rule0".ljust(64, "-") + "@134217728"], "rules": types_pb2.RuleSelection(rule_set=RULE_SET)}
 BY_COUNTS: dict[str, Callable[[RequestContext], Work]] = {
-    "samples of prompts given as ids": lambda it: requests.generate_request(generation(prompts("", 900, 4), 16, 64), it, "r"),
-    "samples of texts": lambda it: requests.generate_request(generation(prompts("a text", 0, 60), 4, 16, 50), it, "r"),
-    "rules asked after each sample": lambda it: requests.generate_request(generation(prompts("a", 0, 16), 1, 64, **RULES), it, "r"),
-    "ids to score": lambda it: requests.score_request(scoring(prompts("", 900, 40), "b", heads=["policy"]), it, "r"),
-    "rules asked after each item": lambda it: requests.score_request(scoring(prompts("a", 0, 1000), "b", **RULES), it, "r"),
+    "samples of prompts given as ids": lambda it: generate_request(generation(prompts("", 900, 4), 16, 64), it, "r"),
+    "samples of texts": lambda it: generate_request(generation(prompts("a text", 0, 60), 4, 16, 50), it, "r"),
+    "rules asked after each sample": lambda it: generate_request(generation(prompts("a", 0, 16), 1, 64, **RULES), it, "r"),
+    "ids to score": lambda it: score_request(scoring(prompts("", 900, 40), "b", heads=["policy"]), it, "r"),
+    "rules asked after each item": lambda it: score_request(scoring(prompts("a", 0, 1000), "b", **RULES), it, "r"),
 }
 
 
@@ -113,14 +116,14 @@ def test_what_counts_show_to_be_too_much_is_refused_before_anything_is_made(what
 def test_what_only_tokens_show_is_refused_before_samples_are_made(narrow: RequestContext, made: Made) -> None:
     """Each text is tokenised once, whatever is drawn for it."""
     with pytest.raises(ResourceExhausted, match="the request can come to 1843200 tokens"):
-        requests.generate_request(generation(prompts("word " * 899, 0, 2), 16, 64), dataclasses.replace(narrow, max_context=1024), "r")
+        generate_request(generation(prompts("word " * 899, 0, 2), 16, 64), dataclasses.replace(narrow, max_context=1024), "r")
     assert (made.num_encoded, made.num_samples) == (2, 0)
 
 
 def test_ids_that_are_too_long_are_refused_before_any_text_is_tokenised(narrow: RequestContext, made: Made) -> None:
     given = [*prompts("a text", 0, 3), *prompts("", 2000, 1)]
     with pytest.raises(InvalidArgument) as caught:
-        requests.generate_request(generation(given, 1, 1), narrow, "r")
+        generate_request(generation(given, 1, 1), narrow, "r")
     assert (caught.value.field, made.num_encoded) == ("prompts[3]", 0)
 
 
@@ -128,8 +131,8 @@ def test_what_is_counted_is_what_the_request_comes_to(narrow: RequestContext, ma
     """The count with tokens is the queue's own, so that nothing passes it and is refused behind it."""
     given = [*prompts("a b c", 0, 2), *prompts("", 7, 1)]
     for work in (
-        lambda: requests.generate_request(generation(given, 2, 3, **RULES), narrow, "r"),
-        lambda: requests.score_request(scoring(given, "d e", **RULES), narrow, "r"),
+        lambda: generate_request(generation(given, 2, 3, **RULES), narrow, "r"),
+        lambda: score_request(scoring(given, "d e", **RULES), narrow, "r"),
     ):
         made.asked.clear()
         num_tokens = work().request.num_tokens
@@ -190,7 +193,7 @@ class TestRefusalOnTheLoop:
 
     @staticmethod
     async def call(frontend: CallRunner, message: generation_pb2.GenerateRequest) -> None:
-        async with frontend.admitted(requests.count_generation, requests.generate_request, message, len(message.prompts), "r"):
+        async with frontend.admitted(count_generation, generate_request, message, len(message.prompts), "r"):
             pass
 
     def test_a_short_call_is_refused_without_a_worker(self, full: CallRunner, made: Made, on_worker: list[int]) -> None:

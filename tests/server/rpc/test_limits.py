@@ -28,7 +28,7 @@ from polyhead.server.ood.fits import TrunkLayers
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import RuleBook
 from polyhead.server.rpc.listen import SERVER_OPTIONS
-from polyhead.server.rpc.messages import answers, reply_sizes, requests
+from polyhead.server.rpc.messages import answers, generation_requests, reply_sizes, request_parts, scoring_requests
 from polyhead.server.rpc.messages.sampling import MAX_STOP_BYTES, MAX_STOP_IDS, MAX_STOPS
 from polyhead.server.rpc.request_context import RequestContext
 from polyhead.server.rpc.services.trunk import MAX_SEQUENCES, MAX_TOKENIZE_BYTES, TrunkServicer
@@ -156,17 +156,17 @@ def test_the_largest_answer_of_score_fits_one_message(
 ) -> None:
     """Counted before any work by an estimate: it must never be too low, for short items with many rules neither."""
     monkeypatch.setattr(reply_sizes, "MAX_SCORE_BYTES", most := reply_sizes.MAX_REPLY_BYTES)  # else each case makes 64 MiB
-    probe = requests.score_request(score_request(1, num_tokens, heads, rules), context, "r").request.samples[0]
-    largest = min(most // reply_bytes(probe), requests.MAX_PROMPTS)
-    request = requests.score_request(score_request(largest, num_tokens, heads, rules), context, "r" * 128).request
+    probe = scoring_requests.score_request(score_request(1, num_tokens, heads, rules), context, "r").request.samples[0]
+    largest = min(most // reply_bytes(probe), request_parts.MAX_PROMPTS)
+    request = scoring_requests.score_request(score_request(largest, num_tokens, heads, rules), context, "r" * 128).request
     finish(request)
     items = [answers.scored_item(sample, VALID, None) for sample in request.samples]
     answer = scoring_pb2.ScoreResponse(items=items, request_id="r" * 128)
     assert len(answer.items) == largest > 5
     assert answer.ByteSize() <= most
-    if largest < requests.MAX_PROMPTS:
+    if largest < request_parts.MAX_PROMPTS:
         with pytest.raises(InvalidArgument) as caught:
-            requests.score_request(score_request(largest + 1, num_tokens, heads, rules), context, "r")
+            scoring_requests.score_request(score_request(largest + 1, num_tokens, heads, rules), context, "r")
         assert caught.value.field == "items"
 
 
@@ -189,17 +189,17 @@ def test_the_largest_group_fits_one_message(
     context: RequestContext, max_new_tokens: int, heads: list[str], rules: RuleSelection | None
 ) -> None:
     """What a sample repeats of its request was not counted: 1024 short ones with 16 stop strings each came to 4 MiB."""
-    probe = requests.generate_request(group_request(1, max_new_tokens, heads, rules), context, "r").request.samples[0]
-    largest = min(reply_sizes.MAX_REPLY_BYTES // reply_bytes(probe), requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM)
-    request = requests.generate_request(group_request(largest, max_new_tokens, heads, rules), context, "r").request
+    probe = generation_requests.generate_request(group_request(1, max_new_tokens, heads, rules), context, "r").request.samples[0]
+    largest = min(reply_sizes.MAX_REPLY_BYTES // reply_bytes(probe), generation_requests.MAX_ARMS * generation_requests.MAX_SAMPLES_PER_ARM)
+    request = generation_requests.generate_request(group_request(largest, max_new_tokens, heads, rules), context, "r").request
     finish(request)
     samples = [answers.sample_message(sample, VALID, None) for sample in request.samples if sample.prompt_index == 0]
     answer = generation_pb2.GenerateResponse(group=generation_pb2.SampleGroup(samples=samples))
     assert len(samples) == largest > 5
     assert answer.ByteSize() <= reply_sizes.MAX_REPLY_BYTES
-    if largest < requests.MAX_ARMS * requests.MAX_SAMPLES_PER_ARM:
+    if largest < generation_requests.MAX_ARMS * generation_requests.MAX_SAMPLES_PER_ARM:
         with pytest.raises(InvalidArgument) as caught:
-            requests.generate_request(group_request(largest + 1, max_new_tokens, heads, rules), context, "r")
+            generation_requests.generate_request(group_request(largest + 1, max_new_tokens, heads, rules), context, "r")
         assert caught.value.field == "delivery"
 
 
@@ -208,13 +208,13 @@ def test_states_are_returned_for_exactly_so_many_tokens(context: RequestContext)
         arms = [Arm(n=64, sampling=Sampling(max_new_tokens=254))] * 15 + [Arm(n=64, sampling=Sampling(max_new_tokens=max_new_tokens))]
         return GenerateRequest(prompts=[prompt(2)], arms=arms, return_states=True)
 
-    assert requests.generate_request(request(254), context, "r").request.num_tokens == requests.MAX_STATES_TOKENS
+    assert generation_requests.generate_request(request(254), context, "r").request.num_tokens == generation_requests.MAX_STATES_TOKENS
     with pytest.raises(InvalidArgument) as caught:
-        requests.generate_request(request(255), context, "r")
+        generation_requests.generate_request(request(255), context, "r")
     assert caught.value.field == "return_states"
     without = request(255)
     without.return_states = False
-    assert requests.generate_request(without, context, "r").request.num_tokens > requests.MAX_STATES_TOKENS
+    assert generation_requests.generate_request(without, context, "r").request.num_tokens > generation_requests.MAX_STATES_TOKENS
 
 
 def test_encode_takes_exactly_so_many_tokens(context: RequestContext) -> None:
@@ -225,9 +225,9 @@ def test_encode_takes_exactly_so_many_tokens(context: RequestContext) -> None:
         services=services, check_room=context.check_room, request_id=str, context=lambda: contextlib.nullcontext(context)
     )
     servicer = TrunkServicer(cast(Any, runner))
-    full = [ids(CONTEXT)] * (requests.MAX_STATES_TOKENS // CONTEXT)
+    full = [ids(CONTEXT)] * (generation_requests.MAX_STATES_TOKENS // CONTEXT)
     exact = servicer._encode_work(trunk_pb2.EncodeRequest(sequences=full, request_id="r"))
-    assert exact.num_tokens == requests.MAX_STATES_TOKENS
+    assert exact.num_tokens == generation_requests.MAX_STATES_TOKENS
     with pytest.raises(InvalidArgument) as caught:
         servicer._encode_work(trunk_pb2.EncodeRequest(sequences=[*full, ids(1)], request_id="r"))
     assert caught.value.field == "sequences"

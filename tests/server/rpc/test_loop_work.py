@@ -20,7 +20,7 @@ from polyhead.server.process.workers import Workers
 from polyhead.server.rpc import finishing
 from polyhead.server.rpc.listen import add_servicers
 from polyhead.server.rpc.messages import answers as answers_messages
-from polyhead.server.rpc.messages import prompts, requests
+from polyhead.server.rpc.messages import generation_requests, prompts, request_parts, scoring_requests
 from polyhead.server.rpc.services.call import EVENT_LOOP_TOKENS
 from polyhead.server.rpc.stream import hand_over
 from polyhead.server.text import replies
@@ -86,8 +86,10 @@ def work(channel: grpc.aio.Channel, monkeypatch: pytest.MonkeyPatch) -> LoopWork
         count(Tokenizer, name)
     for name in ("checked_ids", "prompt_ids", "completion_ids"):
         count(prompts, name)
-    for name in ("generate_request", "score_request", "given_sample"):
-        count(requests, name)
+    count(generation_requests, "generate_request")
+    count(scoring_requests, "score_request")
+    for owner in (scoring_requests, request_parts):
+        count(owner, "given_sample")
     for name in ("sample_message", "scored_item", "piece"):
         count(answers_messages, name)
     for owner in (finishing, replies):

@@ -34,18 +34,16 @@ def door_of(tokenizer: tokenizer_module.Tokenizer, vocab_size: int = 1 << 20) ->
 
 
 @pytest.mark.parametrize("name", LETTERS)
-@pytest.mark.parametrize(("before", "after"), BOUNDARIES)
-def test_prompt_and_completion_are_the_whole_text(
-    tokenizers: dict[str, tokenizer_module.Tokenizer], name: str, before: str, after: str
-) -> None:
+def test_prompt_and_completion_are_the_whole_text(tokenizers: dict[str, tokenizer_module.Tokenizer], name: str) -> None:
     """`score([("f(", "x)")])` scored `f( x)` with SentencePiece."""
     tokenizer = tokenizers[name]
-    item = ScoreItem(prompt=Prompt(text=before), text=after)
-    prompt = prompt_ids(item.prompt, door_of(tokenizer), "prompt")
-    completion = completion_ids(item, prompt, door_of(tokenizer), "items[0]")
-    assert tokenizer.decode([*prompt, *completion]) == tokenizer.decode(prompt) + after
-    assert tokenizer.decode(prompt) == (" " + before if "prefix space" in name else before)  # as GPT-2's option says
-    assert tokenizer.decode_after(prompt)(completion) == after
+    for before, after in BOUNDARIES:
+        item = ScoreItem(prompt=Prompt(text=before), text=after)
+        prompt = prompt_ids(item.prompt, door_of(tokenizer), "prompt")
+        completion = completion_ids(item, prompt, door_of(tokenizer), "items[0]")
+        assert tokenizer.decode([*prompt, *completion]) == tokenizer.decode(prompt) + after, (before, after)
+        assert tokenizer.decode(prompt) == (" " + before if "prefix space" in name else before)  # as GPT-2's option says
+        assert tokenizer.decode_after(prompt)(completion) == after, (before, after)
 
 
 @pytest.mark.parametrize("name", LETTERS)

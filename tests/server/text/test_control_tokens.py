@@ -18,7 +18,7 @@ from polyhead.heads.model import embedded
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.recipes import RecipeBook
 from polyhead.server.rewards.rules import Rule, RuleBook
-from polyhead.server.rpc.messages import requests
+from polyhead.server.rpc.messages import generation_requests, scoring_requests
 from polyhead.server.rpc.messages.prompts import prompt_ids
 from polyhead.server.rpc.messages.sampling import sampling_params
 from polyhead.server.rpc.request_context import RequestContext
@@ -225,7 +225,7 @@ def test_control_tokens_in_a_rule_are_text() -> None:
 
 def samples(at: RequestContext, prompt: Prompt, **sampling: Any) -> Any:
     request = generation_pb2.GenerateRequest(prompts=[prompt], arms=[generation_pb2.Arm(sampling=Sampling(**sampling))])
-    return requests.generate_request(request, at, "r").request.samples[0].params
+    return generation_requests.generate_request(request, at, "r").request.samples[0].params
 
 
 def test_a_stop_string_that_is_a_control_token_becomes_a_stop_id() -> None:
@@ -280,7 +280,7 @@ def test_a_given_reply_that_ends_as_the_template_ends_it_is_terminated() -> None
     def is_terminated(prompt: Prompt, *ids: int) -> bool:
         item = scoring_pb2.ScoreItem(prompt=prompt, token_ids=TokenIds(ids=ids))
         request = scoring_pb2.ScoreRequest(items=[item], score=ScoringSpec(heads=["policy"]))
-        return requests.score_request(request, at, "r").request.samples[0].is_terminated
+        return scoring_requests.score_request(request, at, "r").request.samples[0].is_terminated
 
     assert end is not None
     assert is_terminated(chat("Hi"), 50, end)

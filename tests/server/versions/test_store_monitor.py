@@ -73,7 +73,7 @@ async def test_a_look_during_a_drain_does_not_call_requests_back(ready: World) -
     assert not health.is_up
 
 
-async def test_a_rotten_file_is_reported_while_its_version_is_served(ready: World) -> None:
+async def test_a_corrupt_file_is_reported_while_its_version_is_served(ready: World) -> None:
     health = Health()
     monitor = StoreMonitor(ready.store, ready.workers, lambda: _show_heads(health, ready.registry))
     path = Path(ready.store.path) / "blobs" / ready.store.get("value", 1).blob

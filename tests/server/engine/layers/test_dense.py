@@ -21,6 +21,7 @@ from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.request import OnSwap, Sample
 from polyhead.server.engine.work.sampling import SamplingParams
 from polyhead.server.versions.head_loader import HeadLoader, to_file
+from tests.cases import in_turn
 from tests.heads.adapters import merge_by_hand, random_adapter
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
@@ -35,8 +36,7 @@ def mean_error(found: Tensor, wanted: Tensor) -> float:
     return float((found - wanted).abs().mean())
 
 
-@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("family", "is_fast"), in_turn(["llama", "mistral", "qwen2", "qwen3"], [True, False]))
 def test_as_far_from_the_truth_as_transformers(family: str, is_fast: bool, tmp_path: Path) -> None:
     """The truth: the same bfloat16 weights computed in float32. Prefilled in chunks of 7 past the windows, then decoded."""
     save_tiny(family, tmp_path)

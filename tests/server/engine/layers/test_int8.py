@@ -16,6 +16,7 @@ from polyhead.server.engine.compiled.machine import HAS_HALVES
 from polyhead.server.engine.layers.fast import FastHead
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.sampling import SamplingParams
+from tests.cases import in_turn
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, scores
 
@@ -25,12 +26,15 @@ INT8 = {"trunk_quantization": "int8", "head_quantization": "int8"}
 TOLERANCE = 0.1  # of a log-prob: a rounding of 1e-7 may tip an activation to the next of 127 levels, and that travels on
 
 
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
-@pytest.mark.parametrize("held", [INT8, {"trunk_quantization": "int8"}, {"head_quantization": "int8"}], ids=["both", "trunk", "heads"])
-def test_close_to_the_unsplit_model(family: str, held: dict[str, bool], tmp_path: Path) -> None:
+HELD = {"both": INT8, "trunk": {"trunk_quantization": "int8"}, "heads": {"head_quantization": "int8"}}
+
+
+@pytest.mark.parametrize(("family", "held"), in_turn(["llama", "mistral", "qwen2", "qwen3"], HELD))
+def test_close_to_the_unsplit_model(family: str, held: str, tmp_path: Path) -> None:
     """Biases (qwen2), norms of queries and keys (qwen3), windows (mistral), in chunks and decoding."""
     save_tiny(family, tmp_path)
-    bench = Bench.open(tmp_path, split_layer=2, max_context=128, scheduler=SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1), **held)
+    chunks = SchedulerLimits(chunk_tokens=7, min_chunk_tokens=1)
+    bench = Bench.open(tmp_path, split_layer=2, max_context=128, scheduler=chunks, **HELD[held])
     requests = [bench.sampled(bench.prompt(length, length), params=GREEDY, score=("reference", "value")) for length in (1, 5, 16, 40)]
     bench.run(*requests)
     for request in requests:

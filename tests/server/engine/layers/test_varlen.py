@@ -23,6 +23,7 @@ from polyhead.server.engine.layers.torch.attention import TorchAttention
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
 from polyhead.server.engine.work.request import OnSwap
 from polyhead.server.engine.work.sampling import SamplingParams
+from tests.cases import in_turn
 from tests.heads.models import save_tiny
 from tests.server.engine.harness import Bench, assert_agrees, scores
 from tests.server.engine.layers.varlen_reference import varlen_reference
@@ -110,8 +111,7 @@ def test_nothing_asked_for_needs_no_call(kernel: VarlenAttention) -> None:
     assert attend(ways(2, kernel)[1], [], [], torch.empty(0, 4, 8)).shape == (0, 4, 8)
 
 
-@pytest.mark.parametrize("is_fast", [True, False], ids=["fast", "plain"])
-@pytest.mark.parametrize("family", ["llama", "mistral", "qwen2", "qwen3"])
+@pytest.mark.parametrize(("family", "is_fast"), in_turn(["llama", "mistral", "qwen2", "qwen3"], [True, False]))
 def test_the_engine_on_one_call_a_layer(
     family: str, is_fast: bool, kernel: VarlenAttention, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

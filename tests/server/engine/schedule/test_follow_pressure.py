@@ -14,7 +14,7 @@ from polyhead.server.engine.work.live import LiveHead
 from polyhead.server.engine.work.request import OnSwap, Request, Sample
 from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from tests.server.engine.harness import Bench
-from tests.server.engine.schedule.test_follow import assert_each_span_is_its_own_versions, other
+from tests.server.engine.schedule.following import assert_each_span_is_its_own_versions, other
 
 RULES = {"x": (10, 11, 12, 13), "y": (10, 11, 20)}
 SCORING = ("reference", "value", "rule")

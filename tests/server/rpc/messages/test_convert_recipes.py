@@ -13,7 +13,7 @@ from polyhead.heads.format.manifest import HeadManifest
 from polyhead.server.engine.work.live import LiveHead, ServedHead
 from polyhead.server.rewards.compose import Reward
 from polyhead.server.rewards.recipes import RecipeBook
-from polyhead.server.rpc.messages import reply_sizes, requests
+from polyhead.server.rpc.messages import generation_requests, reply_sizes, scoring_requests
 from polyhead.server.rpc.messages.recipes import plan_reward, reward_of
 from polyhead.server.rpc.messages.reply_sizes import num_reward_bytes
 from polyhead.server.rpc.request_context import RequestContext
@@ -45,7 +45,7 @@ def generate(num_tokens: int, n: int = 1, **fields: Any) -> GenerateRequest:
 
 def refused(context: RequestContext, request: GenerateRequest) -> str:
     with pytest.raises(InvalidArgument) as caught:
-        requests.generate_request(request, context, "r")
+        generation_requests.generate_request(request, context, "r")
     return caught.value.field
 
 
@@ -53,8 +53,8 @@ def test_a_sample_with_too_many_log_probs_is_refused(context: RequestContext) ->
     """20 of them are 160 bytes a token: 3.5 MB at some 19,000 tokens of one policy head."""
     many = ScoringSpec(heads=["reference"], top_logprobs=20)
     assert refused(context, generate(30_000, score=many)) == "score.top_logprobs"
-    requests.generate_request(generate(15_000, score=many), context, "r")
-    requests.generate_request(generate(30_000, score=ScoringSpec(heads=["reference"])), context, "r")
+    generation_requests.generate_request(generate(15_000, score=many), context, "r")
+    generation_requests.generate_request(generate(30_000, score=ScoringSpec(heads=["reference"])), context, "r")
 
 
 @pytest.mark.parametrize(
@@ -71,13 +71,13 @@ def test_groups_and_scores_count_what_is_added_at_each_token(
     """Without it the answer fits one message, with it not."""
     plain = ScoringSpec(heads=spec.heads)
     fields = {"num_tokens": 3_300, "n": 32, "delivery": DELIVERY_GROUPS}
-    requests.generate_request(generate(**fields, score=plain), context, "r")
+    generation_requests.generate_request(generate(**fields, score=plain), context, "r")
     assert refused(context, generate(**fields, score=spec)) == "delivery"
     monkeypatch.setattr(reply_sizes, "MAX_SCORE_BYTES", reply_sizes.MAX_REPLY_BYTES)
     items = [ScoreItem(prompt=Prompt(token_ids=TokenIds(ids=[5])), token_ids=TokenIds(ids=[6] * 3_300)) for _ in range(32)]
-    requests.score_request(ScoreRequest(items=items, score=plain), context, "r")
+    scoring_requests.score_request(ScoreRequest(items=items, score=plain), context, "r")
     with pytest.raises(InvalidArgument) as caught:
-        requests.score_request(ScoreRequest(items=items, score=spec), context, "r")
+        scoring_requests.score_request(ScoreRequest(items=items, score=spec), context, "r")
     assert caught.value.field == "items"
 
 
@@ -85,7 +85,7 @@ def test_a_selected_group_counts_what_is_returned(context: RequestContext) -> No
     score = ScoringSpec(recipe="kl")
     fields: dict[str, Any] = {"num_tokens": 10_000, "n": 64, "score": score, "delivery": DELIVERY_GROUPS}
     assert refused(context, generate(**fields)) == "delivery"
-    work = requests.generate_request(generate(**fields, select=Selection(top=1, median=True)), context, "r")
+    work = generation_requests.generate_request(generate(**fields, select=Selection(top=1, median=True)), context, "r")
     assert work.by_group
     assert refused(context, generate(**fields, select=Selection(top=63))) == "select"
 

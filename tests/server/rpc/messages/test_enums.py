@@ -14,7 +14,7 @@ from polyhead.heads.format.kinds import KINDS, HeadKind, OutputKind, model_outpu
 from polyhead.heads.format.manifest import HeadManifest
 from polyhead.heads.format.wire_enums import WireEnum, wire_numbers
 from polyhead.server.engine.work.request import Priority
-from polyhead.server.rpc.messages import enums, requests
+from polyhead.server.rpc.messages import enums, generation_requests
 from polyhead.server.versions.manifests import ManifestPatch
 from polyhead.v1 import generation_pb2, heads_pb2, types_pb2
 
@@ -60,7 +60,7 @@ def test_an_interactive_caller_is_one() -> None:
     for name, number in (("BATCH", 0), ("BATCH", types_pb2.PRIORITY_BATCH), ("INTERACTIVE", types_pb2.PRIORITY_INTERACTIVE)):
         message = generation_pb2.GenerateRequest(priority=number, prompts=[types_pb2.Prompt(token_ids=types_pb2.TokenIds(ids=[5]))])
         context = mock.Mock(max_context=1000, default_priority=Priority.BATCH)
-        assert requests.count_generation(message, context).priority.name == name
+        assert generation_requests.count_generation(message, context).priority.name == name
 
 
 def test_nothing_of_the_contract_is_forgotten() -> None:

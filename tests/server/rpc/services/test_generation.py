@@ -16,7 +16,7 @@ from polyhead.server.engine.work.reader import Event
 from polyhead.server.engine.work.request import Request, Sample
 from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
 from polyhead.server.engine.work.sequence import TokenSequence
-from polyhead.server.rpc.messages.requests import Work
+from polyhead.server.rpc.messages.request_parts import Work
 from polyhead.server.rpc.services.generation import _Writer
 
 RUNNER: Any = SimpleNamespace(services=SimpleNamespace(tokenizer=SimpleNamespace(decode_after=lambda before: str)))  # reads replies
