@@ -208,6 +208,8 @@ def _card(site: Site, person: Person, project: OpenProject) -> dict[str, Any]:
         **state.shown_project(project, person.locale),
         "today": assignments.count_today(site.db, person.id, project, since),
         "all": assignments.count_today(site.db, person.id, project, 0),
+        "minutes": limits.worked_today(site.db, person.id).today_ms // 60_000,
+        "cap": limits.cap_ms(project.config) // 60_000,
         "has_open": assignments.current(site.db, person.id, project) is not None,
         "training": assignments.training(site.db, person.id, project),
         "is_warned": warning.due(site.db, person.id, project) is not None,

@@ -18,6 +18,7 @@ from polyhead.client.annotate.exports.judgements import Filters, judgements
 from polyhead.client.annotate.people import accounts, erasure, limits
 from polyhead.client.annotate.projects.config import read_project
 from polyhead.client.annotate.storage.database import Database
+from polyhead.client.annotate.web.catalogs import catalog
 from tests.client.annotate.model import SECRETS, FakeModel
 from tests.client.annotate.site import CHOOSE, Person, RunningSite, begin, choice, running
 
@@ -59,6 +60,7 @@ async def test_breaks_and_the_daily_cap_are_kept(tmp_path: Path) -> None:
     async with running(tmp_path / "a.db", FakeModel(), CAPPED) as site, site.person() as person:
         clock = Clock(site)
         await work(person, clock, 20)
+        assert catalog("en")("home.cap", minutes=20, cap=60) in (await person.get("/")).text
         due = await person.claim()
         assert (due["empty"], due["can_skip"], due["until"]) == ("break", True, clock.now + limits.BREAK_MS)
         await person.post("/api/breaks", {"project": "helpful"})

@@ -56,6 +56,8 @@ async def test_a_warning_shows_answers_that_differ(tmp_path: Path, locale: str) 
         await person.form("/p/work/examples", **{f"says-{wrong['answer_id']}": "b is true"})
         [report] = site.db.all("SELECT * FROM reports")
         assert (report.reason, report.text, report.state) == ("known_answer", "b is true", "open")
+        async with site.person("admin") as admin:
+            assert f'href="/admin/p/work/items/{report.item_id}"' in (await admin.get("/admin/reports")).text
         assert (await answer(person, "b"))["explained"] is None  # goes on; and two more are needed before another warning
         assert "state" in await person.claim("work")
 
