@@ -66,6 +66,7 @@ class EngineConfig:
     output: OutputForm | None = None  # None: a tied output as the trunk is held, a head's own as the head is
     is_deterministic: bool = False  # refuse what cannot keep results the same bit for bit: all but compiled layers
     has_graphs: bool = True  # CUDA graphs of decode steps, where attention can be recorded (graphs.py) and all is on one device
+    device: torch.device | None = None  # of the trunk; None: where its weights are. Our own layers are moved there one by one
     head_device: torch.device | None = None  # of top layers, outputs and their caches, with its number; None: the trunk's
     num_threads: int = 0  # of torch, within the engine's thread; 0: torch's own choice
     tap_layer: int = -1  # a layer inside the trunk whose states are kept, too; 0: none, -1: the model's middle
@@ -81,6 +82,8 @@ def build_engine(
     Raises InvalidArgument if `cache_bytes` cannot hold two texts of `max_context`.
     """
     calls = layer_calls(trunk, trunk.spec.d_model)
+    if config.device is not None:
+        trunk.decoder.get_input_embeddings().to(config.device)
     shape = cache_shape(calls, trunk.embedding, config.block_size)
     queries = QueryHeads.of(calls)
     setup = KvSetup(shape, attention_for(shape, queries), queries)
@@ -91,7 +94,7 @@ def build_engine(
     tied_embedding = _at_heads(trunk, like_heads.shape.device)
     layers = None
     if config.is_fast:
-        layers = fast_trunk(trunk, max_context, _kit(config.trunk_quantization, config, setup), tied_embedding)
+        layers = fast_trunk(trunk, calls, max_context, _kit(config.trunk_quantization, config, setup), tied_embedding)
     if layers is None:
         _check_plain(config)
     return assemble(layers or trunk, setup, config, eos_ids, head_dtype, tied_embedding)

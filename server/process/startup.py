@@ -98,7 +98,7 @@ def _build(
     rules, recipes = RuleBook(tokenizer, config.rules, spec.vocab_size), RecipeBook(config.recipes)
     formats = TranscriptBook(tokenizer, config.formats)
     progress(f"loading the trunk: layers 0 to {spec.split_layer - 1} of {spec.num_layers}")
-    trunk = build_trunk(checkpoint, spec, computed_in(config.trunk_dtype, config.device), config.device)
+    trunk = build_trunk(checkpoint, spec, computed_in(config.trunk_dtype, config.device), loaded_to(config))
     progress("checking that trunk and head make the unsplit model")
     _check_split(checkpoint, spec, trunk)
     max_context = min(config.max_context or spec.context_length, spec.context_length)
@@ -159,6 +159,7 @@ def build_engine(config: ServeConfig, trunk: TrunkModule, eos_ids: frozenset[int
         output=_output_form(config),
         is_deterministic=config.deterministic,
         has_graphs=config.cuda_graphs,
+        device=torch.device(config.device) if config.device != loaded_to(config) else None,
         head_device=torch.device(config.heads_on) if config.has_heads_apart else None,
         num_threads=config.threads or DEFAULT_THREADS,
         tap_layer=config.tap_layer,
@@ -244,6 +245,11 @@ def _output_form(config: ServeConfig) -> build.OutputForm | None:
 def computed_in(precision: Precision, device: str) -> torch.dtype:
     """What layers compute in, with weights held at this precision: beside 8 bits, float32 on the CPU and bfloat16 on a GPU."""
     return DTYPES.get(precision, torch.float32 if device == "cpu" else torch.bfloat16)
+
+
+def loaded_to(config: ServeConfig) -> str:
+    """Device of the trunk's weights until layers are packed: a trunk that becomes 8 bits on a GPU must not be there whole in 16."""
+    return "cpu" if config.trunk_dtype in QUANTIZATIONS and config.layers == "fast" else config.device
 
 
 def free_memory(device: str) -> int:

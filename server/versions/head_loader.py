@@ -27,7 +27,7 @@ from polyhead.server.engine.layers.cuda.threads import SideStream
 from polyhead.server.engine.layers.fast import FastHead, FastHeadGroup, FastLoraHead
 from polyhead.server.engine.work.live import LiveHead
 
-QUANTIZING_BYTES = 8  # for each number of the matrix that is being made 8 bits: joined with another, scaled in float32, rounded
+QUANTIZING_BYTES = 9  # for each number of the matrix that is being made 8 bits: joined with another, spread, scaled in float32, rounded
 _DTYPES = {"F32": torch.float32, "BF16": torch.bfloat16, "F16": torch.float16}
 _NAMES = {dtype: name for name, dtype in _DTYPES.items()}
 

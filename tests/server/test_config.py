@@ -101,6 +101,21 @@ def test_heads_that_cannot_be_there(flags: dict[str, object], message: str) -> N
         load_config(flags)
 
 
+@pytest.mark.parametrize(
+    ("flags", "device"),
+    [
+        ({}, "cpu"),
+        ({"device": "cuda:1"}, "cuda:1"),
+        ({"device": "cuda:1", "trunk_dtype": "int8"}, "cpu"),
+        ({"device": "cuda:1", "trunk_dtype": "fp8"}, "cpu"),
+    ],
+)
+def test_where_a_trunk_is_loaded(flags: dict[str, str], device: str) -> None:
+    from polyhead.server.process.startup import loaded_to  # torch
+
+    assert loaded_to(load_config(flags)) == device
+
+
 def test_it_is_frozen() -> None:
     with pytest.raises(ValidationError):
         ServeConfig().port = 3  # type: ignore[misc]

@@ -17,7 +17,7 @@ from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model.adapted import Adapter, AdapterRows
 from polyhead.heads.model.family import HeadModule, TrunkModule
 from polyhead.server.engine.layers.kits import Kit, Rows
-from polyhead.server.engine.layers.layer_calls import LayerCall, layer_calls
+from polyhead.server.engine.layers.layer_calls import LayerCall
 from polyhead.server.engine.layers.llama import NormWeight, is_known, norm_weight, rotations, take_layers
 from polyhead.server.engine.layers.plan import StepPlan
 
@@ -110,13 +110,18 @@ class FastLoraHead:
         return self._base(*inputs, plan=plan, parts=self._parts)
 
 
-def fast_trunk(trunk: TrunkModule, max_context: int, kit: Kit, tied_embedding: nn.Parameter | None = None) -> FastTrunk | None:
-    """The same trunk on fast layers, or None. The plain module's layers are emptied. `tied_embedding` as in FastTrunk."""
-    calls = layer_calls(trunk, trunk.spec.d_model)
+def fast_trunk(
+    trunk: TrunkModule, calls: list[LayerCall], max_context: int, kit: Kit, tied_embedding: nn.Parameter | None = None
+) -> FastTrunk | None:
+    """The same trunk on fast layers, or None. The plain module's layers are emptied. `tied_embedding` as in FastTrunk.
+
+    Layers that are not where the embedding is are moved there one by one: it holds what is packed so far, and one layer as it was.
+    """
     if not is_known(trunk.decoder, trunk.spec, calls):
         return None
-    layers = take_layers(trunk.decoder, trunk.spec, calls, 0, kit.layer)
-    return FastTrunk(trunk, layers, rotations(trunk.decoder, max_context), kit, tied_embedding)
+    device = trunk.embedding.device
+    layers = take_layers(trunk.decoder, trunk.spec, calls, 0, kit.layer, device)
+    return FastTrunk(trunk, layers, rotations(trunk.decoder, max_context).to(device), kit, tied_embedding)
 
 
 def fast_head(head: HeadModule, trunk: FastTrunk, kit: Kit, calls: list[LayerCall], device: torch.device) -> FastHead | None:

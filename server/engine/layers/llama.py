@@ -90,10 +90,16 @@ def take_layers(
     calls: list[LayerCall],
     first: int,
     pack: Callable[[LayerParts], Any],
+    device: torch.device | None = None,
 ) -> list[Any]:
-    """Pack layer by layer, so that never more than one of them is in memory twice. The plain modules are emptied."""
+    """Pack layer by layer, so that never more than one of them is in memory twice. The plain modules are emptied.
+
+    `device`: where each layer is moved before it is packed; None: it is there.
+    """
     taken = []
     for number, (layer, call) in enumerate(zip(getattr(base, spec.layers), calls, strict=True), start=first):
+        if device is not None:
+            layer.to(device)
         taken.append(pack(LayerParts.of(layer, f"{spec.base}.{spec.layers}.{number}", call)))
         layer.to_empty(device="meta")
         pause_point()

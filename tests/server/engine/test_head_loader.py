@@ -48,4 +48,4 @@ def test_room_for_a_head_that_is_made_8_bits(device: str, item_bytes: int, has_m
     )
     sizes = [math.prod(shape) for shape in spec.head_schema(OutputKind.SCORE).values()]
     assert loader.num_bytes(OutputKind.SCORE) == item_bytes * sum(sizes)
-    assert loader.num_loading_bytes(OutputKind.SCORE) == (2 * sum(sizes) + 8 * max(sizes) if has_more else 0)
+    assert loader.num_loading_bytes(OutputKind.SCORE) == (2 * sum(sizes) + 9 * max(sizes) if has_more else 0)

@@ -14,6 +14,7 @@ from typer.testing import CliRunner
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, ResourceExhausted
 from polyhead.server import main
+from polyhead.server.config import ServeConfig
 from polyhead.server.metrics.metrics import EngineCollector
 from polyhead.server.process.lifecycle import _show_heads
 from polyhead.server.process.startup import server_facts
@@ -36,8 +37,17 @@ def told(world: World, health: Health) -> tuple[bool, bool, bool]:
     engine = SimpleNamespace(snapshot=lambda: IDLE, active=world.engine.active, leased_names=dict)
     ood = SimpleNamespace(store=SimpleNamespace(num_bytes=0))
     services: Any = SimpleNamespace(
+        config=ServeConfig(),
         following=None,
-        registry=world.registry, store=world.store, engine=engine, ood=ood, trunk_bytes=1, model_bytes=1, started_at=0.0, attention="torch"
+        registry=world.registry,
+        store=world.store,
+        engine=engine,
+        ood=ood,
+        trunk_bytes=1,
+        model_bytes=1,
+        started_at=0.0,
+        attention="torch",
+        cache_bytes={},
     )
     collector = EngineCollector()
     collector.connect(lambda: IDLE, list, lambda: server_facts(services))
