@@ -26,6 +26,7 @@ from polyhead.client.annotate.web.security import address_of
 SIGN_INS_A_MINUTE = 5
 DATA_A_MINUTE = 2
 CODES_A_MINUTE = 2
+ANSWERS_SHOWN = 200
 
 
 async def invite_page(request: Request, site: Site, person: Person | None) -> Response:
@@ -164,6 +165,11 @@ async def save_me(request: Request, site: Site, person: Person) -> Response:
     return RedirectResponse("/", 303)
 
 
+async def my_answers(request: Request, site: Site, person: Person) -> Response:
+    """The newest ones; the file of the person's own data has all."""
+    return site.page(request, "answers.html", person, last=_last(site, person, ANSWERS_SHOWN), most=ANSWERS_SHOWN)
+
+
 async def new_code(request: Request, site: Site, person: Person) -> Response:
     """Shown once; the old code and all other sessions end."""
     site.limits.count("code", person.id, CODES_A_MINUTE)
@@ -218,16 +224,18 @@ def _card(site: Site, person: Person, project: OpenProject) -> dict[str, Any]:
     }
 
 
-def _last(site: Site, person: Person) -> list[dict[str, Any]]:
+def _last(site: Site, person: Person, count: int = 10) -> list[dict[str, Any]]:
     now = site.db.now()
     return [
         {
             "id": row.id,
             "kind": row.kind,
+            "slug": row.slug,
+            "at": row.received_at,
             "minutes": (now - row.received_at) // 60_000,
             "can_undo": now - row.received_at <= answers.UNDO_MS,
         }
-        for row in answers.last_of(site.db, person.id)
+        for row in answers.last_of(site.db, person.id, count)
     ]
 
 
@@ -254,6 +262,7 @@ ROUTES: list[Route] = [
     route("/p/{slug}/examples", examples_read, PEOPLE, ("POST",), is_form=True),
     route("/me", me_page, SIGNED_IN),
     route("/me", save_me, SIGNED_IN, ("POST",), is_form=True),
+    route("/me/answers", my_answers, PEOPLE),
     route("/me/code", new_code, SIGNED_IN, ("POST",), is_form=True),
     route("/me/data", my_data, SIGNED_IN),
     route("/me/stop", stop, SIGNED_IN, ("POST",), is_form=True),

@@ -9,7 +9,7 @@ from typing import Any
 
 from polyhead.client.annotate.web import settings
 from polyhead.client.annotate.web.catalogs import catalog
-from tests.client.annotate.site import Person, RunningSite
+from tests.client.annotate.site import Person, RunningSite, choice
 
 
 async def keys_of_page(person: Person) -> dict[str, Any]:
@@ -47,3 +47,13 @@ async def test_another_sign_in_code(site: RunningSite) -> None:
         await other.get("/login")
         await other.form("/login", 403, code=first)
         await person.get("/me")
+
+
+async def test_ones_own_answers(site: RunningSite) -> None:
+    """With the project of each, and nobody else's."""
+    async with site.person() as person, site.person() as other:
+        assignment = (await person.claim())["state"]["assignment"]["id"]
+        turn = await person.say(assignment, "Why is the sky blue?")
+        stored = await person.answer(assignment, turn, choice((await person.state())["turns"][0]["view"]))
+        for path in ("/", "/me/answers"):
+            assert [f'data-undo="{stored["answer_id"]}"' in (await each.get(path)).text for each in (person, other)] == [True, False]
