@@ -87,7 +87,7 @@ def test_three_snapshots_of_a_policy_generate_as_arms_of_one_request(client: Cli
 
 def test_status_shows_each_names_versions_and_requests_while_they_run(server: LocalServer, client: Client) -> None:
     arms = [Arm(f"policy@{version}", 1) for version in (1, 2, 3)]
-    with client.samples([PROMPT], arms=arms, max_new_tokens=1000, ignore_eos=True, score=["preference-test"]) as samples:
+    with client.samples([PROMPT], arms=arms, max_new_tokens=400, ignore_eos=True, score=["preference-test"]) as samples:
         reader = threading.Thread(target=lambda: [None for _ in samples])
         reader.start()
         wait_until_running(client)
