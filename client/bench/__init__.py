@@ -19,6 +19,7 @@
         swapping.py      P7, P9, P10
         overload.py      P12
         quality.py       what lower precision costs
+        fleet.py         one, two and three processes, and an update of all of them
         growth.py        time and memory against heads, context, streams, rules
         soak.py          minutes of mixed load
     gpu/             `polyhead bench-gpu`

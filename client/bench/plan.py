@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 
 MEASURES = ("P1", "P2", "P3", "P4", "P5", "P6", "P7", "P8", "P9", "P10", "P11", "P12")
-EXTRAS = ("deterministic", "quality", "growth", "soak")  # only when asked for
+EXTRAS = ("deterministic", "quality", "growth", "fleet", "soak")  # only when asked for
 PEERS = ("transformers", "vllm", "llamacpp", "openvino")
 
 

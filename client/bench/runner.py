@@ -14,6 +14,7 @@ from polyhead.client.bench import report
 from polyhead.client.bench.interrupt import Interrupt
 from polyhead.client.bench.measures.decoding import decode, deterministic, wire
 from polyhead.client.bench.measures.experience import experience
+from polyhead.client.bench.measures.fleet import fleet
 from polyhead.client.bench.measures.growth import growth
 from polyhead.client.bench.measures.overload import overload
 from polyhead.client.bench.measures.quality import quality
@@ -41,6 +42,7 @@ RUNS: Mapping[str, Measure] = {
     "deterministic": deterministic,
     "quality": quality,
     "growth": growth,
+    "fleet": fleet,
     "soak": soak,
 }
 

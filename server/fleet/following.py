@@ -55,13 +55,14 @@ class Following:
 
     async def run(self) -> None:
         """Until cancelled."""
-        async with _channel(self._services.config) as channel:
-            while not self._is_leaving:
+        while not self._is_leaving:
+            # a new connection each time: one that a partition has cut would wait for TCP's own timers, minutes after the partition's end
+            async with _channel(self._services.config) as channel:
                 try:
                     await self._follow(channel)
                 except (PolyheadError, grpc.RpcError, TimeoutError, OSError) as error:
                     self._stopped(error)
-                await asyncio.sleep(RETRY_S)
+            await asyncio.sleep(RETRY_S)
 
     async def leave(self) -> None:
         """Say that this server goes, so that nobody waits for it."""

@@ -16,6 +16,7 @@ import pytest
 
 from polyhead.client import PolyheadError
 from polyhead.client.bench import runner
+from polyhead.client.bench.measures.fleet import judged
 from polyhead.client.bench.plan import MEASURES, BadPlan, Plan, chosen, flags_of
 from polyhead.client.bench.results import Row
 from polyhead.client.bench.runner import Notebook
@@ -65,6 +66,21 @@ def test_quality_growth_and_the_same_bits(tiny_model: Path, tmp_path: Path) -> N
     assert rows["quality choices"]["series"][0]["median"] == pytest.approx(1.0, abs=0.02)
     assert {path.name for path in plots.iterdir()} == {"heads.svg", "context.svg", "streams.svg", "rules.svg"}
     assert all(len(row["series"]) == 2 for name, row in rows.items() if name.startswith("growth"))
+
+
+@pytest.mark.long
+def test_a_fleet_is_measured_and_judged_where_there_are_cores(tiny_model: Path) -> None:
+    done = run("--quick", "--only", "fleet", "--peers", "none", "--model", str(tiny_model), "--server-args", TINY_SERVER)
+    rows = {row["id"]: row for row in last_line(done)["rows"]}
+    assert set(rows) == {"fleet", "fleet swap", "fleet bytes"}
+    assert all(series["values"] and min(series["values"]) > 0 for row in rows.values() for series in row["series"])
+    assert [check["is_met"] is None for check in rows["fleet"]["checks"]] == [(os.cpu_count() or 1) < 4]
+
+
+def test_two_cores_judge_no_fleet() -> None:
+    assert [judged(2.9, cores)[0].verdict for cores in (2, 3, 4)] == ["open", "open", "met"]
+    assert judged(2.0, 8)[0].verdict == "MISSED"
+    assert "2 cores for 3 processes" in judged(2.9, 2)[1][0]
 
 
 def test_a_soak_ends_with_a_verdict(tiny_model: Path) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import os
 import signal
 import sys
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,11 +18,14 @@ from polyhead.client import Client, Fleet, Replica
 from polyhead.client.cli.app import build_app
 from polyhead.client.errors import FailedPrecondition, PolyheadError, Unavailable
 from polyhead.heads.store.store import HeadStore
+from tests.certificates import write_pair
 from tests.e2e.fleets import follower_of, free_port, primary_on, ready
 from tests.e2e.forked import COMMAND, finished
-from tests.e2e.support import PROMPT, constant_policy, eventually, fingerprint
+from tests.e2e.support import PROMPT, constant_policy, eventually, fingerprint, serving
 from tests.e2e.tiny import save_tiny_llama
+from tests.openssl import make_pair, needs_openssl
 
+TOKENS = {role: f"{role}-token-of-the-tests" for role in ("worker", "admin", "replica")}
 RECIPE = "id: terse\nversion: {version}\nform: sum\nparts:\n  tokens: {{read: tokens, coefficient: -0.5}}\n"
 
 
@@ -98,6 +102,63 @@ def test_a_late_follower_takes_the_active_set_and_every_later_one(model: Path, t
             primary.copy_head("policy@2", "snapshot")
             primary.delete_head("snapshot@1")
             eventually(lambda: records_of(tmp_path / "a") == records_of(tmp_path / "b"), what="equal stores")
+
+
+@contextlib.contextmanager
+def protected(model: Path, folder: Path, port: int) -> Iterator[tuple[Fleet, tuple[str, ...]]]:
+    """An admin's client of a primary with TLS and tokens, and that server's flags for both."""
+    certificate, key = write_pair(folder)
+    (folder / "tokens.toml").write_text("".join(f'{role} = "{token}"\n' for role, token in TOKENS.items()))
+    (folder / "tokens.toml").chmod(0o600)
+    flags = ("--tls-cert", str(certificate), "--tls-key", str(key), "--tokens", str(folder / "tokens.toml"))
+    trusted = certificate.read_bytes()
+    with (
+        serving(model, folder / "a", "--port", str(port), *flags) as server,
+        Fleet(server.address, token=TOKENS["admin"], root_certificates=trusted) as primary,
+    ):
+        primary.wait_ready()
+        yield primary, flags
+
+
+def test_a_follower_reaches_its_primary_by_tls_and_shows_its_token(model: Path, tmp_path: Path, port: int) -> None:
+    """Beyond loopback it is the only way without --insecure."""
+    with protected(model, tmp_path, port) as (primary, flags):
+        follow = ("--follow", f"127.0.0.1:{port}", "--follow-ca", flags[1])
+        with serving(model, tmp_path / "b", *flags, *follow, follow_token=TOKENS["replica"]) as second:
+            credentials: Any = {"token": TOKENS["admin"], "root_certificates": Path(flags[1]).read_bytes()}
+            with Client(second.address, **credentials) as follower:
+                follower.wait_ready()
+                assert primary.update({"policy": scaled(primary, 2.0)}).behind == ()
+                assert follower.status().generation == 2
+
+
+@needs_openssl
+@pytest.mark.long
+def test_a_follower_that_trusts_another_authority_or_shows_another_token_says_so(model: Path, tmp_path: Path, port: int) -> None:
+    strangers, _ = make_pair(tmp_path / "strangers")
+    with protected(model, tmp_path, port) as (_, flags):
+        refusals = ((flags[1], "a-token-that-nobody-knows", "UNAUTHENTICATED"), (strangers, TOKENS["replica"], "certificate"))
+        for ca, token, problem in refusals:
+            follow = ("--follow", f"127.0.0.1:{port}", "--follow-ca", str(ca))
+            with serving(model, tmp_path / token, *follow, follow_token=token) as server, Client(server.address) as follower:
+                eventually(lambda follower=follower: follower.status().follow_problem != "", what="a refusal")  # type: ignore[misc]
+                assert problem in follower.status().follow_problem
+                assert not is_ready(follower)
+
+
+def test_a_trainer_that_dies_between_push_and_activation_has_changed_nothing(model: Path, tmp_path: Path, port: int) -> None:
+    """What it pushed is stored, everywhere, and active nowhere; another trainer activates it."""
+    with contextlib.ExitStack() as servers:
+        primary = servers.enter_context(Client(servers.enter_context(primary_on(port, model, tmp_path / "a")).address))
+        follower = servers.enter_context(ready(servers.enter_context(follower_of(port, model, tmp_path / "b"))))
+        np.savez(tmp_path / "weights.npz", **scaled(primary, 2.0))
+        trainer = [sys.executable, "-m", "tests.e2e.dying_trainer", f"127.0.0.1:{port}", str(tmp_path / "weights.npz")]
+        assert finished(trainer).returncode == -signal.SIGKILL
+        for client in (primary, follower):
+            eventually(lambda client=client: client.heads("policy")[0].version == 2, what="a stored version")  # type: ignore[misc]
+            assert (client.heads("policy")[0].active, client.status().generation) == (False, 1)
+        assert primary.activate({"policy": 2}).behind == ()
+        assert follower.status().generation == 2
 
 
 def adapter(seed: int) -> dict[str, Any]:

@@ -1,0 +1,16 @@
+"""A trainer that is killed when its push is done: `dying_trainer ADDRESS WEIGHTS.npz`."""
+
+from __future__ import annotations
+
+import os
+import signal
+import sys
+
+import numpy as np
+
+from polyhead.client import Client
+
+if __name__ == "__main__":
+    with Client(sys.argv[1]) as trainer:
+        trainer.push_head("policy", dict(np.load(sys.argv[2])))
+        os.kill(os.getpid(), signal.SIGKILL)
