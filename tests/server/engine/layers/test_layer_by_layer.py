@@ -5,7 +5,6 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-import pytest
 import torch
 from torch import Tensor
 from torch.multiprocessing.reductions import StorageWeakRef
@@ -44,8 +43,7 @@ class Peak(TorchDispatchMode):
         return result
 
 
-@pytest.mark.parametrize("is_whole", [False, True], ids=["layer by layer", "whole"])
-def test_the_peak_is_what_is_packed_and_one_layer(is_whole: bool, tmp_path: Path) -> None:
+def test_the_peak_is_what_is_packed_and_one_layer(tmp_path: Path) -> None:
     """A 70B trunk of 112 GB in bfloat16 had to be on the card before its 56 GB of int8 were."""
     save_tiny("mistral", tmp_path, num_hidden_layers=NUM_LAYERS + 1, hidden_size=WIDTH, intermediate_size=INNER)
     trunk = build_trunk(*described(tmp_path, NUM_LAYERS), torch.bfloat16)
@@ -53,12 +51,9 @@ def test_the_peak_is_what_is_packed_and_one_layer(is_whole: bool, tmp_path: Path
     with Peak() as peak:
         trunk.decoder.get_input_embeddings().to(META)
         kit = build.torch_kit("int8", META, torch.bfloat16)
-        if is_whole:
-            trunk.decoder.to(META)
         packed = fast_trunk(trunk, calls, 16, kit)
     assert isinstance(packed, FastTrunk)
     assert all(parameter.device == META for parameter in trunk.decoder.layers.parameters()), "what was packed is nowhere else"
     layer_numbers = sum(parameter.numel() for parameter in trunk.decoder.layers[0].parameters())
     allowed = packed.num_bytes + 2 * layer_numbers + QUANTIZING_BYTES * 2 * WIDTH * INNER
-    assert (peak.num_bytes <= allowed) == (not is_whole)
-    assert 2 * NUM_LAYERS * layer_numbers > allowed, "else the trunk whole would be allowed as well"
+    assert peak.num_bytes <= allowed < 2 * NUM_LAYERS * layer_numbers, "less than the trunk whole in bfloat16"
