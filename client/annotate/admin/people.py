@@ -24,10 +24,7 @@ def people(db: Database) -> Sequence[Row]:
         " (SELECT count(*) FROM assignments a WHERE a.account_id = p.id) AS assignments,"
         " (SELECT count(*) FROM answers n JOIN assignments a ON a.id = n.assignment_id WHERE a.account_id = p.id AND n.state = 'current'"
         "  AND json_extract(n.body_json, '$.none_good')) AS none_good,"
-        " (SELECT count(*) FROM gold_results g JOIN answers n ON n.id = g.answer_id JOIN assignments a ON a.id = n.assignment_id"
-        "  WHERE a.account_id = p.id) AS gold,"
-        " (SELECT coalesce(sum(g.is_passed), 0) FROM gold_results g JOIN answers n ON n.id = g.answer_id"
-        "  JOIN assignments a ON a.id = n.assignment_id WHERE a.account_id = p.id) AS gold_passed,"
+        f" (SELECT count(*) {_GOLD}) AS gold, (SELECT coalesce(sum(g.is_passed), 0) {_GOLD}) AS gold_passed,"
         " (SELECT coalesce(sum(t.pasted_chars), 0) FROM turns t JOIN dialogues d ON d.id = t.dialogue_id"
         "  JOIN assignments a ON a.id = d.assignment_id WHERE a.account_id = p.id) AS pasted,"
         " (SELECT coalesce(sum(length(t.user_text)), 0) FROM turns t JOIN dialogues d ON d.id = t.dialogue_id"
@@ -88,3 +85,9 @@ def close_report(db: Database, report_id: str, by: str) -> None:
         if db.one("SELECT 1 FROM reports WHERE id = ?", report_id) is None:
             raise NotThere("no such report", field="report")
         db.change("reports", report_id, {"state": "closed"}, by)
+
+
+_GOLD = (  # known answers of a person p; training is for learning
+    "FROM gold_results g JOIN answers n ON n.id = g.answer_id JOIN assignments a ON a.id = n.assignment_id"
+    " JOIN items i ON i.id = a.item_id WHERE a.account_id = p.id AND n.state = 'current' AND i.gold_kind != 'training'"
+)

@@ -8,6 +8,7 @@ from typing import Any
 
 import pytest
 
+from polyhead.client.annotate.admin import people
 from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import read_project
@@ -79,6 +80,7 @@ async def test_a_training_item_is_explained_afterwards(tmp_path: Path) -> None:
             assert (each["expected"], each["why"]) == (f"Best: {letter}", "a is true")
             assert (each["own"] == each["expected"]) == each["is_passed"]
         assert (await person.claim("work"))["empty"] == "nothing_left"
+        assert [each.gold for each in people.people(site.db)] == [0]  # nobody is judged by it
 
 
 @pytest.mark.parametrize(
