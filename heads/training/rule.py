@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import torch
 from torch import nn
 
-from polyhead.client import Client, Rule, RuleQuestions
+from polyhead.client import Client, Rule
 from polyhead.client.errors import NotFound
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
@@ -48,7 +48,8 @@ def encode_judgements(
     """
     rows = [row for row in rows if row.label.target is not None]
     manifest = client.head(head).manifest
-    questions = _questions(client, rules or sorted({row.rule for row in rows}), manifest.template)
+    asked = served_rules(client, rules or sorted({row.rule for row in rows}))
+    questions = client.tokenize_rules(asked, template=manifest.template)
     ids_of = dict(questions.token_ids)
     texts = Texts(client)
     ids = [[*texts.prompt(row.prompt), *texts.reply(row.completion), *ids_of[row.rule]] for row in rows]
@@ -56,21 +57,32 @@ def encode_judgements(
     return Asked(encoded, [row.label for row in rows], manifest.violated_token_id, manifest.followed_token_id)
 
 
-def _questions(client: Client, rules: Sequence[str | Rule], template: str) -> RuleQuestions:
-    """Ids that the default rule set does not have are looked for in the other sets."""
-    try:
-        return client.tokenize_rules(rules, template=template)
-    except NotFound as error:
-        if error.field.endswith("template"):
-            raise
-    known: dict[str, Rule] = {}
-    for each in (rule for rule_set in client.configurations("rule_set") for rule in rule_set.rules):
-        known.setdefault(each.id, each)
+def served_rules(client: Client, rules: Sequence[str | Rule]) -> Sequence[str | Rule]:
+    """The rules as the server can be asked about them: ids that its default rule set does not have by their text in another set.
+
+    Raises DataError for an id that no set has.
+    """
+    others: dict[str, Rule] = {}
+    found: list[str | Rule] = []
     for rule in rules:
-        if isinstance(rule, str) and rule not in known:
+        if not isinstance(rule, str) or _is_default(client, rule):
+            found.append(rule)
+            continue
+        others = others or {each.id: each for rule_set in client.configurations("rule_set") for each in rule_set.rules}
+        if rule not in others:
             hint = "hint: `polyhead configurations` lists the rule sets, `polyhead configurations add FILE` adds one"
-            raise DataError(f"a rule of the data is in none of the server's rule sets: {rule!r}\n{hint}")
-    return client.tokenize_rules([known[rule] if isinstance(rule, str) else rule for rule in rules], template=template)
+            raise DataError(f"no rule set of the server has a rule of this id: {rule!r}\n{hint}")
+        found.append(others[rule])
+    return found
+
+
+def _is_default(client: Client, rule: str) -> bool:
+    """Whether the default rule set has this id."""
+    try:
+        client.tokenize_rules([rule])
+    except NotFound:
+        return False
+    return True
 
 
 def train_rule(

@@ -28,8 +28,9 @@ from polyhead.heads.training.rl.learner import Learner
 from polyhead.heads.training.rl.pretraining import Pretraining
 from polyhead.heads.training.rl.prompts import PromptPool
 from polyhead.heads.training.rl.report import RoundReport
-from polyhead.heads.training.rl.rewards import HeadsReward, JudgeReward, RecipeReward, RewardError
+from polyhead.heads.training.rl.rewards import HeadsReward, JudgeReward, RecipeReward, RewardError, check_answers
 from polyhead.heads.training.rl.served import OtherTrainer
+from polyhead.heads.training.rule import served_rules
 from polyhead.heads.training.state_store import StateStore
 from polyhead.heads.training.verify import verify
 from tests.e2e.support import serving
@@ -252,6 +253,15 @@ def test_the_command(server: LocalServer, tmp_path: Path, monkeypatch: pytest.Mo
     assert "checkpoint of another run: seed differ" in run("--seed", "5").output
 
 
+def test_rules_of_an_added_set_can_reward(client: Client) -> None:
+    """Rules were looked for in the default set alone; an id that two sets have is the default set's."""
+    client.add_configuration("id: added\nversion: 1\nrules:\n  - {id: be-brief, text: Be brief.}\n  - {id: no-insults, text: Another.}\n")
+    asked = served_rules(client, ["be-brief", "no-insults"])
+    assert [each if isinstance(each, str) else each.text for each in asked] == ["Be brief.", "no-insults"]
+    assert served_rules(client, ["no-insults"]) == ["no-insults"]
+    check_answers(HeadsReward("", "rule", tuple(asked)), client)
+
+
 @pytest.mark.parametrize(
     ("flags", "message"),
     [
@@ -262,7 +272,7 @@ def test_the_command(server: LocalServer, tmp_path: Path, monkeypatch: pytest.Mo
         ("--reward heads --pretraining nowhere.txt", "cannot read nowhere.txt: No such file or directory"),
         ("--reward recipe --recipe nothing --rule no-insults", "no such recipe: 'nothing'"),
         ("--reward recipe", "a head of kind rule needs rules to ask about"),
-        ("--reward heads --rule nope", "no rule 'nope' in example-rules@1"),
+        ("--reward heads --rule nope", "no rule set of the server has a rule of this id: 'nope'"),
         ("--reward heads --kl-weight -1", "kl_weight must be at least 0: -1"),
         ("--reward heads --value-from policy", "'policy' cannot start a value head: it is a policy head"),
     ],

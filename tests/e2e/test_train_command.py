@@ -207,7 +207,7 @@ def test_an_unknown_rule_and_label(run: Any) -> None:
     maybe = run("rule", [JUDGEMENTS[0], {**JUDGEMENTS[1], "label": "maybe"}])
     assert 'line 2: "label" must be true (broken), false, or one of' in maybe.output
     unknown = run("rule", [{**row, "rule": "no-such-rule"} for row in JUDGEMENTS]).output
-    assert "in none of the server's rule sets: 'no-such-rule'\nhint: `polyhead configurations` lists the rule sets" in unknown
+    assert "no rule set of the server has a rule of this id: 'no-such-rule'\nhint: `polyhead configurations` lists the rule sets" in unknown
 
 
 def test_a_run_goes_on_from_its_checkpoints(run: Any, tmp_path: Path) -> None:

@@ -17,6 +17,7 @@ from polyhead.client.cli.training.endings import sentences
 from polyhead.client.cli.training.events import event_writer
 
 if TYPE_CHECKING:
+    from polyhead.client import Rule
     from polyhead.heads.training.rl.prompts import Sourced
     from polyhead.heads.training.rl.report import RoundReport
     from polyhead.heads.training.rl.rewards import Reward
@@ -102,6 +103,7 @@ def train_rl_command(
     from polyhead.heads.training.rl.pretraining import Pretraining
     from polyhead.heads.training.rl.prompts import PromptPool
     from polyhead.heads.training.rl.served import Arm
+    from polyhead.heads.training.rule import served_rules
 
     if threads is not None:
         torch.set_num_threads(threads)
@@ -128,11 +130,11 @@ def train_rl_command(
             settings.RLConfig(algorithm=settings.Algorithm(algo.value), kl_estimator=estimator, autocast=bf16, seed=seed),
             **{field: value for field, value in given.items() if value is not None},
         )
-        rules = tuple(rule or ())
+        rules = tuple(served_rules(session.client, rule)) if rule else ()
         weights = (preference_weight, rule_weight)
         chosen = _reward(reward, judge, recipe, preference, rule_head if rules else "", rules, weights)
         mixed = Pretraining(read_texts(pretraining), pretraining_weight) if pretraining else None
-        sources = (prompts, dialogues, adversarial, rules, reference, folder, seed)
+        sources = (prompts, dialogues, adversarial, tuple(rule or ()), reference, folder, seed)
         pool = processes.on_main(lambda: _prompts(session, *sources))
         run = loop.Run(session.client, PromptPool(pool, seed), chosen, folder, name, start_from, value_from, reference, self_play, mixed)
         done: list[RoundReport] = []
@@ -155,7 +157,9 @@ def train_rl_command(
     session.show(answer, "\n".join(lines))
 
 
-def _reward(source: RewardFrom, judge: str, recipe: str, preference: str, rule: str, rules: tuple[str, ...], weights: Any) -> Reward:
+def _reward(
+    source: RewardFrom, judge: str, recipe: str, preference: str, rule: str, rules: tuple[str | Rule, ...], weights: Any
+) -> Reward:
     from polyhead.heads.training.rl import rewards
 
     if source is RewardFrom.JUDGE:
