@@ -101,6 +101,7 @@ LAZY = {
         "polyhead.heads.training.rl.rewards",
         "polyhead.heads.training.rl.rounds",
         "polyhead.heads.training.rl.served",
+        "polyhead.heads.training.rule",
     },
     "polyhead.client.cli.heads.stopped_store": {"polyhead.heads.store.store", "polyhead.heads.format.errors"},
 }
