@@ -8,6 +8,7 @@ PYTEST := $(BIN)/python -m pytest -n logical --maxprocesses 4
 QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exactness.py layers/test_sampler.py layers/test_taps.py) \
 	$(filter-out %_crash.py %_imports.py,$(wildcard tests/heads/store/test_*.py)) tests/heads/format \
 	$(wildcard tests/client/test_*.py) $(addprefix tests/client/,annotate cli demo results weights wire)
+LONGEST := 3900# seconds: no long test takes more; the others end after six minutes (pyproject.toml)
 NAMESPACE := .ns/polyhead
 
 .PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton test-exports test-versions test-oldest test-newest serve test test-quick test-long test-web test-web-long test-kubectl test-ray lint types protos docs bench bench-gpu clean
@@ -50,13 +51,13 @@ test-quick: env  ## for the edit loop: engine, store and client on tiny models
 	$(PYTEST) -m 'not long' $(QUICK)
 
 test-long: env  ## the long ones
-	$(PYTEST) -m long
+	$(PYTEST) -m long -o faulthandler_timeout=$(LONGEST)
 
 test-web: env $(VENV)/.web  ## the frontend in a real browser: needs Debian's chromium, fonts-noto-cjk and npm
 	$(BIN)/python -m pytest tests/web -m 'not long' $(WEB_TESTS)
 
 test-web-long: env $(VENV)/.web  ## both languages in both themes, 200 kills around COMMIT, 50 people at once
-	$(BIN)/python -m pytest tests/web tests/client/annotate -m long $(WEB_TESTS)
+	$(BIN)/python -m pytest tests/web tests/client/annotate -m long -o faulthandler_timeout=$(LONGEST) $(WEB_TESTS)
 
 $(VENV)/.web: pyproject.toml
 	@command -v chromium >/dev/null || { echo "no chromium on this machine: apt-get install chromium fonts-noto-cjk"; exit 1; }
@@ -88,7 +89,7 @@ $(TOOLS_VENV)/.ready: pyproject.toml constraints.txt
 
 RAY_VENV ?= .venv-ray
 test-ray: $(RAY_VENV)/.ready  ## the Ray Serve application on a local Ray, in an environment of its own
-	RAY_AUTH_MODE=disabled RAY_raylet_start_wait_time_s=120 OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest tests/ray -W default
+	RAY_AUTH_MODE=disabled RAY_raylet_start_wait_time_s=120 OMP_NUM_THREADS=1 $(RAY_VENV)/bin/python -m pytest tests/ray -W default -o faulthandler_timeout=$(LONGEST)
 
 $(RAY_VENV)/.ready: pyproject.toml constraints.txt
 	@echo "building $(RAY_VENV): torch, transformers, Ray, about three minutes"
