@@ -12,6 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
+from safetensors.numpy import save_file
 from typer.testing import CliRunner
 
 from polyhead.client import Client, Fleet, Replica
@@ -151,8 +152,8 @@ def test_a_trainer_that_dies_between_push_and_activation_has_changed_nothing(mod
     with contextlib.ExitStack() as servers:
         primary = servers.enter_context(Client(servers.enter_context(primary_on(port, model, tmp_path / "a")).address))
         follower = servers.enter_context(ready(servers.enter_context(follower_of(port, model, tmp_path / "b"))))
-        np.savez(tmp_path / "weights.npz", **scaled(primary, 2.0))
-        trainer = [sys.executable, "-m", "tests.e2e.dying_trainer", f"127.0.0.1:{port}", str(tmp_path / "weights.npz")]
+        save_file(scaled(primary, 2.0), tmp_path / "weights.safetensors")
+        trainer = [sys.executable, "-m", "tests.e2e.dying_trainer", f"127.0.0.1:{port}", str(tmp_path / "weights.safetensors")]
         assert finished(trainer).returncode == -signal.SIGKILL
         for client in (primary, follower):
             eventually(lambda client=client: client.heads("policy")[0].version == 2, what="a stored version")  # type: ignore[misc]

@@ -45,10 +45,11 @@ async def at_work(site: RunningSite) -> AsyncIterator[Person]:
 
 
 async def judge_stored(site: RunningSite, num: int, draw: random.Random) -> None:
-    """So many items; every third answer is sent twice, at the same time."""
+    """So many items, or as many as there are; every third answer is sent twice, at the same time."""
     async with at_work(site) as person:
         for number in range(num):
-            state = (await person.claim("work"))["state"]
+            if (state := (await person.claim("work")).get("state")) is None:
+                return  # what is left, this person has judged
             body, key = choice(state["view"], draw.randrange(2)), secrets.token_hex(12)
             repeats = 2 if number % 3 == 0 else 1
             sent = [person.answer(state["assignment"]["id"], None, body, submission=key) for _ in range(repeats)]
@@ -64,6 +65,8 @@ async def crowd(site: RunningSite, path: Path, num_people: int, num_each: int) -
     import_items(site.db, projects.open_project(site.db, "work"), path, "test")
     draw = random.Random(1)
     await asyncio.gather(*(judge_stored(site, num_each, random.Random(draw.random())) for _ in range(num_people)))
+    for _ in range(num_people):  # an item that nobody of these may judge a second time is for somebody new
+        await judge_stored(site, num_items, draw)
     counts = [row.num for row in site.db.all("SELECT count(*) AS num FROM assignments WHERE state = 'submitted' GROUP BY item_id")]
     assert counts == [2] * num_items
     assert site.db.value("SELECT count(*) FROM answers") == num_people * num_each
