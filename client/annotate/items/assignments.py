@@ -134,8 +134,8 @@ def release(db: Database, assignment: Row) -> None:
 
 def finish(db: Database, assignment: Row) -> None:
     """All of its answers are there."""
-    with db.transaction():
-        late = int(assignment.state != "leased" or assignment.lease_until < db.now())
+    with db.transaction():  # what was late stays late, though Undo has leased it again
+        late = int(assignment.late or assignment.state != "leased" or assignment.lease_until < db.now())
         changes = {"state": "submitted", "ended_at": db.now(), "late": late, "draft_json": None}
         db.change("assignments", assignment.id, changes, assignment.account_id)
 

@@ -233,3 +233,9 @@ def test_what_people_may_do_in_any_order(queue: Queue, steps: list[tuple[str, st
 @given(queue=QUEUE, steps=st.lists(STEP, min_size=60, max_size=120))
 def test_what_people_may_do_in_any_order_at_length(queue: Queue, steps: list[tuple[str, str, int, int]]) -> None:
     run(queue, steps)
+
+
+def test_a_late_answer_that_is_given_anew_stays_late() -> None:
+    """After Undo it passed for one in time, beside the answer of the person who had the item by then."""
+    acts = (("claim", 1), ("release", 1), ("claim", 2), ("submit", 1), ("undo", 1), ("submit", 1))
+    run(Queue(1, 1, 0), [(act, PEOPLE[person], 0, 0) for act, person in acts])
