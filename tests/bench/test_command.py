@@ -54,6 +54,7 @@ def test_a_quick_run_measures_every_goal(tiny_model: Path, tmp_path: Path) -> No
     assert last_line(resumed) == result
 
 
+@pytest.mark.long
 def test_quality_growth_and_the_same_bits(tiny_model: Path, tmp_path: Path) -> None:
     """float32 against itself agrees in everything; every curve becomes a picture."""
     plots = tmp_path / "plots"
@@ -83,6 +84,7 @@ def test_two_cores_judge_no_fleet() -> None:
     assert "2 cores for 3 processes" in judged(2.9, 2)[1][0]
 
 
+@pytest.mark.long
 def test_a_soak_ends_with_a_verdict(tiny_model: Path) -> None:
     result = last_line(run("--quick", "--soak", "0.05", "--peers", "none", "--model", str(tiny_model)))
     row, pace = result["rows"]
@@ -109,6 +111,7 @@ def test_a_missing_peer_is_a_row_with_its_reason(tiny_model: Path, tmp_path: Pat
     assert f"not measured: {vllm['error']}" in done.stdout
 
 
+@pytest.mark.long
 def test_transformers_is_measured_beside_ours(tiny_model: Path) -> None:
     """Both ways to generate, and the whole passes of the scoring measures."""
     done = run("--quick", "--only", "P3,P4,P5,P6", "--model", str(tiny_model), "--server-args", TINY_SERVER)
@@ -120,6 +123,7 @@ def test_transformers_is_measured_beside_ours(tiny_model: Path) -> None:
         assert all(check["is_met"] is not None for check in row["checks"])
 
 
+@pytest.mark.long
 def test_an_interrupted_run_prints_what_it_has_and_leaves_nothing(tiny_model: Path) -> None:
     """SIGTERM as well as Ctrl-C: the row that was done, JSON in the last line, no server behind. Workers: test_worker.py."""
     arguments = ["--quick", "--only", "P3,P9", "--peers", "none", "--model", str(tiny_model)]

@@ -289,7 +289,14 @@ def test_a_primary_that_lost_its_store_is_not_followed_and_a_follower_takes_its_
         assert primary.rollback(1).heads["policy"] == 1
 
 
-@pytest.mark.parametrize("failpoint", ["before_version_rename:kill", "after_generation_rename:kill", "before_flip:kill@2"])
+@pytest.mark.parametrize(
+    "failpoint",
+    [
+        pytest.param("before_version_rename:kill", marks=pytest.mark.long),
+        pytest.param("after_generation_rename:kill", marks=pytest.mark.long),
+        "before_flip:kill@2",
+    ],
+)
 def test_a_follower_killed_at_any_step_comes_back_with_the_primarys_set(model: Path, tmp_path: Path, port: int, failpoint: str) -> None:
     """Its disk holds some past generation of the primary. All failpoints: tests/heads/store/test_adoption.py."""
     with primary_on(port, model, tmp_path / "a") as first, Client(first.address) as primary:

@@ -99,6 +99,7 @@ def test_two_processes_push_what_one_makes(server: LocalServer, client: Client, 
     assert largest_gap(client, f"{task}-one@1", f"{task}-two@1") < 1e-5
 
 
+@pytest.mark.long
 def test_rounds_in_two_processes(server: LocalServer, client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """From the same stored rollouts: after each round the same pair within 1e-5, one activation a round, figures of all replies once.
 

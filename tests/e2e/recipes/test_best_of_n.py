@@ -135,6 +135,7 @@ def test_the_best_of_samples_that_follow_swaps_have_rewards_of_what_drew_them(cl
     assert [reward_of(sample).rank for sample in chosen] == [0, 1, 3] * 2
 
 
+@pytest.mark.long
 def test_a_reader_that_sleeps_holds_nobody_up_and_gets_all(server: LocalServer, client: Client) -> None:
     """Megabytes of groups and states wait beside the engine, which works for others; one that leaves takes nothing along."""
     options: dict[str, Any] = {"n": 32, "best": 16, "recipe": "kl", "entropy": True, "top_logprobs": 20, "return_states": True}
