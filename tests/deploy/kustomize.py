@@ -1,4 +1,5 @@
-"""Builds a folder of deploy/kubernetes as `kubectl kustomize` does, for what these folders use: resources, image tags and patches.
+"""Builds a folder of deploy/kubernetes as `kubectl kustomize` does, for what these folders use: resources, components,
+image tags and patches.
 
 `make test-kubectl` compares it with kubectl's own result.
 """
@@ -11,27 +12,49 @@ from typing import Any
 
 from tests.deploy.yamlfile import read_all, read_one
 
-FIELDS = {"apiVersion", "kind", "resources", "images", "patches"}  # that are understood here
+FIELDS = {"apiVersion", "kind", "resources", "components", "images", "patches"}  # that are understood here
 
 
 def built(folder: Path) -> list[Any]:
     """The objects of a folder, in the order of its files."""
+    return _changed([], folder)
+
+
+def _changed(before: list[Any], folder: Path) -> list[Any]:
+    """What a folder makes of the objects that are there: it adds its own, then its components and its patches change all of them."""
     told = read_one(folder / "kustomization.yaml")
     if unknown := told.keys() - FIELDS:
         raise ValueError(f"{folder / 'kustomization.yaml'}: not understood here: {sorted(unknown)}")
-    objects = []
-    for name in told["resources"]:
+    objects = list(before)
+    for name in told.get("resources", []):
         path = folder / name
         objects += built(path) if path.is_dir() else read_all(path)
+    for name in told.get("components", []):
+        objects = _changed(objects, folder / name)
     for patch in told.get("patches", []):
         for change in read_all(folder / patch["path"]):
-            index = [identity(each) for each in objects].index(identity(change))
-            objects[index] = merged(objects[index], change)
+            chosen = [index for index, each in enumerate(objects) if _is_meant(each, change, patch.get("target"))]
+            assert chosen, f"{folder / patch['path']} changes nothing"
+            for index in chosen:
+                objects[index] = merged(objects[index], _named_as(objects[index], change))
     tags = {image["name"]: image["newTag"] for image in told.get("images", [])}
     for container in (container for each in objects for container in containers(each)):
         name, _, tag = container["image"].partition(":")
         container["image"] = f"{name}:{tags.get(name, tag)}"
     return objects
+
+
+def _is_meant(found: Any, change: Any, target: Any) -> bool:
+    """A target picks by kind and by one label; without one, a patch names its object."""
+    if target is None:
+        return identity(found) == identity(change)
+    label, _, values = target["labelSelector"].partition(" in ")
+    return found["kind"] in target["kind"].split("|") and found["metadata"].get("labels", {}).get(label) in values.strip("()").split(", ")
+
+
+def _named_as(found: Any, change: Any) -> Any:
+    """A patch with a target leaves kind and name as they are."""
+    return {**change, "kind": found["kind"], "metadata": {**change["metadata"], "name": found["metadata"]["name"]}}
 
 
 def identity(found: Any) -> tuple[str, str]:

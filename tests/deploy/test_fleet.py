@@ -60,6 +60,16 @@ def test_followers_have_the_primarys_settings_and_follow_its_address(
             assert all((config.follow, config.follow_token, config.follows_plainly))
 
 
+def test_on_gpus_every_server_has_a_card_and_the_image_for_it() -> None:
+    of_gpu = {identity(each): each for each in built(DEPLOY / "kubernetes" / "gpu")}["StatefulSet", "polyhead"]
+    made = [found for each in built(DEPLOY / "kubernetes" / "fleet-gpu") for found in containers(each)]
+    [alone] = containers(of_gpu)
+    assert len(made) == 2
+    for found in made:
+        assert (found["image"], found["resources"]) == (alone["image"], alone["resources"])
+        assert {each["name"]: each.get("value") for each in found["env"]}["POLYHEAD_DEVICE"] == "cuda"
+
+
 def test_a_pod_of_followers_is_a_pod_of_the_primary_without_its_volume() -> None:
     ours, theirs = dict(pod(FOLLOWERS)), dict(pod(PRIMARY))
     for each in (ours, theirs):

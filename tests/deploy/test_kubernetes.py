@@ -18,7 +18,6 @@ from tests.deploy.yamlfile import read_one
 
 KUBERNETES = DEPLOY / "kubernetes"
 VERSION = version("polyhead")
-FOLDERS = sorted(path.parent.name for path in KUBERNETES.glob("*/kustomization.yaml"))
 SERVICE, POLICY, SET = built(KUBERNETES / "cpu")
 POD = SET["spec"]["template"]
 [CONTAINER] = POD["spec"]["containers"]
@@ -96,7 +95,7 @@ def test_it_has_no_rights_it_does_not_need() -> None:
 
 def test_every_image_is_built_by_the_containerfile_as_its_comment_says() -> None:
     arguments = re.findall(r"^ARG (\w+)", (DEPLOY / "Containerfile").read_text(encoding="utf-8"), re.MULTILINE)
-    asked = re.findall(r"--build-arg (\w+)=", (KUBERNETES / "gpu" / "kustomization.yaml").read_text(encoding="utf-8"))
+    asked = re.findall(r"--build-arg (\w+)=", (KUBERNETES / "components" / "gpu" / "kustomization.yaml").read_text(encoding="utf-8"))
     assert set(asked) <= set(arguments)
     assert [container(folder)["image"] for folder in ("cpu", "gpu")] == [f"polyhead:{VERSION}", f"polyhead:{VERSION}-cuda"]
 
@@ -116,8 +115,8 @@ def test_a_prometheus_of_another_namespace_reaches_the_metrics() -> None:
 
 
 def test_a_folder_lists_all_its_files() -> None:
-    for folder in FOLDERS:
-        told = read_one(KUBERNETES / folder / "kustomization.yaml")
-        named = [*told["resources"], *(patch["path"] for patch in told.get("patches", []))]
-        there = {path.name for path in (KUBERNETES / folder).iterdir()} - {"kustomization.yaml"}
+    for folder in sorted(path.parent for path in KUBERNETES.rglob("kustomization.yaml")):
+        told = read_one(folder / "kustomization.yaml")
+        named = [*told.get("resources", []), *(patch["path"] for patch in told.get("patches", []))]
+        there = {path.name for path in folder.iterdir()} - {"kustomization.yaml"}
         assert there == {name for name in named if not name.startswith("..")}, folder
