@@ -13,6 +13,7 @@ from polyhead.client.errors import PolyheadError
 from polyhead.client.fleet.fleet import AsyncFleet, Fleet
 from polyhead.client.results.batch import to_batch
 from polyhead.client.results.blind import BlindCandidates, Candidate, Evidence, blind
+from polyhead.client.results.plain import to_plain
 from polyhead.client.results.records import (
     Calibration,
     Configuration,
@@ -102,4 +103,5 @@ __all__ = [
     "continue_from",
     "errors",
     "to_batch",
+    "to_plain",
 ]

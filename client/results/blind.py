@@ -13,15 +13,13 @@ it was sampled: what a head says about itself there is the caller's affair. Send
 from __future__ import annotations
 
 import dataclasses
-import math
 import random
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
-import numpy as np
-
 from polyhead.client.errors import InvalidArgument, NotFound
+from polyhead.client.results.plain import to_plain
 from polyhead.client.results.results import FinishReason, Sample
 from polyhead.client.wire.prompts import Continuation, Message, continue_from
 
@@ -151,29 +149,14 @@ def _key(sample: Sample, slot: int, *, with_evidence: bool) -> dict[str, Any]:
     return {
         "slot": slot,
         "version": sample.head_version,
-        "spans": _plain(sample.spans),
+        "spans": to_plain(sample.spans),
         "generation": sample.generation,
         "with_evidence": with_evidence,
-        "sampling": _plain(sample.sampling),
+        "sampling": to_plain(sample.sampling),
         "finish_reason": sample.finish_reason.value,
         "trunk_id": sample.served.trunk_id,
         "precision": sample.served.precision,
-        "scores": {name: _plain(score) for name, score in sample.scores.items()},
-        "reward": _plain(sample.reward),
-        **{name: _plain(getattr(sample, name)) for name in named},
+        "scores": {name: to_plain(score) for name, score in sample.scores.items()},
+        "reward": to_plain(sample.reward),
+        **{name: to_plain(getattr(sample, name)) for name in named},
     }
-
-
-def _plain(value: Any) -> Any:
-    """Values as JSON has them."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return _plain(dataclasses.asdict(value))
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value

@@ -21,10 +21,20 @@ SAID = [*DIALOGUE, {"role": "assistant", "content": "You fool, because of the ai
 RULE = {"id": "no-insults", "text": "The assistant does not insult the user."}
 PROBE = "slug: work\nkind: probe\narms: {fixed: [{head: policy, n: 1}]}\nrules: {rule_set: example-rules@1, attempts: 3}"
 CHOOSE_LIVE = "slug: work\nkind: choose\narms: {fixed: [{head: policy, n: 4}]}\ndialogue: {max_turns: 1}"
+SCRIPT = "slug: work\nkind: choose\narms: {fixed: [{head: policy, n: 2}]}\ndialogue: {max_turns: 3, user: model}"
+QUOTE = "The sea has no colour of its own. <img src=x onerror=alert(1)>"
+CITED = {"snippet": QUOTE}
+SOURCE = {
+    "title": "Why is the sky blue? <script>alert(1)</script>", "url": "https://example.org/optics/rayleigh?x=1", "query": "sky colour",
+    "snippet": "Molecules scatter light of short waves some ten times as much as that of long waves.\nLord Rayleigh showed it in 1871.",
+}  # fmt: skip
+SPEC_KINDS = {"rate_rank": "rate", "evidence": "rank"}  # further cases of a kind
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rank": ("", {"messages": DIALOGUE, "replies": TEXTS}),
     "compare": ("answer: {strength: hh8}", {"messages": DIALOGUE, "replies": TEXTS[:2]}),
     "rate": ("answer: {flags: [hallucination, harmful_advice]}", {"messages": DIALOGUE, "replies": TEXTS[:2]}),
+    "rate_rank": ("answer: {then_rank: true}", {"messages": DIALOGUE, "replies": TEXTS[:3]}),
+    "evidence": ("", {"messages": DIALOGUE, "evidence": [SOURCE], "replies": [TEXTS[0], {"text": TEXTS[3], "evidence": CITED}]}),
     "rulecheck": ("rules: {rule_set: example-rules@1}", {"messages": SAID, "rule": RULE}),
     "demonstrate": ("", {"messages": DIALOGUE}),
     "edit": ("", {"messages": DIALOGUE, "replies": ["The sky looks blue because of the air."]}),
@@ -36,8 +46,8 @@ def served(tmp_path: Path, request: pytest.FixtureRequest) -> Iterator[Served]:
     """One project "work" of the test's kind, with its item."""
     kind: str = request.param
     more, item = KINDS.get(kind, ("", None))
-    live = {"probe": PROBE, "choose": CHOOSE_LIVE}
-    config = live.get(kind) or f"slug: work\nkind: {kind}\nsource: stored\n{more}"
+    live = {"probe": PROBE, "choose": CHOOSE_LIVE, "script": SCRIPT}
+    config = live.get(kind) or f"slug: work\nkind: {SPEC_KINDS.get(kind, kind)}\nsource: stored\n{more}"
     for running in serve(tmp_path / "a.db", config):
         project = projects.open_project(running.db, "work")
         if kind == "probe":
@@ -94,6 +104,80 @@ def test_rate(page: Any, served: Served) -> None:
     ratings = submitted(page, served)["ratings"].values()
     assert sorted(rating["overall"] for rating in ratings) == [3, 6]
     assert sorted(list(rating["flags"].values()) for rating in ratings) == [[False, True], [True, False]]
+
+
+@pytest.mark.parametrize("served", ["rate_rank"], indirect=True)
+def test_rate_and_then_rank(page: Any, served: Served) -> None:
+    """Enter leads from the ratings to the order, digits mean the one and then the other, and what is marked outlives a reload."""
+    open_task(page, served)
+    for key in ("Digit6", "Digit6", "Enter", "Digit2"):
+        page.keyboard.press(key)
+    expect(page.locator("[data-do=submit]")).to_contain_text("Continue")
+    expect(page.locator("#question")).to_have_text("Rate every reply")
+    look(page, "kind-rate-then-rank-1")
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_have_text("Put the replies in order")
+    expect(page.locator(".card .scale").first).to_be_hidden()
+    for key in ("Digit2", "Digit1"):
+        page.keyboard.press(key)
+    page.keyboard.press("Enter")  # the third has no rank: nothing is sent
+    page.reload()
+    expect(page.locator("#question")).to_have_text("Put the replies in order")
+    expect(page.locator("#summary")).to_have_text("B > A")
+    page.keyboard.press("Digit3")
+    look(page, "kind-rate-then-rank-2")
+    body = submitted(page, served)
+    assert sorted((body["ratings"][key]["overall"], rank) for key, rank in body["ranks"].items()) == [(2, 3), (6, 1), (6, 2)]
+
+
+@pytest.mark.parametrize("served", ["evidence"], indirect=True)
+def test_evidence(page: Any, served: Served) -> None:
+    """Beside the item and on its reply's card, markup as text; the way to the source is a link to a page of its own."""
+    open_task(page, served)
+    beside = page.locator("#evidence .evidence")
+    expect(beside).to_contain_text("<script>alert(1)</script>")
+    expect(beside).to_contain_text("example.org")
+    expect(beside).to_contain_text("Searched for: sky colour")
+    link = beside.get_by_role("link", name="Open source")
+    assert (link.get_attribute("href"), link.get_attribute("rel")) == (SOURCE["url"], "noopener noreferrer nofollow")
+    expect(page.locator(".card .evidence")).to_have_count(1)
+    expect(page.locator(".card .evidence")).to_contain_text(QUOTE)
+    for key in ("Digit2", "Digit1"):
+        page.keyboard.press(key)
+    look(page, "kind-evidence")
+    submitted(page, served)
+
+
+@pytest.mark.parametrize("served", ["script"], indirect=True)
+def test_what_the_user_says_is_scripted_and_then_drawn(page: Any, served: Served, tmp_path: Path) -> None:
+    """Nobody writes: each choice begins the next turn. A message that could not be drawn is a sentence and another try."""
+    served.model.texts = ["one", "two", "three", "four", "", "", "", "And on Mars?", "five", "six"]
+    (tmp_path / "items.jsonl").write_text(json.dumps({"messages": DIALOGUE, "user_turns": ["And at dusk?"]}), encoding="utf-8")
+    import_items(served.db, projects.open_project(served.db, "work"), tmp_path / "items.jsonl", "test")
+    open_task(page, served)
+    for number in (1, 2):
+        expect(page.locator(".turn.user")).to_have_count(number)
+        expect(page.locator(".card")).to_have_count(2)
+        page.keyboard.press("Digit1")
+        page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_have_text("The user's next message could not be written.")
+    expect(page.locator(".turn.user")).to_have_count(2)
+    expect(page.get_by_role("button", name="Finish this conversation")).to_be_visible()
+    look(page, "user-failed")
+    served.on_loop(served.model.gate.clear)
+    page.get_by_role("button", name="Try again").click()
+    expect(page.locator("#question")).to_have_text("The user's next message is being written.")
+    look(page, "user-writing")
+    served.on_loop(served.model.gate.set)
+    expect(page.locator(".turn.user .said").last).to_have_text("And on Mars?")
+    expect(page.locator(".turn.user .who").last).to_have_text("User")
+    page.keyboard.press("Digit2")
+    look(page, "user-drawn")
+    page.keyboard.press("Enter")
+    expect(page.locator("#question")).to_have_text("All done for now")
+    assert [row.user_source for row in served.db.all("SELECT user_source FROM turns WHERE state = 'ready' ORDER BY number")] == [
+        "item", "item", "model",
+    ]  # fmt: skip
 
 
 @pytest.mark.parametrize("served", ["rulecheck"], indirect=True)
@@ -205,6 +289,17 @@ class Touch:
             for flag in range(2):
                 self.tap(f".card:nth-child({card + 1}) .flag:nth-of-type({flag + 2}) .option", flag)
 
+    def rate_rank(self) -> None:
+        for card in range(3):
+            self.tap(f".card:nth-child({card + 1}) .point", 5)
+        self.tap("[data-do=submit]")
+        for place, rank in enumerate("213"):
+            self.page.locator(".card select").nth(place).select_option(rank)
+
+    def evidence(self) -> None:
+        for place, rank in enumerate("21"):
+            self.page.locator(".card select").nth(place).select_option(rank)
+
     def rulecheck(self) -> None:
         self.tap(".verdicts .option", 0)
         self.write("#quote", "You fool")
@@ -227,7 +322,7 @@ BY_TOUCH = ["choose", *KINDS, "probe"]
 
 @pytest.mark.parametrize("view", views("phone-dark-rtl"))
 @pytest.mark.parametrize("served", BY_TOUCH, indirect=True)
-def test_every_kind_by_touch_alone(browser: Any, served: Served, view: str) -> None:
+def test_every_kind_by_touch_alone(browser: Any, served: Served, view: str, request: pytest.FixtureRequest) -> None:
     """From the overview to the stored answer without a key, in either direction; axe-core finds nothing once the answer is marked."""
     locale, options = VIEWS[view]
     context = browser.new_context(reduced_motion="reduce", **options)
@@ -235,7 +330,7 @@ def test_every_kind_by_touch_alone(browser: Any, served: Served, view: str) -> N
     page = context.new_page()
     problems = watch(page, served)
     sign_in(page, served, served.account(locale=locale))
-    kind = projects.open_project(served.db, "work").config.kind.value
+    kind = request.node.callspec.params["served"]
     touch = Touch(page)
     touch.tap(".project .primary")
     touch.tap("main > a.primary")

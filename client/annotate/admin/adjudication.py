@@ -38,6 +38,7 @@ class Case:
     replies: list[Row]  # one a text, in an order of this item's own
     answers: list[Row]  # pseudonym and body
     own: Row | None  # the adjudication so far
+    evidence: list[dict[str, str]]  # cards beside the item
 
 
 def disputed(db: Database, slug: str) -> list[Disputed]:
@@ -80,7 +81,8 @@ def case(db: Database, item_id: str, account_id: str) -> Case:
     if len(answers) < 2:
         raise NotThere("fewer than two answers", field="item")
     own = db.one("SELECT * FROM adjudications WHERE item_id = ? AND account_id = ?", item_id, account_id)
-    return Case(project, item, content.get("messages", []), content.get("rule"), cards_of_item(db, item), answers, own)
+    messages, rule, evidence = content.get("messages", []), content.get("rule"), content.get("evidence", [])
+    return Case(project, item, messages, rule, cards_of_item(db, item), answers, own, evidence)
 
 
 def adjudicate(db: Database, shown: Case, account_id: str, given: Any, *, is_first: bool) -> None:
@@ -104,15 +106,21 @@ def body_of_form(kind: Kind, form: Any, replies: Sequence[Row], config: Any) -> 
             return {"none_good": True, "least_bad": form.get("least_bad")}
         return {"choice": choice}
     if kind is Kind.RANK:
-        ranks = [_number(form.get(f"rank-{row.id}")) for row in replies]
-        dense = {rank: place for place, rank in enumerate(sorted({each for each in ranks if each}), 1)}
-        return {"ranks": {row.id: dense.get(rank or 0) for row, rank in zip(replies, ranks, strict=True)}}
+        return {"ranks": _ranks_of_form(form, replies)}
     if kind is Kind.RATE:
         flags = {row.id: {name: form.get(f"flag-{row.id}-{name}") == "yes" for name in config.flag_names} for row in replies}
-        return {"ratings": {row.id: {"overall": _number(form.get(f"rate-{row.id}")), "flags": flags[row.id]} for row in replies}}
+        ratings = {row.id: {"overall": _number(form.get(f"rate-{row.id}")), "flags": flags[row.id]} for row in replies}
+        return {"ratings": ratings, **({"ranks": _ranks_of_form(form, replies)} if config.answer.then_rank else {})}
     if kind is Kind.COMPARE:
         return {"position": _number(form.get("position"))}
     return {"verdict": _number(form.get("verdict"))}
+
+
+def _ranks_of_form(form: Any, replies: Sequence[Row]) -> dict[str, int | None]:
+    """The numbers as they were chosen, without gaps."""
+    ranks = [_number(form.get(f"rank-{row.id}")) for row in replies]
+    dense = {rank: place for place, rank in enumerate(sorted({each for each in ranks if each}), 1)}
+    return {row.id: dense.get(rank or 0) for row, rank in zip(replies, ranks, strict=True)}
 
 
 def _says(kind: Kind, answer: Row) -> str:

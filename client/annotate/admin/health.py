@@ -11,6 +11,7 @@ from polyhead.client import Status, TrunkInfo
 from polyhead.client.annotate.admin.rounds import heads_in_words
 from polyhead.client.annotate.admin.tables import Cell, Table, Word
 from polyhead.client.annotate.keeping.versions import Fate, versions
+from polyhead.client.annotate.replies import scoring
 from polyhead.client.annotate.storage.database import Database, Row
 
 HOUR_MS = 3_600_000
@@ -38,6 +39,7 @@ class Facts:
     backup_dir: Path | None
     has_trainer: bool = False  # a trainer's token, by which versions are labelled
     refusal: str = ""  # why the server does not label
+    unscored: tuple[str, ...] = ()  # of each written reply that the server does not score, why
 
 
 @dataclass(frozen=True)
@@ -76,6 +78,8 @@ def _warnings(db: Database, facts: Facts, backups: Backups | None) -> list[Conce
         found.append(Concern("not_kept", {"count": num_open}))
     if num := db.value("SELECT count(*) FROM turns WHERE state = 'failed' AND ended_at > ?", db.now() - HOUR_MS):
         found.append(Concern("failed", {"count": num}))
+    if facts.unscored:
+        found.append(Concern("refused", {"count": len(facts.unscored), "what": facts.unscored[-1]}))
     return found
 
 
@@ -117,7 +121,7 @@ def _storage(db: Database, backups: Backups | None) -> Table:
 
 
 def _work(db: Database, waited: Row) -> Table:
-    since = db.now() - DAY_MS
+    since, written = db.now() - DAY_MS, scoring.count(db)
     rows: list[list[Cell]] = [
         [Word("admin.row.under_way"), db.value("SELECT count(*) FROM turns WHERE state = 'generating'")],
         [Word("admin.row.leases"), db.value("SELECT count(*) FROM assignments WHERE state = 'leased'")],
@@ -126,6 +130,8 @@ def _work(db: Database, waited: Row) -> Table:
         [Word("admin.row.waited"), waited.num],
         [Word("admin.row.waited_longest"), _minutes(waited.longest) if waited.num else "–"],
         [Word("admin.row.open_reports"), db.value("SELECT count(*) FROM reports WHERE state = 'open'")],
+        [Word("admin.row.written_scored"), written.num_scored],
+        [Word("admin.row.written_open"), written.num_open],
     ]
     return Table("work", ("measure", "value"), rows)
 

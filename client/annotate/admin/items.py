@@ -52,6 +52,8 @@ class Looked:
     config: ProjectConfig
     messages: list[dict[str, str]]
     rule: dict[str, str] | None
+    evidence: list[dict[str, str]]  # cards beside the item
+    user_turns: list[str]  # what the user says after the first message
     replies: list[tuple[str, Row]]  # letter and reply
     gold: str  # the expected answer as JSON
     work: list[Work]
@@ -101,7 +103,8 @@ def look(db: Database, item: Row) -> Looked:
     work = [_work(db, row, replies) for row in db.all(_ASSIGNMENTS, item.id)]
     expected = {name: value for name, value in gold.items() if name != "replies"} if gold else {}
     config = project_of_item(db, item.id).config
-    return Looked(item, _state(item), config, messages, content.get("rule"), replies, to_json(expected) if expected else "", work)
+    evidence, following, known = content.get("evidence", []), content.get("user_turns", []), to_json(expected) if expected else ""
+    return Looked(item, _state(item), config, messages, content.get("rule"), evidence, following, replies, known, work)
 
 
 def set_state(db: Database, item: Row, state: str, by: str) -> None:

@@ -14,7 +14,7 @@ from polyhead.client.annotate.items import assignments, gold
 from polyhead.client.annotate.people import pausing, warning
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid
 from polyhead.client.annotate.projects.bodies import Shown, check_body
-from polyhead.client.annotate.projects.config import Kind, ProjectConfig
+from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.projects.projects import OpenProject, project_of_item
 from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.replies.candidates import candidate_of_text
@@ -153,7 +153,7 @@ def _insert(
 
 def _store_text(db: Database, body: dict[str, Any], project: OpenProject, assignment: Row, answer: str) -> None:
     """A reply that a person wrote is a candidate of its own."""
-    if project.config.kind not in (Kind.DEMONSTRATE, Kind.EDIT):
+    if not project.config.kind.is_writing:
         return
     origin = "edit" if project.config.kind is Kind.EDIT else "human"
     row = candidate_of_text(body["text"], origin=origin, now=db.now(), item_id=assignment.item_id, account_id=assignment.account_id)
@@ -165,11 +165,7 @@ def _is_over(db: Database, assignment: Row, project: OpenProject, turn_id: str |
         return True
     turns = dialogues.turns_of(db, assignment)
     ends = body.get("none_good") and body.get("least_bad") is None and project.config.kind is Kind.CHOOSE
-    return bool(ends) or len(turns) >= _max_turns(project.config)
-
-
-def _max_turns(config: ProjectConfig) -> int:
-    return config.dialogue.max_turns
+    return bool(ends) or len(turns) >= dialogues.num_turns(db, assignment, project.config)
 
 
 def _make_replay(db: Database, assignment: Row, turn_id: str) -> None:
@@ -183,6 +179,7 @@ def _make_replay(db: Database, assignment: Row, turn_id: str) -> None:
     assert view is not None
     assert item is not None
     content = {"messages": turn.json("messages"), "candidates": sorted(row.id for row in dialogues.slots_of(db, view.id))}
+    content |= {name: item.json("content")[name] for name in ("evidence",) if name in item.json("content")}
     row = {
         "id": new_id(), "round_id": item.round_id, "source": "replay", "origin_turn_id": turn_id, "author_id": assignment.account_id,
         "lang": "", "content_json": to_json(content), "content_sha256": sha256(to_json(content)), "overlap": 1, "created_at": db.now(),

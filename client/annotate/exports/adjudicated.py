@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from polyhead.client.annotate.exports.judgements import Filters, Judgement, heads_of, last_seq
+from polyhead.client.annotate.exports.judgements import Filters, Judgement, evidence_of, heads_of, last_seq
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.replies import dialogues
@@ -58,9 +58,9 @@ def _judgement(db: Database, row: Row, body: dict[str, Any], item: Row, replies:
     about = {
         "answer": row.id, "item": item.id, "turn": item.origin_turn_id, "round": item.round_number, "annotator": row.pseudonym,
         "project_version": item.project_version, "source": "adjudication", "late": False, "order": [reply.id for reply in replies],
-        "heads": heads_of(replies),
+        "heads": heads_of(replies), **evidence_of(content, replies),
     }  # fmt: skip
     return Judgement(
         row.id, Kind(project.kind), body, config.answer.polarity.value, content.get("messages", []), {reply.id: reply for reply in replies},
-        item.origin_dialogue_id or item.id, content.get("rule"), [], about, config,
+        item.origin_dialogue_id or item.id, content.get("rule"), [], about, config, content.get("evidence", []),
     )  # fmt: skip

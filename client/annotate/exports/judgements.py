@@ -10,7 +10,7 @@ from typing import Any
 
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import Kind, ProjectConfig
-from polyhead.client.annotate.replies import dialogues
+from polyhead.client.annotate.replies import dialogues, scoring
 from polyhead.client.annotate.storage.database import Database, Row
 
 EXCLUSIONS = {  # what may be left out, and what that is
@@ -35,6 +35,7 @@ class Judgement:
     turns: list[dict[str, Any]] = field(default_factory=list)  # of `probe`: {"id", "messages", "reply"}
     about: dict[str, Any] = field(default_factory=dict)  # where it comes from, for the keys file
     config: ProjectConfig | None = None
+    evidence: list[dict[str, str]] = field(default_factory=list)  # cards that stood beside the item; a reply's own are in its row
 
 
 @dataclass(frozen=True)
@@ -59,7 +60,7 @@ def judgements(db: Database, slug: str, filters: Filters, left_out: Counter[str]
         if reason:
             left_out[reason] += 1
             continue
-        yield _judgement(db, row, project.id)
+        yield _judgement(db, row, project.id, until)
 
 
 def last_seq(db: Database) -> int:
@@ -98,7 +99,7 @@ def _why_not(db: Database, row: Row, filters: Filters) -> str:
     return ""
 
 
-def _judgement(db: Database, row: Row, project_id: str) -> Judgement:
+def _judgement(db: Database, row: Row, project_id: str, until: int) -> Judgement:
     config = projects.config_of(db, project_id, row.project_version)
     content = row.json("content")
     turn = db.one("SELECT * FROM turns WHERE id = ?", row.turn_id) if row.turn_id else None
@@ -108,19 +109,55 @@ def _judgement(db: Database, row: Row, project_id: str) -> Judgement:
         "answer": row.id, "item": row.item_id, "turn": row.turn_id or row.origin_turn_id, "round": row.round_number,
         "annotator": row.pseudonym, "view": row.view_id, "locale": row.locale, "project_version": row.project_version,
         "source": row.source, "late": bool(row.late), "seq": row.seq, "shown_at": row.shown_at, "first_input_at": row.first_input_at,
-        "order": [slot.id for slot in slots], "heads": heads_of(slots),
+        "order": [slot.id for slot in slots], "heads": heads_of(slots), **_user(db, row.turn_id or row.origin_turn_id),
     }  # fmt: skip
+    written = _written(db, row)
+    about |= evidence_of(content, slots) | _scores(db, [*slots, *written], until) | ({"reply": written[0].id} if written else {})
     messages = turn.json("messages") if turn else content.get("messages", [])
     turns = _probe_turns(db, row) if row.kind == Kind.PROBE.value else []
     candidates = {slot.id: slot for slot in slots}
     return Judgement(
-        row.id, Kind(row.kind), row.json("body"), row.polarity, messages, candidates, dialogue, content.get("rule"), turns, about, config
-    )
+        row.id, Kind(row.kind), row.json("body"), row.polarity, messages, candidates, dialogue, content.get("rule"), turns, about, config,
+        content.get("evidence", []),
+    )  # fmt: skip
 
 
 def heads_of(replies: Iterable[Row]) -> dict[str, dict[str, Any]]:
     """What computed each reply, by the reply's id."""
     return {row.id: {"head": row.head_name, "version": row.head_version, "digest": row.digest} for row in replies}
+
+
+def evidence_of(content: dict[str, Any], replies: Iterable[Row]) -> dict[str, Any]:
+    """{"evidence": {"item": cards, "replies": {id: cards}}}, as far as there is any."""
+    own = {row.id: row.json("evidence") for row in replies if row.evidence_json}
+    found = {name: value for name, value in (("item", content.get("evidence")), ("replies", own)) if value}
+    return {"evidence": found} if found else {}
+
+
+def _scores(db: Database, replies: Iterable[Row], until: int) -> dict[str, Any]:
+    """{"scores": {id: what the hidden heads said}}, as far as there is any at that point of the log."""
+    found = {row.id: scores for row in replies if (scores := scoring.scores_of(db, row, until))}
+    return {"scores": found} if found else {}
+
+
+def _user(db: Database, turn_id: str | None) -> dict[str, Any]:
+    """Who wrote the user's message of a turn; of a head's message which head."""
+    turn = db.one("SELECT user_source, form_json FROM turns WHERE id = ?", turn_id)
+    if turn is None:
+        return {}
+    drawn = db.one("SELECT * FROM candidates WHERE id = ?", turn.json("form").get(dialogues.USER_CANDIDATE))
+    return {"user": {"source": turn.user_source, **(heads_of([drawn])[drawn.id] if drawn is not None else {})}}
+
+
+def _written(db: Database, row: Row) -> list[Row]:
+    """The reply that an answer is, if it is one."""
+    if not Kind(row.kind).is_writing:
+        return []
+    found = db.one(
+        "SELECT * FROM candidates WHERE item_id = ? AND account_id = ? AND text = ? ORDER BY created_at DESC, id",
+        row.item_id, row.account_id, row.json("body")["text"],
+    )  # fmt: skip
+    return [found] if found is not None else []
 
 
 def _probe_turns(db: Database, row: Row) -> list[dict[str, Any]]:

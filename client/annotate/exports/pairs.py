@@ -61,7 +61,7 @@ def _marked(judgement: Judgement) -> dict[str, int]:
     if judgement.kind is Kind.CHOOSE:
         first = {body["least_bad"]} if body["none_good"] else {body["choice"], *body["tied"]}
         return {each: 1 if each in first else 2 for each in shown} if first & set(shown) else {}
-    if judgement.kind is Kind.RANK:
+    if judgement.kind is Kind.RANK or body.get("ranks"):  # ranks that follow ratings say more than equal ratings
         return {each: body["ranks"][each] for each in shown}
     if judgement.kind is Kind.RATE:
         overall = {each: body["ratings"][each]["overall"] for each in shown}

@@ -72,14 +72,14 @@ def hh_redteam(judgement: Judgement, left_out: Counter[str]) -> Rows:
 def argilla(judgement: Judgement, left_out: Counter[str]) -> Rows:
     """Records for `dataset.records.log`: an id, a key a field, and a response a question as "QUESTION.response". Argilla takes such
     keys for responses if its `mapping` has them: {"QUESTION.response": "QUESTION.response"}."""
-    fields = {"prompt": _dialogue(judgement.messages), **{f"reply_{_LETTERS[i]}": t for i, t in enumerate(_texts(judgement))}}
+    fields = {"prompt": _shown(judgement), **{f"reply_{_LETTERS[i]}": t for i, t in enumerate(_texts(judgement))}}
     yield {"id": judgement.answer_id, **fields, **{f"{name}.response": value for name, value in _said(judgement).items()}}
 
 
 def label_studio(judgement: Judgement, left_out: Counter[str]) -> Rows:
     """Tasks with an annotation each; `labelling_config` is the interface that they belong to."""
     texts = {f"reply_{_LETTERS[i]}": text for i, text in enumerate(_texts(judgement))}
-    data = {"dialogue": _dialogue(judgement.messages), **texts}
+    data = {"dialogue": _shown(judgement), **texts}
     result = [_result(judgement, name, value) for name, value in _said(judgement).items() if value != "tie"]  # Pairwise has no tie
     yield {"data": data, "annotations": [{"result": result, "unique_id": judgement.answer_id}]}
 
@@ -124,6 +124,7 @@ def _said(judgement: Judgement) -> dict[str, Any]:
         said = {f"rank_{letters[key]}": rank for key, rank in body["ranks"].items()}
     elif judgement.kind is Kind.RATE:
         said = {f"overall_{letters[key]}": rating["overall"] for key, rating in body["ratings"].items()}
+        said |= {f"rank_{letters[key]}": rank for key, rank in body.get("ranks", {}).items()}
     elif judgement.kind is Kind.COMPARE:
         pairs = list(pairs_of(judgement))
         said = {"best": letters[pairs[0][0]] if pairs else "tie"}
@@ -156,6 +157,19 @@ def _text(judgement: Judgement, key: str) -> str:
 def _policy(judgement: Judgement, key: str) -> str:
     row = judgement.candidates[key]
     return f"{row.head_name}@{row.head_version}" if row.head_version is not None else "imported"
+
+
+def _shown(judgement: Judgement) -> str:
+    """The conversation, and below it what was shown as evidence: in one text, so that every record has the same fields."""
+    cards = [("Source", card) for card in judgement.evidence]
+    for letter, row in zip(_LETTERS, judgement.candidates.values(), strict=False):
+        cards += [(f"Source of reply {letter}", card) for card in row.json("evidence") or []]
+    return "\n\n".join([_dialogue(judgement.messages), *(_card(name, card) for name, card in cards)])
+
+
+def _card(name: str, card: dict[str, str]) -> str:
+    head = " ".join(each for each in (card.get("title", ""), f"<{card['url']}>" if "url" in card else "") if each)
+    return "\n".join(each for each in (f"{name}: {head}".rstrip(" "), card.get("snippet", "")) if each)
 
 
 def _dialogue(messages: list[dict[str, str]]) -> str:

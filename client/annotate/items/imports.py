@@ -1,8 +1,9 @@
 """Items from JSON lines: what is wrong is named by its line. storing.py has the way of a file into the database.
 
 {"messages": [{"role", "content"}, ...]}  or  {"prompt": "text"}
-with "replies": [text, ...] where replies are judged, "rule": {"id", "text"} or "rule_id" where a rule is;
-and "id", "lang", "priority", "overlap", "gold": {...}, "gold_kind": "gold" | "attention" | "training"
+with "replies": [text or {"text", "evidence"}, ...] where replies are judged, "rule": {"id", "text"} or "rule_id" where a rule is;
+"evidence": a card or a list of them, shown beside the item; "user_turns": [text, ...], what the user says after the first message, where
+replies are drawn live; and "id", "lang", "priority", "overlap", "gold": {...}, "gold_kind": "gold" | "attention" | "training"
 """
 
 from __future__ import annotations
@@ -13,15 +14,19 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
+from polyhead.client.annotate.items.evidence import read_cards
 from polyhead.client.annotate.items.gold import what_is_wrong
-from polyhead.client.annotate.items.storing import PAUSE_S, Imported, Item, plan_import, store, storing
+from polyhead.client.annotate.items.storing import PAUSE_S, Imported, Item, Reply, plan_import, store, storing
 from polyhead.client.annotate.problems import Clash, Invalid, TooLarge
-from polyhead.client.annotate.projects.config import MAX_SHOWN, Kind, UserSource
+from polyhead.client.annotate.projects.config import MAX_SHOWN, Kind, ProjectConfig, UserSource
 from polyhead.client.annotate.projects.projects import OpenProject
 from polyhead.client.annotate.projects.rules import known_rules
 from polyhead.client.annotate.storage.database import Database, sha256, to_json
 
-_KEYS = {"messages", "prompt", "replies", "rule", "rule_id", "id", "lang", "priority", "overlap", "gold", "gold_kind"}
+_KEYS = {
+    *("messages", "prompt", "replies", "rule", "rule_id", "id", "lang", "priority", "overlap", "gold", "gold_kind"),
+    *("evidence", "user_turns"),
+}
 _ROLES = ("system", "user", "assistant")
 MAX_BYTES = 50 << 20
 MAX_NAMED = 20  # wrong lines that are named, of any number
@@ -43,7 +48,7 @@ def import_items(db: Database, project: OpenProject, path: Path, by: str, *, dry
     if path.stat().st_size > MAX_BYTES:
         raise TooLarge(f"{path.name} has more than {MAX_BYTES >> 20} MiB\nhint: split it")
     data = path.read_bytes()
-    items = read_items(project, known_rules(db, project)[1], data)
+    items = read_items(project, known_rules(db, project)[1], data, path.name)
     with storing(db):
         plan = plan_import(db, project, path.name, data, items)
         if not dry_run:
@@ -52,8 +57,9 @@ def import_items(db: Database, project: OpenProject, path: Path, by: str, *, dry
     return plan.result
 
 
-def read_items(project: OpenProject, rules: Sequence[dict[str, str]], data: bytes) -> list[Item]:
-    """The items of a file's bytes, checked. WrongLines for lines that are none; needs no database, and so may run in a thread."""
+def read_items(project: OpenProject, rules: Sequence[dict[str, str]], data: bytes, file: str = "") -> list[Item]:
+    """The items of a file's bytes, checked. WrongLines for lines that are none, with the file's name if it is given; needs no database,
+    and so may run in a thread."""
     if not project.round_id:
         raise Clash(f"no round of {project.config.slug} is open", code="NO_ROUND")
     by_id = {rule["id"]: rule for rule in rules}
@@ -63,7 +69,7 @@ def read_items(project: OpenProject, rules: Sequence[dict[str, str]], data: byte
         if not line.strip():
             continue
         try:
-            found.append(_parsed(project, by_id, number, line))
+            found.append(_parsed(project, by_id, f"{file}, line {number}" if file else f"line {number}", line))
         except Invalid as error:
             wrong.append(error.detail)
     if wrong:
@@ -71,32 +77,35 @@ def read_items(project: OpenProject, rules: Sequence[dict[str, str]], data: byte
     return found
 
 
-def _parsed(project: OpenProject, rules: dict[str, dict[str, str]], number: int, line: str) -> Item:
+def _parsed(project: OpenProject, rules: dict[str, dict[str, str]], place: str, line: str) -> Item:
     """One line as the columns of an item, its replies beside them."""
+
+    def wrong(what: str) -> Invalid:
+        return Invalid(f"{place}: {what}", field=place)
+
     try:
         given = json.loads(line)
     except (ValueError, RecursionError):
-        raise Invalid(f"line {number}: not JSON", field=f"line {number}") from None
-
-    def wrong(what: str) -> Invalid:
-        return Invalid(f"line {number}: {what}", field=f"line {number}")
-
+        raise wrong("not JSON") from None
+    try:  # what could not be stored, nor sent to a page: half a character, a number that JSON lacks
+        json.dumps(given, ensure_ascii=False, allow_nan=False).encode()
+    except ValueError:
+        raise wrong("holds a number that is not finite, or half a character (a lone surrogate)") from None
     if not isinstance(given, dict):
         raise wrong("not an object")
     if unknown := sorted(given.keys() - _KEYS):
         raise wrong(f"unknown key {unknown[0][:40]!r}; known are {', '.join(sorted(_KEYS))}")
-    messages, replies = _messages(given, wrong), given.get("replies", [])
-    if not isinstance(replies, list) or not all(isinstance(each, str) and each for each in replies):
-        raise wrong("'replies' must be a list of texts")
+    messages, replies = _messages(given, wrong), _replies(given, wrong)
     content = _content(project, given, messages, replies, rules, wrong)
     numbers = {"priority": given.get("priority", 0), "overlap": given.get("overlap", project.config.queue.overlap)}
     if not all(type(value) is int for value in numbers.values()) or numbers["overlap"] < 1:
         raise wrong("'priority' and 'overlap' must be whole numbers, 'overlap' at least 1")
-    gold, kind = _gold(project, given, replies, wrong)
+    texts = [reply.text for reply in replies]
+    gold, kind = _gold(project, given, texts, wrong)
     return {
         "external_id": None if given.get("id") is None else str(given["id"])[:200], "lang": str(given.get("lang", ""))[:20],
-        "content_json": to_json(content), "content_sha256": sha256(to_json({**content, "replies": replies})), **numbers,
-        "gold_json": None if gold is None else to_json({**gold, "replies": replies}), "gold_kind": kind, "replies": replies,
+        "content_json": to_json(content), "content_sha256": sha256(to_json({**content, "replies": [each.plain() for each in replies]})),
+        **numbers, "gold_json": None if gold is None else to_json({**gold, "replies": texts}), "gold_kind": kind, "replies": replies,
     }  # fmt: skip
 
 
@@ -116,13 +125,17 @@ def _gold(project: OpenProject, given: dict[str, Any], replies: list[str], wrong
 
 
 def _content(
-    project: OpenProject, given: dict[str, Any], messages: list[dict[str, str]], replies: list[str], rules: dict[str, dict[str, str]],
+    project: OpenProject, given: dict[str, Any], messages: list[dict[str, str]], replies: list[Reply], rules: dict[str, dict[str, str]],
     wrong: Any,
 ) -> dict[str, Any]:  # fmt: skip
     """What the item shows, checked for the kind of task."""
     config = project.config
     kind = config.kind
     content: dict[str, Any] = {"messages": messages}
+    if "evidence" in given:
+        content["evidence"] = read_cards(given["evidence"], "evidence", wrong)
+    if "user_turns" in given and (replies or not project.is_live or not kind.shows_candidates):
+        raise wrong("'user_turns' are what the user says between replies that are drawn live and judged turn by turn: this item has none")
     if kind in (Kind.PROBE, Kind.RULECHECK):
         content["rule"] = _rule(given, rules, wrong)
         content["rule_set"] = config.rules.rule_set
@@ -140,12 +153,39 @@ def _content(
     if kind is Kind.DEMONSTRATE and messages[-1]["role"] != "user":
         raise wrong("the last message must be the user's: it is what is to be answered")
     if project.is_live:
-        if config.dialogue.user is not UserSource.ITEM:
+        if config.dialogue.user is UserSource.ANNOTATOR:
             raise wrong("this project's people write the messages: dialogue.user is annotator")
         if messages[-1]["role"] != "user":
             raise wrong("the last message must be the user's: the replies answer it")
-        return {**content, "messages": messages[:-1], "user": messages[-1]["content"]}
+        content |= {"messages": messages[:-1], "user": messages[-1]["content"]}
+        return {**content, "user_turns": _user_turns(given, config, wrong)} if "user_turns" in given else content
     return content
+
+
+def _user_turns(given: dict[str, Any], config: ProjectConfig, wrong: Any) -> list[str]:
+    """What the user says after the first message; none: the dialogue has one turn."""
+    said, most = given["user_turns"], config.dialogue.max_turns
+    if not isinstance(said, list) or not all(isinstance(each, str) and each.strip() for each in said):
+        raise wrong("'user_turns' must be a list of texts, none of them empty")
+    if 1 + len(said) > most:
+        raise wrong(f"'user_turns' and the first message are {1 + len(said)} turns: the project's dialogue.max_turns is {most}")
+    return said
+
+
+def _replies(given: dict[str, Any], wrong: Any) -> list[Reply]:
+    replies = given.get("replies", [])
+    if not isinstance(replies, list):
+        raise wrong("'replies' must be a list of texts")
+    return [_reply(each, f"replies[{index}]", wrong) for index, each in enumerate(replies)]
+
+
+def _reply(given: Any, name: str, wrong: Any) -> Reply:
+    """A text, or a text with what it rests on."""
+    if isinstance(given, str) and given:
+        return Reply(given, [])
+    if not isinstance(given, dict) or given.keys() != {"text", "evidence"} or not isinstance(given["text"], str) or not given["text"]:
+        raise wrong(f"'{name}' must be a text, or an object of 'text' and 'evidence'")
+    return Reply(given["text"], read_cards(given["evidence"], f"{name}.evidence", wrong))
 
 
 def _rule(given: dict[str, Any], rules: dict[str, dict[str, str]], wrong: Any) -> dict[str, str]:

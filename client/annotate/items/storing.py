@@ -21,7 +21,19 @@ from polyhead.client.annotate.storage.database import Database, new_id, sha256
 PORTION_ROWS = 100  # items and replies of one transaction: some 15 ms
 PAUSE_S = 0.01  # between two
 IS_THERE = "ifnull(i.import_id, '') NOT IN (SELECT id FROM imports WHERE state = 'running')"  # of an item i: its file is stored as a whole
-Item = dict[str, Any]  # the columns of an item, its replies beside them
+Item = dict[str, Any]  # the columns of an item, its replies beside them, each a `Reply`
+
+
+@dataclass(frozen=True)
+class Reply:
+    """A reply that an item brings, and the cards of what it rests on."""
+
+    text: str
+    evidence: list[dict[str, str]]  # empty: it names nothing
+
+    def plain(self) -> Any:
+        """As the file says it: equal ones have equal hashes."""
+        return {"text": self.text, "evidence": self.evidence} if self.evidence else self.text
 
 
 @dataclass(frozen=True)
@@ -120,8 +132,9 @@ def _insert(db: Database, batch: dict[str, Any], item: Item, by: str) -> None:
     columns = {name: value for name, value in item.items() if name != "replies"}
     row = {"id": new_id(), "round_id": batch["round_id"], "import_id": batch["id"], "source": "import", "created_at": db.now(), **columns}
     db.insert("items", row, by)
-    for text in item["replies"]:
-        db.insert("candidates", candidate_of_text(text, origin="import", now=db.now(), item_id=str(row["id"])), by)
+    for reply in item["replies"]:
+        made = candidate_of_text(reply.text, origin="import", now=db.now(), item_id=str(row["id"]), evidence=reply.evidence)
+        db.insert("candidates", made, by)
 
 
 def _remove_unfinished(db: Database) -> None:

@@ -109,7 +109,8 @@ def _erase_work(db: Database, account_id: str) -> None:
     db.execute(f"UPDATE assignments SET draft_json = NULL WHERE id IN ({_OWN_ASSIGNMENTS})", account_id)
     _blank(db, "turns", f"dialogue_id IN ({_OWN_DIALOGUES})", account_id, {"user_text": "", "messages_json": "[]"})
     _blank(db, "candidates", f"turn_id IN ({_OWN_TURNS})", account_id, {"prompt_token_ids": None})
-    _blank(db, "candidates", "account_id = ?1", account_id, {"text": "", "text_sha256": sha256("")})
+    written = {"text": "", "text_sha256": sha256(""), "scores_json": None, "reward_json": None, "ood_json": None}
+    _blank(db, "candidates", "account_id = ?1", account_id, written)
     _blank(db, "reports", "account_id = ?1", account_id, {"text": ""})
     _erase_items(db, account_id)
     _blank(db, "adjudications", "account_id = ?1", account_id, {"body_json": ERASED, "first_body_json": ERASED})

@@ -3,7 +3,7 @@
     choose      {"choice": id | null, "tied": [id], "none_good": bool, "least_bad": id | null, "strength": 1..8 | null}
     rank        {"ranks": {id: 1..K}, "none_good": bool}      1 is best; equal numbers are ties; no number is left out: 1, 1, 2
     compare     {"scale": "hh8" | "stiennon9", "position": 1..8 | 1..9}       1: the left one is much better
-    rate        {"ratings": {id: {"overall": 1..7, "flags": {name: bool}}}}
+    rate        {"ratings": {id: {"overall": 1..7, "flags": {name: bool}}}}      with `then_rank` "ranks" as of rank, too
     probe       {"verdict": 0..4, "broken_turns": [turn id]}  4: the rule was definitely broken
     rulecheck   {"verdict": 0..4, "quote": str}
     demonstrate {"text": str}
@@ -84,7 +84,11 @@ def _choose(config: ProjectConfig, given: Body, shown: Shown) -> Body:
 
 
 def _rank(config: ProjectConfig, given: Body, shown: Shown) -> Body:
-    ranks, none = given.get("ranks"), _flag(given, "none_good")
+    return {"ranks": _ranks(config, given, shown), "none_good": _flag(given, "none_good")}
+
+
+def _ranks(config: ProjectConfig, given: Body, shown: Shown) -> dict[str, int]:
+    ranks = given.get("ranks")
     if not isinstance(ranks, dict) or set(ranks) != set(shown.cards) or not all(type(rank) is int for rank in ranks.values()):
         raise Invalid("must give every reply a whole number", field="body.ranks")
     used = sorted(set(ranks.values()))
@@ -92,7 +96,7 @@ def _rank(config: ProjectConfig, given: Body, shown: Shown) -> Body:
         raise Invalid("must be 1, 2, ... without a gap; equal numbers are ties", field="body.ranks")
     if len(used) < len(ranks) and not config.answer.tie:
         raise Invalid("ties are not offered", field="body.ranks")
-    return {"ranks": {**ranks, **{twin: ranks[card] for card in shown.cards for twin in shown.twins(card)}}, "none_good": none}
+    return {**ranks, **{twin: ranks[card] for card in shown.cards for twin in shown.twins(card)}}
 
 
 def _compare(config: ProjectConfig, given: Body, shown: Shown) -> Body:
@@ -120,7 +124,7 @@ def _rate(config: ProjectConfig, given: Body, shown: Shown) -> Body:
             raise Invalid("every statement needs yes or no", field=f"{where}.flags")
         for each in (card, *shown.twins(card)):
             checked[each] = {"overall": rating["overall"], "flags": flags}
-    return {"ratings": checked}
+    return {"ratings": checked, **({"ranks": _ranks(config, given, shown)} if config.answer.then_rank else {})}
 
 
 def _probe(config: ProjectConfig, given: Body, shown: Shown) -> Body:

@@ -40,6 +40,11 @@ class Kind(enum.StrEnum):
         """Whether replies stand side by side."""
         return self in (Kind.CHOOSE, Kind.RANK, Kind.COMPARE, Kind.RATE)
 
+    @property
+    def is_writing(self) -> bool:
+        """Whether the answer is a reply."""
+        return self in (Kind.DEMONSTRATE, Kind.EDIT)
+
 
 class Source(enum.StrEnum):
     LIVE = "live"  # replies are drawn now
@@ -60,8 +65,11 @@ class Reveal(enum.StrEnum):
 
 
 class UserSource(enum.StrEnum):
+    """Who writes the user's messages."""
+
     ANNOTATOR = "annotator"
-    ITEM = "item"
+    ITEM = "item"  # an item brings the first one, and with `user_turns` all of them
+    MODEL = "model"  # an item brings the first ones, a head writes those that follow
 
 
 class AfterNone(enum.StrEnum):
@@ -133,6 +141,8 @@ class DialogueConfig:
     min_turns: int = 1
     max_turns: int = 6
     user: UserSource = UserSource.ANNOTATOR
+    user_head: str = "policy"  # of `user: model`: the head that writes the user's messages
+    user_prompt: str = ""  # and what it is told; "": what polyhead tells it
 
 
 @dataclass(frozen=True)
@@ -146,6 +156,7 @@ class AnswerConfig:
     reason_texts: dict[str, Words] = field(default_factory=dict)  # of reasons that the catalogs lack
     flags: tuple[str, ...] = ()  # of `rate`: names, or instructgpt11
     flag_texts: dict[str, Words] = field(default_factory=dict)
+    then_rank: bool = False  # of `rate`: when all replies are rated, they are put in order, too
     comment: bool = True
 
 
@@ -208,7 +219,8 @@ class ProjectConfig:
     def head_names(self) -> tuple[str, ...]:
         """As the file writes them: "policy", "policy@7"."""
         arms: tuple[FixedArm | DrawnArm, ...] = (*self.arms.fixed, *self.arms.drawn)
-        return tuple(dict.fromkeys(arm.head for arm in arms))
+        user = (self.dialogue.user_head,) if self.dialogue.user is UserSource.MODEL else ()
+        return tuple(dict.fromkeys((*(arm.head for arm in arms), *user)))
 
     @property
     def flag_names(self) -> tuple[str, ...]:
@@ -245,6 +257,7 @@ def _problems(config: ProjectConfig) -> Any:
     elif config.reveal is Reveal.STREAM and config.num_shown != 1:
         yield ("reveal",), f"stream is for one reply at a time, and these arms make {config.num_shown}: write reveal: lockstep"
     yield from _arm_problems(config)
+    yield from _user_problems(config)
     yield from _number_problems(config)
     unknown = [name for name in config.answer.reasons if name not in REASONS and name not in config.answer.reason_texts]
     if unknown:
@@ -252,6 +265,8 @@ def _problems(config: ProjectConfig) -> Any:
     bare = [name for name in config.flag_names if name not in FLAGS_INSTRUCTGPT and name not in config.answer.flag_texts]
     if bare:
         yield ("answer", "flags"), f"no text for {bare[0]!r}: give it in flag_texts"
+    if config.answer.then_rank and config.kind is not Kind.RATE:
+        yield ("answer", "then_rank"), f"ranks follow ratings, and this is {config.kind.value}: write kind: rate, or kind: rank alone"
     if config.kind is Kind.COMPARE and config.answer.strength is Strength.NOT_ASKED:
         yield ("answer",), "compare needs a scale: strength: hh8 or stiennon9"
     if config.kind in (Kind.PROBE, Kind.RULECHECK) and not config.rules.rule_set:
@@ -270,6 +285,16 @@ def _arm_problems(config: ProjectConfig) -> Any:
     if draws and not least <= config.num_shown <= most:
         wanted = f"{least}" if least == most else f"{least} to {most}"
         yield ("arms",), f"{config.kind.value} shows {wanted} replies, and these arms make {config.num_shown}"
+
+
+def _user_problems(config: ProjectConfig) -> Any:
+    dialogue = config.dialogue
+    if dialogue.user is not UserSource.MODEL:
+        return
+    if config.source is Source.STORED or not config.kind.shows_candidates:
+        yield ("dialogue", "user"), "a head writes the user's messages where replies are live and judged turn by turn, not here"
+    if not dialogue.user_head:
+        yield ("dialogue", "user_head"), "names the head that writes the user's messages, as in user_head: policy"
 
 
 def _number_problems(config: ProjectConfig) -> Any:

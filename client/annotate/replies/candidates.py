@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
-import math
 import re
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from typing import Any
 
 import numpy as np
 
-from polyhead.client import FinishReason, Sample
+from polyhead.client import FinishReason, Sample, to_plain
 from polyhead.client.annotate.storage.database import new_id, sha256, to_json
 
 USABLE = (FinishReason.EOS, FinishReason.STOP_ID, FinishReason.STOP_STRING, FinishReason.LENGTH)
@@ -38,11 +36,14 @@ def candidate_of_sample(sample: Sample, turn_id: str, *, now: int, leak_words: I
     }  # fmt: skip
 
 
-def candidate_of_text(text: str, *, origin: str, now: int, item_id: str | None = None, account_id: str | None = None) -> dict[str, Any]:
+def candidate_of_text(
+    text: str, *, origin: str, now: int, item_id: str | None = None, account_id: str | None = None,
+    evidence: Sequence[Mapping[str, str]] = (),
+) -> dict[str, Any]:  # fmt: skip
     """The row of a reply that was imported, or that a person wrote."""
     return {
         "id": new_id(), "item_id": item_id, "origin": origin, "text": text, "text_sha256": sha256(text), "head": "", "head_name": "",
-        "account_id": account_id, "created_at": now,
+        "account_id": account_id, "evidence_json": to_json(list(evidence)) if evidence else None, "created_at": now,
     }  # fmt: skip
 
 
@@ -65,19 +66,4 @@ def pack_floats(numbers: Any) -> bytes:
 
 
 def _json(value: Any) -> str | None:
-    return None if value is None else to_json(_plain(value))
-
-
-def _plain(value: Any) -> Any:
-    """Values as JSON has them; a number that is not finite is None."""
-    if dataclasses.is_dataclass(value) and not isinstance(value, type):
-        return {each.name: _plain(getattr(value, each.name)) for each in dataclasses.fields(value)}
-    if isinstance(value, (np.ndarray, np.generic)):
-        return _plain(value.tolist())
-    if isinstance(value, dict):
-        return {str(key): _plain(each) for key, each in value.items()}
-    if isinstance(value, (list, tuple)):
-        return [_plain(each) for each in value]
-    if isinstance(value, float) and not math.isfinite(value):
-        return None
-    return value
+    return None if value is None else to_json(to_plain(value))

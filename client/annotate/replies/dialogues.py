@@ -4,15 +4,16 @@ from __future__ import annotations
 
 import random
 import re
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from polyhead.client.annotate.problems import Clash, Invalid
-from polyhead.client.annotate.projects.config import Arms, ProjectConfig, UserSource
+from polyhead.client.annotate.projects.config import Arms, Kind, ProjectConfig, UserSource
 from polyhead.client.annotate.projects.projects import OpenProject
 from polyhead.client.annotate.storage.database import Database, Row, new_id, to_json
 
 Messages = list[dict[str, str]]
+USER_CANDIDATE = "user_candidate"  # of a turn's form: the candidate that is its message of the user, where a head has drawn it
 _ID = re.compile(r"[0-9a-f]{24}")
 
 
@@ -20,9 +21,7 @@ def dialogue_of(db: Database, assignment: Row) -> Row:
     """The dialogue of an assignment; it begins with the first look at it."""
     found = db.one("SELECT * FROM dialogues WHERE assignment_id = ?", assignment.id)
     if found is None:
-        item = db.one("SELECT content_json FROM items WHERE id = ?", assignment.item_id)
-        assert item is not None
-        content = item.json("content")
+        content = content_of(db, assignment)
         rule = content.get("rule")
         row = {"id": new_id(), "assignment_id": assignment.id, "rule_json": to_json(rule) if rule else None, "started_at": db.now()}
         with db.transaction():
@@ -30,6 +29,13 @@ def dialogue_of(db: Database, assignment: Row) -> Row:
         found = db.one("SELECT * FROM dialogues WHERE assignment_id = ?", assignment.id)
         assert found is not None
     return found
+
+
+def content_of(db: Database, assignment: Row) -> dict[str, Any]:
+    """What the assignment's item holds."""
+    item = db.one("SELECT content_json FROM items WHERE id = ?", assignment.item_id)
+    assert item is not None
+    return dict(item.json("content"))
 
 
 def turns_of(db: Database, assignment: Row) -> list[Row]:
@@ -50,8 +56,12 @@ def open_turns_of(db: Database, account_id: str) -> list[Row]:
     )
 
 
-def begin_turn(db: Database, assignment: Row, project: OpenProject, turn_id: str, text: str, *, pasted: int = 0) -> Row:
-    """A turn that waits for its replies. The same id again is the same turn: a repeated request costs nothing."""
+def begin_turn(
+    db: Database, assignment: Row, project: OpenProject, turn_id: str, text: str, *, pasted: int = 0,
+    source: UserSource = UserSource.ANNOTATOR,
+) -> Row:  # fmt: skip
+    """A turn that waits for its replies. The same id again is the same turn: a repeated request costs nothing.
+    Of the source MODEL the text is empty: it is drawn before the replies are."""
     if not _ID.fullmatch(turn_id):
         raise Invalid("must be 24 hex digits", field="client_turn_id")
     with db.transaction():
@@ -62,11 +72,16 @@ def begin_turn(db: Database, assignment: Row, project: OpenProject, turn_id: str
             return known
         earlier = turns_of(db, assignment)
         _check_may_go_on(db, assignment, project, earlier)
-        _check_text(text, project.config)
-        source = UserSource.ANNOTATOR.value
-        if project.config.dialogue.user is UserSource.ITEM and not earlier:
-            source = UserSource.ITEM.value
-        return _insert_turn(db, assignment, project, turn_id, len(earlier) + 1, text, source, pasted)
+        if source is UserSource.ANNOTATOR:
+            _check_text(text, project.config)
+        return _insert_turn(db, assignment, project, turn_id, len(earlier) + 1, text, source.value, pasted)
+
+
+def num_turns(db: Database, assignment: Row, config: ProjectConfig) -> int:
+    """Most turns of a dialogue: as many as the project says, or as the item's script has."""
+    most = config.rules.attempts if config.kind is Kind.PROBE else config.dialogue.max_turns
+    script = content_of(db, assignment).get("user_turns") if config.dialogue.user is UserSource.ITEM else None
+    return most if script is None else min(most, 1 + len(script))
 
 
 def begin_again(db: Database, turn: Row, assignment: Row, project: OpenProject) -> Row:
@@ -74,15 +89,14 @@ def begin_again(db: Database, turn: Row, assignment: Row, project: OpenProject) 
     with db.transaction():
         if turn.state == "generating":
             db.change("turns", turn.id, {"state": "abandoned", "ended_at": db.now()})
-        return _insert_turn(db, assignment, project, new_id(), turn.number, turn.user_text, turn.user_source, turn.pasted_chars)
+        form = {name: value for name, value in turn.json("form").items() if name == USER_CANDIDATE}  # what was drawn stays
+        return _insert_turn(db, assignment, project, new_id(), turn.number, turn.user_text, turn.user_source, turn.pasted_chars, form)
 
 
 def messages_before(db: Database, assignment: Row, config: ProjectConfig, number: int) -> Messages:
     """The conversation that turn `number` answers to, without its own user message."""
-    item = db.one("SELECT content_json FROM items WHERE id = ?", assignment.item_id)
-    assert item is not None
     messages: Messages = [{"role": "system", "content": config.prompt.system}] if config.prompt.system else []
-    messages += item.json("content").get("messages", [])
+    messages += content_of(db, assignment).get("messages", [])
     for turn in turns_of(db, assignment):
         if turn.number >= number:
             break
@@ -211,17 +225,19 @@ def fail_turn(db: Database, turn_id: str, code: str) -> None:
 
 
 def _insert_turn(
-    db: Database, assignment: Row, project: OpenProject, turn_id: str, number: int, text: str, source: str, pasted: int
-) -> Row:
+    db: Database, assignment: Row, project: OpenProject, turn_id: str, number: int, text: str, source: str, pasted: int,
+    form: Mapping[str, str] | None = None,
+) -> Row:  # fmt: skip
     config, dialogue = project.config, dialogue_of(db, assignment)
     attempt = 1 + int(db.value("SELECT count(*) FROM turns WHERE dialogue_id = ? AND number = ?", dialogue.id, number))
     before = messages_before(db, assignment, config, number)
     previous = next((turn for turn in turns_of(db, assignment) if turn.number == number - 1), None)
     parent = choice_of(db, previous) if previous else None
+    said = [*before, {"role": "user", "content": text}] if text else before  # a head's message is added when it is drawn
     row = {
         "id": turn_id, "dialogue_id": dialogue.id, "number": number, "attempt": attempt, "parent_candidate_id": parent, "user_text": text,
-        "user_source": source, "pasted_chars": pasted, "messages_json": to_json([*before, {"role": "user", "content": text}]),
-        "form_json": to_json({"format": config.prompt.format}), "arms_json": to_json(_arms_of_turn(db, dialogue, config)),
+        "user_source": source, "pasted_chars": pasted, "messages_json": to_json(said),
+        "form_json": to_json({"format": config.prompt.format, **(form or {})}), "arms_json": to_json(_arms_of_turn(db, dialogue, config)),
         "request_id": f"annotate-{turn_id}", "state": "generating", "started_at": db.now(),
     }  # fmt: skip
     db.insert("turns", row, assignment.account_id)
@@ -248,7 +264,7 @@ def _arms_of_turn(db: Database, dialogue: Row, config: ProjectConfig) -> list[di
 def _check_may_go_on(db: Database, assignment: Row, project: OpenProject, earlier: list[Row]) -> None:
     if assignment.state not in ("leased", "expired"):
         raise Clash(f"the assignment is {assignment.state}", code="ALREADY_ANSWERED")
-    limit = project.config.rules.attempts if project.config.kind.value == "probe" else project.config.dialogue.max_turns
+    limit = num_turns(db, assignment, project.config)
     if len(earlier) >= limit:
         raise Clash(f"the dialogue has its {limit} turns", code="NO_MORE_TURNS")
     if earlier and earlier[-1].state != "ready":

@@ -9,9 +9,11 @@ import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
 from typing import Any
 
-from polyhead.client import Arm, AsyncClient, Continuation, Piece, Sample, Status, TrunkInfo, errors
+import yaml
+
+from polyhead.client import Arm, AsyncClient, Continuation, Piece, Sample, ScoredItem, Status, TrunkInfo, errors
 from polyhead.client.annotate.projects.config import ProjectConfig, Reveal
-from polyhead.client.annotate.replies.candidates import unpack_ids
+from polyhead.client.annotate.replies.candidates import USABLE, unpack_ids
 from polyhead.client.annotate.storage.database import Database, Row
 
 TURN_TIMEOUT_S = 180.0
@@ -30,6 +32,16 @@ class Drawing:
     options: dict[str, Any]
     request_id: str
     has_pieces: bool = False  # replies are wanted while they are written, too
+    is_message: bool = False  # what is drawn is the user's message, not replies
+
+    @property
+    def num_replies(self) -> int:
+        return sum(arm.n for arm in self.arms)
+
+    def takes(self, sample: Sample) -> bool:
+        """Whether it can be shown. A message of the user must say something, and open no other turn: it is sent back as one."""
+        is_whole = not self.is_message or bool(sample.text.strip() and "foreign_opening" not in sample.invalid_reasons)
+        return sample.finish_reason in USABLE and is_whole
 
     @classmethod
     def of_turn(cls, db: Database, turn: Row, config: ProjectConfig) -> Drawing:
@@ -57,16 +69,17 @@ class Model:
         self._timeout_s = timeout_s
         self._came_up = asyncio.Event()
         self._trunk: TrunkInfo | None = None
+        self._replies: dict[str, str] = {}  # transcript format -> its role that replies
         self.is_up = True  # until a call says otherwise
 
     async def draw(self, drawing: Drawing) -> AsyncGenerator[Piece | Sample, None]:
         """The replies as they are finished, and their pieces if they are wanted. Leaving the loop cancels the rest."""
-        prompt: Any = drawing.messages
+        prompt, written = await self.written(drawing.messages, drawing.options.get("format", ""))
         if drawing.parent is not None and await self._still_fits(drawing.tokenizer_sha256):
             prompt = drawing.parent
         options: Any = {
             "arms": drawing.arms, "on_swap": "pin", "priority": "interactive", "request_id": drawing.request_id,
-            "timeout": self._timeout_s, **drawing.options,
+            "timeout": self._timeout_s, **written, **drawing.options,
         }  # fmt: skip
         stream: Any = (
             self._client.events([prompt], **options)
@@ -78,6 +91,41 @@ class Model:
                 yield event
         finally:
             await stream.close()
+
+    async def score(self, messages: list[dict[str, str]], text: str, config: ProjectConfig, request_id: str) -> ScoredItem:
+        """What the project's hidden heads say of a reply that somebody wrote, closed as one that ended by itself."""
+        prompt, written = await self.written(messages, config.prompt.format)
+        completion: Any = text
+        if not config.prompt.format:  # as a trainer closes it
+            completion = [*await self._client.tokenize(text, special_tokens=False), *(await self.trunk()).eos_token_ids[:1]]
+        [scored] = await self._client.score(
+            [(prompt, completion)], heads=config.hidden.heads, terminated=True, priority="interactive", request_id=request_id,
+            timeout=self._timeout_s, **written, **_given(config),
+        )  # fmt: skip
+        return scored
+
+    async def written(self, messages: list[dict[str, str]], form: str) -> tuple[Any, dict[str, Any]]:
+        """(messages, options) in the roles of a transcript format: the assistant's are those of the role that replies, and what the system
+        says stands before the first turn. Without a format they stay as they are."""
+        if not form:
+            return messages, {}
+        if form not in self._replies:
+            self._replies[form] = await self._role_that_replies(form)
+        role = self._replies[form]
+        told = "\n\n".join(each["content"] for each in messages if each["role"] == "system")
+        turns = [
+            {"role": role if each["role"] == "assistant" else each["role"], "content": each["content"]}
+            for each in messages
+            if each["role"] != "system"
+        ]
+        return turns, {"role_prompt": told} if told else {}
+
+    async def _role_that_replies(self, form: str) -> str:
+        """As the format's file names it."""
+        known = await self._client.configurations("transcript_format")
+        named = [each for each in known if form in (each.reference, each.reference.partition("@")[0])]
+        newest = max(named, key=lambda each: int(each.reference.partition("@")[2]), default=None)
+        return "agent" if newest is None else str(yaml.safe_load(newest.content)["default_reply_role"])
 
     async def rules(self, rule_set: str) -> tuple[str, list[Any]]:
         """(reference with its version, rules) of a rule set. NotFound if the server has none of this name."""
@@ -96,6 +144,7 @@ class Model:
         else:
             self._came_up.clear()
             self._trunk = None  # another server may come back
+            self._replies = {}
 
     async def pause(self, seconds: float) -> None:
         """So long, or until the server answers again."""
@@ -134,13 +183,13 @@ class Model:
 
 
 def _options(config: ProjectConfig) -> dict[str, Any]:
-    sampling, hidden = config.sampling, config.hidden
+    sampling, heads = config.sampling, list(config.hidden.heads)
     options: dict[str, Any] = {"temperature": sampling.temperature, "top_p": sampling.top_p, "max_new_tokens": sampling.max_new_tokens}
-    given = {
-        "score": list(hidden.heads),
-        "rule_set": hidden.rule_set,
-        "recipe": hidden.recipe,
-        "ood": hidden.ood,
-        "format": config.prompt.format,
-    }
-    return {**options, **{name: value for name, value in given.items() if value}}
+    return {**options, **({"score": heads} if heads else {}), **_given(config)}
+
+
+def _given(config: ProjectConfig) -> dict[str, Any]:
+    """Of the hidden scores' details what the project names, and its transcript format."""
+    hidden = config.hidden
+    given = {"rule_set": hidden.rule_set, "recipe": hidden.recipe, "ood": hidden.ood, "format": config.prompt.format}
+    return {name: value for name, value in given.items() if value}

@@ -15,9 +15,10 @@ from itertools import accumulate
 from typing import Any
 
 from polyhead.client import Piece, Sample, errors
+from polyhead.client.annotate.projects.config import UserSource
 from polyhead.client.annotate.projects.projects import OpenProject, project_of_item
-from polyhead.client.annotate.replies import dialogues
-from polyhead.client.annotate.replies.candidates import USABLE, candidate_of_sample
+from polyhead.client.annotate.replies import dialogues, user_turns
+from polyhead.client.annotate.replies.candidates import candidate_of_sample
 from polyhead.client.annotate.replies.drawing import Drawing, Model
 from polyhead.client.annotate.replies.revealing import Revealed
 from polyhead.client.annotate.storage.database import Database, Row, failpoint, new_id
@@ -32,10 +33,12 @@ log = logging.getLogger(__name__)
 
 @dataclass
 class Progress:
-    """How far a turn is. `state`: generating, queued (the server is full), down (it does not answer), ready, failed."""
+    """How far a turn is. `state`: user (the user's message is being drawn), generating, queued (the server is full), down (it does not
+    answer), ready, failed."""
 
     total: int
     state: str = "generating"
+    user_text: str = ""  # the user's message, once it is drawn; "": nobody draws it
     done: int = 0
     code: str = ""
     retry_after_s: float | None = None
@@ -104,9 +107,12 @@ class Turns:
     async def follow(self, turn: Row) -> AsyncGenerator[tuple[str, dict[str, Any]], None]:
         """(event, data) until the turn is ready or has failed; of a turn that is over already, its end."""
         progress = self._progress.get(turn.id)
-        said, num_sent = dict[str, Any](), 0
+        said, num_sent, user_text = dict[str, Any](), 0, ""
         while progress is not None and not progress.is_over:
             changed = progress.changed
+            if progress.user_text != user_text:
+                user_text = progress.user_text
+                yield "user", {"text": user_text}
             if said != (shown := progress.shown()):
                 said = shown
                 yield "state", shown
@@ -116,6 +122,8 @@ class Turns:
                 await asyncio.sleep(REVEAL_S)
             await changed.wait()
         turn = self._db.one("SELECT * FROM turns WHERE id = ?", turn.id) or turn
+        if turn.user_source == UserSource.MODEL.value and turn.user_text != user_text:
+            yield "user", {"text": turn.user_text}
         if turn.state == "ready":
             yield "ready", {}
         else:
@@ -126,6 +134,8 @@ class Turns:
         assignment = self._assignment_of(turn)
         project = project_of_item(self._db, assignment.item_id)
         try:
+            if turn.user_source == UserSource.MODEL.value and not turn.user_text:
+                turn = await self._with_message(turn, project, progress)
             drawing = Drawing.of_turn(self._db, turn, project.config)
             if drawing.has_pieces:
                 progress.revealed = Revealed(dialogues.shuffled(range(progress.total)))
@@ -146,6 +156,14 @@ class Turns:
             dialogues.fail_turn(self._db, turn.id, "MODEL_FAILED")
             progress.set(state="failed", code="MODEL_FAILED")
 
+    async def _with_message(self, turn: Row, project: OpenProject, progress: Progress) -> Row:
+        """The turn with the user's message, which a head draws before the replies are drawn."""
+        progress.set(state="user")
+        [sample] = await self._drawn(user_turns.drawing_of_user(self._db, turn, project.config), progress)
+        turn = user_turns.store_message(self._db, turn, sample, project.config)
+        progress.set(state="generating", done=0, user_text=turn.user_text)
+        return turn
+
     async def _drawn(self, drawing: Drawing, progress: Progress) -> list[Sample]:
         """All replies; a server that is down or full is asked again."""
         waited, attempt = 0.0, 0
@@ -161,14 +179,14 @@ class Turns:
                 progress.set(state="down" if is_down else "queued", done=0, retry_after_s=wait)
                 await self._model.pause(wait)
                 waited, attempt = waited + wait, attempt + 1
-                progress.set(state="generating", retry_after_s=None)
+                progress.set(state="user" if drawing.is_message else "generating", retry_after_s=None)
 
     async def _draw_all(self, drawing: Drawing, progress: Progress) -> list[Sample]:
         """Every reply, in the order of the arms: one that failed is drawn again from the same head and version, with a new seed."""
         if progress.revealed is not None:  # of an attempt that a server's end cut short
-            for reply in range(progress.total):
+            for reply in range(drawing.num_replies):
                 progress.revealed.begin_again(reply)
-        found, failed = await self._draw(drawing, progress, range(progress.total))
+        found, failed = await self._draw(drawing, progress, range(drawing.num_replies))
         for _ in range(MAX_REDRAWS):
             if not failed:
                 break
@@ -186,9 +204,11 @@ class Turns:
         async with contextlib.aclosing(self._model.draw(drawing)) as events:
             async for event in events:
                 reply = replies[firsts[event.arm_index] + event.sample_index]
+                is_taken = isinstance(event, Sample) and drawing.takes(event)
                 if isinstance(event, Sample):
-                    (found if event.finish_reason in USABLE else failed)[reply] = event
-                _note(progress, reply, event)
+                    (found if is_taken else failed)[reply] = event
+                if not drawing.is_message:
+                    _note(progress, reply, event, is_taken=is_taken)
         self._model.note(is_up=True)
         return found, failed
 
@@ -209,17 +229,16 @@ class Turns:
         self._progress.pop(turn_id, None)
 
 
-def _note(progress: Progress, reply: int, event: Piece | Sample) -> None:
+def _note(progress: Progress, reply: int, event: Piece | Sample, *, is_taken: bool) -> None:
     """How far the turn is now."""
     if isinstance(event, Piece):
         if progress.revealed is not None:
             progress.revealed.add(reply, event.text)
             progress.set()
         return
-    is_usable = event.finish_reason in USABLE
     if progress.revealed is not None:
-        progress.revealed.finish(reply, event.text) if is_usable else progress.revealed.begin_again(reply)
-    progress.set(done=progress.done + is_usable)
+        progress.revealed.finish(reply, event.text) if is_taken else progress.revealed.begin_again(reply)
+    progress.set(done=progress.done + is_taken)
 
 
 def code_of(error: errors.PolyheadError) -> str:

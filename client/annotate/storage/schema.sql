@@ -81,6 +81,7 @@ CREATE TRIGGER answers_fixed BEFORE UPDATE OF body_json, submission_id, assignme
 CREATE INDEX IF NOT EXISTS candidates_of_item ON candidates (item_id);
 CREATE INDEX IF NOT EXISTS candidates_of_version ON candidates (head_name, head_version, digest);
 CREATE INDEX IF NOT EXISTS candidates_of_turn ON candidates (turn_id);
+CREATE INDEX IF NOT EXISTS candidates_of_people ON candidates (item_id) WHERE origin IN ('human', 'edit');
 CREATE INDEX IF NOT EXISTS views_of_assignment ON views (assignment_id);
 CREATE INDEX IF NOT EXISTS views_of_turn ON views (turn_id);
 CREATE INDEX IF NOT EXISTS answers_of_assignment ON answers (assignment_id);

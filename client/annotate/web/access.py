@@ -12,6 +12,7 @@ from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
+from urllib.parse import urlsplit
 
 from jinja2 import Environment, PackageLoader, StrictUndefined
 from starlette.requests import Request
@@ -24,6 +25,7 @@ from polyhead.client.annotate.people import accounts
 from polyhead.client.annotate.people.accounts import Person, csrf_token
 from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignIn
 from polyhead.client.annotate.replies.drawing import Model
+from polyhead.client.annotate.replies.scoring import Scorer
 from polyhead.client.annotate.replies.turns import Turns
 from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web import settings
@@ -44,6 +46,7 @@ class Site:
     db: Database
     model: Model
     turns: Turns
+    scorer: Scorer
     keeper: Keeper
     is_https: bool = False
     is_behind_proxy: bool = False
@@ -61,6 +64,7 @@ class Site:
     def __post_init__(self) -> None:
         self.templates.filters["moment"] = moment
         self.templates.filters["second"] = second
+        self.templates.filters["host"] = host
 
     @property
     def cookie(self) -> str:
@@ -106,6 +110,14 @@ def moment(at: int | None) -> str:
 def second(at: int) -> str:
     """The same to the second."""
     return f"{datetime.fromtimestamp(at / 1000, UTC):%Y-%m-%d %H:%M:%S}"
+
+
+def host(url: str) -> str:
+    """Of an address, the part that says whose it is; "" of one that is none."""
+    try:
+        return urlsplit(url).netloc
+    except ValueError:
+        return ""
 
 
 Handler = Callable[[Request, Site, Any], Awaitable[Response]]

@@ -16,8 +16,8 @@ from polyhead.client.annotate.problems import Clash, Forbidden, Invalid, NotTher
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.projects.projects import OpenProject
-from polyhead.client.annotate.replies import dialogues
-from polyhead.client.annotate.storage.database import Row, new_id
+from polyhead.client.annotate.replies import dialogues, user_turns
+from polyhead.client.annotate.storage.database import Row
 from polyhead.client.annotate.web import explaining, state
 from polyhead.client.annotate.web.access import PEOPLE, Site, json_body, route, words_of
 from polyhead.client.annotate.web.streams import turn_events
@@ -43,7 +43,7 @@ async def claim(request: Request, site: Site, person: Person) -> Response:
     if assignment is None:
         return JSONResponse({"empty": "paused" if project.row.state != "open" or not project.round_id else "nothing_left"})
     site.tabs[assignment.id] = str(body.get("tab_id", ""))[:64]
-    await _begin_given_turn(site, assignment)
+    _go_on(site, assignment)
     return _state(site, person, project)
 
 
@@ -77,6 +77,8 @@ async def begin_turn(request: Request, site: Site, person: Person) -> Response:
     if not isinstance(text, str) or type(pasted) is not int:
         raise Invalid("must be a text", field="text")
     project = projects.project_of_item(site.db, assignment.item_id)
+    if not user_turns.may_write(site.db, assignment, project.config):
+        raise Clash("the user's messages are given here", code="SCRIPTED", field="text")
     turn = dialogues.begin_turn(site.db, assignment, project, str(body.get("client_turn_id", "")), text, pasted=max(0, pasted))
     site.turns.start(turn)
     return JSONResponse({"turn_id": turn.id, "state": state.shown_state(site.db, assignment, person.locale)}, 202)
@@ -105,6 +107,10 @@ async def submit(request: Request, site: Site, person: Person) -> Response:
     words = words_of(request, person)
     stored = answers.submit(site.db, person.id, body, words.locale, words.sha256)
     assignment = assignments.get(site.db, stored.assignment_id)
+    if projects.project_of_item(site.db, assignment.item_id).config.kind.is_writing:
+        site.scorer.wake()
+    if not stored.is_over:
+        _go_on(site, assignment)
     shown = state.shown_state(site.db, assignment, person.locale)
     following = "item" if stored.is_over else "turn"
     explained = explaining.explain(site.db, stored.answer_id, words) if _is_training(site, assignment) else None
@@ -178,13 +184,11 @@ def _state(site: Site, person: Person, project: OpenProject) -> Response:
     return JSONResponse({"state": current, "banner": banner, "today": today})
 
 
-async def _begin_given_turn(site: Site, assignment: Row) -> None:
-    """Where the item brings the user's message, its replies are drawn as soon as the item is handed out."""
-    project = projects.project_of_item(site.db, assignment.item_id)
-    item = site.db.one("SELECT content_json FROM items WHERE id = ?", assignment.item_id)
-    text = item.json("content").get("user") if item else None
-    if text and project.is_live and not dialogues.turns_of(site.db, assignment):
-        site.turns.start(dialogues.begin_turn(site.db, assignment, project, new_id(), text))
+def _go_on(site: Site, assignment: Row) -> None:
+    """Where nobody here writes what the user says next, the turn begins with the handing out, or with the answer to the one before."""
+    turn = user_turns.go_on(site.db, assignment, projects.project_of_item(site.db, assignment.item_id))
+    if turn is not None:
+        site.turns.start(turn)
 
 
 def _check_may_work(site: Site, person: Person, project: OpenProject) -> None:

@@ -22,6 +22,7 @@ from polyhead.client.annotate.keeping.backup import keep_backup
 from polyhead.client.annotate.keeping.versions import Keeper
 from polyhead.client.annotate.projects import projects, rules
 from polyhead.client.annotate.replies.drawing import Model
+from polyhead.client.annotate.replies.scoring import Scorer
 from polyhead.client.annotate.replies.turns import Turns
 from polyhead.client.annotate.storage.database import Database, DatabaseError
 from polyhead.client.annotate.web import admin, api, pages
@@ -46,7 +47,7 @@ def make_app(
     """The application over an open database and a client of the model server. `backup_dir`: a backup an hour goes there.
     `registry`: gets the metrics. `trainer`: a client with a trainer's token, which labels the head versions that replies came from."""
     model = Model(client)
-    site = Site(db, model, Turns(db, model), Keeper(db, trainer), is_https, is_behind_proxy, backup_dir=backup_dir)
+    site = Site(db, model, Turns(db, model), Scorer(db, model), Keeper(db, trainer), is_https, is_behind_proxy, backup_dir=backup_dir)
     static = Mount("/static", StaticFiles(directory=Path(str(files("polyhead.client.annotate.web"))) / "static"), name="static")
     routes: list[BaseRoute] = [*pages.ROUTES, *api.ROUTES, *admin.ROUTES, static, *pages.LAST]
 
@@ -62,7 +63,7 @@ def make_app(
             await _read_rules(site, rule_sets)
             await site.keeper.keep()
 
-        beside = [asyncio.create_task(model.keep_watching(took))]
+        beside = [asyncio.create_task(model.keep_watching(took)), asyncio.create_task(site.scorer.run())]
         if backup_dir is not None:
             beside.append(asyncio.create_task(_keep_backups(db, backup_dir)))
         try:

@@ -22,6 +22,7 @@ from polyhead.client.annotate.web.state import LETTERS
 class Reply:
     letter: str
     text: str
+    evidence: list[dict[str, str]]
 
 
 @dataclass(frozen=True)
@@ -32,6 +33,7 @@ class Explained:
     is_passed: bool
     messages: list[dict[str, str]]
     rule: str  # "": the item has none
+    evidence: list[dict[str, str]]  # cards beside the item
     replies: list[Reply]
     own: str
     expected: str
@@ -58,9 +60,10 @@ def explain(db: Database, answer_id: str, words: Catalog) -> Explained | None:
     told = in_words(config, answer.json("body"), letters, words, set(_flags(expected)))
     wanted = in_words(config, gold.by_ids(config.kind, expected, gold.order_of(db, item.id, expected)), letters, words)
     messages = [each for each in content.get("messages", []) if each["role"] != "system"]
-    replies = [Reply(letters[row.id], row.text) for row in slots]
+    replies = [Reply(letters[row.id], row.text, row.json("evidence") or []) for row in slots]
     rule = (content.get("rule") or {}).get("text", "")
-    return Explained(answer.id, bool(answer.is_passed), messages, rule, replies, told, wanted, gold.why(expected, words.locale))
+    evidence, why = content.get("evidence", []), gold.why(expected, words.locale)
+    return Explained(answer.id, bool(answer.is_passed), messages, rule, evidence, replies, told, wanted, why)
 
 
 def in_words(config: ProjectConfig, body: dict[str, Any], letters: dict[str, str], words: Catalog, flags: set[str] | None = None) -> str:
@@ -74,7 +77,8 @@ def in_words(config: ProjectConfig, body: dict[str, Any], letters: dict[str, str
     if config.kind is Kind.RANK:
         return _order(body["ranks"], letters)
     if config.kind is Kind.RATE:
-        return "; ".join(_rating(config, letters[key], each, words, flags) for key, each in _by_letter(body["ratings"], letters))
+        ratings = [_rating(config, letters[key], each, words, flags) for key, each in _by_letter(body["ratings"], letters)]
+        return "; ".join([*ratings, *([_order(body["ranks"], letters)] if body.get("ranks") else [])])
     return words(f"verdict.{body['verdict']}")
 
 

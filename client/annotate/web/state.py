@@ -8,7 +8,7 @@ from __future__ import annotations
 from typing import Any
 
 from polyhead.client.annotate.items import assignments
-from polyhead.client.annotate.projects.config import Kind, ProjectConfig
+from polyhead.client.annotate.projects.config import Kind, ProjectConfig, UserSource
 from polyhead.client.annotate.projects.projects import OpenProject, project_of_item
 from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.storage.database import Database, Row
@@ -23,7 +23,7 @@ def shown_project(project: OpenProject, locale: str) -> dict[str, Any]:
     return {
         "slug": config.slug, "title": config.words(config.title, locale) or config.slug, "kind": config.kind.value,
         "source": config.source.value, "reveal": config.reveal.value, "num_shown": config.num_shown,
-        "polarity": answer.polarity.value, "strength": answer.strength.value,
+        "polarity": answer.polarity.value, "strength": answer.strength.value, "then_rank": answer.then_rank,
         "tie": answer.tie, "none": answer.none, "after_none": answer.after_none.value, "comment": answer.comment,
         "reasons": [{"id": each, "text": config.words(answer.reason_texts.get(each, {}), locale)} for each in answer.reasons],
         "flags": [{"id": each, "text": config.words(answer.flag_texts.get(each, {}), locale)} for each in config.flag_names],
@@ -51,7 +51,7 @@ def shown_state(db: Database, assignment: Row, locale: str) -> dict[str, Any]:
             "id": assignment.id, "state": assignment.state, "lease_until": assignment.lease_until, "draft_rev": assignment.draft_rev,
             "draft": assignment.json("draft"),
         },
-        "item": {"messages": before, "rule": content.get("rule"), "is_stored": is_stored},
+        "item": {"messages": before, "rule": content.get("rule"), "is_stored": is_stored, "evidence": content.get("evidence", [])},
         "turns": turns,
         "view": shown_view(db, view) if view is not None else None,
     }  # fmt: skip
@@ -81,7 +81,7 @@ def shown_view(db: Database, view: Row) -> dict[str, Any]:
         {
             "id": row.id, "slot": row.slot,
             "letters": [LETTERS[each.slot] for each in slots if each.slot == row.slot or each.alias_of == row.slot],
-            "text": row.text, "cut": row.finish_reason == "length", "evidence": row.json("evidence"),
+            "text": row.text, "cut": row.finish_reason == "length", "evidence": _evidence(slots, row),
         }
         for row in slots
         if row.alias_of is None
@@ -89,11 +89,18 @@ def shown_view(db: Database, view: Row) -> dict[str, Any]:
     return {"view_id": view.id, "candidates": cards}
 
 
+def _evidence(slots: list[Row], shown: Row) -> list[dict[str, str]]:
+    """What a card's reply rests on; of replies with one text, what any of them names."""
+    named = [card for each in slots if shown.slot in (each.slot, each.alias_of) for card in each.json("evidence") or []]
+    return [card for index, card in enumerate(named) if card not in named[:index]]
+
+
 def _turn(db: Database, turn: Row) -> dict[str, Any]:
     shown: dict[str, Any] = {
         "id": turn.id,
         "number": turn.number,
         "text": turn.user_text,
+        "is_own": turn.user_source == UserSource.ANNOTATOR.value,
         "state": turn.state,
         "view": None,
         "answer": None,

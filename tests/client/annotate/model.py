@@ -15,9 +15,12 @@ from polyhead.client import (
     AsyncClient,
     Continuation,
     FinishReason,
+    HeadKind,
     Piece,
+    PreferenceScore,
     Sample,
     Sampling,
+    ScoredItem,
     Served,
     Span,
     Status,
@@ -42,12 +45,16 @@ class FakeModel:
     def __init__(self, texts: Sequence[str] = ()) -> None:
         self.texts = list(texts)
         self.calls: list[dict[str, Any]] = []
-        self.failures: list[Exception] = []  # raised by the next calls of samples
+        self.failures: list[Exception | None] = []  # raised by the next calls of samples; None: that call succeeds
         self.broken: dict[int, int] = defaultdict(int)  # index of a reply in its call -> how often it fails
         self.gate = asyncio.Event()
         self.gate.set()
         self.pieces = asyncio.Event()
         self.pause_after = -1  # pieces; below 0: it does not wait
+        self.scored: list[dict[str, Any]] = []  # calls of score
+        self.score_failures: list[Exception] = []  # raised by the next calls of score
+        self.score_gate = asyncio.Event()
+        self.score_gate.set()
         self.num_cancelled = 0
         self.version = 313131
         self._count = 0
@@ -80,8 +87,8 @@ class FakeModel:
                         yield sample
 
     async def _samples(self, prompt: Any, options: dict[str, Any]) -> AsyncGenerator[Sample, None]:
-        if self.failures:
-            raise self.failures.pop(0)
+        if self.failures and (failure := self.failures.pop(0)) is not None:
+            raise failure
         number = 0
         try:
             for arm_index, arm in enumerate(options["arms"]):
@@ -115,6 +122,19 @@ class FakeModel:
             spans=(Span(0, 2, self.version, 424242, f"canary-digest-{arm.head}"),),
         )
 
+    async def tokenize(self, prompt: str, **options: Any) -> list[int]:
+        return [ord(letter) for letter in prompt]
+
+    async def score(self, items: Sequence[Any], **options: Any) -> list[ScoredItem]:
+        self.scored.append({"items": items, **options})
+        await self.score_gate.wait()
+        if self.score_failures:
+            raise self.score_failures.pop(0)
+        served = Served("canary-trunk", "canary-precision", 424242, {}, TOKENIZER)
+        head: Any = ("preference", HeadKind.PREFERENCE, self.version, "canary-digest-preference", "")
+        said = PreferenceScore(*head, 0.625, 77.125, 76.5, True, 3)
+        return [ScoredItem([5], [8], True, {"preference": said}, "", 0, "canary-request", served) for _ in items]
+
     async def status(self) -> Status:
         if self.failures and isinstance(self.failures[0], errors.Unavailable):
             raise self.failures[0]
@@ -130,7 +150,7 @@ class FakeModel:
         return Status(**known)
 
     async def trunk(self) -> TrunkInfo:
-        return dataclasses.replace(convert.trunk_info(trunk_response()), tokenizer_sha256=TOKENIZER)
+        return dataclasses.replace(convert.trunk_info(trunk_response()), tokenizer_sha256=TOKENIZER, eos_token_ids=[2, 3])
 
     async def configurations(self, kind: Any = None) -> list[Any]:
         return []

@@ -16,7 +16,8 @@ from polyhead.client.annotate.web.admin.page import ADMINS, csv_file, number_in,
 
 async def health_page(request: Request, site: Site, person: Person) -> Response:
     keeper = site.keeper
-    facts = Facts(site.model.is_up, site.served, site.trunk, site.backup_dir, keeper.has_token, keeper.refusal)
+    unscored = tuple(site.scorer.refused.values())
+    facts = Facts(site.model.is_up, site.served, site.trunk, site.backup_dir, keeper.has_token, keeper.refusal, unscored)
     concerns, tables = await read_beside(site.db, lambda reader: health.health(reader, facts))
     if wanted := request.query_params.get("csv"):
         return csv_file(request, person, "health", tables, wanted)

@@ -1,5 +1,6 @@
 // Replies as cards: all at once, in the order of the view, each with its full text. The control of the task's kind stands at the foot.
 import { el, word } from "./dom.js";
+import { drawEvidence } from "./evidence.js";
 
 export const cardOf = (cards, digit) => cards.find((card) => card.letters.includes("ABCDEFGHI"[digit - 1]));
 export const lettersOf = (card) => card.letters.join(word("card.and"));
@@ -25,7 +26,7 @@ function drawCard(card, controlOf, onReport) {
       el("button", { type: "button", class: "quiet report", "aria-label": `${word("card.report")}: ${word("card.reply", { letter: lettersOf(card) })}`, onclick: () => onReport(card) }, word("card.report"))),
     el("p", { class: "text", dir: "auto" }, card.text || el("span", { class: "soft" }, word("card.empty"))),
     card.cut && el("p", { class: "cut" }, word("card.cut")),
-    card.evidence && drawEvidence(card.evidence),
+    drawEvidence(card.evidence),
     el("div", { class: "control" }, controlOf(card)));
 }
 
@@ -35,14 +36,6 @@ export function drawGrowing(total) {
   const node = el("div", { class: "cards", data: { columns: total === 1 || total > 4 ? 1 : 2 }, "aria-busy": "true" }, texts.map((text, slot) =>
     el("article", { class: "card" }, total > 1 && el("header", {}, el("h2", {}, word("card.reply", { letter: "ABCDEFGHI"[slot] }))), text)));
   return { node, add({ from, texts: more }) { more.forEach((text, slot) => { texts[slot].textContent = from ? texts[slot].textContent + text : text; }); } };
-}
-
-function drawEvidence(evidence) {
-  const isWeb = /^https?:\/\//.test(evidence.url ?? "");
-  return el("div", { class: "evidence" },
-    el("strong", {}, evidence.title || evidence.url || ""),
-    el("p", { dir: "auto" }, evidence.snippet || ""),
-    isWeb && el("a", { href: evidence.url, target: "_blank", rel: "noopener noreferrer nofollow" }, word("card.source")));
 }
 
 export function moveFocus(step) {

@@ -14,7 +14,7 @@ export function drawDialogue(state, { brokenOf }) {
 
 function saidInTurns(state) {
   return state.turns.flatMap((turn) => {
-    const said = [{ who: "user", text: turn.text }];
+    const said = turn.text ? [{ who: "user", text: turn.text, isOther: !turn.is_own }] : []; // not there yet: a model writes it
     const chosen = turn.view?.candidates.find((card) => card.id === turn.next) ?? sharing(turn);
     const isOpen = state.phase === "judge" && turn === state.turns.at(-1) && state.project.kind !== "probe";
     if (chosen && !isOpen) said.push({ who: "assistant", text: chosen.text, turn });

@@ -7,6 +7,7 @@ import { drawDialogue } from "./dialogue.js";
 import { ask, askReport, askSkip, isAsking } from "./dialogs.js";
 import { $, el, fill, hasWord, kbd, word } from "./dom.js";
 import { Draft } from "./draft.js";
+import { drawEvidence } from "./evidence.js";
 import { drawExplained } from "./explained.js";
 import { actOf, letterOf } from "./keys.js";
 import { widgetOf } from "./kinds.js";
@@ -14,7 +15,7 @@ import { flush, put, waiting } from "./outbox.js";
 import { follow } from "./stream.js";
 
 const main = $("#task"), { slug, person } = main.dataset;
-const nodes = Object.fromEntries(["banner", "question", "rule", "dialogue", "status", "work", "bar", "marks", "summary", "today", "connection"].map((id) => [id, $(`#${id}`)]));
+const nodes = Object.fromEntries(["banner", "question", "rule", "dialogue", "evidence", "status", "work", "bar", "marks", "summary", "today", "connection"].map((id) => [id, $(`#${id}`)]));
 const care = new Care({ onLost: () => showBanner(word("lease.late")), onMoved: showMoved, onWarning: askStillThere });
 let state = null, draft = null, widget = null, writing = null, extra = null, unfollow = null, timing = {}, lastAnswer = null, isSending = false, isNew = false, isDrawing = false;
 
@@ -50,7 +51,7 @@ function draw() {
   fill(nodes.marks);
   drawRule();
   if (judges()) widget = widgetOf({ cards: cardsOf(), project: state.project, state, onChange: changed });
-  fill(nodes.dialogue, drawDialogue(state, { brokenOf: widget?.brokenOf }));
+  drawSaid();
   const turn = state.turns.at(-1);
   if (state.phase === "over") return void claim();
   if (state.phase === "compose") drawComposer();
@@ -64,6 +65,12 @@ function draw() {
 // In a probe the verdict may be given as soon as there is a reply, while there are attempts left, too.
 const judges = () => state.phase === "judge" || (state.project.kind === "probe" && state.phase === "compose" && state.turns.length > 0);
 const cardsOf = () => (state.view ?? state.turns.at(-1)?.view)?.candidates ?? [];
+
+function drawSaid() {
+  fill(nodes.dialogue, drawDialogue(state, { brokenOf: widget?.brokenOf }));
+  const { evidence } = state.item;
+  fill(nodes.evidence, evidence.length > 0 && el("div", { class: "turn" }, el("span", { class: "who" }, word("evidence.title")), el("div", {}, drawEvidence(evidence))));
+}
 
 function drawRule() {
   const { rule } = state.item;
@@ -85,15 +92,21 @@ function drawComposer() {
 function drawWaiting(turn) {
   const isOne = turn.total === 1;
   let growing = null;
-  say(word(isOne ? "status.waiting_one" : state.project.reveal === "lockstep" ? "status.waiting_lockstep" : "status.waiting"), "");
+  say(waitingFor(turn), "");
   fill(nodes.work, el("div", { class: "cards", data: { columns: turn.total > 4 || isOne ? 1 : 2 }, "aria-hidden": "true" }, Array.from({ length: turn.total }, () => el("div", { class: "skeleton" }))));
   const startedAt = Date.now();
   unfollow = follow(turn.id, {
     onState: (progress) => showProgress(progress, startedAt),
+    onUser: ({ text }) => { turn.text = text; drawSaid(); say(waitingFor(turn), null); },
     onDelta: (delta) => { if (!growing) { growing = drawGrowing(turn.total); fill(nodes.work, growing.node); } growing.add(delta); },
     onReady: (view) => { Object.assign(turn, { state: "ready", view }); showReady(turn); },
     onFailed: ({ code }) => { Object.assign(turn, { state: "failed", code }); state.phase = "failed"; draw(); },
   });
+}
+
+function waitingFor(turn) {
+  if (!turn.text) return word("status.user"); // a model writes what the user says
+  return word(turn.total === 1 ? "status.waiting_one" : state.project.reveal === "lockstep" ? "status.waiting_lockstep" : "status.waiting");
 }
 
 function showReady(turn) {
@@ -107,6 +120,7 @@ function showReady(turn) {
 
 function showProgress({ state: how, done, total, retry_after_s: seconds }, startedAt) {
   if (how === "down") return say(null, word("down.banner"));
+  if (how === "user") return say(null, Date.now() - startedAt > 20000 ? word("status.still") : "");
   if (how === "queued") return say(null, word("status.queued", { seconds: Math.ceil(seconds ?? 1) }));
   const dots = total > 1 && el("span", { class: "dots", "aria-hidden": "true" }, Array.from({ length: total }, (_, index) => el("i", { class: index < done ? "on" : "" })));
   const late = Date.now() - startedAt > 20000 ? ` ${word("status.still")}` : "";
@@ -114,11 +128,14 @@ function showProgress({ state: how, done, total, retry_after_s: seconds }, start
 }
 
 function drawFailed(turn) {
-  const isFinal = ["HEAD_GONE", "CONTEXT_FULL"].includes(turn.code);
-  say(word("failed.title"), hasWord(`error.${turn.code}`) ? word(`error.${turn.code}`) : "");
+  const isFinal = ["HEAD_GONE", "CONTEXT_FULL"].includes(turn.code), isMessage = !turn.text; // a message of the user that a model was to write
+  const isTold = hasWord(`error.${turn.code}`) && !(isMessage && turn.code === "MODEL_FAILED"); // that sentence speaks of replies
+  const canFinish = isFinal || (isMessage && state.turns.filter((each) => each.answer).length >= state.project.min_turns);
+  say(word(isMessage ? "failed.user" : "failed.title"), isTold ? word(`error.${turn.code}`) : "");
   fill(nodes.work, el("div", { class: "row" },
     !isFinal && el("button", { type: "button", class: "primary", onclick: () => act(() => call("POST", `/api/turns/${turn.id}/retry`, {})) }, word("failed.retry")),
-    isFinal ? el("button", { type: "button", class: "primary", onclick: finish }, word("compose.finish")) : el("button", { type: "button", onclick: () => skip("technical") }, word("bar.skip"))));
+    canFinish && el("button", { type: "button", class: isFinal ? "primary" : "", onclick: finish }, word("compose.finish")),
+    !isFinal && el("button", { type: "button", onclick: () => skip("technical") }, word("bar.skip"))));
 }
 
 function drawJudging(turn) {
@@ -166,6 +183,7 @@ function drawExtra() {
 
 function changed() {
   nodes.summary.textContent = widget?.summary() ?? "";
+  if (widget?.advance) nodes.question.textContent = widget.question; // each step has its own
   showSubmit();
   if (isDrawing) return;
   timing.first_input_at ??= Date.now();
@@ -175,7 +193,8 @@ function changed() {
 
 function showSubmit() {
   const button = $("[data-do=submit]", nodes.bar);
-  const isReady = Boolean(widget?.body());
+  const isReady = Boolean(widget?.isReady ? widget.isReady() : widget?.body());
+  button.firstChild.textContent = `${word(widget?.isLast?.() === false ? "bar.continue" : "bar.submit")} `;
   button.setAttribute("aria-disabled", String(!isReady));
   button.title = isReady ? "" : word("bar.mark_first");
 }
@@ -187,6 +206,10 @@ async function send(text, pasted) {
 }
 
 async function submit() {
+  if (widget?.advance?.()) { // the next step of the same answer
+    nodes.question.focus({ preventScroll: true });
+    return scrollTo({ top: 0 });
+  }
   const body = widget?.body();
   if (!body || isSending) return;
   const view = state.view ?? state.turns.at(-1)?.view;
@@ -253,7 +276,7 @@ async function takeBreak() {
   unfollow?.();
   nodes.bar.hidden = true;
   say(word("break.title"), "");
-  fill(nodes.rule); fill(nodes.dialogue);
+  for (const node of [nodes.rule, nodes.dialogue, nodes.evidence]) fill(node);
   fill(nodes.work, el("p", { class: "lead" }, word("break.text")), el("button", { type: "button", class: "primary", onclick: claim }, word("break.resume")));
   state = null;
 }
@@ -262,7 +285,7 @@ async function takeBreak() {
 
 function say(question, status) {
   if (question !== null) nodes.question.textContent = question;
-  fill(nodes.status, status);
+  if (status !== null) fill(nodes.status, status);
 }
 
 function showBanner(text, ...more) {
@@ -287,7 +310,7 @@ function showError(error, again = claim) {
     ask(word("error.SIGN_IN"), el("p", {}, word("signin.again")), el("p", {}, el("a", { class: "button primary", href: "/login", target: "_blank" }, word("login.title"))));
     setTimeout(again, 5000);
   } else if (error.code === "CSRF") location.reload(); // signed in anew: the work is kept, the token is another one
-  else if (["ALREADY_ANSWERED", "OTHER_BODY", "VOIDED", "UNDO_OVER", "NO_MORE_TURNS", "TURN_OPEN", "BREAK_DUE"].includes(error.code)) {
+  else if (["ALREADY_ANSWERED", "OTHER_BODY", "VOIDED", "UNDO_OVER", "NO_MORE_TURNS", "TURN_OPEN", "SCRIPTED", "BREAK_DUE"].includes(error.code)) {
     showBanner(word(error.messageKey), el("button", { type: "button", onclick: () => { showBanner(""); state = null; claim(); } }, word("again.continue")));
   } else showBanner(word(error.messageKey));
 }
@@ -298,7 +321,7 @@ function showEmpty({ empty: why, until, now, can_skip: canSkip }) {
   nodes.bar.hidden = true;
   const isBreak = why === "break";
   say(word(isBreak ? "break.title" : why === "warned" ? "warned.title" : "done.title"), "");
-  fill(nodes.rule); fill(nodes.dialogue);
+  for (const node of [nodes.rule, nodes.dialogue, nodes.evidence]) fill(node);
   const again = el("button", { type: "button", class: "primary", disabled: isBreak && until > now, onclick: claim }, word("break.resume"));
   if (isBreak) setTimeout(() => { again.disabled = false; }, Math.max(0, until - now));
   fill(nodes.work, el("p", { class: "lead" }, word(`done.${why}`, { minutes: Math.ceil(Math.max(0, (until ?? 0) - now) / 60000) })), el("div", { class: "row" },

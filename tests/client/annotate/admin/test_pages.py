@@ -239,6 +239,34 @@ async def test_an_adjudicator_answers_before_seeing_the_others(tmp_path: Path) -
     assert row.json("body")["comment"] == "b is shorter"
 
 
+async def test_an_adjudicator_rates_and_then_ranks(tmp_path: Path) -> None:
+    """Where people do both; the evidence that they saw stands beside it, its markup as text."""
+    config = RANK.replace("kind: rank", "kind: rate") + "\nanswer: {then_rank: true}"
+    evidence = {"title": "<script>alert(1)</script>", "url": "https://example.org/x"}
+    async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person("adjudicator") as judge:
+        item = {"prompt": "x", "evidence": evidence, "replies": ["a", {"text": "b", "evidence": {"snippet": "cited"}}]}
+        (tmp_path / "items.jsonl").write_text(json.dumps(item), encoding="utf-8")
+        import_items(site.db, projects.open_project(site.db, "work"), tmp_path / "items.jsonl", "test")
+        for overall in (2, 6):
+            async with site.person() as person:
+                state = (await person.claim("work"))["state"]
+                cards = [card["id"] for card in state["view"]["candidates"]]
+                ratings = {card: {"overall": overall} for card in cards}
+                body = {"ratings": ratings, "ranks": {card: rank for rank, card in enumerate(cards, 1)}}
+                await person.answer(state["assignment"]["id"], None, body)
+        key = str(site.db.value("SELECT id FROM items"))
+        page = (await judge.get(f"/admin/items/{key}")).text
+        assert "<script>alert" not in page
+        assert all(each in page for each in ("&lt;script&gt;alert", "example.org", "cited"))
+        given = {f"rate-{card}": "5" for card in cards}
+        await judge.form(f"/admin/items/{key}", 422, first="1", **given)
+        await judge.form(f"/admin/items/{key}", first="1", **given, **{f"rank-{card}": str(2 * n) for n, card in enumerate(cards, 1)})
+        assert "(1.)" in (await judge.get(f"/admin/items/{key}")).text
+        body = site.db.all("SELECT * FROM adjudications")[0].json("body")
+    assert body["ranks"] == {card: rank for rank, card in enumerate(cards, 1)}
+    assert [rating["overall"] for rating in body["ratings"].values()] == [5, 5]
+
+
 async def test_what_people_agree_about_is_no_dispute(tmp_path: Path) -> None:
     async with ranked(tmp_path, (1, 2, 2), (1, 2, 2)) as (site, item), site.person("admin") as admin:
         assert item not in (await admin.get("/admin/p/work/disputes")).text

@@ -30,9 +30,9 @@ def stored(kind: str, more: str = "") -> str:
     return f"slug: work\nkind: {kind}\nsource: stored\n{more}"
 
 
-def add(site: RunningSite, path: Path, *items: dict[str, Any]) -> None:
+def add(site: RunningSite, path: Path, *items: dict[str, Any], project: str = "work") -> None:
     path.write_text("".join(json.dumps(item) + "\n" for item in items), encoding="utf-8")
-    import_items(site.db, projects.open_project(site.db, "work"), path, "test")
+    import_items(site.db, projects.open_project(site.db, project), path, "test")
 
 
 def rows(site: RunningSite, path: Path, name: str) -> list[dict[str, Any]]:
@@ -108,6 +108,24 @@ async def test_rate_with_flags(tmp_path: Path) -> None:
         await person.answer(assignment, None, {"ratings": {a: good, b: {"overall": 2, "flags": {"polite": False}}}})
         [pair] = rows(site, tmp_path / "pairs.jsonl", "polyhead-pairs")
         assert (pair["chosen"], pair["rejected"]) == ("a", "b")
+
+
+async def test_ratings_and_then_ranks(tmp_path: Path) -> None:
+    """Both are needed; the ranks decide what is preferred, and both are exported where there is a place for them."""
+    config = stored("rate", "answer: {then_rank: true}")
+    async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person() as person:
+        add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "replies": ["a", "b", "c"]})
+        state, assignment, (a, b, c) = await claimed(person)
+        assert state["project"]["then_rank"] is True
+        ratings = {a: {"overall": 6}, b: {"overall": 6}, c: {"overall": 2}}
+        for wrong in ({}, {"ranks": {a: 1, b: 2}}, {"ranks": {a: 1, b: 3, c: 3}}):
+            assert (await person.answer(assignment, None, {"ratings": ratings, **wrong}, 422))["field"] == "body.ranks"
+        await person.answer(assignment, None, {"ratings": ratings, "ranks": {a: 2, b: 1, c: 3}})
+        pairs = rows(site, tmp_path / "pairs.jsonl", "polyhead-pairs")
+        assert sorted((pair["chosen"], pair["rejected"]) for pair in pairs) == [("a", "c"), ("b", "a"), ("b", "c")]
+        [record] = rows(site, tmp_path / "records.jsonl", "argilla")
+    said = {record[f"reply_{letter}"]: [record[f"{name}_{letter}.response"] for name in ("overall", "rank")] for letter in "ABC"}
+    assert said == {"a": [6, 2], "b": [6, 1], "c": [2, 3]}
 
 
 async def test_rulecheck(tmp_path: Path) -> None:

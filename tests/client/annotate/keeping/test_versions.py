@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import asyncio
 import dataclasses
+import math
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any, cast
@@ -13,13 +15,25 @@ import pytest
 from polyhead.client import AsyncClient, errors
 from polyhead.client.annotate.keeping import verify
 from polyhead.client.annotate.keeping.versions import LABEL, Fate, Keeper, versions
+from polyhead.client.annotate.projects.config import read_project
+from polyhead.client.annotate.replies import scoring
 from polyhead.client.annotate.web.catalogs import catalog
+from tests.client.annotate.answers.test_kinds import add
 from tests.client.annotate.model import FakeModel
-from tests.client.annotate.site import CHOOSE, RunningSite, choice, running
+from tests.client.annotate.site import CHOOSE, RunningSite, begin, choice, running
 from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
 
 LIVE = CHOOSE.replace("canary-head", "reference") + "sampling: {max_new_tokens: 8}\nreveal: lockstep\n"
+DRAWN = """
+slug: work
+kind: choose
+arms: {fixed: [{head: policy, n: 1}, {head: reference, n: 1}]}
+sampling: {max_new_tokens: 8}
+prompt: {format: sparrow, system: Be brief.}
+dialogue: {max_turns: 2, user: model}
+"""
+WRITTEN = "slug: written\nkind: demonstrate\nsource: stored\nhidden: {heads: [preference]}"
 
 
 class FakeTrainer:
@@ -121,18 +135,48 @@ async def test_a_stored_reply_is_drawn_again_on_a_deterministic_server(tmp_path:
             async with running(tmp_path / "a.db", model, LIVE) as site:
                 keeper = Keeper(site.db, client)
                 await one_turn(site)
+                await a_drawn_message(site, tmp_path)
+                await a_written_reply(site, tmp_path)
                 await keeper.keep()
                 assert set(fates(site).values()) == {Fate.KEPT}
                 assert (await client.head("policy@1")).labels == (LABEL,)
                 await renew_policy(client, 2)
-                outcomes = {each.outcome for each in await verify.replay(site.db, client, 4)}
-                assert outcomes == {"same"}
+                assert [each.outcome for each in await verify.replay(site.db, client, 20)] == ["same"] * 9
                 [wrong] = site.db.all("SELECT * FROM candidates ORDER BY id LIMIT 1")
                 again = await verify._drawn_again(client, dataclasses.replace(wrong, columns={**wrong.columns, "token_ids": b"\0\0\0\0"}))
                 assert again.outcome == "different"
                 await keeper.let_go("policy@1", site.db.value("SELECT digest FROM candidates WHERE head_name = 'policy'"), "test")
                 await renew_policy(client, 1)
                 assert {each.outcome for each in await verify.replay(site.db, client, 4)} == {"same", "gone"}
+
+
+async def a_drawn_message(site: RunningSite, path: Path) -> None:
+    """A dialogue in a transcript format, whose second message a head writes: a candidate like the replies, drawn again like them."""
+    begin(site.db, read_project(DRAWN))
+    async with site.person() as person:
+        add(site, path / "drawn.jsonl", {"prompt": "Why is the sky blue?", "evidence": {"snippet": "Air."}})
+        for number in (1, 2):
+            state = (await person.claim("work"))["state"]
+            events = await person.events(state["turns"][-1]["id"])
+            assert events[-1][0] == "ready", events
+            turn = (await person.state("work"))["turns"][-1]
+            assert turn["text"], number
+            await person.answer(state["assignment"]["id"], turn["id"], choice(turn["view"]))
+    assert site.db.value("SELECT count(*) FROM turns WHERE user_source = 'model' AND state = 'ready'") == 1
+
+
+async def a_written_reply(site: RunningSite, path: Path) -> None:
+    """It gets a score of the preference head that is served."""
+    begin(site.db, read_project(WRITTEN))
+    async with site.person() as person:
+        add(site, path / "written.jsonl", {"prompt": "Why is the sky blue?"}, project="written")
+        state = (await person.claim("written"))["state"]
+        await person.answer(state["assignment"]["id"], None, {"text": "Because of the air."})
+    while scoring.count(site.db) != scoring.Counted(1, 0):
+        assert not site.app._app.state.site.scorer.refused
+        await asyncio.sleep(0.01)
+    [row] = site.db.all("SELECT * FROM candidates WHERE origin = 'human'")
+    assert math.isfinite(scoring.scores_of(site.db, row, 1 << 40)["scores"]["preference"]["value"])
 
 
 async def renew_policy(client: AsyncClient, num: int) -> None:
