@@ -110,6 +110,31 @@ def project_command(file: Annotated[Path, typer.Argument(help="A project's YAML 
     typer.echo(f"project {config.slug} is open: version {projects.open_project(database, config.slug).version}")
 
 
+@annotate_app.command("copy")
+@readable
+def copy_command(
+    project: Annotated[str, typer.Argument(help="The slug of the project whose settings are taken.")],
+    name: Annotated[str, typer.Argument(help="The slug of the new one.")],
+    db: Db = DEFAULT_DB,
+    file: Annotated[
+        Path | None, typer.Option(help="Write the settings here as YAML, to be changed before they are stored, and store nothing.")
+    ] = None,
+) -> None:
+    """Copy a project's settings under a new name: no items, no answers."""
+    from polyhead.client.annotate.projects import copying
+
+    database = Database.open(db)
+    if file is None:
+        copying.copy_project(database, project, name, "command line")
+        typer.echo(f"project {name} is a draft with the settings of {project}: open a round on its page, /admin/p/{name}")
+        return
+    text = copying.copied(database, project, name)
+    with file.open("x", encoding="utf-8") as written:
+        written.write(text)
+    typer.echo(f"settings of {project} as {name}: {file}")
+    typer.echo(f"next: polyhead annotate project {file} --db {db}")
+
+
 @annotate_app.command("import")
 @readable
 def import_command(

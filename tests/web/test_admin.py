@@ -9,12 +9,15 @@ from typing import Any
 
 import pytest
 
+from polyhead.client.annotate.admin import messages
 from polyhead.client.annotate.answers import answers
 from polyhead.client.annotate.items import assignments
 from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.people import accounts
 from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import read_project
 from polyhead.client.annotate.web import state
+from tests.client.annotate.site import begin
 from tests.web.conftest import TEXTS, VIEWS, Served, focus_next, look, serve, sign_in, views, watch
 from tests.web.test_choose import begin_work, say
 
@@ -33,6 +36,7 @@ PATHS = (
 def test_pages_of_the_team(browser: Any, served: Served, view: str) -> None:
     """After three judged turns: every page has its figures, axe-core finds nothing, and nothing scrolls sideways but tables."""
     judge(browser, served)
+    tell(served)
     locale, options = VIEWS[view]
     context = browser.new_context(reduced_motion="reduce", **options)
     page = context.new_page()
@@ -74,6 +78,19 @@ def test_a_file_of_items_and_an_export(browser: Any, disputed: Served, tmp_path:
         page.click("button[value=download]")
     assert download.value.suggested_filename == "work-polyhead-pairs.zip"
     context.close()
+
+
+def tell(served: Served) -> None:
+    """What the pages say at times: a message that is not read yet, a round that was closed with its trunk, a bar."""
+    begin(served.db, read_project("slug: work\nkind: rank\nsource: stored\ntitle: Rankings"))
+    with served.db.transaction():
+        person = served.db.value("SELECT id FROM accounts")
+        messages.send(served.db, person, "Please read the guidelines once more.\n请再读一遍说明。", person)
+        first, second = (row.id for row in served.db.all("SELECT id FROM rounds ORDER BY opened_at, rowid"))
+        served.db.change("rounds", first, {"closed_at": served.db.now(), "close_reason": "trunk"})
+        content = {"messages": [{"role": "user", "content": "Why?"}], "has_replies": True}
+        item = {"id": "0" * 24, "round_id": second, "source": "import", "lang": "", "content_json": json.dumps(content)}
+        served.db.insert("items", {**item, "content_sha256": b"x", "overlap": 3, "created_at": served.db.now()})
 
 
 def judge(browser: Any, served: Served) -> None:

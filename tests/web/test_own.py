@@ -10,9 +10,10 @@ from typing import Any
 import pytest
 from playwright.sync_api import expect
 
+from polyhead.client.annotate.admin import messages
 from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.projects import projects
-from tests.web.conftest import PHONE, Served, look, serve, sign_in, watch
+from tests.web.conftest import PHONE, VIEWS, Served, look, serve, sign_in, watch
 from tests.web.test_choose import begin_work, bodies, say
 
 GOLD = "slug: work\nkind: choose\nsource: stored\nqueue: {training: 1, gold_every: 1, gold_after: 2}"
@@ -75,6 +76,33 @@ def test_of_two_drafts_the_person_chooses(browser: Any, served: Served) -> None:
     expect(page.locator("#message")).to_have_value("Mine")
     page.wait_for_function("async () => (await (await fetch('/api/state?project=helpful')).text()).includes('Mine')")
     context.close()
+
+
+@pytest.mark.parametrize("view", ["phone-dark-zh", "light"])
+def test_a_message_of_the_team(browser: Any, served: Served, view: str) -> None:
+    """On the overview and above the work, in the words that were sent; read by a key, it is gone from both."""
+    locale, options = VIEWS[view]
+    context = browser.new_context(reduced_motion="reduce", **options)
+    context.set_default_timeout(15_000)
+    page = context.new_page()
+    problems = watch(page, served)
+    sign_in(page, served, served.account(locale=locale))
+    for text in ("Please <b>slow</b> down.\n请慢一点。", "Thank you!"):
+        messages.send(served.db, served.db.value("SELECT id FROM accounts"), text, "boss")
+    page.reload()
+    expect(page.locator(".message .prose").first).to_have_text("Please <b>slow</b> down.\n请慢一点。")
+    look(page, f"message-home-{view}")
+    page.goto(f"{served.address}/p/helpful/task")
+    expect(page.locator("#messages .message")).to_have_count(2)
+    look(page, f"message-task-{view}")
+    page.locator("#messages button").first.focus()
+    page.keyboard.press("Enter")
+    expect(page.locator("#messages .message")).to_have_count(1)
+    page.goto(served.address)
+    page.locator(".message button").click()
+    expect(page.locator(".message")).to_have_count(0)
+    context.close()
+    assert problems == []
 
 
 @pytest.fixture

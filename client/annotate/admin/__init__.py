@@ -6,7 +6,8 @@ imports from here.
     agreement.py     do people agree?
     bias.py          do slots, lengths and languages decide?
     strengths.py     which head is better, and how sure is that?
-    people.py        who works how; invites
+    people.py        who works how much; habits.py like whom, in what place, how fast; invites
+    messages.py      words to one person
     rounds.py        projects' states and rounds; what is served now against what was served then
     items.py         items: found, looked at, retired, given a known answer
     log.py           the log of events

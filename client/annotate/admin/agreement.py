@@ -32,6 +32,10 @@ def agreement(db: Database, slug: str, round_number: int = 0) -> list[Table]:
     return [_overall(units, by_unit(signs(found)), level), _pairs(units, level), _people(units)]
 
 
+def _people(units: Units) -> Table:
+    return Table("majority", ("person", "same"), [[person, share] for person, share in like_most(units).items()])
+
+
 def _overall(units: Units, preferences: Units, level: Level) -> Table:
     values = [list(unit.values()) for unit in units.values()]
     rows: list[list[Cell]] = [
@@ -56,8 +60,8 @@ def _pairs(units: Units, level: Level) -> Table:
     return Table("kappa", ("person", "other", "same", "kappa"), rows, {"least": TOO_FEW})
 
 
-def _people(units: Units) -> Table:
-    """How often each person says what most of the others say."""
+def like_most(units: Units) -> dict[str, Share]:
+    """How often each person says what most of the others say; nobody who was always alone, or among others who differ, is in it."""
     same: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for unit in units.values():
@@ -66,7 +70,7 @@ def _people(units: Units) -> Table:
             if majority is not None:
                 total[person] += 1
                 same[person] += value == majority
-    return Table("majority", ("person", "same"), [[person, Share(same[person], total[person])] for person in sorted(total)])
+    return {person: Share(same[person], total[person]) for person in sorted(total)}
 
 
 def _majority(unit: Mapping[str, Any]) -> Any:

@@ -3,9 +3,10 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from statistics import median
+from typing import Any
 
 from polyhead.client.annotate.admin.tables import Cell, Estimate, Share, Table
 from polyhead.client.annotate.exports.comparable import all_judgements
@@ -37,7 +38,7 @@ def bias(db: Database, slug: str, round_number: int = 0) -> list[Table]:
 
 def _pick(judgement: Judgement) -> Pick | None:
     """None where no single reply was marked first, or two of those shown have one text."""
-    first = _first(judgement)
+    first = first_of(judgement.kind, judgement.body, list(judgement.candidates))
     texts = [row.text for row in judgement.candidates.values()]
     if first is None or len(set(texts)) != len(texts) or len(texts) < 2:
         return None
@@ -47,14 +48,14 @@ def _pick(judgement: Judgement) -> Pick | None:
     return Pick(judgement.about["annotator"], judgement.about["locale"], order.index(first), len(order), is_longest)
 
 
-def _first(judgement: Judgement) -> str | None:
-    body, order = judgement.body, list(judgement.candidates)
-    if judgement.kind is Kind.CHOOSE:
+def first_of(kind: Kind, body: Mapping[str, Any], order: Sequence[str]) -> str | None:
+    """The one reply that an answer puts before all others. `order`: as shown."""
+    if kind is Kind.CHOOSE:
         return body["choice"] if not body["tied"] else None
-    if judgement.kind is Kind.RANK:
+    if kind is Kind.RANK:
         best = [key for key, rank in body["ranks"].items() if rank == 1]
         return best[0] if len(best) == 1 else None
-    if judgement.kind is Kind.COMPARE and body["position"] is not None and len(order) == 2:
+    if kind is Kind.COMPARE and body["position"] is not None and len(order) == 2:
         middle = {"hh8": 4.5, "stiennon9": 5.0}[body["scale"]]
         return None if body["position"] == middle else order[int(body["position"] > middle)]
     return None

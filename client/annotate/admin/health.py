@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from polyhead.client import Status, TrunkInfo
-from polyhead.client.annotate.admin.rounds import heads_in_words
+from polyhead.client.annotate.admin.rounds import closed_by_trunk, heads_in_words
 from polyhead.client.annotate.admin.tables import Cell, Table, Word
 from polyhead.client.annotate.keeping.versions import Fate, versions
 from polyhead.client.annotate.replies import scoring
@@ -68,6 +68,8 @@ def _warnings(db: Database, facts: Facts, backups: Backups | None) -> list[Conce
     elif backups.newest_at is None or db.now() - backups.newest_at > OLD_BACKUP_MS:
         hours = "–" if backups.newest_at is None else (db.now() - backups.newest_at) // HOUR_MS
         found.append(Concern("old_backup", {"hours": hours}))
+    if slugs := closed_by_trunk(db):
+        found.append(Concern("trunk", {"projects": ", ".join(slugs)}))
     free = shutil.disk_usage(db.path.parent).free
     if free < LEAST_FREE:
         found.append(Concern("disk", {"free": size(free)}))

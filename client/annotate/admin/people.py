@@ -12,25 +12,17 @@ _MINUTE_MS = 60_000
 
 
 def people(db: Database) -> Sequence[Row]:
-    """Everybody, with counts over all projects; the newest first."""
-    return db.all(
-        "SELECT p.id, p.pseudonym, p.role, p.state, p.locale, p.created_at,"
-        " (SELECT max(seen_at) FROM sessions s WHERE s.account_id = p.id) AS seen_at,"
-        " (SELECT count(*) FROM answers n JOIN assignments a ON a.id = n.assignment_id"
-        "  WHERE a.account_id = p.id AND n.state = 'current') AS answers,"
-        " (SELECT coalesce(sum(a.active_ms), 0) FROM assignments a WHERE a.account_id = p.id) / 60000 AS minutes,"
-        " (SELECT count(*) FROM assignments a WHERE a.account_id = p.id AND a.state = 'skipped') AS skipped,"
-        " (SELECT count(*) FROM assignments a WHERE a.account_id = p.id AND a.late = 1) AS late,"
-        " (SELECT count(*) FROM assignments a WHERE a.account_id = p.id) AS assignments,"
-        " (SELECT count(*) FROM answers n JOIN assignments a ON a.id = n.assignment_id WHERE a.account_id = p.id AND n.state = 'current'"
-        "  AND json_extract(n.body_json, '$.none_good')) AS none_good,"
-        f" (SELECT count(*) {_GOLD}) AS gold, (SELECT coalesce(sum(g.is_passed), 0) {_GOLD}) AS gold_passed,"
-        " (SELECT coalesce(sum(t.pasted_chars), 0) FROM turns t JOIN dialogues d ON d.id = t.dialogue_id"
-        "  JOIN assignments a ON a.id = d.assignment_id WHERE a.account_id = p.id) AS pasted,"
-        " (SELECT coalesce(sum(length(t.user_text)), 0) FROM turns t JOIN dialogues d ON d.id = t.dialogue_id"
-        "  JOIN assignments a ON a.id = d.assignment_id WHERE a.account_id = p.id) AS typed"
-        " FROM accounts p ORDER BY p.created_at DESC, p.id"
-    )
+    """Everybody, with counts over all projects; the newest first. Each table is read once, whatever the number of people."""
+    return db.all(_PEOPLE)
+
+
+def apart(db: Database, state: str) -> dict[str, list[str]]:
+    """Account -> slugs of projects that it waits in (`paused`), or has left (`opted_out`)."""
+    found: dict[str, list[str]] = {}
+    query = "SELECT q.account_id, p.slug FROM qualifications q JOIN projects p ON p.id = q.project_id WHERE q.state = ? ORDER BY p.slug"
+    for row in db.all(query, state):
+        found.setdefault(row.account_id, []).append(row.slug)
+    return found
 
 
 def find_person(db: Database, account_id: str) -> Row:
@@ -87,7 +79,23 @@ def close_report(db: Database, report_id: str, by: str) -> None:
         db.change("reports", report_id, {"state": "closed"}, by)
 
 
-_GOLD = (  # known answers of a person p; training is for learning
-    "FROM gold_results g JOIN answers n ON n.id = g.answer_id JOIN assignments a ON a.id = n.assignment_id"
-    " JOIN items i ON i.id = a.item_id WHERE a.account_id = p.id AND n.state = 'current' AND i.gold_kind != 'training'"
-)
+_PEOPLE = """
+WITH
+  work AS (SELECT account_id, count(*) AS assignments, sum(active_ms) / 60000 AS minutes, sum(state = 'skipped') AS skipped,
+    sum(late) AS late, max(leased_at) AS leased_at FROM assignments GROUP BY 1),
+  said AS (SELECT a.account_id, count(*) AS answers, sum(ifnull(json_extract(n.body_json, '$.none_good'), 0)) AS none_good,
+    max(n.received_at) AS received_at FROM answers n JOIN assignments a ON a.id = n.assignment_id WHERE n.state = 'current' GROUP BY 1),
+  known AS (SELECT a.account_id, count(*) AS gold, sum(g.is_passed) AS gold_passed FROM gold_results g JOIN answers n ON n.id = g.answer_id
+    JOIN assignments a ON a.id = n.assignment_id JOIN items i ON i.id = a.item_id
+    WHERE n.state = 'current' AND i.gold_kind != 'training' GROUP BY 1),  -- training is for learning
+  wrote AS (SELECT a.account_id, sum(t.pasted_chars) AS pasted, sum(length(t.user_text)) AS typed FROM turns t
+    JOIN dialogues d ON d.id = t.dialogue_id JOIN assignments a ON a.id = d.assignment_id GROUP BY 1),
+  here AS (SELECT account_id, max(seen_at) AS seen_at FROM sessions GROUP BY 1)
+SELECT p.id, p.pseudonym, p.role, p.state, ifnull(answers, 0) AS answers, ifnull(minutes, 0) AS minutes,
+  ifnull(assignments, 0) AS assignments, ifnull(skipped, 0) AS skipped,
+  ifnull(late, 0) AS late, ifnull(none_good, 0) AS none_good, ifnull(gold, 0) AS gold,
+  ifnull(gold_passed, 0) AS gold_passed, ifnull(pasted, 0) AS pasted, ifnull(typed, 0) AS typed,
+  nullif(max(ifnull(seen_at, 0), ifnull(received_at, 0), ifnull(leased_at, 0)), 0) AS seen_at  -- sessions end; what was done stays
+FROM accounts p LEFT JOIN work ON work.account_id = p.id LEFT JOIN said ON said.account_id = p.id LEFT JOIN known ON known.account_id = p.id
+  LEFT JOIN wrote ON wrote.account_id = p.id LEFT JOIN here ON here.account_id = p.id
+ORDER BY p.created_at DESC, p.id"""

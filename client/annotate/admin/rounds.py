@@ -9,6 +9,7 @@ from difflib import unified_diff
 from itertools import pairwise
 from typing import Any
 
+from polyhead.client.annotate.items.counting import Done, done_by_round
 from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import from_json
@@ -30,11 +31,28 @@ class Overview:
     num_people: int
     num_reports: int
     changes: str  # of heads since the round began: "policy 3 → 4"
+    done: Done | None  # of the open round; None: it has no items that want judgements
+    closed: Row | None  # the newest round, where it was closed since its trunk is no longer served, and none is open
 
 
 def overview(db: Database, active: Mapping[str, int] | None, locale: str) -> list[Overview]:
     """All projects, drafts too. `active`: what is served now; None while the server does not answer."""
-    return [_overview(db, row, active, locale) for row in db.all("SELECT * FROM projects ORDER BY slug")]
+    done, closed = done_by_round(db), closed_by_trunk(db)
+    return [_overview(db, row, active, locale, done, closed.get(row.slug)) for row in db.all("SELECT * FROM projects ORDER BY slug")]
+
+
+def closed_by_trunk(db: Database) -> dict[str, Row]:
+    """Slug -> the newest round, of open projects whose round was closed since its trunk is no longer served: until the next one begins."""
+    rows = db.all(
+        "SELECT p.slug, r.* FROM projects p JOIN rounds r ON r.project_id = p.id WHERE p.state = 'open' AND r.close_reason = 'trunk'"
+        " AND r.number = (SELECT max(number) FROM rounds WHERE project_id = p.id) ORDER BY 1"
+    )
+    return {row.slug: row for row in rows}
+
+
+def trunk_in_words(trunk_id: str | None, tokenizer_sha256: str | None) -> str:
+    """The beginnings of both, enough to tell them apart."""
+    return f"{(trunk_id or '–')[:12]}, {(tokenizer_sha256 or '–')[:12]}"
 
 
 def rounds_of(db: Database, project_id: str) -> Sequence[Row]:
@@ -102,7 +120,9 @@ def changes_between(before: Mapping[str, int] | None, now: Mapping[str, int] | N
     return ", ".join(f"{name} {before[name]} → {now.get(name, '–')}" for name in moved)
 
 
-def _overview(db: Database, row: Row, active: Mapping[str, int] | None, locale: str) -> Overview:
+def _overview(
+    db: Database, row: Row, active: Mapping[str, int] | None, locale: str, done: Mapping[str, Done], closed: Row | None
+) -> Overview:
     text = db.value("SELECT config_json FROM project_versions WHERE project_id = ? ORDER BY version DESC", row.id)
     config = from_json(json.loads(text))
     current = db.one("SELECT * FROM rounds WHERE project_id = ? AND closed_at IS NULL", row.id)
@@ -120,7 +140,8 @@ def _overview(db: Database, row: Row, active: Mapping[str, int] | None, locale: 
     assert counts is not None
     changes = changes_between(current.json("heads"), active, config.head_names) if current is not None else ""
     title = config.words(config.title, locale) or config.slug
-    return Overview(row, title, current, counts.answers, counts.today, counts.people, num_reports, changes)
+    so_far = done.get(current.id) if current is not None and not config.is_free else None
+    return Overview(row, title, current, counts.answers, counts.today, counts.people, num_reports, changes, so_far, closed)
 
 
 def _changes(before: str, after: str) -> list[str]:

@@ -27,20 +27,22 @@ class Link:
 
 @dataclass(frozen=True)
 class Share:
-    """So many of so many."""
+    """So many of so many. `least`: of fewer than that no share is shown, but their number."""
 
     count: int
     total: int
+    least: int = 0
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """A number that may not be defined, its interval, and how many values it rests on. `digits` after the point."""
+    """A number that may not be defined, its interval, and how many values it rests on. `digits` after the point. `least`: as of a share."""
 
     value: float | None
     interval: Interval | None = None
     total: int | None = None
     digits: int = 2
+    least: int = 0
 
 
 Cell = str | int | float | Word | Link | Share | Estimate | None
@@ -88,12 +90,16 @@ def _share(share: Share, words: Words) -> str:
     interval = wilson(share.count, share.total)
     if interval is None:
         return "–"
+    if share.total < share.least:
+        return f"–, n = {share.total} ({words('admin.too_few')})"
     few = f" ({words('admin.too_few')})" if share.total < TOO_FEW else ""
     bounds = f"{interval.low:.0%}–{interval.high:.0%}"
     return f"{share.count / share.total:.0%} [{bounds}], n = {share.total}{few}"
 
 
 def _estimate(estimate: Estimate, words: Words) -> str:
+    if estimate.total is not None and estimate.total < estimate.least:
+        return f"–, n = {estimate.total} ({words('admin.too_few')})" if estimate.total else "–"
     if estimate.value is None:
         return words("admin.not_defined") + ("" if estimate.total is None else f", n = {estimate.total}")
     text = f"{estimate.value:.{estimate.digits}f}"

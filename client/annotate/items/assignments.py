@@ -10,7 +10,6 @@ from typing import Any
 
 from polyhead.client.annotate.items.storing import IS_THERE
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid, NotThere
-from polyhead.client.annotate.projects.config import UserSource
 from polyhead.client.annotate.projects.projects import OpenProject
 from polyhead.client.annotate.projects.rules import assigned_rule
 from polyhead.client.annotate.storage.database import Database, Row, new_id, sha256, to_json
@@ -167,7 +166,7 @@ def _next_item(db: Database, person_id: str, project: OpenProject, draw: random.
         found = _open_items(db, person_id, project, "i.source = 'replay'")
         if found:
             return draw.choice(found)
-    if project.is_live and config.dialogue.user is UserSource.ANNOTATOR:
+    if config.is_free:
         return _put_back(db, person_id, project) or _own_item(db, person_id, project)
     found = _open_items(db, person_id, project, "i.gold_kind IS NULL")
     return draw.choice(found) if found else None

@@ -16,7 +16,7 @@ from polyhead.client.annotate.storage.database import PRIVATE, Database, Row, to
 
 TABLES = (
     "accounts", "consents", "projects", "project_versions", "rounds", "imports", "items", "qualifications", "assignments", "dialogues",
-    "turns", "candidates", "views", "view_slots", "answers", "gold_results", "reports", "adjudications", "exports",
+    "turns", "candidates", "views", "view_slots", "answers", "gold_results", "reports", "team_messages", "adjudications", "exports",
 )  # fmt: skip
 UNLOGGED = {**PRIVATE, "assignments": PRIVATE["assignments"] | {"active_ms", "lease_until"}}
 

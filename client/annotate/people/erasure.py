@@ -100,6 +100,7 @@ def _erase_identity(db: Database, account_id: str) -> None:
     db.execute(f"UPDATE accounts SET {names} WHERE id = ?", *changes.values(), account_id)
     known = {name: value for name, value in changes.items() if name not in ("name", "contact")}
     _edit_events(db, "accounts", "json_extract(body_json, '$.id') = ?1", account_id, lambda body: _replaced(body, known))
+    _blank(db, "team_messages", "account_id = ?1", account_id, {"text": ""})  # they may call the person by name
 
 
 def _erase_work(db: Database, account_id: str) -> None:

@@ -18,6 +18,7 @@ _QUERIES = {
     " JOIN assignments a ON a.id = d.assignment_id WHERE a.account_id = ? AND t.user_source = 'annotator' ORDER BY t.started_at",
     "texts": "SELECT origin, text, created_at FROM candidates WHERE account_id = ? ORDER BY created_at",
     "reports": "SELECT reason, text, created_at FROM reports WHERE account_id = ? ORDER BY created_at",
+    "team_messages": "SELECT text, created_at, read_at FROM team_messages WHERE account_id = ? ORDER BY created_at",
     "work": "SELECT state, leased_at, ended_at, reason, late, active_ms FROM assignments WHERE account_id = ? ORDER BY leased_at",
 }
 

@@ -73,6 +73,12 @@ def everybody_paused(db: Database) -> Sequence[Paused]:
     return [_paused(db, row) for row in rows]
 
 
+def num_paused(db: Database) -> int:
+    """In how many projects somebody waits."""
+    query = "SELECT count(*) FROM qualifications q JOIN accounts p ON p.id = q.account_id WHERE q.state = 'paused'"
+    return int(db.value(f"{query} AND p.state IN ('active', 'paused')"))
+
+
 def lift(db: Database, account_id: str, project_id: str, by: str) -> None:
     """The person goes on; what was wrong before counts no more. NotThere for somebody who is not paused there."""
     with db.transaction():

@@ -211,6 +211,16 @@ class ProjectConfig:
     leak_words: tuple[str, ...] = ()
 
     @property
+    def is_live(self) -> bool:
+        """Whether replies are drawn for it."""
+        return self.source is Source.LIVE and self.kind is not Kind.DEMONSTRATE
+
+    @property
+    def is_free(self) -> bool:
+        """Whether people begin conversations of their own: no item brings them, and there is no end of them."""
+        return self.is_live and self.dialogue.user is UserSource.ANNOTATOR
+
+    @property
     def num_shown(self) -> int:
         """Replies of one turn."""
         return sum(arm.n for arm in self.arms.fixed) or self.arms.show
@@ -274,8 +284,7 @@ def _problems(config: ProjectConfig) -> Any:
 
 
 def _arm_problems(config: ProjectConfig) -> Any:
-    draws = config.source is Source.LIVE and config.kind is not Kind.DEMONSTRATE
-    arms = config.arms
+    draws, arms = config.is_live, config.arms
     if draws and bool(arms.fixed) == bool(arms.drawn):
         yield ("arms",), "give either fixed: [{head: policy, n: 2}, ...] or drawn: [{head: policy, weight: 1}, ...]"
         return

@@ -8,7 +8,7 @@ import json
 
 from polyhead.client import Status, TrunkInfo
 from polyhead.client.annotate.problems import NotThere
-from polyhead.client.annotate.projects.config import Kind, ProjectConfig, Source, from_json
+from polyhead.client.annotate.projects.config import ProjectConfig, from_json
 from polyhead.client.annotate.storage.database import Database, Row, new_id, sha256, to_json
 
 
@@ -20,11 +20,18 @@ class OpenProject:
     version: int
     config: ProjectConfig
     round_id: str  # "": no round is open
+    close_reason: str = ""  # of the newest round, where none is open: "trunk", or "" for a person's choice
 
     @property
     def is_live(self) -> bool:
-        """Whether it needs the model."""
-        return self.config.source is Source.LIVE and self.config.kind is not Kind.DEMONSTRATE
+        return self.config.is_live
+
+    @property
+    def why_idle(self) -> str:
+        """Why nothing is handed out; "": something may be."""
+        if self.row.state == "open" and not self.round_id and self.close_reason == "trunk":
+            return "trunk_changed"
+        return "" if self.row.state == "open" and self.round_id else "paused"
 
 
 def store_project(db: Database, config: ProjectConfig, actor: str) -> Row:
@@ -73,6 +80,25 @@ def close_round(db: Database, project: Row, actor: str) -> None:
             db.change("rounds", row.id, {"closed_at": db.now()}, actor)
 
 
+def close_rounds_of_other_trunks(db: Database, trunk: TrunkInfo) -> list[str]:
+    """Close the rounds of live projects that began on another trunk or tokenizer than is served now: what is drawn from now on is not
+    comparable. Dialogues under way go on. Returns the slugs; stored projects need no model, and stay open."""
+    rows = db.all(
+        "SELECT id, project_id, project_version FROM rounds"
+        " WHERE closed_at IS NULL AND trunk_id IS NOT NULL AND (trunk_id, tokenizer_sha256) != (?, ?)",
+        trunk.trunk_id,
+        trunk.tokenizer_sha256,
+    )
+    closed = []
+    for row in rows:
+        config = config_of(db, row.project_id, row.project_version)
+        if config.is_live:
+            with db.transaction():
+                db.change("rounds", row.id, {"closed_at": db.now(), "close_reason": "trunk"})
+            closed.append(config.slug)
+    return closed
+
+
 def bind_round(db: Database, round_id: str, status: Status, trunk: TrunkInfo | None = None) -> None:
     """Note what was served when the round began. Turns note what each of them was served with."""
     changes = {"generation": status.generation, "heads_json": to_json(status.active)}
@@ -113,10 +139,11 @@ def _parsed(text: str) -> ProjectConfig:
 
 
 def _opened(db: Database, row: Row) -> OpenProject:
-    current = db.one("SELECT * FROM rounds WHERE project_id = ? AND closed_at IS NULL", row.id)
-    newest = db.value("SELECT max(version) FROM project_versions WHERE project_id = ?", row.id)
-    version = current.project_version if current else newest
-    return OpenProject(row, version, config_of(db, row.id, version), current.id if current else "")
+    last = db.one("SELECT * FROM rounds WHERE project_id = ? ORDER BY closed_at IS NULL DESC, number DESC", row.id)
+    if last is not None and last.closed_at is None:
+        return OpenProject(row, last.project_version, config_of(db, row.id, last.project_version), last.id)
+    version = db.value("SELECT max(version) FROM project_versions WHERE project_id = ?", row.id)
+    return OpenProject(row, version, config_of(db, row.id, version), "", last.close_reason if last is not None else "")
 
 
 def _plain(config: ProjectConfig) -> dict[str, object]:

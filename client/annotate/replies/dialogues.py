@@ -159,15 +159,18 @@ def drawn_arms(arms: Arms, draw: random.Random | None = None) -> list[dict[str, 
 
 
 def store_ready(
-    db: Database, turn: Row, assignment_id: str, rows: Sequence[dict[str, Any]], reveal: str = "together", *, is_ordered: bool = False
-) -> None:
+    db: Database, turn: Row, assignment_id: str, rows: Sequence[dict[str, Any]], reveal: str = "together", *, is_ordered: bool = False,
+    is_rebuilt: bool = False,
+) -> None:  # fmt: skip
     """All replies of a turn and the order to show them in, at once: afterwards the turn is ready, and not before.
-    `is_ordered`: their order was drawn already, since the page has seen them grow."""
+    `is_ordered`: their order was drawn already, since the page has seen them grow. `is_rebuilt`: the context was rendered again from its
+    messages, since the trunk or the tokenizer of the turn before is no longer served."""
     with db.transaction():
         for row in rows:
             db.insert("candidates", row)
         make_view(db, assignment_id, rows, turn.id, reveal=reveal, is_ordered=is_ordered)
-        db.change("turns", turn.id, {"state": "ready", "ended_at": db.now(), "error_code": ""})
+        changes = {"state": "ready", "ended_at": db.now(), "error_code": "", "context_rebuilt": int(is_rebuilt)}
+        db.change("turns", turn.id, changes)
         if db.value("SELECT trunk_id FROM dialogues WHERE id = ?", turn.dialogue_id) is None and rows[0].get("trunk_id"):
             trunk = {name: rows[0].get(name) for name in ("trunk_id", "tokenizer_sha256")}
             db.change("dialogues", turn.dialogue_id, trunk)

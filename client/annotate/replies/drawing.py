@@ -11,8 +11,8 @@ from typing import Any
 
 import yaml
 
-from polyhead.client import Arm, AsyncClient, Continuation, Piece, Sample, ScoredItem, Status, TrunkInfo, errors
-from polyhead.client.annotate.projects.config import ProjectConfig, Reveal
+from polyhead.client import Arm, AsyncClient, Continuation, Piece, Sample, ScoredItem, Served, Status, TrunkInfo, errors
+from polyhead.client.annotate.projects.config import NewHeads, ProjectConfig, Reveal
 from polyhead.client.annotate.replies.candidates import USABLE, unpack_ids
 from polyhead.client.annotate.storage.database import Database, Row
 
@@ -27,10 +27,11 @@ class Drawing:
 
     messages: list[dict[str, str]]
     parent: Continuation | None  # the turn before with its exact ids, so that its cache is hit; None: the messages are rendered
-    tokenizer_sha256: str  # that the parent's ids belong to
+    made_by: tuple[str, str] | None  # (trunk id, SHA-256 of the tokenizer) of the reply before; None: there is none, or no model wrote it
     arms: tuple[Arm, ...]
     options: dict[str, Any]
     request_id: str
+    is_pinned: bool = False  # to the heads that the conversation began with
     has_pieces: bool = False  # replies are wanted while they are written, too
     is_message: bool = False  # what is drawn is the user's message, not replies
 
@@ -51,9 +52,17 @@ class Drawing:
         if parent is not None and parent.prompt_token_ids and not config.prompt.format:
             continuation = Continuation(unpack_ids(parent.prompt_token_ids), unpack_ids(parent.token_ids), (messages[-1],))
         arms = tuple(Arm(arm["head"], arm["n"]) for arm in turn.json("arms"))
-        sha = parent.tokenizer_sha256 or "" if parent is not None else ""
-        has_pieces = config.reveal is not Reveal.TOGETHER
-        return cls(messages, continuation, sha, arms, _options(config), turn.request_id, has_pieces)
+        made_by = (parent.trunk_id, parent.tokenizer_sha256 or "") if parent is not None and parent.trunk_id else None
+        is_pinned, has_pieces = config.new_heads is NewHeads.PINNED, config.reveal is not Reveal.TOGETHER
+        return cls(messages, continuation, made_by, arms, _options(config), turn.request_id, is_pinned, has_pieces)
+
+    def goes_on(self, served: Served | TrunkInfo) -> bool:
+        """Whether this server has the trunk and the tokenizer that the conversation was held with so far."""
+        return self.made_by is None or self.made_by == (served.trunk_id, served.tokenizer_sha256)
+
+    def rendered(self) -> Drawing:
+        """From the messages alone: stored ids mean nothing to another trunk or tokenizer."""
+        return dataclasses.replace(self, parent=None)
 
     def again(self, failed: Sequence[Sample], request_id: str) -> Drawing:
         """For replies that failed: the same heads and versions."""
@@ -75,7 +84,7 @@ class Model:
     async def draw(self, drawing: Drawing) -> AsyncGenerator[Piece | Sample, None]:
         """The replies as they are finished, and their pieces if they are wanted. Leaving the loop cancels the rest."""
         prompt, written = await self.written(drawing.messages, drawing.options.get("format", ""))
-        if drawing.parent is not None and await self._still_fits(drawing.tokenizer_sha256):
+        if drawing.parent is not None:
             prompt = drawing.parent
         options: Any = {
             "arms": drawing.arms, "on_swap": "pin", "priority": "interactive", "request_id": drawing.request_id,
@@ -154,14 +163,22 @@ class Model:
             else:
                 await asyncio.wait_for(self._came_up.wait(), seconds)
 
+    async def ask(self) -> Status:
+        """What is served now. The trunk is asked for each time, too: another server may have taken this one's place unseen."""
+        status, before = await self._client.status(), self._trunk
+        self._trunk = await self._client.trunk()
+        if before is not None and before.trunk_id != self._trunk.trunk_id:
+            self._replies = {}  # another server may have other formats
+        self.note(is_up=True)
+        return status
+
     async def keep_watching(self, on_status: Callable[[Status], Awaitable[None]]) -> None:
-        """Ask for the status, for ever: often while it is down, now and then while it is up."""
+        """Ask for the status, for ever: often while it is down, now and then while it is up. What goes wrong on our side is logged, and
+        tried again."""
         waits, attempt = (1.0, 2.0, 5.0, 10.0), 0
         while True:
             try:
-                status = await self._client.status()
-                self.note(is_up=True)
-                await on_status(status)
+                await on_status(await self.ask())
                 attempt = 0
                 await asyncio.sleep(POLL_S)
             except errors.PolyheadError as error:
@@ -170,16 +187,23 @@ class Model:
                 self.note(is_up=False)
                 await asyncio.sleep(waits[min(attempt, len(waits) - 1)])
                 attempt += 1
+            except Exception:
+                log.exception("what the model server says could not be stored")
+                await asyncio.sleep(POLL_S)
 
     async def trunk(self) -> TrunkInfo:
-        """Of the server that answers now; asked for once after each time that it was down."""
+        """Of the server that answered last."""
         if self._trunk is None:
             self._trunk = await self._client.trunk()
         return self._trunk
 
-    async def _still_fits(self, tokenizer_sha256: str) -> bool:
-        """Whether stored ids mean the same to the server that answers now."""
-        return (await self.trunk()).tokenizer_sha256 == tokenizer_sha256
+    async def fitted(self, drawing: Drawing) -> Drawing:
+        """As the server that answers now can draw it. NotFound: its heads are pinned, and belong to a trunk that is no longer served."""
+        if drawing.made_by is None or drawing.goes_on(await self.trunk()):
+            return drawing
+        if drawing.is_pinned:
+            raise errors.NotFound("the conversation's heads belong to a trunk that is no longer served")
+        return drawing.rendered()
 
 
 def _options(config: ProjectConfig) -> dict[str, Any]:

@@ -140,7 +140,8 @@ class Turns:
             if drawing.has_pieces:
                 progress.revealed = Revealed(dialogues.shuffled(range(progress.total)))
             samples = await self._drawn(drawing, progress)
-            self._store(turn, assignment, project, samples, progress.revealed)
+            is_rebuilt = not drawing.goes_on(samples[0].served)
+            self._store(turn, assignment, project, samples, progress.revealed, is_rebuilt=is_rebuilt)
             failpoint("before-ready")
             progress.set(state="ready", done=progress.total)
         except asyncio.CancelledError:
@@ -183,10 +184,11 @@ class Turns:
 
     async def _draw_all(self, drawing: Drawing, progress: Progress) -> list[Sample]:
         """Every reply, in the order of the arms: one that failed is drawn again from the same head and version, with a new seed."""
-        if progress.revealed is not None:  # of an attempt that a server's end cut short
-            for reply in range(drawing.num_replies):
-                progress.revealed.begin_again(reply)
-        found, failed = await self._draw(drawing, progress, range(drawing.num_replies))
+        drawing = await self._model.fitted(drawing)
+        found, failed = await self._draw_anew(drawing, progress)
+        if drawing.parent is not None and not all(drawing.goes_on(each.served) for each in (*found.values(), *failed.values())):
+            drawing = drawing.rendered()  # another server has come between the question and the call
+            found, failed = await self._draw_anew(drawing, progress)
         for _ in range(MAX_REDRAWS):
             if not failed:
                 break
@@ -195,6 +197,14 @@ class Turns:
         if failed:
             raise errors.Internal(f"{len(failed)} replies could not be drawn: {next(iter(failed.values())).error[:200]}")
         return [found[reply] for reply in sorted(found)]
+
+    async def _draw_anew(self, drawing: Drawing, progress: Progress) -> tuple[dict[int, Sample], dict[int, Sample]]:
+        """All of them; what an attempt before has shown is forgotten."""
+        if progress.revealed is not None:
+            for reply in range(drawing.num_replies):
+                progress.revealed.begin_again(reply)
+        progress.done = 0
+        return await self._draw(drawing, progress, range(drawing.num_replies))
 
     async def _draw(self, drawing: Drawing, progress: Progress, replies: Sequence[int]) -> tuple[dict[int, Sample], dict[int, Sample]]:
         """(found, failed) by the number of the reply. `replies`: the numbers of what this call draws, in the order of its arms."""
@@ -212,12 +222,15 @@ class Turns:
         self._model.note(is_up=True)
         return found, failed
 
-    def _store(self, turn: Row, assignment: Row, project: OpenProject, samples: list[Sample], revealed: Revealed | None) -> None:
+    def _store(
+        self, turn: Row, assignment: Row, project: OpenProject, samples: list[Sample], revealed: Revealed | None, *, is_rebuilt: bool
+    ) -> None:
         config, now = project.config, self._db.now()
         if revealed is not None:  # the page has seen them in these slots
             samples = [sample for _, sample in sorted(zip(revealed.slots, samples, strict=True), key=lambda pair: pair[0])]
         rows = [candidate_of_sample(sample, turn.id, now=now, leak_words=config.leak_words) for sample in samples]
-        dialogues.store_ready(self._db, turn, assignment.id, rows, config.reveal.value, is_ordered=revealed is not None)
+        is_ordered = revealed is not None
+        dialogues.store_ready(self._db, turn, assignment.id, rows, config.reveal.value, is_ordered=is_ordered, is_rebuilt=is_rebuilt)
 
     def _assignment_of(self, turn: Row) -> Row:
         found = self._db.one("SELECT a.* FROM assignments a JOIN dialogues d ON d.assignment_id = a.id WHERE d.id = ?", turn.dialogue_id)

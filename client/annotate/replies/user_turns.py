@@ -60,7 +60,7 @@ def drawing_of_user(db: Database, turn: Row, config: ProjectConfig) -> Drawing:
     else:
         said = _turned_round(messages, told or PROMPT)
     arms = (Arm(_head(db, turn, config)),)
-    return Drawing(said, None, "", arms, options, f"{turn.request_id}-user", is_message=True)
+    return Drawing(said, None, None, arms, options, f"{turn.request_id}-user", is_message=True)
 
 
 def store_message(db: Database, turn: Row, sample: Sample, config: ProjectConfig) -> Row:

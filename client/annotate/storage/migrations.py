@@ -42,4 +42,13 @@ def _to_2(db: Opened) -> None:
         db.put("qualifications", changed, ("account_id", "project_id"), ACTOR)
 
 
-_STEPS: dict[int, Callable[[Opened], None]] = {1: _to_2}  # by the version that a step begins with
+def _to_3(db: Opened) -> None:
+    """Rounds say why they were closed; the team writes to people."""
+    db.execute("ALTER TABLE rounds ADD COLUMN close_reason TEXT NOT NULL DEFAULT '' CHECK (close_reason IN ('', 'trunk'))")
+    db.execute(
+        "CREATE TABLE team_messages (id TEXT PRIMARY KEY, account_id TEXT NOT NULL REFERENCES accounts, text TEXT NOT NULL,"
+        " created_by TEXT NOT NULL, created_at INTEGER NOT NULL, read_at INTEGER) STRICT"
+    )
+
+
+_STEPS: dict[int, Callable[[Opened], None]] = {1: _to_2, 2: _to_3}  # by the version that a step begins with

@@ -1,6 +1,6 @@
--- The tables of polyhead annotate, schema 2: all task kinds, so that a new kind needs no migration. migrations.py has the way from 1.
+-- The tables of polyhead annotate, schema 3: all task kinds, so that a new kind needs no migration. migrations.py has the way from 1.
 -- Times: INTEGER milliseconds since 1970 UTC. Ids: 24 hex digits. *_json: TEXT with CHECK(json_valid).
-PRAGMA user_version = 2;
+PRAGMA user_version = 3;
 CREATE TABLE events (              -- append-only: what happened; every other table marked (p) is rebuilt from it
   seq INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, kind TEXT NOT NULL, actor TEXT NOT NULL,
   project_id TEXT, item_id TEXT, assignment_id TEXT, turn_id TEXT,
@@ -24,7 +24,8 @@ CREATE TABLE project_versions (project_id TEXT NOT NULL REFERENCES projects, ver
   guidelines_json TEXT NOT NULL, sha256 BLOB NOT NULL, created_by TEXT NOT NULL, created_at INTEGER NOT NULL, PRIMARY KEY (project_id, version)) STRICT;
 CREATE TABLE rounds (id TEXT PRIMARY KEY, project_id TEXT NOT NULL REFERENCES projects, number INTEGER NOT NULL, name TEXT NOT NULL,
   project_version INTEGER NOT NULL, trunk_id TEXT, precision TEXT, tokenizer_sha256 TEXT, generation INTEGER, heads_json TEXT,
-  opened_at INTEGER NOT NULL, closed_at INTEGER, UNIQUE (project_id, number)) STRICT;
+  opened_at INTEGER NOT NULL, closed_at INTEGER,
+  close_reason TEXT NOT NULL DEFAULT '' CHECK (close_reason IN ('', 'trunk')), UNIQUE (project_id, number)) STRICT;  -- trunk: it is no longer served
 CREATE TABLE imports (id TEXT PRIMARY KEY, round_id TEXT NOT NULL REFERENCES rounds, file_name TEXT NOT NULL, file_sha256 BLOB NOT NULL,
   num_lines INTEGER NOT NULL, num_items INTEGER NOT NULL, num_duplicates INTEGER NOT NULL, created_by TEXT NOT NULL, created_at INTEGER NOT NULL,
   state TEXT NOT NULL DEFAULT 'done' CHECK (state IN ('running', 'done'))) STRICT;  -- running: its items are seen by nobody yet
@@ -70,6 +71,8 @@ CREATE TABLE answers (             -- insert-only but for state
 CREATE UNIQUE INDEX one_current_answer ON answers (assignment_id, ifnull(turn_id, '')) WHERE state = 'current';
 CREATE TABLE gold_results (answer_id TEXT PRIMARY KEY REFERENCES answers, is_passed INTEGER NOT NULL, score REAL NOT NULL, at INTEGER NOT NULL) STRICT;
 CREATE TABLE reports (id TEXT PRIMARY KEY, account_id TEXT NOT NULL, item_id TEXT, candidate_id TEXT, reason TEXT NOT NULL, text TEXT NOT NULL, state TEXT NOT NULL, created_at INTEGER NOT NULL) STRICT;
+CREATE TABLE team_messages (id TEXT PRIMARY KEY, account_id TEXT NOT NULL REFERENCES accounts, text TEXT NOT NULL, created_by TEXT NOT NULL,
+  created_at INTEGER NOT NULL, read_at INTEGER) STRICT;  -- of the team to one person, who sees it until it is marked as read
 CREATE TABLE adjudications (id TEXT PRIMARY KEY, item_id TEXT NOT NULL REFERENCES items, account_id TEXT NOT NULL, body_json TEXT NOT NULL, first_body_json TEXT NOT NULL, created_at INTEGER NOT NULL) STRICT;
 CREATE TABLE exports (id TEXT PRIMARY KEY, format TEXT NOT NULL, filters_json TEXT NOT NULL, up_to_seq INTEGER NOT NULL, num_rows INTEGER NOT NULL, left_out_json TEXT NOT NULL, sha256 BLOB NOT NULL, created_by TEXT NOT NULL, created_at INTEGER NOT NULL) STRICT;
 CREATE TABLE erasures (account_id TEXT NOT NULL, mode TEXT NOT NULL CHECK (mode IN ('identity','all')), state TEXT NOT NULL CHECK (state IN ('running','done')), at INTEGER NOT NULL, by TEXT NOT NULL) STRICT;
@@ -88,3 +91,5 @@ CREATE INDEX IF NOT EXISTS answers_of_assignment ON answers (assignment_id);
 CREATE INDEX IF NOT EXISTS items_of_turn ON items (origin_turn_id);
 CREATE INDEX IF NOT EXISTS events_of_kind ON events (kind, seq);
 CREATE INDEX IF NOT EXISTS items_of_import ON items (import_id);
+CREATE INDEX IF NOT EXISTS team_messages_of_account ON team_messages (account_id, read_at);
+CREATE INDEX IF NOT EXISTS candidates_that_leak ON candidates (id) WHERE has_identity_leak = 1;

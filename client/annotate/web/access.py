@@ -21,7 +21,7 @@ from starlette.routing import Route
 
 from polyhead.client import Status, TrunkInfo
 from polyhead.client.annotate.keeping.versions import Keeper
-from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.people import accounts, messages
 from polyhead.client.annotate.people.accounts import Person, csrf_token
 from polyhead.client.annotate.problems import Forbidden, Invalid, Problem, SignIn
 from polyhead.client.annotate.replies.drawing import Model
@@ -55,6 +55,7 @@ class Site:
     backup_dir: Path | None = None
     limits: Limits = field(default_factory=Limits)
     tabs: dict[str, str] = field(default_factory=dict)  # assignment -> the tab that works on it
+    rule_sets: dict[str, str] = field(default_factory=dict)  # slug -> the rule set that the server was asked for
     templates: Environment = field(
         default_factory=lambda: Environment(
             loader=PackageLoader("polyhead.client.annotate.web", "templates"), autoescape=True, undefined=StrictUndefined, trim_blocks=True
@@ -94,6 +95,7 @@ class Site:
             "languages": NAMES,
             "settings": own,
             "keys": settings.keys(own),
+            "messages": messages.unread(self.db, person.id) if person else [],
             **values,
         }
         response = Response(self.templates.get_template(template).render(known), status, media_type="text/html")

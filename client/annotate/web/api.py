@@ -10,7 +10,7 @@ from starlette.routing import Route
 
 from polyhead.client.annotate.answers import answers, reports
 from polyhead.client.annotate.items import assignments
-from polyhead.client.annotate.people import accounts, limits
+from polyhead.client.annotate.people import accounts, limits, messages
 from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.problems import Clash, Forbidden, Invalid, NotThere
 from polyhead.client.annotate.projects import projects
@@ -31,17 +31,17 @@ async def get_state(request: Request, site: Site, person: Person) -> Response:
 
 
 async def claim(request: Request, site: Site, person: Person) -> Response:
-    """The open assignment, or the next one."""
+    """The open assignment, or the next one; with it what the team has written to this person."""
     body = await json_body(request)
     project = projects.open_project(site.db, str(body.get("project", "")))
     _check_may_work(site, person, project)
     if accounts.state_of(site.db, person.id) == "paused":
-        return JSONResponse({"empty": "account_paused"})
+        return _empty(site, person, "account_paused")
     if assignments.current(site.db, person.id, project) is None and (wait := limits.wait_of(site.db, person.id, project)) is not None:
-        return JSONResponse({"empty": wait.why, "until": wait.until, "can_skip": wait.can_skip, "now": site.db.now()})
+        return _empty(site, person, wait.why, until=wait.until, can_skip=wait.can_skip)
     assignment = assignments.claim(site.db, person.id, project)
     if assignment is None:
-        return JSONResponse({"empty": "paused" if project.row.state != "open" or not project.round_id else "nothing_left"})
+        return _empty(site, person, project.why_idle or "nothing_left")
     site.tabs[assignment.id] = str(body.get("tab_id", ""))[:64]
     _go_on(site, assignment)
     return _state(site, person, project)
@@ -162,6 +162,12 @@ async def finish(request: Request, site: Site, person: Person) -> Response:
     return JSONResponse({"next": "item"})
 
 
+async def read_message(request: Request, site: Site, person: Person) -> Response:
+    """Words of the team are shown no more."""
+    messages.mark_read(site.db, request.path_params["message_id"], person.id)
+    return JSONResponse({"is_read": True})
+
+
 async def report(request: Request, site: Site, person: Person) -> Response:
     """Something that somebody should look at."""
     body = await json_body(request)
@@ -181,7 +187,16 @@ def _state(site: Site, person: Person, project: OpenProject) -> Response:
     current = state.current_state(site.db, person.id, project, person.locale)
     banner = "down" if project.is_live and not site.model.is_up else None
     today = assignments.count_today(site.db, person.id, project, limits.day_start(site.db, person.id))
-    return JSONResponse({"state": current, "banner": banner, "today": today})
+    return JSONResponse({"state": current, "banner": banner, "today": today, "messages": _messages(site, person)})
+
+
+def _empty(site: Site, person: Person, why: str, **more: Any) -> Response:
+    """No item now. `why` is a key of the page's sentences: done.WHY."""
+    return JSONResponse({"empty": why, "now": site.db.now(), "messages": _messages(site, person), **more})
+
+
+def _messages(site: Site, person: Person) -> list[dict[str, Any]]:
+    return [{"id": row.id, "text": row.text} for row in messages.unread(site.db, person.id)]
 
 
 def _go_on(site: Site, assignment: Row) -> None:
@@ -233,5 +248,6 @@ ROUTES: list[Route] = [
     route("/api/answers", submit, PEOPLE, ("POST",)),
     route("/api/answers/{answer_id}/withdraw", withdraw, PEOPLE, ("POST",)),
     route("/api/reports", report, PEOPLE, ("POST",)),
+    route("/api/messages/{message_id}/read", read_message, PEOPLE, ("POST",)),
     route("/api/breaks", skip_break, PEOPLE, ("POST",)),
 ]

@@ -16,11 +16,10 @@ from starlette.routing import BaseRoute, Mount
 from starlette.staticfiles import StaticFiles
 from starlette.types import ASGIApp
 
-from polyhead.client import AsyncClient, Status, errors
+from polyhead.client import AsyncClient
 from polyhead.client.annotate.items import storing
 from polyhead.client.annotate.keeping.backup import keep_backup
 from polyhead.client.annotate.keeping.versions import Keeper
-from polyhead.client.annotate.projects import projects, rules
 from polyhead.client.annotate.replies.drawing import Model
 from polyhead.client.annotate.replies.scoring import Scorer
 from polyhead.client.annotate.replies.turns import Turns
@@ -28,6 +27,7 @@ from polyhead.client.annotate.storage.database import Database, DatabaseError
 from polyhead.client.annotate.web import admin, api, pages
 from polyhead.client.annotate.web.access import Site
 from polyhead.client.annotate.web.metrics import watch
+from polyhead.client.annotate.web.noticing import notice
 from polyhead.client.annotate.web.security import Secure
 
 BACKUP_S = 3600.0
@@ -55,15 +55,8 @@ def make_app(
     async def lifespan(app: Starlette) -> AsyncIterator[None]:
         storing.tidy(db)
         site.turns.resume()
-        rule_sets: dict[str, str] = {}
-
-        async def took(status: Status) -> None:
-            site.served, site.trunk = status, await model.trunk()
-            _bind_rounds(site)
-            await _read_rules(site, rule_sets)
-            await site.keeper.keep()
-
-        beside = [asyncio.create_task(model.keep_watching(took)), asyncio.create_task(site.scorer.run())]
+        watching = model.keep_watching(lambda status: notice(site, status))
+        beside = [asyncio.create_task(watching), asyncio.create_task(site.scorer.run())]
         if backup_dir is not None:
             beside.append(asyncio.create_task(_keep_backups(db, backup_dir)))
         try:
@@ -96,22 +89,3 @@ async def _keep_backups(db: Database, folder: Path) -> None:
         except (OSError, DatabaseError, sqlite3.Error) as error:
             log.error("no backup in %s: %s", folder, error)
         await asyncio.sleep(BACKUP_S)
-
-
-def _bind_rounds(site: Site) -> None:
-    """A round that was opened while no server answered notes what is served as soon as one does."""
-    assert site.served is not None
-    for row in site.db.all("SELECT id FROM rounds WHERE closed_at IS NULL AND generation IS NULL"):
-        projects.bind_round(site.db, row.id, site.served, site.trunk)
-
-
-async def _read_rules(site: Site, read: dict[str, str]) -> None:
-    """The rules of projects that have a rule set, as the server words them. `read`: slug -> the set that was asked for; asked for once."""
-    for project in projects.list_projects(site.db):
-        name = project.config.rules.rule_set
-        if name and read.get(project.config.slug) != name:
-            try:
-                rules.store_rules(site.db, project, *await site.model.rules(name))
-            except errors.NotFound as error:
-                log.error("project %s: %s", project.config.slug, error.message)
-            read[project.config.slug] = name

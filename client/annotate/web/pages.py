@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 from typing import Any
 
 from starlette.requests import Request
@@ -11,7 +12,8 @@ from starlette.routing import Route
 
 from polyhead.client.annotate.answers import answers, reports
 from polyhead.client.annotate.items import assignments
-from polyhead.client.annotate.people import accounts, erasure, limits, pausing, warning
+from polyhead.client.annotate.items.counting import Done, done_by_round
+from polyhead.client.annotate.people import accounts, erasure, limits, messages, pausing, warning
 from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.people.own_data import own_data
 from polyhead.client.annotate.problems import Forbidden, NotThere
@@ -90,9 +92,10 @@ async def home(request: Request, site: Site, person: Person) -> Response:
         return RedirectResponse("/consent", 303)
     if person.role == "adjudicator":
         return RedirectResponse("/admin/review", 303)
-    offered = [each for each in projects.list_projects(site.db) if each.row.state in ("open", "paused")]
+    offered = [each for each in projects.list_projects(site.db) if each.row.state in ("open", "paused") or _has_open(site, person, each)]
     left = [each for each in offered if limits.has_left(site.db, person.id, each.row.id)]
-    cards = [_card(site, person, each) for each in offered if each not in left]
+    done = done_by_round(site.db)
+    cards = [{**_card(site, person, each), "done": _done(each, done)} for each in offered if each not in left]
     declined = [state.shown_project(each, person.locale) for each in left]
     return site.page(request, "home.html", person, projects=cards, declined=declined, last=_last(site, person))
 
@@ -190,6 +193,12 @@ async def stop(request: Request, site: Site, person: Person) -> Response:
     return response
 
 
+async def read_message(request: Request, site: Site, person: Person) -> Response:
+    """Words of the team are shown no more."""
+    messages.mark_read(site.db, request.path_params["message_id"], person.id)
+    return RedirectResponse("/admin" if person.role == "admin" else "/", 303)
+
+
 async def my_data(request: Request, site: Site, person: Person) -> Response:
     """All that is stored of this person."""
     site.limits.count("data", person.id, DATA_A_MINUTE)
@@ -216,12 +225,21 @@ def _card(site: Site, person: Person, project: OpenProject) -> dict[str, Any]:
         "all": assignments.count_today(site.db, person.id, project, 0),
         "minutes": limits.worked_today(site.db, person.id).today_ms // 60_000,
         "cap": limits.cap_ms(project.config) // 60_000,
-        "has_open": assignments.current(site.db, person.id, project) is not None,
+        "has_open": _has_open(site, person, project),
         "training": assignments.training(site.db, person.id, project),
         "is_warned": warning.due(site.db, person.id, project) is not None,
         "is_waiting": pausing.is_paused(site.db, person.id, project.row.id),
-        "is_paused": project.row.state == "paused" or not project.round_id,
+        "why_idle": project.why_idle,
     }
+
+
+def _has_open(site: Site, person: Person, project: OpenProject) -> bool:
+    """Whether something is under way: it may be finished whatever has become of the project."""
+    return assignments.current(site.db, person.id, project) is not None
+
+
+def _done(project: OpenProject, done: Mapping[str, Done]) -> Done | None:
+    return None if project.config.is_free else done.get(project.round_id)
 
 
 def _last(site: Site, person: Person, count: int = 10) -> list[dict[str, Any]]:
@@ -265,6 +283,7 @@ ROUTES: list[Route] = [
     route("/me/answers", my_answers, PEOPLE),
     route("/me/code", new_code, SIGNED_IN, ("POST",), is_form=True),
     route("/me/data", my_data, SIGNED_IN),
+    route("/me/messages/{message_id}", read_message, SIGNED_IN, ("POST",), is_form=True),
     route("/me/stop", stop, SIGNED_IN, ("POST",), is_form=True),
     route("/p/{slug}/leave", leave_project, PEOPLE, ("POST",), is_form=True),
     route("/healthz", health, ANYONE),

@@ -57,6 +57,8 @@ class FakeModel:
         self.score_gate.set()
         self.num_cancelled = 0
         self.version = 313131
+        self.trunk_id, self.tokenizer = "canary-trunk", TOKENIZER
+        self.next_trunk = ""  # another server comes between the question for its trunk and the call
         self._count = 0
 
     @property
@@ -102,7 +104,7 @@ class FakeModel:
 
     def _sample(self, prompt: Any, arm: Arm, arm_index: int, sample_index: int, number: int, request_id: str) -> Sample:
         self._count += 1
-        served = Served("canary-trunk", "canary-precision", 424242, {}, TOKENIZER)
+        served = Served(self.next_trunk or self.trunk_id, "canary-precision", 424242, {}, self.tokenizer)
         made = convert.sample(make_sample(0, arm_index, sample_index), request_id, served)
         is_broken = self.broken[number] > 0
         self.broken[number] -= is_broken
@@ -150,7 +152,9 @@ class FakeModel:
         return Status(**known)
 
     async def trunk(self) -> TrunkInfo:
-        return dataclasses.replace(convert.trunk_info(trunk_response()), tokenizer_sha256=TOKENIZER, eos_token_ids=[2, 3])
+        made = convert.trunk_info(trunk_response())
+        served = {"trunk_id": self.trunk_id, "precision": "canary-precision", "tokenizer_sha256": self.tokenizer}
+        return dataclasses.replace(made, eos_token_ids=[2, 3], **served)
 
     async def configurations(self, kind: Any = None) -> list[Any]:
         return []

@@ -11,6 +11,7 @@ import { drawEvidence } from "./evidence.js";
 import { drawExplained } from "./explained.js";
 import { actOf, letterOf } from "./keys.js";
 import { widgetOf } from "./kinds.js";
+import { showMessages } from "./messages.js";
 import { flush, put, waiting } from "./outbox.js";
 import { follow } from "./stream.js";
 
@@ -25,6 +26,7 @@ async function claim() {
   main.setAttribute("aria-busy", "true");
   try {
     const answer = await call("POST", "/api/claim", { project: slug, tab_id: care.tab });
+    showMessages($("#messages"), answer.messages);
     if (answer.empty) return showEmpty(answer);
     nodes.today.textContent = word("task.today", { count: answer.today });
     showConnection(true);

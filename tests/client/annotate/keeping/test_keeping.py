@@ -117,7 +117,7 @@ async def test_replies_are_drawn_again_from_their_rows(tmp_path: Path) -> None:
             change: dict[str, Any] = {}  # noqa: RUF012  a fake
 
             async def trunk(self) -> Any:
-                return dataclasses.replace(await site.model.trunk(), trunk_id="canary-trunk", precision="canary-precision")
+                return await site.model.trunk()
 
             async def generate(self, prompts: Any, **options: Any) -> list[Any]:
                 row = site.db.one("SELECT * FROM candidates WHERE sample_seed = ?", str(options["sample_seeds"][0]))

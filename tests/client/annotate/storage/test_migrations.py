@@ -11,7 +11,7 @@ from polyhead.client.annotate.keeping import verify
 from polyhead.client.annotate.people import accounts, limits, pausing
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import read_project
-from polyhead.client.annotate.storage.database import Database, DatabaseError
+from polyhead.client.annotate.storage.database import SCHEMA_VERSION, Database, DatabaseError
 from tests.client.annotate.site import CHOOSE, begin
 
 SCHEMA_1 = Path(__file__).with_name("schema_1.sql")
@@ -39,7 +39,7 @@ def test_a_file_of_schema_1_opens(tmp_path: Path) -> None:
     paused, free = old_file(tmp_path / "a.db")
     for _ in range(2):  # the second time there is nothing to do
         db = Database.open(tmp_path / "a.db")
-        assert db.value("PRAGMA user_version") == 2
+        assert db.value("PRAGMA user_version") == SCHEMA_VERSION
         assert db.value("SELECT count(*) FROM events WHERE actor = 'migration'") == 1
         assert verify.problems(db) == []
         db.close()

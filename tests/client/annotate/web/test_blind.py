@@ -10,6 +10,7 @@ from pathlib import Path
 import pytest
 
 from polyhead.client import errors
+from polyhead.client.annotate.admin import messages
 from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.replies.candidates import has_leak
 from tests.client.annotate.model import SECRETS, FakeModel
@@ -21,6 +22,7 @@ async def test_no_secret_is_in_any_byte_sent(site: RunningSite, monkeypatch: pyt
     monkeypatch.setattr("polyhead.client.annotate.replies.turns.WAITS_S", (0.0,))
     site.model.broken[1] = 1
     async with site.person() as person:
+        messages.send(site.db, site.db.value("SELECT id FROM accounts"), "Please read the guidelines again.", "boss")
         for path in ("/", "/p/helpful", "/p/helpful/task", "/me"):
             await person.get(path)
         assignment = (await person.claim())["state"]["assignment"]["id"]
@@ -44,6 +46,7 @@ async def test_no_secret_is_in_any_byte_sent(site: RunningSite, monkeypatch: pyt
             assert "canary-head@313131" in shown, "admins see heads: the pages above would have held secrets"
         sent = b"".join(person.received)
     stored = "".join(str(row.columns) for row in site.db.all("SELECT * FROM candidates"))
+    assert sent.count(b"Please read the guidelines again.") > 3
     for secret in SECRETS:
         assert secret.encode() not in sent, secret
         assert secret in stored or secret == "canary-error", f"{secret} is stored nowhere: the test looks for nothing"

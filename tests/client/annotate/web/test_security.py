@@ -10,6 +10,7 @@ import pytest
 from starlette.routing import Route
 from typer.testing import CliRunner
 
+from polyhead.client.annotate.admin import messages
 from polyhead.client.annotate.commands import annotate_app, is_loopback
 from polyhead.client.annotate.people import accounts
 from polyhead.client.annotate.web.security import CONTENT_SECURITY_POLICY
@@ -101,6 +102,7 @@ async def test_what_people_write_stays_text(site: RunningSite) -> None:
         await person.post(f"/api/assignments/{assignment}/draft", {"rev": 0, "draft": {"text": markup}}, method="PUT")
         await person.answer(assignment, turn, choice(view, comment=markup))
         await person.post("/api/reports", {"assignment_id": assignment, "text": markup, "reason": markup})
+        messages.send(site.db, site.db.value("SELECT id FROM accounts"), markup, "boss")
         for path in ("/", "/p/helpful/task", "/me"):
             assert markup not in (await person.get(path)).text
         assert (await person.get("/api/state?project=helpful")).headers["content-type"] == "application/json"
