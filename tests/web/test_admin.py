@@ -42,7 +42,7 @@ def test_pages_of_the_team(browser: Any, served: Served, view: str) -> None:
     page = context.new_page()
     problems = watch(page, served)
     sign_in(page, served, served.account("admin", locale))
-    item = served.db.value("SELECT id FROM items")
+    item = served.db.value("SELECT id FROM items ORDER BY rowid")
     for path in (*PATHS, f"/p/helpful/items/{item}"):
         page.goto(f"{served.address}/admin{path}")
         look(page, f"admin{path.replace('/', '-').replace(item, 'one')}-{view}")
@@ -86,7 +86,7 @@ def tell(served: Served) -> None:
     with served.db.transaction():
         person = served.db.value("SELECT id FROM accounts")
         messages.send(served.db, person, "Please read the guidelines once more.\n请再读一遍说明。", person)
-        first, second = (row.id for row in served.db.all("SELECT id FROM rounds ORDER BY opened_at, rowid"))
+        first, second = (row.id for row in served.db.all("SELECT id FROM rounds ORDER BY rowid"))
         served.db.change("rounds", first, {"closed_at": served.db.now(), "close_reason": "trunk"})
         content = {"messages": [{"role": "user", "content": "Why?"}], "has_replies": True}
         item = {"id": "0" * 24, "round_id": second, "source": "import", "lang": "", "content_json": json.dumps(content)}

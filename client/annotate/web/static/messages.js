@@ -12,7 +12,7 @@ function draw({ id, text }) {
     button.disabled = true;
     try { await call("POST", `/api/messages/${id}/read`, {}); node.remove(); $("#question").focus({ preventScroll: true }); } catch { button.disabled = false; }
   } }, word("message.read"));
-  const node = el("section", { class: "panel message", data: { id }, "aria-label": word("message.title") },
+  const node = el("article", { class: "panel message", data: { id }, "aria-label": word("message.title") },
     el("p", { class: "soft" }, word("message.title")), el("p", { class: "prose", dir: "auto" }, text), button);
   return node;
 }
