@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
+import re
 import subprocess
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
+from types import SimpleNamespace
+from typing import Any, cast
 
 import numpy as np
 import pytest
 from typer.testing import CliRunner
 
-from polyhead.client import Client
+from polyhead.client import AsyncClient, Client
 from polyhead.client.cli.app import build_app
 from polyhead.client.local import LocalServer
 from polyhead.heads.training.data import RuleJudgement
@@ -21,6 +24,8 @@ from polyhead.heads.training.labels import RuleLabel
 from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.rule import encode_judgements, held_out_probabilities
 from polyhead.heads.training.state_store import StateStore
+from tests.client.annotate.model import FakeModel
+from tests.client.annotate.site import choice, running
 from tests.e2e.support import serving
 from tests.e2e.test_configurations import RULES, TEMPLATE
 from tests.e2e.tiny import EOS
@@ -217,3 +222,54 @@ def test_a_run_goes_on_from_its_checkpoints(run: Any, tmp_path: Path) -> None:
     assert second["metrics"] == first["metrics"]
     refused = run("preference", PAIRS, *flags, "--start-from", "preference@1", "--epochs", "5")
     assert (refused.exit_code, "checkpoint of another run: epochs differ" in refused.output) == (1, True)
+
+
+GUIDE = Path(__file__).resolve().parents[2] / "docs" / "guides" / "annotate.md"
+PROJECT = """
+slug: helpful
+kind: choose
+arms: {fixed: [{head: policy, n: 2}, {head: reference, n: 2}]}
+sampling: {max_new_tokens: 8}
+hidden: {heads: [preference]}
+"""
+
+
+async def judged(address: str, num_turns: int) -> set[int]:
+    """What a person does on the pages, with the replies of this server. Versions of the preference head that have scored them."""
+    async with AsyncClient(address, timeout=60) as client:
+        model = cast(FakeModel, SimpleNamespace(client=client))
+        async with running(Path("annotate.db"), model) as site, site.person() as person:
+            for number in range(num_turns):
+                assignment = (await person.claim())["state"]["assignment"]["id"]
+                turn = await person.say(assignment, f"Question {number}?")
+                view = (await person.state())["turns"][0]["view"]
+                longest = max(range(len(view["candidates"])), key=lambda index: len(view["candidates"][index]["text"]))
+                await person.answer(assignment, turn, choice(view, longest))
+                await person.post(f"/api/assignments/{assignment}/finish", {})
+            new = site.db.all("SELECT scores_json FROM candidates ORDER BY rowid DESC LIMIT ?", 4 * num_turns)
+            return {row.json("scores")["preference"]["version"] for row in new}
+
+
+def test_collect_train_swap_collect_again(server: LocalServer, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The guide's commands, with a person's answers between them: the next replies are scored by the head that these answers trained."""
+    monkeypatch.chdir(tmp_path)
+    Path("project.yaml").write_text(PROJECT, encoding="utf-8")
+    block = re.search(r"## Collect, train, swap, collect again.*?```bash\n(.*?)```", GUIDE.read_text(encoding="utf-8"), re.DOTALL)
+    assert block is not None
+    _, init, serve, export, train = (line.partition(" #")[0].split() for line in block[1].splitlines())
+    assert serve == ["polyhead", "annotate", "serve"]
+
+    def call(words: list[str], *more: str) -> str:
+        arguments = [*words[1:], *more]
+        done = CliRunner().invoke(build_app(arguments), arguments)
+        assert done.exit_code == 0, done.output
+        return done.output
+
+    assert "invite link" in call(init, "--project", "project.yaml")
+    with Client(server.address) as client:
+        [before] = asyncio.run(judged(server.address, 6)) & {client.head("preference").version}
+        call(export)
+        call(train, "--server", server.address, "--states", "states", "--epochs", "1")
+        after = client.head("preference").version
+    assert asyncio.run(judged(server.address, 1)) == {after}
+    assert after > before

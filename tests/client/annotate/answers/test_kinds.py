@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,12 +18,20 @@ from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects import projects, rules
 from polyhead.client.annotate.projects.config import read_project
+from polyhead.heads.training.data import read_comparisons, read_demonstrations, read_judgements
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import Person, RunningSite, begin, ids, running
 
 ARMS = "arms: {fixed: [{head: policy, n: 2}]}"
 MESSAGES = [{"role": "user", "content": "Why is the sky blue?"}]
 DIALOGUE = [*MESSAGES, {"role": "assistant", "content": "You fool, because of the air."}]
+READERS: dict[str, Callable[[Path], Sequence[Any]]] = {
+    "polyhead-pairs": read_comparisons,
+    "polyhead-ranks": read_comparisons,
+    "polyhead-sft": read_demonstrations,
+    "rules": read_judgements,
+    "trl-preference": read_comparisons,
+}
 RULE = {"id": "no-insults", "text": "Do not insult the user."}
 
 
@@ -35,9 +44,13 @@ def add(site: RunningSite, path: Path, *items: dict[str, Any], project: str = "w
     import_items(site.db, projects.open_project(site.db, project), path, "test")
 
 
-def rows(site: RunningSite, path: Path, name: str) -> list[dict[str, Any]]:
-    export(site.db, "work", name, path, Options(), "test")
-    return [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+def rows(site: RunningSite, path: Path, name: str, options: Options = Options()) -> list[dict[str, Any]]:  # noqa: B008  frozen
+    """What is exported; `polyhead train` reads as many rows."""
+    export(site.db, "work", name, path, options, "test")
+    found = [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+    if found and name in READERS:
+        assert len(READERS[name](path)) == len(found)
+    return found
 
 
 async def claimed(person: Person) -> tuple[dict[str, Any], str, list[str]]:

@@ -16,7 +16,7 @@ from polyhead.client.annotate.admin import adjudication
 from polyhead.client.annotate.commands import annotate_app
 from polyhead.client.annotate.exports.judgements import Filters
 from polyhead.client.annotate.exports.options import Options, options_of
-from polyhead.client.annotate.exports.writing import NAMES, export
+from polyhead.client.annotate.exports.writing import NAMES, export, make
 from polyhead.client.annotate.people import accounts
 from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects import projects, rules
@@ -142,8 +142,8 @@ async def test_events_are_everything_up_to_a_point(tmp_path: Path) -> None:
 
 def written(site: RunningSite, path: Path, name: str, **choices: Any) -> tuple[list[dict[str, Any]], dict[str, int]]:
     """(rows, what was left out by reason)"""
-    done = export(site.db, "work", name, path / "rows.jsonl", options_of(format_name=name, **choices), "test")
-    return [json.loads(line) for line in (path / "rows.jsonl").read_text(encoding="utf-8").splitlines()], done.left_out
+    options = options_of(format_name=name, **choices)
+    return rows(site, path / "rows.jsonl", name, options), dict(make(site.db, "work", name, options).left_out)
 
 
 async def judged_by(site: RunningSite, *ranks: dict[str, int]) -> None:
