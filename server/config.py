@@ -84,6 +84,14 @@ class ServeConfig(BaseSettings):
     deterministic: bool = Field(
         False, description="Refuse to start where the same bits cannot be promised, whatever the neighbours, chunks and cache hits"
     )
+    tensor_parallel: int = Field(
+        1, ge=1, description="Ranks, each a process with a share of every layer: on a GPU of its own, or on the CPU; 1: one process"
+    )
+    rank_timeout_s: float = Field(
+        60.0,
+        gt=0,
+        description="Seconds without a sign of life from a rank, or in one sum over ranks, after which the process ends with status 72",
+    )
     cuda_graphs: bool = Field(True, description="Record decode steps on a GPU and launch each as one")
     threads: int = Field(0, ge=0, description="Threads of the engine's matrix products; 0: as torch finds")
 
@@ -149,11 +157,14 @@ class ServeConfig(BaseSettings):
         trunk = given.get("trunk_dtype") or Precision.BFLOAT16
         head = trunk if trunk in (Precision.FLOAT32, Precision.BFLOAT16) else Precision.BFLOAT16
         has_one_device = _numbered(given.get("head_device") or given["device"]) == _numbered(given["device"])
-        return {"head_dtype": head, **({} if has_one_device else {"cuda_graphs": False}), **given, "trunk_dtype": trunk}
+        has_graphs = has_one_device and str(given.get("tensor_parallel", 1)) == "1"
+        return {"head_dtype": head, **({} if has_graphs else {"cuda_graphs": False}), **given, "trunk_dtype": trunk}
 
     @model_validator(mode="after")
     def _check(self) -> Self:
         self._check_devices()
+        if self.tensor_parallel > 1:
+            self._check_parallel()
         if (self.tls_cert is None) != (self.tls_key is None):
             raise ValueError("--tls-cert and --tls-key come together")
         named = [(name, getattr(self, name)) for name in ("tls_cert", "tls_key", "tokens", "follow_ca")]
@@ -184,6 +195,12 @@ class ServeConfig(BaseSettings):
                 f"--cuda-graphs records steps of one device, and heads are on another: {self.heads_on}\n"
                 "hint: leave out --cuda-graphs or --head-device"
             )
+
+    def _check_parallel(self) -> None:
+        from polyhead.server.parallel.refusals import why_not  # one process imports nothing of it
+
+        if sentence := why_not(self):
+            raise ValueError(sentence)
 
     @property
     def heads_on(self) -> str:

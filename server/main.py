@@ -21,8 +21,8 @@ from polyhead.server.process.start_errors import explained
 
 if TYPE_CHECKING:
     from polyhead.server.process.card import Addresses
+    from polyhead.server.process.loading import Progress
     from polyhead.server.process.services import Services
-    from polyhead.server.process.startup import Progress
 
 EXIT_CONFIGURATION = 2  # it cannot start as configured: a restart would fail, too
 EXIT_TRY_AGAIN = 75  # EX_TEMPFAIL: memory, disk or descriptors are short now; a supervisor should start it again

@@ -66,6 +66,8 @@ def _overview(status: Status, trunk: TrunkInfo) -> Table:
     rows.add_row("attention", trunk.attention)
     if trunk.device:
         rows.add_row("devices", f"trunk on {trunk.device}, heads on {trunk.head_device}")
+    for rank in status.ranks:
+        rows.add_row(f"rank {rank.rank}", f"{human_bytes(rank.num_bytes)} on {rank.device}")
     rows.add_row("trunk", f"{trunk.trunk_id[:12]}  {human_bytes(status.trunk_bytes)}")
     rows.add_row("memory", _memory(status))
     rows.add_row("budget", _budget(status))

@@ -17,6 +17,7 @@ __all__ = [
     "LoraAdapter",
     "OodFit",
     "PushReport",
+    "RankMemory",
     "ResidentHead",
     "ResidentName",
     "RuleQuestions",
@@ -60,6 +61,7 @@ class TrunkInfo:
     attention: str = ""  # what computes it: "compiled", "torch", or the name of a GPU kernel
     device: str = ""  # the trunk's: "cpu", or a GPU, as in "cuda:0"; "" from a server that does not say
     head_device: str = ""
+    tensor_parallel: int = 1  # ranks, processes that share every layer; 0 from a server that does not say
 
 
 @dataclass(frozen=True, slots=True)
@@ -244,6 +246,15 @@ class ResidentName:
 
 
 @dataclass(frozen=True, slots=True)
+class RankMemory:
+    """What one rank of a server holds."""
+
+    rank: int
+    device: str  # "cpu", or a GPU, as in "cuda:1"
+    num_bytes: int  # of its process, or on a GPU what it has taken there
+
+
+@dataclass(frozen=True, slots=True)
 class Status:
     """How the server is doing. Sizes in bytes, times in seconds."""
 
@@ -274,6 +285,7 @@ class Status:
     history_id: str = ""  # of the active generation
     primary: str = ""  # whom the server follows, "host:port"; empty: it is a primary
     follow_problem: str = ""  # why it does not follow it now
+    ranks: tuple[RankMemory, ...] = ()  # of a server of several; sizes of trunk and heads are those of rank 0's share then
 
 
 @dataclass(frozen=True, slots=True)

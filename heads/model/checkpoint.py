@@ -156,6 +156,16 @@ class Checkpoint:
                 _read_exactly(file, buffer, name)
         return tensor
 
+    def read_rows(self, name: str, start: int, stop: int) -> torch.Tensor:
+        """Rows [start, stop) of the tensor's first dimension, in memory of their own: nothing else of it is read."""
+        info = self.tensors[name]
+        rows = torch.empty((stop - start, *info.shape[1:]), dtype=info.dtype)
+        if rows.numel():
+            with (self.folder / info.file).open("rb", buffering=0) as file:
+                file.seek(info.start + start * (info.num_bytes // info.shape[0]))
+                _read_exactly(file, as_bytes(rows), name)
+        return rows
+
     def sha256(self, name: str) -> str:
         """SHA-256 of the tensor's bytes as stored (little endian, row-major), in hex; computed once."""
         if name not in self._sha256:

@@ -116,7 +116,7 @@ def assemble(
     if isinstance(trunk, FastTrunk):
         setup, head_setup = (_compiled(each) for each in _kept(config, setup, head_setup))
     num_blocks = num_blocks_for(spec, config, setup, head_setup)
-    floor = _scoring_floor(spec, config)
+    floor = scoring_floor(spec, config)
     tap_layer = chosen_tap_layer(spec, config.tap_layer)
     cache = TrunkCache(
         setup.shape,
@@ -263,7 +263,7 @@ def num_blocks_for(spec: ModelSpec, config: EngineConfig, setup: KvSetup, head_s
     block_bytes = setup.shape.kv_bytes(spec.split_layer) + num_states * state_bytes
     head_block_bytes = head_setup.shape.kv_bytes(spec.num_head_layers)
     num_blocks = config.cache_bytes // (block_bytes + HEAD_BLOCKS_PER_BLOCK * head_block_bytes)
-    if num_blocks < 2 * _scoring_floor(spec, config) + 2:
+    if num_blocks < 2 * scoring_floor(spec, config) + 2:
         raise InvalidArgument(
             f"the cache holds {num_blocks * config.block_size} tokens, too few for two texts of "
             f"{min(config.max_context, spec.context_length)}\nhint: raise --cache-bytes or lower --max-context",
@@ -286,7 +286,7 @@ def _kept(config: EngineConfig, setup: KvSetup, head_setup: KvSetup) -> tuple[Kv
     return kept(setup, config.trunk_quantization), kept(head_setup, config.head_quantization)
 
 
-def _scoring_floor(spec: ModelSpec, config: EngineConfig) -> int:
+def scoring_floor(spec: ModelSpec, config: EngineConfig) -> int:
     """Blocks of the longest text, and one."""
     return -(-min(config.max_context, spec.context_length) // config.block_size) + 1
 

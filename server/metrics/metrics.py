@@ -143,6 +143,11 @@ def _engine_metrics(now: Any) -> Iterator[Metric]:
         "Longest time between the ends of two consecutive steps, over the last 30 to 60 seconds",
         value=now.longest_gap_s,
     )
+    yield GaugeMetricFamily("polyhead_ranks", "Processes that share every layer of the model", value=max(1, len(now.ranks)))
+    ranks = GaugeMetricFamily("polyhead_rank_memory_bytes", "Bytes that each of several ranks holds", labels=("rank", "device"))
+    for row in now.ranks:
+        ranks.add_metric((str(row.rank), row.device), row.num_bytes)
+    yield ranks
     for key, value in sorted(now.counters.items()):
         name, text = _COUNTERS.get(key, (f"engine_{key}", "Counted by the engine"))
         yield CounterMetricFamily(f"polyhead_{name}", text, value=value)

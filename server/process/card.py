@@ -44,6 +44,7 @@ def card(services: Services, addresses: Addresses) -> str:
         "model": f"{services.model_name}: {spec.num_layers} layers, split at {spec.split_layer}, {spec.vocab_size} tokens",
         "trunk": f"{services.trunk_id[:16]}…  {config.trunk_dtype} on {config.device}, {_mib(memory.trunk)}",
         "heads": f"{heads}  (generation {active.generation}, {config.head_dtype} on {config.heads_on}, {_mib(memory.heads)})",
+        **_ranks(services),
         "outputs": f"to the vocabulary in {services.output_precision}",
         "attention": services.attention,
         "memory": f"{_mib(memory.trunk + memory.heads)} of weights, {_mib(memory.peak)} if all names are swapped at once; "
@@ -77,6 +78,7 @@ def ready_line(services: Services, addresses: Addresses) -> str:
             "attention": services.attention,
             "device": config.device,
             "head_device": config.heads_on,
+            "tensor_parallel": config.tensor_parallel,
             "generation": active.generation,
             "heads": {name: head.version for name, head in sorted(active.heads.items())},
             "trunk_bytes": memory.trunk,
@@ -85,6 +87,13 @@ def ready_line(services: Services, addresses: Addresses) -> str:
             "unsplit_bytes": memory.unsplit,
         }
     )
+
+
+def _ranks(services: Services) -> dict[str, str]:
+    """What each of several ranks holds; the other sizes are those of rank 0's share."""
+    ranks = services.engine.snapshot().ranks
+    held = ", ".join(f"{_mib(rank.num_bytes)} on {rank.device}" for rank in ranks)
+    return {"ranks": f"{len(ranks)}: {held}; sizes here are of rank 0's share"} if ranks else {}
 
 
 def _caches(services: Services) -> str:

@@ -23,8 +23,9 @@ from polyhead.server.host.memory import return_garbage
 from polyhead.server.metrics.metrics import Metrics
 from polyhead.server.metrics.metrics_http import MetricsServer, serve_metrics
 from polyhead.server.process import card
+from polyhead.server.process.loading import Progress
 from polyhead.server.process.services import Services
-from polyhead.server.process.startup import Progress, bring_up_heads, build_services
+from polyhead.server.process.startup import bring_up_heads, build_services
 from polyhead.server.process.watchdog import Watchdog, notify_systemd
 from polyhead.server.process.workers import Workers
 from polyhead.server.rpc.handlers import LateHandlers

@@ -34,6 +34,8 @@ class HeadCache:
 
         `note` is told what the load waits for and what it reads; nothing if all heads are in memory.
         """
+        for record in records:
+            self.loader.check_served(f"{record.name}@{record.version}", record.manifest.lora)
         bases = [base for record in records if (base := self._base(record.manifest)) is not None]
         wanted = {record.digest: record for record in (*bases, *records)}
         pin.add(wanted)

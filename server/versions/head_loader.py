@@ -75,6 +75,10 @@ class HeadLoader:
         header = tensorfile.read_header(first[: tensorfile.header_size(first, len(data))], len(data))
         return HeadFile(header, {name: _view(data, entry) for name, entry in header.tensors.items()})
 
+    def check_served(self, reference: str, lora: LoraAdapter | None) -> None:
+        """FailedPrecondition if this server serves no such head, before a byte of it is read. Every kind is served, but by several ranks
+        (server/parallel)."""
+
     def check(self, file: HeadFile, manifest: HeadManifest) -> None:
         """Names and shapes against the model (FailedPrecondition), then every number (InvalidArgument)."""
         if manifest.lora is None:

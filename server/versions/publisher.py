@@ -46,6 +46,10 @@ class Publisher:
         staging.write(data)
         pause_point(len(data))
 
+    def check_served(self, request: PushRequest) -> None:
+        """Refuse a head that this server does not serve, before a byte of it is stored."""
+        self._cache.loader.check_served(request.name, request.manifest.lora)
+
     def check_size(self, num_bytes: int, field: str) -> None:
         """Refuse a file that no head of this model can fill, before a byte of it is stored."""
         most = self._cache.loader.max_file_bytes

@@ -183,6 +183,13 @@ FORKED = SimpleNamespace(
 """In place of `subprocess`."""
 
 
+def _start_rank(command: Sequence[str], **_: object) -> ForkedServer:
+    return ForkedServer(command, stdout=subprocess.PIPE, stderr=os.fdopen(os.dup(2), "wb"))
+
+
+FORKED_RANKS = SimpleNamespace(**{**vars(FORKED), "Popen": _start_rank})
+
+
 def _parent(imports: str) -> socket.socket:
     """The socket to this process's own parent of servers, or of stores, which is started when the first test asks."""
     if (os.getpid(), imports) not in _parents:
@@ -229,6 +236,10 @@ def _import_what_a_server_needs() -> None:
     from polyhead.server.engine.compiled.region import region
 
     region()  # machine code of the layers: 0.4 s from the disk, a minute where nobody has compiled yet
+    from polyhead.server.parallel import children, rank  # noqa: F401
+    from tests.e2e import forked
+
+    children.subprocess = forked.FORKED_RANKS  # type: ignore[attr-defined]  # other ranks of a server are forked as it is
     gc.collect()
     gc.freeze()  # a collection in each server would look at all of the libraries' objects, and copy the pages that they lie on
 

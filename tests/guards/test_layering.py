@@ -156,12 +156,18 @@ def test_imports_run_one_way() -> None:
     assert not wrong, "\n".join(wrong)
 
 
-def test_the_fleet_is_imported_only_when_it_is_used() -> None:
-    """A single server, which most are, loads nothing of it."""
-    fleet = "polyhead.server.fleet"
-    users = {module: path for module, path in modules().items() if not module.startswith(fleet)}
-    found = [(module, is_inner) for module, path in users.items() for target, is_inner, _ in imports(path) if target.startswith(fleet)]
-    assert {module for module, _ in found} == {"polyhead.server.process.lifecycle", "polyhead.server.rpc.services.fleet"}
+@pytest.mark.parametrize(
+    ("room", "its_users"),
+    [
+        ("polyhead.server.fleet", {"polyhead.server.process.lifecycle", "polyhead.server.rpc.services.fleet"}),
+        ("polyhead.server.parallel", {"polyhead.server.config", "polyhead.server.process.startup"}),
+    ],
+)
+def test_what_a_single_server_does_not_need_is_imported_when_it_is_used(room: str, its_users: set[str]) -> None:
+    """A server without followers and of one process, which most are, loads nothing of these."""
+    users = {module: path for module, path in modules().items() if not module.startswith(room)}
+    found = [(module, is_inner) for module, path in users.items() for target, is_inner, _ in imports(path) if target.startswith(room)]
+    assert {module for module, _ in found} == its_users
     assert all(is_inner for _, is_inner in found)
 
 

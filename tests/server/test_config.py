@@ -111,7 +111,7 @@ def test_heads_that_cannot_be_there(flags: dict[str, object], message: str) -> N
     ],
 )
 def test_where_a_trunk_is_loaded(flags: dict[str, str], device: str) -> None:
-    from polyhead.server.process.startup import loaded_to  # torch
+    from polyhead.server.process.loading import loaded_to  # torch
 
     assert loaded_to(load_config(flags)) == device
 

@@ -41,7 +41,7 @@ class HeadTensor(_message.Message):
     def __init__(self, name: _Optional[str] = ..., shape: _Optional[_Iterable[int]] = ...) -> None: ...
 
 class GetTrunkResponse(_message.Message):
-    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json", "tap_layer", "head_precision", "output_precision", "attention", "device", "head_device")
+    __slots__ = ("trunk_id", "precision", "model", "split_layer", "num_layers", "d_model", "vocab_size", "context_length", "eos_token_ids", "tokenizer_sha256", "tensors", "head_tensors", "tied", "config_json", "tap_layer", "head_precision", "output_precision", "attention", "device", "head_device", "tensor_parallel")
     TRUNK_ID_FIELD_NUMBER: _ClassVar[int]
     PRECISION_FIELD_NUMBER: _ClassVar[int]
     MODEL_FIELD_NUMBER: _ClassVar[int]
@@ -62,6 +62,7 @@ class GetTrunkResponse(_message.Message):
     ATTENTION_FIELD_NUMBER: _ClassVar[int]
     DEVICE_FIELD_NUMBER: _ClassVar[int]
     HEAD_DEVICE_FIELD_NUMBER: _ClassVar[int]
+    TENSOR_PARALLEL_FIELD_NUMBER: _ClassVar[int]
     trunk_id: str
     precision: str
     model: str
@@ -82,7 +83,8 @@ class GetTrunkResponse(_message.Message):
     attention: str
     device: str
     head_device: str
-    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ..., tap_layer: _Optional[int] = ..., head_precision: _Optional[str] = ..., output_precision: _Optional[str] = ..., attention: _Optional[str] = ..., device: _Optional[str] = ..., head_device: _Optional[str] = ...) -> None: ...
+    tensor_parallel: int
+    def __init__(self, trunk_id: _Optional[str] = ..., precision: _Optional[str] = ..., model: _Optional[str] = ..., split_layer: _Optional[int] = ..., num_layers: _Optional[int] = ..., d_model: _Optional[int] = ..., vocab_size: _Optional[int] = ..., context_length: _Optional[int] = ..., eos_token_ids: _Optional[_Iterable[int]] = ..., tokenizer_sha256: _Optional[str] = ..., tensors: _Optional[_Iterable[_Union[SourceTensor, _Mapping]]] = ..., head_tensors: _Optional[_Iterable[_Union[HeadTensor, _Mapping]]] = ..., tied: _Optional[bool] = ..., config_json: _Optional[str] = ..., tap_layer: _Optional[int] = ..., head_precision: _Optional[str] = ..., output_precision: _Optional[str] = ..., attention: _Optional[str] = ..., device: _Optional[str] = ..., head_device: _Optional[str] = ..., tensor_parallel: _Optional[int] = ...) -> None: ...
 
 class TokenizeRequest(_message.Message):
     __slots__ = ("prompt", "without_special_tokens", "prompts")
@@ -169,7 +171,7 @@ class ResidentHead(_message.Message):
     def __init__(self, references: _Optional[_Iterable[str]] = ..., digest: _Optional[str] = ..., num_bytes: _Optional[int] = ..., num_leases: _Optional[int] = ..., active: _Optional[bool] = ...) -> None: ...
 
 class GetStatusResponse(_message.Message):
-    __slots__ = ("generation", "active", "resident_heads", "trunk_bytes", "model_bytes", "num_running", "num_waiting", "num_blocks", "num_used_blocks", "num_cached_blocks", "num_head_blocks", "num_filled_head_blocks", "store_bytes", "disk_free_bytes", "counters", "last_swap_pause_seconds", "damage", "uptime_seconds", "memory_budget_bytes", "head_bytes", "resident_names", "max_idle_per_name", "problems", "changes", "history_id", "primary", "follow_problem")
+    __slots__ = ("generation", "active", "resident_heads", "trunk_bytes", "model_bytes", "num_running", "num_waiting", "num_blocks", "num_used_blocks", "num_cached_blocks", "num_head_blocks", "num_filled_head_blocks", "store_bytes", "disk_free_bytes", "counters", "last_swap_pause_seconds", "damage", "uptime_seconds", "memory_budget_bytes", "head_bytes", "resident_names", "max_idle_per_name", "problems", "changes", "history_id", "primary", "follow_problem", "ranks")
     class ActiveEntry(_message.Message):
         __slots__ = ("key", "value")
         KEY_FIELD_NUMBER: _ClassVar[int]
@@ -211,6 +213,7 @@ class GetStatusResponse(_message.Message):
     HISTORY_ID_FIELD_NUMBER: _ClassVar[int]
     PRIMARY_FIELD_NUMBER: _ClassVar[int]
     FOLLOW_PROBLEM_FIELD_NUMBER: _ClassVar[int]
+    RANKS_FIELD_NUMBER: _ClassVar[int]
     generation: int
     active: _containers.ScalarMap[str, int]
     resident_heads: _containers.RepeatedCompositeFieldContainer[ResidentHead]
@@ -238,7 +241,18 @@ class GetStatusResponse(_message.Message):
     history_id: str
     primary: str
     follow_problem: str
-    def __init__(self, generation: _Optional[int] = ..., active: _Optional[_Mapping[str, int]] = ..., resident_heads: _Optional[_Iterable[_Union[ResidentHead, _Mapping]]] = ..., trunk_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_head_blocks: _Optional[int] = ..., num_filled_head_blocks: _Optional[int] = ..., store_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., last_swap_pause_seconds: _Optional[float] = ..., damage: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., memory_budget_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., resident_names: _Optional[_Iterable[_Union[ResidentName, _Mapping]]] = ..., max_idle_per_name: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[ChangeUnderWay, _Mapping]]] = ..., history_id: _Optional[str] = ..., primary: _Optional[str] = ..., follow_problem: _Optional[str] = ...) -> None: ...
+    ranks: _containers.RepeatedCompositeFieldContainer[RankMemory]
+    def __init__(self, generation: _Optional[int] = ..., active: _Optional[_Mapping[str, int]] = ..., resident_heads: _Optional[_Iterable[_Union[ResidentHead, _Mapping]]] = ..., trunk_bytes: _Optional[int] = ..., model_bytes: _Optional[int] = ..., num_running: _Optional[int] = ..., num_waiting: _Optional[int] = ..., num_blocks: _Optional[int] = ..., num_used_blocks: _Optional[int] = ..., num_cached_blocks: _Optional[int] = ..., num_head_blocks: _Optional[int] = ..., num_filled_head_blocks: _Optional[int] = ..., store_bytes: _Optional[int] = ..., disk_free_bytes: _Optional[int] = ..., counters: _Optional[_Mapping[str, int]] = ..., last_swap_pause_seconds: _Optional[float] = ..., damage: _Optional[str] = ..., uptime_seconds: _Optional[float] = ..., memory_budget_bytes: _Optional[int] = ..., head_bytes: _Optional[int] = ..., resident_names: _Optional[_Iterable[_Union[ResidentName, _Mapping]]] = ..., max_idle_per_name: _Optional[int] = ..., problems: _Optional[_Iterable[str]] = ..., changes: _Optional[_Iterable[_Union[ChangeUnderWay, _Mapping]]] = ..., history_id: _Optional[str] = ..., primary: _Optional[str] = ..., follow_problem: _Optional[str] = ..., ranks: _Optional[_Iterable[_Union[RankMemory, _Mapping]]] = ...) -> None: ...
+
+class RankMemory(_message.Message):
+    __slots__ = ("rank", "device", "num_bytes")
+    RANK_FIELD_NUMBER: _ClassVar[int]
+    DEVICE_FIELD_NUMBER: _ClassVar[int]
+    NUM_BYTES_FIELD_NUMBER: _ClassVar[int]
+    rank: int
+    device: str
+    num_bytes: int
+    def __init__(self, rank: _Optional[int] = ..., device: _Optional[str] = ..., num_bytes: _Optional[int] = ...) -> None: ...
 
 class ChangeUnderWay(_message.Message):
     __slots__ = ("what", "step", "seconds")

@@ -86,7 +86,7 @@ class HeadRunner:
         if self.can_decode(head, runs):
             return self.decode(head, [self._decode_row(run) for run in runs])
         positions = [position for run in runs for position in range(run.start, run.end)]
-        state_rows, positions_T, wanted = upload((self._state_rows(runs), positions, _wanted_rows(runs)), self.device)
+        state_rows, positions_T, wanted = upload((self._state_rows(runs), positions, wanted_rows(runs)), self.device)
         segments = [Segment([block.slot for block in run.reading.head_blocks], run.start, run.end) for run in runs]
         plan = self._plan(segments, [run.first_new_key for run in runs])
         plan.asked = self._asked(runs)
@@ -164,7 +164,8 @@ class HeadRunner:
         ]
 
 
-def _wanted_rows(runs: list[HeadRun]) -> list[int]:
+def wanted_rows(runs: list[HeadRun]) -> list[int]:
+    """Rows of the runs, laid end to end, whose output is asked for."""
     rows: list[int] = []
     offset = 0
     for run in runs:

@@ -70,10 +70,14 @@ def is_known(base: Any, spec: ModelSpec, calls: list[LayerCall]) -> bool:
     layers, weight = getattr(base, spec.layers), next(base.parameters())
     if any(call.softcap is not None or call.head_dim % 2 for call in calls):
         return False
-    if weight.dtype not in DTYPES or {type(layer).__name__ for layer in layers} - LAYERS:
-        return False
-    acts = {type(layer.mlp.act_fn).__name__ for layer in layers}
-    return acts <= {"SiLU", "SiLUActivation"}
+    return weight.dtype in DTYPES and not unknown_parts(layers)
+
+
+def unknown_parts(layers: Any) -> set[str]:
+    """Class names of those modules' layers and activations that are not of this one shape; they need no weights."""
+    if unknown := {type(layer).__name__ for layer in layers} - LAYERS:
+        return unknown
+    return {type(layer.mlp.act_fn).__name__ for layer in layers} - {"SiLU", "SiLUActivation"}
 
 
 def rotations(base: Any, max_context: int) -> Tensor:

@@ -26,6 +26,15 @@ class SwapReport:
 
 
 @dataclass(frozen=True, slots=True)
+class RankMemory:
+    """What one of several ranks holds (server/parallel)."""
+
+    rank: int
+    device: str
+    num_bytes: int  # of its process, or on a GPU what torch has taken there
+
+
+@dataclass(frozen=True, slots=True)
 class EngineSnapshot:
     """Plain numbers at one moment."""
 
@@ -42,6 +51,7 @@ class EngineSnapshot:
     num_open: int  # requests that have not ended
     is_running: bool  # the engine's thread lives
     longest_gap_s: float = 0.0  # between the ends of two steps of the last minute, one right after the other
+    ranks: tuple[RankMemory, ...] = ()  # of a server of several ranks (server/parallel)
 
 
 @dataclass(slots=True)

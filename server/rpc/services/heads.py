@@ -66,6 +66,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         upload = Upload(request_iterator, "push", self._push_idle_s)
         header: pb.PushHeader = await upload.header()
         request = convert.push_request(header, await self._bound(header))
+        self._publisher.check_served(request)
         self._publisher.check_size(header.num_bytes, "header.num_bytes")
         self._publisher.check_size(header.delta_num_bytes, "header.delta_num_bytes")
         first = await self._workers.run(self._publisher.answered, request, header.sha256)

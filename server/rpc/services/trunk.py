@@ -202,6 +202,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             attention=services.attention,
             device=services.config.device,
             head_device=services.config.heads_on,
+            tensor_parallel=services.config.tensor_parallel,
         )
 
     def _status(self) -> trunk_pb2.GetStatusResponse:
@@ -226,6 +227,7 @@ class TrunkServicer(trunk_pb2_grpc.TrunkServiceServicer):
             num_cached_blocks=snapshot.num_cached_blocks,
             num_head_blocks=snapshot.num_head_blocks,
             num_filled_head_blocks=snapshot.num_filled_head_blocks,
+            ranks=[trunk_pb2.RankMemory(rank=row.rank, device=row.device, num_bytes=row.num_bytes) for row in snapshot.ranks],
             store_bytes=services.store.disk_bytes() + services.ood.store.num_bytes,
             disk_free_bytes=services.store.disk_space()[0],
             counters=dict(snapshot.counters),

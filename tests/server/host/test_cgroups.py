@@ -10,7 +10,7 @@ import torch
 from polyhead.heads.format.errors import FailedPrecondition
 from polyhead.server.config import ServeConfig
 from polyhead.server.host import cgroups
-from polyhead.server.process import startup
+from polyhead.server.process import loading
 
 
 @pytest.fixture
@@ -36,22 +36,22 @@ def test_a_units_own_limit_counts(tree: Path) -> None:
     limit(tree / "system.slice/a.service", "1000", used=400, unused_files=100)
     limit(tree / "system.slice", "max", used=10**12)
     assert list(cgroups.memory_left()) == [700]
-    assert startup.free_memory("cpu") == 700
+    assert loading.free_memory("cpu") == 700
 
 
 @pytest.mark.parametrize(("device", "head_device", "budget"), [("cpu", "", 450), ("cuda:1", "", 750), ("cuda:1", "cuda:2", 1500)])
 def test_caches_are_counted_once(device: str, head_device: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
     """A GPU's are taken when they are made, and so are not free any more; their size was subtracted once more."""
-    monkeypatch.setattr(startup, "free_memory", lambda name: {"cpu": 1000, "cuda:1": 1000, "cuda:2": 2000}[name])
-    assert startup.head_budget(ServeConfig(device=device, head_device=head_device, cache_bytes=400)) == budget
+    monkeypatch.setattr(loading, "free_memory", lambda name: {"cpu": 1000, "cuda:1": 1000, "cuda:2": 2000}[name])
+    assert loading.head_budget(ServeConfig(device=device, head_device=head_device, cache_bytes=400)) == budget
 
 
 def test_a_second_device_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
     monkeypatch.setattr(torch.cuda, "device_count", lambda: 2)
-    startup.check_devices(ServeConfig(device="cuda", head_device="cuda:1"))
+    loading.check_devices(ServeConfig(device="cuda", head_device="cuda:1"))
     with pytest.raises(FailedPrecondition, match=r"no such device: cuda:2 \(torch finds 2 GPUs\)\nhint: leave out --head-device") as caught:
-        startup.check_devices(ServeConfig(device="cuda", head_device="cuda:2"))
+        loading.check_devices(ServeConfig(device="cuda", head_device="cuda:2"))
     assert caught.value.field == "head_device"
 
 
@@ -59,7 +59,7 @@ def test_a_gpus_free_memory_is_asked_for_when_torch_keeps_none(monkeypatch: pyte
     free = [100]
     monkeypatch.setattr(torch.cuda, "empty_cache", lambda: free.append(900))
     monkeypatch.setattr(torch.cuda, "mem_get_info", lambda device: (free[-1], 1000))
-    assert startup.free_memory("cuda") == 900
+    assert loading.free_memory("cuda") == 900
 
 
 def test_the_narrowest_group_decides(tree: Path) -> None:
@@ -67,4 +67,4 @@ def test_the_narrowest_group_decides(tree: Path) -> None:
     limit(tree / "system.slice", "500", used=480)
     limit(tree, "100", used=400)
     assert sorted(cgroups.memory_left()) == [0, 20, 600]
-    assert startup.free_memory("cpu") == 0
+    assert loading.free_memory("cpu") == 0
