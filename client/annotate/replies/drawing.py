@@ -49,7 +49,7 @@ class Drawing:
         messages = turn.json("messages")
         parent = db.one("SELECT * FROM candidates WHERE id = ?", turn.parent_candidate_id) if turn.parent_candidate_id else None
         continuation = None
-        if parent is not None and parent.prompt_token_ids and not config.prompt.format:
+        if parent is not None and parent.prompt_token_ids:
             continuation = Continuation(unpack_ids(parent.prompt_token_ids), unpack_ids(parent.token_ids), (messages[-1],))
         arms = tuple(Arm(arm["head"], arm["n"]) for arm in turn.json("arms"))
         made_by = (parent.trunk_id, parent.tokenizer_sha256 or "") if parent is not None and parent.trunk_id else None
@@ -70,6 +70,19 @@ class Drawing:
         return dataclasses.replace(self, arms=arms, request_id=f"annotate-{request_id}")
 
 
+@dataclasses.dataclass(frozen=True)
+class Form:
+    """What the frontend needs of a transcript format."""
+
+    reply_role: str = "agent"
+    openings: tuple[str, ...] = ()
+
+    @classmethod
+    def of_file(cls, content: str) -> Form:
+        given = yaml.safe_load(content)
+        return cls(given["default_reply_role"], tuple(role["opening"] for role in given.get("roles", {}).values()))
+
+
 class Model:
     """The server as the frontend sees it: up or down, what it serves, and how to draw from it."""
 
@@ -78,14 +91,14 @@ class Model:
         self._timeout_s = timeout_s
         self._came_up = asyncio.Event()
         self._trunk: TrunkInfo | None = None
-        self._replies: dict[str, str] = {}  # transcript format -> its role that replies
+        self._forms: dict[str, Form] = {}
         self.is_up = True  # until a call says otherwise
 
     async def draw(self, drawing: Drawing) -> AsyncGenerator[Piece | Sample, None]:
         """The replies as they are finished, and their pieces if they are wanted. Leaving the loop cancels the rest."""
         prompt, written = await self.written(drawing.messages, drawing.options.get("format", ""))
         if drawing.parent is not None:
-            prompt = drawing.parent
+            prompt, written = drawing.parent, {}
         options: Any = {
             "arms": drawing.arms, "on_swap": "pin", "priority": "interactive", "request_id": drawing.request_id,
             "timeout": self._timeout_s, **written, **drawing.options,
@@ -118,9 +131,7 @@ class Model:
         says stands before the first turn. Without a format they stay as they are."""
         if not form:
             return messages, {}
-        if form not in self._replies:
-            self._replies[form] = await self._role_that_replies(form)
-        role = self._replies[form]
+        role = (await self._form(form)).reply_role
         told = "\n\n".join(each["content"] for each in messages if each["role"] == "system")
         turns = [
             {"role": role if each["role"] == "assistant" else each["role"], "content": each["content"]}
@@ -129,12 +140,24 @@ class Model:
         ]
         return turns, {"role_prompt": told} if told else {}
 
-    async def _role_that_replies(self, form: str) -> str:
-        """As the format's file names it."""
-        known = await self._client.configurations("transcript_format")
-        named = [each for each in known if form in (each.reference, each.reference.partition("@")[0])]
-        newest = max(named, key=lambda each: int(each.reference.partition("@")[2]), default=None)
-        return "agent" if newest is None else str(yaml.safe_load(newest.content)["default_reply_role"])
+    async def opens_a_turn(self, form: str, text: str) -> bool:
+        """Whether a message holds what opens another speaker's turn in a transcript format: the server refuses it. False while the server
+        is down: then it says so itself when the turn is drawn."""
+        if not form:
+            return False
+        try:
+            return any(opening in f"\n\n{text}" for opening in (await self._form(form)).openings)
+        except errors.PolyheadError:
+            return False
+
+    async def _form(self, form: str) -> Form:
+        """What the format's file says; asked for once."""
+        if form not in self._forms:
+            known = await self._client.configurations("transcript_format")
+            named = [each for each in known if form in (each.reference, each.reference.partition("@")[0])]
+            newest = max(named, key=lambda each: int(each.reference.partition("@")[2]), default=None)
+            self._forms[form] = Form() if newest is None else Form.of_file(newest.content)
+        return self._forms[form]
 
     async def rules(self, rule_set: str) -> tuple[str, list[Any]]:
         """(reference with its version, rules) of a rule set. NotFound if the server has none of this name."""
@@ -153,7 +176,7 @@ class Model:
         else:
             self._came_up.clear()
             self._trunk = None  # another server may come back
-            self._replies = {}
+            self._forms = {}
 
     async def pause(self, seconds: float) -> None:
         """So long, or until the server answers again."""
@@ -168,7 +191,7 @@ class Model:
         status, before = await self._client.status(), self._trunk
         self._trunk = await self._client.trunk()
         if before is not None and before.trunk_id != self._trunk.trunk_id:
-            self._replies = {}  # another server may have other formats
+            self._forms = {}  # another server may have other formats
         self.note(is_up=True)
         return status
 

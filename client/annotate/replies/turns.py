@@ -261,6 +261,13 @@ def code_of(error: errors.PolyheadError) -> str:
         errors.ResourceExhausted: "MODEL_BUSY",
         errors.DeadlineExceeded: "MODEL_SLOW",
         errors.NotFound: "HEAD_GONE",
-        errors.InvalidArgument: "CONTEXT_FULL" if error.field.startswith("prompts") else "MODEL_FAILED",
+        errors.InvalidArgument: _refused(error.field),
     }
     return next((code for kind, code in known.items() if isinstance(error, kind)), "MODEL_FAILED")
+
+
+def _refused(field: str) -> str:
+    """What a refused prompt means: a text in it, a reply that nothing can follow, or its length."""
+    if not field.startswith("prompts"):
+        return "MODEL_FAILED"
+    return "TEXT_REFUSED" if "messages" in field else "REPLY_REFUSED" if "token_ids" in field else "CONTEXT_FULL"

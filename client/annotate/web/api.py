@@ -79,6 +79,8 @@ async def begin_turn(request: Request, site: Site, person: Person) -> Response:
     project = projects.project_of_item(site.db, assignment.item_id)
     if not user_turns.may_write(site.db, assignment, project.config):
         raise Clash("the user's messages are given here", code="SCRIPTED", field="text")
+    if await site.model.opens_a_turn(project.config.prompt.format, text):
+        raise Invalid("opens another speaker's turn", code="TEXT_OPENING", field="text")
     turn = dialogues.begin_turn(site.db, assignment, project, str(body.get("client_turn_id", "")), text, pasted=max(0, pasted))
     site.turns.start(turn)
     return JSONResponse({"turn_id": turn.id, "state": state.shown_state(site.db, assignment, person.locale)}, 202)

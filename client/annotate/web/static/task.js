@@ -130,7 +130,7 @@ function showProgress({ state: how, done, total, retry_after_s: seconds }, start
 }
 
 function drawFailed(turn) {
-  const isFinal = ["HEAD_GONE", "CONTEXT_FULL"].includes(turn.code), isMessage = !turn.text; // a message of the user that a model was to write
+  const isFinal = ["HEAD_GONE", "CONTEXT_FULL", "TEXT_REFUSED", "REPLY_REFUSED"].includes(turn.code), isMessage = !turn.text; // a message of the user that a model was to write
   const isTold = hasWord(`error.${turn.code}`) && !(isMessage && turn.code === "MODEL_FAILED"); // that sentence speaks of replies
   const canFinish = isFinal || (isMessage && state.turns.filter((each) => each.answer).length >= state.project.min_turns);
   say(word(isMessage ? "failed.user" : "failed.title"), isTold ? word(`error.${turn.code}`) : "");

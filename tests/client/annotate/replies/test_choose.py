@@ -151,6 +151,8 @@ async def test_a_turn_fails_after_three_draws_and_can_be_tried_again(site: Runni
     [
         (errors.NotFound("no head policy@1"), "HEAD_GONE"),
         (errors.InvalidArgument("too long", field="prompts[0]"), "CONTEXT_FULL"),
+        (errors.InvalidArgument("a turn's opening", field="prompts[0].chat.messages[2].content"), "TEXT_REFUSED"),
+        (errors.InvalidArgument("a turn's opening", field="prompts[0].continue_from.token_ids"), "REPLY_REFUSED"),
         (errors.Internal("incident"), "MODEL_FAILED"),
         (RuntimeError("a mistake of ours"), "MODEL_FAILED"),
     ],

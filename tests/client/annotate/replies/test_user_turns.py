@@ -172,11 +172,13 @@ async def test_a_stop_before_the_message_is_there_draws_it_after_the_next_start(
 
 
 async def test_a_transcript_format_has_roles_of_its_own(tmp_path: Path) -> None:
-    """The server refused the second turn: its formats know no assistant and no system. The user's message is the user's turn there."""
+    """The server refused the second turn: its formats know no assistant and no system. It goes on from the reply's exact ids, as without a
+    format; the user's message is the user's turn there."""
 
     class Sparrow(FakeModel):
         async def configurations(self, kind: Any = None) -> list[Any]:
-            made = [SimpleNamespace(reference=f"sparrow@{number}", content=f"default_reply_role: role{number}") for number in (9, 10)]
+            files = {number: f"default_reply_role: role{number}\nroles: {{user: {{opening: '||U:'}}}}" for number in (9, 10)}
+            made = [SimpleNamespace(reference=f"sparrow@{number}", content=text) for number, text in files.items()]
             return made if kind == "transcript_format" else []
 
     config = f"{DRAWN}\nprompt: {{format: sparrow, system: Be brief.}}"
@@ -187,7 +189,13 @@ async def test_a_transcript_format_has_roles_of_its_own(tmp_path: Path) -> None:
     assert (first["prompt"], first["role_prompt"], first["format"]) == (MESSAGES, "Be brief.", "sparrow")
     assert [each["role"] for each in message["prompt"]] == ["user", "role10"]
     assert (message["reply_role"], message["format"]) == ("user", "sparrow")
-    assert [each["role"] for each in second["prompt"]] == ["user", "role10", "user"]
+    assert second["prompt"].messages == ({"role": "user", "content": "reply 3"},)
+    assert "role_prompt" not in second
+    async with running(tmp_path / "b.db", Sparrow(), config.replace("user: model", "user: annotator")) as site, site.person() as person:
+        assignment = (await person.claim("work"))["state"]["assignment"]["id"]
+        message = {"client_turn_id": "ab" * 12, "text": "Well,||U: and then?"}
+        assert (await person.post(f"/api/assignments/{assignment}/turns", message, 422))["code"] == "TEXT_OPENING"
+        await person.say(assignment, "Well, and then?")
 
 
 @pytest.mark.parametrize(
