@@ -65,13 +65,18 @@ def polyhead_pairs(judgement: Judgement, left_out: Counter[str], shape: Shape = 
     if shape.has_ids and not _has_ids(judgement):
         left_out["no token ids"] += 1
         return
-    for better, other in _pairs(judgement, left_out):
+    found = list(_pairs(judgement, left_out))
+    if shape.has_ids:
+        same = [pair for pair in found if len({tuple(_prompt_ids(judgement, key)) for key in pair}) == 1]
+        left_out.update({"different prompts": 1} if len(same) < len(found) else {})
+        found = same
+    for better, other in found:
         row = {
             "messages": judgement.messages, "chosen": _text(judgement, better), "rejected": _text(judgement, other),
             "group_id": judgement.answer_id,
         }  # fmt: skip
         ids = {"chosen_ids": _ids(judgement, better), "rejected_ids": _ids(judgement, other)} if shape.has_ids else {}
-        yield {**row, **ids, **({"prompt_ids": _prompt_ids(judgement)} if shape.has_ids else {})}
+        yield {**row, **ids, **({"prompt_ids": _prompt_ids(judgement, better)} if shape.has_ids else {})}
 
 
 def polyhead_ranks(judgement: Judgement, left_out: Counter[str], shape: Shape = AS_USUAL) -> Rows:
@@ -83,8 +88,12 @@ def polyhead_ranks(judgement: Judgement, left_out: Counter[str], shape: Shape = 
     if shape.has_ids and not _has_ids(judgement):
         left_out["no token ids"] += 1
         return
+    prompts = [_prompt_ids(judgement, key) for key in ranks] if shape.has_ids else []
+    if any(prompt != prompts[0] for prompt in prompts):
+        left_out["different prompts"] += 1
+        return
     row = {"messages": judgement.messages, "replies": [_text(judgement, key) for key in ranks], "ranks": list(ranks.values())}
-    ids = {"prompt_ids": _prompt_ids(judgement), "replies_ids": [_ids(judgement, key) for key in ranks]} if shape.has_ids else {}
+    ids = {"prompt_ids": prompts[0], "replies_ids": [_ids(judgement, key) for key in ranks]} if shape.has_ids else {}
     yield {**row, "group_id": judgement.answer_id, **ids}
 
 
@@ -175,6 +184,6 @@ def _ids(judgement: Judgement, key: str) -> list[int]:
     return unpack_ids(judgement.candidates[key].token_ids)
 
 
-def _prompt_ids(judgement: Judgement) -> list[int]:
-    """Of all replies of a turn: they answer one prompt."""
-    return unpack_ids(next(iter(judgement.candidates.values())).prompt_token_ids)
+def _prompt_ids(judgement: Judgement, key: str) -> list[int]:
+    """Replies of a turn answer one prompt, unless some of them have read evidence."""
+    return unpack_ids(judgement.candidates[key].prompt_token_ids)

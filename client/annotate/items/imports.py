@@ -21,6 +21,7 @@ from polyhead.client.annotate.problems import Clash, Invalid, TooLarge
 from polyhead.client.annotate.projects.config import MAX_SHOWN, Kind, ProjectConfig, UserSource
 from polyhead.client.annotate.projects.projects import OpenProject
 from polyhead.client.annotate.projects.rules import known_rules
+from polyhead.client.annotate.replies.dialogues import searches
 from polyhead.client.annotate.storage.database import Database, sha256, to_json
 
 _KEYS = {
@@ -158,6 +159,8 @@ def _content(
         if messages[-1]["role"] != "user":
             raise wrong("the last message must be the user's: the replies answer it")
         content |= {"messages": messages[:-1], "user": messages[-1]["content"]}
+        if searches(config, content) and 2 * config.num_shown > MAX_SHOWN:
+            raise wrong(f"'evidence' doubles the project's {config.num_shown} replies, once without and once with it: at most {MAX_SHOWN}")
         return {**content, "user_turns": _user_turns(given, config, wrong)} if "user_turns" in given else content
     return content
 

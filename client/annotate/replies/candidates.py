@@ -15,7 +15,9 @@ USABLE = (FinishReason.EOS, FinishReason.STOP_ID, FinishReason.STOP_STRING, Fini
 _EVERYDAY = frozenset({"policy", "reference", "preference", "rule", "value"})  # first heads: words that replies use without meaning a head
 
 
-def candidate_of_sample(sample: Sample, turn_id: str, *, now: int, leak_words: Iterable[str]) -> dict[str, Any]:
+def candidate_of_sample(
+    sample: Sample, turn_id: str, *, now: int, leak_words: Iterable[str], evidence: Sequence[Mapping[str, str]] = ()
+) -> dict[str, Any]:
     """The row of a live reply. `sample_seed` is a text: 64 bits without sign do not fit SQLite's integers."""
     name, _, _ = sample.head.partition("@")
     return {
@@ -30,7 +32,7 @@ def candidate_of_sample(sample: Sample, turn_id: str, *, now: int, leak_words: I
         "sample_seed": str(sample.sample_seed), "finish_reason": sample.finish_reason.value, "is_terminated": int(sample.terminated),
         "stop": sample.stop, "is_valid": int(sample.valid), "invalid_json": _json(sample.invalid_reasons), "format": sample.format,
         "scores_json": _json(sample.scores), "reward_json": _json(sample.reward), "ood_json": _json(sample.ood),
-        "num_cached_tokens": sample.num_cached_tokens,
+        "num_cached_tokens": sample.num_cached_tokens, "evidence_json": _cards(evidence),
         "has_identity_leak": int(has_leak(sample.text, (sample.digest, f"{name}@{sample.head_version}", name, *leak_words))),
         "created_at": now,
     }  # fmt: skip
@@ -43,7 +45,7 @@ def candidate_of_text(
     """The row of a reply that was imported, or that a person wrote."""
     return {
         "id": new_id(), "item_id": item_id, "origin": origin, "text": text, "text_sha256": sha256(text), "head": "", "head_name": "",
-        "account_id": account_id, "evidence_json": to_json(list(evidence)) if evidence else None, "created_at": now,
+        "account_id": account_id, "evidence_json": _cards(evidence), "created_at": now,
     }  # fmt: skip
 
 
@@ -63,6 +65,10 @@ def unpack_ids(blob: bytes | None) -> list[int]:
 
 def pack_floats(numbers: Any) -> bytes:
     return np.asarray(numbers, "<f4").tobytes()
+
+
+def _cards(evidence: Sequence[Mapping[str, str]]) -> str | None:
+    return to_json(list(evidence)) if evidence else None
 
 
 def _json(value: Any) -> str | None:

@@ -13,6 +13,7 @@ from polyhead.client.annotate.projects.projects import OpenProject
 from polyhead.client.annotate.storage.database import Database, Row, new_id, to_json
 
 Messages = list[dict[str, str]]
+SEARCHES = "searches"  # of a turn's form: its replies are drawn once without and once with the item's evidence
 USER_CANDIDATE = "user_candidate"  # of a turn's form: the candidate that is its message of the user, where a head has drawn it
 _ID = re.compile(r"[0-9a-f]{24}")
 
@@ -149,6 +150,19 @@ def best_of(body: dict[str, Any], shown: Sequence[str]) -> str | None:
     return None
 
 
+def searches(config: ProjectConfig, content: Mapping[str, Any]) -> bool:
+    """Whether the replies to an item's first message are drawn with its evidence, too, as turns of a search: in a transcript format, where
+    replies with and without it stand side by side."""
+    stands_alone = config.kind in (Kind.COMPARE, Kind.PROBE)
+    return bool(config.prompt.format and content.get("evidence") and "user" in content and not stands_alone)
+
+
+def num_replies(turn: Row) -> int:
+    """Replies that a turn waits for."""
+    per_prompt = sum(int(arm["n"]) for arm in turn.json("arms"))
+    return 2 * per_prompt if turn.json("form").get(SEARCHES) else per_prompt
+
+
 def drawn_arms(arms: Arms, draw: random.Random | None = None) -> list[dict[str, Any]]:
     """Who replies in this turn, as {"head", "n"}; the order is no secret, since slots are shuffled."""
     if arms.fixed:
@@ -236,11 +250,13 @@ def _insert_turn(
     before = messages_before(db, assignment, config, number)
     previous = next((turn for turn in turns_of(db, assignment) if turn.number == number - 1), None)
     parent = choice_of(db, previous) if previous else None
+    searching = {SEARCHES: True} if number == 1 and searches(config, content_of(db, assignment)) else {}
     said = [*before, {"role": "user", "content": text}] if text else before  # a head's message is added when it is drawn
     row = {
         "id": turn_id, "dialogue_id": dialogue.id, "number": number, "attempt": attempt, "parent_candidate_id": parent, "user_text": text,
         "user_source": source, "pasted_chars": pasted, "messages_json": to_json(said),
-        "form_json": to_json({"format": config.prompt.format, **(form or {})}), "arms_json": to_json(_arms_of_turn(db, dialogue, config)),
+        "form_json": to_json({"format": config.prompt.format, **searching, **(form or {})}),
+        "arms_json": to_json(_arms_of_turn(db, dialogue, config)),
         "request_id": f"annotate-{turn_id}", "state": "generating", "started_at": db.now(),
     }  # fmt: skip
     db.insert("turns", row, assignment.account_id)

@@ -6,7 +6,7 @@ import asyncio
 import contextlib
 import dataclasses
 import logging
-from collections.abc import AsyncGenerator, Awaitable, Callable, Sequence
+from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
 from typing import Any
 
 import yaml
@@ -14,7 +14,8 @@ import yaml
 from polyhead.client import Arm, AsyncClient, Continuation, Piece, Sample, ScoredItem, Served, Status, TrunkInfo, errors
 from polyhead.client.annotate.projects.config import NewHeads, ProjectConfig, Reveal
 from polyhead.client.annotate.replies.candidates import USABLE, unpack_ids
-from polyhead.client.annotate.storage.database import Database, Row
+from polyhead.client.annotate.replies.dialogues import SEARCHES
+from polyhead.client.annotate.storage.database import Database, Row, new_id
 
 TURN_TIMEOUT_S = 180.0
 POLL_S = 10.0
@@ -34,10 +35,20 @@ class Drawing:
     is_pinned: bool = False  # to the heads that the conversation began with
     has_pieces: bool = False  # replies are wanted while they are written, too
     is_message: bool = False  # what is drawn is the user's message, not replies
+    evidence: tuple[dict[str, str], ...] = ()  # cards of the item, for prompts with a search
+    with_search: tuple[bool, ...] = (False,)  # a prompt each
+
+    @property
+    def per_prompt(self) -> int:
+        return sum(arm.n for arm in self.arms)
 
     @property
     def num_replies(self) -> int:
-        return sum(arm.n for arm in self.arms)
+        return self.per_prompt * len(self.with_search)
+
+    def cards_of(self, reply: int) -> tuple[dict[str, str], ...]:
+        """What the reply of this number has read."""
+        return self.evidence if self.with_search[reply // self.per_prompt] else ()
 
     def takes(self, sample: Sample) -> bool:
         """Whether it can be shown. A message of the user must say something, and open no other turn: it is sent back as one."""
@@ -54,7 +65,10 @@ class Drawing:
         arms = tuple(Arm(arm["head"], arm["n"]) for arm in turn.json("arms"))
         made_by = (parent.trunk_id, parent.tokenizer_sha256 or "") if parent is not None and parent.trunk_id else None
         is_pinned, has_pieces = config.new_heads is NewHeads.PINNED, config.reveal is not Reveal.TOGETHER
-        return cls(messages, continuation, made_by, arms, _options(config), turn.request_id, is_pinned, has_pieces)
+        drawing = cls(messages, continuation, made_by, arms, _options(config), turn.request_id, is_pinned, has_pieces)
+        if turn.json("form").get(SEARCHES):
+            drawing = dataclasses.replace(drawing, evidence=_evidence(db, turn), with_search=(False, True))
+        return drawing
 
     def goes_on(self, served: Served | TrunkInfo) -> bool:
         """Whether this server has the trunk and the tokenizer that the conversation was held with so far."""
@@ -64,10 +78,14 @@ class Drawing:
         """From the messages alone: stored ids mean nothing to another trunk or tokenizer."""
         return dataclasses.replace(self, parent=None)
 
-    def again(self, failed: Sequence[Sample], request_id: str) -> Drawing:
-        """For replies that failed: the same heads and versions."""
-        arms = tuple(Arm(f"{each.head.partition('@')[0]}@{each.head_version}" if each.head_version else each.head) for each in failed)
-        return dataclasses.replace(self, arms=arms, request_id=f"annotate-{request_id}")
+    def again(self, failed: Mapping[int, Sample]) -> Iterator[tuple[Drawing, list[int]]]:
+        """For replies that failed, by their numbers: the same heads and versions, a call for each prompt."""
+        for prompt, has_search in enumerate(self.with_search):
+            numbers = [number for number in failed if number // self.per_prompt == prompt]
+            if numbers:
+                arms = tuple(Arm(_version(failed[number])) for number in numbers)
+                changes: dict[str, Any] = {"arms": arms, "request_id": f"annotate-{new_id()}", "with_search": (has_search,)}
+                yield dataclasses.replace(self, **changes), numbers
 
 
 @dataclasses.dataclass(frozen=True)
@@ -99,14 +117,15 @@ class Model:
         prompt, written = await self.written(drawing.messages, drawing.options.get("format", ""))
         if drawing.parent is not None:
             prompt, written = drawing.parent, {}
+        prompts = [[*prompt, *_search(drawing.evidence)] if has_search else prompt for has_search in drawing.with_search]
         options: Any = {
             "arms": drawing.arms, "on_swap": "pin", "priority": "interactive", "request_id": drawing.request_id,
             "timeout": self._timeout_s, **written, **drawing.options,
         }  # fmt: skip
         stream: Any = (
-            self._client.events([prompt], **options)
+            self._client.events(prompts, **options)
             if drawing.has_pieces
-            else self._client.samples([prompt], delivery="samples", **options)
+            else self._client.samples(prompts, delivery="samples", **options)
         )
         try:
             async for event in stream:
@@ -227,6 +246,29 @@ class Model:
         if drawing.is_pinned:
             raise errors.NotFound("the conversation's heads belong to a trunk that is no longer served")
         return drawing.rendered()
+
+
+def _evidence(db: Database, turn: Row) -> tuple[dict[str, str], ...]:
+    """Cards of the turn's item."""
+    query = (
+        "SELECT i.content_json FROM items i JOIN assignments a ON a.item_id = i.id JOIN dialogues d ON d.assignment_id = a.id"
+        " WHERE d.id = ?"
+    )
+    found = db.one(query, turn.dialogue_id)
+    assert found is not None, turn.dialogue_id
+    return tuple(found.json("content").get("evidence", []))
+
+
+def _search(evidence: Sequence[dict[str, str]]) -> Iterator[dict[str, str]]:
+    """Turns of a search, as Sparrow's transcripts have them: what was sought, and what was found."""
+    for card in evidence:
+        if "query" in card:
+            yield {"role": "search_query", "content": card["query"]}
+        yield {"role": "search_results", "content": "\n".join(card[name] for name in ("title", "url", "snippet") if name in card)}
+
+
+def _version(sample: Sample) -> str:
+    return f"{sample.head.partition('@')[0]}@{sample.head_version}" if sample.head_version else sample.head
 
 
 def _options(config: ProjectConfig) -> dict[str, Any]:

@@ -21,13 +21,14 @@ from polyhead.client.annotate.replies import dialogues, user_turns
 from polyhead.client.annotate.replies.candidates import candidate_of_sample
 from polyhead.client.annotate.replies.drawing import Drawing, Model
 from polyhead.client.annotate.replies.revealing import Revealed
-from polyhead.client.annotate.storage.database import Database, Row, failpoint, new_id
+from polyhead.client.annotate.storage.database import Database, Row, failpoint
 
 MAX_REDRAWS = 2  # of one reply that failed
 WAITS_S = (1.0, 2.0, 5.0, 10.0, 30.0)  # between attempts to reach a server that is down or full; the last one repeats
 REVEAL_S = 0.05  # between two additions to the cards of a page
 PATIENCE_S = 600.0  # then the turn has failed, and the page offers another try
 
+Cards = Sequence[dict[str, str]]
 log = logging.getLogger(__name__)
 
 
@@ -76,8 +77,7 @@ class Turns:
         """Draw its replies, unless they are being drawn."""
         if turn.id in self._tasks or turn.state != "generating":
             return
-        total = sum(arm["n"] for arm in turn.json("arms"))
-        self._progress[turn.id] = Progress(total)
+        self._progress[turn.id] = Progress(dialogues.num_replies(turn))
         task = asyncio.create_task(self._run(turn), name=f"turn {turn.id}")
         self._tasks[turn.id] = task
         task.add_done_callback(lambda _: self._forget(turn.id))
@@ -141,7 +141,8 @@ class Turns:
                 progress.revealed = Revealed(dialogues.shuffled(range(progress.total)))
             samples = await self._drawn(drawing, progress)
             is_rebuilt = not drawing.goes_on(samples[0].served)
-            self._store(turn, assignment, project, samples, progress.revealed, is_rebuilt=is_rebuilt)
+            drawn = [(sample, drawing.cards_of(reply)) for reply, sample in enumerate(samples)]
+            self._store(turn, assignment, project, drawn, progress.revealed, is_rebuilt=is_rebuilt)
             failpoint("before-ready")
             progress.set(state="ready", done=progress.total)
         except asyncio.CancelledError:
@@ -192,8 +193,11 @@ class Turns:
         for _ in range(MAX_REDRAWS):
             if not failed:
                 break
-            again, failed = await self._draw(drawing.again(list(failed.values()), new_id()), progress, list(failed))
-            found |= again
+            parts, failed = list(drawing.again(failed)), {}
+            for part, replies in parts:
+                again, still = await self._draw(part, progress, replies)
+                found |= again
+                failed |= still
         if failed:
             raise errors.Internal(f"{len(failed)} replies could not be drawn: {next(iter(failed.values())).error[:200]}")
         return [found[reply] for reply in sorted(found)]
@@ -213,7 +217,7 @@ class Turns:
         firsts = [0, *accumulate(arm.n for arm in drawing.arms)]
         async with contextlib.aclosing(self._model.draw(drawing)) as events:
             async for event in events:
-                reply = replies[firsts[event.arm_index] + event.sample_index]
+                reply = replies[event.prompt_index * drawing.per_prompt + firsts[event.arm_index] + event.sample_index]
                 is_taken = isinstance(event, Sample) and drawing.takes(event)
                 if isinstance(event, Sample):
                     (found if is_taken else failed)[reply] = event
@@ -223,12 +227,13 @@ class Turns:
         return found, failed
 
     def _store(
-        self, turn: Row, assignment: Row, project: OpenProject, samples: list[Sample], revealed: Revealed | None, *, is_rebuilt: bool
-    ) -> None:
+        self, turn: Row, assignment: Row, project: OpenProject, drawn: Sequence[tuple[Sample, Cards]], revealed: Revealed | None, *,
+        is_rebuilt: bool,
+    ) -> None:  # fmt: skip
         config, now = project.config, self._db.now()
         if revealed is not None:  # the page has seen them in these slots
-            samples = [sample for _, sample in sorted(zip(revealed.slots, samples, strict=True), key=lambda pair: pair[0])]
-        rows = [candidate_of_sample(sample, turn.id, now=now, leak_words=config.leak_words) for sample in samples]
+            drawn = [each for _, each in sorted(zip(revealed.slots, drawn, strict=True), key=lambda pair: pair[0])]
+        rows = [candidate_of_sample(sample, turn.id, now=now, leak_words=config.leak_words, evidence=cards) for sample, cards in drawn]
         is_ordered = revealed is not None
         dialogues.store_ready(self._db, turn, assignment.id, rows, config.reveal.value, is_ordered=is_ordered, is_rebuilt=is_rebuilt)
 

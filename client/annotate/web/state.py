@@ -45,13 +45,14 @@ def shown_state(db: Database, assignment: Row, locale: str) -> dict[str, Any]:
     turns = [_turn(db, turn) for turn in dialogues.turns_of(db, assignment)]
     view = dialogues.view_of(db, assignment.id, None)
     before = [message for message in content.get("messages", []) if message["role"] != "system"]
+    beside = [] if dialogues.searches(project.config, content) else content.get("evidence", [])  # those replies have it on their cards
     state = {
         "project": shown_project(project, locale),
         "assignment": {
             "id": assignment.id, "state": assignment.state, "lease_until": assignment.lease_until, "draft_rev": assignment.draft_rev,
             "draft": assignment.json("draft"),
         },
-        "item": {"messages": before, "rule": content.get("rule"), "is_stored": is_stored, "evidence": content.get("evidence", [])},
+        "item": {"messages": before, "rule": content.get("rule"), "is_stored": is_stored, "evidence": beside},
         "turns": turns,
         "view": shown_view(db, view) if view is not None else None,
     }  # fmt: skip
@@ -105,7 +106,7 @@ def _turn(db: Database, turn: Row) -> dict[str, Any]:
         "view": None,
         "answer": None,
     }
-    shown |= {"total": sum(arm["n"] for arm in turn.json("arms")), "code": turn.error_code, "next": None}
+    shown |= {"total": dialogues.num_replies(turn), "code": turn.error_code, "next": None}
     if turn.state != "ready":
         return shown
     view = db.one("SELECT * FROM views WHERE turn_id = ?", turn.id)

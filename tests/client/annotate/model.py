@@ -66,16 +66,16 @@ class FakeModel:
         return cast(AsyncClient, self)
 
     def samples(self, prompts: Sequence[Any], **options: Any) -> AsyncStream[Sample]:
-        self.calls.append({"prompt": prompts[0], **options})
-        return AsyncStream(self._samples(prompts[0], options))
+        self.calls.append({"prompt": prompts[0], "prompts": prompts, **options})
+        return AsyncStream(self._samples(prompts, options))
 
     def events(self, prompts: Sequence[Any], **options: Any) -> AsyncStream[Piece | Sample]:
-        self.calls.append({"prompt": prompts[0], **options})
-        return AsyncStream(self._events(prompts[0], options))
+        self.calls.append({"prompt": prompts[0], "prompts": prompts, **options})
+        return AsyncStream(self._events(prompts, options))
 
-    async def _events(self, prompt: Any, options: dict[str, Any]) -> AsyncGenerator[Piece | Sample, None]:
+    async def _events(self, prompts: Sequence[Any], options: dict[str, Any]) -> AsyncGenerator[Piece | Sample, None]:
         """Pieces of all replies in turn, each reply at a pace of its own; after `pause_after` pieces it waits for `pieces`."""
-        samples = [sample async for sample in self._samples(prompt, options)]
+        samples = [sample async for sample in self._samples(prompts, options)]
         longest, count = max(len(sample.text) for sample in samples), 0
         for step in range(longest):
             for pace, sample in enumerate(samples, 1):
@@ -84,19 +84,22 @@ class FakeModel:
                     if count == self.pause_after:
                         await self.pieces.wait()
                     count += 1
-                    yield Piece(0, sample.arm_index, sample.sample_index, start, [8], NONE, NONE, piece)
+                    yield Piece(sample.prompt_index, sample.arm_index, sample.sample_index, start, [8], NONE, NONE, piece)
                     if end >= len(sample.text):
                         yield sample
 
-    async def _samples(self, prompt: Any, options: dict[str, Any]) -> AsyncGenerator[Sample, None]:
+    async def _samples(self, prompts: Sequence[Any], options: dict[str, Any]) -> AsyncGenerator[Sample, None]:
         if self.failures and (failure := self.failures.pop(0)) is not None:
             raise failure
         number = 0
         try:
-            for arm_index, arm in enumerate(options["arms"]):
+            places = [(place, index) for place in range(len(prompts)) for index in range(len(options["arms"]))]
+            for prompt_index, arm_index in places:
+                arm = options["arms"][arm_index]
                 for sample_index in range(arm.n):
                     await self.gate.wait()
-                    yield self._sample(prompt, arm, arm_index, sample_index, number, options["request_id"])
+                    made = self._sample(prompts[prompt_index], arm, arm_index, sample_index, number, options["request_id"])
+                    yield dataclasses.replace(made, prompt_index=prompt_index)
                     number += 1
         except (asyncio.CancelledError, GeneratorExit):
             self.num_cancelled += 1
@@ -108,7 +111,8 @@ class FakeModel:
         made = convert.sample(make_sample(0, arm_index, sample_index), request_id, served)
         is_broken = self.broken[number] > 0
         self.broken[number] -= is_broken
-        before = [*prompt.prompt_token_ids, *prompt.token_ids] if isinstance(prompt, Continuation) else [5]
+        is_continued = isinstance(prompt, Continuation)
+        before = [*prompt.prompt_token_ids, *prompt.token_ids] if is_continued else [5, *(6 for each in prompt if "search" in each["role"])]
         return dataclasses.replace(
             made,
             prompt_token_ids=[*before, 7],

@@ -11,8 +11,10 @@ from typing import Any
 import pytest
 
 from polyhead.client import Continuation, errors
+from polyhead.client.annotate.exports.options import options_of
 from polyhead.client.annotate.keeping.rebuild import differences, rebuild
 from polyhead.client.annotate.keeping.versions import versions
+from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects.config import read_project
 from polyhead.client.annotate.projects.yaml_reader import ConfigError
 from polyhead.client.annotate.replies.dialogues import USER_CANDIDATE
@@ -196,6 +198,41 @@ async def test_a_transcript_format_has_roles_of_its_own(tmp_path: Path) -> None:
         message = {"client_turn_id": "ab" * 12, "text": "Well,||U: and then?"}
         assert (await person.post(f"/api/assignments/{assignment}/turns", message, 422))["code"] == "TEXT_OPENING"
         await person.say(assignment, "Well, and then?")
+
+
+async def test_evidence_stands_behind_half_of_the_replies(tmp_path: Path) -> None:
+    """In a transcript format an item's evidence is a second prompt of the same call, with turns of a search. Its cards stand on the replies
+    that have read it, one that fails is drawn again after its own prompt, and the dialogue goes on from what the chosen one has read."""
+    config = DRAWN.replace("user: model", "user: item") + "\nprompt: {format: sparrow}"
+    card = {"title": "Rayleigh", "snippet": "Air scatters.", "query": "blue sky"}
+    model = FakeModel(["plain 1", "plain 2", "read 1", "broken", "read 2"])
+    model.broken[3] = 1
+    async with running(tmp_path / "a.db", model, config) as site, site.person() as person:
+        assignment, state = await begun(site, person, tmp_path / "items.jsonl", evidence=card, user_turns=["And at dusk?"])
+        first, again = model.calls
+        found = [{"role": "search_query", "content": "blue sky"}, {"role": "search_results", "content": "Rayleigh\nAir scatters."}]
+        assert first["prompts"] == [MESSAGES, [*MESSAGES, *found]]
+        assert again["prompts"] == first["prompts"][1:]
+        assert (state["item"]["evidence"], state["turns"][0]["total"]) == ([], 4)
+        shown = {each["text"]: each["evidence"] for each in state["turns"][0]["view"]["candidates"]}
+        assert shown == {"plain 1": [], "plain 2": [], "read 1": [card], "read 2": [card]}
+        chosen = [each["text"] for each in state["turns"][0]["view"]["candidates"]].index("read 1")
+        turn = state["turns"][0]
+        told = await person.answer(assignment, turn["id"], choice(turn["view"], chosen))
+        await ready(person, told["state"])
+        assert model.calls[2]["prompts"] == [Continuation([5, 6, 6, 7], [8, 3], ({"role": "user", "content": "And at dusk?"},))]
+        assert len(rows(site, tmp_path / "rows.jsonl", "polyhead-pairs")) == 3
+        key = json.loads((tmp_path / "rows.keys.jsonl").read_text(encoding="utf-8").splitlines()[0])
+        [row] = rows(site, tmp_path / "ids.jsonl", "polyhead-pairs", options_of(format_name="polyhead-pairs", ids=True))
+        assert (row["chosen"], row["rejected"], row["prompt_ids"]) == ("read 1", "read 2", [5, 6, 6, 7])
+        assert "different prompts: 1" in (tmp_path / "ids.md").read_text(encoding="utf-8")
+        assert list(key["evidence"]["replies"].values()) == [[card], [card]]
+        plain = site.db.all("SELECT id FROM candidates WHERE text LIKE 'plain%'")
+        assert not {row.id for row in plain} & key["evidence"]["replies"].keys()
+    five = config.replace("n: 2", "n: 5")
+    async with running(tmp_path / "b.db", FakeModel(), five) as site:
+        with pytest.raises(Invalid, match="'evidence' doubles the project's 5 replies"):
+            add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "evidence": card})
 
 
 @pytest.mark.parametrize(
