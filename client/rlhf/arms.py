@@ -86,22 +86,24 @@ def train_judged_heads(
     folder: Path,
     seed: int = 0,
     on_note: Callable[[str], None] = print,
+    start_from: tuple[str, str] = ("preference", "rule"),
 ) -> Learned:
-    """A preference and a rule head from the judges' verdicts on the base's replies, pushed and activated under names of their own.
+    """A preference and a rule head from the judges' verdicts on replies, pushed and activated under names of their own.
 
+    `start_from` are the heads that go on learning: those of the server, or earlier ones of these.
     `on_note` gets a line before each part of the work, which may take minutes, and after each epoch.
     """
     states = StateStore(client, folder / "states")
     rows, unseen = _comparisons(questions, drawn), _comparisons(held_out, held_drawn)
     on_note(f"preference head: the trunk reads the replies to {len(rows)} questions; then the head is trained")
     few_pairs = dataclasses.replace(FEW_PAIRS, epochs=2, seed=seed)
-    liked = train_preference(client, rows, states, config=few_pairs, on_step=_told("preference head", few_pairs, on_note))
+    liked = train_preference(client, rows, states, start_from[0], few_pairs, on_step=_told("preference head", few_pairs, on_note))
     accuracy = pair_accuracy([margin for each in held_out_margins(liked, encode_ranked(client, unseen, states)) for margin in each])
     judged, unseen_judged = _balanced(_judgements(questions, drawn), seed), _judgements(held_out, held_drawn)
     on_note(f"rule head: the trunk reads {len(judged)} replies, each with the rule's question; then the head is trained")
     few_judgements = dataclasses.replace(FEW_JUDGEMENTS, seed=seed)
     on_step = _told("rule head", few_judgements, on_note)
-    ruled = train_rule(client, judged, states, config=few_judgements, rules=[judges.RULE], on_step=on_step)
+    ruled = train_rule(client, judged, states, start_from[1], few_judgements, rules=[judges.RULE], on_step=on_step)
     on_note(f"rule head: {len(unseen_judged)} replies to held-out questions")
     found = held_out_probabilities(ruled, encode_judgements(client, unseen_judged, states, [judges.RULE]))
     targets = [row.label.target or 0.0 for row in unseen_judged]

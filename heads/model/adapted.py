@@ -89,7 +89,7 @@ class _AdaptedLinear(nn.Module):
         for part in call.parts:
             if (pair := part.adapter.matrices.get(self._name)) is not None:
                 assert call.num_rows in (None, inputs.shape[-2]), f"{self._name} sees other rows than the batch has"
-                output[..., part.rows, :] += pair.product(inputs[..., part.rows, :])
+                output[..., part.rows, :].add_(pair.product(inputs[..., part.rows, :]))  # in place, also where gradients flow
         return output
 
 

@@ -7,21 +7,22 @@ A prompt's replies are one tree, so the prompt's part of the head is computed on
 from __future__ import annotations
 
 import enum
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
+from torch import nn
 
 from polyhead.client import Client
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointFolder
 from polyhead.heads.training.data import Comparison, Completion, DataError, Demonstration
-from polyhead.heads.training.fit import FitConfig, Schedule, Step, become_average, fit
+from polyhead.heads.training.fit import FitConfig, Fitted, Schedule, Step, become_average, fit
 from polyhead.heads.training.losses import choice_loss, pairs_of_ranks, ranking_loss
 from polyhead.heads.training.packing import Text, pack
 from polyhead.heads.training.processes import Processes
 from polyhead.heads.training.remote import pull_module
-from polyhead.heads.training.state_store import StateStore
+from polyhead.heads.training.state_store import States, StateStore
 from polyhead.heads.training.texts import Texts
 from polyhead.heads.training.tree import Run, pack_tree
 
@@ -67,12 +68,16 @@ def encode_ranked(
     drawn = _off_topic(rows, num_off_topic, seed) if num_off_topic else [[] for _ in rows]
     found = []
     for row, others in zip(rows, drawn, strict=True):
-        prompt = texts.prompt(row.prompt)
         replies = [texts.reply(reply) for reply in (*row.replies, *others)]
-        whole = states.states([prompt + reply for reply in replies])
-        runs = [Run(reply, state[len(prompt) :], parent=0) for reply, state in zip(replies, whole, strict=True)]
-        found.append(Ranked([Run(prompt, whole[0][: len(prompt)]), *runs], row.ranks))
+        found.append(ranked(texts.prompt(row.prompt), replies, row.ranks, states))
     return found
+
+
+def ranked(prompt: list[int], replies: Sequence[list[int]], ranks: Sequence[int], states: States) -> Ranked:
+    """One row by its ids; `ranks` are of the first replies, others are off-topic ones."""
+    whole = states.states([prompt + reply for reply in replies])
+    runs = [Run(reply, state[len(prompt) :], parent=0) for reply, state in zip(replies, whole, strict=True)]
+    return Ranked([Run(prompt, whole[0][: len(prompt)]), *runs], tuple(ranks))
 
 
 def _off_topic(rows: Sequence[Comparison], count: int, seed: int) -> list[list[Completion]]:
@@ -100,15 +105,28 @@ def train_preference(
     """Train a copy of `start_from` on ranked replies and return it; nothing is pushed. `num_off_topic` is of the choice loss."""
     is_choice = loss is PreferenceLoss.CHOICE
     with Processes.launched().main_first():
-        ranked = encode_ranked(client, _with_one_best(rows) if is_choice else rows, states, num_off_topic * is_choice, config.seed)
+        encoded = encode_ranked(client, _with_one_best(rows) if is_choice else rows, states, num_off_topic * is_choice, config.seed)
     head = pull_module(client, start_from)
+    become_average(head, fit_ranked(head, trainable_parameters(head), encoded, config, checkpoints, on_step, loss))
+    return head
+
+
+def fit_ranked(
+    head: HeadModule,
+    parameters: Mapping[str, nn.Parameter],
+    rows: Sequence[Ranked],
+    config: FitConfig,
+    checkpoints: CheckpointFolder | None = None,
+    on_step: Callable[[Step], None] = lambda step: None,
+    loss: PreferenceLoss = PreferenceLoss.RANKING,
+) -> Fitted:
+    """Train `parameters` of `head` in place: all of its own, or those of an adapter beside it."""
 
     def loss_of(items: list[int]) -> torch.Tensor:
-        chosen = [ranked[item] for item in items]
+        chosen = [rows[item] for item in items]
         return torch.stack([_loss(each, row.ranks, loss) for each, row in zip(scores(head, chosen), chosen, strict=True)]).mean()
 
-    become_average(head, fit(trainable_parameters(head), [row.num_tokens for row in ranked], loss_of, config, checkpoints, on_step))
-    return head
+    return fit(parameters, [row.num_tokens for row in rows], loss_of, config, checkpoints, on_step)
 
 
 def _with_one_best(rows: Sequence[Comparison]) -> list[Comparison]:

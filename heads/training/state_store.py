@@ -11,6 +11,7 @@ import os
 import secrets
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Protocol
 
 import numpy as np
 import torch
@@ -19,6 +20,13 @@ from safetensors import SafetensorError
 from safetensors.numpy import load_file, save
 
 from polyhead.client import Client
+
+
+class States(Protocol):
+    """Where the boundary states of texts come from."""
+
+    def states(self, texts: Sequence[Sequence[int]]) -> list[torch.Tensor]:
+        """(T, d_model) float32 for each list of token ids."""
 
 
 class StateStore:

@@ -28,6 +28,7 @@ MAY_IMPORT = {
         "polyhead.client.rlhf",
         "polyhead.client",
         "polyhead.client.bench.plot",
+        "polyhead.heads.format",
         "polyhead.heads.model",
         "polyhead.heads.training",
     },

@@ -23,21 +23,22 @@ class Interval:
 
 
 def table_of(replies_by_seed: Sequence[Iterable[Mapping[str, float]]], measure: str) -> NDArray[np.float64]:
-    """(seeds, questions): the mean of a measure over a question's replies. Every seed has the same questions."""
-    rows = []
+    """(seeds, questions): the mean of a measure over a question's replies, NaN where a seed has none of them."""
+    tables = []
     for replies in replies_by_seed:
         by_question: dict[float, list[float]] = defaultdict(list)
         for reply in replies:
             by_question[reply["question"]].append(reply[measure])
-        rows.append([float(np.mean(by_question[question])) for question in sorted(by_question)])
-    return np.array(rows)
+        tables.append(by_question)
+    questions = sorted({question for by_question in tables for question in by_question})
+    return np.array([[np.mean(own[question]) if question in own else np.nan for question in questions] for own in tables])
 
 
 def bootstrap(cells_SQ: NDArray[np.float64], draws: int = DRAWS) -> Interval:
     """Of the mean of (seeds, questions) cells: seeds and questions are drawn anew, each with replacement and independently, since every
     seed answers the same questions (the pigeonhole bootstrap: Owen 2007, "The pigeonhole bootstrap", Annals of Applied Statistics 1).
 
-    With one seed the interval is over questions alone.
+    With one seed the interval is over questions alone. Cells that are NaN are left out.
     """
     if cells_SQ.ndim != 2 or not cells_SQ.size:
         raise ValueError(f"cells must be (seeds, questions): shape {cells_SQ.shape}")
@@ -45,6 +46,8 @@ def bootstrap(cells_SQ: NDArray[np.float64], draws: int = DRAWS) -> Interval:
     num_seeds, num_questions = cells_SQ.shape
     seeds = generator.multinomial(num_seeds, [1 / num_seeds] * num_seeds, draws) / num_seeds  # (draws, seeds): how often each is drawn
     questions = generator.multinomial(num_questions, [1 / num_questions] * num_questions, draws) / num_questions
-    means = ((seeds @ cells_SQ) * questions).sum(axis=1)
-    low, high = np.quantile(means, [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
-    return Interval(float(cells_SQ.mean()), float(low), float(high))
+    known = ~np.isnan(cells_SQ)
+    sums = ((seeds @ np.where(known, cells_SQ, 0.0)) * questions).sum(axis=1)
+    weights = ((seeds @ known) * questions).sum(axis=1)  # 0 where a draw has no known cell
+    low, high = np.quantile(sums[weights > 0] / weights[weights > 0], [(1 - LEVEL) / 2, (1 + LEVEL) / 2])
+    return Interval(float(cells_SQ[known].mean()), float(low), float(high))

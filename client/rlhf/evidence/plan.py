@@ -5,14 +5,16 @@ The plan's digest covers the judges and the questions, too, and stands in every 
 
 from __future__ import annotations
 
+import contextlib
 import dataclasses
 import hashlib
 import inspect
 import json
-from collections.abc import Mapping, Sequence
+from collections.abc import Collection, Iterator, Mapping, Sequence
+from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.arms import Arm
@@ -27,9 +29,29 @@ class PlanError(ValueError):
     """The plan cannot be run; the message names the file and the key."""
 
 
+class Work(Protocol):
+    """One piece of work with a result file of its own."""
+
+    @property
+    def name(self) -> str:
+        """Of its file."""
+
+    @property
+    def about(self) -> Mapping[str, Any]:
+        """What the file says of the unit."""
+
+
+class Fixed(Protocol):
+    """A plan of any experiment."""
+
+    @property
+    def sha256(self) -> str:
+        """Of the plan file, the judges and the questions."""
+
+
 @dataclass(frozen=True)
 class Unit:
-    """One piece of work with a result file of its own: a seed's base rates and learned heads, or one arm of it."""
+    """A seed's base rates and learned heads, or one arm of it."""
 
     reward: str  # "judge" or "heads"
     seed: int
@@ -39,6 +61,11 @@ class Unit:
     def name(self) -> str:
         """Of its files."""
         return f"{self.reward}-seed{self.seed}-{self.arm}"
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """For its file."""
+        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -57,21 +84,10 @@ class Plan:
     @classmethod
     def read(cls, path: Path = DEFAULT) -> Plan:
         """Raises PlanError naming file and key."""
-        try:
-            text = path.read_text(encoding="utf-8")
-            plain = json.loads(text)
-        except OSError as error:
-            raise PlanError(f"cannot read {path}: {error.strerror}") from None
-        except ValueError:
-            raise PlanError(f"{path}: not JSON") from None
         wanted = {field.name for field in dataclasses.fields(cls)} - {"sha256", "config"} | {"rl"}
-        if not isinstance(plain, dict) or (wrong := sorted(wanted.symmetric_difference(plain))):
-            raise PlanError(f"{path}: keys that are missing, or that no plan has: {', '.join(wrong) if isinstance(plain, dict) else 'all'}")
-        try:
-            fixed = "\0".join([text, inspect.getsource(judges), QUESTIONS.read_text(encoding="utf-8")])
-            return cls._checked(plain, hashlib.sha256(fixed.encode()).hexdigest())
-        except (TypeError, ValueError, AttributeError) as error:
-            raise PlanError(f"{path}: {error}") from None
+        plain, sha256 = read_fixed(path, wanted)
+        with naming(path):
+            return cls._checked(plain, sha256)
 
     @classmethod
     def _checked(cls, plain: dict[str, Any], sha256: str) -> Plan:
@@ -88,3 +104,41 @@ class Plan:
         """In the order in which they run: a seed's arms after its base, and one seed after the other."""
         names = [GROUND, *self.arms]
         return [Unit(reward, seed, name) for reward, seeds in self.seeds.items() for seed in seeds for name in names]
+
+
+def read_fixed(path: Path, wanted: AbstractSet[str]) -> tuple[dict[str, Any], str]:
+    """A plan file's keys, which must be exactly those `wanted`, and the digest. Raises PlanError."""
+    text, plain = _json_of(path)
+    if not isinstance(plain, dict) or (wrong := sorted(wanted ^ plain.keys())):
+        raise PlanError(f"{path}: keys that are missing, or that no plan has: {', '.join(wrong) if isinstance(plain, dict) else 'all'}")
+    fixed = "\0".join([text, inspect.getsource(judges), QUESTIONS.read_text(encoding="utf-8")])
+    return plain, hashlib.sha256(fixed.encode()).hexdigest()
+
+
+@contextlib.contextmanager
+def naming(path: Path) -> Iterator[None]:
+    """Errors of a plan's values become PlanErrors that name its file."""
+    try:
+        yield
+    except (TypeError, ValueError, AttributeError, KeyError) as error:
+        raise PlanError(f"{path}: {error}") from None
+
+
+def experiment_of(path: Path, known: Collection[str]) -> str:
+    """Which experiment a plan file is of: one of `known`, "arms" where it does not say so. Raises PlanError."""
+    _, plain = _json_of(path)
+    found = plain.get("experiment", "arms") if isinstance(plain, dict) else "arms"
+    if found not in known:
+        raise PlanError(f"{path}: experiment must be one of {', '.join(known)}: {found!r}")
+    return str(found)
+
+
+def _json_of(path: Path) -> tuple[str, Any]:
+    """(the file's text, what it holds)."""
+    try:
+        text = path.read_text(encoding="utf-8")
+        return text, json.loads(text)
+    except OSError as error:
+        raise PlanError(f"cannot read {path}: {error.strerror}") from None
+    except ValueError:
+        raise PlanError(f"{path}: not JSON") from None

@@ -15,6 +15,7 @@ from polyhead.client import Client
 from polyhead.client.rlhf.arms import PREFERENCE, RULE, train_judged_heads
 from polyhead.client.rlhf.evidence.plan import GROUND, Plan, Unit
 from polyhead.client.rlhf.evidence.results import Results
+from polyhead.client.rlhf.evidence.turns import in_turn
 from polyhead.client.rlhf.measure import ask, base_rates, judged_replies, read_questions, sample, shown_replies
 from polyhead.client.rlhf.memory import memory
 from polyhead.heads.training.fit import TrainingFailed
@@ -40,22 +41,10 @@ class Evidence:
 
     def run(self, budget_minutes: float = math.inf) -> int:
         """All runs that are not there yet; no run begins after the budget is spent. Returns how many are left."""
-        units = self.plan.units()
-        left = [unit for unit in units if self.results.find(unit) is None]
-        self.say(f"{len(units)} runs, {len(units) - len(left)} finished before")
-        began_at, num_done = time.monotonic(), 0
-        while left and (time.monotonic() - began_at) / 60 < budget_minutes:
-            unit, *left = left
-            self.say(f"\nrun {len(units) - len(left)} of {len(units)}: {unit.name}{self._remaining(began_at, num_done, len(left) + 1)}")
-            (self._ground if unit.arm == GROUND else self._arm)(unit)
-            num_done += 1
-        return len(left)
+        return in_turn(self.results, self.plan.units(), self._one, budget_minutes, self.say)
 
-    @staticmethod
-    def _remaining(began_at: float, num_done: int, num_left: int) -> str:
-        if not num_done:
-            return ""
-        return f", about {(time.monotonic() - began_at) / 60 / num_done * num_left:.0f} minutes are left"
+    def _one(self, unit: Unit) -> None:
+        (self._ground if unit.arm == GROUND else self._arm)(unit)
 
     def _ground(self, unit: Unit) -> None:
         """What the base does by itself with this seed, and the heads that learn from the judges' verdicts on it."""

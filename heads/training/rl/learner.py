@@ -9,13 +9,13 @@ from __future__ import annotations
 import contextlib
 import time
 from collections import defaultdict
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
 import numpy as np
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
 from polyhead.heads.model.family import HeadModule, trainable_parameters
 from polyhead.heads.training.losses import a2c_loss, clipped_share, ppo_loss, pretraining_loss, token_logprobs, value_loss
@@ -79,6 +79,8 @@ class Learner:
         value_scale: float = 1.0,
         pretraining: PretrainingTexts | None = None,
         processes: Processes = ALONE,
+        policy_parameters: Mapping[str, nn.Parameter] | None = None,  # what is trained of the policy, such as an adapter; None: all its own
+        value_parameters: Mapping[str, nn.Parameter] | None = None,  # likewise
     ) -> None:
         self.processes = processes
         self.policy = policy
@@ -86,9 +88,10 @@ class Learner:
         self.config = config
         self.value_bias, self.value_scale = value_bias, value_scale
         self.pretraining = pretraining
-        own, output = trainable_parameters(policy), {"score.weight": config.value_output_rate}
-        self.policy_optimiser = HeadOptimiser(own, config.learning_rate, betas=config.betas, average_decay=config.average_decay)
-        self.value_optimiser = HeadOptimiser(trainable_parameters(value), config.value_learning_rate, output, config.betas)
+        output = {"score.weight": config.value_output_rate}
+        of_policy, of_value = policy_parameters or trainable_parameters(policy), value_parameters or trainable_parameters(value)
+        self.policy_optimiser = HeadOptimiser(of_policy, config.learning_rate, betas=config.betas, average_decay=config.average_decay)
+        self.value_optimiser = HeadOptimiser(of_value, config.value_learning_rate, output, config.betas)
 
     def targets(self, replies: Sequence[Reply], rewards: Sequence[float]) -> list[Targets]:
         """Of each reply whose reward, KL left out, is `rewards[i]`: advantages, whitened over the round, and returns for the value head.

@@ -16,6 +16,7 @@ from polyhead.client import Client
 from polyhead.client.errors import Unavailable
 from polyhead.client.rlhf.evidence import command, runs
 from polyhead.client.rlhf.evidence import page as pages
+from polyhead.client.rlhf.evidence.arms_page import agreement
 from polyhead.client.rlhf.evidence.intervals import bootstrap, table_of
 from polyhead.client.rlhf.evidence.plan import Plan, PlanError, Unit
 from polyhead.client.rlhf.evidence.results import Results
@@ -24,6 +25,7 @@ from polyhead.heads.training.fit import TrainingFailed
 from polyhead.heads.training.rl import rounds
 from tests.e2e.support import serving
 from tests.e2e.tiny import save_tiny_llama
+from tests.guards.tree import ROOT
 
 TINY: dict[str, Any] = {
     "train_questions": 4,
@@ -99,9 +101,13 @@ def assert_page_is_of_the_results(results: Results, folder: Path) -> None:
     [row] = [line for line in text.splitlines() if line.startswith("| RL: mix |")][:1]
     assert f"| {mean:.2f} (" in row
     assert max(map(len, text.splitlines())) <= 160 or "|" in max(text.splitlines(), key=len)
-    results.path(Unit("judge", 1, "mix")).unlink()
+    assert "| the mix breaks the rule less often than preference alone | rule broken, mix minus preference: " in text
+    published = folder / "docs" / "evidence" / "results" / "judge-seed1-mix.json"
+    assert published.stat().st_size < results.path(Unit("judge", 1, "mix")).stat().st_size
+    for path in (published, results.path(Unit("judge", 1, "mix"))):
+        path.unlink()
     pages.main(files)
-    assert "Not run yet: judge-seed1-mix." in (folder / "docs" / "evidence" / "index.md").read_text()
+    assert "Not run yet: mix (seed 1)." in (folder / "docs" / "evidence" / "index.md").read_text()
 
 
 def test_the_command_says_how_it_ended(tmp_path: Path, monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
@@ -163,6 +169,41 @@ def test_the_plan_in_the_repository() -> None:
     assert len({unit.name for unit in plan.units()}) == (5 + 3) * 4
 
 
+def test_the_page_in_the_repository_says_what_its_result_files_say() -> None:
+    """Whoever edits a number, a result file, a plan or the script by itself is told."""
+    out, plans = ROOT / "docs" / "evidence", pages.Plans.beside()
+    assert (out / "index.md").read_text() == pages.page(out, plans), "hint: make rlhf-evidence-page"
+    for name, drawn in pages.plots(out, plans).items():
+        assert (out.parent / "images" / name).read_text() == drawn, name
+    known = {unit.name for plan in plans.all for unit in plan.units()}
+    assert {path.stem for path in (out / "results").glob("*.json")} <= known
+
+
+def test_files_keep_their_numbers_when_they_are_published(tmp_path: Path) -> None:
+    """Rows become columns, wherever they stand, and rows again; six digits are kept."""
+    plan, unit = plan_of(tmp_path), Unit("judge", 0, "base")
+    rows = [{"question": 0.0, "kl": 1.23456789}, {"question": 1.0, "kl": -2.0}]
+    other = {"shown": {"Why?": "Since."}, "none": None, "empty": []}
+    found = {"replies": rows, "refreshes": [{"before": rows, "heads": {"spread": 0.5}}], **other}
+    Results(tmp_path, plan).keep(unit, found)
+    assert Results(tmp_path, plan).publish(plan.units(), tmp_path / "out") == 1
+    again = Results(tmp_path / "out", plan).find(unit) or {}
+    assert again["replies"] == again["refreshes"][0]["before"] == [{"question": 0, "kl": 1.23457}, {"question": 1, "kl": -2}]
+    assert {name: again[name] for name in (*other, "seed")} == {**other, "seed": 0}
+    assert again["refreshes"][0]["heads"] == {"spread": 0.5}
+
+
+def test_agreement_of_heads_and_judges() -> None:
+    """Pairs are those of one question; the rule head that only reads "I" knows nothing within the first person."""
+
+    def reply(question: float, preference: float, head: float, broken: float, violated: float) -> dict[str, float]:
+        return {"question": question, "preference": preference, "head_preference": head, "broken": broken, "head_broken": violated}
+
+    replies = [reply(0, 2, 0.5, 1, 0.9), reply(0, 1, 0.7, 0, 0.9), reply(1, 0, 0.0, 0, 0.1), reply(1, 3, 0.9, 0, 0.9)]
+    assert agreement(replies) == (0.5, pytest.approx(2 / 3), 0.5)
+    assert np.isnan(agreement(replies[:1])).all()
+
+
 def test_intervals() -> None:
     """Equal cells have no width; the spread of seeds shows, and so does that of questions; the mean is that of all cells."""
     flat = bootstrap(np.full((3, 4), 0.5))
@@ -174,5 +215,8 @@ def test_intervals() -> None:
     assert one.high - one.low == pytest.approx(2 * 1.96 / 20, rel=0.1)  # of a mean of 400 standard normal numbers
     replies = [{"question": 1, "kl": 3.0}, {"question": 0, "kl": 1.0}, {"question": 1, "kl": 5.0}]
     np.testing.assert_array_equal(table_of([replies, replies], "kl"), [[1.0, 4.0], [1.0, 4.0]])
+    some = table_of([replies[:1], replies[1:]], "kl")  # one question each
+    np.testing.assert_array_equal(some, [[np.nan, 3.0], [1.0, 5.0]])
+    assert (bootstrap(some[1:]).mean, bootstrap(some).mean) == (3.0, 3.0)
     with pytest.raises(ValueError, match=r"\(seeds, questions\)"):
         bootstrap(np.zeros((0, 3)))

@@ -1,0 +1,126 @@
+"""What the result files say about the mix with learned heads. Knows no server."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import numpy as np
+
+from polyhead.client.rlhf.evidence.arms_page import MEASURES, Told, judged_by_heads
+from polyhead.client.rlhf.evidence.intervals import bootstrap
+from polyhead.client.rlhf.evidence.learned.plan import FIXED, HEADS, REFRESHED, LearnedPlan
+from polyhead.client.rlhf.evidence.markdown import bullet, not_run, paragraph, table, with_interval
+from polyhead.client.rlhf.evidence.results import Found, Results
+
+NAMES = {HEADS: "base", FIXED: "RL: heads stay", REFRESHED: "RL: heads learn anew"}
+UNITS = {HEADS: "the heads", FIXED: "RL with heads that stay", REFRESHED: "RL with heads that learn anew"}
+BEST = "{}, best of {}"
+CLAIMS = (  # what is asked, policy, the policy that it is compared with
+    ("RL against learned heads pleases both judges more often than the base", FIXED, HEADS),
+    ("heads that learn anew do better than heads that stay", REFRESHED, FIXED),
+)
+
+
+def method(plan: LearnedPlan) -> list[str]:
+    """What is done, in two paragraphs."""
+    replies = plan.base_samples * plan.train_questions
+    fewer = ", ".join(str(each * plan.train_questions) for each in plan.fewer_samples)
+    refreshed, config = 2 * plan.refresh_samples * plan.train_questions, plan.config
+    heads = (
+        f"Plan {plan.sha256[:12]}, seeds {', '.join(map(str, plan.seeds))}. Both heads learn from {replies} replies of the base "
+        f"({plan.base_samples} to each question); heads that learn from {fewer} are measured beside them. The rule head takes at most 400 "
+        "of these. The reward is the preference, in standard deviations of the base's, plus four times p_follow."
+    )
+    rl = (
+        f"RL takes {config.rounds} rounds of {config.prompts} prompts and {config.samples} replies. Heads that learn anew do so after "
+        f"rounds {' and '.join(map(str, plan.refresh_after))}: they go on learning, from {refreshed} replies, half of them the present "
+        "policy's and half the base's, judged by the same judges. This is the iteration that OpenAI and Anthropic describe. Adam's moments "
+        f"start anew there, too. The best of {plan.best_of} replies is the one that both heads reward most (Sparrow's reranking), "
+        f"{plan.picks} choices for each held-out question."
+    )
+    return [paragraph(heads), paragraph(rl)]
+
+
+def chapter(results: Results[LearnedPlan]) -> list[str]:
+    """Its blocks of Markdown."""
+    plan, by_what, missing = results.plan, dict[str, list[Found]](), dict[str, list[int]]()
+    for unit in plan.units():
+        if (found := results.find(unit)) is None:
+            missing.setdefault(UNITS[unit.what], []).append(unit.seed)
+        else:
+            by_what.setdefault(unit.what, []).append(found)
+    blocks = [*method(plan), paragraph(not_run(missing))]
+    if HEADS not in by_what:
+        return blocks
+    told = Told("heads", _policies(by_what, plan.best_of), missing)
+    return [*blocks, _data(by_what[HEADS]), _failed(by_what), _table(told), *_claims(told), *_agreement(by_what)]
+
+
+def _policies(by_what: Mapping[str, Sequence[Found]], count: int) -> dict[str, list[Found]]:
+    """Each policy's own replies, and the best of several."""
+    found = {}
+    for what in (each for each in NAMES if each in by_what):
+        found[NAMES[what]] = list(by_what[what])
+        found[BEST.format(NAMES[what], count)] = [{**each, "replies": each["reranked"]} for each in by_what[what]]
+    return found
+
+
+def _data(grounds: Sequence[Found]) -> str:
+    """How good the heads are by the number of replies that they learned from."""
+    rows = []
+    for index, first in enumerate(grounds[0]["learned"]):
+        own = [each["learned"][index] for each in grounds]
+        numbers = [_mean([each[name] for each in own]) for name in ("pair_accuracy", "rule_auc", "rule_auc_in_conflict", "rule_ece")]
+        rows.append([str(first["replies"]), str(len(own)), *numbers])
+    headings = ["replies learned from", "seeds", "pairs ranked right", "rule AUC", "among first-person replies", "calibration error"]
+    return "The heads by the number of replies, on the base's replies to held-out questions:\n\n" + table(headings, rows)
+
+
+def _failed(by_what: Mapping[str, Sequence[Found]]) -> str:
+    runs = [each for what in (FIXED, REFRESHED) for each in by_what.get(what, [])]
+    failed = [f"{NAMES[each['what']]}, seed {each['seed']}: {each['failed'].splitlines()[0]}" for each in runs if each["failed"]]
+    minutes = sum(each["seconds"] for own in by_what.values() for each in own) / 60
+    ended = f"Failed, and counted as they ended: {'; '.join(failed)}." if failed else "No run failed."
+    return paragraph(f"{ended} {minutes:.0f} minutes in all.")
+
+
+def _table(told: Told) -> str:
+    rows = []
+    for policy in told.by_arm:
+        cells = [with_interval(bootstrap(told.cells(policy, name)), MEASURES[name][1]) for name in told.measures]
+        rows.append([policy, str(len(told.by_arm[policy])), *cells])
+    return table(["policy", "seeds", *(MEASURES[name][0] for name in told.measures)], rows)
+
+
+def _claims(told: Told) -> list[str]:
+    """RL against choosing, and new heads against old ones, by the share of replies that please both judges."""
+    names = list(told.by_arm)
+    best = {name: next((other for other in names if other.startswith(f"{name}, ")), "") for name in names}
+    asked = [(claim, NAMES[policy], NAMES[other]) for claim, policy, other in CLAIMS]
+    asked.append(("choosing among the base's replies pleases both more often than RL", best.get(NAMES[HEADS], ""), NAMES[FIXED]))
+    asked.append(("RL and choosing please both more often than choosing alone", best.get(NAMES[FIXED], ""), best.get(NAMES[HEADS], "")))
+    lines = []
+    for claim, policy, other in asked:
+        if (interval := told.difference(policy, other, "kept_and_preferred")) is not None:
+            verdict = "not shown" if interval.low <= 0 <= interval.high else "yes" if interval.mean > 0 else "the opposite"
+            lines.append(bullet(f"{claim}: {with_interval(interval, '{:+.0%}'.format)}, {verdict}"))
+    return ["Kept and preferred, differences over the same seeds and questions:\n\n" + "\n".join(lines)] if lines else []
+
+
+def _agreement(by_what: Mapping[str, Sequence[Found]]) -> list[str]:
+    """What the heads know of the replies that they reward."""
+    blocks = ["How often the heads agree with the judges about each policy's own replies:"]
+    blocks.append(judged_by_heads({NAMES[what]: own for what, own in by_what.items()}))
+    stages: dict[str, list[dict[str, Any]]] = {}
+    for each in by_what.get(REFRESHED, []):
+        for number, refresh in enumerate(each["refreshes"], 1):
+            for when, name in (("before", "the old heads"), ("after", "the new ones")):
+                stages.setdefault(f"refresh {number}, {name}", []).append({"replies": refresh[when]})
+    if stages:
+        blocks += ["About the policy's replies of that moment, before and after the heads learned from it:", judged_by_heads(stages)]
+    return blocks
+
+
+def _mean(numbers: Sequence[float]) -> str:
+    return f"{np.mean(numbers):.2f}"

@@ -1,0 +1,42 @@
+"""What stands on the page of evidence beside its numbers. No number of a result is written here."""
+
+from __future__ import annotations
+
+QUESTION = (
+    "Two questions. Does reinforcement learning on a served trunk do what Learning to summarize, InstructGPT and Sparrow say: "
+    "preference alone raises violations of a rule, the rule alone lowers preference, and the mix is best? And what does a trunk that is "
+    "frozen cost in quality, what does it buy? Two plain functions stand in for people, so that every number can be computed again. Every "
+    "number on this page comes from the files in `docs/evidence/results`, by a script, and a test compares the two."
+)
+JUDGES = (
+    "The judges are `client/rlhf/judges.py`. One counts words in the first person, at most 4. The other holds that the assistant must not "
+    'speak of itself or its own life. They conflict, and leave a corner where both are content: "We can", "let me". A reply is kept and '
+    "preferred if it has two liked words and breaks no rule. The model is SmolLM2-135M-Instruct, its lower 24 of 30 layers frozen, in "
+    "float32."
+)
+DID_NOT_WORK = (
+    "Judges for and against enthusiasm, about 40 words, were tried by hand before: the preference head learned them by heart and was no "
+    "better than chance on held-out questions. So both judges read a few frequent words.",
+    "Heads that learned from four replies to a question taught their rule and not their preference: the mix failed with them. That run is "
+    "in the [notebook](../notebook.md); the plan takes more replies because of it, and trains on replies as they were drawn.",
+    "Within one epoch PPO's clip hardly ever acts, so PPO and A2C are nearly the same in these runs.",
+    "An int8 trunk moves log-probs too far from the trainer's for these learning rates. All runs are in float32.",
+)
+LIMITS = (
+    "A model of 135M parameters, at most 24 tokens a reply: nearly all replies are cut short, and at temperature 1 half of them are "
+    "nonsense. What it learns here is which few words to use. Nothing on this page says how a large model trades helpfulness against "
+    "rules.",
+    "The judges read words, not meaning. People disagree with each other and with themselves; these judges do not.",
+    "Prompts are short everyday questions, 160 to train on and 40 held out, in one language and of one turn.",
+    "Policies of different seeds start from the same base and see the same questions in another order: the intervals are over seeds and "
+    "held-out questions, not over models, judges or tasks.",
+    "KL is the mean of log-prob minus the base's over sampled tokens: an estimate, which can be below 0.",
+)
+COMMANDS = """```console
+$ make rlhf-evidence ARGS='--budget 120'                       # three arms; goes on where it ended; finished runs are kept
+$ make rlhf-evidence ARGS='--plan learned'                     # learned heads that stay, that learn anew, that choose
+$ make rlhf-evidence ARGS='--plan freezing --threads 2'        # more and less of the model trained, on a quiet machine
+$ make rlhf-evidence ARGS='--plan sharing'                     # a round's tokens and time, on a quiet machine
+$ make rlhf-evidence-trl                                       # TRL's rounds beside it, in an environment of its own
+$ make rlhf-evidence-page ARGS='--folder runs/evidence'        # copies finished runs to docs/evidence/results, writes this page from them
+```"""

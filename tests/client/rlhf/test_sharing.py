@@ -1,0 +1,52 @@
+"""What sharing buys: counted on a tiny model, and told on the page."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from polyhead.client import Client
+from polyhead.client.rlhf.evidence import sharing_page
+from polyhead.client.rlhf.evidence.plan import PlanError
+from polyhead.client.rlhf.evidence.results import Results
+from polyhead.client.rlhf.evidence.sharing.plan import SERVED, TRL, SharingPlan, Unit
+from polyhead.client.rlhf.evidence.sharing.served import measure_rounds
+from tests.e2e.support import serving
+from tests.e2e.tiny import save_tiny_llama
+
+TINY: dict[str, Any] = {"experiment": "sharing", "rounds": 1, "prompts": 2, "samples": 2, "max_new_tokens": 4, "learning_rate": 1e-4}
+
+
+def plan_of(folder: Path, **changes: Any) -> SharingPlan:
+    (folder / "sharing.json").write_text(json.dumps({**TINY, **changes}))
+    return SharingPlan.read(folder / "sharing.json")
+
+
+def test_a_round_counts_its_tokens(tmp_path: Path) -> None:
+    """The first round is left out. Each role's head reads every drawn token, and the trunk computes a token once."""
+    plan, results = plan_of(tmp_path), Results(tmp_path, plan_of(tmp_path))
+    model = save_tiny_llama(tmp_path / "model", tied=True)
+    with serving(model, tmp_path / "store") as server, Client(server.address, timeout=60) as client:
+        results.keep(Unit(SERVED), measure_rounds(client, plan, tmp_path / "runs"))
+    found = results.find(Unit(SERVED)) or {}
+    [counted] = found["rounds"]
+    assert counted["replies"] == 4
+    assert 0 < counted["generated_tokens"] <= 16
+    assert counted["trunk_tokens"] < counted["head_tokens"]
+    assert counted["wall"] >= sum(counted["seconds"].values()) * 0.99
+    trained: Any = [{"memory": {"trainer": 100.0, "peak": 300.0, "whole_models": 900.0}}, {"memory": None}]
+    text = " ".join("\n".join(sharing_page.chapter(results, trained)).split())
+    assert "Not run yet: a round of TRL." in text
+    assert f"{counted['trunk_tokens']} went through the trunk, and {counted['head_tokens']} through heads" in text
+    assert "take 100 MiB, and its process took 300 MiB at most. Trainers of whole models would hold 900 MiB" in text
+    results.keep(Unit(TRL), {"own": {"wall": [9.0, 7.0, 8.0], "experience": [5.0]}, "served": {"wall": [6.0], "experience": [2.0]}})
+    assert "| TRL, its own generation | 5.0 (5.0 to 5.0) | 8.0 (7.0 to 9.0) |" in "\n".join(sharing_page.chapter(results, []))
+
+
+def test_a_plan_is_checked_before_any_run(tmp_path: Path) -> None:
+    with pytest.raises(PlanError, match=r"sharing.json: rounds must be a whole number of at least 1: 0"):
+        plan_of(tmp_path, rounds=0)
+    assert SharingPlan.read().prompts * SharingPlan.read().samples == 48
