@@ -18,7 +18,6 @@ from polyhead.heads.training.rl.rewards import HeadsReward
 
 NAME = "sharing"
 COUNTERS = ("trunk_tokens", "head_tokens", "prompt_tokens", "generated_tokens")
-ROLES = 5  # that read every token of a round: policy, reference, value, preference, rule
 
 
 def measure_rounds(client: Client, plan: SharingPlan, folder: Path) -> dict[str, Any]:
@@ -28,9 +27,16 @@ def measure_rounds(client: Client, plan: SharingPlan, folder: Path) -> dict[str,
     """
     questions, _ = read_questions((plan.rounds + 1) * plan.prompts, 0)
     pool = PromptPool([(ask(question), "questions") for question in questions], seed=0)
-    rates = {"learning_rate": plan.learning_rate, "value_learning_rate": plan.learning_rate}
-    sizes = {"rounds": plan.rounds + 1, "prompts": plan.prompts, "samples": plan.samples, "max_new_tokens": plan.max_new_tokens}
-    config = RLConfig(**sizes, **rates, kl_limit=1000.0, collapse=1000.0)
+    config = RLConfig(
+        rounds=plan.rounds + 1,
+        prompts=plan.prompts,
+        samples=plan.samples,
+        max_new_tokens=plan.max_new_tokens,
+        learning_rate=plan.learning_rate,
+        value_learning_rate=plan.learning_rate,
+        kl_limit=1000.0,  # no round is drawn twice
+        collapse=1000.0,
+    )
     run = rounds.Run(client, pool, HeadsReward(rules=(judges.RULE,)), folder, NAME, start_from="reference")
     found, before, began_at = list[dict[str, Any]](), _counts(client), time.monotonic()
 
