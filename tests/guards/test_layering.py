@@ -32,6 +32,12 @@ MAY_IMPORT = {
         "polyhead.heads.model",
         "polyhead.heads.training",
     },
+    "polyhead.client.rlhf.evidence.sharing.trl_rounds": {  # a user of what other trainers call
+        "polyhead.client.rlhf",
+        "polyhead.client",
+        "polyhead.client.integrations",
+        "polyhead.heads.model",
+    },
     "polyhead.client.bench.plot": set(),  # numbers and geometry: nothing of ours
     "polyhead.client.integrations": {"polyhead.client.integrations", "polyhead.client"},  # an application: what other trainers call
     "polyhead.client.bench": {
