@@ -28,6 +28,7 @@ _CREDENTIALS = struct.Struct("3i")  # of SO_PEERCRED: process, user, group
 
 
 Processes = dict[int, subprocess.Popen[bytes]]  # by rank
+Connections = dict[int, dict[str, socket.socket]]  # by rank, and by what is said on it
 
 
 @dataclass(eq=False, slots=True)
@@ -71,14 +72,19 @@ def start(folder: Path, rank: int) -> subprocess.Popen[bytes]:
 
 def meet(listener: socket.socket, processes: Processes, settings: dict[str, Any], is_over: Callable[[], bool]) -> list[Child]:
     """Wait until each has connected twice, and tell it what it is for. Gone if one has ended before, or does not come."""
-    met: dict[int, dict[str, socket.socket]] = {rank: {} for rank in processes}
+    met: Connections = {rank: {} for rank in processes}
     until = time.monotonic() + MEET_S
-    while any(len(sockets) < 2 for sockets in met.values()):
-        _check_alive(processes, until)
-        if is_over():
-            raise Gone("the start was given up")
-        with contextlib.suppress(TimeoutError):
-            _take(listener.accept()[0], processes, met)
+    try:
+        while any(len(sockets) < 2 for sockets in met.values()):
+            _check_alive(processes, until)
+            if is_over():
+                raise Gone("the start was given up")
+            with contextlib.suppress(TimeoutError):
+                _take(listener.accept()[0], processes, met)
+    except BaseException:
+        for each in (each for sockets in met.values() for each in sockets.values()):
+            each.close()
+        raise
     children = [Child(rank, processes[rank], sockets["passes"], sockets["control"]) for rank, sockets in sorted(met.items())]
     for child in children:
         child.control.sendall(line({**settings, "rank": child.rank}))
@@ -93,7 +99,7 @@ def _check_alive(processes: Processes, until: float) -> None:
         raise Gone(f"a rank was not ready within {MEET_S:.0f} s")
 
 
-def _take(connection: socket.socket, processes: Processes, met: dict[int, dict[str, socket.socket]]) -> None:
+def _take(connection: socket.socket, processes: Processes, met: Connections) -> None:
     """A connection, if it is one of ours: the folder keeps other users out, and the process id says which rank it is."""
     pid = _CREDENTIALS.unpack(connection.getsockopt(socket.SOL_SOCKET, socket.SO_PEERCRED, _CREDENTIALS.size))[0]
     rank = next((rank for rank, process in processes.items() if process.pid == pid), None)

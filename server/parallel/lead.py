@@ -129,9 +129,13 @@ class LeadingHeads(ShareHeads):
         self._numbers[module] = number
         weakref.finalize(module, self.others.forget, number).atexit = False
 
+    def number_of(self, head: LiveHead) -> int:
+        """By which the other ranks know it."""
+        return self._numbers[head.module]
+
     @torch.inference_mode()
     def forward(self, head: LiveHead, runs: list[HeadRun]) -> Tensor:
-        work = HeadPass.of(self._numbers[head.module], runs, self._state_rows(runs), wanted_rows(runs))
+        work = HeadPass.of(self.number_of(head), runs, self._state_rows(runs), wanted_rows(runs))
         numbers = [int(Order.HEAD)]
         self._changes.take(numbers)
         work.write(numbers, self.cache.shape.block_size)
@@ -145,7 +149,7 @@ class LeadingHeads(ShareHeads):
         """As HeadRunner's, on all ranks. Between two steps."""
         assert isinstance(head.module, FastHead), "adapters are refused at the push"
         with self.others.passing():
-            self.others.say([Order.CANARY, self._numbers[head.module], len(states)])
+            self.others.say([Order.CANARY, self.number_of(head), len(states)])
             states = self._sums.from_first(states.to(self.cache.shape.dtype).to(self.device))
             canary(head.module, states, self.cache, self.attention)
 

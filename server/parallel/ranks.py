@@ -12,6 +12,7 @@ import logging
 import os
 import queue
 import selectors
+import socket
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -68,6 +69,7 @@ class Ranks:
         self._answers: dict[int, queue.SimpleQueue[str]] = {}  # to `hold`, by head number: a problem each, or nothing
         self._saying, self._holding = threading.Lock(), threading.Lock()
         self._is_serving = False
+        self._wakes, self._woken = socket.socketpair()  # of the thread that listens, when it has to end
         self._is_closing = threading.Event()
         self._is_lost = threading.Event()
         self._thread = threading.Thread(target=self._run, name="polyhead-ranks", daemon=True)
@@ -159,9 +161,12 @@ class Ranks:
         """Let them end, and wait until they have. Idempotent."""
         self._is_serving = False
         self._is_closing.set()
+        with contextlib.suppress(OSError):  # it has ended already
+            self._wakes.send(b".")
         if self._thread.is_alive():
             self._thread.join(END_S + children.KILLED_S)
         children.remove(self.folder)
+        self._wakes.close()
 
     # ---- the thread that starts them and listens
 
@@ -181,6 +186,7 @@ class Ranks:
         children.end(self._processes, END_S if self._is_closing.is_set() else 0.0)
         for child in self._children:
             child.close()
+        self._woken.close()
 
     def _listen(self) -> None:
         """Until the end, or until one is lost."""
@@ -190,8 +196,11 @@ class Ranks:
         with selectors.DefaultSelector() as selector:
             for child in self._children:
                 selector.register(child.control, selectors.EVENT_READ, child)
-            while not self._is_closing.is_set():
+            selector.register(self._woken, selectors.EVENT_READ)
+            while True:
                 for key, _ in selector.select(self.sign_s):
+                    if self._is_closing.is_set():
+                        return
                     self._take(key.data, buffers[key.data.rank])
                 now = time.monotonic()
                 if now - checked_at > self.sign_s + self.timeout_s / 2:  # this process was stopped, and perhaps all of them

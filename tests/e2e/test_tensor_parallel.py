@@ -14,9 +14,9 @@ import pytest
 
 from polyhead.client import Client
 from polyhead.client.errors import FailedPrecondition, PolyheadError
-from polyhead.client.local import LocalServer
+from polyhead.client.local import LocalServer, local_server
 from polyhead.server.parallel.ranks import EXIT_RANK_LOST
-from tests.e2e.support import FIRST_TOKEN, PROMPT, assert_blocks_returned, push_pair, serving
+from tests.e2e.support import FIRST_TOKEN, PROMPT, assert_blocks_returned, eventually, push_pair, serving
 
 TOLERANCE = 1e-5
 END_S = 60.0  # for a server to end, on a busy machine
@@ -114,16 +114,30 @@ def assert_adapters_are_refused(client: Client) -> None:
     assert refused.value.field == "header.manifest.lora"
 
 
+@pytest.mark.long
+def test_a_killed_server_leaves_no_rank(tiny_model: Path, tmp_path: Path) -> None:
+    """Also one that is stopped, which reads no end of a socket: the kernel kills it with rank 0. A server as a person starts it."""
+    flags = [str(tiny_model), "--store", str(tmp_path / "store"), "--split-layer", "2", "--threads", "1", *RANKS]
+    with local_server(flags) as server:
+        (pid,) = ranks_of(server).values()
+        with Client(server.address) as client:
+            assert client.generate([PROMPT], max_new_tokens=4)[0].token_ids
+        os.kill(pid, signal.SIGSTOP)
+        server.process.kill()
+        server.process.wait(END_S)
+        eventually(lambda: has_ended(pid), what="the end of the other rank")
+
+
 @pytest.mark.parametrize(
     ("number", "reason"),
     [
         (signal.SIGKILL, r"rank 1 \(process \d+\) was ended by SIGKILL; the server ends with status 72"),
-        (signal.SIGSTOP, r"rank 1 (\(process \d+\) has given no sign of life for 1 s.*|does not answer); the server ends with status 72"),
+        (signal.SIGSTOP, r"rank 1 (\(process \d+\) has given no sign of life for 3 s.*|does not answer); the server ends with status 72"),
     ],
 )
 def test_a_lost_rank_ends_the_server(number: signal.Signals, reason: str, tiny_model: Path, tmp_path: Path) -> None:
     """While a reply is drawn. Nothing is left of either process, also of one that is stopped."""
-    with serving(tiny_model, tmp_path / "store", *RANKS, rank_timeout_s=1) as server, Client(server.address) as client:
+    with serving(tiny_model, tmp_path / "store", *RANKS, rank_timeout_s=3) as server, Client(server.address) as client:
         (pid,) = ranks_of(server).values()
         pieces = client.stream(PROMPT, max_new_tokens=4000, ignore_eos=True)
         next(iter(pieces))

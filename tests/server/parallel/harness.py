@@ -91,7 +91,7 @@ class Threads(Ranks):
         for thread in self.threads:
             thread.join(WAIT_S)
             assert not thread.is_alive()
-        for each in self.ends:
+        for each in (*self.ends, self._woken):
             each.close()
 
 

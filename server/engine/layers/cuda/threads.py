@@ -20,9 +20,9 @@ def on_device(device: torch.device, cuda: Any = torch.cuda) -> contextlib.Abstra
 
 
 def use_device(device: torch.device, cuda: Any = torch.cuda) -> None:
-    """For the calling thread, from now on."""
+    """For the calling thread, from now on. A GPU without a number is the first one."""
     if device.type == "cuda":
-        cuda.set_device(device)
+        cuda.set_device(device.index or 0)
 
 
 class SideStream:

@@ -27,8 +27,9 @@ class FakeCuda:
     done: set[int] = field(default_factory=set)  # events whose work has ended
     num_events: int = 0
 
-    def set_device(self, device: torch.device) -> None:
-        self.log.append(f"thread on {device}")
+    def set_device(self, number: int) -> None:
+        """torch refuses a device without a number, as of `--device cuda`."""
+        self.log.append(f"thread on cuda:{number}")
 
     def Stream(self, device: torch.device) -> FakeStream:  # noqa: N802
         return FakeStream("side", self)
@@ -84,7 +85,8 @@ def test_a_thread_is_told_its_device() -> None:
     cuda = FakeCuda()
     use_device(SECOND, cuda)
     use_device(torch.device("cpu"), cuda)
-    assert cuda.log == ["thread on cuda:1"]
+    use_device(torch.device("cuda"), cuda)
+    assert cuda.log == ["thread on cuda:1", "thread on cuda:0"]
 
 
 def test_a_workers_launches_have_a_stream_of_their_own() -> None:
