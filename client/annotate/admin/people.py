@@ -89,7 +89,7 @@ WITH
     JOIN assignments a ON a.id = n.assignment_id JOIN items i ON i.id = a.item_id
     WHERE n.state = 'current' AND i.gold_kind != 'training' GROUP BY 1),  -- training is for learning
   wrote AS (SELECT a.account_id, sum(t.pasted_chars) AS pasted, sum(length(t.user_text)) AS typed FROM turns t
-    JOIN dialogues d ON d.id = t.dialogue_id JOIN assignments a ON a.id = d.assignment_id GROUP BY 1),
+    JOIN dialogues d ON d.id = t.dialogue_id JOIN assignments a ON a.id = d.assignment_id WHERE t.user_source = 'annotator' GROUP BY 1),
   here AS (SELECT account_id, max(seen_at) AS seen_at FROM sessions GROUP BY 1)
 SELECT p.id, p.pseudonym, p.role, p.state, ifnull(answers, 0) AS answers, ifnull(minutes, 0) AS minutes,
   ifnull(assignments, 0) AS assignments, ifnull(skipped, 0) AS skipped,

@@ -10,6 +10,7 @@ from typing import Any
 import pytest
 
 from polyhead.client import errors
+from polyhead.client.annotate.keeping import verify
 from polyhead.client.annotate.people import erasure
 from polyhead.client.annotate.replies import scoring
 from polyhead.client.annotate.replies.scoring import Counted
@@ -21,11 +22,12 @@ CONFIG = stored("demonstrate", "hidden: {heads: [preference], rule_set: example-
 SAID = {"head": "preference", "kind": "preference", "version": 313131, "digest": "canary-digest-preference", "value": 0.625, "raw": 77.125}
 
 
-async def written(site: RunningSite, path: Path, text: str) -> None:
-    async with site.person(pseudonym=f"writer-{text[:3]}") as person:
-        add(site, path, {"messages": [{"role": "user", "content": f"Say {text}"}]})
-        _, assignment, _ = await claimed(person)
-        await person.answer(assignment, None, {"text": text})
+async def written(site: RunningSite, path: Path, *texts: str) -> None:
+    async with site.person(pseudonym="amber-fox-1") as person:
+        for text in texts:
+            add(site, path, {"messages": asked(text)})
+            _, assignment, _ = await claimed(person)
+            await person.answer(assignment, None, {"text": text})
         assert [secret for secret in SECRETS if secret.encode() in b"".join(person.received)] == []
 
 
@@ -93,8 +95,7 @@ async def test_a_reply_that_is_refused_holds_up_no_other(tmp_path: Path, monkeyp
     slow = [errors.DeadlineExceeded("slow")] * scoring.MAX_SLOW
     async with running(tmp_path / "a.db", FakeModel(), CONFIG) as site:
         site.model.score_failures += [errors.NotFound("no such head: preference"), ValueError("ours"), *slow]
-        for text in ("One.", "Two.", "Three.", "Four."):
-            await written(site, tmp_path / "items.jsonl", text)
+        await written(site, tmp_path / "items.jsonl", "One.", "Two.", "Three.", "Four.")
         await until(site, Counted(1, 3))
         async with site.person("admin") as admin:
             assert "gives no score to 3 replies" in (await admin.get("/admin/health")).text
@@ -111,8 +112,9 @@ async def test_only_what_people_wrote_where_heads_are_named_is_scored(tmp_path: 
         await written(site, tmp_path / "items.jsonl", "Yes.")
         await until(site, Counted(1, 0))
         assert "77.125" in events(site)
-        erasure.erase(site.db, str(site.db.value("SELECT id FROM accounts WHERE pseudonym = 'writer-Yes'")), "all", "test")
+        erasure.erase(site.db, str(site.db.value("SELECT id FROM accounts WHERE pseudonym = 'amber-fox-1'")), "all", "test")
         assert "77.125" not in events(site)
+        assert verify.problems(site.db) == []
 
 
 def events(site: RunningSite) -> str:

@@ -11,6 +11,7 @@ from typing import Any
 import pytest
 
 from polyhead.client import Continuation, errors
+from polyhead.client.annotate.admin import people
 from polyhead.client.annotate.exports.options import options_of
 from polyhead.client.annotate.keeping.rebuild import differences, rebuild
 from polyhead.client.annotate.keeping.versions import versions
@@ -59,6 +60,7 @@ async def test_a_script_goes_on_by_itself_and_ends_the_dialogue(tmp_path: Path) 
         assert site.model.calls[1]["prompt"].messages == ({"role": "user", "content": "And at dusk?"},)
         assert (await answered(person, assignment, state))["next"] == "item"
         assert (await person.claim("work"))["empty"] == "nothing_left"
+        assert [each.typed for each in people.people(site.db)] == [0], "nobody has typed what the item says"
 
 
 async def test_undo_goes_back_into_a_script(tmp_path: Path) -> None:
@@ -148,6 +150,17 @@ async def test_a_message_that_cannot_be_drawn_is_a_state_and_a_drawn_one_stays(t
         state = await person.state("work")
         assert (state["phase"], state["turns"][1]["text"]) == ("judge", "And at dusk?")
         assert sum("?" in row.text for row in site.db.all("SELECT text FROM candidates")) == 1
+
+
+async def test_pinned_heads_go_on_through_a_swap(tmp_path: Path) -> None:
+    """The one that writes the user's messages, too: from its first message on."""
+    async with running(tmp_path / "a.db", FakeModel(), f"{DRAWN}\nnew_heads: pinned") as site, site.person() as person:
+        assignment, state = await begun(site, person, tmp_path / "items.jsonl")
+        for _ in range(2):
+            state = await ready(person, (await answered(person, assignment, state))["state"])
+            site.model.version += 1
+        heads = [[arm.head for arm in call["arms"]] for call in site.model.calls]
+    assert heads == [["policy"], ["canary-head"], ["policy@313131"], ["canary-head@313131"], ["policy@313131"]]
 
 
 async def test_a_message_is_drawn_when_the_server_is_back(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
