@@ -267,7 +267,7 @@ def test_collect_train_swap_collect_again(server: LocalServer, tmp_path: Path, m
 
     assert "invite link" in call(init, "--project", "project.yaml")
     with Client(server.address) as client:
-        [before] = asyncio.run(judged(server.address, 6)) & {client.head("preference").version}
+        [before] = asyncio.run(judged(server.address, 3)) & {client.head("preference").version}
         call(export)
         call(train, "--server", server.address, "--states", "states", "--epochs", "1")
         after = client.head("preference").version
