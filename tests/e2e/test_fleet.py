@@ -142,8 +142,7 @@ def test_a_follower_that_trusts_another_authority_or_shows_another_token_says_so
         for ca, token, problem in refusals:
             follow = ("--follow", f"127.0.0.1:{port}", "--follow-ca", str(ca))
             with serving(model, tmp_path / token, *follow, follow_token=token) as server, Client(server.address) as follower:
-                eventually(lambda follower=follower: follower.status().follow_problem != "", what="a refusal")  # type: ignore[misc]
-                assert problem in follower.status().follow_problem
+                eventually(lambda follower=follower, problem=problem: problem in follower.status().follow_problem, what=problem)  # type: ignore[misc]
                 assert not is_ready(follower)
 
 
