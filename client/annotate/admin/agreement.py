@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections import Counter
-from collections.abc import Hashable, Mapping
+from collections.abc import Hashable
 from itertools import combinations
 from typing import Any
 
@@ -65,15 +65,18 @@ def like_most(units: Units) -> dict[str, Share]:
     same: Counter[str] = Counter()
     total: Counter[str] = Counter()
     for unit in units.values():
+        counts = Counter(unit.values())
         for person, value in unit.items():
-            majority = _majority({other: each for other, each in unit.items() if other != person})
+            counts[value] -= 1  # the others alone
+            majority = _majority(counts)
+            counts[value] += 1
             if majority is not None:
                 total[person] += 1
                 same[person] += value == majority
     return {person: Share(same[person], total[person]) for person in sorted(total)}
 
 
-def _majority(unit: Mapping[str, Any]) -> Any:
-    """What more of these people say than anything else; None where two values lead."""
-    first = Counter(unit.values()).most_common(2)
+def _majority(counts: Counter[Any]) -> Any:
+    """What more people say than anything else; None where two values lead, or nobody says anything."""
+    first = [each for each in counts.most_common(2) if each[1]]
     return None if not first or (len(first) > 1 and first[0][1] == first[1][1]) else first[0][0]

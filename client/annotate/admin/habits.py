@@ -1,6 +1,6 @@
 """How each person answers, over all projects: like the others or not, how often the first place, and in what time.
 
-Two queries whatever the number of people and answers, so that the page of all people can be read while they work.
+One query whatever the number of people and answers, so that the page of all people can be read while they work.
 """
 
 from __future__ import annotations
@@ -9,6 +9,7 @@ from collections import defaultdict
 from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from statistics import median
+from typing import Any
 
 from polyhead.client.annotate.admin.agreement import like_most
 from polyhead.client.annotate.admin.bias import first_of
@@ -30,12 +31,15 @@ class Habits:
 
 
 @dataclass(frozen=True)
-class _Shown:
-    """The replies of one view, in the order shown."""
+class _Said:
+    """One answer that can be compared: neither to a known item, nor about replies of which one names its head."""
 
-    order: list[str]
-    has_leak: bool  # one of them names its head
-    has_twins: bool  # two have one text
+    person: str
+    thing: str
+    kind: Kind
+    body: dict[str, Any]
+    order: list[str]  # of the replies, as shown
+    has_twins: bool  # two of them have one text
 
 
 NOTHING = Habits(Share(0, 0), Share(0, 0), Estimate(None, None, 0, 0, TOO_FEW))
@@ -43,8 +47,9 @@ NOTHING = Habits(Share(0, 0), Share(0, 0), Estimate(None, None, 0, 0, TOO_FEW))
 
 def habits(db: Database) -> dict[str, Habits]:
     """By account id; nobody who has not answered is in it."""
-    rows, views = db.all(_ANSWERS), _views(db)
-    same, firsts = like_most(by_unit(_given(rows, views))), _firsts(rows, views)
+    rows = db.all(_ANSWERS)
+    said = [each for row in rows if (each := _said(row)) is not None]
+    same, firsts = like_most(by_unit(_given(said))), _firsts(said)
     return {
         person: Habits(
             replace(same.get(person, NOTHING.same), least=TOO_FEW),
@@ -55,38 +60,27 @@ def habits(db: Database) -> dict[str, Habits]:
     }
 
 
-def _views(db: Database) -> dict[str, _Shown]:
-    slots: dict[str, list[Row]] = defaultdict(list)
-    for row in db.all(_SLOTS):
-        slots[row.view_id].append(row)
-    return {
-        view: _Shown([row.candidate_id for row in each], any(row.leaks for row in each), any(row.alias_of is not None for row in each))
-        for view, each in slots.items()
-    }
+def _said(row: Row) -> _Said | None:
+    """What counts on the pages of agreement and bias, too."""
+    body = row.json("body")
+    if row.is_known or row.leaks or body.get("erased"):
+        return None
+    order = [each[1:] for each in sorted((row.slots or "").split(",")) if each]  # "0" and the candidate, "1" and the next: one digit
+    return _Said(row.account_id, row.thing, Kind(row.kind), body, order, bool(row.twins))
 
 
-def _given(rows: Iterable[Row], views: dict[str, _Shown]) -> Iterable[Given]:
-    """What counts on the pages of agreement, too: neither known answers, nor replies that name their head."""
-    for row in rows:
-        shown = views.get(row.view_id)
-        body = row.json("body")
-        if row.is_known or body.get("erased") or (shown is not None and shown.has_leak):
-            continue
-        order = shown.order if shown is not None else []
-        for part, value in values_of(Kind(row.kind), body, sorted(order), order).items():
-            yield Given((row.thing, part), row.account_id, value)
+def _given(said: Iterable[_Said]) -> Iterable[Given]:
+    for each in said:
+        for part, value in values_of(each.kind, each.body, sorted(each.order), each.order).items():
+            yield Given((each.thing, part), each.person, value)
 
 
-def _firsts(rows: Iterable[Row], views: dict[str, _Shown]) -> dict[str, Share]:
+def _firsts(said: Iterable[_Said]) -> dict[str, Share]:
     """Answers that put one reply before all others: so many of them the one that was shown first."""
     counts: dict[str, list[bool]] = defaultdict(list)
-    for row in rows:
-        shown, body = views.get(row.view_id), row.json("body")
-        if shown is None or shown.has_leak or shown.has_twins or row.is_known or body.get("erased") or len(shown.order) < 2:
-            continue
-        first = first_of(Kind(row.kind), body, shown.order)
-        if first is not None:
-            counts[row.account_id].append(first == shown.order[0])
+    for each in said:
+        if len(each.order) > 1 and not each.has_twins and (first := first_of(each.kind, each.body, each.order)) is not None:
+            counts[each.person].append(first == each.order[0])
     return {person: Share(sum(each), len(each)) for person, each in counts.items()}
 
 
@@ -100,9 +94,10 @@ def _seconds(rows: Iterable[Row]) -> dict[str, list[float]]:
     return times
 
 
-_ANSWERS = """SELECT n.kind, n.body_json, n.view_id, n.active_ms, n.assignment_id, a.account_id, i.gold_kind IS NOT NULL AS is_known,
-    coalesce(n.turn_id, i.origin_turn_id, i.id) AS thing
-    FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN items i ON i.id = a.item_id
-    WHERE n.state = 'current' ORDER BY n.rowid"""
-_SLOTS = """SELECT s.view_id, s.candidate_id, s.alias_of, s.candidate_id IN (SELECT id FROM candidates WHERE has_identity_leak = 1) AS leaks
-    FROM view_slots s WHERE s.view_id IN (SELECT view_id FROM answers WHERE state = 'current') ORDER BY s.view_id, s.slot"""
+_ANSWERS = """
+WITH shown AS (SELECT view_id, group_concat(slot || candidate_id) AS slots, max(alias_of IS NOT NULL) AS twins,
+  max(candidate_id IN (SELECT id FROM candidates WHERE has_identity_leak = 1)) AS leaks FROM view_slots GROUP BY view_id)
+SELECT n.kind, n.body_json, n.active_ms, n.assignment_id, a.account_id, i.gold_kind IS NOT NULL AS is_known,
+  coalesce(n.turn_id, i.origin_turn_id, i.id) AS thing, s.slots, s.twins, ifnull(s.leaks, 0) AS leaks
+FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN items i ON i.id = a.item_id LEFT JOIN shown s ON s.view_id = n.view_id
+WHERE n.state = 'current' ORDER BY n.rowid"""

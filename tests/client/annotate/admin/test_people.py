@@ -93,7 +93,7 @@ def test_figures_are_those_of_the_projects_pages(filled: tuple[Database, list[st
     assert first[1] > 6 * TOO_FEW
     with db.transaction():
         judge(db, [create_account(db, "annotator", f"teal-owl-{number}")[0] for number in range(3)], random.Random(4))
-    assert (len(read(db)[0]), num_queries, read(db)[1]) == (9, 5, 5)
+    assert (len(read(db)[0]), num_queries, read(db)[1]) == (9, 4, 4)
 
 
 def read(db: Database) -> tuple[dict[str, Habits], int]:
