@@ -282,6 +282,8 @@ class Touch:
 
     def compare(self) -> None:
         self.tap(".scale .point", 6)
+        places = [self.page.evaluate(PLACE_OF, digit) for digit in "78"]
+        assert places[0] < places[1], "7 / 8 reads 8 / 7 from right to left"
 
     def rate(self) -> None:
         for card in range(2):
@@ -317,6 +319,12 @@ class Touch:
         self.tap(".verdicts .option", 1)
 
 
+PLACE_OF = """digit => {
+    const text = document.querySelector("#summary").firstChild, range = document.createRange(), at = text.data.indexOf(digit);
+    range.setStart(text, at);
+    range.setEnd(text, at + 1);
+    return range.getBoundingClientRect().left;
+}"""
 BY_TOUCH = ["choose", *KINDS, "probe"]
 
 

@@ -24,6 +24,6 @@ export function compare({ cards, project, onChange }) {
     },
     body: () => (isSame || position !== null ? { scale: project.strength, position } : null),
     restore(body) { position = body.position ?? null; show(); },
-    summary: () => (position === null ? "" : `${position} / ${points}`),
+    summary: () => (position === null ? "" : `\u2066${position} / ${points}\u2069`), // isolated: from right to left it would read "8 / 7"
   };
 }

@@ -11,7 +11,7 @@ export function verdict({ project, state, onChange }) {
   const list = el("fieldset", { class: "verdicts" }, el("legend", {}, word(isProbe ? "probe.question" : "rulecheck.question")),
     VERDICTS.map((each, index) => el("label", { class: "option" }, inputs[index], word(`verdict.${each}`), kbd(String(index + 1)))));
   const quote = el("textarea", { id: "quote", rows: "2", dir: "auto", oninput: onChange });
-  const quoted = isProbe ? null : el("div", {}, el("label", { for: "quote" }, word("rulecheck.quote")), quote);
+  const quoted = isProbe ? null : el("div", { class: "quoted" }, el("label", { for: "quote" }, word("rulecheck.quote")), quote);
   function pick(each) { value = each; show(); }
   function show() {
     inputs.forEach((input) => { input.checked = Number(input.value) === value; });
