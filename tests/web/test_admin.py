@@ -31,6 +31,14 @@ PATHS = (
     *(f"/p/helpful{part}" for part in ("", "/items", "/progress", "/agreement", "/bias", "/strength", "/disputes", "/export")),
 )
 
+PLACE_OF = """end => {
+    const text = [...document.querySelectorAll("td")].find((each) => each.textContent.includes("[6%–79%]")).firstChild;
+    const range = document.createRange(), at = text.data.indexOf(end);
+    range.setStart(text, at);
+    range.setEnd(text, at + end.length);
+    return range.getBoundingClientRect().left;
+}"""
+
 
 @pytest.mark.parametrize("view", views("light", "phone-dark-rtl"))
 def test_pages_of_the_team(browser: Any, served: Served, view: str) -> None:
@@ -46,6 +54,9 @@ def test_pages_of_the_team(browser: Any, served: Served, view: str) -> None:
     for path in (*PATHS, f"/p/helpful/items/{item}"):
         page.goto(f"{served.address}/admin{path}")
         look(page, f"admin{path.replace('/', '-').replace(item, 'one')}-{view}")
+        if path.endswith("/bias"):
+            low, high = (page.evaluate(PLACE_OF, end) for end in ("6%", "79%"))
+            assert low < high, "an interval begins with its lower end, from right to left, too"
     context.close()
     assert problems == []
 

@@ -9,6 +9,7 @@ from difflib import unified_diff
 from itertools import pairwise
 from typing import Any
 
+from polyhead.client import Status
 from polyhead.client.annotate.items.counting import Done, done_by_round
 from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects import projects
@@ -17,6 +18,7 @@ from polyhead.client.annotate.storage.database import Database, Row
 
 STATES = ("open", "paused", "closed")
 _DAY_MS = 86_400_000
+_NOTED = "generations.noted"  # events: what the model server serves is another generation than before
 
 
 @dataclass(frozen=True)
@@ -31,6 +33,7 @@ class Overview:
     num_people: int
     num_reports: int
     changes: str  # of heads since the round began: "policy 3 → 4"
+    changed_at: int | None  # when that was noticed first
     done: Done | None  # of the open round; None: it has no items that want judgements
     closed: Row | None  # the newest round, where it was closed since its trunk is no longer served, and none is open
 
@@ -107,6 +110,21 @@ def set_state(db: Database, slug: str, state: str, by: str) -> None:
             projects.close_round(db, project, by)
 
 
+def note_generation(db: Database, status: Status) -> None:
+    """Another generation than the last one that was noted: when heads change is in the log."""
+    noted = f"SELECT json_extract(body_json, '$.generation') FROM events WHERE kind = '{_NOTED}' ORDER BY seq DESC LIMIT 1"
+    if db.value(noted) != status.generation:
+        with db.transaction():
+            db.event(_NOTED, "system", {"generation": status.generation, "active": status.active}, {})
+
+
+def _changed_at(db: Database, current: Row) -> int | None:
+    """When another generation than a round's own was noticed first."""
+    query = f"SELECT min(at) FROM events WHERE kind = '{_NOTED}' AND at >= ? AND json_extract(body_json, '$.generation') != ?"
+    found = db.value(query, current.opened_at, current.generation)
+    return int(found) if found is not None else None
+
+
 def heads_in_words(heads: Mapping[str, int] | None) -> str:
     return ", ".join(f"{name}@{version}" for name, version in sorted((heads or {}).items()))
 
@@ -141,7 +159,8 @@ def _overview(
     changes = changes_between(current.json("heads"), active, config.head_names) if current is not None else ""
     title = config.words(config.title, locale) or config.slug
     so_far = done.get(current.id) if current is not None and not config.is_free else None
-    return Overview(row, title, current, counts.answers, counts.today, counts.people, num_reports, changes, so_far, closed)
+    changed_at = _changed_at(db, current) if current is not None and changes else None
+    return Overview(row, title, current, counts.answers, counts.today, counts.people, num_reports, changes, changed_at, so_far, closed)
 
 
 def _changes(before: str, after: str) -> list[str]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import logging
 
 from polyhead.client import Status, errors
+from polyhead.client.annotate.admin import rounds
 from polyhead.client.annotate.projects import projects, rules
 from polyhead.client.annotate.web.access import Site
 
@@ -16,6 +17,7 @@ async def notice(site: Site, status: Status) -> None:
     site.served, site.trunk = status, await site.model.trunk()
     for slug in projects.close_rounds_of_other_trunks(site.db, site.trunk):
         log.warning("project %s: its round is closed, since the model server serves another trunk or tokenizer", slug)
+    rounds.note_generation(site.db, status)
     _bind_rounds(site)
     await _read_rules(site)
     await site.keeper.keep()

@@ -23,7 +23,10 @@ from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.statistics.intervals import Interval
+from polyhead.client.annotate.storage.database import Database
+from polyhead.client.annotate.web.access import moment
 from polyhead.client.annotate.web.catalogs import NAMES, catalog
+from polyhead.client.annotate.web.noticing import notice
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, Person, RunningSite, choice, running
 
@@ -88,8 +91,13 @@ async def test_heads_that_change_are_said(site: RunningSite) -> None:
     shared = site.app._app.state.site
     async with site.person("admin") as admin:
         assert "313131 →" not in (await admin.get("/admin")).text
-        shared.served = dataclasses.replace(shared.served, active={"policy": 313132})
-        assert "policy 313131 → 313132" in (await admin.get("/admin")).text
+        await notice(shared, dataclasses.replace(shared.served, active={"policy": 313132}, generation=424243))
+        [noted] = site.db.all("SELECT at FROM events WHERE kind = 'generations.noted' AND body_json LIKE '%424243%'")
+        words = catalog("en")("admin.changed", project="helpful", changes="policy 313131 → 313132", time=moment(noted.at))
+        for _ in range(2):
+            assert words in (await admin.get("/admin")).text
+            await notice(shared, shared.served)
+    assert site.db.value("SELECT count(*) FROM events WHERE kind = 'generations.noted'") == 2
     assert rounds.changes_between({"policy": 1}, {"policy": 2}, ("policy@1",)) == ""  # a pinned version does not move
     assert rounds.changes_between({"policy": 1}, None, ("policy",)) == ""
 
@@ -202,6 +210,26 @@ async def test_health_says_what_somebody_should_do(tmp_path: Path) -> None:
             assert words("admin.warn.failed", count=1) in page
             assert (await admin.get("/admin/health?csv=storage")).text.startswith("measure,value\n")
     assert [health.size(each) for each in (12, 1536, 3 << 30)] == ["12 B", "1.5 KiB", "3.0 GiB"]
+
+
+async def test_a_backup_is_made_when_somebody_asks(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Beside the hourly ones, and in the log; where none can be made, a sentence says so."""
+    monkeypatch.setattr("polyhead.client.annotate.web.app.keep_backup", lambda reader, folder: None)  # the hourly one
+    words, folder = catalog("en"), tmp_path / "backups"
+    async with running(tmp_path / "a.db", FakeModel(), CHOOSE, backup_dir=folder) as site, site.person("admin") as admin:
+        assert words("admin.back_up") in (await admin.get("/admin/health")).text
+        await admin.form("/admin/backup")
+        [made] = folder.glob("*.db")
+        assert site.db.value("SELECT json_extract(body_json, '$.name') FROM events WHERE kind = 'backups.made'") == made.name
+        monkeypatch.setattr("polyhead.client.annotate.web.admin.health.keep_backup", full_disk)
+        assert words("error.BACKUP_FAILED") in (await admin.form("/admin/backup", 409)).text
+        site.app._app.state.site.backup_dir = None
+        assert words("error.NO_BACKUPS") in (await admin.form("/admin/backup", 409)).text
+        assert words("admin.back_up") not in (await admin.get("/admin/health")).text
+
+
+def full_disk(reader: Database, folder: Path) -> None:
+    raise OSError(28, "No space left on device")
 
 
 @contextlib.asynccontextmanager
