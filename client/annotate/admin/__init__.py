@@ -8,6 +8,7 @@ imports from here.
     strengths.py     which head is better, and how sure is that?
     people.py        who works how much; habits.py like whom, in what place, how fast; invites
     messages.py      words to one person
+    reports.py       what people wanted somebody to look at
     rounds.py        projects' states and rounds; what is served now against what was served then
     items.py         items: found, looked at, retired, given a known answer
     log.py           the log of events

@@ -62,23 +62,6 @@ def revoke_invite(db: Database, key: str, by: str) -> None:
         db.event("invites.revoked", by, {}, {})
 
 
-def reports(db: Database) -> Sequence[Row]:
-    """What people wanted somebody to look at; open ones first."""
-    return db.all(
-        "SELECT o.id, o.item_id, o.reason, o.text, o.state, o.created_at, p.pseudonym, c.text AS reply, c.head_name, c.head_version, q.slug"
-        " FROM reports o JOIN accounts p ON p.id = o.account_id LEFT JOIN candidates c ON c.id = o.candidate_id"
-        " LEFT JOIN items i ON i.id = o.item_id LEFT JOIN rounds r ON r.id = i.round_id LEFT JOIN projects q ON q.id = r.project_id"
-        " ORDER BY o.state != 'open', o.created_at DESC LIMIT 200"
-    )
-
-
-def close_report(db: Database, report_id: str, by: str) -> None:
-    with db.transaction():
-        if db.one("SELECT 1 FROM reports WHERE id = ?", report_id) is None:
-            raise NotThere("no such report", field="report")
-        db.change("reports", report_id, {"state": "closed"}, by)
-
-
 _PEOPLE = """
 WITH
   work AS (SELECT account_id, count(*) AS assignments, sum(active_ms) / 60000 AS minutes, sum(state = 'skipped') AS skipped,

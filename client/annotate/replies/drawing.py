@@ -123,9 +123,7 @@ class Model:
             "timeout": self._timeout_s, **written, **drawing.options,
         }  # fmt: skip
         stream: Any = (
-            self._client.events(prompts, **options)
-            if drawing.has_pieces
-            else self._client.samples(prompts, delivery="samples", **options)
+            self._client.events(prompts, **options) if drawing.has_pieces else self._client.samples(prompts, delivery="samples", **options)
         )
         try:
             async for event in stream:

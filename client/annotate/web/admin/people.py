@@ -9,7 +9,7 @@ from starlette.requests import Request
 from starlette.responses import RedirectResponse, Response
 from starlette.routing import Route
 
-from polyhead.client.annotate.admin import messages, people
+from polyhead.client.annotate.admin import messages, people, reports
 from polyhead.client.annotate.admin.habits import NOTHING, Habits, habits
 from polyhead.client.annotate.admin.tables import Cell, Share, Table, Word
 from polyhead.client.annotate.people import accounts, erasure, pausing
@@ -19,7 +19,7 @@ from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.statistics.intervals import TOO_FEW
 from polyhead.client.annotate.storage.database import Database, Row
 from polyhead.client.annotate.web.access import Site, moment, route
-from polyhead.client.annotate.web.admin.page import ADMINS, csv_file, page, read_beside
+from polyhead.client.annotate.web.admin.page import ADMINS, csv_file, number_in, page, read_beside
 
 
 async def people_page(request: Request, site: Site, person: Person) -> Response:
@@ -80,11 +80,18 @@ async def erase(request: Request, site: Site, person: Person) -> Response:
 
 
 async def reports_page(request: Request, site: Site, person: Person) -> Response:
-    return page(request, site, person, "reports", reports=people.reports(site.db), now=site.db.now())
+    """Open ones, unless others are asked for."""
+    query = request.query_params
+    sought = reports.Sought(query.get("state", "open"), query.get("project", ""), number_in(request, "before"))
+    found, following = reports.reports(site.db, sought)
+    slugs = [row.slug for row in site.db.all("SELECT slug FROM projects ORDER BY slug")]
+    return page(
+        request, site, person, "reports", reports=found, following=following, sought=sought, slugs=slugs, states_of_reports=reports.STATES
+    )
 
 
 async def close_report(request: Request, site: Site, person: Person) -> Response:
-    people.close_report(site.db, request.path_params["report_id"], person.id)
+    reports.close_report(site.db, request.path_params["report_id"], person.id)
     return RedirectResponse("/admin/reports", 303)
 
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import csv
 import dataclasses
+import html
 import io
 import json
 import re
@@ -132,6 +133,24 @@ async def test_people_are_invited_paused_and_disabled(site: RunningSite) -> None
         await person.get("/", 303)  # signed out
         boss = site.db.value("SELECT id FROM accounts WHERE pseudonym = 'boss-1'")
         await admin.form(f"/admin/people/{boss}/state", 409, state="disabled")
+
+
+async def test_reports_are_found_by_state_and_project(site: RunningSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Open ones at first, a page at a time; a list of two hundred ended there."""
+    monkeypatch.setattr("polyhead.client.annotate.admin.reports.PAGE", 2)
+    async with site.person("admin") as admin, site.person() as person:
+        assignment = (await person.claim())["state"]["assignment"]["id"]
+        for number in range(3):
+            await person.post("/api/reports", {"assignment_id": assignment, "text": f"report-{number}"})
+        first = (await admin.get("/admin/reports")).text
+        assert [f"report-{number}" in first for number in range(3)] == [False, True, True]
+        [older] = re.findall(r'href="(\?state=open&amp;project=&amp;before=\d+)"', first)
+        assert "report-0" in (await admin.get(f"/admin/reports{html.unescape(older)}")).text
+        newest = site.db.value("SELECT id FROM reports WHERE text = 'report-2'")
+        await admin.form(f"/admin/reports/{newest}/close")
+        for query, seen in (("", False), ("?state=closed", True), ("?state=", True), ("?state=closed&project=none", False)):
+            assert ("report-2" in (await admin.get(f"/admin/reports{query}")).text) is seen, query
+        await admin.form("/admin/reports/none/close", 404)
 
 
 async def test_an_export_is_counted_taken_and_listed(site: RunningSite) -> None:
