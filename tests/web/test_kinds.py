@@ -131,8 +131,8 @@ def test_rate_and_then_rank(page: Any, served: Served) -> None:
 
 
 @pytest.mark.parametrize("served", ["evidence"], indirect=True)
-def test_evidence(page: Any, served: Served) -> None:
-    """Beside the item and on its reply's card, markup as text; the way to the source is a link to a page of its own."""
+def test_evidence(browser: Any, page: Any, served: Served) -> None:
+    """Beside the item and on its reply's card, markup as text, its source a link to a page of its own; so the team sees it, too."""
     open_task(page, served)
     beside = page.locator("#evidence .evidence")
     expect(beside).to_contain_text("<script>alert(1)</script>")
@@ -146,6 +146,15 @@ def test_evidence(page: Any, served: Served) -> None:
         page.keyboard.press(key)
     look(page, "kind-evidence")
     submitted(page, served)
+    context = browser.new_context(reduced_motion="reduce")
+    team = context.new_page()
+    problems = watch(team, served)
+    sign_in(team, served, served.account("admin"))
+    team.goto(f"{served.address}/admin/p/work/items/{served.db.value('SELECT id FROM items')}")
+    expect(team.locator(".evidence").first).to_contain_text("<script>alert(1)</script>")
+    look(team, "kind-evidence-team")
+    context.close()
+    assert problems == []
 
 
 @pytest.mark.parametrize("served", ["script"], indirect=True)
