@@ -17,7 +17,7 @@ from polyhead.client.annotate.keeping.commands import backup_command, rebuild_co
 from polyhead.client.annotate.people import accounts
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import ProjectConfig, read_project
-from polyhead.client.annotate.replies.drawing import Model
+from polyhead.client.annotate.replies.checking import check
 from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.terminal import DEFAULT_DB, Db, ServerAddress, TlsCa, TokenFile, fail, read_token, readable, token_of
 
@@ -91,7 +91,7 @@ def check_command(
     token_file: TokenFile = None,
     tls_ca: TlsCa = None,
 ) -> None:
-    """Read a project's file and ask the model server for its heads and rules."""
+    """Read a project's file and ask the model server for its heads, rules, recipe and transcript format."""
     config = read_project(file.read_text(encoding="utf-8"), str(file))
     token = token_of(token_file)
     certificates = tls_ca.read_bytes() if tls_ca else None
@@ -270,13 +270,6 @@ async def _serve(
 
 
 async def _ask_server(config: ProjectConfig, target: str, token: str | None, certificates: bytes | None) -> list[str]:
-    """Each head of the file as the server has it."""
-    lines = []
+    """What the file names, as the server has it."""
     async with AsyncFleet(target, token=token, root_certificates=certificates, timeout=20) as client:
-        for name in (*config.head_names, *config.hidden.heads):
-            head = await client.head(name)
-            lines.append(f"head {name}: version {head.version}, {head.kind.value}")
-        if config.rules.rule_set:
-            reference, rules = await Model(client).rules(config.rules.rule_set)
-            lines.append(f"rule set {reference}: {len(rules)} rules")
-    return [*lines, f"project {config.slug}: ready"]
+        return [*await check(config, client), f"project {config.slug}: ready"]

@@ -7,17 +7,18 @@ import contextlib
 import dataclasses
 import logging
 from collections.abc import AsyncGenerator, Awaitable, Callable, Iterator, Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
 import yaml
 
-from polyhead.client import Arm, AsyncClient, Continuation, Piece, Sample, ScoredItem, Served, Status, TrunkInfo, errors
+from polyhead.client import Arm, AsyncClient, Configuration, Continuation, Piece, Sample, ScoredItem, Served, Status, TrunkInfo, errors
 from polyhead.client.annotate.projects.config import NewHeads, ProjectConfig, Reveal
 from polyhead.client.annotate.replies.candidates import USABLE, unpack_ids
 from polyhead.client.annotate.replies.dialogues import SEARCHES
 from polyhead.client.annotate.storage.database import Database, Row, new_id
 
 TURN_TIMEOUT_S = 180.0
+ConfigurationKind = Literal["rule_set", "recipe", "transcript_format"]
 POLL_S = 10.0
 log = logging.getLogger(__name__)
 
@@ -92,8 +93,8 @@ class Drawing:
 class Form:
     """What the frontend needs of a transcript format."""
 
-    reply_role: str = "agent"
-    openings: tuple[str, ...] = ()
+    reply_role: str
+    openings: tuple[str, ...]
 
     @classmethod
     def of_file(cls, content: str) -> Form:
@@ -170,20 +171,27 @@ class Model:
     async def _form(self, form: str) -> Form:
         """What the format's file says; asked for once."""
         if form not in self._forms:
-            known = await self._client.configurations("transcript_format")
-            named = [each for each in known if form in (each.reference, each.reference.partition("@")[0])]
-            newest = max(named, key=lambda each: int(each.reference.partition("@")[2]), default=None)
-            self._forms[form] = Form() if newest is None else Form.of_file(newest.content)
+            self._forms[form] = Form.of_file((await self.configuration("transcript_format", form, "prompt.format")).content)
         return self._forms[form]
 
     async def rules(self, rule_set: str) -> tuple[str, list[Any]]:
         """(reference with its version, rules) of a rule set. NotFound if the server has none of this name."""
-        known = await self._client.configurations("rule_set")
-        for each in known:
-            if rule_set in (each.reference, each.reference.partition("@")[0]):
-                return each.reference, list(each.rules)
-        has = ", ".join(each.reference for each in known) or "none"
-        raise errors.NotFound(f"the server has no rule set {rule_set}\nhint: it has {has}", field="rules.rule_set")
+        found = await self.configuration("rule_set", rule_set, "rules.rule_set")
+        return found.reference, list(found.rules)
+
+    async def configuration(self, kind: ConfigurationKind, name: str, key: str) -> Configuration:
+        """By its reference, or the newest of a name, as the server itself reads names. NotFound or FailedPrecondition names the project's
+        key."""
+        known = await self._client.configurations(kind)
+        named = [each for each in known if name in (each.reference, each.reference.partition("@")[0])]
+        what = kind.replace("_", " ")
+        if not named:
+            has = ", ".join(each.reference for each in known) or "none"
+            raise errors.NotFound(f"the server has no {what} {name}\nhint: it has {has}", field=key)
+        newest = max(named, key=lambda each: int(each.reference.partition("@")[2]))
+        if newest.set_aside:
+            raise errors.FailedPrecondition(f"the server cannot use the {what} {newest.reference}: {newest.set_aside}", field=key)
+        return newest
 
     def note(self, *, is_up: bool) -> None:
         """What a call has shown."""

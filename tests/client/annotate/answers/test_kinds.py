@@ -199,7 +199,7 @@ async def test_rules_of_a_project_that_comes_later_are_read(tmp_path: Path, monk
     class Ruled(FakeModel):
         async def configurations(self, kind: Any = None) -> list[Any]:
             asked.set()  # what is returned is stored before anybody else runs
-            return [SimpleNamespace(reference="example-rules@1", rules=[Rule(**RULE)])]
+            return [SimpleNamespace(reference="example-rules@1", rules=[Rule(**RULE)], set_aside="")]
 
     async with running(tmp_path / "a.db", Ruled(), stored("rank")) as site, site.person() as person:
         assert not asked.is_set()

@@ -27,6 +27,15 @@ SCRIPT = f"slug: work\nkind: choose\n{ARMS}\ndialogue: {{max_turns: 3, user: ite
 DRAWN = f"slug: work\nkind: choose\n{ARMS}\ndialogue: {{max_turns: 3, user: model, user_head: canary-head}}"
 
 
+class Sparrow(FakeModel):
+    """With two versions of a transcript format."""
+
+    async def configurations(self, kind: Any = None) -> list[Any]:
+        files = {number: f"default_reply_role: role{number}\nroles: {{user: {{opening: '||U:'}}}}" for number in (9, 10)}
+        made = [SimpleNamespace(reference=f"sparrow@{number}", content=text, set_aside="") for number, text in files.items()]
+        return made if kind == "transcript_format" else []
+
+
 async def begun(site: RunningSite, person: Person, path: Path, **item: Any) -> tuple[str, dict[str, Any]]:
     """(assignment, state) of the first turn, its replies there."""
     add(site, path, {"messages": MESSAGES, **item})
@@ -190,12 +199,6 @@ async def test_a_transcript_format_has_roles_of_its_own(tmp_path: Path) -> None:
     """The server refused the second turn: its formats know no assistant and no system. It goes on from the reply's exact ids, as without a
     format; the user's message is the user's turn there."""
 
-    class Sparrow(FakeModel):
-        async def configurations(self, kind: Any = None) -> list[Any]:
-            files = {number: f"default_reply_role: role{number}\nroles: {{user: {{opening: '||U:'}}}}" for number in (9, 10)}
-            made = [SimpleNamespace(reference=f"sparrow@{number}", content=text) for number, text in files.items()]
-            return made if kind == "transcript_format" else []
-
     config = f"{DRAWN}\nprompt: {{format: sparrow, system: Be brief.}}"
     async with running(tmp_path / "a.db", Sparrow(), config) as site, site.person() as person:
         assignment, state = await begun(site, person, tmp_path / "items.jsonl")
@@ -218,7 +221,7 @@ async def test_evidence_stands_behind_half_of_the_replies(tmp_path: Path) -> Non
     that have read it, one that fails is drawn again after its own prompt, and the dialogue goes on from what the chosen one has read."""
     config = DRAWN.replace("user: model", "user: item") + "\nprompt: {format: sparrow}"
     card = {"title": "Rayleigh", "snippet": "Air scatters.", "query": "blue sky"}
-    model = FakeModel(["plain 1", "plain 2", "read 1", "broken", "read 2"])
+    model = Sparrow(["plain 1", "plain 2", "read 1", "broken", "read 2"])
     model.broken[3] = 1
     async with running(tmp_path / "a.db", model, config) as site, site.person() as person:
         assignment, state = await begun(site, person, tmp_path / "items.jsonl", evidence=card, user_turns=["And at dusk?"])
@@ -243,7 +246,7 @@ async def test_evidence_stands_behind_half_of_the_replies(tmp_path: Path) -> Non
         plain = site.db.all("SELECT id FROM candidates WHERE text LIKE 'plain%'")
         assert not {row.id for row in plain} & key["evidence"]["replies"].keys()
     five = config.replace("n: 2", "n: 5")
-    async with running(tmp_path / "b.db", FakeModel(), five) as site:
+    async with running(tmp_path / "b.db", Sparrow(), five) as site:
         with pytest.raises(Invalid, match="'evidence' doubles the project's 5 replies"):
             add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "evidence": card})
 
