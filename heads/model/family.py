@@ -54,7 +54,7 @@ class HeadModule(nn.Module):
     @property
     def dtype(self) -> torch.dtype:
         """Of the layers; states are cast to it on entry."""
-        return cast(torch.dtype, next(self._base().parameters()).dtype)
+        return cast(torch.dtype, next(self.base.parameters()).dtype)
 
     def forward(
         self, states_1TD: torch.Tensor, position_ids_1T: torch.Tensor, rows: torch.Tensor | None = None, **attention: Any
@@ -67,7 +67,9 @@ class HeadModule(nn.Module):
         hidden_TD = self.decoder(**call).last_hidden_state[0]
         return cast(torch.Tensor, self.score(hidden_TD if rows is None else hidden_TD[rows])[:, 0])
 
-    def _base(self) -> PreTrainedModel:
+    @property
+    def base(self) -> PreTrainedModel:
+        """Layers and final norm, without an output."""
         return cast(PreTrainedModel, self.decoder if self.score is not None else getattr(self.decoder, self.spec.base))
 
 

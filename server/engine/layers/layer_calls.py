@@ -40,7 +40,8 @@ def layer_calls(part: TrunkModule | HeadModule, d_model: int) -> list[LayerCall]
         if isinstance(part, TrunkModule):
             part(position, position, seen=seen)
         else:
-            part(torch.zeros((1, 1, d_model), device=device), position, seen=seen)
+            state = torch.zeros((1, 1, d_model), dtype=part.dtype, device=device)  # its output may have another dtype
+            part.base(inputs_embeds=state, position_ids=position, use_cache=False, seen=seen)
     set_attention(part, before)
     return [seen[layer] for layer in sorted(seen)]
 

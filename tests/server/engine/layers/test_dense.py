@@ -12,8 +12,9 @@ from torch import Tensor
 from transformers import PreTrainedModel
 
 from polyhead.heads.format.errors import FailedPrecondition
-from polyhead.heads.format.kinds import HeadKind
+from polyhead.heads.format.kinds import HeadKind, OutputKind
 from polyhead.heads.format.lora import LoraAdapter
+from polyhead.server.engine.build import OutputForm
 from polyhead.server.engine.layers.fast import FastHead, FastTrunk
 from polyhead.server.engine.layers.torch.dense import DenseLinear
 from polyhead.server.engine.schedule.scheduler import SchedulerLimits
@@ -63,6 +64,20 @@ def drawn_logprobs(model: PreTrainedModel, sample: Sample) -> Tensor:
     """(completion,)"""
     logits = model(torch.tensor([[*sample.prompt, *sample.completion]])).logits[0, len(sample.prompt) - 1 : -1]
     return logits.float().log_softmax(-1).gather(1, torch.tensor(sample.completion)[:, None])[:, 0]
+
+
+def test_outputs_may_be_wider_than_layers(tmp_path: Path) -> None:
+    """A server with heads in bfloat16 and an output of their own in float32 ended at its start, when a head's layers were looked at."""
+    save_tiny("llama", tmp_path)
+    bench = Bench.open(tmp_path, 2, dtype=torch.bfloat16, max_context=128, output=OutputForm("none", torch.float32))
+    heads = bench.engine.heads
+    heads._calls.clear()
+    heads_of = HeadLoader(bench.spec, None, torch.bfloat16, CPU, heads.prepare, heads.weight_bytes, torch.float32)
+    head = heads_of.build("c", heads_of.open(bytearray(to_file(bench.tensors["a"]))), OutputKind.OWN)
+    bench.activate(2, policy=head, value=bench.engine.active.heads["value"].live)
+    request = bench.sampled(bench.prompt(9), params=DRAWN)
+    bench.run(request)
+    assert len(request.samples[0].completion) == DRAWN.max_new_tokens
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
