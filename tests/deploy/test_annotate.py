@@ -149,6 +149,7 @@ async def test_metrics_count_what_happened_and_name_nobody(exported: Exported) -
     assert exported.value("polyhead_annotate_requests_total", code="404") == 1
     assert exported.value("polyhead_annotate_request_seconds_count") == 4
     assert exported.value("polyhead_annotate_leases") == 1
+    assert exported.value("polyhead_annotate_rounds_ended_by_trunk") == 0
     assert exported.value("polyhead_annotate_model_up") == 1
     assert exported.value("polyhead_annotate_backup_timestamp_seconds") > 0
     labels = {label for name, found in exported.labels.items() if name.startswith("polyhead_annotate") for label in found}

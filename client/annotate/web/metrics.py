@@ -15,6 +15,7 @@ from prometheus_client.core import CounterMetricFamily, GaugeMetricFamily, Metri
 from prometheus_client.registry import Collector
 from starlette.types import ASGIApp, Message, Receive, Scope, Send
 
+from polyhead.client.annotate.admin.rounds import closed_by_trunk
 from polyhead.client.annotate.replies import scoring
 from polyhead.client.annotate.storage.database import Database
 
@@ -99,6 +100,7 @@ def _counts(db: Database) -> Iterator[Metric]:
     yield _gauge("leases", "Tasks that somebody has before them", db.value("SELECT count(*) FROM assignments WHERE state = 'leased'"))
     yield _gauge("reports_open", "Reports that nobody has closed", db.value("SELECT count(*) FROM reports WHERE state = 'open'"))
     yield _gauge("written_unscored", "Replies that people wrote and that wait for scores of the hidden heads", scoring.count(db).num_open)
+    yield _gauge("rounds_ended_by_trunk", "Open projects that wait for a new round on another trunk", len(closed_by_trunk(db)))
     people = GaugeMetricFamily(f"{PREFIX}_people", "Accounts, by state", labels=["state"])
     for row in db.all("SELECT state, count(*) AS num FROM accounts GROUP BY 1"):
         people.add_metric([row.state], row.num)

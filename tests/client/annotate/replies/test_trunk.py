@@ -6,12 +6,14 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from prometheus_client import CollectorRegistry
 
 from polyhead.client import Continuation
 from polyhead.client.annotate.keeping import verify
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import read_project
 from polyhead.client.annotate.web.catalogs import NAMES, catalog
+from polyhead.client.annotate.web.metrics import Stored
 from polyhead.client.annotate.web.noticing import notice
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, Person, RunningSite, begin, choice, running
@@ -104,12 +106,21 @@ async def test_rounds_of_live_work_close_with_a_sentence(tmp_path: Path, locale:
             shown = (await admin.get(path)).text
             assert "canary-trunk, 70cafe70cafe → other-trunk, 70cafe70cafe" in shown, path
         assert words("admin.warn.trunk", projects="helpful") in (await admin.get("/admin/health")).text
+        assert scraped(site) == 1.0
         await admin.form("/admin/p/helpful/rounds")
         await poll(site)
         assert open_slugs(site) == ["helpful", "stored"]
         for path in ("/admin", "/admin/p/helpful", "/admin/health"):
             assert "canary-trunk" not in (await admin.get(path)).text, path
+        assert scraped(site) == 0.0
         assert (await idle.claim())["state"]["phase"] == "compose"
+
+
+def scraped(site: RunningSite) -> float | None:
+    """What an alert reads."""
+    registry = CollectorRegistry()
+    registry.register(Stored(site.db, lambda: True, None))
+    return registry.get_sample_value("polyhead_annotate_rounds_ended_by_trunk")
 
 
 def open_slugs(site: RunningSite) -> list[str]:
