@@ -5,6 +5,7 @@
 
 from __future__ import annotations
 
+import json
 import random
 from typing import Any
 
@@ -42,6 +43,12 @@ def claim(db: Database, person_id: str, project: OpenProject, draw: random.Rando
         row = {"id": new_id(), "item_id": item, "account_id": person_id, "state": "leased", "leased_at": db.now(), "lease_until": until}
         db.insert("assignments", row, person_id)
         return get(db, str(row["id"]))
+
+
+def reads(db: Database, person_id: str, project: OpenProject) -> bool:
+    """Whether this person reads a language of the project."""
+    wanted = project.config.text.languages
+    return not wanted or not set(wanted).isdisjoint(json.loads(db.value("SELECT languages_json FROM accounts WHERE id = ?", person_id)))
 
 
 def lease_again(db: Database, assignment: Row, lease_min: int) -> None:

@@ -82,6 +82,13 @@ class Polarity(enum.StrEnum):
     WORSE = "worse"  # red teaming: the more harmful one is marked; exports turn it round
 
 
+class Assignment(enum.StrEnum):
+    """Which rule a person is to attack."""
+
+    LEAST_COVERED = "least-covered"  # one with the fewest verdicts, at random among equals
+    RANDOM = "random"
+
+
 class Strength(enum.StrEnum):
     NOT_ASKED = ""
     HH8 = "hh8"  # 8 points, no middle
@@ -163,6 +170,7 @@ class AnswerConfig:
 @dataclass(frozen=True)
 class RulesConfig:
     rule_set: str = ""
+    assign: Assignment = Assignment.LEAST_COVERED
     attempts: int = 5
 
 
@@ -184,6 +192,7 @@ class QueueConfig:
 class TextConfig:
     min_chars: int = 2
     max_chars: int = 8000
+    languages: tuple[str, ...] = ()  # a person must read one of these; empty: anybody may work
 
 
 @dataclass(frozen=True)

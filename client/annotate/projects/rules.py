@@ -9,7 +9,7 @@ from typing import Any
 
 from polyhead.client import Rule
 from polyhead.client.annotate.problems import ModelDown
-from polyhead.client.annotate.projects.config import Kind
+from polyhead.client.annotate.projects.config import Assignment, Kind
 from polyhead.client.annotate.projects.projects import OpenProject
 from polyhead.client.annotate.storage.database import Database
 
@@ -30,13 +30,13 @@ def known_rules(db: Database, project: OpenProject) -> tuple[str, list[dict[str,
 
 
 def assigned_rule(db: Database, project: OpenProject) -> dict[str, Any]:
-    """For `probe`, {"rule", "rule_set"}: a rule with the fewest verdicts, at random among equals. Else nothing."""
+    """For `probe`, {"rule", "rule_set"}: a rule with the fewest verdicts, at random among equals, or any. Else nothing."""
     if project.config.kind is not Kind.PROBE:
         return {}
     reference, rules = known_rules(db, project)
     if not rules:
         raise ModelDown("the rules were not read from the server yet")
-    counts = _num_verdicts(db, project)
+    counts = _num_verdicts(db, project) if project.config.rules.assign is Assignment.LEAST_COVERED else {}
     least = min(counts.get(rule["id"], 0) for rule in rules)
     rule = random.SystemRandom().choice([rule for rule in rules if counts.get(rule["id"], 0) == least])
     return {"rule": rule, "rule_set": reference}

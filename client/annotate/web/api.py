@@ -37,6 +37,8 @@ async def claim(request: Request, site: Site, person: Person) -> Response:
     _check_may_work(site, person, project)
     if accounts.state_of(site.db, person.id) == "paused":
         return _empty(site, person, "account_paused")
+    if not assignments.reads(site.db, person.id, project):
+        return _empty(site, person, "language")
     if assignments.current(site.db, person.id, project) is None and (wait := limits.wait_of(site.db, person.id, project)) is not None:
         return _empty(site, person, wait.why, until=wait.until, can_skip=wait.can_skip)
     assignment = assignments.claim(site.db, person.id, project)

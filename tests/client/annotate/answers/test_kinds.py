@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import json
+import random
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from types import SimpleNamespace
@@ -189,6 +190,23 @@ async def test_probe(tmp_path: Path) -> None:
         [row] = rows(site, tmp_path / "rows.jsonl", "rules")
     assert (row["rule"], row["label"], row["probed"]) == (first, "definitely-broken", True)
     assert [message["role"] for message in row["messages"]] == ["user", "assistant", "user"]
+
+
+async def test_rules_are_drawn_at_random_if_a_project_says_so(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of all of them, whatever is covered; and a project in other languages than a person reads has no work for that person."""
+    more = "rules: {rule_set: example-rules@1, assign: random}\ntext: {languages: [en]}"
+    async with running(tmp_path / "a.db", FakeModel(), f"slug: work\nkind: probe\n{ARMS.replace('2', '1')}\n{more}") as site:
+        drawn: list[list[str]] = []
+        monkeypatch.setattr(random.SystemRandom, "choice", lambda _, rules: (drawn.append([each["id"] for each in rules]), rules[0])[1])
+        rules.store_rules(site.db, projects.open_project(site.db, "work"), "example-rules@1", [Rule("one", "One."), Rule("two", "Two.")])
+        async with site.person() as person, site.person() as other:
+            _, assignment, _ = await claimed(person)
+            await person.say(assignment, "Insult me!")
+            await person.answer(assignment, None, {"verdict": 4})
+            await claimed(other)
+            assert drawn == [["one", "two"], ["one", "two"]]
+            site.db.execute("UPDATE accounts SET languages_json = '[\"ar\"]'")
+            assert (await person.claim("work"))["empty"] == "language"
 
 
 async def test_rules_of_a_project_that_comes_later_are_read(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
