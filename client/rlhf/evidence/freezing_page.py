@@ -31,9 +31,9 @@ def method(plan: FreezingPlan) -> list[str]:
         "runs in a process of its own, two threads a process, on a machine that does nothing else."
     )
     preference = (
-        f"Preference task: {plan.epochs} passes over the judge's order of {plan.base_samples} replies to each of {plan.train_questions} "
-        f"questions, measured on pairs of {plan.base_samples} replies to {plan.held_out_questions} held-out questions. A seed's replies "
-        "are drawn once and are the same for all variants; the time includes the trunk's own pass over them."
+        f"Preference task: {plan.epochs} epoch{'s' * (plan.epochs > 1)} on the judge's order of {plan.base_samples} replies to each of "
+        f"{plan.train_questions} questions, measured on pairs of {plan.base_samples} replies to {plan.held_out_questions} held-out "
+        "questions. A seed's replies are drawn once and are the same for all variants; the time includes the trunk's own pass over them."
     )
     rl = (
         f"RL task: {config.rounds} rounds of {config.prompts} prompts and {config.samples} replies of at most {config.max_new_tokens} "

@@ -34,7 +34,7 @@ def method(plan: LearnedPlan) -> list[str]:
     )
     rl = (
         f"RL takes {config.rounds} rounds of {config.prompts} prompts and {config.samples} replies. Heads that learn anew do so after "
-        f"rounds {' and '.join(map(str, plan.refresh_after))}: they go on learning, from {refreshed} replies, half of them the present "
+        f"round {' and '.join(map(str, plan.refresh_after))}: they go on learning, from {refreshed} replies, half of them the present "
         "policy's and half the base's, judged by the same judges. This is the iteration that OpenAI and Anthropic describe. Adam's moments "
         f"start anew there, too. The best of {plan.best_of} replies is the one that both heads reward most (Sparrow's reranking), "
         f"{plan.picks} choices for each held-out question."

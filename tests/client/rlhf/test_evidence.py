@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -23,8 +22,6 @@ from polyhead.client.rlhf.evidence.results import Results
 from polyhead.client.rlhf.evidence.runs import Evidence
 from polyhead.heads.training.fit import TrainingFailed
 from polyhead.heads.training.rl import rounds
-from tests.e2e.support import serving
-from tests.e2e.tiny import save_tiny_llama
 from tests.guards.tree import ROOT
 
 TINY: dict[str, Any] = {
@@ -36,13 +33,6 @@ TINY: dict[str, Any] = {
     "arms": {"preference": {"preference_weight": 1.0, "rule_weight": 0.0}, "mix": {"preference_weight": 1.0, "rule_weight": 2.0}},
     "rl": {"rounds": 2, "prompts": 2, "samples": 2, "max_new_tokens": 12, "kl_limit": 50.0},
 }
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    folder = tmp_path_factory.mktemp("evidence")
-    with serving(save_tiny_llama(folder / "model", tied=True), folder / "store") as server, Client(server.address, timeout=60) as opened:
-        yield opened
 
 
 def plan_of(folder: Path, **changes: Any) -> Plan:

@@ -31,8 +31,6 @@ from polyhead.heads.training.remote import pull_module
 from polyhead.heads.training.rl.config import RLConfig
 from polyhead.heads.training.rl.rewards import JudgeReward
 from polyhead.heads.training.tree import Run, pack_tree
-from tests.e2e.support import serving
-from tests.e2e.tiny import save_tiny_llama
 
 TINY: dict[str, Any] = {
     "experiment": "freezing",
@@ -59,24 +57,6 @@ TINY: dict[str, Any] = {
 def plan_of(folder: Path, **changes: Any) -> FreezingPlan:
     (folder / "freezing.json").write_text(json.dumps({**TINY, **changes}))
     return FreezingPlan.read(folder / "freezing.json")
-
-
-@pytest.fixture(scope="module")
-def model(tmp_path_factory: pytest.TempPathFactory) -> Path:
-    return save_tiny_llama(tmp_path_factory.mktemp("freezing"), tied=True)
-
-
-@pytest.fixture(scope="module")
-def server(model: Path, tmp_path_factory: pytest.TempPathFactory) -> Iterator[LocalServer]:
-    """Its trunk has two of four layers, as that of every variant here that has one."""
-    with serving(model, tmp_path_factory.mktemp("served") / "store") as opened:
-        yield opened
-
-
-@pytest.fixture(scope="module")
-def client(server: LocalServer) -> Iterator[Client]:
-    with Client(server.address, timeout=60) as opened:
-        yield opened
 
 
 def reward() -> JudgeReward:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
 from typing import Any
@@ -17,8 +16,6 @@ from polyhead.client.rlhf.evidence.learned.plan import FIXED, HEADS, REFRESHED, 
 from polyhead.client.rlhf.evidence.learned.runs import LearnedHeads, best_of
 from polyhead.client.rlhf.evidence.plan import PlanError
 from polyhead.client.rlhf.evidence.results import Results
-from tests.e2e.support import serving
-from tests.e2e.tiny import save_tiny_llama
 
 TINY: dict[str, Any] = {
     "experiment": "learned",
@@ -27,27 +24,20 @@ TINY: dict[str, Any] = {
     "held_out_questions": 3,
     "held_out_samples": 2,
     "base_samples": 4,
-    "fewer_samples": [2],
+    "fewer_samples": [],
     "preference_weight": 1.0,
     "rule_weight": 2.0,
     "refresh_after": [1],
     "refresh_samples": 2,
     "best_of": 2,
     "picks": 1,
-    "rl": {"rounds": 2, "prompts": 2, "samples": 2, "max_new_tokens": 12, "kl_limit": 50.0},
+    "rl": {"rounds": 2, "prompts": 2, "samples": 2, "max_new_tokens": 8, "kl_limit": 50.0},
 }
 
 
 def plan_of(folder: Path, **changes: Any) -> LearnedPlan:
     (folder / "learned.json").write_text(json.dumps({**TINY, **changes}))
     return LearnedPlan.read(folder / "learned.json")
-
-
-@pytest.fixture(scope="module")
-def client(tmp_path_factory: pytest.TempPathFactory) -> Iterator[Client]:
-    folder = tmp_path_factory.mktemp("learned")
-    with serving(save_tiny_llama(folder / "model", tied=True), folder / "store") as server, Client(server.address, timeout=60) as opened:
-        yield opened
 
 
 def test_heads_learn_anew_between_rounds(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -71,12 +61,12 @@ def test_heads_learn_anew_between_rounds(client: Client, tmp_path: Path, monkeyp
     monkeypatch.setattr(LearnedHeads, "_stage", interrupted)
     with pytest.raises(KeyboardInterrupt):
         work.run()
-    assert taught == [8, 16, 16]  # the first two of four replies to four questions, all of them, and half of them beside fresh ones
+    assert taught == [16, 16]  # all replies of the base, and half of them beside fresh ones
     monkeypatch.setattr(LearnedHeads, "_stage", stage)
     assert LearnedHeads(client, plan, tmp_path, said.append).run() == 0
-    assert taught == [8, 16, 16]
+    assert taught == [16, 16]
     found = {what: Results(tmp_path, plan).find(Unit(0, what)) or {} for what in (HEADS, FIXED, REFRESHED)}
-    assert [each["samples"] for each in found[HEADS]["learned"]] == [2, 4]
+    assert [each["samples"] for each in found[HEADS]["learned"]] == [4]
     assert [each["number"] for each in found[REFRESHED]["rounds"]] == [1, 2]
     [refresh] = found[REFRESHED]["refreshes"]
     assert (len(found[FIXED]["refreshes"]), refresh["replies"]) == (0, 16)
@@ -104,6 +94,11 @@ def assert_page_tells_of_them(results: Results[LearnedPlan]) -> None:
     assert learned_page.chapter(results)[-1].startswith("Not run yet: the heads, RL with heads that stay, ")
 
 
+def test_fewer_replies_are_the_first_to_each_question() -> None:
+    drawn: Any = [SimpleNamespace(prompt_index=index % 2, number=index) for index in range(6)]
+    assert [each.number for each in runs._first_of_each(drawn, 2)] == [0, 1, 2, 3]
+
+
 def test_the_best_of_each_few_is_chosen() -> None:
     rewards = ((0, 1), (1, 5), (0, 3), (1, 2), (0, 0), (0, 9))
     drawn: Any = [SimpleNamespace(prompt_index=question, reward=reward) for question, reward in rewards]
@@ -127,4 +122,4 @@ def test_a_plan_is_checked_before_any_run(tmp_path: Path, changes: dict[str, Any
 def test_the_plan_in_the_repository() -> None:
     """Three seeds; RL as in the plan of the arms."""
     plan = LearnedPlan.read()
-    assert (len(plan.units()), plan.stages) == (9, [4, 3, 3])
+    assert (len(plan.units()), plan.stages) == (9, [5, 5])

@@ -14,8 +14,6 @@ from polyhead.client.rlhf.evidence.plan import PlanError
 from polyhead.client.rlhf.evidence.results import Results
 from polyhead.client.rlhf.evidence.sharing.plan import SERVED, TRL, SharingPlan, Unit
 from polyhead.client.rlhf.evidence.sharing.served import measure_rounds
-from tests.e2e.support import serving
-from tests.e2e.tiny import save_tiny_llama
 
 TINY: dict[str, Any] = {"experiment": "sharing", "rounds": 1, "prompts": 2, "samples": 2, "max_new_tokens": 4, "learning_rate": 1e-4}
 
@@ -25,12 +23,10 @@ def plan_of(folder: Path, **changes: Any) -> SharingPlan:
     return SharingPlan.read(folder / "sharing.json")
 
 
-def test_a_round_counts_its_tokens(tmp_path: Path) -> None:
+def test_a_round_counts_its_tokens(client: Client, tmp_path: Path) -> None:
     """The first round is left out. Each role's head reads every drawn token, and the trunk computes a token once."""
     plan, results = plan_of(tmp_path), Results(tmp_path, plan_of(tmp_path))
-    model = save_tiny_llama(tmp_path / "model", tied=True)
-    with serving(model, tmp_path / "store") as server, Client(server.address, timeout=60) as client:
-        results.keep(Unit(SERVED), measure_rounds(client, plan, tmp_path / "runs"))
+    results.keep(Unit(SERVED), measure_rounds(client, plan, tmp_path / "runs"))
     found = results.find(Unit(SERVED)) or {}
     [counted] = found["rounds"]
     assert counted["replies"] == 4

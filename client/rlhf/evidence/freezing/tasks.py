@@ -39,7 +39,7 @@ Say = Callable[[str], None]
 
 
 def learn_preference(plan: FreezingPlan, unit: Unit, data: Data, trainee: Trainee, states: States, say: Say) -> dict[str, Any]:
-    """Train on the judge's order of the base's replies; what it does to held-out pairs after each sixth of the steps, and in what time."""
+    """Train on the judge's order of the base's replies; what it does to held-out pairs on the way, and in what time."""
     clock = Clock()
     rows = encoded(data.train, states)
     with clock.stopped():
