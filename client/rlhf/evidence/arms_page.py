@@ -81,11 +81,15 @@ class Told:
     def difference(self, arm: str, other: str, measure: str) -> Interval | None:
         """Of two policies over the seeds that both have; None: there is no such seed."""
         both = [{each["seed"]: each["replies"] for each in self.by_arm.get(name, [])} for name in (arm, other)]
-        seeds = sorted(both[0].keys() & both[1].keys())
-        if not seeds:
+        if not (seeds := self.seeds_of_both(arm, other)):
             return None
         cells = [table_of([own[seed] for seed in seeds], measure) for own in both]
         return bootstrap(cells[0] - cells[1])
+
+    def seeds_of_both(self, arm: str, other: str) -> list[int]:
+        """Those that are finished."""
+        own, others = ({each["seed"] for each in self.by_arm.get(name, [])} for name in (arm, other))
+        return sorted(own & others)
 
 
 def plots(told: Told) -> str:
@@ -139,6 +143,7 @@ def _claims(told: Told) -> list[str]:
         form: Form = "{:+.0%}".format if measure != "preference" else "{:+.2f}".format
         is_clear = not interval.low <= 0 <= interval.high
         verdict = "not shown" if not is_clear else "yes" if interval.mean * sign > 0 else "the opposite"
+        verdict += f", {len(told.seeds_of_both(arm, other))} seed{'s' * (len(told.seeds_of_both(arm, other)) > 1)}"
         rows.append([claim, f"{MEASURES[measure][0]}, {arm} minus {other}: {with_interval(interval, form)}", verdict])
     return [table(["claim", "difference", "shown here"], rows)]
 

@@ -66,6 +66,7 @@ def page(folder: Path, plans: Plans, images: str = "../images") -> str:
         trained = [each for reward in plans.arms.seeds for each in Told.of(Results(folder, plans.arms), reward).trained]
         blocks += ["## What sharing buys", *sharing_page.chapter(Results(folder, plans.sharing), trained)]
     blocks += ["## What did not work", _bullets(page_text.DID_NOT_WORK), "## Limits", _bullets(page_text.LIMITS)]
+    blocks += ["## What it takes to run, and what was cut", _bullets(page_text.COST)]
     blocks += ["## Commands", page_text.COMMANDS]
     return "\n\n".join(blocks) + "\n"
 

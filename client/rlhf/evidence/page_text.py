@@ -32,6 +32,16 @@ LIMITS = (
     "held-out questions, not over models, judges or tasks.",
     "KL is the mean of log-prob minus the base's over sampled tokens: an estimate, which can be below 0.",
 )
+COST = (
+    "Estimates for two quiet cores, from the seconds of single rounds and from pilots of a few replies with seed 100 on a busy machine: "
+    "the three arms with judges 15 minutes a seed and with learned heads 35, learned heads that learn anew 27 a seed, freezing 30 a seed, "
+    "half of it for the variant that trains everything, sharing 5 in all. No seed below 100 was looked at to choose anything.",
+    "The last three plans were to take three hours together. Scope was cut for it, not seeds: one refresh of the heads instead of two, "
+    "heads that learn from 8 replies to a question instead of 16 (which the plan of the arms has), one epoch of the preference task "
+    "instead of two, 8 rounds of 32 replies in the RL task instead of 10 of 48, and LoRA at one split alone.",
+    "Learning rates were not searched for. Adapters have ten times the rate of full training, as Schulman et al. 2025 advise; whole models "
+    "have the rate of heads, which may not be their best.",
+)
 COMMANDS = """```console
 $ make rlhf-evidence ARGS='--budget 120'                       # three arms; goes on where it ended; finished runs are kept
 $ make rlhf-evidence ARGS='--plan learned'                     # learned heads that stay, that learn anew, that choose

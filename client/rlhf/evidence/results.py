@@ -44,7 +44,7 @@ class Results(Generic[P]):
         write_whole(self.path(unit), json.dumps({"plan": self.plan.sha256, **unit.about, **found}, indent=1).encode())
 
     def publish(self, units: Iterable[Work], folder: Path) -> int:
-        """Copy the units' files to `folder`/results, a tenth of the size: replies by column, numbers of six digits. Returns how many."""
+        """Copy the units' files to `folder`/results, a quarter of the size: replies by column, numbers of six digits. Returns how many."""
         published, count = Results(folder, self.plan), 0
         for unit in units:
             if (found := self.find(unit)) is not None:

@@ -17,9 +17,11 @@ from transformers import AutoModelForCausalLM
 
 from polyhead.client import Client
 from polyhead.client.local import LocalServer
+from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.arms import Arm
 from polyhead.client.rlhf.evidence import freezing_page
 from polyhead.client.rlhf.evidence.freezing import runs
+from polyhead.client.rlhf.evidence.freezing.data import Data
 from polyhead.client.rlhf.evidence.freezing.models import TokenStates, WholeModel, adapters_beside
 from polyhead.client.rlhf.evidence.freezing.plan import RL, FreezingPlan, Unit
 from polyhead.client.rlhf.evidence.freezing.runs import Freezing, UnitFailed, in_process_of_its_own
@@ -154,6 +156,13 @@ def test_adapters_train_and_are_served(client: Client) -> None:
         side.hand_on(number)
         assert update.gap < 1e-4
     assert client.head("policy-freezing").manifest.lora is not None
+
+
+def test_replies_that_are_all_liked_equally_are_refused(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Before any variant is trained on nothing."""
+    monkeypatch.setattr(judges, "preference", lambda text: 0.0)
+    with pytest.raises(PlanError, match="the judge likes the replies to each training question equally: there is nothing to order\nhint: "):
+        Data.drawn(client, plan_of(tmp_path), seed=0)
 
 
 def test_a_unit_in_a_process_of_its_own() -> None:

@@ -12,6 +12,7 @@ from typing import Any
 from polyhead.client import Client, Sample
 from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.evidence.freezing.plan import FreezingPlan
+from polyhead.client.rlhf.evidence.plan import PlanError
 from polyhead.client.rlhf.measure import base_rates, read_questions, sample
 from polyhead.heads.training.tensor_files import write_whole
 
@@ -38,13 +39,17 @@ class Data:
 
     @classmethod
     def drawn(cls, client: Client, plan: FreezingPlan, seed: int) -> tuple[Data, dict[str, Any]]:
-        """(the data, base rates)."""
+        """(the data, base rates). Raises PlanError where no two replies to a question differ in the judge's eyes."""
         train, held_out = read_questions(plan.train_questions, plan.held_out_questions)
         tokens, count = plan.config.max_new_tokens, plan.base_samples
         own = sample(client, "reference", train, count, [], tokens, seed=seed * 10 + 1)
         held = sample(client, "reference", held_out, count, [], tokens, seed=seed * 10 + 2)
-        rates = base_rates(own)
-        return cls(train, held_out, _rows(own), _rows(held), rates.spread), dataclasses.asdict(rates)
+        rates, rows, held_rows = base_rates(own), _rows(own), _rows(held)
+        if not rows or not held_rows:
+            which = "training" if not rows else "held-out"
+            hint = "hint: a plan with more questions, or with more base_samples"
+            raise PlanError(f"the judge likes the replies to each {which} question equally: there is nothing to order\n{hint}")
+        return cls(train, held_out, rows, held_rows, rates.spread), dataclasses.asdict(rates)
 
     @classmethod
     def read(cls, path: Path) -> Data:
