@@ -114,6 +114,8 @@ class Ranks:
         except PolyheadError:
             raise
         except BaseException as error:
+            if self._is_closing.is_set():  # a step that took longer than the end of the engine waits for: the others have gone already
+                raise
             log.critical("a pass of all ranks failed", exc_info=error)
             self._is_lost.wait(NAMED_S)  # the thread that listens ends the process if a rank is lost
             silent = [rank for rank, heard_at in self._heard_at.items() if time.monotonic() - heard_at > self.timeout_s / 2]
@@ -179,14 +181,22 @@ class Ranks:
                 self._children = children.meet(listener, self._processes, self._settings, self._is_closing.is_set)
             self._listen()
         except BaseException as error:
-            log.debug("ranks could not be started", exc_info=True)
+            log.debug("a rank is lost", exc_info=True)
             self._lose(str(error))
-        with contextlib.suppress(OSError):
-            self.say([Order.END])
+        self._say_the_end()
         children.end(self._processes, END_S if self._is_closing.is_set() else 0.0)
         for child in self._children:
             child.close()
         self._woken.close()
+
+    def _say_the_end(self) -> None:
+        """Unless a thread waits for a rank that takes no message: it is killed then."""
+        message = packed([Order.END])
+        if self._saying.acquire(timeout=END_S):
+            with contextlib.suppress(OSError):
+                for child in self._children:
+                    child.passes.sendall(message)
+            self._saying.release()
 
     def _listen(self) -> None:
         """Until the end, or until one is lost."""

@@ -47,6 +47,17 @@ def test_a_start_that_is_given_up_leaves_no_process(monkeypatch: pytest.MonkeyPa
     assert not ranks.folder.exists()
 
 
+def test_a_step_that_outlasts_the_engine_is_no_loss() -> None:
+    """A drained server whose last step was long ended with status 72: its ranks had gone while it was at it."""
+    ended: list[str] = []
+    ranks = Ranks(2, {"device": "cpu"}, 60.0, ended.append)
+    ranks.close()
+    with pytest.raises(BrokenPipeError), ranks.passing():
+        raise BrokenPipeError
+    ranks._woken.close()
+    assert not ended
+
+
 def test_a_stranger_is_not_taken_for_a_rank(tmp_path: Path) -> None:
     """Who connects is known by process id."""
     with children.listen(tmp_path) as listener, children.connect(str(tmp_path / children.SOCKET), "passes"):
