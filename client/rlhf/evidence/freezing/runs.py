@@ -6,11 +6,13 @@ import contextlib
 import math
 import resource
 import shutil
+import signal
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from types import FrameType
+from typing import Any, NoReturn
 
 from polyhead.client import Client
 from polyhead.client.local import LocalServer, local_server
@@ -118,11 +120,19 @@ def in_process_of_its_own(command: Sequence[str]) -> Callable[[Unit], None]:
     """Work on a unit by a command with its name at the end. What the peak of a process is belongs to one unit then."""
 
     def work(unit: Unit) -> None:
-        done = subprocess.run([*command, unit.name], check=False)
+        before = signal.signal(signal.SIGTERM, _leave)  # or the unit's process would go on alone: `run` ends it where it is left
+        try:
+            done = subprocess.run([*command, unit.name], check=False)
+        finally:
+            signal.signal(signal.SIGTERM, before)
         if done.returncode:
             raise UnitFailed(f"the process of {unit.name} ended with status {done.returncode}")
 
     return work
+
+
+def _leave(number: int, frame: FrameType | None) -> NoReturn:
+    raise SystemExit(128 + number)
 
 
 class UnitFailed(RuntimeError):
