@@ -26,7 +26,7 @@ from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.statistics.intervals import TOO_FEW
 from polyhead.client.annotate.storage.database import Database, new_id, sha256, to_json
 from polyhead.client.annotate.web.access import moment
-from polyhead.client.annotate.web.catalogs import NAMES, catalog
+from polyhead.client.annotate.web.catalogs import catalog
 from tests.client.annotate.site import RunningSite, begin, choice
 
 NUM_ITEMS = 24
@@ -147,10 +147,10 @@ async def test_time_is_of_each_answer_and_few_make_no_figure(site: RunningSite) 
     assert shown(Share(12, 20, TOO_FEW), words).startswith("60%")
 
 
-@pytest.mark.parametrize("locale", NAMES)
-async def test_a_message_is_seen_until_it_is_read(site: RunningSite, locale: str) -> None:
+async def test_a_message_is_seen_until_it_is_read(site: RunningSite) -> None:
     """On the next page and with the next task, as text, by that person alone; read once, it is gone, and the team sees when."""
-    words, markup = catalog(locale), "Please <b>slow</b> down\r\n<script>alert(1)</script>"
+    locale, markup = "zh-Hans", "Please <b>slow</b> down\r\n<script>alert(1)</script>"
+    words = catalog(locale)
     async with site.person("admin", "boss-1") as admin, site.person(pseudonym="amber-fox-1") as person, site.person() as other:
         await person.form("/me", locale=locale)
         account = site.db.value("SELECT id FROM accounts WHERE pseudonym = 'amber-fox-1'")

@@ -12,7 +12,7 @@ from polyhead.client import Continuation
 from polyhead.client.annotate.keeping import verify
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import read_project
-from polyhead.client.annotate.web.catalogs import NAMES, catalog
+from polyhead.client.annotate.web.catalogs import catalog
 from polyhead.client.annotate.web.metrics import Stored
 from polyhead.client.annotate.web.noticing import notice
 from tests.client.annotate.model import FakeModel
@@ -79,9 +79,9 @@ async def test_pinned_heads_end_with_their_trunk(tmp_path: Path) -> None:
     assert len(site.model.calls) == 1
 
 
-@pytest.mark.parametrize("locale", NAMES)
-async def test_rounds_of_live_work_close_with_a_sentence(tmp_path: Path, locale: str) -> None:
+async def test_rounds_of_live_work_close_with_a_sentence(tmp_path: Path) -> None:
     """Nobody gets a new item; who is in a conversation finishes it; stored work goes on; the team reads why, until it opens a round."""
+    locale = "zh-Hans"
     words = catalog(locale)
     async with (
         running(tmp_path / "a.db", FakeModel(), CHOOSE, STORED) as site,
