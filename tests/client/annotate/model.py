@@ -112,7 +112,8 @@ class FakeModel:
         is_broken = self.broken[number] > 0
         self.broken[number] -= is_broken
         is_continued = isinstance(prompt, Continuation)
-        before = [*prompt.prompt_token_ids, *prompt.token_ids] if is_continued else [5, *(6 for each in prompt if "search" in each["role"])]
+        found = [] if is_continued else [6 for each in prompt or () if "search" in each["role"]]
+        before = [*prompt.prompt_token_ids, *prompt.token_ids] if is_continued else [5, *found]
         return dataclasses.replace(
             made,
             prompt_token_ids=[*before, 7],
