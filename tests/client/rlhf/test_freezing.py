@@ -171,11 +171,11 @@ def test_a_unit_in_a_process_of_its_own() -> None:
     work(Unit("data", 0))
     with pytest.raises(UnitFailed, match="the process of freezing-seed1-data ended with status 1"):
         work(Unit("data", 1))
-    code = "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
+    before, code = signal.getsignal(signal.SIGTERM), "import os, signal, time; os.kill(os.getppid(), signal.SIGTERM); time.sleep(600)"
     ending = in_process_of_its_own([sys.executable, "-c", code])
     with pytest.raises(SystemExit) as ended:  # and the process is ended, too
         ending(Unit("data", 0))
-    assert (ended.value.code, signal.getsignal(signal.SIGTERM)) == (143, signal.SIG_DFL)
+    assert (ended.value.code, signal.getsignal(signal.SIGTERM)) == (143, before)
 
 
 def test_numbers_at_the_same_time_and_at_the_same_kl() -> None:
