@@ -53,6 +53,10 @@ def test_a_second_device_must_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
     with pytest.raises(FailedPrecondition, match=r"no such device: cuda:2 \(torch finds 2 GPUs\)\nhint: leave out --head-device") as caught:
         loading.check_devices(ServeConfig(device="cuda", head_device="cuda:2"))
     assert caught.value.field == "head_device"
+    loading.check_devices(ServeConfig(device="cuda", tensor_parallel=2, cuda_graphs=False))
+    with pytest.raises(FailedPrecondition, match=r"no such device: cuda:3 \(torch finds 2 GPUs\)\nhint: --tensor") as caught:
+        loading.check_devices(ServeConfig(device="cuda", tensor_parallel=4, cuda_graphs=False))
+    assert caught.value.field == "tensor_parallel"
 
 
 def test_a_gpus_free_memory_is_asked_for_when_torch_keeps_none(monkeypatch: pytest.MonkeyPatch) -> None:

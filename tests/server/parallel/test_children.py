@@ -11,9 +11,10 @@ from typing import Any
 import pytest
 
 from polyhead.heads.format.errors import FailedPrecondition, ResourceExhausted
-from polyhead.server.parallel import children
+from polyhead.server.config import ServeConfig
+from polyhead.server.parallel import children, start
 from polyhead.server.parallel.children import how_it_ended
-from polyhead.server.parallel.ranks import Ranks
+from polyhead.server.parallel.ranks import Ranks, Ready
 
 
 @pytest.mark.parametrize(
@@ -79,6 +80,14 @@ def test_a_long_path_of_temporary_files_is_left_out(tmp_path: Path, monkeypatch:
         assert not list(long.iterdir())
     finally:
         children.remove(folder)
+
+
+@pytest.mark.parametrize(("device", "budget"), [("cpu", 750), ("cuda", 600)])
+def test_a_budget_is_of_each_rank(device: str, budget: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU ranks share the machine's memory, of which caches take theirs later; of GPUs the fullest one decides."""
+    monkeypatch.setattr(start, "free_memory", lambda name: {"cpu": 2800, "cuda:0": 1000}[name])
+    config = ServeConfig(device=device, tensor_parallel=2, cuda_graphs=False, cache_bytes=400)
+    assert start._head_budget(config, [Ready(800)]) == budget
 
 
 def test_how_a_process_ended() -> None:
