@@ -110,6 +110,17 @@ def project_command(file: Annotated[Path, typer.Argument(help="A project's YAML 
     typer.echo(f"project {config.slug} is open: version {projects.open_project(database, config.slug).version}")
 
 
+@annotate_app.command("close-round")
+@readable
+def close_round_command(project: Annotated[str, typer.Argument(help="The project's slug.")], db: Db = DEFAULT_DB) -> None:
+    """Close a project's round and leave the project open: no tasks are handed out until the next round begins."""
+    database = Database.open(db)
+    number = projects.close_round(database, projects.find_project(database, project), "command line")
+    if number is None:
+        fail(f"no round is open: {project}\nhint: the project's page, /admin/p/{project}, begins one")
+    typer.echo(f"round {number} of {project} is closed; an admin begins the next one on its page, /admin/p/{project}")
+
+
 @annotate_app.command("copy")
 @readable
 def copy_command(

@@ -74,10 +74,15 @@ def open_round(
         return str(row["id"])
 
 
-def close_round(db: Database, project: Row, actor: str) -> None:
+def close_round(db: Database, project: Row, actor: str) -> int | None:
+    """Nothing is handed out until the next round begins; what people have before them may be finished. The number of the round that was
+    closed; None: none was open."""
     with db.transaction():
-        for row in db.all("SELECT id FROM rounds WHERE project_id = ? AND closed_at IS NULL", project.id):
-            db.change("rounds", row.id, {"closed_at": db.now()}, actor)
+        row = db.one("SELECT * FROM rounds WHERE project_id = ? AND closed_at IS NULL", project.id)
+        if row is None:
+            return None
+        db.change("rounds", row.id, {"closed_at": db.now()}, actor)
+        return int(row.number)
 
 
 def close_rounds_of_other_trunks(db: Database, trunk: TrunkInfo) -> list[str]:

@@ -83,6 +83,13 @@ async def begin_round(request: Request, site: Site, person: Person) -> Response:
     return RedirectResponse(f"/admin/p/{project.slug}", 303)
 
 
+async def close_round(request: Request, site: Site, person: Person) -> Response:
+    """Closes the round that is open, if one is; the project stays as it is."""
+    project = projects.find_project(site.db, request.path_params["slug"])
+    projects.close_round(site.db, project, person.id)
+    return RedirectResponse(f"/admin/p/{project.slug}", 303)
+
+
 async def report(request: Request, site: Site, person: Person) -> Response:
     """Progress, agreement, bias or strengths of a project, of one round or of all. `?csv=NAME`: one of its tables as a file."""
     slug, name = request.path_params["slug"], request.path_params["report"]
@@ -125,5 +132,6 @@ ROUTES: list[Route] = [
     route(f"{PROJECT}/copy", copy_project, ADMINS, ("POST",), is_form=True),
     route(f"{PROJECT}/state", set_project_state, ADMINS, ("POST",), is_form=True),
     route(f"{PROJECT}/rounds", begin_round, ADMINS, ("POST",), is_form=True),
+    route(f"{PROJECT}/rounds/close", close_round, ADMINS, ("POST",), is_form=True),
 ]
 LAST: list[Route] = [route(f"{PROJECT}/{{report}}", report, ADMINS)]

@@ -15,9 +15,11 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from typer.testing import CliRunner
 
 from polyhead.client.annotate.admin import agreement, bias, health, log, rounds, strengths, tables
 from polyhead.client.annotate.admin.tables import Estimate, Share, Table
+from polyhead.client.annotate.commands import annotate_app
 from polyhead.client.annotate.exports.comparable import all_judgements, values_of
 from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.projects import projects
@@ -86,6 +88,35 @@ async def test_a_project_from_yaml_its_rounds_and_states(site: RunningSite) -> N
         await admin.form("/admin/p/new/state", state="paused")
         assert (await person.claim("new"))["empty"] == "paused"
         await admin.form("/admin/p/new/state", state="burnt", status=422)
+
+
+async def test_a_round_is_closed_and_its_project_is_not(tmp_path: Path) -> None:
+    """What is under way is finished, nobody gets anything new until the next round, and the page says who can begin it."""
+    path, words = tmp_path / "a.db", catalog("en")
+    async with running(path, FakeModel(), CHOOSE) as site, site.person("admin") as admin, site.person() as busy, site.person() as idle:
+        assignment = (await busy.claim())["state"]["assignment"]["id"]
+        assert words("admin.close_round", round=1) in (await admin.get("/admin/p/helpful")).text
+        for _ in range(2):  # a second press changes nothing
+            await admin.form("/admin/p/helpful/rounds/close")
+        [row] = site.db.all("SELECT r.*, p.state AS of_project FROM rounds r JOIN projects p ON p.id = r.project_id")
+        assert row.closed_at is not None
+        assert (row.close_reason, row.of_project) == ("", "open")
+        assert site.db.value("SELECT count(*) FROM events WHERE kind = 'rounds.change' AND body_json LIKE '%closed_at%'") == 1
+        page = (await admin.get("/admin/p/helpful")).text
+        assert words("admin.no_round") in page
+        assert "/rounds/close" not in page
+        assert (await idle.claim())["empty"] == "paused"
+        assert words("home.paused") in (await idle.get("/")).text
+        turn = await busy.say(assignment, "Why is the sky blue?")
+        await busy.answer(assignment, turn, choice((await busy.state())["turns"][0]["view"]))
+        await admin.form("/admin/p/none/rounds/close", 404)
+        await admin.form("/admin/p/helpful/rounds")
+        assert words("admin.no_round") not in (await admin.get("/admin/p/helpful")).text
+        assert (await idle.claim())["state"]["phase"] == "compose"
+    for code, said in ((0, "round 2 of helpful is closed"), (1, "no round is open: helpful")):
+        done = CliRunner().invoke(annotate_app, ["close-round", "helpful", "--db", str(path)])
+        assert done.exit_code == code
+        assert said in done.output
 
 
 async def test_heads_that_change_are_said(site: RunningSite) -> None:
