@@ -220,7 +220,7 @@ def test_pages_are_accessible_and_fit(browser: Any, served: Served, view: str) -
     page.evaluate("() => document.activeElement.blur()")
     page.keyboard.press("KeyB")
     look(page, f"break-{view}")
-    for path in ("/", "/me", "/me/answers", "/p/helpful", "/no/such/page"):
+    for path in ("/", "/me", "/me/answers", "/help", "/p/helpful", "/no/such/page"):
         page.goto(served.address + path)
         look(page, f"page{path.replace('/', '-')}-{view}")
     context.close()

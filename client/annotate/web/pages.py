@@ -18,6 +18,7 @@ from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.people.own_data import own_data
 from polyhead.client.annotate.problems import Forbidden, NotThere
 from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.projects.projects import OpenProject
 from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.web import explaining, settings, state
@@ -146,7 +147,7 @@ async def task_page(request: Request, site: Site, person: Person) -> Response:
     words = words_of(request, person)
     shown = state.shown_project(project, person.locale)
     guidelines = project.config.words(project.config.guidelines, person.locale)
-    own = {key: text for key, text in words.words.items() if not key.startswith("admin.")}
+    own = {key: text for key, text in words.words.items() if not key.startswith(("admin.", "help."))}
     return site.page(request, "task.html", person, project=shown, guidelines=guidelines, words=json.dumps(own, ensure_ascii=False))
 
 
@@ -166,6 +167,11 @@ async def save_me(request: Request, site: Site, person: Person) -> Response:
         changes = {"settings_json": json.dumps(kept), "locale": _known_locale(str(form.get("locale", person.locale)))}
         site.db.change("accounts", person.id, changes, person.id)
     return RedirectResponse("/", 303)
+
+
+async def help_page(request: Request, site: Site, person: Person) -> Response:
+    """How the work goes: keys of each kind, what is stored, pauses, reports. With this person's own letters."""
+    return site.page(request, "help.html", person, kinds=[kind.value for kind in Kind])
 
 
 async def my_answers(request: Request, site: Site, person: Person) -> Response:
@@ -280,6 +286,7 @@ ROUTES: list[Route] = [
     route("/p/{slug}/examples", examples_read, PEOPLE, ("POST",), is_form=True),
     route("/me", me_page, SIGNED_IN),
     route("/me", save_me, SIGNED_IN, ("POST",), is_form=True),
+    route("/help", help_page, SIGNED_IN),
     route("/me/answers", my_answers, PEOPLE),
     route("/me/code", new_code, SIGNED_IN, ("POST",), is_form=True),
     route("/me/data", my_data, SIGNED_IN),

@@ -57,3 +57,18 @@ async def test_ones_own_answers(site: RunningSite) -> None:
         stored = await person.answer(assignment, turn, choice((await person.state())["turns"][0]["view"]))
         for path in ("/", "/me/answers"):
             assert [f'data-undo="{stored["answer_id"]}"' in (await each.get(path)).text for each in (person, other)] == [True, False]
+
+
+async def test_help_is_linked_and_has_ones_own_letters(site: RunningSite) -> None:
+    """From the frame of every page and from the list of keys; the task page does not carry its sentences."""
+    async with site.person() as person:
+        for path in ("/", "/me", "/p/helpful/task"):
+            assert 'href="/help"' in (await person.get(path)).text, path
+        await person.form(
+            "/me", locale="zh-Hans", **{f"key-{act}": {"tie": "X", "yes": ""}.get(act, key) for act, key in settings.LETTERS.items()}
+        )
+        page, words = html.unescape((await person.get("/help")).text), catalog("zh-Hans")
+        assert words("help.kind.choose", tie="X") in page
+        assert words("help.kind.rate", yes="–", no="N", next="J", previous="K") in page
+        assert all(words(f"help.{part}.{number}") in page for part in ("stored", "pauses", "report") for number in (1, 2, 3))
+        assert words("help.stored.1") not in html.unescape((await person.get("/p/helpful/task")).text)
