@@ -26,7 +26,7 @@ from concurrent.futures import Future
 from functools import partial
 from pathlib import Path
 from types import SimpleNamespace
-from typing import IO, Any, Self
+from typing import IO, Any, NoReturn, Self
 
 ROOT = Path(__file__).parents[2]
 COMMAND = "polyhead.client.cli.main"
@@ -54,6 +54,7 @@ class ForkedServer:
         env: Mapping[str, str] | None = None,
         start_new_session: bool = False,
         preexec_fn: Callable[[], None] | None = None,  # for a child of the tests' own process, which this is not
+        ends_with_us: bool = True,  # killed when the process that has started it is gone
     ) -> None:
         assert command[0] == sys.executable, command
         assert stdout == subprocess.PIPE
@@ -70,6 +71,7 @@ class ForkedServer:
             self.stdin.close()
         environment = dict(os.environ if env is None else env)
         request = {"command": command[1:], "environment": environment, "folder": os.getcwd(), "is_leader": start_new_session}
+        request["ends_with_us"] = ends_with_us
         parent, fds = _parent(self.imports), [input_end, output_end, errors_end, status_end]
         rights = array.array("i", [*fds, parent.fileno()])
         parent.sendmsg([json.dumps(request).encode()], [(socket.SOL_SOCKET, socket.SCM_RIGHTS, rights)])
@@ -77,7 +79,13 @@ class ForkedServer:
             os.close(fd)
         self.args = list(command)
         self.returncode: int | None = None
-        self.pid = int(self._read_status())
+        try:
+            if not select.select([self._status], [], [], MOST_S)[0]:
+                raise subprocess.TimeoutExpired(COMMAND, MOST_S)
+            self.pid = int(self._read_status())
+        except BaseException:
+            os.close(self._status)  # whatever is forked in the end is killed
+            raise
 
     def __enter__(self) -> Self:
         return self
@@ -184,7 +192,7 @@ FORKED = SimpleNamespace(
 
 
 def _start_rank(command: Sequence[str], **_: object) -> ForkedServer:
-    return ForkedServer(command, stdout=subprocess.PIPE, stderr=os.fdopen(os.dup(2), "wb"))
+    return ForkedServer(command, stdout=subprocess.PIPE, stderr=os.fdopen(os.dup(2), "wb"), ends_with_us=False)  # it sees to that itself
 
 
 FORKED_RANKS = SimpleNamespace(**{**vars(FORKED), "Popen": _start_rank})
@@ -252,9 +260,10 @@ def _fork_servers(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
             sys.exit()
         if not os.fork():
             requests.close()
+            request = json.loads(message)
             if not (pid := os.fork()):
-                return json.loads(message), fds
-            _report(pid, fds)
+                return request, fds
+            _report(pid, fds, request["ends_with_us"])
         for fd in fds:
             os.close(fd)
         with contextlib.suppress(ChildProcessError):
@@ -262,12 +271,21 @@ def _fork_servers(requests: socket.socket) -> tuple[dict[str, Any], list[int]]:
                 pass
 
 
-def _report(pid: int, fds: list[int]) -> None:
-    """In the server's own parent: say its process id, wait for its end, say its exit status."""
+def _report(pid: int, fds: list[int], ends_with_us: bool) -> NoReturn:
+    """In the server's own parent: say its process id, wait for its end, say its exit status. A test whose time is over may have gone away
+    before its server was there: then nobody reads, and the server is killed."""
     given, output, errors, own, parent = fds
     for fd in (0, 1, 2, given, output, errors, parent):
         os.close(fd)
-    os.write(own, b"%d\n" % pid)
+    with contextlib.suppress(BrokenPipeError):
+        os.write(own, b"%d\n" % pid)
+    if ends_with_us:
+        events = select.poll()
+        events.register(own, 0)  # a pipe that nobody reads any more is an error, which is told unasked
+        events.register(os.pidfd_open(pid), select.POLLIN)
+        if own in dict(events.poll()):
+            with contextlib.suppress(ProcessLookupError):
+                os.kill(pid, signal.SIGKILL)
     _, status = os.waitpid(pid, 0)
     with contextlib.suppress(BrokenPipeError):
         os.write(own, b"%d\n" % os.waitstatus_to_exitcode(status))
