@@ -170,11 +170,15 @@ def invite_command(
     role: Annotated[str, typer.Option(help="annotator, adjudicator, or admin.")] = "annotator",
     uses: Annotated[int, typer.Option(min=1, help="How many people may use the link.")] = 1,
     url: Annotated[str, typer.Option(help="Where people reach the pages.")] = f"http://127.0.0.1:{DEFAULT_PORT}",
+    project: Annotated[
+        list[str] | None, typer.Option(help="The slug of a project that these people see, and no other; may be repeated. Default: all.")
+    ] = None,
 ) -> None:
     """Print an invite link; it ends after two weeks."""
     if role not in accounts.ROLES:
         fail(f"unknown role: {role}\nhint: {', '.join(accounts.ROLES)}")
-    typer.echo(f"{url.rstrip('/')}/i/{accounts.create_invite(Database.open(db), role, max_uses=uses, by='command line')}")
+    token = accounts.create_invite(Database.open(db), role, max_uses=uses, by="command line", projects=project or ())
+    typer.echo(f"{url.rstrip('/')}/i/{token}")
 
 
 @annotate_app.command("erase")

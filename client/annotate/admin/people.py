@@ -49,7 +49,7 @@ def set_state(db: Database, account_id: str, state: str, by: str) -> None:
 def open_invites(db: Database) -> Sequence[Row]:
     """Links that still open an account. The links themselves are not stored."""
     return db.all(
-        "SELECT hex(token_sha256) AS key, role, max_uses, uses, expires_at, created_by FROM invites"
+        "SELECT hex(token_sha256) AS key, role, projects_json, max_uses, uses, expires_at, created_by FROM invites"
         " WHERE uses < max_uses AND expires_at > ? AND revoked_at IS NULL ORDER BY created_at DESC",
         db.now(),
     )
@@ -74,7 +74,7 @@ WITH
   wrote AS (SELECT a.account_id, sum(t.pasted_chars) AS pasted, sum(length(t.user_text)) AS typed FROM turns t
     JOIN dialogues d ON d.id = t.dialogue_id JOIN assignments a ON a.id = d.assignment_id WHERE t.user_source = 'annotator' GROUP BY 1),
   here AS (SELECT account_id, max(seen_at) AS seen_at FROM sessions GROUP BY 1)
-SELECT p.id, p.pseudonym, p.role, p.state, ifnull(answers, 0) AS answers, ifnull(minutes, 0) AS minutes,
+SELECT p.id, p.pseudonym, p.role, p.state, p.projects_json, ifnull(answers, 0) AS answers, ifnull(minutes, 0) AS minutes,
   ifnull(assignments, 0) AS assignments, ifnull(skipped, 0) AS skipped,
   ifnull(late, 0) AS late, ifnull(none_good, 0) AS none_good, ifnull(gold, 0) AS gold,
   ifnull(gold_passed, 0) AS gold_passed, ifnull(pasted, 0) AS pasted, ifnull(typed, 0) AS typed,

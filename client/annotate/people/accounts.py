@@ -5,9 +5,11 @@ from __future__ import annotations
 import hashlib
 import hmac
 import secrets
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from polyhead.client.annotate.problems import Forbidden, Invalid, NotThere
+from polyhead.client.annotate.projects.projects import find_project
 from polyhead.client.annotate.storage.database import Database, Row, new_id, sha256, to_json
 
 CONSENT_DOCUMENT, CONSENT_VERSION = "work", 1  # its text is in the catalogs: consent.text
@@ -35,6 +37,12 @@ class Person:
     pseudonym: str
     locale: str
     csrf: str  # the token that this session's forms and calls carry
+    projects: frozenset[str] = frozenset()  # slugs that the invite named; none: all
+
+    def check_sees(self, slug: str) -> None:
+        """NotThere for a project that the invite did not name, as for one that does not exist."""
+        if self.projects and slug not in self.projects:
+            raise NotThere(f"no such project: {slug[:40]!r}", field="project")
 
 
 def make_code() -> str:
@@ -71,15 +79,16 @@ def create_account(
     languages: tuple[str, ...] = ("en",),
     timezone: str = "UTC",
     actor: str = "system",
+    projects: Sequence[str] = (),
 ) -> tuple[str, str]:
-    """(account id, sign-in code). The code is shown once and stored nowhere."""
+    """(account id, sign-in code). The code is shown once and stored nowhere. `projects`: slugs of those that it sees; none: all."""
     account, code = new_id(), make_code()
     row = {
         "id": account, "role": role, "pseudonym": pseudonym, "code_sha256": sha256(code), "state": "active", "locale": locale,
         "timezone": timezone, "languages_json": to_json(list(languages)), "settings_json": "{}", "created_at": db.now(),
     }  # fmt: skip
     with db.transaction():
-        db.insert("accounts", row, actor)
+        db.insert("accounts", {**row, "projects_json": to_json(list(projects))} if projects else row, actor)
     return account, code
 
 
@@ -92,17 +101,21 @@ def renew_code(db: Database, account_id: str) -> str:
     return code
 
 
-def create_invite(db: Database, role: str = "annotator", *, max_uses: int = 1, by: str = "system") -> str:
-    """The token of a link; it ends after two weeks."""
+def create_invite(db: Database, role: str = "annotator", *, max_uses: int = 1, by: str = "system", projects: Sequence[str] = ()) -> str:
+    """The token of a link; it ends after two weeks. Its accounts see the projects with these slugs alone; none: all. NotThere for an
+    unknown one, Invalid for an admin's, who sees all."""
     assert role in ROLES, role
+    if role == "admin" and projects:
+        raise Invalid("an admin sees all projects\nhint: name none", code="ADMIN_PROJECTS", field="projects")
+    named = sorted({str(find_project(db, slug).slug) for slug in projects})
     token = secrets.token_urlsafe(32)
     with db.transaction():
         db.execute(
             "INSERT INTO invites (token_sha256, role, projects_json, max_uses, expires_at, created_by, created_at)"
             " VALUES (?, ?, ?, ?, ?, ?, ?)",
-            sha256(token), role, to_json([]), max_uses, db.now() + INVITE_DAYS * 24 * _HOUR_MS, by, db.now(),
+            sha256(token), role, to_json(named), max_uses, db.now() + INVITE_DAYS * 24 * _HOUR_MS, by, db.now(),
         )  # fmt: skip
-        db.event("invites.made", by, {"role": role, "max_uses": max_uses}, {})
+        db.event("invites.made", by, {"role": role, "max_uses": max_uses, "projects": named}, {})
     return token
 
 
@@ -127,7 +140,10 @@ def accept_invite(
         if db.one("SELECT 1 FROM accounts WHERE pseudonym = ?", pseudonym) or not 3 <= len(pseudonym) <= 40 or not pseudonym.isprintable():
             raise Invalid("the name is taken, or not 3 to 40 characters long", code="PSEUDONYM", field="pseudonym")
         db.execute("UPDATE invites SET uses = uses + 1 WHERE token_sha256 = ?", invite.token_sha256)
-        return create_account(db, invite.role, pseudonym, locale=locale, languages=languages, timezone=timezone, actor="invite")
+        return create_account(
+            db, invite.role, pseudonym, locale=locale, languages=languages, timezone=timezone, actor="invite",
+            projects=invite.json("projects"),
+        )  # fmt: skip
 
 
 def account_of_code(db: Database, typed: str) -> Row:
@@ -166,7 +182,7 @@ def person_of_session(db: Database, token: str) -> Person | None:
         return None
     now = db.now()
     found = db.one(
-        "SELECT a.id, a.role, a.pseudonym, a.locale, s.seen_at FROM sessions s JOIN accounts a ON a.id = s.account_id"
+        "SELECT a.id, a.role, a.pseudonym, a.locale, a.projects_json, s.seen_at FROM sessions s JOIN accounts a ON a.id = s.account_id"
         " WHERE s.id_sha256 = ? AND s.expires_at > ? AND s.seen_at > ? AND a.state IN ('active', 'paused')",
         sha256(token), now, now - IDLE_HOURS * _HOUR_MS,
     )  # fmt: skip
@@ -174,7 +190,7 @@ def person_of_session(db: Database, token: str) -> Person | None:
         return None
     if now - found.seen_at > 60_000:  # once a minute is often enough
         db.execute("UPDATE sessions SET seen_at = ? WHERE id_sha256 = ?", now, sha256(token))
-    return Person(found.id, found.role, found.pseudonym, found.locale, csrf_token(token))
+    return Person(found.id, found.role, found.pseudonym, found.locale, csrf_token(token), frozenset(found.json("projects")))
 
 
 def close_session(db: Database, token: str) -> None:

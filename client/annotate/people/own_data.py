@@ -10,7 +10,8 @@ from typing import Any
 from polyhead.client.annotate.storage.database import Database
 
 _QUERIES = {
-    "account": "SELECT pseudonym, role, state, locale, timezone, languages_json, settings_json, created_at FROM accounts WHERE id = ?",
+    "account": "SELECT pseudonym, role, state, locale, timezone, languages_json, settings_json, projects_json, created_at"
+    " FROM accounts WHERE id = ?",
     "consents": "SELECT document, version, locale, given_at, withdrawn_at FROM consents WHERE account_id = ?",
     "answers": "SELECT n.kind, n.body_json, n.state, n.locale, n.client_json, n.shown_at, n.first_input_at, n.received_at, n.active_ms"
     " FROM answers n JOIN assignments a ON a.id = n.assignment_id WHERE a.account_id = ? ORDER BY n.received_at",

@@ -51,4 +51,9 @@ def _to_3(db: Opened) -> None:
     )
 
 
-_STEPS: dict[int, Callable[[Opened], None]] = {1: _to_2, 2: _to_3}  # by the version that a step begins with
+def _to_4(db: Opened) -> None:
+    """Accounts may see some projects alone; those that are there see all."""
+    db.execute("ALTER TABLE accounts ADD COLUMN projects_json TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(projects_json))")
+
+
+_STEPS: dict[int, Callable[[Opened], None]] = {1: _to_2, 2: _to_3, 3: _to_4}  # by the version that a step begins with

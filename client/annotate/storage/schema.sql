@@ -1,6 +1,6 @@
--- The tables of polyhead annotate, schema 3: all task kinds, so that a new kind needs no migration. migrations.py has the way from 1.
+-- The tables of polyhead annotate, schema 4: all task kinds, so that a new kind needs no migration. migrations.py has the way from 1.
 -- Times: INTEGER milliseconds since 1970 UTC. Ids: 24 hex digits. *_json: TEXT with CHECK(json_valid).
-PRAGMA user_version = 3;
+PRAGMA user_version = 4;
 CREATE TABLE events (              -- append-only: what happened; every other table marked (p) is rebuilt from it
   seq INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, kind TEXT NOT NULL, actor TEXT NOT NULL,
   project_id TEXT, item_id TEXT, assignment_id TEXT, turn_id TEXT,
@@ -11,7 +11,8 @@ CREATE TABLE accounts (            -- (p) but for name, contact, code_sha256: th
   pseudonym TEXT NOT NULL UNIQUE, name TEXT, contact TEXT, code_sha256 BLOB UNIQUE,
   state TEXT NOT NULL CHECK (state IN ('active','paused','disabled','withdrawn','erased')),
   locale TEXT NOT NULL, timezone TEXT NOT NULL, languages_json TEXT NOT NULL CHECK (json_valid(languages_json)),
-  settings_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(settings_json)), created_at INTEGER NOT NULL, ended_at INTEGER) STRICT;
+  settings_json TEXT NOT NULL DEFAULT '{}' CHECK (json_valid(settings_json)), created_at INTEGER NOT NULL, ended_at INTEGER,
+  projects_json TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(projects_json))) STRICT;  -- slugs of those that are seen; none: all
 CREATE TABLE invites (token_sha256 BLOB PRIMARY KEY, role TEXT NOT NULL, projects_json TEXT NOT NULL, max_uses INTEGER NOT NULL,
   uses INTEGER NOT NULL DEFAULT 0, expires_at INTEGER NOT NULL, created_by TEXT NOT NULL, created_at INTEGER NOT NULL, revoked_at INTEGER) STRICT;
 CREATE TABLE sessions (id_sha256 BLOB PRIMARY KEY, account_id TEXT NOT NULL REFERENCES accounts, csrf_sha256 BLOB NOT NULL,

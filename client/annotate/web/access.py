@@ -197,6 +197,8 @@ async def _check(request: Request, site: Site, person: Person | None, allow: fro
     role = person.role if person else ""
     if role not in allow:
         raise SignIn("nobody is signed in") if person is None else Forbidden(f"not open to the role {role}")
+    if person is not None and "slug" in request.path_params:
+        person.check_sees(request.path_params["slug"])
     if request.method not in SAFE_METHODS:
         expected = csrf_token(site.token(request)) if site.token(request) else ""
         presented = (await request.form()).get("csrf") if is_form else request.headers.get("x-csrf-token")

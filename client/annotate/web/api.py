@@ -27,13 +27,13 @@ ANSWERS_A_MINUTE, TURNS_A_MINUTE = 60, 12
 
 async def get_state(request: Request, site: Site, person: Person) -> Response:
     """What is on the table; nothing is handed out here."""
-    return _state(site, person, projects.open_project(site.db, request.query_params.get("project", "")))
+    return _state(site, person, _project(site, person, request.query_params.get("project", "")))
 
 
 async def claim(request: Request, site: Site, person: Person) -> Response:
     """The open assignment, or the next one; with it what the team has written to this person."""
     body = await json_body(request)
-    project = projects.open_project(site.db, str(body.get("project", "")))
+    project = _project(site, person, body.get("project", ""))
     _check_may_work(site, person, project)
     if accounts.state_of(site.db, person.id) == "paused":
         return _empty(site, person, "account_paused")
@@ -148,7 +148,7 @@ async def release(request: Request, site: Site, person: Person) -> Response:
 async def skip_break(request: Request, site: Site, person: Person) -> Response:
     """Go on without the break, once."""
     body = await json_body(request)
-    limits.skip_break(site.db, person.id, projects.open_project(site.db, str(body.get("project", ""))))
+    limits.skip_break(site.db, person.id, _project(site, person, body.get("project", "")))
     return JSONResponse({"next": "item"})
 
 
@@ -185,6 +185,12 @@ async def report(request: Request, site: Site, person: Person) -> Response:
         raise Invalid("was not shown here", field="candidate_id")
     reason, text = str(body.get("reason", "other")), str(body.get("text", ""))
     return JSONResponse({"report_id": reports.add(site.db, person.id, assignment.item_id, reason, text, candidate)})
+
+
+def _project(site: Site, person: Person, slug: Any) -> OpenProject:
+    """A project that this person sees."""
+    person.check_sees(str(slug))
+    return projects.open_project(site.db, str(slug))
 
 
 def _state(site: Site, person: Person, project: OpenProject) -> Response:

@@ -93,7 +93,8 @@ async def home(request: Request, site: Site, person: Person) -> Response:
         return RedirectResponse("/consent", 303)
     if person.role == "adjudicator":
         return RedirectResponse("/admin/review", 303)
-    offered = [each for each in projects.list_projects(site.db) if each.row.state in ("open", "paused") or _has_open(site, person, each)]
+    seen = [each for each in projects.list_projects(site.db) if not person.projects or each.row.slug in person.projects]
+    offered = [each for each in seen if each.row.state in ("open", "paused") or _has_open(site, person, each)]
     left = [each for each in offered if limits.has_left(site.db, person.id, each.row.id)]
     done = done_by_round(site.db)
     cards = [{**_card(site, person, each), "done": _done(each, done)} for each in offered if each not in left]

@@ -34,7 +34,9 @@ async def invite(request: Request, site: Site, person: Person) -> Response:
     role, uses = str(form.get("role", "")), str(form.get("uses", "1"))
     if role not in ROLES or not uses.isdigit() or not 1 <= int(uses) <= 500:
         raise Invalid("needs a role and 1 to 500 uses", field="invite")
-    token = accounts.create_invite(site.db, role, max_uses=int(uses), by=person.id)
+    token = accounts.create_invite(
+        site.db, role, max_uses=int(uses), by=person.id, projects=[str(each) for each in form.getlist("projects")]
+    )
     scheme = "https" if site.is_https else "http"
     link = f"{scheme}://{request.headers.get('host', '')}/i/{token}"
     return await _people(request, site, person, link=link)
@@ -84,10 +86,10 @@ async def reports_page(request: Request, site: Site, person: Person) -> Response
     query = request.query_params
     sought = reports.Sought(query.get("state", "open"), query.get("project", ""), number_in(request, "before"))
     found, following = reports.reports(site.db, sought)
-    slugs = [row.slug for row in site.db.all("SELECT slug FROM projects ORDER BY slug")]
     return page(
-        request, site, person, "reports", reports=found, following=following, sought=sought, slugs=slugs, states_of_reports=reports.STATES
-    )
+        request, site, person, "reports", reports=found, following=following, sought=sought, slugs=_slugs(site.db),
+        states_of_reports=reports.STATES,
+    )  # fmt: skip
 
 
 async def close_report(request: Request, site: Site, person: Person) -> Response:
@@ -113,9 +115,13 @@ async def _people(
     everybody, habits_of, waits, left = await read_beside(site.db, _read)
     return page(
         request, site, person, "people", status, everybody=everybody, table=_people_table(everybody, habits_of, waits, left),
-        invites=people.open_invites(site.db), paused=pausing.everybody_paused(site.db), link=link, roles=ROLES, states=people.STATES,
-        sent=messages.newest(site.db), unsent=unsent, most=messages.MAX_CHARS,
+        invites=people.open_invites(site.db), slugs=_slugs(site.db), paused=pausing.everybody_paused(site.db), link=link, roles=ROLES,
+        states=people.STATES, sent=messages.newest(site.db), unsent=unsent, most=messages.MAX_CHARS,
     )  # fmt: skip
+
+
+def _slugs(db: Database) -> list[str]:
+    return [row.slug for row in db.all("SELECT slug FROM projects ORDER BY slug")]
 
 
 Found = tuple[Sequence[Row], dict[str, Habits], dict[str, list[str]], dict[str, list[str]]]
@@ -136,11 +142,12 @@ def _people_table(
             each.pseudonym, Word(f"admin.role.{each.role}"), Word(f"admin.state.{each.state}"), each.answers, each.minutes, how.seconds,
             Share(each.gold_passed, each.gold), how.same, how.first_slot, Share(each.none_good, each.answers),
             Share(each.skipped, each.assignments), each.late, f"{each.pasted / each.typed:.0%}" if each.typed else "–",
-            moment(each.seen_at) or "–", ", ".join(waits.get(each.id, ())), ", ".join(left.get(each.id, ())),
+            moment(each.seen_at) or "–", ", ".join(each.json("projects")),
+            ", ".join(waits.get(each.id, ())), ", ".join(left.get(each.id, ())),
         ])  # fmt: skip
     columns = (
         "person", "role", "state", "answers", "minutes", "median_seconds", "gold", "like_others", "first_slot", "none_good", "skipped",
-        "late", "pasted", "seen", "waits_in", "has_left",
+        "late", "pasted", "seen", "sees", "waits_in", "has_left",
     )  # fmt: skip
     return Table("people", columns, rows, {"least": TOO_FEW})
 

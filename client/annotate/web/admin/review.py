@@ -26,17 +26,18 @@ async def disputes_page(request: Request, site: Site, person: Person) -> Respons
 
 async def review_home(request: Request, site: Site, person: Person) -> Response:
     """Where an adjudicator begins: the projects."""
-    return page(request, site, person, "review", lines=rounds.overview(site.db, None, person.locale))
+    lines = [line for line in rounds.overview(site.db, None, person.locale) if not person.projects or line.project.slug in person.projects]
+    return page(request, site, person, "review", lines=lines)
 
 
 async def case_page(request: Request, site: Site, person: Person) -> Response:
     """Before the first answer without the others' answers, afterwards with them."""
-    return _case(request, site, person, adjudication.case(site.db, request.path_params["item_id"], person.id))
+    return _case(request, site, person, _seen_case(request, site, person))
 
 
 async def decide(request: Request, site: Site, person: Person) -> Response:
     item_id, form = request.path_params["item_id"], await request.form()
-    case = adjudication.case(site.db, item_id, person.id)
+    case = _seen_case(request, site, person)
     config = case.project.config
     body: dict[str, Any] = adjudication.body_of_form(config.kind, form, case.replies, config)
     body["comment"] = str(form.get("comment", ""))
@@ -46,6 +47,13 @@ async def decide(request: Request, site: Site, person: Person) -> Response:
     except Invalid:
         return _case(request, site, person, case, 422, wrong=True)
     return RedirectResponse(f"/admin/items/{item_id}" if is_first else f"/admin/p/{case.project.row.slug}/disputes", 303)
+
+
+def _seen_case(request: Request, site: Site, person: Person) -> adjudication.Case:
+    """Of a project that this person sees."""
+    case = adjudication.case(site.db, request.path_params["item_id"], person.id)
+    person.check_sees(case.project.row.slug)
+    return case
 
 
 def _case(request: Request, site: Site, person: Person, case: adjudication.Case, status: int = 200, *, wrong: bool = False) -> Response:

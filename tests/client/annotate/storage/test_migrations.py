@@ -40,6 +40,7 @@ def test_a_file_of_schema_1_opens(tmp_path: Path) -> None:
     for _ in range(2):  # the second time there is nothing to do
         db = Database.open(tmp_path / "a.db")
         assert db.value("PRAGMA user_version") == SCHEMA_VERSION
+        assert db.value("SELECT count(*) FROM accounts WHERE projects_json = '[]'") == 2  # they see all, as before
         assert db.value("SELECT count(*) FROM events WHERE actor = 'migration'") == 1
         assert verify.problems(db) == []
         db.close()

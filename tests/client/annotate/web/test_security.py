@@ -12,9 +12,15 @@ from typer.testing import CliRunner
 
 from polyhead.client.annotate.admin import messages
 from polyhead.client.annotate.commands import annotate_app, is_loopback
+from polyhead.client.annotate.items.imports import import_items
+from polyhead.client.annotate.keeping import verify
 from polyhead.client.annotate.people import accounts
+from polyhead.client.annotate.projects import projects
+from polyhead.client.annotate.projects.config import read_project
+from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web.security import CONTENT_SECURITY_POLICY
-from tests.client.annotate.site import ORIGIN, RunningSite, choice
+from tests.client.annotate.model import FakeModel
+from tests.client.annotate.site import CHOOSE, ORIGIN, Person, RunningSite, begin, choice, ids, running
 
 STATIC = Path(__file__).resolve().parents[4] / "client" / "annotate" / "web"
 OPEN_TO_ALL = {"/i/{token}", "/login", "/healthz", "/{path:path}"}
@@ -141,6 +147,68 @@ async def test_an_invite_is_spent_by_accounts_alone(site: RunningSite) -> None:
         await visitor.get(f"/i/{token}", 404)
         await visitor.form(f"/i/{token}", 404, pseudonym="amber-fox-11", locale="en")
     assert site.db.value("SELECT count(*) FROM accounts") == 1
+
+
+async def test_who_was_invited_to_a_project_gets_nothing_of_another(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """By every route that names a project, an item or nothing; nothing tells another project from one that does not exist."""
+    monkeypatch.setattr("polyhead.client.annotate.web.pages.SIGN_INS_A_MINUTE", 50)
+    (tmp_path / "items.jsonl").write_text('{"prompt": "x", "replies": ["a", "b"]}', encoding="utf-8")
+    other = "slug: other\nkind: rank\nsource: stored\ntitle: Something else\nqueue: {overlap: 3}"
+    async with running(tmp_path / "a.db", FakeModel(), CHOOSE, other) as site, site.person("admin") as admin:
+        import_items(site.db, projects.open_project(site.db, "other"), tmp_path / "items.jsonl", "test")
+        item = site.db.value("SELECT id FROM items")
+        for _ in range(2):  # an adjudicator gets to items with two answers
+            async with site.person() as person:
+                state = (await person.claim("other"))["state"]
+                one, two = ids(state["view"])
+                await person.answer(state["assignment"]["id"], None, {"ranks": {one: 1, two: 2}})
+        await admin.form("/admin/invites", 422, role="admin", projects="helpful")
+        await admin.form("/admin/invites", 404, role="annotator", projects="none")
+        for role, home in (("annotator", "/"), ("adjudicator", "/admin/review")):
+            async with site.visitor() as person, site.person(role) as unbound:
+                made = (await admin.form("/admin/invites", 200, role=role, projects="helpful")).text
+                await accept(person, re.findall(r"/i/([\w-]{43})", made)[0])
+                assert "Something else" in (await unbound.get(home)).text
+                page = (await person.get(home)).text
+                assert "Helpful replies" in page
+                assert "Something else" not in page
+                headers = {"sec-fetch-site": "same-origin", "x-csrf-token": person.csrf}
+                paths = [(each.path, next(iter(each.methods - {"HEAD"}))) for each in routes(site) if role in each.allow]
+                for path, method in [each for each in paths if "{slug}" in each[0]]:
+                    answer = await person.http.request(method, path.replace("{slug}", "other"), headers=headers, data={"csrf": person.csrf})
+                    assert answer.status_code == 404, path
+                for path in ("/admin/items/" + item,) if role == "adjudicator" else ():
+                    await unbound.get(path)
+                    await person.get(path, 404)
+                    await person.form(path, 404, first="1")
+                if role == "annotator":
+                    for path in ("/api/claim", "/api/breaks"):
+                        refused = [await person.post(path, {"project": slug}, 404) for slug in ("other", "none")]
+                        assert refused[0] == refused[1], path
+                    await person.get("/api/state?project=other", 404)
+                    assert (await person.claim())["state"]["phase"] == "compose"
+                    assert (await unbound.claim("other"))["state"]["phase"] == "judge"
+        assert site.db.value("SELECT count(*) FROM assignments a JOIN accounts p ON p.id = a.account_id WHERE p.projects_json != '[]'") == 1
+        assert (await admin.get("/admin/people?csv=people")).text.count(",helpful,") == 2
+        assert verify.problems(site.db) == []
+
+
+async def accept(person: Person, token: str) -> None:
+    """An account by an invite, with consent."""
+    await person.get(f"/i/{token}")
+    await person.form(f"/i/{token}", 200, pseudonym=f"amber-fox-{token[:6]}", locale="en")
+    await person.get("/consent")
+    await person.form("/consent", stored="1", stop="1")
+
+
+def test_an_invite_of_the_command_line_names_projects(tmp_path: Path) -> None:
+    db = Database.create(tmp_path / "a.db")
+    begin(db, read_project(CHOOSE))
+    for words, code, said in (("helpful", 0, "/i/"), ("none", 1, "no such project: 'none'")):
+        done = CliRunner().invoke(annotate_app, ["invite", "--db", str(tmp_path / "a.db"), "--project", words])
+        assert (done.exit_code, said in done.output) == (code, True)
+    assert db.value("SELECT projects_json FROM invites") == '["helpful"]'
+    db.close()
 
 
 async def test_signing_in_makes_a_new_session_and_signing_out_ends_it(site: RunningSite) -> None:
