@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 import re
 import signal
+import urllib.request
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -53,6 +54,7 @@ def test_two_ranks_answer_as_one_process(tiny_model: Path, tmp_path: Path) -> No
             assert all(row.num_bytes > 1 << 20 for row in status.ranks)
             assert (shared.trunk().tensor_parallel, single.trunk().tensor_parallel) == (2, 1)
             assert status.trunk_bytes < single.status().trunk_bytes
+            assert_metrics_tell_of_the_ranks(two)
             assert_blocks_returned(shared)
         two.process.send_signal(signal.SIGTERM)
         assert two.process.wait(END_S) == 0
@@ -126,6 +128,15 @@ def test_a_killed_server_leaves_no_rank(tiny_model: Path, tmp_path: Path) -> Non
         server.process.kill()
         server.process.wait(END_S)
         eventually(lambda: has_ended(pid), what="the end of the other rank")
+
+
+def assert_metrics_tell_of_the_ranks(server: LocalServer) -> None:
+    with urllib.request.urlopen(f"http://127.0.0.1:{server.ready['metrics_port']}/metrics", timeout=30) as page:
+        lines = page.read().decode().splitlines()
+    assert "polyhead_ranks 2.0" in lines
+    sizes = [line for line in lines if line.startswith("polyhead_rank_memory_bytes{")]
+    assert [re.search(r'rank="(\d)"', line)[1] for line in sizes] == ["0", "1"]  # type: ignore[index]
+    assert all(float(line.split()[-1]) > 1 << 20 for line in sizes)
 
 
 @pytest.mark.parametrize(
