@@ -23,8 +23,8 @@ def trl_preference(judgement: Judgement, left_out: Counter[str], shape: Shape = 
     rows of margin 0 every row has one."""
     margin, has_ties = margin_of(judgement), shape.ties is Ties.MARGIN0
     tied = [pair for pair in ties_of(judgement) if _differ(judgement, *pair)] if has_ties else []
-    for better, other in _pairs(judgement, left_out, says_more=bool(tied)):
-        row = {"prompt": judgement.messages, "chosen": reply(_text(judgement, better)), "rejected": reply(_text(judgement, other))}
+    for better, other in _texts(judgement, left_out, says_more=bool(tied)):
+        row = {"prompt": judgement.messages, "chosen": reply(better), "rejected": reply(other)}
         yield row if margin is None and not has_ties else {**row, "margin": 1.0 if margin is None else margin}
     for one, other in sorted(sorted(pair) for pair in tied):  # by id: neither comes first because of its place
         yield {
@@ -64,6 +64,10 @@ def polyhead_pairs(judgement: Judgement, left_out: Counter[str], shape: Shape = 
     """`polyhead train preference --data`: a row a pair. `group_id` is shared by the pairs of one answer."""
     if shape.has_ids and not _has_ids(judgement):
         left_out["no token ids"] += 1
+        return
+    if judgement.kind is Kind.EDIT:
+        for better, other in _texts(judgement, left_out):
+            yield {"messages": judgement.messages, "chosen": better, "rejected": other, "group_id": judgement.answer_id}
         return
     found = list(_pairs(judgement, left_out))
     if shape.has_ids:
@@ -165,6 +169,19 @@ def _pairs(judgement: Judgement, left_out: Counter[str], *, says_more: bool = Fa
     yield from found
 
 
+def _texts(judgement: Judgement, left_out: Counter[str], *, says_more: bool = False) -> Iterator[tuple[str, str]]:
+    """(the better text, the other one) of each pair. A mended reply is better than the one before, which answers the same messages; it
+    stands beside no other reply, so that it makes pairs alone, and counts for no head's strength. Polarity asks for nothing here."""
+    if judgement.kind is not Kind.EDIT:
+        yield from ((_text(judgement, one), _text(judgement, other)) for one, other in _pairs(judgement, left_out, says_more=says_more))
+        return
+    mended, before = judgement.body["text"], _text(judgement, judgement.body["candidate"])
+    if before and mended != before:
+        yield mended, before
+    else:
+        left_out["not mended"] += 1
+
+
 def _differ(judgement: Judgement, one: str, other: str) -> bool:
     """Whether two replies are two texts, neither of them empty."""
     texts = {_text(judgement, one), _text(judgement, other)}
@@ -176,8 +193,10 @@ def _text(judgement: Judgement, key: str) -> str:
 
 
 def _has_ids(judgement: Judgement) -> bool:
-    """Imported and written replies have none, nor have those of a person whose words were erased."""
-    return all(row.token_ids is not None and row.prompt_token_ids is not None for row in judgement.candidates.values())
+    """Imported, written and mended replies have none, nor have those of a person whose words were erased."""
+    return judgement.kind is not Kind.EDIT and all(
+        row.token_ids is not None and row.prompt_token_ids is not None for row in judgement.candidates.values()
+    )
 
 
 def _ids(judgement: Judgement, key: str) -> list[int]:

@@ -14,12 +14,15 @@ from typer.testing import CliRunner
 from polyhead.client import Rule
 from polyhead.client.annotate.admin import adjudication
 from polyhead.client.annotate.commands import annotate_app
+from polyhead.client.annotate.exports.comparable import all_judgements, signs
 from polyhead.client.annotate.exports.judgements import Filters
 from polyhead.client.annotate.exports.options import Options, options_of
+from polyhead.client.annotate.exports.pairs import reply
 from polyhead.client.annotate.exports.writing import NAMES, export, make
 from polyhead.client.annotate.people import accounts
 from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects import projects, rules
+from polyhead.client.annotate.web.catalogs import catalog
 from polyhead.heads.training.labels import RuleLabel
 from tests.client.annotate.answers.test_kinds import MESSAGES, add, claimed, rows, stored
 from tests.client.annotate.model import FakeModel
@@ -203,6 +206,28 @@ async def test_ties_are_rows_with_margin_0(tmp_path: Path) -> None:
     assert [row["margin"] for row in rows] == [1.0, 1.0, 0.0]
     assert {rows[2][side][0]["content"] for side in ("chosen", "rejected")} == {"a", "c"}
     assert left_out == {}
+
+
+async def test_an_edit_is_a_pair_and_what_was_not_mended_is_counted(tmp_path: Path) -> None:
+    """Also where a margin is asked for; mended replies have no token ids, and heads' strengths do not count them."""
+    async with running(tmp_path / "a.db", FakeModel(), stored("edit")) as site, site.person() as person:
+        for messages, text in ((MESSAGES, "Air scatters blue."), ([{"role": "user", "content": "Why?"}], "Air.")):
+            add(site, tmp_path / "items.jsonl", {"messages": messages, "replies": ["Air."]})
+            _, assignment, (candidate,) = await claimed(person)
+            await person.answer(assignment, None, {"text": text, "candidate": candidate})
+        trl = {"prompt": MESSAGES, "chosen": reply("Air scatters blue."), "rejected": reply("Air.")}
+        assert written(site, tmp_path, "trl-preference") == ([trl], {"not mended": 1})
+        assert written(site, tmp_path, "trl-preference", ties="margin0") == ([{**trl, "margin": 1.0}], {"not mended": 1})
+        [row], left_out = written(site, tmp_path, "polyhead-pairs")
+        assert (row["messages"], row["chosen"], row["rejected"], left_out) == (MESSAGES, "Air scatters blue.", "Air.", {"not mended": 1})
+        key = json.loads((tmp_path / "rows.keys.jsonl").read_text(encoding="utf-8"))
+        before = site.db.value("SELECT replaces_id FROM candidates WHERE id = ?", key["reply"])
+        assert (row["group_id"], key["order"]) == (key["answer"], [before])
+        assert written(site, tmp_path, "polyhead-pairs", ids=True) == ([], {"no token ids": 2})
+        assert signs(all_judgements(site.db, "work")[0]) == []
+        async with site.person("admin") as admin:
+            page = (await admin.form("/admin/p/work/export", 200, act="count", format="polyhead-pairs")).text
+        assert catalog("en")("admin.left_out.not_mended") in page
 
 
 async def test_unsure_verdicts_are_rows_if_asked_for(tmp_path: Path) -> None:
