@@ -3,20 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import socket
 from collections.abc import Iterator
 from pathlib import Path
 
 from polyhead.client import Client
 from polyhead.client.local import LocalServer
 from tests.e2e.support import serving
-
-
-def free_port() -> int:
-    """One that a primary may come back on."""
-    with socket.socket() as probe:
-        probe.bind(("127.0.0.1", 0))
-        return int(probe.getsockname()[1])
 
 
 @contextlib.contextmanager

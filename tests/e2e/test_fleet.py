@@ -20,11 +20,12 @@ from polyhead.client.cli.app import build_app
 from polyhead.client.errors import FailedPrecondition, PolyheadError, Unavailable
 from polyhead.heads.store.store import HeadStore
 from tests.certificates import write_pair
-from tests.e2e.fleets import follower_of, free_port, primary_on, ready
+from tests.e2e.fleets import follower_of, primary_on, ready
 from tests.e2e.forked import COMMAND, finished
 from tests.e2e.support import PROMPT, constant_policy, eventually, fingerprint, serving
 from tests.e2e.tiny import save_tiny_llama
 from tests.openssl import make_pair, needs_openssl
+from tests.ports import free_port
 
 TOKENS = {role: f"{role}-token-of-the-tests" for role in ("worker", "admin", "replica")}
 RECIPE = "id: terse\nversion: {version}\nform: sum\nparts:\n  tokens: {{read: tokens, coefficient: -0.5}}\n"
@@ -277,6 +278,8 @@ def test_a_primary_that_lost_its_store_is_not_followed_and_a_follower_takes_its_
         primary.update({"policy": scaled(primary, 2.0)})
         old = primary.status().history_id
         with follower_of(port, model, tmp_path / "b") as second, ready(second) as follower:
+            # it serves as soon as it has the active set; what came before follows
+            eventually(lambda: records_of(tmp_path / "a") == records_of(tmp_path / "b"), what="equal stores")
             first.process.kill()
             first.process.wait()
             with primary_on(port, model, tmp_path / "empty"):

@@ -13,9 +13,10 @@ import pytest
 from polyhead.client import AsyncFleet, Client, Fleet, Sample
 from polyhead.client.errors import FailedPrecondition, InvalidArgument, Unavailable
 from polyhead.client.local import LocalServer
-from tests.e2e.fleets import follower_of, free_port, primary_on, ready
+from tests.e2e.fleets import follower_of, primary_on, ready
 from tests.e2e.support import FIRST_TOKEN, PROMPT, constant_policy, eventually, fresh_salt
 from tests.e2e.tiny import save_tiny_llama
+from tests.ports import free_port
 
 LONG = {"max_new_tokens": 120, "ignore_eos": True, "seed": 7}
 

@@ -14,9 +14,9 @@ import pytest
 from polyhead.client import Client, Fleet
 from polyhead.client.errors import Unavailable
 from polyhead.client.local import SERVE, LocalServer
-from tests.e2e.fleets import free_port
 from tests.e2e.support import PROMPT, constant_policy, eventually, serving
 from tests.e2e.tiny import save_tiny_llama
+from tests.ports import free_port
 
 PRIMARY, CLIENT = "10.231.1", "10.231.2"  # networks of the two links; .1 is here, .2 in the namespace
 FLAGS = ("--split-layer", "2", "--threads", "1", "--cache-bytes", "32000000", "--host", "0.0.0.0", "--insecure")

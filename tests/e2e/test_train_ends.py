@@ -6,7 +6,6 @@ import errno
 import json
 import os
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator
@@ -26,6 +25,7 @@ from polyhead.heads.training.rl.prompts import PromptPool
 from polyhead.heads.training.rl.rewards import JudgeReward
 from tests.e2e import forked
 from tests.e2e.support import eventually, serving
+from tests.ports import free_port
 
 ROWS = [{"prompt": f"Question {index}?", "chosen": f"good {index}", "rejected": f"bad {index}"} for index in range(12)]
 HINT = "hint: the server keeps the heads that were activated last; the same command resumes from --checkpoints\n"
@@ -162,9 +162,7 @@ def test_a_full_disk_ends_rounds_with_the_last_pair_active(
 
 def test_rounds_resume_when_the_server_was_started_anew(tied_model: Path, tmp_path: Path) -> None:
     """It went away before the second push: the first pair is what the next server begins with, and the run goes on from its checkpoint."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        port = ["--port", str(free.getsockname()[1])]
+    port = ["--port", str(free_port())]
     config = RLConfig(rounds=3, prompts=2, samples=2, max_new_tokens=4, kl_limit=50.0)
     pool = PromptPool([("What is red?", "questions"), ("What is blue?", "questions")], 0)
     judge = JudgeReward(lambda prompt, reply: float(len(reply)), "length")

@@ -6,7 +6,6 @@ import json
 import os
 import shutil
 import signal
-import socket
 import subprocess
 import sys
 from collections.abc import Iterator, Sequence
@@ -28,6 +27,7 @@ from polyhead.heads.training.rl.prompts import PromptPool, read_questions
 from polyhead.heads.training.rl.rewards import load_judge
 from tests.e2e import forked
 from tests.e2e.support import eventually, serving
+from tests.ports import free_port
 
 ROWS = [
     {"prompt": f"Question {index}?", "completion": "so " * (1 + index % 4), "rule": "no-insults", "label": index % 3 == 0}
@@ -52,9 +52,7 @@ def client(server: LocalServer) -> Iterator[Client]:
 
 def started(count: int, arguments: Sequence[str]) -> list[Any]:
     """The command in `count` processes, with the environment that torchrun gives them."""
-    with socket.socket() as free:
-        free.bind(("127.0.0.1", 0))
-        launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free.getsockname()[1]), "WORLD_SIZE": str(count)}
+    launched = {"MASTER_ADDR": "127.0.0.1", "MASTER_PORT": str(free_port()), "WORLD_SIZE": str(count)}
     command = [sys.executable, "-m", "polyhead.client.cli.main", *arguments]
     options: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.PIPE, "text": True}
     return [forked.start(command, **options, env={**os.environ, **launched, "RANK": str(rank)}) for rank in range(count)]
