@@ -141,6 +141,7 @@ def test_known_answers_are_explained(browser: Any, known: Served, view: str) -> 
 
 
 def answer(page: Any, text: str) -> None:
+    expect(page.locator("#question")).to_have_text("Which reply is best?")  # an answer that is explained has cards, too
     expect(page.locator(".card")).to_have_count(2)
     page.keyboard.press(f"Digit{page.locator('.card .text').all_inner_texts().index(text) + 1}")
     page.keyboard.press("Enter")
