@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import json
 import os
@@ -81,9 +82,13 @@ def interrupted(arguments: list[str], is_under_way: Any) -> tuple[int, str]:
     process = forked.start(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env={**os.environ})
     try:
         eventually(is_under_way, what="training")
-        process.send_signal(signal.SIGINT)
-        _, said = process.communicate(timeout=60)
-        return process.wait(timeout=60), said
+        for _ in range(3):  # an interrupt that falls into a finalizer is lost in Python: a person presses again
+            process.send_signal(signal.SIGINT)
+            with contextlib.suppress(subprocess.TimeoutExpired):
+                process.wait(timeout=30)
+                break
+        _, said = process.communicate(timeout=30)
+        return process.wait(timeout=30), said
     finally:
         process.kill()
 

@@ -147,7 +147,8 @@ async def test_a_stored_reply_is_drawn_again_on_a_deterministic_server(tmp_path:
                 assert again.outcome == "different"
                 await keeper.let_go("policy@1", site.db.value("SELECT digest FROM candidates WHERE head_name = 'policy'"), "test")
                 await renew_policy(client, 1)
-                assert {each.outcome for each in await verify.replay(site.db, client, 4)} == {"same", "gone"}
+                # all of them: a few that are picked at random may be of one kind
+                assert {each.outcome for each in await verify.replay(site.db, client, 20)} == {"same", "gone"}
 
 
 async def a_drawn_message(site: RunningSite, path: Path) -> None:
