@@ -26,6 +26,7 @@ import torch
 
 from polyhead.client import Client, Sample
 from polyhead.client.errors import PolyheadError
+from polyhead.client.interrupt import repeated_interrupt
 from polyhead.client.local import local_server
 from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.arms import ARMS, PREFERENCE, RULE, Arm, train_judged_heads
@@ -142,7 +143,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
     with tempfile.TemporaryDirectory(prefix="polyhead-rlhf-") as temporary:
         folder = options.folder or Path(temporary)
         try:
-            results = _told(options, folder)
+            with repeated_interrupt():
+                results = _told(options, folder)
         except KeyboardInterrupt:
             print("interrupted\nhint: with --folder FOLDER the same command goes on with what is finished", file=sys.stderr)
             return 130

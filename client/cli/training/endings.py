@@ -10,6 +10,7 @@ import typer
 
 from polyhead.client.cli.session import fail, reason_of
 from polyhead.client.errors import PolyheadError
+from polyhead.client.interrupt import repeated_interrupt
 
 __all__ = ["sentences"]
 
@@ -25,7 +26,8 @@ def sentences(checkpoints: Path | None) -> Iterator[None]:
     resumes = "the same command resumes from --checkpoints" if checkpoints else "with --checkpoints FOLDER the same command would resume"
     hint = f"hint: the server keeps the heads that were activated last; {resumes}"
     try:
-        yield
+        with repeated_interrupt():
+            yield
     except KeyboardInterrupt:
         typer.secho(f"interrupted\n{hint}", err=True)
         raise typer.Exit(130) from None

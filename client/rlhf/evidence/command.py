@@ -19,6 +19,7 @@ import torch
 
 from polyhead.client import Client
 from polyhead.client.errors import PolyheadError
+from polyhead.client.interrupt import repeated_interrupt
 from polyhead.client.local import local_server
 from polyhead.client.rlhf.evidence.freezing.plan import FreezingPlan
 from polyhead.client.rlhf.evidence.freezing.runs import Freezing, UnitFailed, in_process_of_its_own, served
@@ -45,7 +46,8 @@ def main(arguments: Sequence[str] | None = None) -> int:
         sys.stdout.reconfigure(line_buffering=True)  # hours: the log is to show how far it is
     try:
         path = options.plan if options.plan.suffix else PLANS / f"{options.plan}.json"
-        num_left = EXPERIMENTS[experiment_of(path, EXPERIMENTS)](path, options)
+        with repeated_interrupt():
+            num_left = EXPERIMENTS[experiment_of(path, EXPERIMENTS)](path, options)
     except KeyboardInterrupt:
         print(f"interrupted\n{HINT}", file=sys.stderr)
         return 130
