@@ -21,13 +21,14 @@ from polyhead.client import Client
 from polyhead.client.errors import PolyheadError
 from polyhead.client.interrupt import repeated_interrupt
 from polyhead.client.local import local_server
+from polyhead.client.rlhf.evidence.arms.plan import ArmsPlan
+from polyhead.client.rlhf.evidence.arms.runs import Arms
 from polyhead.client.rlhf.evidence.freezing.plan import FreezingPlan
 from polyhead.client.rlhf.evidence.freezing.runs import Freezing, UnitFailed, in_process_of_its_own, served
 from polyhead.client.rlhf.evidence.learned.plan import LearnedPlan
 from polyhead.client.rlhf.evidence.learned.runs import LearnedHeads
-from polyhead.client.rlhf.evidence.plan import Plan, PlanError, experiment_of
+from polyhead.client.rlhf.evidence.plan import PlanError, experiment_of
 from polyhead.client.rlhf.evidence.results import Results
-from polyhead.client.rlhf.evidence.runs import Evidence
 from polyhead.client.rlhf.evidence.sharing.plan import SERVED, SharingPlan
 from polyhead.client.rlhf.evidence.sharing.plan import Unit as SharingUnit
 from polyhead.client.rlhf.evidence.sharing.served import measure_rounds
@@ -68,9 +69,9 @@ def _ending(num_left: int, folder: Path) -> str:
 
 def _arms(path: Path, options: argparse.Namespace) -> int:
     """How many runs are left."""
-    plan = Plan.read(path)
+    plan = ArmsPlan.read(path)
     with _served(options) as client:
-        return Evidence(client, plan, options.folder).run(options.budget)
+        return Arms(client, plan, options.folder).run(options.budget)
 
 
 def _freezing(path: Path, options: argparse.Namespace) -> int:

@@ -13,13 +13,17 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from polyhead.client.rlhf.evidence import arms_page, freezing_page, learned_page, page_text, sharing_page
-from polyhead.client.rlhf.evidence.arms_page import REWARDS, Told
+from polyhead.client.rlhf.evidence import page_text
+from polyhead.client.rlhf.evidence.arms import page as arms_page
+from polyhead.client.rlhf.evidence.arms.page import REWARDS, Told
+from polyhead.client.rlhf.evidence.arms.plan import DEFAULT, ArmsPlan
+from polyhead.client.rlhf.evidence.freezing import page as freezing_page
 from polyhead.client.rlhf.evidence.freezing.plan import FreezingPlan
+from polyhead.client.rlhf.evidence.learned import page as learned_page
 from polyhead.client.rlhf.evidence.learned.plan import LearnedPlan
 from polyhead.client.rlhf.evidence.markdown import bullet, paragraph
-from polyhead.client.rlhf.evidence.plan import DEFAULT, Plan
 from polyhead.client.rlhf.evidence.results import Results
+from polyhead.client.rlhf.evidence.sharing import page as sharing_page
 from polyhead.client.rlhf.evidence.sharing.plan import SharingPlan
 
 
@@ -27,7 +31,7 @@ from polyhead.client.rlhf.evidence.sharing.plan import SharingPlan
 class Plans:
     """Of all experiments on the page."""
 
-    arms: Plan
+    arms: ArmsPlan
     learned: LearnedPlan | None = None
     freezing: FreezingPlan | None = None
     sharing: SharingPlan | None = None
@@ -37,7 +41,7 @@ class Plans:
         """The plan of the arms, and those that lie beside it. Raises PlanError."""
         learned, freezing, sharing = (path.with_name(f"{name}.json") for name in ("learned", "freezing", "sharing"))
         return cls(
-            Plan.read(path),
+            ArmsPlan.read(path),
             LearnedPlan.read(learned) if learned.exists() else None,
             FreezingPlan.read(freezing) if freezing.exists() else None,
             SharingPlan.read(sharing) if sharing.exists() else None,
@@ -94,7 +98,7 @@ def write(plans: Plans, out: Path) -> None:
     (out / "index.md").write_text(page(out, plans), encoding="utf-8")
 
 
-def _method(plan: Plan) -> list[str]:
+def _method(plan: ArmsPlan) -> list[str]:
     seeds = "; ".join(f"{reward}: {', '.join(map(str, each))}" for reward, each in plan.seeds.items())
     arms = "; ".join(f"{arm.name}: {arm.preference_weight:g} and {arm.rule_weight:g}" for arm in plan.arms.values())
     config, questions = plan.config, plan.train_questions

@@ -1,6 +1,6 @@
-"""What is run for the evidence: questions, seeds, arms and hyper-parameters, fixed in a file before the first run.
+"""What all plans of the evidence have in common: a file that is fixed before the first run, and units with a result file each.
 
-The plan's digest covers the judges and the questions, too, and stands in every result: results of another plan are refused.
+A plan's digest covers the judges and the questions, too, and stands in every result: results of another plan are refused.
 """
 
 from __future__ import annotations
@@ -10,6 +10,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+from abc import ABC, abstractmethod
 from collections.abc import Collection, Iterator, Mapping, Sequence
 from collections.abc import Set as AbstractSet
 from dataclasses import dataclass
@@ -17,28 +18,26 @@ from pathlib import Path
 from typing import Any, Protocol
 
 from polyhead.client.rlhf import judges
-from polyhead.client.rlhf.arms import Arm
 from polyhead.client.rlhf.measure import QUESTIONS
-from polyhead.heads.training.rl.config import RLConfig
-
-DEFAULT = Path(__file__).parent / "plan.json"
-GROUND = "base"  # the unit of a seed that comes before its arms
 
 
 class PlanError(ValueError):
     """The plan cannot be run; the message names the file and the key."""
 
 
-class Work(Protocol):
-    """One piece of work with a result file of its own."""
+@dataclass(frozen=True)
+class Work(ABC):
+    """One piece of work with a result file of its own. Its fields stand in the file."""
 
     @property
+    @abstractmethod
     def name(self) -> str:
-        """Of its file."""
+        """Of its files."""
 
     @property
-    def about(self) -> Mapping[str, Any]:
-        """What the file says of the unit."""
+    def about(self) -> dict[str, Any]:
+        """For its file."""
+        return dataclasses.asdict(self)
 
 
 class Fixed(Protocol):
@@ -48,62 +47,13 @@ class Fixed(Protocol):
     def sha256(self) -> str:
         """Of the plan file, the judges and the questions."""
 
-
-@dataclass(frozen=True)
-class Unit:
-    """A seed's base rates and learned heads, or one arm of it."""
-
-    reward: str  # "judge" or "heads"
-    seed: int
-    arm: str  # or GROUND
-
-    @property
-    def name(self) -> str:
-        """Of its files."""
-        return f"{self.reward}-seed{self.seed}-{self.arm}"
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """For its file."""
-        return dataclasses.asdict(self)
+    def units(self) -> Sequence[Work]:
+        """In the order in which they run."""
 
 
-@dataclass(frozen=True)
-class Plan:
-    """A plan file, checked."""
-
-    sha256: str  # of the plan, the judges and the questions
-    train_questions: int
-    held_out_questions: int
-    held_out_samples: int  # of each question
-    base_samples: Mapping[str, int]  # of each training question, by reward: what learned heads learn from
-    seeds: Mapping[str, Sequence[int]]  # by reward
-    arms: Mapping[str, Arm]
-    config: RLConfig  # but for its seed
-
-    @classmethod
-    def read(cls, path: Path = DEFAULT) -> Plan:
-        """Raises PlanError naming file and key."""
-        wanted = {field.name for field in dataclasses.fields(cls)} - {"sha256", "config"} | {"rl"}
-        plain, sha256 = read_fixed(path, wanted)
-        with naming(path):
-            return cls._checked(plain, sha256)
-
-    @classmethod
-    def _checked(cls, plain: dict[str, Any], sha256: str) -> Plan:
-        for reward in plain["seeds"]:
-            if reward not in ("judge", "heads") or not plain["seeds"][reward] or reward not in plain["base_samples"]:
-                raise PlanError(f'seeds and base_samples are given for "judge", "heads" or both: {reward!r}')
-        arms = {name: Arm(name, **weights) for name, weights in plain["arms"].items()}
-        if GROUND in arms:
-            raise PlanError(f"no arm can have this name: {GROUND!r}")
-        sizes = {name: int(plain[name]) for name in ("train_questions", "held_out_questions", "held_out_samples")}
-        return cls(sha256, **sizes, base_samples=plain["base_samples"], seeds=plain["seeds"], arms=arms, config=RLConfig(**plain["rl"]))
-
-    def units(self) -> list[Unit]:
-        """In the order in which they run: a seed's arms after its base, and one seed after the other."""
-        names = [GROUND, *self.arms]
-        return [Unit(reward, seed, name) for reward, seeds in self.seeds.items() for seed in seeds for name in names]
+def keys_of(plan: type[Any], made: Collection[str] = ()) -> set[str]:
+    """The keys of a plan file that become fields as they are: all fields but the digest and those that are made of other keys."""
+    return {field.name for field in dataclasses.fields(plan)} - {"sha256", *made}
 
 
 def read_fixed(path: Path, wanted: AbstractSet[str]) -> tuple[dict[str, Any], str]:
@@ -122,6 +72,13 @@ def naming(path: Path) -> Iterator[None]:
         yield
     except (TypeError, ValueError, AttributeError, KeyError) as error:
         raise PlanError(f"{path}: {error}") from None
+
+
+def check_counts(plan: type[Any], plain: Mapping[str, Any]) -> None:
+    """Raises PlanError naming the first whole number of the plan that is none, or below 1."""
+    for name in (field.name for field in dataclasses.fields(plan) if field.type == "int"):
+        if type(plain[name]) is not int or plain[name] < 1:
+            raise PlanError(f"{name} must be a whole number of at least 1: {plain[name]!r}")
 
 
 def experiment_of(path: Path, known: Collection[str]) -> str:

@@ -13,13 +13,15 @@ import pytest
 
 from polyhead.client import Client
 from polyhead.client.errors import Unavailable
-from polyhead.client.rlhf.evidence import command, runs
+from polyhead.client.rlhf.evidence import command
 from polyhead.client.rlhf.evidence import page as pages
-from polyhead.client.rlhf.evidence.arms_page import agreement
+from polyhead.client.rlhf.evidence.arms import runs
+from polyhead.client.rlhf.evidence.arms.page import agreement
+from polyhead.client.rlhf.evidence.arms.plan import ArmsPlan, Unit
+from polyhead.client.rlhf.evidence.arms.runs import Arms
 from polyhead.client.rlhf.evidence.intervals import bootstrap, table_of
-from polyhead.client.rlhf.evidence.plan import Plan, PlanError, Unit
+from polyhead.client.rlhf.evidence.plan import PlanError
 from polyhead.client.rlhf.evidence.results import Results
-from polyhead.client.rlhf.evidence.runs import Evidence
 from polyhead.heads.training.fit import TrainingFailed
 from polyhead.heads.training.rl import rounds
 from tests.guards.tree import ROOT
@@ -35,16 +37,16 @@ TINY: dict[str, Any] = {
 }
 
 
-def plan_of(folder: Path, **changes: Any) -> Plan:
+def plan_of(folder: Path, **changes: Any) -> ArmsPlan:
     folder.mkdir(parents=True, exist_ok=True)
     (folder / "plan.json").write_text(json.dumps({**TINY, **changes}))
-    return Plan.read(folder / "plan.json")
+    return ArmsPlan.read(folder / "plan.json")
 
 
 def test_runs_go_on_after_any_end_and_make_a_page(client: Client, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     """A budget that is spent ends it between two runs; a run that is cut short goes on from its checkpoint; a failed one is a result."""
     plan, said = plan_of(tmp_path), list[str]()
-    evidence = Evidence(client, plan, tmp_path / "runs", said.append)
+    evidence = Arms(client, plan, tmp_path / "runs", said.append)
     assert evidence.run(budget_minutes=0.0) == len(plan.units()) == 9
     assert not (tmp_path / "runs" / "results").exists()
 
@@ -65,7 +67,7 @@ def test_runs_go_on_after_any_end_and_make_a_page(client: Client, tmp_path: Path
     kept = {path.name: path.stat().st_mtime_ns for path in (tmp_path / "runs" / "results").iterdir()}
     assert set(kept) == {"judge-seed0-base.json", "judge-seed0-preference.json"}
     monkeypatch.setattr(runs.rounds, "train", lambda *given: (interrupted if "seed1" in given[0].folder.name else rounds_train)(*given))
-    assert Evidence(client, plan, tmp_path / "runs", said.append).run() == 0
+    assert Arms(client, plan, tmp_path / "runs", said.append).run() == 0
     assert "going on after round 1 of 2" in said
     assert "\nrun 3 of 9: judge-seed0-mix" in said
     results = Results(tmp_path / "runs", plan)
@@ -108,7 +110,7 @@ def test_the_command_says_how_it_ended(tmp_path: Path, monkeypatch: pytest.Monke
     arguments = ["--folder", str(tmp_path / "runs"), "--budget", "5"]
 
     def ended(run: Any) -> tuple[int, str]:
-        monkeypatch.setattr(Evidence, "run", lambda self, budget: run(budget))
+        monkeypatch.setattr(Arms, "run", lambda self, budget: run(budget))
         code, said = command.main(arguments), capsys.readouterr()
         return code, said.out + said.err
 
@@ -149,12 +151,12 @@ def test_a_plan_is_checked_before_any_run(tmp_path: Path, changes: dict[str, Any
     with pytest.raises(PlanError, match=f"plan.json: .*{message}"):
         plan_of(tmp_path, **changes)
     with pytest.raises(PlanError, match="cannot read"):
-        Plan.read(tmp_path / "none.json")
+        ArmsPlan.read(tmp_path / "none.json")
 
 
 def test_the_plan_in_the_repository() -> None:
     """What issue and guide promise: at least five seeds with judges and three with heads, three arms."""
-    plan = Plan.read()
+    plan = ArmsPlan.read()
     assert (len(plan.seeds["judge"]), len(plan.seeds["heads"]), list(plan.arms)) == (5, 3, ["preference", "rule", "mix"])
     assert len({unit.name for unit in plan.units()}) == (5 + 3) * 4
 

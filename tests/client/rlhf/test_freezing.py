@@ -20,7 +20,7 @@ from polyhead.client import Client
 from polyhead.client.local import LocalServer
 from polyhead.client.rlhf import judges
 from polyhead.client.rlhf.arms import Arm
-from polyhead.client.rlhf.evidence import freezing_page
+from polyhead.client.rlhf.evidence.freezing import page as freezing_page
 from polyhead.client.rlhf.evidence.freezing import runs
 from polyhead.client.rlhf.evidence.freezing.data import Data
 from polyhead.client.rlhf.evidence.freezing.models import TokenStates, WholeModel, adapters_beside

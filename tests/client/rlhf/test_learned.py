@@ -10,7 +10,7 @@ from typing import Any
 import pytest
 
 from polyhead.client import Client
-from polyhead.client.rlhf.evidence import learned_page
+from polyhead.client.rlhf.evidence.learned import page as learned_page
 from polyhead.client.rlhf.evidence.learned import runs
 from polyhead.client.rlhf.evidence.learned.plan import FIXED, HEADS, REFRESHED, LearnedPlan, Unit
 from polyhead.client.rlhf.evidence.learned.runs import LearnedHeads, best_of

@@ -9,9 +9,9 @@ from typing import Any
 import pytest
 
 from polyhead.client import Client
-from polyhead.client.rlhf.evidence import sharing_page
 from polyhead.client.rlhf.evidence.plan import PlanError
 from polyhead.client.rlhf.evidence.results import Results
+from polyhead.client.rlhf.evidence.sharing import page as sharing_page
 from polyhead.client.rlhf.evidence.sharing.plan import SERVED, TRL, SharingPlan, Unit
 from polyhead.client.rlhf.evidence.sharing.served import measure_rounds
 

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from polyhead.client.rlhf.arms import Arm
-from polyhead.client.rlhf.evidence.plan import PlanError, naming, read_fixed
+from polyhead.client.rlhf.evidence.plan import PlanError, Work, check_counts, keys_of, naming, read_fixed
 from polyhead.heads.training.rl.config import RLConfig
 
 DEFAULT = Path(__file__).parents[1] / "freezing.json"
@@ -32,7 +30,7 @@ class Variant:
 
 
 @dataclass(frozen=True)
-class Unit:
+class Unit(Work):
     """One task of one variant and seed, or the seed's data, which all of its variants share."""
 
     task: str  # DATA, PREFERENCE or RL
@@ -41,13 +39,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Of its file."""
         return "-".join(["freezing", f"seed{self.seed}", self.task, *([self.variant] if self.variant else [])])
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """For its file."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -71,9 +63,10 @@ class FreezingPlan:
     @classmethod
     def read(cls, path: Path = DEFAULT) -> FreezingPlan:
         """Raises PlanError naming file and key."""
-        own = {field.name for field in dataclasses.fields(cls)} - {"sha256", "config", "arm"}
+        own = keys_of(cls, made=("config", "arm"))
         plain, sha256 = read_fixed(path, own | {"experiment", "rl", "preference_weight", "rule_weight"})
         with naming(path):
+            check_counts(cls, plain)
             arm = Arm("mix", plain["preference_weight"], plain["rule_weight"])
             variants = {name: Variant(name, **what) for name, what in plain["variants"].items()}
             if not plain["seeds"] or not variants:

@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import dataclasses
 import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 from polyhead.client.rlhf.arms import Arm
-from polyhead.client.rlhf.evidence.plan import PlanError, naming, read_fixed
+from polyhead.client.rlhf.evidence.plan import PlanError, Work, check_counts, keys_of, naming, read_fixed
 from polyhead.heads.training.rl.config import RLConfig
 
 DEFAULT = Path(__file__).parents[1] / "learned.json"
@@ -18,7 +16,7 @@ HEADS, FIXED, REFRESHED = "heads", "fixed", "refreshed"
 
 
 @dataclass(frozen=True)
-class Unit:
+class Unit(Work):
     """A seed's heads, or one way to use them."""
 
     seed: int
@@ -26,13 +24,7 @@ class Unit:
 
     @property
     def name(self) -> str:
-        """Of its file."""
         return f"learned-seed{self.seed}-{self.what}"
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """For its file."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -56,9 +48,10 @@ class LearnedPlan:
     @classmethod
     def read(cls, path: Path = DEFAULT) -> LearnedPlan:
         """Raises PlanError naming file and key."""
-        own = {field.name for field in dataclasses.fields(cls)} - {"sha256", "config", "arm"}
+        own = keys_of(cls, made=("config", "arm"))
         plain, sha256 = read_fixed(path, own | {"experiment", "rl", "preference_weight", "rule_weight"})
         with naming(path):
+            check_counts(cls, plain)
             arm, config = Arm("mix", plain["preference_weight"], plain["rule_weight"]), RLConfig(**plain["rl"])
             if not plain["seeds"]:
                 raise PlanError("at least one seed is needed")

@@ -2,32 +2,24 @@
 
 from __future__ import annotations
 
-import dataclasses
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
-from polyhead.client.rlhf.evidence.plan import PlanError, naming, read_fixed
+from polyhead.client.rlhf.evidence.plan import Work, check_counts, keys_of, naming, read_fixed
 
 DEFAULT = Path(__file__).parents[1] / "sharing.json"
 SERVED, TRL = "served", "trl"
 
 
 @dataclass(frozen=True)
-class Unit:
+class Unit(Work):
     """A round by the served trunk's own loop, or by TRL: with its own generation, and with a server's."""
 
     what: str  # SERVED or TRL
 
     @property
     def name(self) -> str:
-        """Of its file."""
         return f"sharing-{self.what}"
-
-    @property
-    def about(self) -> dict[str, Any]:
-        """For its file."""
-        return dataclasses.asdict(self)
 
 
 @dataclass(frozen=True)
@@ -44,12 +36,10 @@ class SharingPlan:
     @classmethod
     def read(cls, path: Path = DEFAULT) -> SharingPlan:
         """Raises PlanError naming file and key."""
-        own = {field.name for field in dataclasses.fields(cls)} - {"sha256"}
+        own = keys_of(cls)
         plain, sha256 = read_fixed(path, own | {"experiment"})
         with naming(path):
-            for name in ("rounds", "prompts", "samples", "max_new_tokens"):
-                if type(plain[name]) is not int or plain[name] < 1:
-                    raise PlanError(f"{name} must be a whole number of at least 1: {plain[name]!r}")
+            check_counts(cls, plain)
             return cls(sha256, **{name: plain[name] for name in own})
 
     def units(self) -> list[Unit]:

@@ -13,7 +13,7 @@ from typing import Any
 
 from polyhead.client import Client
 from polyhead.client.rlhf.arms import PREFERENCE, RULE, train_judged_heads
-from polyhead.client.rlhf.evidence.plan import GROUND, Plan, Unit
+from polyhead.client.rlhf.evidence.arms.plan import GROUND, ArmsPlan, Unit
 from polyhead.client.rlhf.evidence.results import Results
 from polyhead.client.rlhf.evidence.turns import in_turn
 from polyhead.client.rlhf.measure import ask, base_rates, judged_replies, read_questions, sample, shown_replies
@@ -30,10 +30,10 @@ from polyhead.heads.training.verify import verify
 NAME = "evidence"  # of the heads that every run trains, from the reference on: their old versions go, so that the store does not grow
 
 
-class Evidence:
+class Arms:
     """The work of one plan in one folder, on one server."""
 
-    def __init__(self, client: Client, plan: Plan, folder: Path, say: Callable[[str], None] = print) -> None:
+    def __init__(self, client: Client, plan: ArmsPlan, folder: Path, say: Callable[[str], None] = print) -> None:
         self.client, self.plan, self.folder, self.say = client, plan, folder, say
         self.results = Results(folder, plan)
         self.train, self.held_out = read_questions(plan.train_questions, plan.held_out_questions)

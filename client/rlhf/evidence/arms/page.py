@@ -10,9 +10,9 @@ import numpy as np
 from numpy.typing import NDArray
 
 from polyhead.client.bench.plot import Line, Panel, svg
+from polyhead.client.rlhf.evidence.arms.plan import GROUND, ArmsPlan, Unit
 from polyhead.client.rlhf.evidence.intervals import Interval, bootstrap, table_of
 from polyhead.client.rlhf.evidence.markdown import Form, not_run, paragraph, quoted, table, with_interval
-from polyhead.client.rlhf.evidence.plan import GROUND, Plan, Unit
 from polyhead.client.rlhf.evidence.results import Found, Results
 from polyhead.heads.training.metrics import auc, pair_accuracy
 
@@ -47,7 +47,7 @@ class Told:
     missing: Mapping[str, Sequence[int]]  # seeds, by arm
 
     @classmethod
-    def of(cls, results: Results[Plan], reward: str) -> Told:
+    def of(cls, results: Results[ArmsPlan], reward: str) -> Told:
         plan, by_arm, missing = results.plan, dict[str, list[Found]](), dict[str, list[int]]()
         for name in (GROUND, *plan.arms):
             for unit in (Unit(reward, seed, name) for seed in plan.seeds[reward]):
@@ -76,7 +76,6 @@ class Told:
     def cells(self, arm: str, measure: str) -> Any:
         """(seeds, questions)."""
         return table_of([each["replies"] for each in self.by_arm[arm]], measure)
-
 
     def difference(self, arm: str, other: str, measure: str) -> Interval | None:
         """Of two policies over the seeds that both have; None: there is no such seed."""

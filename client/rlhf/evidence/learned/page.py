@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 
-from polyhead.client.rlhf.evidence.arms_page import MEASURES, Told, judged_by_heads
+from polyhead.client.rlhf.evidence.arms.page import MEASURES, Told, judged_by_heads
 from polyhead.client.rlhf.evidence.intervals import bootstrap
 from polyhead.client.rlhf.evidence.learned.plan import FIXED, HEADS, REFRESHED, LearnedPlan
 from polyhead.client.rlhf.evidence.markdown import bullet, not_run, paragraph, table, with_interval
