@@ -9,7 +9,7 @@ from typing import Any
 from polyhead.client.annotate.exports import tools
 from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.exports.options import SHAPED, Shape, Ties
-from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply, ties_of
+from polyhead.client.annotate.exports.pairs import different_pairs_of, margin_of, ranks_of, reply, text_of, text_pairs_of, ties_of
 from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.replies.candidates import unpack_ids
 
@@ -23,13 +23,12 @@ def trl_preference(judgement: Judgement, left_out: Counter[str], shape: Shape = 
     rows of margin 0 every row has one."""
     margin, has_ties = margin_of(judgement), shape.ties is Ties.MARGIN0
     tied = [pair for pair in ties_of(judgement) if _differ(judgement, *pair)] if has_ties else []
-    for better, other in _texts(judgement, left_out, says_more=bool(tied)):
+    for better, other in text_pairs_of(judgement, left_out, says_more=bool(tied)):
         row = {"prompt": judgement.messages, "chosen": reply(better), "rejected": reply(other)}
         yield row if margin is None and not has_ties else {**row, "margin": 1.0 if margin is None else margin}
     for one, other in sorted(sorted(pair) for pair in tied):  # by id: neither comes first because of its place
-        yield {
-            "prompt": judgement.messages, "chosen": reply(_text(judgement, one)), "rejected": reply(_text(judgement, other)), "margin": 0.0,
-        }  # fmt: skip
+        first, second = reply(text_of(judgement, one)), reply(text_of(judgement, other))
+        yield {"prompt": judgement.messages, "chosen": first, "rejected": second, "margin": 0.0}
 
 
 def trl_unpaired(judgement: Judgement, left_out: Counter[str]) -> Rows:
@@ -41,7 +40,7 @@ def trl_unpaired(judgement: Judgement, left_out: Counter[str]) -> Rows:
     marked = {body["choice"], *body["tied"]}
     for key in judgement.candidates:
         is_good = not body["none_good"] and (key in marked) == (judgement.polarity == "better")
-        yield {"prompt": judgement.messages, "completion": reply(_text(judgement, key)), "label": is_good}
+        yield {"prompt": judgement.messages, "completion": reply(text_of(judgement, key)), "label": is_good}
 
 
 def sft(judgement: Judgement, left_out: Counter[str]) -> Rows:
@@ -49,7 +48,7 @@ def sft(judgement: Judgement, left_out: Counter[str]) -> Rows:
     if judgement.kind in (Kind.DEMONSTRATE, Kind.EDIT):
         yield {"messages": judgement.messages, "completion": judgement.body["text"]}
     elif judgement.kind is Kind.CHOOSE and judgement.polarity == "better" and judgement.body["choice"]:
-        yield {"messages": judgement.messages, "completion": _text(judgement, judgement.body["choice"])}
+        yield {"messages": judgement.messages, "completion": text_of(judgement, judgement.body["choice"])}
     else:
         left_out["no reply to imitate"] += 1
 
@@ -66,17 +65,17 @@ def polyhead_pairs(judgement: Judgement, left_out: Counter[str], shape: Shape = 
         left_out["no token ids"] += 1
         return
     if judgement.kind is Kind.EDIT:
-        for better, other in _texts(judgement, left_out):
+        for better, other in text_pairs_of(judgement, left_out):
             yield {"messages": judgement.messages, "chosen": better, "rejected": other, "group_id": judgement.answer_id}
         return
-    found = list(_pairs(judgement, left_out))
+    found = list(different_pairs_of(judgement, left_out))
     if shape.has_ids:
         same = [pair for pair in found if len({tuple(_prompt_ids(judgement, key)) for key in pair}) == 1]
         left_out.update({"different prompts": 1} if len(same) < len(found) else {})
         found = same
     for better, other in found:
         row = {
-            "messages": judgement.messages, "chosen": _text(judgement, better), "rejected": _text(judgement, other),
+            "messages": judgement.messages, "chosen": text_of(judgement, better), "rejected": text_of(judgement, other),
             "group_id": judgement.answer_id,
         }  # fmt: skip
         ids = {"chosen_ids": _ids(judgement, better), "rejected_ids": _ids(judgement, other)} if shape.has_ids else {}
@@ -96,7 +95,7 @@ def polyhead_ranks(judgement: Judgement, left_out: Counter[str], shape: Shape = 
     if any(prompt != prompts[0] for prompt in prompts):
         left_out["different prompts"] += 1
         return
-    row = {"messages": judgement.messages, "replies": [_text(judgement, key) for key in ranks], "ranks": list(ranks.values())}
+    row = {"messages": judgement.messages, "replies": [text_of(judgement, key) for key in ranks], "ranks": list(ranks.values())}
     ids = {"prompt_ids": prompts[0], "replies_ids": [_ids(judgement, key) for key in ranks]} if shape.has_ids else {}
     yield {**row, "group_id": judgement.answer_id, **ids}
 
@@ -122,17 +121,15 @@ def rules(judgement: Judgement, left_out: Counter[str], shape: Shape = AS_USUAL)
 
 def hh(judgement: Judgement, left_out: Counter[str]) -> Rows:
     """Anthropic's HH files: whole transcripts that differ in the last reply. A text that holds an opening would read as a turn."""
-    texts = [*(message["content"] for message in judgement.messages), *(row.text for row in judgement.candidates.values())]
-    if any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in texts):
+    pairs = list(text_pairs_of(judgement, left_out))
+    shown = [*(message["content"] for message in judgement.messages), *(row.text for row in judgement.candidates.values())]
+    if pairs and any("\n\nHuman:" in text or "\n\nAssistant:" in text for text in [*shown, *(better for better, _ in pairs)]):
         left_out["holds a turn's opening"] += 1
         return
     names = {"user": "Human", "assistant": "Assistant"}
     start = "".join(f"\n\n{names[m['role']]}: {m['content']}" for m in judgement.messages if m["role"] in names)
-    for better, other in _pairs(judgement, left_out):
-        yield {
-            "chosen": f"{start}\n\nAssistant: {_text(judgement, better)}",
-            "rejected": f"{start}\n\nAssistant: {_text(judgement, other)}",
-        }
+    for better, other in pairs:
+        yield {"chosen": f"{start}\n\nAssistant: {better}", "rejected": f"{start}\n\nAssistant: {other}"}
 
 
 FORMATS: dict[str, Callable[..., Rows]] = {  # (judgement, counter of what is left out); those of SHAPED take a shape, too
@@ -158,38 +155,10 @@ def rows_of(format_name: str, judgement: Judgement, left_out: Counter[str], shap
     return FORMATS[format_name](judgement, left_out, shape) if is_shaped else FORMATS[format_name](judgement, left_out)
 
 
-def _pairs(judgement: Judgement, left_out: Counter[str], *, says_more: bool = False) -> Iterator[tuple[str, str]]:
-    """Pairs of different texts that say something. `says_more`: the judgement makes other rows, and so is not left out without pairs."""
-    if not ranks_of(judgement):
-        left_out["another kind"] += 1
-        return
-    found = [(one, other) for one, other in pairs_of(judgement) if _text(judgement, one) and _text(judgement, other)]
-    if not found and not says_more:
-        left_out["tie"] += 1
-    yield from found
-
-
-def _texts(judgement: Judgement, left_out: Counter[str], *, says_more: bool = False) -> Iterator[tuple[str, str]]:
-    """(the better text, the other one) of each pair. A mended reply is better than the one before, which answers the same messages; it
-    stands beside no other reply, so that it makes pairs alone, and counts for no head's strength. Polarity asks for nothing here."""
-    if judgement.kind is not Kind.EDIT:
-        yield from ((_text(judgement, one), _text(judgement, other)) for one, other in _pairs(judgement, left_out, says_more=says_more))
-        return
-    mended, before = judgement.body["text"], _text(judgement, judgement.body["candidate"])
-    if before and mended != before:
-        yield mended, before
-    else:
-        left_out["not mended"] += 1
-
-
 def _differ(judgement: Judgement, one: str, other: str) -> bool:
     """Whether two replies are two texts, neither of them empty."""
-    texts = {_text(judgement, one), _text(judgement, other)}
+    texts = {text_of(judgement, one), text_of(judgement, other)}
     return len(texts) == 2 and "" not in texts
-
-
-def _text(judgement: Judgement, key: str) -> str:
-    return str(judgement.candidates[key].text)
 
 
 def _has_ids(judgement: Judgement) -> bool:

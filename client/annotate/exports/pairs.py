@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from itertools import combinations
 from typing import Any
@@ -43,6 +44,31 @@ def ties_of(judgement: Judgement) -> Iterator[Pair]:
     yield from ((one, other) for one, other in combinations(ranks, 2) if ranks[one] == ranks[other])
 
 
+def different_pairs_of(judgement: Judgement, left_out: Counter[str], *, says_more: bool = False) -> Iterator[tuple[str, str]]:
+    """Pairs of different texts that say something. `says_more`: the judgement makes other rows, and so is not left out without pairs."""
+    if not ranks_of(judgement):
+        left_out["another kind"] += 1
+        return
+    found = [(one, other) for one, other in pairs_of(judgement) if text_of(judgement, one) and text_of(judgement, other)]
+    if not found and not says_more:
+        left_out["tie"] += 1
+    yield from found
+
+
+def text_pairs_of(judgement: Judgement, left_out: Counter[str], *, says_more: bool = False) -> Iterator[tuple[str, str]]:
+    """(the better text, the other one) of each pair. A mended reply is better than the one before, which answers the same messages; it
+    stands beside no other reply, so that it makes pairs alone, and counts for no head's strength. Polarity asks for nothing here."""
+    if judgement.kind is not Kind.EDIT:
+        for better, other in different_pairs_of(judgement, left_out, says_more=says_more):
+            yield text_of(judgement, better), text_of(judgement, other)
+        return
+    mended, before = judgement.body["text"], text_of(judgement, judgement.body["candidate"])
+    if before and mended != before:
+        yield mended, before
+    else:
+        left_out["not mended"] += 1
+
+
 def margin_of(judgement: Judgement) -> float | None:
     """How sure the preference is, 0 to 1: |position - middle| / (points - 1) * 2 of a scale. None where no scale was asked."""
     body = judgement.body
@@ -75,6 +101,10 @@ def _marked(judgement: Judgement) -> dict[str, int]:
 
 def _scale(judgement: Judgement) -> str:
     return judgement.config.answer.strength.value if judgement.config else ""
+
+
+def text_of(judgement: Judgement, key: str) -> str:
+    return str(judgement.candidates[key].text)
 
 
 def reply(text: str) -> list[dict[str, Any]]:

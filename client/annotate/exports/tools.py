@@ -8,7 +8,7 @@ from typing import Any
 from xml.sax.saxutils import quoteattr
 
 from polyhead.client.annotate.exports.judgements import Judgement
-from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply, ties_of
+from polyhead.client.annotate.exports.pairs import margin_of, pairs_of, ranks_of, reply, text_of, text_pairs_of, ties_of
 from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.storage.database import sha256
 
@@ -20,17 +20,22 @@ _NAMES = {"user": "Human", "assistant": "Assistant"}
 
 def tinker(judgement: Judgement, left_out: Counter[str]) -> Rows:
     """tinker-cookbook's LabeledComparison. Which reply is A is drawn by a hash: the same in every export, and no hint."""
-    if not ranks_of(judgement):
+    if judgement.kind is Kind.EDIT:
+        found = [(*pair, "A", "edit") for pair in text_pairs_of(judgement, left_out)]
+    elif ranks_of(judgement):
+        labelled = [(pairs_of, "A"), (ties_of, "Tie")]
+        found = [
+            (text_of(judgement, one), text_of(judgement, other), label, f"{one}{other}")
+            for pairs, label in labelled
+            for one, other in pairs(judgement)
+        ]
+    else:
         left_out["another kind"] += 1
         return
-    preferred, tied = ([(*pair, label) for pair in pairs(judgement)] for pairs, label in ((pairs_of, "A"), (ties_of, "Tie")))
-    for one, other, label in [*preferred, *tied]:
-        if sha256(f"{judgement.answer_id}{one}{other}")[0] % 2:
-            one, other, label = other, one, {"A": "B", "B": "A", "Tie": "Tie"}[label]
-        comparison = {
-            "prompt_conversation": judgement.messages, "completion_A": reply(_text(judgement, one)),
-            "completion_B": reply(_text(judgement, other)),
-        }  # fmt: skip
+    for one, other, label, key in found:
+        if sha256(f"{judgement.answer_id}{key}")[0] % 2:
+            one, other, label = other, one, {"A": "B", "Tie": "Tie"}[label]
+        comparison = {"prompt_conversation": judgement.messages, "completion_A": reply(one), "completion_B": reply(other)}
         yield {"comparison": comparison, "label": label}
 
 
@@ -46,7 +51,7 @@ def summarize(judgement: Judgement, left_out: Counter[str]) -> Rows:
         shown = sorted((better, other), key=place)
         row = {
             "info": {"id": judgement.about["item"], "post": _dialogue(judgement.messages)},
-            "summaries": [{"text": _text(judgement, key), "policy": _policy(judgement, key)} for key in shown],
+            "summaries": [{"text": text_of(judgement, key), "policy": _policy(judgement, key)} for key in shown],
             "choice": shown.index(better), "worker": judgement.about["annotator"], "batch": f"round {judgement.about['round']}",
         }  # fmt: skip
         yield row if margin is None else {**row, "extra": {"confidence": 1 + round(8 * margin)}}
@@ -148,10 +153,6 @@ def _result(judgement: Judgement, name: str, value: Any) -> dict[str, Any]:
 
 def _texts(judgement: Judgement) -> list[str]:
     return [str(row.text) for row in judgement.candidates.values()]
-
-
-def _text(judgement: Judgement, key: str) -> str:
-    return str(judgement.candidates[key].text)
 
 
 def _policy(judgement: Judgement, key: str) -> str:

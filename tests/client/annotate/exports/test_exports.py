@@ -218,6 +218,14 @@ async def test_an_edit_is_a_pair_and_what_was_not_mended_is_counted(tmp_path: Pa
         trl = {"prompt": MESSAGES, "chosen": reply("Air scatters blue."), "rejected": reply("Air.")}
         assert written(site, tmp_path, "trl-preference") == ([trl], {"not mended": 1})
         assert written(site, tmp_path, "trl-preference", ties="margin0") == ([{**trl, "margin": 1.0}], {"not mended": 1})
+        [row], left_out = written(site, tmp_path, "hh")
+        last = {side: text.rpartition("\n\n")[2] for side, text in row.items()}
+        assert last == {"chosen": "Assistant: Air scatters blue.", "rejected": "Assistant: Air."}
+        assert left_out == {"not mended": 1}
+        [row], left_out = written(site, tmp_path, "tinker")
+        sides = {name: row["comparison"][f"completion_{name}"] for name in "AB"}
+        assert (sides[row["label"]], left_out) == (reply("Air scatters blue."), {"not mended": 1})
+        assert {text[0]["content"] for text in sides.values()} == {"Air scatters blue.", "Air."}
         [row], left_out = written(site, tmp_path, "polyhead-pairs")
         assert (row["messages"], row["chosen"], row["rejected"], left_out) == (MESSAGES, "Air scatters blue.", "Air.", {"not mended": 1})
         key = json.loads((tmp_path / "rows.keys.jsonl").read_text(encoding="utf-8"))
