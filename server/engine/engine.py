@@ -23,7 +23,7 @@ from polyhead.heads.format.kinds import HeadKind
 from polyhead.server.engine.ahead import LaunchDraws
 from polyhead.server.engine.blocks.tree import BlockTree
 from polyhead.server.engine.layers.cuda.graphs import sizes_for
-from polyhead.server.engine.layers.cuda.threads import use_device
+from polyhead.server.engine.layers.cuda.threads import device_error, use_device
 from polyhead.server.engine.layers.cuda.timing import DeviceTimes
 from polyhead.server.engine.layers.heads import CANARY_TOKENS, HeadRunner
 from polyhead.server.engine.layers.sampler import Draw
@@ -244,11 +244,14 @@ class Engine:
         self._end_all(Unavailable("the server is shutting down", retry_after_s=1.0))
 
     def _step_safely(self, step: Callable[[], bool] | None = None) -> bool:
-        """A step; if it raises, the requests in the pools end and the engine goes on."""
+        """A step; if it raises, the requests in the pools end and the engine goes on, unless its GPU does not: then the process ends."""
         try:
             return (step or self.step)()
         except Exception:
             logger.exception("an engine step failed")
+            for device in (self.trunk.device, self.heads.device):
+                if problem := device_error(device):
+                    self.requests.end_process(f"{device} does nothing more for this process: {problem}")
             self.stepper.forget()
             failed = {sample.request for sample in self.scheduler.running} | self.scheduler.forget_step()
             if not failed:  # it failed before anything ran: one that waits may fail every step

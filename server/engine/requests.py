@@ -23,7 +23,7 @@ from polyhead.server.engine.work.sampling import FinishReason
 
 logger = logging.getLogger(__name__)
 
-EXIT_ENGINE_FAILED = 71  # the engine hangs (server/process/watchdog.py), or failed to give back a request's blocks
+EXIT_ENGINE_FAILED = 71  # the engine hangs (process/watchdog.py), its GPU has failed, or it cannot give back a request's blocks
 
 
 class OpenRequests:

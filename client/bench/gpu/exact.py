@@ -14,6 +14,7 @@ import torch
 from torch import Tensor
 
 from polyhead.client.bench.gpu.driver import Driver
+from polyhead.client.bench.gpu.measures import graphs_note
 from polyhead.client.bench.gpu.models import Shape
 from polyhead.client.bench.results import OURS, Row, Series, at_least, at_most
 from polyhead.server.engine.work.request import Sample
@@ -52,6 +53,7 @@ def exactness(driver: Driver, model: Any, shape: Shape, num_tokens: int, precisi
         f"transformers' own rounding, sdpa against eager: {rounding:.2g}",
         f"greedy tokens equal to generate's: {same:.1%}",
         f"largest error of a log-prob: {float((ours - theirs.logprobs).abs().max()):.2g}",
+        graphs_note(driver.engine),
     )
     what = f"log-probs against transformers, {shape.name} {precision}"
     return Row(f"G1 {precision}", what, "", False, (Series(OURS, (error,)),), tuple(checks), notes, is_contest=False)

@@ -4,11 +4,13 @@ from __future__ import annotations
 
 import math
 import os
+from collections.abc import Callable
 from dataclasses import replace
 
 import torch
 
 from polyhead.client.bench.gpu.driver import Driver, Rollout
+from polyhead.client.bench.gpu.measures import graphs_note
 from polyhead.client.bench.gpu.models import RandomWeights, Shape, num_served_bytes, random_engine
 from polyhead.client.bench.gpu.work import GIB, SCORED, SEED, Sizes, config_for, random_prompts
 from polyhead.client.bench.results import Row, Series
@@ -21,8 +23,8 @@ SPARE = 0.05  # of the memory, for activations and what libraries take
 QUANTIZING_BYTES = 10  # for each number of the matrix that is being quantised: itself, joined, in float32, in int8
 
 
-def large_split(sizes: Sizes, device: torch.device) -> Row:
-    """Five roles that differ on one trunk in int8: what it takes, and that it generates and scores."""
+def large_split(sizes: Sizes, device: torch.device, tell: Callable[[str], None] = lambda text: None) -> Row:
+    """Five roles that differ on one trunk in int8: what it takes, and that it generates and scores. `tell`: each part as it is there."""
     shape, dtype = sizes.large, torch.float32 if device.type == "cpu" else torch.bfloat16
     what = f"{shape.name}, {shape.split_layer}/{shape.num_layers - shape.split_layer} split, five different roles in int8: memory"
     streams, num_tokens = sizes.large_streams, sizes.large_tokens
@@ -32,8 +34,12 @@ def large_split(sizes: Sizes, device: torch.device) -> Row:
     if needed > free:
         why = f"{needed / GIB:.1f} GiB are needed, {free / GIB:.1f} GiB are free"
         return Row("G6", what, "GiB", False, notes=(f"not measured: {why}",), is_contest=False)
+    tell(f"{needed / GIB:.1f} GiB are needed, {free / GIB:.1f} GiB are free")
     ours = random_engine(shape, RandomWeights(SEED, shape.spread, dtype, device), config)
-    with Driver(ours.engine, ours.roles()) as driver:
+    tell(f"trunk: {ours.engine.trunk.num_bytes / GIB:.1f} GiB; {free_bytes(device) / GIB:.1f} GiB are free beside it and the caches")
+    roles = ours.roles()
+    tell(f"heads: {sum(head.live.num_bytes for head in roles.values()) / GIB:.1f} GiB; {free_bytes(device) / GIB:.1f} GiB are free")
+    with Driver(ours.engine, roles) as driver:
         rules = {"r": random_prompts(shape.vocab_size, 1, sizes.rule_tokens, SEED)[0]}
         prompts = random_prompts(shape.vocab_size, streams, num_tokens, SEED)
         rollout = driver.generate(prompts, num_tokens, score=SCORED, rules=rules, temperature=1.0)
@@ -44,6 +50,7 @@ def large_split(sizes: Sizes, device: torch.device) -> Row:
     notes = [f"{name}: {size / GIB:.4f} GiB" for name, size in {**table, "caches, beside these": config.cache_bytes}.items()]
     if device.type == "cuda":
         notes.append(f"most that torch held: {torch.cuda.max_memory_reserved(device) / GIB:.1f} GiB")
+    notes.append(graphs_note(ours.engine))
     notes.append(f"{streams} streams: {num_tokens} tokens each, all scored by four roles; step {step * 1e3:.2f} ms")
     one_model = table["trunk"] + heads["policy"]
     series = (Series("trunk and five heads", (sum(table.values()) / GIB,)), Series("five whole models", (5 * one_model / GIB,)))

@@ -21,6 +21,8 @@ from polyhead.client.bench.gpu.work import GIB, SCORED, SEED, Sizes, random_prom
 from polyhead.client.bench.peers.on_transformers import Transformers
 from polyhead.client.bench.results import OURS, Row, Series
 from polyhead.heads.format.errors import PolyheadError
+from polyhead.server.engine.engine import Engine
+from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 
 FAILURES = (PolyheadError, RuntimeError, ValueError, TypeError, AttributeError, ImportError, AssertionError)  # ours, torch's, a peer's
 COPIES = 10
@@ -76,7 +78,7 @@ def decoding(bed: Bed, streams: int) -> list[Row]:
     what = f"{streams} streams, {sizes.prompt_tokens} + {sizes.num_tokens} tokens, {sizes.shape.name} {bed.precision}"
     of = f"{streams}" if transformers else f"{bed.precision} {streams}"
     return [
-        Row(f"G2 {of}", f"decoding, {what}", "tokens/s", True, series, notes=(graphs_note(bed.ours),), is_contest=bool(their_ways)),
+        Row(f"G2 {of}", f"decoding, {what}", "tokens/s", True, series, notes=(graphs_note(bed.ours.engine),), is_contest=bool(their_ways)),
         Row(f"G3 {of}", f"share of the memory roofline, {what}", "", True, (Series(OURS, shares),), notes=(note,), is_contest=False),
     ]
 
@@ -89,12 +91,14 @@ def step_bytes(ours: RandomEngine, streams: int, context: int) -> int:
     return trunk.num_bytes - embedding + policy.num_bytes + streams * context * kv
 
 
-def graphs_note(ours: RandomEngine) -> str:
-    graphs = ours.engine.trunk.graphs
-    ahead = ours.engine.stepper.ahead
-    replayed, launched = graphs.num_replayed if graphs else 0, ahead.num_launched if ahead else 0
-    attention = f"attention: {ours.engine.trunk.attention.name}"
-    return f"{attention}; decode steps replayed from CUDA graphs: {replayed}, launched before the one before was read: {launched}"
+def graphs_note(engine: Engine) -> str:
+    """Which attention served, and how many steps graphs did."""
+    kernel, graphs, ahead = engine.trunk.attention, engine.trunk.graphs, engine.stepper.ahead
+    failed = sorted(kernel.failed) if isinstance(kernel, VarlenAttention) else []
+    instead = f", but torch for {' and '.join(failed)}" if failed else ""
+    replayed = f"replayed from CUDA graphs: {graphs.num_replayed}, of {graphs.num_recorded} sizes" if graphs else "without CUDA graphs"
+    launched = f"launched before the one before was read: {ahead.num_launched}" if ahead else "none launched ahead"
+    return f"attention: {kernel.name}{instead}; decode steps {replayed}, {launched}"
 
 
 def experience(bed: Bed) -> Row:

@@ -5,7 +5,6 @@ usage: python -m polyhead.client.bench.gpu.parts NAME [DEVICE] [SHAPE]
 
 from __future__ import annotations
 
-import importlib.metadata
 import logging
 import os
 import statistics
@@ -20,9 +19,10 @@ from typing import Any
 import torch
 
 from polyhead.client.bench import report
+from polyhead.client.bench.gpu import without_numba  # before what imports it
 from polyhead.client.bench.gpu.driver import Driver
 from polyhead.client.bench.gpu.large import large_split
-from polyhead.client.bench.gpu.measures import bandwidth_of, synchronize
+from polyhead.client.bench.gpu.measures import bandwidth_of, graphs_note, synchronize
 from polyhead.client.bench.gpu.models import LLAMA_8B, ROLES, TINY, RandomEngine, RandomWeights, random_engine
 from polyhead.client.bench.gpu.run import EIGHT_BIT, eight_bit_decoding, exact_row, held_in
 from polyhead.client.bench.gpu.work import GIB, PLANS, SEED, Sizes, config_for, random_prompts
@@ -34,10 +34,12 @@ from polyhead.server.engine.layers.cuda.varlen import candidates
 from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
 from polyhead.server.engine.layers.linears import Quantization
 
-PACKAGES = ("torch", "triton", "transformers", "numpy", "numba", "grpcio", "protobuf", "pydantic", "pydantic-settings", "safetensors")
 FEW = {"8b": (1, 64), "tiny": (1, 3)}  # streams that are profiled
 
 _STARTED_AT = time.monotonic()
+
+
+_failed: list[str] = []  # names of what was attempted
 
 
 def say(*words: object) -> None:
@@ -51,18 +53,13 @@ def attempt(name: str, work: Callable[..., Any], *inputs: Any) -> Any:
         return work(*inputs)
     except Exception:
         say("FAILED", name)
+        _failed.append(name)
         traceback.print_exc(file=sys.stdout)
         return None
 
 
 def facts(device: torch.device, sizes: Sizes) -> None:
-    """Versions, the card, what attends and which kernels serve: with the log lines of those that do not."""
-    for package in PACKAGES:
-        try:
-            print(f"{package}=={importlib.metadata.version(package)}", end="  ")
-        except importlib.metadata.PackageNotFoundError:
-            print(f"{package}: none", end="  ")
-    print(flush=True)
+    """The card, what attends and which kernels serve: with the log lines of those that do not."""
     if device.type == "cuda":
         say(torch.cuda.get_device_properties(device), torch.cuda.mem_get_info(device))
     say(f"copy: {bandwidth_of(device, sizes.copy_bytes) / 1e12:.2f} TB/s")
@@ -90,14 +87,14 @@ def exact(device: torch.device, sizes: Sizes) -> None:
     given += [(torch.bfloat16, held) for held in EIGHT_BIT if held != "fp8" or device.type == "cpu" or has_fp8(device)]
     for dtype, held in given:
         for row in attempt(f"exactness, {dtype}, {held}", exact_row, TINY, device, PLANS["tiny"], dtype, held) or []:
-            print(report.block(row))
+            say(report.block(row))
             say("EXACT" if all(check.is_met for check in row.checks) else "NOT EXACT", dtype, held)
 
 
 def decode(device: torch.device, sizes: Sizes, held: Quantization = "none") -> None:
-    """A step's time at each number of streams, against the memory's roofline."""
-    for row in attempt(f"decoding, {held}", eight_bit_decoding, sizes, device, 1, held) or []:
-        print(report.block(row), flush=True)
+    """A step's time at each number of streams, against the memory's roofline. Each is printed as it comes."""
+    for row in eight_bit_decoding(sizes, device, 1, held):
+        say(report.block(row))
     if device.type == "cuda":
         say(f"most that torch held: {torch.cuda.max_memory_reserved(device) / GIB:.1f} GiB")
 
@@ -118,7 +115,7 @@ def profile(device: torch.device, sizes: Sizes) -> None:
                 driver.generate(prompts, 16, temperature=1.0)
                 synchronize(device)
             order = "self_device_time_total" if device.type == "cuda" else "self_cpu_time_total"
-            say(f"{streams} streams, 16 steps")
+            say(f"{streams} streams, 16 steps; {graphs_note(ours.engine)}")
             print(found.key_averages().table(sort_by=order, row_limit=24, max_name_column_width=60), flush=True)
 
 
@@ -148,13 +145,12 @@ def race(device: torch.device, sizes: Sizes) -> None:
         for name, each in (("quiet", quiet), ("loading", rollout)):
             gaps = each.gaps(streams)
             say(f"{name}: step {statistics.median(gaps) * 1e3:.2f} ms, longest {max(gaps) * 1e3:.2f} ms")
-        say("same tokens:", quiet.completions == rollout.completions)
+        say("same tokens:", quiet.completions == rollout.completions, graphs_note(ours.engine))
 
 
 def large(device: torch.device, sizes: Sizes) -> None:
     """A 70B-shaped split with five roles in int8: what it takes."""
-    row = attempt("large", large_split, sizes, device)
-    print(report.block(row) if row else "", flush=True)
+    say(report.block(large_split(sizes, device, say)))
 
 
 def engine_of(sizes: Sizes, device: torch.device) -> RandomEngine:
@@ -177,11 +173,13 @@ PARTS: dict[str, Callable[[torch.device, Sizes], None]] = {
 def main(name: str, device_name: str = "cuda", shape: str = "8b") -> None:
     logging.basicConfig(level=logging.INFO, stream=sys.stdout, format="%(levelname)s %(name)s %(message)s")
     device = torch.device(device_name)
+    if without_numba.REASON:
+        say("numba is replaced by nothing:", without_numba.REASON)
     use_device(device)
     attempt(name, PARTS[name], device, PLANS[shape])
     say("end of", name)
     sys.stdout.flush()
-    os._exit(0)  # an engine's thread that hangs must not keep the card
+    os._exit(1 if _failed else 0)  # an engine's thread that hangs must not keep the card
 
 
 if __name__ == "__main__":

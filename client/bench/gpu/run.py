@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 import gc
-from collections.abc import Callable
+import traceback
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
@@ -53,7 +54,7 @@ def run(sizes: Sizes, device_name: str, runs: int, file: Path | None, tell: Tell
         release(device)
         if quantization in held:
             tell(f"making a model of the shape {sizes.shape.name} in {quantization}")
-            add(*guarded(f"G2 {quantization}", partial(eight_bit_decoding, sizes, device, runs, quantization)))
+            add(*guarded(f"G2 {quantization}", partial(one_by_one, eight_bit_decoding(sizes, device, runs, quantization), add)))
         else:
             add(Row(f"G2 {quantization}", "decoding", "", True, notes=("not measured: this GPU does not know fp8",), is_contest=False))
     release(device)
@@ -70,6 +71,7 @@ def guarded(row_id: str, measure: Callable[[], list[Row]]) -> list[Row]:
     try:
         return measure()
     except FAILURES as error:
+        traceback.print_exc()
         why = described(error)
         return [Row(row_id, "could not be measured", "", True, (Series(OURS, (), why),), (Check("measured", None, None),))]
 
@@ -101,15 +103,23 @@ def on_one_model(sizes: Sizes, device: torch.device, runs: int, tell: Tell, add:
         return guarded("G5", lambda: [swaps(bed)])
 
 
-def eight_bit_decoding(sizes: Sizes, device: torch.device, runs: int, quantization: Quantization) -> list[Row]:
-    """What weights in 8 bits make of it, beside nobody: transformers holds none of these."""
+def one_by_one(rows: Iterator[Row], add: Callable[..., None]) -> list[Row]:
+    """Each added as it comes: what comes after it may fail. None is left."""
+    for row in rows:
+        add(row)
+    return []
+
+
+def eight_bit_decoding(sizes: Sizes, device: torch.device, runs: int, quantization: Quantization) -> Iterator[Row]:
+    """What weights in 8 bits make of it, beside nobody: transformers holds none of these. A number of streams that fails is a row, too."""
     shape, dtype = sizes.shape, torch.bfloat16
     config = held_in(quantization, config_for(shape, sizes, dtype))
     ours = random_engine(shape, RandomWeights(SEED, shape.spread, dtype, device), config)
     policy = {"policy": ours.head("policy", ROLES["policy"], 1, SEED)}
     with Driver(ours.engine, policy) as driver:
         bed = Bed(sizes, ours, driver, None, quantization, bandwidth_of(device, sizes.copy_bytes), runs)
-        return [row for streams in sizes.streams for row in decoding(bed, streams)]
+        for streams in sizes.streams:
+            yield from guarded(f"G2 {quantization} {streams}", partial(decoding, bed, streams))
 
 
 def held_in(quantization: Quantization, config: EngineConfig) -> EngineConfig:

@@ -47,7 +47,7 @@ class KvCache:
     ) -> None:
         """`is_compiled`: for compiled layers, which order a block in their own way.
 
-        `is_cleared`: each slot when it is taken, a launch a layer; not needed where no key is read that was not written.
+        `is_cleared`: each slot when it is taken, on a GPU a launch for all layers; not needed where no key is read that was not written.
         """
         self.shape = shape
         self._is_cleared = is_cleared and not is_compiled
@@ -79,8 +79,12 @@ class KvCache:
         """Forget what a slot held."""
         if not self._is_cleared:
             return
-        for layer in self._slots:
-            layer[slot].zero_()
+        slots = [layer[slot] for layer in self._slots]
+        if self.shape.device.type == "cpu":
+            for each in slots:
+                each.zero_()
+        else:
+            torch._foreach_zero_(slots)
 
     def hold_numbers_only(self) -> None:
         """Attention that multiplies masked values by 0 takes over: what is no number becomes 0, and slots are cleared from now on."""

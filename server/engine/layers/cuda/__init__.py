@@ -5,6 +5,7 @@
     paged_kernels.py  our own kernel, in Triton
     varlen_probe.py   tries it on a small cache before it serves
     graphs.py         recorded decode steps
+    recorder.py       how they are recorded
     tables.py         their tables of blocks, which stay on the device
     staging.py        their numbers on the way to the device, and tokens on the way back
     eight_bit.py      weights in int8 or fp8, by torch's own products

@@ -15,6 +15,7 @@ from torch import Tensor
 
 from polyhead.server.engine.layers.cuda import plain_rows
 from polyhead.server.engine.layers.cuda.plain_rows import EightBits, Scales, Turning
+from polyhead.server.engine.layers.cuda.threads import is_recording
 from polyhead.server.engine.layers.hadamard import BLOCK, matrix
 
 R = TypeVar("R")
@@ -62,6 +63,8 @@ class Fused:
         except torch.OutOfMemoryError:
             raise
         except Exception as error:  # of Triton's compiler or launcher: not one class
+            if is_recording():
+                raise  # the kernel has just run in the trial: it is the recording that fails, and graphs.py gives that up
             self.failed.add(name)
             logger.warning("the GPU kernel %s is not used: %s", name, (str(error) or repr(error)).splitlines()[0])
             return plain()

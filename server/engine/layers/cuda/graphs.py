@@ -10,17 +10,17 @@ adapters, plain modules and rows beyond the largest size run as they are.
 
 from __future__ import annotations
 
-import contextlib
 import logging
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import KvCache
+from polyhead.server.engine.layers.cuda.recorder import CudaRecorder, Record, Recording
 from polyhead.server.engine.layers.cuda.staging import Staging
 from polyhead.server.engine.layers.cuda.tables import BlockTables, DecodeRow
 from polyhead.server.engine.layers.cuda.varlen import RaggedRows, VarlenAttention
@@ -33,20 +33,6 @@ MOST_CHANGES = 4096  # of tables in one copy, which are 12 bytes each
 logger = logging.getLogger(__name__)
 
 Compute = Callable[[Tensor, Tensor, StepPlan], Tensor]  # ids or rows of states, positions, the step's plan -> output rows
-
-
-class Recording(Protocol):
-    """Launches once more what was recorded, on what its inputs hold now."""
-
-    @property
-    def output(self) -> Tensor:
-        """Overwritten by this recording's next run, and by any other's."""
-        ...
-
-    def replay(self) -> None: ...
-
-
-Record = Callable[[Callable[[], Tensor]], Recording]
 
 
 @dataclass(frozen=True, slots=True)
@@ -182,57 +168,6 @@ class StepGraphs:
 def sizes_for(max_rows: int) -> tuple[int, ...]:
     """Sizes that steps of up to `max_rows` rows are padded to."""
     return tuple(size for index, size in enumerate(SIZES) if index == 0 or SIZES[index - 1] < max_rows)
-
-
-class CudaRecorder:
-    """Records with CUDA graphs. They share one memory pool, since they never run at the same time, and one stream: each stream that a
-    product was recorded on keeps a workspace of cuBLAS.
-    """
-
-    def __init__(self, device: torch.device, cuda: Any = torch.cuda) -> None:
-        self._device = device
-        self._cuda = cuda
-        self._pool = cuda.graph_pool_handle()
-        self._stream = cuda.Stream(device)
-
-    def __call__(self, compute: Callable[[], Tensor]) -> Recording:
-        """Raises what the recording raised, with the thread back on its stream, no recording open and nothing left to run."""
-        with self._cuda.device(self._device):
-            before = self._cuda.current_stream()
-            self._stream.wait_stream(before)
-            try:
-                with self._cuda.stream(self._stream):
-                    compute()  # what a kernel library sets up on its first call cannot be recorded
-                    recording = self._recorded(compute)
-                before.wait_stream(self._stream)
-                return recording
-            except BaseException:
-                self._cuda.synchronize()
-                raise
-
-    def _recorded(self, compute: Callable[[], Tensor]) -> CudaRecording:
-        graph = self._cuda.CUDAGraph()
-        # Other threads load heads meanwhile, and must be able to allocate.
-        graph.capture_begin(pool=self._pool, capture_error_mode="thread_local")
-        try:
-            output = compute()
-        except BaseException:
-            with contextlib.suppress(RuntimeError):  # it says once more that the recording is invalid
-                graph.capture_end()
-            raise
-        graph.capture_end()
-        return CudaRecording(graph, output)
-
-
-@dataclass(frozen=True, slots=True)
-class CudaRecording:
-    """A recorded graph."""
-
-    graph: Any
-    output: Tensor
-
-    def replay(self) -> None:
-        self.graph.replay()
 
 
 def step_graphs(cache: KvCache, attention: AttentionBackend, max_tokens: int) -> StepGraphs | None:

@@ -25,6 +25,21 @@ def use_device(device: torch.device, cuda: Any = torch.cuda) -> None:
         cuda.set_device(device.index or 0)
 
 
+def device_error(device: torch.device, cuda: Any = torch.cuda) -> str:
+    """Why a GPU does nothing more for this process, as after an access to a wrong address; empty if it works. Waits for it."""
+    if device.type == "cuda":
+        try:
+            cuda.synchronize(device)
+        except RuntimeError as error:
+            return (str(error) or repr(error)).splitlines()[0]
+    return ""
+
+
+def is_recording() -> bool:
+    """Whether what the calling thread launches goes into a CUDA graph (graphs.py), or a recording that is invalid by now."""
+    return torch.cuda.is_available() and torch.cuda.is_current_stream_capturing()
+
+
 class SideStream:
     """What workers copy and launch while they load a head. On the engine's stream its steps would wait behind it."""
 

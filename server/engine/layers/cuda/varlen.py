@@ -27,6 +27,7 @@ from torch import Tensor
 
 from polyhead.server.engine.blocks.cache import KvCache
 from polyhead.server.engine.layers.cuda import paged
+from polyhead.server.engine.layers.cuda.threads import is_recording
 from polyhead.server.engine.layers.cuda.upload import upload
 from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
 
@@ -98,6 +99,8 @@ class VarlenAttention:
             except torch.OutOfMemoryError:
                 raise
             except Exception as error:  # of Triton's compiler or launcher, or of torch: not one class
+                if is_recording():
+                    raise  # the kernel has just run in the trial: it is the recording that fails, and graphs.py gives that up
                 self.failed.add(steps)
                 logger.warning("%s by %s are not used: %s", steps, self.name, (str(error) or repr(error)).splitlines()[0])
         if plan.instead is None:

@@ -3,10 +3,14 @@
 from __future__ import annotations
 
 import os
+from collections import Counter
+from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache, TrunkCache
 from polyhead.server.host.commit import PIECE_BYTES, commit
@@ -60,3 +64,21 @@ def test_a_kernel_that_cannot_leaves_it_for_later(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("polyhead.server.host.commit._madvise", lambda start, size, advice: -1)
     assert not commit([torch.zeros(10)], lambda: True)
     assert commit([], lambda: True)
+
+
+def test_a_taken_slot_costs_a_gpu_one_launch() -> None:
+    """It was one a layer. Attention that reads no key which was not written needs none."""
+
+    class Counted(TorchDispatchMode):
+        def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+            counts.update([func._schema.name])
+            return func(*args, **(kwargs or {}))
+
+    counts: Counter[str] = Counter()
+    shape = replace(SHAPE, device=torch.device("meta"))
+    caches = [KvCache(shape, num_layers=8, num_slots=3, is_cleared=is_cleared) for is_cleared in (True, False)]
+    with Counted():
+        for cache in caches:
+            cache.clear(1)
+    del counts["aten::select"]  # a view
+    assert counts == {"aten::_foreach_zero_": 1}

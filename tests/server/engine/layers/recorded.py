@@ -12,7 +12,8 @@ from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from polyhead.server.engine import build
-from polyhead.server.engine.layers.cuda.graphs import Recording, StepGraphs
+from polyhead.server.engine.layers.cuda.graphs import StepGraphs
+from polyhead.server.engine.layers.cuda.recorder import Recording
 from polyhead.server.engine.layers.cuda.sampler import draw, launch
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention
 from tests.server.engine.harness import Bench

@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from polyhead.server.engine.layers.cuda.staging import NUM_BUFFERS, ReadBack, Staging
-from polyhead.server.engine.layers.cuda.threads import SideStream, use_device
+from polyhead.server.engine.layers.cuda.threads import SideStream, device_error, use_device
 from polyhead.server.engine.layers.cuda.timing import DeviceTimes
 from polyhead.server.engine.work.reports import Counters
 
@@ -30,6 +30,9 @@ class FakeCuda:
     def set_device(self, number: int) -> None:
         """torch refuses a device without a number, as of `--device cuda`."""
         self.log.append(f"thread on cuda:{number}")
+
+    def synchronize(self, device: torch.device) -> None:
+        self.log.append(f"waited for {device}")
 
     def Stream(self, device: torch.device) -> FakeStream:  # noqa: N802
         return FakeStream("side", self)
@@ -87,6 +90,19 @@ def test_a_thread_is_told_its_device() -> None:
     use_device(torch.device("cpu"), cuda)
     use_device(torch.device("cuda"), cuda)
     assert cuda.log == ["thread on cuda:1", "thread on cuda:0"]
+
+
+def test_a_device_is_asked_whether_it_still_works(monkeypatch: pytest.MonkeyPatch) -> None:
+    cuda = FakeCuda()
+    assert device_error(SECOND, cuda) == ""
+    assert cuda.log == ["waited for cuda:1"]
+
+    def failed(device: torch.device) -> None:
+        raise RuntimeError("CUDA error: an illegal memory access was encountered\nmore")
+
+    monkeypatch.setattr(cuda, "synchronize", failed)
+    assert device_error(SECOND, cuda) == "CUDA error: an illegal memory access was encountered"
+    assert device_error(torch.device("cpu"), cuda) == ""
 
 
 def test_a_workers_launches_have_a_stream_of_their_own() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import gc
 import logging
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -15,7 +16,8 @@ from torch import Tensor
 from polyhead.heads.format.kinds import HeadKind
 from polyhead.heads.format.lora import LoraAdapter
 from polyhead.server.engine.blocks.cache import KvCache
-from polyhead.server.engine.layers.cuda.graphs import SIZES, CudaRecorder, Recording, step_graphs
+from polyhead.server.engine.layers.cuda.graphs import SIZES, step_graphs
+from polyhead.server.engine.layers.cuda.recorder import CudaRecorder, Recording
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.request import OnSwap, Request
 from polyhead.server.engine.work.sampling import SamplingParams
@@ -247,16 +249,20 @@ def test_a_failed_recording_leaves_nothing_behind(fails_at: int) -> None:
     """The thread stayed on the capture's stream, where later steps ran beside the default one without order."""
     cuda = FakeCuda(fails_at_end=fails_at >= 2)
     calls: list[int] = []
+    ended: list[tuple[int, int]] = []
 
     def compute() -> Tensor:
+        assert gc.isenabled() != cuda.is_recording, "a collection could wait for the device within a recording"
         calls.append(1)
         if len(calls) == fails_at:
             raise RuntimeError("operation not permitted when stream is capturing")
         return torch.zeros(1)
 
     with pytest.raises(RuntimeError, match="not permitted" if fails_at < 3 else "previous error"):
-        CudaRecorder(torch.device("cpu"), cuda)(compute)
+        CudaRecorder(torch.device("cuda:1"), cuda, lambda *pool: ended.append(pool))(compute)
     assert (cuda.stream_now, cuda.is_recording, cuda.log[-1]) == ("default", False, "synchronized")
+    assert ended == ([(1, 7)] if fails_at > 1 else []), "torch's allocator counted the recording as open for ever"
+    assert gc.isenabled()
 
 
 def test_a_recorder_that_fails_is_given_up(llama_folder: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:

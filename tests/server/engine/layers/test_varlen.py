@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import logging
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -15,7 +16,10 @@ from torch.nn.attention import varlen as torch_varlen
 
 from polyhead.server.engine import build
 from polyhead.server.engine.blocks.cache import CacheShape, KvCache
+from polyhead.server.engine.layers.cuda import fused as fused_module
 from polyhead.server.engine.layers.cuda import varlen, varlen_probe
+from polyhead.server.engine.layers.cuda.fused import Fused
+from polyhead.server.engine.layers.cuda.threads import is_recording
 from polyhead.server.engine.layers.cuda.varlen import VarlenAttention, candidates
 from polyhead.server.engine.layers.cuda.varlen_probe import QueryHeads, working_varlen
 from polyhead.server.engine.layers.plan import AttentionBackend, Segment, StepPlan
@@ -220,6 +224,26 @@ def test_a_kernel_that_fails_in_traffic(
     assert [record.message for record in caplog.records if "are not used" in record.message] == [
         f"{failing} by torch varlen are not used: out of resource: shared memory"
     ]
+
+
+def test_a_recording_that_fails_is_no_fault_of_a_kernel(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Every launch into an invalid recording fails: the kernel, which had run a moment before, was given up for good."""
+
+    def launched(*inputs: Any, **others: Any) -> Tensor:
+        raise RuntimeError("operation failed due to a previous error during capture")
+
+    way, fused = ways(3, VarlenAttention(launched, fallback=TorchAttention()))[1], Fused()
+    plan = StepPlan.build(*way, [Segment([1], 2, 3)], [3])
+    monkeypatch.setitem(sys.modules, "polyhead.server.engine.layers.cuda.fused_kernels", None)
+    for module in (varlen, fused_module):
+        monkeypatch.setattr(module, "is_recording", lambda: True)
+    with pytest.raises(RuntimeError, match="previous error"):
+        plan.attention.attend(plan, 0, torch.zeros(1, 4, 8), 0.3, 0)
+    with pytest.raises(ImportError):
+        fused.silu_up(torch.zeros(1, 8))
+    assert plan.attention.failed == fused.failed == set()
+    monkeypatch.undo()
+    assert not is_recording()
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import pytest
 
 from polyhead.heads.format.errors import Aborted
+from polyhead.server.engine import engine as engine_module
 from polyhead.server.engine import outbox as outbox_module
 from polyhead.server.engine.work.request import Request
 from polyhead.server.engine.work.sampling import SamplingParams
@@ -62,6 +63,20 @@ def test_no_fault_leaves_a_call_open(bench: Bench, monkeypatch: pytest.MonkeyPat
 def step_often(bench: Bench) -> None:
     for _ in range(20):
         bench.engine._empty_inbox()
+        bench.engine._step_safely()
+
+
+def test_a_gpu_that_has_failed_ends_the_process(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
+    """After an access to a wrong address every call of the process's CUDA fails: each step failed, and the server was healthy for ever."""
+    found = iter(["", "", "an illegal memory access was encountered"])
+    monkeypatch.setattr(engine_module, "device_error", lambda device: next(found))
+    monkeypatch.setattr(bench.engine.stepper, "forward", faulty)
+    bench.start(bench.sampled(bench.prompt(5), params=SamplingParams(max_new_tokens=3)), steps=0)
+    bench.engine._empty_inbox()
+    bench.engine._step_safely()  # this fault was the step's own
+    bench.start(bench.sampled(bench.prompt(5), params=SamplingParams(max_new_tokens=3)), steps=0)
+    bench.engine._empty_inbox()
+    with pytest.raises(ProcessEnded, match="cpu does nothing more for this process: an illegal memory access"):
         bench.engine._step_safely()
 
 
