@@ -108,8 +108,8 @@ def _time(at: int) -> str:
 
 _ANSWERS = (
     "FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN accounts p ON p.id = a.account_id JOIN items i ON i.id = a.item_id"
-    " JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ?1 AND ?2 IN (0, r.number)"
+    " JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ? AND ? IN (0, r.number)"
 )
 _GOLD = "LEFT JOIN gold_results g ON g.answer_id = n.id WHERE"
-_ITEMS = f"FROM items i JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ?1 AND ?2 IN (0, r.number) AND {IS_THERE}"
+_ITEMS = f"FROM items i JOIN rounds r ON r.id = i.round_id WHERE r.project_id = ? AND ? IN (0, r.number) AND {IS_THERE}"
 _REPORTS = f"SELECT count(*) FROM reports o JOIN items i ON i.id = o.item_id {_ITEMS.removeprefix('FROM items i ')} AND o.state = 'open'"

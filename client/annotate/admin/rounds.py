@@ -145,10 +145,10 @@ def _overview(
     config = from_json(json.loads(text))
     current = db.one("SELECT * FROM rounds WHERE project_id = ? AND closed_at IS NULL", row.id)
     counts = db.one(
-        "SELECT count(*) AS answers, coalesce(sum(n.received_at > ?2), 0) AS today, count(DISTINCT a.account_id) AS people"
+        "SELECT count(*) AS answers, coalesce(sum(n.received_at > ?), 0) AS today, count(DISTINCT a.account_id) AS people"
         " FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN items i ON i.id = a.item_id JOIN rounds r ON r.id = i.round_id"
-        " WHERE r.project_id = ?1 AND n.state = 'current'",
-        row.id, db.now() - db.now() % _DAY_MS,
+        " WHERE r.project_id = ? AND n.state = 'current'",
+        db.now() - db.now() % _DAY_MS, row.id,
     )  # fmt: skip
     num_reports = db.value(
         "SELECT count(*) FROM reports o JOIN items i ON i.id = o.item_id JOIN rounds r ON r.id = i.round_id"

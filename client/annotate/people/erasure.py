@@ -20,10 +20,10 @@ from polyhead.client.annotate.storage.database import Database, Row, sha256, to_
 
 MODES = ("identity", "all")
 ERASED = to_json({"erased": True})
-_OWN_ASSIGNMENTS = "SELECT id FROM assignments WHERE account_id = ?1"
+_OWN_ASSIGNMENTS = "SELECT id FROM assignments WHERE account_id = ?"
 _OWN_DIALOGUES = f"SELECT id FROM dialogues WHERE assignment_id IN ({_OWN_ASSIGNMENTS})"
 _OWN_TURNS = f"SELECT id FROM turns WHERE dialogue_id IN ({_OWN_DIALOGUES})"
-_OWN_ITEMS = "SELECT id FROM items WHERE author_id = ?1"
+_OWN_ITEMS = "SELECT id FROM items WHERE author_id = ?"
 
 
 def stop(db: Database, account_id: str, *, keeps_work: bool) -> None:
@@ -99,8 +99,8 @@ def _erase_identity(db: Database, account_id: str) -> None:
     names = ", ".join(f"{name} = ?" for name in changes)
     db.execute(f"UPDATE accounts SET {names} WHERE id = ?", *changes.values(), account_id)
     known = {name: value for name, value in changes.items() if name not in ("name", "contact")}
-    _edit_events(db, "accounts", "json_extract(body_json, '$.id') = ?1", account_id, lambda body: _replaced(body, known))
-    _blank(db, "team_messages", "account_id = ?1", account_id, {"text": ""})  # they may call the person by name
+    _edit_events(db, "accounts", "json_extract(body_json, '$.id') = ?", account_id, lambda body: _replaced(body, known))
+    _blank(db, "team_messages", "account_id = ?", account_id, {"text": ""})  # they may call the person by name
 
 
 def _erase_work(db: Database, account_id: str) -> None:
@@ -111,17 +111,17 @@ def _erase_work(db: Database, account_id: str) -> None:
     _blank(db, "turns", f"dialogue_id IN ({_OWN_DIALOGUES})", account_id, {"user_text": "", "messages_json": "[]"})
     _blank(db, "candidates", f"turn_id IN ({_OWN_TURNS})", account_id, {"prompt_token_ids": None})
     written = {"text": "", "text_sha256": sha256(""), "scores_json": None, "reward_json": None, "ood_json": None}
-    _blank(db, "candidates", "account_id = ?1", account_id, written)
-    _blank(db, "reports", "account_id = ?1", account_id, {"text": ""})
+    _blank(db, "candidates", "account_id = ?", account_id, written)
+    _blank(db, "reports", "account_id = ?", account_id, {"text": ""})
     _erase_items(db, account_id)
-    _blank(db, "adjudications", "account_id = ?1", account_id, {"body_json": ERASED, "first_body_json": ERASED})
-    _edit_events(db, "assignments", "actor = ?1", account_id, lambda body: _replaced(body, {"text": ""}))  # why something was skipped
+    _blank(db, "adjudications", "account_id = ?", account_id, {"body_json": ERASED, "first_body_json": ERASED})
+    _edit_events(db, "assignments", "actor = ?", account_id, lambda body: _replaced(body, {"text": ""}))  # why something was skipped
 
 
 def _erase_items(db: Database, account_id: str) -> None:
     """Conversations that this person wrote, replays of them too: nobody else is to judge them. Hashes stay different."""
-    for item in db.all(f"{_OWN_ITEMS} AND content_json != ?2", account_id, ERASED):
-        _blank(db, "items", "id = ?1", item.id, {"content_json": ERASED, "content_sha256": sha256(item.id)})
+    for item in db.all(f"{_OWN_ITEMS} AND content_json != ?", account_id, ERASED):
+        _blank(db, "items", "id = ?", item.id, {"content_json": ERASED, "content_sha256": sha256(item.id)})
         db.change("items", item.id, {"state": "retired"}, account_id)
 
 
@@ -130,7 +130,7 @@ def _blank(db: Database, table: str, condition: str, key: str, changes: Mapping[
     ids = to_json([row.id for row in db.all(f"SELECT id FROM {table} WHERE {condition}", key)])
     names = ", ".join(f"{name} = ?" for name in changes)
     db.execute(f"UPDATE {table} SET {names} WHERE id IN (SELECT value FROM json_each(?))", *changes.values(), ids)
-    in_ids = "json_extract(body_json, '$.id') IN (SELECT value FROM json_each(?1))"
+    in_ids = "json_extract(body_json, '$.id') IN (SELECT value FROM json_each(?))"
     _edit_events(db, table, in_ids, ids, lambda body: _replaced(body, changes))
 
 

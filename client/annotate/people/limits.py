@@ -83,9 +83,9 @@ def worked_today(db: Database, person_id: str) -> Worked:
     """From the assignments of this person's own day. A gap of BREAK_MS between two, or since the last one, is a break."""
     now, start = db.now(), day_start(db, person_id)
     rows = db.all(
-        "SELECT leased_at, CASE state WHEN 'leased' THEN ?1 ELSE ifnull(ended_at, ?1) END AS ended_at, active_ms FROM assignments"
-        " WHERE account_id = ?2 AND (leased_at >= ?3 OR ended_at >= ?3 OR state = 'leased') ORDER BY leased_at",
-        now, person_id, start,
+        "SELECT leased_at, CASE state WHEN 'leased' THEN ? ELSE ifnull(ended_at, ?) END AS ended_at, active_ms FROM assignments"
+        " WHERE account_id = ? AND (leased_at >= ? OR ended_at >= ? OR state = 'leased') ORDER BY leased_at",
+        now, now, person_id, start, start,
     )  # fmt: skip
     skips = db.all("SELECT at FROM events WHERE kind = 'breaks.skip' AND actor = ? AND at >= ? ORDER BY at", person_id, start)
     today = since = 0
