@@ -98,4 +98,6 @@ def test_a_softcap() -> None:
 def test_the_probe_takes_it(softcap: float | None) -> None:
     kernel = VarlenAttention(paged_attention, is_paged=True, name="triton paged", has_softcap=True)
     shape = CacheShape(2, 16, 16, torch.float32, torch.device("cpu"))
-    assert working_varlen(shape, QueryHeads(3, softcap), [kernel]) is kernel
+    found = working_varlen(shape, QueryHeads(3, softcap), [kernel])
+    assert found is not None
+    assert (found.call, found.fallback is not None) == (paged_attention, True)
