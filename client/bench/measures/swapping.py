@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import os
 import subprocess
 import sys
 from collections.abc import Callable, Mapping, Sequence
@@ -179,11 +180,12 @@ def push_under_load(session: Session) -> Row:
 
     def be_busy() -> None:
         """For as long, a process that computes: what the client of a push does to streams with which it shares the cores."""
-        with subprocess.Popen([sys.executable, "-c", "while True: pass"]) as other:
+        compute = f"import os\nwhile os.getppid() == {os.getpid()}: pass"  # not on and on where this process was killed
+        with subprocess.Popen([sys.executable, "-c", compute]) as other:
             try:
                 session.interrupt.sleep(seconds[-1])
             finally:
-                other.kill()  # it would never end
+                other.kill()
 
     (pushing, busy), failures = under_load(session, "pin", [update, be_busy], PUSHES_UNDER_LOAD, sizes.swap_gap_s)
     checks = (
