@@ -12,7 +12,7 @@ from polyhead.server.engine.layers.heads import HeadRunner
 from polyhead.server.engine.layers.sampler import Draw, DrawRow, Draws
 from polyhead.server.engine.layers.trunk import TrunkRunner
 from polyhead.server.engine.requests import OpenRequests
-from polyhead.server.engine.schedule.scorer import take_rows
+from polyhead.server.engine.schedule.scored_rows import Part, take_rows
 from polyhead.server.engine.work.batch import Batch, HeadRun
 from polyhead.server.engine.work.events import Drawn
 from polyhead.server.engine.work.live import LiveHead
@@ -83,16 +83,17 @@ class Stepper:
 
     def _take(self, runs: list[HeadRun], rows: Tensor) -> None:
         """Hand a head's rows to the sampler or to the scorer."""
-        offset = 0
+        offset, scored = 0, list[Part]()
         to_draw: list[tuple[Sample, int]] = []
         for run in runs:
-            reading = run.reading
-            if run.num_rows and reading.output is Output.NEXT_TOKEN:
-                to_draw.append((reading.sample, offset))
+            if run.num_rows and run.reading.output is Output.NEXT_TOKEN:
+                to_draw.append((run.reading.sample, offset))
             elif run.num_rows:
-                take_rows(reading, rows[offset : offset + run.num_rows], run.first_row, self.draw)
+                scored.append(Part(run.reading, offset, run.num_rows, run.first_row))
             offset += run.num_rows
-            if reading.output is not Output.NEXT_TOKEN and (reading.is_done or reading.error):
+        take_rows(scored, rows, self.draw)
+        for reading in (run.reading for run in runs if run.reading.output is not Output.NEXT_TOKEN):
+            if reading.is_done or reading.error:
                 with self.requests.giving_back():
                     self.scheduler.finish_reading(reading)
                 self.counters.scored_readings += 1

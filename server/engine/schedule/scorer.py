@@ -1,4 +1,4 @@
-"""Scoring, which is head-only work on boundary states: the readings that a finished sample needs, and the results in their rows.
+"""Scoring, which is head-only work on boundary states: the readings that a finished sample needs, and the results in what they read.
 
 With p prompt tokens and c completion tokens, position p - 1 + t is where completion token t is predicted.
 """
@@ -8,19 +8,13 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
-import torch
-from torch import Tensor
 
 from polyhead.heads.format.kinds import HeadKind, ReadPosition, Unfinished
-from polyhead.server.engine.layers.sampler import Draw, DrawRow
 from polyhead.server.engine.work.live import ServedHead
 from polyhead.server.engine.work.questions import RuleQuestion
 from polyhead.server.engine.work.request import Output, Reading, Sample
-from polyhead.server.engine.work.sampling import FinishReason, SamplingParams
+from polyhead.server.engine.work.sampling import FinishReason
 from polyhead.server.engine.work.sequence import TokenSequence
-
-RAW = SamplingParams()  # temperature 1, nothing left out
-SLICE_ROWS = 64  # rows of (rows, vocab) log-probs at once: a long completion must not need its (c, vocab) log-probs a second time
 
 
 @dataclass(frozen=True, slots=True)
@@ -145,51 +139,6 @@ def _suffixed(sample: Sample, suffix: tuple[int, ...]) -> TokenSequence:
     sequence = TokenSequence(tokens, sample.sequence.salt, num_wanted=len(tokens))
     sample.suffixes.append(sequence)
     return sequence
-
-
-def take_rows(reading: Reading, rows: Tensor, first: int, draw: Draw) -> None:
-    """Record a head's output rows for positions from `first` on: (rows, vocab) logits or (rows,) scalars. `draw` looks tokens up."""
-    if reading.output is Output.LOGPROBS:
-        _take_logprobs(reading, rows, first, draw)
-    elif reading.output is Output.SCALARS:
-        reading.values.append(rows.numpy(force=True).astype(np.float32, copy=True))
-    elif reading.output is Output.ANSWERS:
-        manifest = reading.head.manifest
-        asked = [DrawRow(RAW, token_id=token_id) for token_id in (manifest.violated_token_id, manifest.followed_token_id)]
-        reading.values.append(draw(rows[-1:].expand(2, -1), asked).logprobs)
-    if not np.isfinite(reading.values[-1]).all():
-        reading.error = f"{reading.head.reference} gave a number that is not finite"
-
-
-def _take_logprobs(reading: Reading, logits: Tensor, first: int, draw: Draw) -> None:
-    """Rows are independent of each other, so slices change no number."""
-    parts = enumerate(torch.split(logits, SLICE_ROWS))
-    slices = [_logprobs_of(reading, part, first + SLICE_ROWS * index, draw) for index, part in parts]
-    reading.values.append(np.concatenate(slices))
-
-
-def _logprobs_of(reading: Reading, logits: Tensor, first: int, draw: Draw) -> np.ndarray:
-    """Raw log-probs of the tokens that follow each row; the rest of what is asked for goes to the reading itself."""
-    tokens, request = reading.sequence.tokens, reading.sample.request
-    params = request.score_sampling or RAW
-    is_penalised = params.repetition_penalty != 1.0
-    following = range(first + 1, first + 1 + len(logits))
-    looked_up = draw(logits, [DrawRow(params, seen=tokens[:at] if is_penalised else (), token_id=tokens[at]) for at in following])
-    if request.score_sampling is not None:
-        reading.sampling_values.append(looked_up.sampling_logprobs)
-    if request.with_entropy or request.num_top:
-        largest, log_sums = (torch.from_numpy(each)[:, None].to(logits.device) for each in (looked_up.largest, looked_up.log_sums))
-        raw = (logits - largest).sub_(log_sums)
-        if request.with_entropy:
-            reading.entropies.append(_entropy(raw).numpy(force=True))
-        top = raw.topk(request.num_top, dim=-1)
-        reading.top.append((top.indices.numpy(force=True), top.values.numpy(force=True)))
-    return looked_up.logprobs
-
-
-def _entropy(raw: Tensor) -> Tensor:
-    """(rows,) in nats, from (rows, vocab) log-probs. A token of probability 0 has log-prob -inf and adds nothing."""
-    return -(raw.exp() * raw.clamp(min=torch.finfo(raw.dtype).min)).sum(dim=-1)
 
 
 def results(sample: Sample) -> list[HeadResult]:

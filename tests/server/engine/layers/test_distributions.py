@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import torch
 
-from polyhead.server.engine.schedule import scorer
+from polyhead.server.engine.schedule import scored_rows
 from polyhead.server.engine.schedule.scorer import PolicyResult
 from polyhead.server.engine.work.sampling import SamplingParams
 from tests.server.engine.harness import Bench, scores
@@ -50,11 +50,11 @@ def test_a_drawn_sample_has_them_too_and_without_asking_they_are_empty(bench: Be
 def test_slices_change_no_number_and_bound_what_is_held_at_once(bench: Bench, monkeypatch: pytest.MonkeyPatch) -> None:
     """A long completion's (tokens, vocab) log-probs stood in memory a second and a third time."""
     held: list[int] = []
-    plain = scorer._logprobs_of
-    monkeypatch.setattr(scorer, "_logprobs_of", lambda reading, logits, *rest: (held.append(len(logits)), plain(reading, logits, *rest))[1])
+    plain = scored_rows._rows_of
+    monkeypatch.setattr(scored_rows, "_rows_of", lambda *given: (held.append(len(found := plain(*given))), found)[1])
     found = []
     for num_rows in (64, 7, 10_000):
-        monkeypatch.setattr(scorer, "SLICE_ROWS", num_rows)
+        monkeypatch.setattr(scored_rows, "SLICE_ROWS", num_rows)
         held.clear()
         found.append(reference(bench, 150))
         assert max(held) <= num_rows
@@ -67,4 +67,4 @@ def test_slices_change_no_number_and_bound_what_is_held_at_once(bench: Bench, mo
 
 def test_a_token_that_cannot_come_adds_no_entropy() -> None:
     raw = torch.tensor([[0.0, -float("inf")], [-np.log(2), -np.log(2)]])
-    assert scorer._entropy(raw).tolist() == pytest.approx([0.0, np.log(2)])
+    assert scored_rows._entropy(raw).tolist() == pytest.approx([0.0, np.log(2)])
