@@ -87,10 +87,13 @@ def train_judged_heads(
     seed: int = 0,
     on_note: Callable[[str], None] = print,
     start_from: tuple[str, str] = ("preference", "rule"),
+    conflict_first: bool = False,
 ) -> Learned:
     """A preference and a rule head from the judges' verdicts on replies, pushed and activated under names of their own.
 
-    `start_from` are the heads that go on learning: those of the server, or earlier ones of these.
+    `start_from` are the heads that go on learning: those of the server, or earlier ones of these. `conflict_first`: the rule head learns
+    from replies in the first person before all others, as far as there are any; where replies are drawn from all, those that keep the
+    rule are too few to be learned from.
     `on_note` gets a line before each part of the work, which may take minutes, and after each epoch.
     """
     states = StateStore(client, folder / "states")
@@ -99,7 +102,7 @@ def train_judged_heads(
     few_pairs = dataclasses.replace(FEW_PAIRS, epochs=2, seed=seed)
     liked = train_preference(client, rows, states, start_from[0], few_pairs, on_step=_told("preference head", few_pairs, on_note))
     accuracy = pair_accuracy([margin for each in held_out_margins(liked, encode_ranked(client, unseen, states)) for margin in each])
-    judged, unseen_judged = _balanced(_judgements(questions, drawn), seed), _judgements(held_out, held_drawn)
+    judged, unseen_judged = _balanced(_judgements(questions, drawn), seed, conflict_first), _judgements(held_out, held_drawn)
     on_note(f"rule head: the trunk reads {len(judged)} replies, each with the rule's question; then the head is trained")
     few_judgements = dataclasses.replace(FEW_JUDGEMENTS, seed=seed)
     on_step = _told("rule head", few_judgements, on_note)
@@ -150,8 +153,14 @@ def _judgements(questions: Sequence[str], drawn: Sequence[Sample]) -> list[RuleJ
     return rows
 
 
-def _balanced(rows: Sequence[RuleJudgement], seed: int) -> list[RuleJudgement]:
+def _balanced(rows: Sequence[RuleJudgement], seed: int, conflict_first: bool) -> list[RuleJudgement]:
     """As many broken as kept: all of the fewer kind, at most 200. It shifts p_violate: the calibration error says by how much."""
     sides = [[row for row in rows if row.label.target == target] for target in (1.0, 0.0)]
-    count, order = min(MOST_OF_A_SIDE, *map(len, sides)), np.random.default_rng(seed)
-    return [side[index] for side in sides for index in sorted(order.permutation(len(side))[:count])]
+    count, generator = min(MOST_OF_A_SIDE, *map(len, sides)), np.random.default_rng(seed)
+    found = []
+    for side in sides:
+        order = [int(index) for index in generator.permutation(len(side))]
+        if conflict_first:
+            order.sort(key=lambda index: side[index].group != CONFLICT)  # stable: at random within each kind
+        found += [side[index] for index in sorted(order[:count])]
+    return found

@@ -33,16 +33,18 @@ class Plans:
 
     arms: ArmsPlan
     learned: LearnedPlan | None = None
+    conflict: LearnedPlan | None = None
     freezing: FreezingPlan | None = None
     sharing: SharingPlan | None = None
 
     @classmethod
     def beside(cls, path: Path = DEFAULT) -> Plans:
         """The plan of the arms, and those that lie beside it. Raises PlanError."""
-        learned, freezing, sharing = (path.with_name(f"{name}.json") for name in ("learned", "freezing", "sharing"))
+        learned, conflict, freezing, sharing = (path.with_name(f"{name}.json") for name in ("learned", "conflict", "freezing", "sharing"))
         return cls(
             ArmsPlan.read(path),
             LearnedPlan.read(learned) if learned.exists() else None,
+            LearnedPlan.read(conflict) if conflict.exists() else None,
             FreezingPlan.read(freezing) if freezing.exists() else None,
             SharingPlan.read(sharing) if sharing.exists() else None,
         )
@@ -54,7 +56,7 @@ class Plans:
     @property
     def all(self) -> list[Any]:
         """Each has a digest and units."""
-        return [plan for plan in (self.arms, self.learned, self.freezing, self.sharing) if plan is not None]
+        return [plan for plan in (self.arms, self.learned, self.conflict, self.freezing, self.sharing) if plan is not None]
 
 
 def page(folder: Path, plans: Plans, images: str = "../images") -> str:
@@ -64,6 +66,9 @@ def page(folder: Path, plans: Plans, images: str = "../images") -> str:
         blocks += [f"## {REWARDS[reward]}", *arms_page.chapter(Told.of(Results(folder, plans.arms), reward), images)]
     if plans.learned is not None:
         blocks += ["## The mix with learned heads", *learned_page.chapter(Results(folder, plans.learned))]
+    if plans.conflict is not None:
+        blocks += ["## The same, and the rule head learns from the conflict", paragraph(page_text.CONFLICT)]
+        blocks += learned_page.chapter(Results(folder, plans.conflict))
     if plans.freezing is not None:
         blocks += ["## What freezing costs", *freezing_page.chapter(Results(folder, plans.freezing), images)]
     if plans.sharing is not None:

@@ -14,6 +14,13 @@ JUDGES = (
     "preferred if it has two liked words and breaks no rule. The model is SmolLM2-135M-Instruct, its lower 24 of 30 layers frozen, in "
     "float32."
 )
+CONFLICT = (
+    "This plan was made after seed 0 of the plan before had been read, and has seeds of its own, which were fixed before they ran. There "
+    "the rule head took replies of the corner for broken ones: of the base's replies few are in the first person and keep the rule, so a "
+    "head that learns from replies as they come hardly sees them. Here it learns from replies in the first person before all others, as "
+    "many broken as kept. All else is the same. With people in place of judges this means to ask them about the replies on which "
+    "preference and rule disagree."
+)
 DID_NOT_WORK = (
     "Judges for and against enthusiasm, about 40 words, were tried by hand before: the preference head learned them by heart and was no "
     "better than chance on held-out questions. So both judges read a few frequent words.",
@@ -34,17 +41,20 @@ LIMITS = (
 )
 COST = (
     "Estimates for two quiet cores, from the seconds of single rounds and from pilots of a few replies with seed 100 on a busy machine: "
-    "the three arms with judges 15 minutes a seed and with learned heads 35, learned heads that learn anew 27 a seed, freezing 30 a seed, "
-    "half of it for the variant that trains everything, sharing 5 in all. No seed below 100 was looked at to choose anything.",
-    "The last three plans were to take three hours together. Scope was cut for it, not seeds: one refresh of the heads instead of two, "
-    "heads that learn from 8 replies to a question instead of 16 (which the plan of the arms has), one epoch of the preference task "
-    "instead of two, 8 rounds of 32 replies in the RL task instead of 10 of 48, and LoRA at one split alone.",
-    "Learning rates were not searched for. Adapters have ten times the rate of full training, as Schulman et al. 2025 advise; whole models "
-    "have the rate of heads, which may not be their best.",
+    "the three arms with judges 15 minutes a seed and with learned heads 35, learned heads that learn anew 27 a seed in either plan, "
+    "freezing 30 a seed, half of it for the variant that trains everything, sharing 5 in all. No seed below 100 was looked at to choose "
+    "anything, but for the plan `conflict`, which answers what seed 0 of `learned` showed and runs on other seeds.",
+    "Three of the plans, `learned`, `freezing` and `sharing`, were to take three hours together. Scope was cut for it, not seeds: one "
+    "refresh of the heads instead of two, heads that learn from 8 replies to a question instead of 16 (which the plan of the arms has), "
+    "one epoch of the preference task instead of two, 8 rounds of 32 replies in the RL task instead of 10 of 48, and LoRA at one split "
+    "alone.",
+    "Learning rates were not searched for. Adapters have ten times the rate of full training, as Schulman et al. 2025 advise; whole "
+    "models have the rate of heads, which may not be their best.",
 )
 COMMANDS = """```console
 $ make rlhf-evidence ARGS='--budget 120'                       # three arms; goes on where it ended; finished runs are kept
 $ make rlhf-evidence ARGS='--plan learned'                     # learned heads that stay, that learn anew, that choose
+$ make rlhf-evidence ARGS='--plan conflict'                    # the same where the rule head learns from the conflict
 $ make rlhf-evidence ARGS='--plan freezing --threads 2'        # more and less of the model trained, on a quiet machine
 $ make rlhf-evidence ARGS='--plan sharing'                     # a round's tokens and time, on a quiet machine
 $ make rlhf-evidence-trl                                       # TRL's rounds beside it, in an environment of its own

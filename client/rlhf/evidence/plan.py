@@ -56,10 +56,10 @@ def keys_of(plan: type[Any], made: Collection[str] = ()) -> set[str]:
     return {field.name for field in dataclasses.fields(plan)} - {"sha256", *made}
 
 
-def read_fixed(path: Path, wanted: AbstractSet[str]) -> tuple[dict[str, Any], str]:
-    """A plan file's keys, which must be exactly those `wanted`, and the digest. Raises PlanError."""
+def read_fixed(path: Path, wanted: AbstractSet[str], optional: AbstractSet[str] = frozenset()) -> tuple[dict[str, Any], str]:
+    """A plan file's keys, which must be those `wanted`, some `optional` ones beside them, and the digest. Raises PlanError."""
     text, plain = _json_of(path)
-    if not isinstance(plain, dict) or (wrong := sorted(wanted ^ plain.keys())):
+    if not isinstance(plain, dict) or (wrong := sorted(wanted ^ (plain.keys() - optional))):
         raise PlanError(f"{path}: keys that are missing, or that no plan has: {', '.join(wrong) if isinstance(plain, dict) else 'all'}")
     fixed = "\0".join([text, inspect.getsource(judges), QUESTIONS.read_text(encoding="utf-8")])
     return plain, hashlib.sha256(fixed.encode()).hexdigest()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import dataclasses
 import json
 from pathlib import Path
 from types import SimpleNamespace
@@ -10,12 +11,15 @@ from typing import Any
 import pytest
 
 from polyhead.client import Client
+from polyhead.client.rlhf import arms
 from polyhead.client.rlhf.evidence.learned import page as learned_page
 from polyhead.client.rlhf.evidence.learned import runs
-from polyhead.client.rlhf.evidence.learned.plan import FIXED, HEADS, REFRESHED, LearnedPlan, Unit
+from polyhead.client.rlhf.evidence.learned.plan import CONFLICT, FIXED, HEADS, REFRESHED, LearnedPlan, Unit
 from polyhead.client.rlhf.evidence.learned.runs import LearnedHeads, best_of
 from polyhead.client.rlhf.evidence.plan import PlanError
 from polyhead.client.rlhf.evidence.results import Results
+from polyhead.heads.training.data import RuleJudgement
+from polyhead.heads.training.labels import RuleLabel
 
 TINY: dict[str, Any] = {
     "experiment": "learned",
@@ -79,12 +83,18 @@ def test_heads_learn_anew_between_rounds(client: Client, tmp_path: Path, monkeyp
 
 def assert_page_tells_of_them(results: Results[LearnedPlan]) -> None:
     text = "\n\n".join(learned_page.chapter(results))
+    text, _, corner = text.partition("What the heads that reward say")
     rows = [line for line in text.splitlines() if line.startswith(("| base", "| RL", "| refresh"))]
     assert [row.split("|")[1].strip() for row in rows] == [
         *("base", "base, best of 2", "RL: heads stay", "RL: heads stay, best of 2"),
         *("RL: heads learn anew", "RL: heads learn anew, best of 2"),
         *("base", "RL: heads stay", "RL: heads learn anew", "refresh 1, the old heads", "refresh 1, the new ones"),
     ]
+    kinds = [[cell.strip() for cell in line.split("|")[1:-1]] for line in corner.splitlines() if line.startswith(("| base", "| RL"))]
+    assert [sum(int(row[2]) for row in kinds if row[0] == name) for name in learned_page.NAMES.values()] == [6, 6, 6]
+    for _, kind, _, liked, violates, reward in kinds:
+        assert kind in learned_page.KINDS
+        assert float(reward) == pytest.approx(float(liked) + 4 * (1 - float(violates)), abs=0.03)
     assert "learn from 16 replies of the base (4 to each question)" in " ".join(text.split())
     assert "RL and choosing please both more often than choosing alone: " in " ".join(text.split())
     results.path(Unit(0, REFRESHED)).unlink()
@@ -111,6 +121,7 @@ def test_the_best_of_each_few_is_chosen() -> None:
         ({"colour": 1}, "no plan has: colour"),
         ({"seeds": []}, "at least one seed"),
         ({"refresh_after": [2]}, r"refresh_after must rise, between round 1 and the last: \[2\]"),
+        ({"conflict_first": 1}, "conflict_first must be true or false: 1"),
         ({"fewer_samples": [8]}, r"at most base_samples: \[8\]"),
     ],
 )
@@ -120,6 +131,19 @@ def test_a_plan_is_checked_before_any_run(tmp_path: Path, changes: dict[str, Any
 
 
 def test_the_plan_in_the_repository() -> None:
-    """Three seeds; RL as in the plan of the arms."""
-    plan = LearnedPlan.read()
+    """Three seeds; RL as in the plan of the arms. Where the conflict comes first, seeds are others and all else is the same."""
+    plan, conflict = LearnedPlan.read(), LearnedPlan.read(CONFLICT)
     assert (len(plan.units()), plan.stages) == (9, [5, 5])
+    assert not {unit.name for unit in plan.units()} & {unit.name for unit in conflict.units()}
+    assert dataclasses.replace(conflict, sha256=plan.sha256, seeds=plan.seeds, conflict_first=False) == plan
+
+
+def test_the_conflict_comes_first_where_it_is_asked_for() -> None:
+    """As many broken as kept in any case. Which ones is the seed's choice, among those in the first person as among the others."""
+    labels = [RuleLabel.DEFINITELY_BROKEN] * 6 + [RuleLabel.DEFINITELY_FOLLOWED] * 30
+    groups = [arms.CONFLICT if index in (0, 1, 8, 9, 10) else "" for index in range(36)]
+    rows = [RuleJudgement("Q?", (index,), "r", *each) for index, each in enumerate(zip(labels, groups, strict=True))]
+    kept = [row for row in arms._balanced(rows, 0, True) if row.label is RuleLabel.DEFINITELY_FOLLOWED]
+    assert (len(kept), sum(row.group == arms.CONFLICT for row in kept)) == (6, 3)
+    assert kept != [row for row in arms._balanced(rows, 1, True) if row.label is RuleLabel.DEFINITELY_FOLLOWED]
+    assert sum(row.group == arms.CONFLICT for row in arms._balanced(rows, 0, False)) < 5

@@ -16,6 +16,7 @@ from polyhead.client.rlhf.evidence.results import Found, Results
 NAMES = {HEADS: "base", FIXED: "RL: heads stay", REFRESHED: "RL: heads learn anew"}
 UNITS = {HEADS: "the heads", FIXED: "RL with heads that stay", REFRESHED: "RL with heads that learn anew"}
 BEST = "{}, best of {}"
+KINDS = ("kept and preferred", "kept, not preferred", "broken")
 CLAIMS = (  # what is asked, policy, the policy that it is compared with
     ("RL against learned heads pleases both judges more often than the base", FIXED, HEADS),
     ("heads that learn anew do better than heads that stay", REFRESHED, FIXED),
@@ -27,10 +28,11 @@ def method(plan: LearnedPlan) -> list[str]:
     replies = plan.base_samples * plan.train_questions
     fewer = ", ".join(str(each * plan.train_questions) for each in plan.fewer_samples)
     refreshed, config = 2 * plan.refresh_samples * plan.train_questions, plan.config
+    first = ", those in the first person first" if plan.conflict_first else ""
     heads = (
         f"Plan {plan.sha256[:12]}, seeds {', '.join(map(str, plan.seeds))}. Both heads learn from {replies} replies of the base "
         f"({plan.base_samples} to each question); heads that learn from {fewer} are measured beside them. The rule head takes at most 400 "
-        "of these. The reward is the preference, in standard deviations of the base's, plus four times p_follow."
+        f"of these{first}. The reward is the preference, in standard deviations of the base's, plus four times p_follow."
     )
     rl = (
         f"RL takes {config.rounds} rounds of {config.prompts} prompts and {config.samples} replies. Heads that learn anew do so after "
@@ -54,7 +56,7 @@ def chapter(results: Results[LearnedPlan]) -> list[str]:
     if HEADS not in by_what:
         return blocks
     told = Told("heads", _policies(by_what, plan.best_of), missing)
-    return [*blocks, _data(by_what[HEADS]), _failed(by_what), _table(told), *_claims(told), *_agreement(by_what)]
+    return [*blocks, _data(by_what[HEADS]), _failed(by_what), _table(told), *_claims(told), *_agreement(by_what), *_corner(plan, by_what)]
 
 
 def _policies(by_what: Mapping[str, Sequence[Found]], count: int) -> dict[str, list[Found]]:
@@ -120,6 +122,37 @@ def _agreement(by_what: Mapping[str, Sequence[Found]]) -> list[str]:
     if stages:
         blocks += ["About the policy's replies of that moment, before and after the heads learned from it:", judged_by_heads(stages)]
     return blocks
+
+
+def _corner(plan: LearnedPlan, by_what: Mapping[str, Sequence[Found]]) -> list[str]:
+    """What the heads that reward make of each kind of reply: whether they pay for the corner."""
+    spreads = {each["seed"]: each["heads"]["spread"] for each in by_what[HEADS]}
+    rows = []
+    for what, own in by_what.items():
+        kinds: dict[str, list[tuple[float, float]]] = {kind: [] for kind in KINDS}
+        for each in own:
+            spread = each["refreshes"][-1]["heads"]["spread"] if each.get("refreshes") else spreads[each["seed"]]
+            for reply in each["replies"]:
+                kinds[_kind_of(reply)].append((reply["head_preference"] / spread, reply["head_broken"]))
+        rows += [[NAMES[what], kind, str(len(said)), *_rewarded(plan, said)] for kind, said in kinds.items() if said]
+    text = (
+        "What the heads that reward say of each policy's own replies. RL finds the corner if its reward is above that of kept replies "
+        "that are not preferred."
+    )
+    headings = ["policy", "what the judges say", "replies", "preference head, deviations", "rule head, p_violate", "reward"]
+    return [paragraph(text), table(headings, rows)]
+
+
+def _kind_of(reply: Mapping[str, float]) -> str:
+    corner, kept, broken = KINDS
+    return corner if reply["kept_and_preferred"] else broken if reply["broken"] else kept
+
+
+def _rewarded(plan: LearnedPlan, said: Sequence[tuple[float, float]]) -> list[str]:
+    """Means of both heads and of the reward that the plan makes of them; a learned rule head counts twice."""
+    liked, violates = (float(np.mean(numbers)) for numbers in zip(*said, strict=True))
+    reward = plan.arm.preference_weight * liked + 2 * plan.arm.rule_weight * (1 - violates)
+    return [f"{liked:.2f}", f"{violates:.2f}", f"{reward:.2f}"]
 
 
 def _mean(numbers: Sequence[float]) -> str:

@@ -1,4 +1,4 @@
-"""What is tried with learned heads as the reward of the mix. Fixed in learned.json."""
+"""What is tried with learned heads as the reward of the mix. Fixed in learned.json, and with other judgements in conflict.json."""
 
 from __future__ import annotations
 
@@ -12,6 +12,7 @@ from polyhead.client.rlhf.evidence.plan import PlanError, Work, check_counts, ke
 from polyhead.heads.training.rl.config import RLConfig
 
 DEFAULT = Path(__file__).parents[1] / "learned.json"
+CONFLICT = DEFAULT.with_name("conflict.json")
 HEADS, FIXED, REFRESHED = "heads", "fixed", "refreshed"
 
 
@@ -44,12 +45,14 @@ class LearnedPlan:
     picks: int  # choices for each held-out question
     arm: Arm
     config: RLConfig  # but for its seed
+    conflict_first: bool = False  # the rule head learns from replies in the first person before all others
 
     @classmethod
     def read(cls, path: Path = DEFAULT) -> LearnedPlan:
         """Raises PlanError naming file and key."""
-        own = keys_of(cls, made=("config", "arm"))
-        plain, sha256 = read_fixed(path, own | {"experiment", "rl", "preference_weight", "rule_weight"})
+        own = keys_of(cls, made=("config", "arm", "conflict_first"))
+        wanted = own | {"experiment", "rl", "preference_weight", "rule_weight"}
+        plain, sha256 = read_fixed(path, wanted, optional={"conflict_first"})
         with naming(path):
             check_counts(cls, plain)
             arm, config = Arm("mix", plain["preference_weight"], plain["rule_weight"]), RLConfig(**plain["rl"])
@@ -60,7 +63,9 @@ class LearnedPlan:
                 raise PlanError(f"refresh_after must rise, between round 1 and the last: {plain['refresh_after']}")
             if max(plain["fewer_samples"], default=0) > plain["base_samples"]:
                 raise PlanError(f"fewer_samples must be at most base_samples: {plain['fewer_samples']}")
-            return cls(sha256, **{name: plain[name] for name in own}, arm=arm, config=config)
+            if type(conflict_first := plain.get("conflict_first", False)) is not bool:
+                raise PlanError(f"conflict_first must be true or false: {conflict_first!r}")
+            return cls(sha256, **{name: plain[name] for name in own}, arm=arm, config=config, conflict_first=conflict_first)
 
     def units(self) -> list[Unit]:
         """A seed's heads come before what uses them."""

@@ -107,7 +107,7 @@ class LearnedHeads:
     def _taught(self, unit: Unit, drawn: Sequence[Sample], held: Sequence[Sample], start_from: tuple[str, str] | None = None) -> Learned:
         """Both heads trained on the judges' verdicts, and active."""
         states = self.folder / "runs" / unit.name
-        more: Any = {"start_from": start_from} if start_from else {}
+        more: Any = {"conflict_first": self.plan.conflict_first, **({"start_from": start_from} if start_from else {})}
         learned = train_judged_heads(self.client, self.train, drawn, self.held_out, held, states, unit.seed, self.say, **more)
         self.say(f"learned heads, {len(drawn)} replies: {learned}")
         return learned
