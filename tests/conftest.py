@@ -27,6 +27,7 @@ settings.load_profile("deterministic")
 os.environ["POLYHEAD_COMMIT_CACHES"] = "false"  # a resident set is what was used, and many servers share one machine
 os.environ.pop("PYTHONDONTWRITEBYTECODE", None)  # hundreds of processes start: each would compile every module that it imports
 sys.dont_write_bytecode = False
+os.environ["TRITON_INTERPRET"] = "1"  # read where triton is imported, which any test may do: tests/triton runs kernels on the CPU
 if "PYTEST_XDIST_WORKER" in os.environ:
     os.environ["OMP_NUM_THREADS"] = "1"  # of torch, which is not imported yet: as many processes as cores run tests already
 

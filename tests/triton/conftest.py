@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from importlib.util import find_spec
 
-os.environ["TRITON_INTERPRET"] = "1"  # before triton is imported
 collect_ignore = [] if find_spec("triton") else ["test_paged_kernels.py", "test_fused_kernels.py", "test_compile.py"]

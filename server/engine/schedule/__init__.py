@@ -8,5 +8,6 @@
     leases.py       which version of each head a request uses
     scheduler.py    admission into the pools, chunked prefill, decoding and scoring, all together
     scorer.py       which readings a finished sample needs, and what they say
+    scored_rows.py  the numbers of a pass, read back together
     follow.py       samples that go on with a newly activated version
 """
