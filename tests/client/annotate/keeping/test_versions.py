@@ -142,7 +142,7 @@ async def test_a_stored_reply_is_drawn_again_on_a_deterministic_server(tmp_path:
                 assert (await client.head("policy@1")).labels == (LABEL,)
                 await renew_policy(client, 2)
                 assert [each.outcome for each in await verify.replay(site.db, client, 20)] == ["same"] * 11
-                [wrong] = site.db.all("SELECT * FROM candidates ORDER BY id LIMIT 1")
+                [wrong] = site.db.all("SELECT * FROM candidates WHERE sampling_json IS NOT NULL ORDER BY id LIMIT 1")
                 again = await verify._drawn_again(client, dataclasses.replace(wrong, columns={**wrong.columns, "token_ids": b"\0\0\0\0"}))
                 assert again.outcome == "different"
                 await keeper.let_go("policy@1", site.db.value("SELECT digest FROM candidates WHERE head_name = 'policy'"), "test")
