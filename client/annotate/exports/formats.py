@@ -9,7 +9,7 @@ from typing import Any
 from polyhead.client.annotate.exports import tools
 from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.exports.options import SHAPED, Shape, Ties
-from polyhead.client.annotate.exports.pairs import different_pairs_of, margin_of, ranks_of, reply, text_of, text_pairs_of, ties_of
+from polyhead.client.annotate.exports.pairs import margin_of, pairs_with_texts_of, ranks_of, reply, text_of, text_pairs_of, ties_of
 from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.replies.candidates import unpack_ids
 
@@ -68,7 +68,7 @@ def polyhead_pairs(judgement: Judgement, left_out: Counter[str], shape: Shape = 
         for better, other in text_pairs_of(judgement, left_out):
             yield {"messages": judgement.messages, "chosen": better, "rejected": other, "group_id": judgement.answer_id}
         return
-    found = list(different_pairs_of(judgement, left_out))
+    found = list(pairs_with_texts_of(judgement, left_out))
     if shape.has_ids:
         same = [pair for pair in found if len({tuple(_prompt_ids(judgement, key)) for key in pair}) == 1]
         left_out.update({"different prompts": 1} if len(same) < len(found) else {})

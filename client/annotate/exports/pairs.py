@@ -44,8 +44,8 @@ def ties_of(judgement: Judgement) -> Iterator[Pair]:
     yield from ((one, other) for one, other in combinations(ranks, 2) if ranks[one] == ranks[other])
 
 
-def different_pairs_of(judgement: Judgement, left_out: Counter[str], *, says_more: bool = False) -> Iterator[tuple[str, str]]:
-    """Pairs of different texts that say something. `says_more`: the judgement makes other rows, and so is not left out without pairs."""
+def pairs_with_texts_of(judgement: Judgement, left_out: Counter[str], *, says_more: bool = False) -> Iterator[tuple[str, str]]:
+    """The pairs of which neither text is empty. `says_more`: the judgement makes other rows, and so is not left out without pairs."""
     if not ranks_of(judgement):
         left_out["another kind"] += 1
         return
@@ -59,7 +59,7 @@ def text_pairs_of(judgement: Judgement, left_out: Counter[str], *, says_more: bo
     """(the better text, the other one) of each pair. A mended reply is better than the one before, which answers the same messages; it
     stands beside no other reply, so that it makes pairs alone, and counts for no head's strength. Polarity asks for nothing here."""
     if judgement.kind is not Kind.EDIT:
-        for better, other in different_pairs_of(judgement, left_out, says_more=says_more):
+        for better, other in pairs_with_texts_of(judgement, left_out, says_more=says_more):
             yield text_of(judgement, better), text_of(judgement, other)
         return
     mended, before = judgement.body["text"], text_of(judgement, judgement.body["candidate"])
