@@ -106,7 +106,8 @@ def test_a_checkout_is_enough(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -
     (tmp_path / "broken-1.0-py3-none-any.whl").write_text("nothing")
     monkeypatch.setattr(first_run.importlib.util, "find_spec", lambda name: None)
     monkeypatch.setattr(first_run, "_install", unpacked)
-    path = first_run.python_path(tmp_path)
+    (tmp_path / "installed").mkdir()
+    path = first_run.python_path(tmp_path, tmp_path / "installed")
     command = [sys.executable, "-S", "-c", "import carried, polyhead.heads; print(*polyhead.heads.__path__)"]
     done = subprocess.run(command, env={"PYTHONPATH": path}, capture_output=True, text=True, timeout=60, check=False)
     assert Path(done.stdout.strip()).resolve() == ROOT / "heads", done.stderr

@@ -149,9 +149,8 @@ def card() -> str:
         return f"no card is known: {error}"
 
 
-def python_path(wheels: Path | None) -> str:
-    """Where parts find the packages of these wheels, and this checkout if it is not installed."""
-    folder = Path(tempfile.mkdtemp(prefix="polyhead-first-run-"))
+def python_path(wheels: Path | None, folder: Path) -> str:
+    """Where parts find the packages of these wheels, and this checkout if it is not installed: in an empty `folder`."""
     if wheels is not None:
         _install(sorted(wheels.glob("*.whl")), folder)
     if importlib.util.find_spec("polyhead") is None:
@@ -188,8 +187,10 @@ def main() -> None:
     if unknown := set(names) - {part.name for part in PARTS}:
         parser.error(f"no such part: {', '.join(sorted(unknown))}")
     began_at = time.monotonic()
-    path = python_path(given.wheels)
-    sys.exit(run(names, given.out, given.budget - (time.monotonic() - began_at), given.device, given.shape, path))
+    with tempfile.TemporaryDirectory(prefix="polyhead-first-run-") as folder:
+        path = python_path(given.wheels, Path(folder))
+        failed = run(names, given.out, given.budget - (time.monotonic() - began_at), given.device, given.shape, path)
+    sys.exit(failed)
 
 
 if __name__ == "__main__":
