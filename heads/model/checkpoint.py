@@ -22,7 +22,7 @@ from polyhead.heads.format.errors import DataLoss, FailedPrecondition, InvalidAr
 from polyhead.heads.format.safetensors_file import place_tensors
 from polyhead.heads.model.weight_files import find_weight_files, read_json
 
-__all__ = ["Checkpoint", "Piece", "TensorInfo", "canonical_config", "resolve_folder", "trunk_digest", "write_weights"]
+__all__ = ["Checkpoint", "Piece", "TensorInfo", "canonical_config", "file_chunks", "resolve_folder", "trunk_digest", "write_weights"]
 
 DTYPES: dict[str, torch.dtype] = {
     "F64": torch.float64,
@@ -109,8 +109,8 @@ class Piece:
 
     @classmethod
     def of(cls, tensor: torch.Tensor) -> Piece:
-        plain = tensor.detach().cpu().contiguous()
-        return cls(plain.dtype, tuple(plain.shape), lambda: (as_bytes(plain),))
+        """Its own memory where it is contiguous and on the CPU; a copy otherwise, made when its turn comes."""
+        return cls(tensor.dtype, tuple(tensor.shape), lambda: (as_bytes(tensor.detach().cpu().contiguous()),))
 
 
 @dataclass(frozen=True)
@@ -242,9 +242,15 @@ def as_bytes(tensor: torch.Tensor) -> memoryview:
 
 
 def write_weights(path: Path, pieces: Mapping[str, Piece]) -> None:
-    """Write one safetensors file as the library would (wide items first, then by name), holding one tensor at a time."""
+    """Write one safetensors file, holding one tensor at a time."""
+    with path.open("wb") as file:
+        file.writelines(file_chunks(pieces, {"format": "pt"}))  # without it older transformers refuse the file
+
+
+def file_chunks(pieces: Mapping[str, Piece], metadata: Mapping[str, str]) -> Iterator[bytes | memoryview]:
+    """A safetensors file as the library would write it (wide items first, then by name), a tensor at a time."""
     names = sorted(pieces, key=lambda name: (-pieces[name].dtype.itemsize, name))
-    header: dict[str, Any] = {"__metadata__": {"format": "pt"}}  # without it older transformers refuse the file
+    header: dict[str, Any] = {"__metadata__": dict(metadata)}
     offset = 0
     for name in names:
         piece = pieces[name]
@@ -253,10 +259,9 @@ def write_weights(path: Path, pieces: Mapping[str, Piece]) -> None:
         offset = end
     text = json.dumps(header, separators=(",", ":")).encode("ascii")
     text += b" " * (-(8 + len(text)) % _ALIGNMENT)
-    with path.open("wb") as file:
-        file.write(len(text).to_bytes(8, "little") + text)
-        for name in names:
-            file.writelines(pieces[name].chunks())
+    yield len(text).to_bytes(8, "little") + text
+    for name in names:
+        yield from pieces[name].chunks()
 
 
 def resolve_folder(model: str | Path) -> Path:

@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors.torch import save
 
 from polyhead.heads.training.processes import Processes
-from polyhead.heads.training.tensor_files import read_tensors, write_whole
+from polyhead.heads.training.tensor_files import read_tensors, write_tensors
 
 _NAME = re.compile(r"step-(\d{9})\.safetensors")
 
@@ -47,8 +46,7 @@ class CheckpointFolder:
         """Write one and delete the oldest. Raises OSError if the disk is full; the earlier ones stay."""
         path = self._path(checkpoint.step)
         metadata = {"facts": json.dumps(dict(checkpoint.facts)), "identity": json.dumps(self._identity)}
-        tensors = {name: tensor.detach().contiguous() for name, tensor in checkpoint.tensors.items()}
-        write_whole(path, save(tensors, metadata))
+        write_tensors(path, checkpoint.tensors, metadata)
         for _, old in self._files()[: -self._keep]:
             old.unlink()
         return path

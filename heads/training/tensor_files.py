@@ -4,18 +4,32 @@ from __future__ import annotations
 
 import os
 import secrets
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Any, Literal
 
 from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from polyhead.heads.model.checkpoint import Piece, file_chunks
+
+
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], metadata: Mapping[str, str]) -> None:
+    """A safetensors file, written from the tensors' own memory: no second copy of a run's state. Raises OSError if the disk is full."""
+    _write(path, file_chunks({name: Piece.of(tensor) for name, tensor in tensors.items()}, metadata))
 
 
 def write_whole(path: Path, data: bytes) -> None:
-    """Write a file beside `path`, sync it to the disk and rename it. Raises OSError if the disk is full."""
+    """A file of these bytes. Raises OSError if the disk is full."""
+    _write(path, [data])
+
+
+def _write(path: Path, chunks: Iterable[bytes | memoryview]) -> None:
+    """Write a file beside `path`, sync it to the disk and rename it."""
     staging = path.with_name(f".{path.name}.{secrets.token_hex(4)}")
     try:
         with staging.open("wb") as file:
-            file.write(data)
+            file.writelines(chunks)
             file.flush()
             os.fsync(file.fileno())
         os.replace(staging, path)

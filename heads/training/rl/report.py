@@ -14,7 +14,7 @@ from polyhead.heads.training.returns import kl_k1
 from polyhead.heads.training.rl.learner import Update
 from polyhead.heads.training.rl.rollout import Rollout
 
-PARTS = ("rollout", "policy", "value", "optimiser", "push")  # of a round's wall time
+PARTS = ("rollout", "policy", "value", "optimiser", "checkpoint", "push")  # of a round's wall time
 
 
 @dataclass(frozen=True)

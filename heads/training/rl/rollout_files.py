@@ -11,11 +11,12 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
-from safetensors.numpy import save
+from torch import Tensor
 
 from polyhead.heads.training.rl.rollout import Group, Reply, Rollout
-from polyhead.heads.training.tensor_files import read_tensors, write_whole
+from polyhead.heads.training.tensor_files import read_tensors, write_tensors
 
 _ROWS = ("drawn_T", "logprobs_T", "reference_T", "values_T", "versions_T")
 
@@ -33,7 +34,7 @@ class RolloutFolder:
     def save(self, rollout: Rollout, round_number: int, attempt: int) -> None:
         """Write them and delete the oldest. Raises OSError if the disk is full."""
         self.folder.mkdir(parents=True, exist_ok=True)
-        write_whole(self.path(round_number, attempt), save(_tensors(rollout), {"rollout": json.dumps(_facts(rollout))}))
+        write_tensors(self.path(round_number, attempt), _tensors(rollout), {"rollout": json.dumps(_facts(rollout))})
         for old in sorted(self.folder.glob("round-*.safetensors"), key=lambda each: each.stat().st_mtime_ns)[: -self.keep]:
             old.unlink()
 
@@ -45,12 +46,12 @@ class RolloutFolder:
         return _rollout(json.loads(metadata["rollout"]), tensors)
 
 
-def _tensors(rollout: Rollout) -> dict[str, NDArray[Any]]:
+def _tensors(rollout: Rollout) -> dict[str, Tensor]:
     replies = rollout.replies
     rows = {name: np.concatenate([getattr(reply, name) for reply in replies]) for name in _ROWS}
     ids = np.concatenate([np.asarray([*group.prompt_ids, *_reply_ids(group)], np.int64) for group in rollout.groups])
     states = np.concatenate([rows for group in rollout.groups for rows in (group.states_PD, *(reply.states_TD for reply in group.replies))])
-    return {**rows, "ids": ids, "states": states}
+    return {name: torch.from_numpy(each) for name, each in {**rows, "ids": ids, "states": states}.items()}
 
 
 def _reply_ids(group: Group) -> list[int]:

@@ -163,15 +163,21 @@ class _Loop:
         self.state.continued = self.processes.on_main(lambda: self._self_play(rollout, number))
         self.state.number, self.state.measured = number, [*self.state.measured, measured]
         self.state.reports = [*self.state.reports, report.plain()]
+        began_at = time.perf_counter()
         self._keep()
+        self._took(report, "checkpoint", began_at)
         self.on_stage("checkpoint", number)
         began_at = time.perf_counter()
         learner = self.learner
         self.pair = self.processes.on_main(lambda: self.arm.push(learner.policy, learner.value, metrics, f"rl: round {number}"))
-        report.seconds["push"] = self.state.reports[-1]["seconds"]["push"] = time.perf_counter() - began_at
+        self._took(report, "push", began_at)
         self.on_stage("push", number)
         self._write_log()
         return report
+
+    def _took(self, report: RoundReport, part: str, began_at: float) -> None:
+        """The time of a part that comes after the report was made."""
+        report.seconds[part] = self.state.reports[-1]["seconds"][part] = time.perf_counter() - began_at
 
     def _rollout(self, number: int) -> Rollout:
         """This process's share of the stored one, where the round was cut short, or of a new one."""

@@ -9,12 +9,13 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import dataclass
 
-from safetensors.torch import save
 from torch import Tensor
 
 from polyhead.client import Client, HeadKind
 from polyhead.client.errors import NotFound
 from polyhead.client.wire.options import PushOptions
+from polyhead.heads.format.tensorfile import TensorData, canonical_chunks
+from polyhead.heads.model.checkpoint import as_bytes
 from polyhead.heads.model.family import HeadModule
 from polyhead.heads.training.remote import weights_of
 from polyhead.heads.training.rl.learner import Learner
@@ -106,4 +107,8 @@ class Arm:
 
 def _digest(weights: Mapping[str, Tensor]) -> str:
     """Of the file that a push of these float32 tensors makes."""
-    return hashlib.sha256(save({name: tensor.contiguous() for name, tensor in weights.items()})).hexdigest()
+    data = {name: TensorData("F32", tuple(tensor.shape), as_bytes(tensor.cpu().contiguous())) for name, tensor in weights.items()}
+    digest = hashlib.sha256()
+    for chunk in canonical_chunks(data):
+        digest.update(chunk)
+    return digest.hexdigest()
