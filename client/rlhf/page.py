@@ -2,37 +2,27 @@
 
 from __future__ import annotations
 
-import textwrap
 from collections.abc import Callable, Mapping
 from typing import Any
 
 import numpy as np
 
 from polyhead.client.bench.plot import Line, Panel, svg
+from polyhead.client.rlhf import markdown
+from polyhead.client.rlhf.markdown import paragraph, quoted
+from polyhead.client.rlhf.verdicts import MEASURES, panels
 from polyhead.heads.training.rl.report import PARTS
 
 Results = Mapping[str, Any]
 Numbers = Mapping[str, Any]
 
-_COLUMNS: dict[str, tuple[str, Callable[[float], str]]] = {  # measure -> (heading, form)
-    "preference": ("liked words, 0 to 4", "{:.2f}".format),
-    "wins": ("preferred to the base", "{:.0%}".format),
-    "broken": ("rule broken", "{:.0%}".format),
-    "kept_and_preferred": ("kept and preferred", "{:.0%}".format),
-    "kl": ("KL, nats a reply", "{:.2f}".format),
-    "length": ("tokens", "{:.1f}".format),
-    "head_preference": ("preference head", "{:.2f}".format),
-    "head_broken": ("rule head, p_violate", "{:.2f}".format),
-}
-
 
 def table(results: Results) -> str:
     """Base and arms on held-out questions, as Markdown; the learned heads' columns only where there are some."""
-    shown = [name for name in _COLUMNS if results["base"][name] is not None]
-    rows = {"base": results["base"], **{f"RL: {name}": arm["measure"] for name, arm in results["arms"].items()}}
-    lines = [f"| policy | {' | '.join(_COLUMNS[name][0] for name in shown)} |", "|---" * (len(shown) + 1) + "|"]
-    lines += [f"| {row} | {' | '.join(_COLUMNS[name][1](measure[name]) for name in shown)} |" for row, measure in rows.items()]
-    return "\n".join(lines)
+    shown = [name for name in MEASURES if results["base"][name] is not None]
+    policies = {"base": results["base"], **{f"RL: {name}": arm["measure"] for name, arm in results["arms"].items()}}
+    rows = [[policy, *(MEASURES[name][1](measure[name]) for name in shown)] for policy, measure in policies.items()]
+    return markdown.table(["policy", *(MEASURES[name][0] for name in shown)], rows)
 
 
 def plots(results: Results) -> str:
@@ -41,16 +31,11 @@ def plots(results: Results) -> str:
     def panel(title: str, unit: str, number: Callable[[Numbers], float]) -> Panel:
         return Panel(title, "round", unit, [Line(name, _points(arm, number)) for name, arm in results["arms"].items()])
 
-    panels = [
-        panel("Preference", "liked words a reply", lambda each: each["parts"]["liked"]),
-        panel("Rule broken", "share of replies", lambda each: each["parts"]["broken"]),
-        panel("Kept and preferred", "share of replies", lambda each: each["parts"]["kept and liked"]),
-        panel("KL to the base", "nats a reply", lambda each: max(0.0, each["kl"])),
-    ]
+    drawn = [*panels(panel)]
     if results.get("learned") is not None:
-        panels.append(_rise("Preference head", "rise over round 1", results, "preference"))
-        panels.append(_rise("Rule head", "rise of p_follow over round 1", results, "followed"))
-    return svg(panels, columns=2)
+        drawn.append(_rise("Preference head", "rise over round 1", results, "preference"))
+        drawn.append(_rise("Rule head", "rise of p_follow over round 1", results, "followed"))
+    return svg(drawn, columns=2)
 
 
 def page(results: Results, command: str, machine: str) -> str:
@@ -58,31 +43,31 @@ def page(results: Results, command: str, machine: str) -> str:
     rates, shares = results["base_rates"], _shares(results)
     blocks = [
         "# The whole loop: `make rlhf`",
-        _paragraph(_INTRODUCTION),
+        paragraph(_INTRODUCTION),
         _LISTS,
-        _paragraph(
+        paragraph(
             f"This page was written by `{command}` ({machine}; one seed) in {results['seconds'] / 60:.0f} minutes; server and "
             f"trainer took {results['cpu_seconds'] / 60:.0f} minutes of CPU. {results.get('note', '')} Directions are reliable, second "
             "digits are not."
         ),
         "## What became of the base",
-        _paragraph(
+        paragraph(
             f"Before any training, {rates['replies']} replies of the base have {rates['preference']:.2f} liked words each, and "
             f"{rates['broken']:.0%} break the rule. The two correlate by {rates['correlation']:+.2f}: what one judge likes, the other "
             f"holds against a reply.{_both_kinds(results)}"
             f"{_learned(results)}"
         ),
-        _paragraph(f"On held-out questions, {results['held_out_replies']} replies of each policy at temperature 1:"),
+        paragraph(f"On held-out questions, {results['held_out_replies']} replies of each policy at temperature 1:"),
         table(results),
-        _paragraph(f"Replies that please both judges: {shares}. {_LEGEND}"),
+        paragraph(f"Replies that please both judges: {shares}. {_LEGEND}"),
         "![The judges' verdicts and the KL by round, for each arm](../images/rlhf-rounds.svg)",
-        _paragraph("Each point is the mean over a round's replies, drawn before that round's update: round 1 is the base."),
+        paragraph("Each point is the mean over a round's replies, drawn before that round's update: round 1 is the base."),
         "## Replies",
-        _paragraph("To the first held-out questions, at temperature 0.7, cut after the tokens of a training reply:"),
+        paragraph("To the first held-out questions, at temperature 0.7, cut after the tokens of a training reply:"),
         _replies(results),
         "## What a round costs",
         _costs(results),
-        _paragraph(_costs_legend(results)),
+        paragraph(_costs_legend(results)),
     ]
     return "\n\n".join(blocks) + "\n"
 
@@ -108,11 +93,7 @@ _LEGEND = """
 "Preferred to the base" compares each reply with the base's replies to the same question; a tie counts a half. KL is the distance from the
 base, from log-probs of the sampled tokens.
 """
-_BY_HAND = "| by hand | 4.5 to 6.3 | 2.1 to 2.8 | 1.2 to 1.5 | 0.5 | 1.4 | 0.13 | 6e-05 |"
-
-
-def _paragraph(text: str) -> str:
-    return textwrap.fill(" ".join(text.split()), 150, break_long_words=False, break_on_hyphens=False)
+_BY_HAND = ["by hand", "4.5 to 6.3", "2.1 to 2.8", "1.2 to 1.5", "0.5", "", "1.4", "0.13", "6e-05"]
 
 
 def _points(arm: Numbers, number: Callable[[Numbers], float]) -> list[tuple[float, float]]:
@@ -156,33 +137,21 @@ def _replies(results: Results) -> str:
     rows = {"base": results["base"], **{name: arm["measure"] for name, arm in results["arms"].items()}}
     blocks = []
     for index, question in enumerate(results["shown_questions"]):
-        lines = [f"{question}", "", *(f"- {name}: *{_plain(measure['replies'][index])}*" for name, measure in rows.items())]
+        lines = [f"{question}", "", *(f"- {name}: *{quoted(measure['replies'][index])}*" for name, measure in rows.items())]
         blocks.append("\n".join(lines))
     return "\n\n".join(blocks)
 
 
-def _plain(reply: str) -> str:
-    """One line without Markdown's own marks, short enough for a line of the page."""
-    line = "".join(each for each in " ".join(reply.split()) if each not in "*_`|<>[]\\")
-    return f"{line[:120].strip()} ..." if len(line) > 120 else line.strip() or "(nothing)"
-
-
 def _costs(results: Results) -> str:
-    return "\n".join(
-        [
-            "| arm | rollout, s | policy | value | optimiser | push | trainer's CPU-s a reply | largest gap to the server |",
-            "|---|---|---|---|---|---|---|---|",
-            *(_cost(name, arm) for name, arm in results["arms"].items()),
-            _BY_HAND,
-        ]
-    )
+    headings = ["arm", f"{PARTS[0]}, s", *PARTS[1:], "trainer's CPU-s a reply", "largest gap to the server"]
+    return markdown.table(headings, [*(_cost(name, arm) for name, arm in results["arms"].items()), _BY_HAND])
 
 
-def _cost(name: str, arm: Numbers) -> str:
+def _cost(name: str, arm: Numbers) -> list[str]:
     means = [float(np.mean([each["seconds"].get(part, np.nan) for each in arm["rounds"]])) for part in PARTS]
     cpu = float(np.mean([each["cpu_seconds"] / each["num_replies"] for each in arm["rounds"]]))
     gap = max([arm["gap"], *(each["gap"] for each in arm["rounds"])])
-    return f"| {name} | " + " | ".join(f"{mean:.1f}" for mean in means) + f" | {cpu:.3f} | {gap:.0e} |"
+    return [name, *(f"{mean:.1f}" for mean in means), f"{cpu:.3f}", f"{gap:.0e}"]
 
 
 def _costs_legend(results: Results) -> str:

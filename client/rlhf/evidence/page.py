@@ -21,10 +21,10 @@ from polyhead.client.rlhf.evidence.freezing import page as freezing_page
 from polyhead.client.rlhf.evidence.freezing.plan import FreezingPlan
 from polyhead.client.rlhf.evidence.learned import page as learned_page
 from polyhead.client.rlhf.evidence.learned.plan import LearnedPlan
-from polyhead.client.rlhf.evidence.markdown import bullet, paragraph
 from polyhead.client.rlhf.evidence.results import Results
 from polyhead.client.rlhf.evidence.sharing import page as sharing_page
 from polyhead.client.rlhf.evidence.sharing.plan import SharingPlan
+from polyhead.client.rlhf.markdown import bullet, paragraph
 
 
 @dataclass(frozen=True)
@@ -61,7 +61,8 @@ class Plans:
 
 def page(folder: Path, plans: Plans, images: str = "../images") -> str:
     """All of it, of the results in a folder; `images` is where the page finds its plots."""
-    blocks = ["# Evidence: what a frozen trunk costs, and what it buys", paragraph(page_text.QUESTION), "## Method", *_method(plans.arms)]
+    blocks = ["# Evidence: what a frozen trunk costs, and what it buys", paragraph(page_text.QUESTION), *_brief(folder, plans)]
+    blocks += ["## Method", *_method(plans.arms)]
     for reward in plans.arms.seeds:
         blocks += [f"## {REWARDS[reward]}", *arms_page.chapter(Told.of(Results(folder, plans.arms), reward), images)]
     if plans.learned is not None:
@@ -101,6 +102,16 @@ def write(plans: Plans, out: Path) -> None:
     for name, drawn in plots(out, plans).items():
         (images / name).write_text(drawn, encoding="utf-8")
     (out / "index.md").write_text(page(out, plans), encoding="utf-8")
+
+
+def _brief(folder: Path, plans: Plans) -> list[str]:
+    """Each experiment's result in a sentence or two, of what has been run."""
+    points = [point for reward in plans.arms.seeds for point in arms_page.brief(Told.of(Results(folder, plans.arms), reward))]
+    for plan, heads in ((plans.learned, "Learned heads that learn anew"), (plans.conflict, "The same from the conflict")):
+        points += learned_page.brief(Results(folder, plan), heads) if plan is not None else []
+    points += freezing_page.brief(Results(folder, plans.freezing)) if plans.freezing is not None else []
+    points += sharing_page.brief(Results(folder, plans.sharing)) if plans.sharing is not None else []
+    return ["## In brief", _bullets(points)] if points else []
 
 
 def _method(plan: ArmsPlan) -> list[str]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -12,19 +12,12 @@ from numpy.typing import NDArray
 from polyhead.client.bench.plot import Line, Panel, svg
 from polyhead.client.rlhf.evidence.arms.plan import GROUND, ArmsPlan, Unit
 from polyhead.client.rlhf.evidence.intervals import Interval, bootstrap, table_of
-from polyhead.client.rlhf.evidence.markdown import Form, not_run, paragraph, quoted, table, with_interval
 from polyhead.client.rlhf.evidence.results import Found, Results
+from polyhead.client.rlhf.evidence.wording import SHOWN, not_run, verdict_of, with_interval
+from polyhead.client.rlhf.markdown import paragraph, quoted, table
+from polyhead.client.rlhf.verdicts import MEASURES, Form, panels
 from polyhead.heads.training.metrics import auc, pair_accuracy
 
-MEASURES: dict[str, tuple[str, Form]] = {  # of a reply -> (heading, form)
-    "preference": ("liked words, 0 to 4", "{:.2f}".format),
-    "wins": ("preferred to the base", "{:.0%}".format),
-    "broken": ("rule broken", "{:.0%}".format),
-    "kept_and_preferred": ("kept and preferred", "{:.0%}".format),
-    "kl": ("KL, nats a reply", "{:.2f}".format),
-    "head_preference": ("preference head", "{:.2f}".format),
-    "head_broken": ("rule head, p_violate", "{:.2f}".format),
-}
 CLAIMS = (  # claim, policy, the policy that it is compared with, measure, sign of the difference
     ("preference alone raises preference", "preference", GROUND, "preference", 1),
     ("preference alone raises violations", "preference", GROUND, "broken", 1),
@@ -97,13 +90,7 @@ def plots(told: Told) -> str:
     def panel(title: str, unit: str, number: Callable[[Found], float]) -> Panel:
         return Panel(title, "round", unit, [Line(arm, _means(found, number)) for arm, found in _trained(told).items()])
 
-    panels = [
-        panel("Preference", "liked words a reply", lambda each: each["parts"]["liked"]),
-        panel("Rule broken", "share of replies", lambda each: each["parts"]["broken"]),
-        panel("Kept and preferred", "share of replies", lambda each: each["parts"]["kept and liked"]),
-        panel("KL to the base", "nats a reply", lambda each: max(0.0, each["kl"])),
-    ]
-    return svg(panels, columns=2)
+    return svg(panels(panel), columns=2)
 
 
 def chapter(told: Told, images: str) -> list[str]:
@@ -113,6 +100,18 @@ def chapter(told: Told, images: str) -> list[str]:
     image = f"![Means over the seeds, by round]({images}/rlhf-evidence-{told.reward}.svg)"
     plot = [image] if _trained(told) else []
     return [_ran(told), _table(told), paragraph(_LEGEND), *_claims(told), *plot, *_learned(told), _shown(told)]
+
+
+def brief(told: Told) -> list[str]:
+    """Its result in a sentence or two; none before the first run."""
+    if not told.is_trained:
+        return []
+    verdicts = [verdict_of(interval, sign) for *_, sign, interval in _asked(told) if interval is not None]
+    shares = [f"{arm} {np.nanmean(told.cells(arm, 'kept_and_preferred')):.0%}" for arm in told.by_arm]
+    return [
+        f"{REWARDS[told.reward]}: {verdicts.count(SHOWN)} of {len(CLAIMS)} claims of the papers are shown. Replies that please both "
+        f"judges: {', '.join(shares)}."
+    ]
 
 
 def _ran(told: Told) -> str:
@@ -132,18 +131,22 @@ def _table(told: Told) -> str:
     return table(["policy", *(MEASURES[name][0] for name in shown)], rows)
 
 
-def _claims(told: Told) -> list[str]:
+def _asked(told: Told) -> Iterator[tuple[str, str, str, str, int, Interval | None]]:
     """What the papers say, each as a difference of two policies, question by question, over the seeds that have both."""
-    rows = []
     for claim, arm, other, measure, sign in CLAIMS:
-        if (interval := told.difference(arm, other, measure)) is None:
+        yield claim, arm, other, measure, sign, told.difference(arm, other, measure)
+
+
+def _claims(told: Told) -> list[str]:
+    rows = []
+    for claim, arm, other, measure, sign, interval in _asked(told):
+        if interval is None:
             rows.append([claim, "", "not run yet"])
             continue
         form: Form = "{:+.0%}".format if measure != "preference" else "{:+.2f}".format
-        is_clear = not interval.low <= 0 <= interval.high
-        verdict = "not shown" if not is_clear else "yes" if interval.mean * sign > 0 else "the opposite"
-        verdict += f", {len(told.seeds_of_both(arm, other))} seed{'s' * (len(told.seeds_of_both(arm, other)) > 1)}"
-        rows.append([claim, f"{MEASURES[measure][0]}, {arm} minus {other}: {with_interval(interval, form)}", verdict])
+        seeds = len(told.seeds_of_both(arm, other))
+        difference = f"{MEASURES[measure][0]}, {arm} minus {other}: {with_interval(interval, form)}"
+        rows.append([claim, difference, f"{verdict_of(interval, sign)}, {seeds} seed{'s' * (seeds > 1)}"])
     return [table(["claim", "difference", "shown here"], rows)]
 
 

@@ -10,14 +10,16 @@ import numpy as np
 
 from polyhead.client.bench.plot import Line, Panel, svg
 from polyhead.client.rlhf.evidence.freezing.plan import DATA, PREFERENCE, RL, FreezingPlan
-from polyhead.client.rlhf.evidence.intervals import bootstrap, table_of
-from polyhead.client.rlhf.evidence.markdown import not_run, paragraph, table, with_interval
+from polyhead.client.rlhf.evidence.intervals import Interval, bootstrap, table_of
 from polyhead.client.rlhf.evidence.results import Found, Results
+from polyhead.client.rlhf.evidence.wording import not_run, with_interval
+from polyhead.client.rlhf.markdown import paragraph, table
 
 IMAGE = "rlhf-evidence-freezing.svg"
 MIB = 1 << 20
 NUM_LAYERS = 30  # of SmolLM2-135M
 SHOWN = ("frozen-90", "frozen-80", "frozen-50", "everything")  # a plot has four colours
+COMPARED = ("frozen-80", "everything")  # in brief
 ByVariant = Mapping[str, Sequence[Found]]
 
 
@@ -57,6 +59,32 @@ def chapter(results: Results[FreezingPlan], images: str) -> list[str]:
         blocks += ["### What it takes", _costs(results.plan, preference, rl), paragraph(_COSTS)]
         blocks.append(f"![Held-out accuracy and reward by time]({images}/{IMAGE})")
     return blocks
+
+
+def brief(results: Results[FreezingPlan]) -> list[str]:
+    """What the server's own split costs against everything trained, and what the trainer holds; none before both have been run."""
+    preference, rl, _ = found_by_variant(results)
+    if not all(name in found for found in (preference, rl) for name in COMPARED):
+        return []
+    frozen, whole = ([found[name] for found in (preference, rl)] for name in COMPARED)
+    kl = results.plan.kl[-1]
+    cost = _difference(*(own[0] for own in (frozen, whole)))
+    rewards = [_known([at_kl(each["rounds"], kl) for each in own[1]], "{:.2f}".format) for own in (frozen, whole)]
+    held = [" and ".join(_of(found, "training_bytes", MIB, 0) for found in own) for own in (frozen, whole)]
+    took = [" and ".join(map(_seconds, own)) for own in (frozen, whole)]
+    return [
+        f"Freezing {results.plan.variants[COMPARED[0]].trunk_layers} of {NUM_LAYERS} layers instead of none, the same data: held-out pairs "
+        f"ranked right {with_interval(cost, '{:+.1%}'.format)}; reward at a KL of {kl:g} nats {rewards[0]} against {rewards[1]}. The "
+        f"trainer's tensors take {held[0]} MiB (preference and RL) against {held[1]}, the tasks {took[0]} s against {took[1]}."
+    ]
+
+
+def _difference(own: Sequence[Found], others: Sequence[Found]) -> Interval:
+    """Of the share of pairs ranked right, over the seeds that both have."""
+    by_seed = [{each["seed"]: each["pairs"] for each in found} for found in (own, others)]
+    seeds = sorted(by_seed[0].keys() & by_seed[1].keys())
+    cells = [table_of([pairs[seed] for seed in seeds], "right") for pairs in by_seed]
+    return bootstrap(cells[0] - cells[1])
 
 
 def found_by_variant(results: Results[FreezingPlan]) -> tuple[ByVariant, ByVariant, dict[str, list[int]]]:

@@ -7,11 +7,13 @@ from typing import Any
 
 import numpy as np
 
-from polyhead.client.rlhf.evidence.arms.page import MEASURES, Told, judged_by_heads
+from polyhead.client.rlhf.evidence.arms.page import Told, judged_by_heads
 from polyhead.client.rlhf.evidence.intervals import bootstrap
 from polyhead.client.rlhf.evidence.learned.plan import FIXED, HEADS, REFRESHED, LearnedPlan
-from polyhead.client.rlhf.evidence.markdown import bullet, not_run, paragraph, table, with_interval
 from polyhead.client.rlhf.evidence.results import Found, Results
+from polyhead.client.rlhf.evidence.wording import not_run, verdict_of, with_interval
+from polyhead.client.rlhf.markdown import bullet, paragraph, table
+from polyhead.client.rlhf.verdicts import MEASURES
 
 NAMES = {HEADS: "base", FIXED: "RL: heads stay", REFRESHED: "RL: heads learn anew"}
 UNITS = {HEADS: "the heads", FIXED: "RL with heads that stay", REFRESHED: "RL with heads that learn anew"}
@@ -46,17 +48,33 @@ def method(plan: LearnedPlan) -> list[str]:
 
 def chapter(results: Results[LearnedPlan]) -> list[str]:
     """Its blocks of Markdown."""
-    plan, by_what, missing = results.plan, dict[str, list[Found]](), dict[str, list[int]]()
-    for unit in plan.units():
-        if (found := results.find(unit)) is None:
-            missing.setdefault(UNITS[unit.what], []).append(unit.seed)
-        else:
-            by_what.setdefault(unit.what, []).append(found)
+    plan, (by_what, missing) = results.plan, _found(results)
     blocks = [*method(plan), paragraph(not_run(missing))]
     if HEADS not in by_what:
         return blocks
     told = Told("heads", _policies(by_what, plan.best_of), missing)
     return [*blocks, _data(by_what[HEADS]), _failed(by_what), _table(told), *_claims(told), *_agreement(by_what), *_corner(plan, by_what)]
+
+
+def brief(results: Results[LearnedPlan], heads: str) -> list[str]:
+    """Its result in a sentence; none before the first run. `heads` says which ones."""
+    by_what, missing = _found(results)
+    if HEADS not in by_what:
+        return []
+    told = Told("heads", _policies(by_what, results.plan.best_of), missing)
+    shares = [f"{name} {np.nanmean(told.cells(name, 'kept_and_preferred')):.0%}" for name in told.by_arm]
+    return [f"{heads}, replies that please both judges: {'; '.join(shares)}."]
+
+
+def _found(results: Results[LearnedPlan]) -> tuple[dict[str, list[Found]], dict[str, list[int]]]:
+    """(what is there, the seeds that are not), by what is run."""
+    by_what, missing = dict[str, list[Found]](), dict[str, list[int]]()
+    for unit in results.plan.units():
+        if (found := results.find(unit)) is None:
+            missing.setdefault(UNITS[unit.what], []).append(unit.seed)
+        else:
+            by_what.setdefault(unit.what, []).append(found)
+    return by_what, missing
 
 
 def _policies(by_what: Mapping[str, Sequence[Found]], count: int) -> dict[str, list[Found]]:
@@ -105,8 +123,7 @@ def _claims(told: Told) -> list[str]:
     lines = []
     for claim, policy, other in asked:
         if (interval := told.difference(policy, other, "kept_and_preferred")) is not None:
-            verdict = "not shown" if interval.low <= 0 <= interval.high else "yes" if interval.mean > 0 else "the opposite"
-            lines.append(bullet(f"{claim}: {with_interval(interval, '{:+.0%}'.format)}, {verdict}"))
+            lines.append(bullet(f"{claim}: {with_interval(interval, '{:+.0%}'.format)}, {verdict_of(interval)}"))
     return ["Kept and preferred, differences over the same seeds and questions:\n\n" + "\n".join(lines)] if lines else []
 
 

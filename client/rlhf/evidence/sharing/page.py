@@ -6,11 +6,11 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from polyhead.client.rlhf.evidence.markdown import not_run, paragraph, table
 from polyhead.client.rlhf.evidence.results import Found, Results
 from polyhead.client.rlhf.evidence.sharing.plan import SERVED, TRL, SharingPlan, Unit
-
-PARTS = ("rollout", "policy", "value", "optimiser", "push")
+from polyhead.client.rlhf.evidence.wording import not_run
+from polyhead.client.rlhf.markdown import paragraph, table
+from polyhead.heads.training.rl.report import PARTS
 
 
 def chapter(results: Results[SharingPlan], trained: Sequence[Found]) -> list[str]:
@@ -21,6 +21,24 @@ def chapter(results: Results[SharingPlan], trained: Sequence[Found]) -> list[str
     blocks += _memory([each["memory"] for each in trained if each.get("memory")])
     blocks += _tokens(served) if served else []
     return blocks + _times(served, trl)
+
+
+def brief(results: Results[SharingPlan]) -> list[str]:
+    """A round's seconds and tokens; none before both ways have been run."""
+    served, trl = (results.find(Unit(what)) for what in (SERVED, TRL))
+    if served is None or trl is None:
+        return []
+    rounds, (own, with_server) = served["rounds"], (trl[way]["wall"] for way in ("own", "served"))
+    saved = 1 - _sum(rounds, "trunk_tokens") / _sum(rounds, "head_tokens")
+    return [
+        f"Sharing the trunk: five heads put {saved:.0%} fewer tokens through it than as many models. A round with the training of policy "
+        f"and value takes {np.median([each['wall'] for each in rounds]):.1f} s; TRL takes {np.median(own):.1f} s for a round that trains "
+        f"the policy alone, and {np.median(with_server):.1f} s where the server draws and scores for it."
+    ]
+
+
+def _sum(rounds: Sequence[Found], name: str) -> float:
+    return float(sum(each[name] for each in rounds))
 
 
 def _method(plan: SharingPlan) -> str:
@@ -64,7 +82,8 @@ def _tokens(served: Found) -> list[str]:
 def _times(served: Found | None, trl: Found | None) -> list[str]:
     rows = []
     if served:
-        parts = ", ".join(f"{part} {np.mean([each['seconds'][part] for each in served['rounds']]):.1f}" for part in PARTS)
+        measured = [part for part in PARTS if part in served["rounds"][0]["seconds"]]
+        parts = ", ".join(f"{part} {np.mean([each['seconds'][part] for each in served['rounds']]):.1f}" for part in measured)
         wall = [each["wall"] for each in served["rounds"]]
         rollout = [each["seconds"]["rollout"] for each in served["rounds"]]
         rows.append(["served trunk, PPO: " + parts, _spread(rollout), _spread(wall)])
