@@ -6,9 +6,11 @@ import math
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from html import escape
+from itertools import pairwise
 
 WIDTH, HEIGHT = 380, 270  # of one panel
 LEFT, RIGHT, TOP, BOTTOM = 62, 18, 34, 44  # around the field of a panel
+LABEL_WIDTH = 30  # of a number below the field
 COLOURS = ("#2f7ed8", "#d9822b", "#3a9a5b", "#a355b8")  # with enough contrast against white and against black
 INK = "#7d8590"  # likewise
 Points = Sequence[tuple[float, float]]
@@ -54,7 +56,7 @@ def _panel(panel: Panel) -> list[str]:
     for y in top:
         parts.append(f'<path d="M{LEFT} {scale_y(y):.1f}H{WIDTH - RIGHT}" stroke="{INK}" stroke-opacity=".25"/>')
         parts.append(_text(LEFT - 6, scale_y(y) + 4, label(y), "end"))
-    for x in xs if len(xs) <= 8 else xs[:: math.ceil(len(xs) / 8)]:
+    for x in _x_ticks(xs, scale_x):
         parts.append(_text(scale_x(x), HEIGHT - BOTTOM + 15, label(x), "middle"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
     parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, panel.x_label, "middle"))
@@ -80,6 +82,14 @@ def _x_scale(xs: Sequence[float], is_log: bool) -> Scale:
     low, high = (place(xs[0]), place(xs[-1])) if xs else (0.0, 1.0)
     width = (high - low) or 1.0
     return lambda x: LEFT + 8 + (place(x) - low) / width * (WIDTH - LEFT - RIGHT - 16)
+
+
+def _x_ticks(xs: Sequence[float], scale_x: Scale) -> list[float]:
+    """Those of the points, at most eight; where their labels would lie on each other, round numbers."""
+    ticks = list(xs if len(xs) <= 8 else xs[:: math.ceil(len(xs) / 8)])
+    if all(scale_x(after) - scale_x(before) >= LABEL_WIDTH for before, after in pairwise(ticks)):
+        return ticks
+    return [tick for tick in nice_ticks(xs[-1]) if xs[0] <= tick <= xs[-1]]
 
 
 def _y_scale(most: float) -> Scale:

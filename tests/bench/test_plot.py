@@ -52,3 +52,12 @@ def test_panels_in_rows() -> None:
     drawn = svg([Panel(name, "x", "y", []) for name in "abc"], columns=2)
     assert f'viewBox="0 0 {2 * WIDTH} {2 * HEIGHT}"' in drawn
     assert [f'translate({x} {y})"' in drawn for x, y in ((0, 0), (WIDTH, 0), (0, HEIGHT))] == [True] * 3
+
+
+def test_labels_of_uneven_points_do_not_lie_on_each_other() -> None:
+    """Points in seconds lie where they lie: the axis has round numbers then, and those of the points where they are far enough apart."""
+    uneven = svg([Panel("a", "seconds", "y", [Line("one", [(0.2, 1.0), (19.2, 2.0), (20.1, 2.5), (82.3, 3.0), (160.4, 4.0)])])])
+    assert [text for text in ("50", "100", "150") if f">{text}</text>" in uneven] == ["50", "100", "150"]
+    assert not any(f">{text}</text>" in uneven for text in ("19.2", "20.1", "82.3"))
+    even = svg([Panel("a", "round", "y", [Line("one", [(1.0, 1.0), (2.0, 2.0), (3.0, 2.5)])])])
+    assert all(f">{text}</text>" in even for text in ("1", "2", "3"))

@@ -66,17 +66,24 @@ def brief(results: Results[FreezingPlan]) -> list[str]:
     preference, rl, _ = found_by_variant(results)
     if not all(name in found for found in (preference, rl) for name in COMPARED):
         return []
-    frozen, whole = ([found[name] for found in (preference, rl)] for name in COMPARED)
-    kl = results.plan.kl[-1]
-    cost = _difference(*(own[0] for own in (frozen, whole)))
-    rewards = [_known([at_kl(each["rounds"], kl) for each in own[1]], "{:.2f}".format) for own in (frozen, whole)]
-    held = [" and ".join(_of(found, "training_bytes", MIB, 0) for found in own) for own in (frozen, whole)]
-    took = [" and ".join(map(_seconds, own)) for own in (frozen, whole)]
-    return [
+    (frozen, frozen_rl), (whole, whole_rl) = ([found[name] for found in (preference, rl)] for name in COMPARED)
+    ranked = [f"{bootstrap(table_of([each['pairs'] for each in own], 'right')).mean:.3f}" for own in (frozen, whole)]
+    text = (
         f"Freezing {results.plan.variants[COMPARED[0]].trunk_layers} of {NUM_LAYERS} layers instead of none, the same data: held-out pairs "
-        f"ranked right {with_interval(cost, '{:+.1%}'.format)}; reward at a KL of {kl:g} nats {rewards[0]} against {rewards[1]}. The "
-        f"trainer's tensors take {held[0]} MiB (preference and RL) against {held[1]}, the tasks {took[0]} s against {took[1]}."
-    ]
+        f"ranked right {ranked[0]} against {ranked[1]}, difference {with_interval(_difference(frozen, whole), '{:+.3f}'.format)}."
+    )
+    within = _mean(frozen, lambda each: float(each["seconds"]))
+    early = _known([at(each["curve"], within, "accuracy") for each in whole], "{:.3f}".format)
+    text += f" After {within:.0f} s, which {COMPARED[0]} takes: {ranked[0]} against {early}."
+    for kl in reversed(results.plan.kl):
+        rewards = [[at_kl(each["rounds"], kl) for each in own] for own in (frozen_rl, whole_rl)]
+        if not np.isnan(rewards[0] + rewards[1]).any():  # the largest that all runs of both came to
+            text += f" RL's reward at a KL of {kl:g} nat{'s' * (kl != 1)}: {np.mean(rewards[0]):.2f} against {np.mean(rewards[1]):.2f}."
+            break
+    held = [" and ".join(_of(found, "training_bytes", MIB, 0) for found in own) for own in ((frozen, frozen_rl), (whole, whole_rl))]
+    took = [" and ".join(map(_seconds, own)) for own in ((frozen, frozen_rl), (whole, whole_rl))]
+    text += f" Preference and RL task: the trainer's tensors take {held[0]} MiB against {held[1]}, the work {took[0]} s against {took[1]}."
+    return [text]
 
 
 def _difference(own: Sequence[Found], others: Sequence[Found]) -> Interval:
@@ -219,7 +226,7 @@ def _known(numbers: Sequence[float], form: Callable[[float], str]) -> str:
     known = [number for number in numbers if not math.isnan(number)]
     if not known:
         return "not reached"
-    return form(float(np.mean(known))) + (f" ({len(known)} of {len(numbers)})" if len(known) < len(numbers) else "")
+    return form(float(np.mean(known))) + (f" ({len(known)} of {len(numbers)} seeds)" if len(known) < len(numbers) else "")
 
 
 def _seconds(found: Sequence[Found]) -> str:
