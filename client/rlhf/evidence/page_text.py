@@ -40,10 +40,14 @@ LIMITS = (
     "KL is the mean of log-prob minus the base's over sampled tokens: an estimate, which can be below 0.",
 )
 COST = (
-    "Estimates for two quiet cores, from the seconds of single rounds and from pilots of a few replies with seed 100 on a busy machine: "
-    "the three arms with judges 15 minutes a seed and with learned heads 35, learned heads that learn anew 27 a seed in either plan, "
-    "freezing 30 a seed, half of it for the variant that trains everything, sharing 5 in all. No seed below 100 was looked at to choose "
-    "anything, but for the plan `conflict`, which answers what seed 0 of `learned` showed and runs on other seeds.",
+    "Plans were sized from estimates: from the seconds of single rounds, and from pilots of a few replies with seed 100. No seed below 100 "
+    "was looked at to choose anything, but for the plan `conflict`, which answers what seed 0 of `learned` showed and runs on other seeds.",
+    "The runs were made on several days, on two cores each time, whose speed differed by up to four times. Seconds may be compared within "
+    "the chapter on freezing and within the one on sharing, whose runs followed each other on one machine that did nothing else. "
+    "Elsewhere two runs shared the cores, and minutes say only what was spent.",
+    "Seed 0 of `learned` was begun on one machine and lost with it; heads and policies of it are from a second run, on another kind of "
+    "CPU, where the same seeds draw a few other tokens. What was published of the first run, heads and RL with heads that stay, had come "
+    "to the same.",
     "Three of the plans, `learned`, `freezing` and `sharing`, were to take three hours together. Scope was cut for it, not seeds: one "
     "refresh of the heads instead of two, heads that learn from 8 replies to a question instead of 16 (which the plan of the arms has), "
     "one epoch of the preference task instead of two, 8 rounds of 32 replies in the RL task instead of 10 of 48, and LoRA at one split "
