@@ -43,6 +43,12 @@ class Adoption(HeadVersions):
             self._versions.adopt(record)
             self._blobs.take(record.blob)
 
+    def adopt_spent(self, name: str, version: int) -> None:
+        """A number that was given out and whose version is deleted: it is never used again. Durable when it returns."""
+        layout.version_path(name, version)
+        with self._guard("could not store the last version number"):
+            self._versions.spend(name, version)
+
     def _versions_of(self, name: str) -> list[VersionRecord]:
         return self._versions.of(name) if name in self._versions.names() else []
 

@@ -145,6 +145,11 @@ class HeadVersions(StoreParts):
         with self._lock:
             return self._versions.get(name, version)
 
+    def spent(self) -> dict[str, int]:
+        """The last number of each name whose last version was deleted: it is never used again."""
+        with self._lock:
+            return self._versions.spent()
+
     def version_of_request(self, request_id: str) -> VersionRecord | None:
         """The version that a push with this request id made: a retry can be answered before its bytes are read."""
         with self._lock:

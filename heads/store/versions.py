@@ -87,6 +87,21 @@ class VersionFolder:
             raise NotFound(f"no such head version: {name}@{version}{hint}", field="name")
         return record
 
+    def spent(self) -> dict[str, int]:
+        """The last number of each name whose last version was deleted."""
+        return {
+            name: highest
+            for name, highest in self._highest.items()
+            if highest not in self._records.get(name, {}) and not {(name, highest), (name, 0)} & self.damaged.keys()
+        }
+
+    def spend(self, name: str, version: int) -> None:
+        """From now on no version of this name gets this number or a lower one. Durable when it returns. OSError: nothing has changed."""
+        if version > self._highest.get(name, 0):
+            self._make_folder(name)
+            self._write_high_water(name, version)
+            self._highest[name] = version
+
     def built_on(self, name: str, version: int) -> list[str]:
         """References of the LoRA heads whose base is this version."""
         base = f"{name}@{version}"
@@ -183,9 +198,7 @@ class VersionFolder:
     def delete(self, name: str, version: int) -> None:
         """Unlink a record, damaged or not, durably. The number stays spent: it is written down first if it is the highest."""
         if version == self._highest[name]:
-            content = records.encode("high_water", {"highest": version, "name": name})
-            write_with_reserve(self._files, lambda: self._files.put(layout.high_water_path(name), content, "high_water"))
-            self._files.fsync_folder(layout.name_path(name), "high_water")
+            self._write_high_water(name, version)
         path = layout.version_path(name, version)
         try:
             self._files.unlink(path, "version")
@@ -193,6 +206,11 @@ class VersionFolder:
             if not self._files.exists(path):  # else a version without a record could still be activated
                 self._forget(name, version)
         self._files.fsync_folder(layout.name_path(name), "version_unlink")
+
+    def _write_high_water(self, name: str, version: int) -> None:
+        content = records.encode("high_water", {"highest": version, "name": name})
+        write_with_reserve(self._files, lambda: self._files.put(layout.high_water_path(name), content, "high_water"))
+        self._files.fsync_folder(layout.name_path(name), "high_water")
 
     def folders(self) -> list[str]:
         """The folder of every name, also of names without versions."""

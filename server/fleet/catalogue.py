@@ -30,6 +30,7 @@ class Held:
 
     generation: int = 0
     versions: dict[tuple[str, int], bytes] = field(default_factory=dict)  # SHA-256 of the record
+    highest: dict[str, int] = field(default_factory=dict)  # the last number of a name; it may know of later ones, of before its Hello
     generations: set[int] = field(default_factory=set)  # past ones
     fits: dict[str, bytes] = field(default_factory=dict)  # by reference: SHA-256 of the record
     configurations: dict[str, bytes] = field(default_factory=dict)
@@ -38,13 +39,19 @@ class Held:
 
     @classmethod
     def of(cls, hello: fleet_pb2.Hello) -> Held:
-        return cls(
+        held = cls(
             generation=hello.generation,
             versions={(each.name, each.version): each.record_sha256 for each in hello.versions},
             generations=set(hello.generations),
             fits={each.key: each.record_sha256 for each in hello.fits},
             configurations={each.key: each.record_sha256 for each in hello.configurations},
         )
+        for name, version in held.versions:
+            held._knows_of(name, version)
+        return held
+
+    def _knows_of(self, name: str, version: int) -> None:
+        self.highest[name] = max(self.highest.get(name, 0), version)
 
     def note(self, task: fleet_pb2.FollowResponse) -> None:
         """The follower has done it."""
@@ -52,9 +59,12 @@ class Held:
             case "store_version":
                 version = records.decode_version(task.store_version.record)
                 self.versions[version.name, version.version] = _sha256(task.store_version.record)
+                self._knows_of(version.name, version.version)
             case "forget_versions":
                 for reference in task.forget_versions.heads:
-                    self.versions.pop(parse_reference(reference, "heads"), None)
+                    name, number = parse_reference(reference, "heads")
+                    self.versions.pop((name, number), None)
+                    self._knows_of(name, number)
             case "commit_generation":
                 self.generations.add(self.generation)
                 self.generation = records.decode_generation(task.commit_generation.record).number
@@ -123,7 +133,7 @@ class Catalogue:
                 yield fleet_pb2.FollowResponse(commit_generation=fleet_pb2.CommitGeneration(record=record))
             if not held.has_caught_up:
                 yield fleet_pb2.FollowResponse(caught_up=fleet_pb2.CaughtUp())
-        yield from self._forget(held, {(each.name, each.version) for each in versions})
+        yield from self._forget(held, {(each.name, each.version) for each in versions}, self._store.spent())
         yield from self._store_versions(held, sorted(versions, key=_newest_first))
         yield from self._keep_generations(held, current)
 
@@ -154,8 +164,10 @@ class Catalogue:
                 record = records.encode_version(each)
                 yield fleet_pb2.FollowResponse(store_version=fleet_pb2.StoreVersion(record=record))
 
-    def _forget(self, held: Held, kept: set[tuple[str, int]]) -> Iterator[fleet_pb2.FollowResponse]:
-        if gone := sorted(held.versions.keys() - kept):
+    def _forget(self, held: Held, kept: set[tuple[str, int]], spent: Mapping[str, int]) -> Iterator[fleet_pb2.FollowResponse]:
+        """Also what was added and deleted before it was sent: a follower that is made the primary must not give its number out again."""
+        unknown = {(name, version) for name, version in spent.items() if held.highest.get(name, 0) < version}
+        if gone := sorted((held.versions.keys() - kept) | unknown):
             heads = [f"{name}@{version}" for name, version in gone]
             yield fleet_pb2.FollowResponse(forget_versions=fleet_pb2.ForgetVersions(heads=heads))
 

@@ -98,12 +98,15 @@ class Tasks:
             raise
 
     def _forget(self, references: list[str]) -> None:
-        """LoRA heads before what they are built on. What is active here goes with a later start, if it does."""
+        """LoRA heads before what they are built on. What is active here goes with a later start, if it does. Numbers stay spent."""
         store, registry = self._services.store, self._services.registry
         found: list[VersionRecord] = []
         for reference in references:
-            with contextlib.suppress(NotFound):
-                found.append(store.get(*parse_reference(reference, "heads")))
+            name, version = parse_reference(reference, "heads")
+            try:
+                found.append(store.get(name, version))
+            except NotFound:  # it came and went while this server was not told
+                store.adopt_spent(name, version)
         for record in sorted(found, key=lambda each: each.manifest.lora is None):
             with contextlib.suppress(FailedPrecondition):
                 store.delete_version(record.name, record.version, force=True)

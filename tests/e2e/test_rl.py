@@ -246,7 +246,7 @@ def test_the_command(server: LocalServer, tmp_path: Path, monkeypatch: pytest.Mo
     assert (answer["policy"], answer["value"], answer["average"]) == ("policy-told@2", "value-told@2", "policy-told-average@1")
     assert set(answer["rounds"][0]["sources"]) <= {"questions", "dialogues", "adversarial"}
     assert answer["rounds"][0]["pretraining_loss"] > 0
-    assert set(answer["rounds"][0]["seconds"]) == {"rollout", "policy", "value", "optimiser", "push"}
+    assert set(answer["rounds"][0]["seconds"]) == {"rollout", "policy", "value", "optimiser", "checkpoint", "push"}
     more = run("--rounds", "2")
     assert [each["number"] for each in json.loads(more.stdout)["rounds"]] == [2]
     assert "going on after round 1 of 2" in more.stderr

@@ -19,7 +19,7 @@ from polyhead.client.local import LocalServer, local_server
 from polyhead.server.parallel.ranks import EXIT_RANK_LOST
 from tests.e2e.support import FIRST_TOKEN, PROMPT, assert_blocks_returned, eventually, push_pair, serving
 
-TOLERANCE = 1e-5
+TOLERANCE = 3e-5  # two ranks add in another order; log-probs are near 5, and torch versions differ in the last bits
 END_S = 60.0  # for a server to end, on a busy machine
 RANKS = ("--tensor-parallel", "2")
 

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from polyhead.heads.format.errors import DataLoss, FailedPrecondition
+from polyhead.heads.format.errors import DataLoss, FailedPrecondition, NotFound
 from polyhead.heads.store import failpoints, records
 from polyhead.heads.store.store import HeadStore
 from tests.e2e.forked import ForkedStore
@@ -113,3 +113,22 @@ def test_what_does_not_fit_is_refused(primary: Path, tmp_path: Path) -> None:
             store.adopt_version(dataclasses.replace(version, digest="0" * 64))
         store.adopt_version(dataclasses.replace(version, labels=("best",)))
         assert store.get("policy", 1).labels == ("best",)
+
+
+def test_a_number_that_was_given_out_elsewhere_is_never_used_again(primary: Path, tmp_path: Path) -> None:
+    """A follower that is made the primary: a version that came and went before it was told of it had this number."""
+    with HeadStore.open(primary, TRUNK) as ours, HeadStore.open(tmp_path / "store", TRUNK) as store:
+        store.put_blob(ours.read_blob(ours.get("policy", 1).blob))
+        store.adopt_version(ours.get("policy", 1))
+        store.adopt_spent("policy", 4)
+        store.adopt_spent("policy", 2)
+        store.adopt_spent("snapshot", 1)
+        assert store.spent() == {"policy": 4, "snapshot": 1}
+        assert store.names() == ["policy"]
+        with pytest.raises(NotFound, match=r"snapshot@1\nhint: it is no longer stored"):
+            store.get("snapshot", 1)
+    with HeadStore.open(tmp_path / "store", TRUNK) as store:
+        assert (push(store, "policy", "next"), push(store, "snapshot", "next")) == (5, 2)
+        assert store.spent() == {}
+        store.delete_version("snapshot", 2)
+        assert store.spent() == {"snapshot": 2}

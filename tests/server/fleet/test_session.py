@@ -130,3 +130,27 @@ def test_a_change_that_was_announced_is_found(tmp_path: Path, monkeypatch: pytes
         [task] = found
         assert task is not None
         assert records.decode_generation(task.commit_generation.record).heads == {"policy": version}
+
+
+def test_a_version_that_came_and_went_unseen_leaves_its_number_spent(tmp_path: Path) -> None:
+    """Deleted before it was sent, or while the follower was away."""
+    with HeadStore.open(tmp_path / "store", TRUNK) as store:
+        catalogue = Catalogue(store, OodStore(store, 3), ConfigurationStore(store))
+
+        def tasks_for(held: Held) -> list[Task]:
+            found = []
+            while (task := catalogue.next_task(held, {})) is not None:
+                held.note(task)
+                found.append(task)
+            return found
+
+        activate(store, {"policy": push(store, "policy", "first")})
+        held = Held()
+        tasks_for(held)
+        store.delete_version("policy", push(store, "policy", "second"))
+        store.delete_version("snapshot", push(store, "snapshot", "first"))
+        (task,) = tasks_for(held)
+        assert list(task.forget_versions.heads) == ["policy@2", "snapshot@1"]
+        again = Held.of(catalogue.hello())  # a new stream does not know what the one before has said: it says so once more
+        assert ["policy@2", "snapshot@1"] in [list(task.forget_versions.heads) for task in tasks_for(again)]
+        assert tasks_for(again) == []
