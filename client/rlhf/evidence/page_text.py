@@ -45,6 +45,8 @@ COST = (
     "The runs were made on several days, on two cores each time, whose speed differed by up to four times. Seconds may be compared within "
     "the chapter on freezing and within the one on sharing, whose runs followed each other on one machine that did nothing else. "
     "Elsewhere two runs shared the cores, and minutes say only what was spent.",
+    "The round on a served trunk was measured twice on that machine. The first time showed that a quarter of it was the checkpoint, which "
+    "was copied before it was written ([notebook](../notebook.md)); the figures are of the second time, after this was mended.",
     "Seed 0 of `learned` was begun on one machine and lost with it; heads and policies of it are from a second run, on another kind of "
     "CPU, where the same seeds draw a few other tokens. What was published of the first run, heads and RL with heads that stay, had come "
     "to the same.",
