@@ -96,7 +96,7 @@ class VersionFolder:
         }
 
     def spend(self, name: str, version: int) -> None:
-        """From now on no version of this name gets this number or a lower one. Durable when it returns. OSError: nothing has changed."""
+        """From now on no version of this name gets this number or a lower one. Durable when it returns; after an OSError perhaps not."""
         if version > self._highest.get(name, 0):
             self._make_folder(name)
             self._write_high_water(name, version)
