@@ -9,7 +9,8 @@ from html import escape
 from itertools import pairwise
 
 WIDTH, HEIGHT = 380, 270  # of one panel
-LEFT, RIGHT, TOP, BOTTOM = 62, 18, 34, 44  # around the field of a panel
+LEFT, RIGHT, TOP, BOTTOM = 62, 18, 44, 44  # around the field of a panel
+CENTRE = (LEFT + WIDTH - RIGHT) / 2  # of the field
 LABEL_WIDTH = 30  # of a number below the field
 COLOURS = ("#2f7ed8", "#d9822b", "#3a9a5b", "#a355b8")  # with enough contrast against white and against black
 INK = "#7d8590"  # likewise
@@ -52,20 +53,28 @@ def _panel(panel: Panel) -> list[str]:
     xs = sorted({x for line in panel.lines for x, _ in line.points})
     top = nice_ticks(max((y for line in panel.lines for _, y in line.points), default=1.0))
     scale_x, scale_y = _x_scale(xs, panel.is_log_x), _y_scale(top[-1])
-    parts = [_text(WIDTH / 2, 16, panel.title, "middle", 'font-weight="600"')]
+    parts = [_text(CENTRE, 16, panel.title, "middle", 'font-weight="600"')]
     for y in top:
         parts.append(f'<path d="M{LEFT} {scale_y(y):.1f}H{WIDTH - RIGHT}" stroke="{INK}" stroke-opacity=".25"/>')
         parts.append(_text(LEFT - 6, scale_y(y) + 4, label(y), "end"))
     for x in _x_ticks(xs, scale_x):
         parts.append(_text(scale_x(x), HEIGHT - BOTTOM + 15, label(x), "middle"))
     middle = (TOP + HEIGHT - BOTTOM) / 2
-    parts.append(_text((LEFT + WIDTH - RIGHT) / 2, HEIGHT - 10, panel.x_label, "middle"))
+    parts.append(_text(CENTRE, HEIGHT - 10, panel.x_label, "middle"))
     parts.append(_text(14, middle, panel.y_label, "middle", f'transform="rotate(-90 14 {middle:.1f})"'))
     for index, line in enumerate(panel.lines):
-        parts += _line(line, COLOURS[index % len(COLOURS)], scale_x, scale_y)
-        if len(panel.lines) > 1:
-            parts.append(_text(LEFT + 8, TOP + 12 + 14 * index, line.name, "start", f'style="fill:{COLOURS[index % len(COLOURS)]}"'))
-    return parts
+        parts += _line(line, _colour(index), scale_x, scale_y)
+    return [*parts, _names(panel.lines)] if len(panel.lines) > 1 else parts
+
+
+def _names(lines: Sequence[Line]) -> str:
+    """A row of names below the title, each in its line's colour."""
+    names = [f'<tspan dx="10" style="fill:{_colour(index)}">{escape(line.name)}</tspan>' for index, line in enumerate(lines)]
+    return f'<text x="{CENTRE:.1f}" y="32" text-anchor="middle">{"".join(names)}</text>'
+
+
+def _colour(index: int) -> str:
+    return COLOURS[index % len(COLOURS)]
 
 
 def _line(line: Line, colour: str, scale_x: Scale, scale_y: Scale) -> list[str]:

@@ -1,4 +1,4 @@
-"""A store-only process for the crash tests: takes over all that another store's folder holds, generation by generation.
+"""A store-only process for the crash tests: takes over all that another store's folder holds, generation by generation, then spent numbers.
 
 Usage: python -m tests.heads.store.follow_child PRIMARY FOLDER
 """
@@ -23,6 +23,8 @@ def main(primary: Path, folder: Path) -> None:
                     store.put_blob((primary / "blobs" / version.blob).read_bytes())
                 store.adopt_version(version)
             store.adopt_generation(generation)
+        for path in sorted((primary / "versions").glob("*/HIGHEST.json")):
+            store.adopt_spent(path.parent.name, records.decode("high_water", path.read_bytes())["highest"])
 
 
 if __name__ == "__main__":

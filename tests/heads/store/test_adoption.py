@@ -19,7 +19,9 @@ from tests.e2e.forked import ForkedStore
 from tests.heads.store.store_support import RAM, TRUNK, activate, assert_no_leftovers, blob, push
 
 BLOB = [name for name in failpoints.PUSH if name not in failpoints.REBUILD]
-STEPS = [*BLOB, *(name for name in failpoints.ACTIVATE if name.startswith(("before_generation", "after_generation")))]
+GENERATION = [name for name in failpoints.ACTIVATE if name.startswith(("before_generation", "after_generation"))]
+SPENT = [name for name in failpoints.DELETE if "high_water" in name]
+STEPS = [*BLOB, *GENERATION, *SPENT]
 
 
 @pytest.fixture
@@ -30,11 +32,13 @@ def tmp_path() -> Iterator[Path]:
 
 @pytest.fixture(scope="module")
 def primary() -> Iterator[Path]:
-    """Two generations of two heads."""
+    """Two generations of two heads, and spent numbers of a name that has versions and of one that has none."""
     with tempfile.TemporaryDirectory(dir=RAM) as name:
         with HeadStore.open(Path(name) / "store", TRUNK) as store:
             for number in (1, 2):
                 activate(store, {head: push(store, head, f"{head} {number}") for head in ("policy", "value")})
+            for head in ("policy", "snapshot"):
+                store.delete_version(head, push(store, head, "short-lived"))
         yield Path(name) / "store"
 
 
