@@ -7,6 +7,7 @@ with it. Knows no server. What a plan names and no result file holds is said to 
 from __future__ import annotations
 
 import argparse
+import dataclasses
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,7 +25,9 @@ from polyhead.client.rlhf.evidence.learned.plan import LearnedPlan
 from polyhead.client.rlhf.evidence.results import Results
 from polyhead.client.rlhf.evidence.sharing import page as sharing_page
 from polyhead.client.rlhf.evidence.sharing.plan import SharingPlan
-from polyhead.client.rlhf.markdown import bullet, paragraph
+from polyhead.client.rlhf.markdown import bullet, paragraph, table
+
+CONFLICT_FIRST = "The same with a rule head that learns from first-person replies first"
 
 
 @dataclass(frozen=True)
@@ -56,7 +59,12 @@ class Plans:
     @property
     def all(self) -> list[Any]:
         """Each has a digest and units."""
-        return [plan for plan in (self.arms, self.learned, self.conflict, self.freezing, self.sharing) if plan is not None]
+        return list(self.named.values())
+
+    @property
+    def named(self) -> dict[str, Any]:
+        """Those that there are, by name."""
+        return {field.name: plan for field in dataclasses.fields(self) if (plan := getattr(self, field.name)) is not None}
 
 
 def page(folder: Path, plans: Plans, images: str = "../images") -> str:
@@ -76,7 +84,7 @@ def page(folder: Path, plans: Plans, images: str = "../images") -> str:
         trained = [each for reward in plans.arms.seeds for each in Told.of(Results(folder, plans.arms), reward).trained]
         blocks += ["## What sharing buys", *sharing_page.chapter(Results(folder, plans.sharing), trained)]
     blocks += ["## What did not work", _bullets(page_text.DID_NOT_WORK), "## Limits", _bullets(page_text.LIMITS)]
-    blocks += ["## What it takes to run, and what was cut", _bullets(page_text.COST)]
+    blocks += ["## What it takes to run, and what was cut", _bullets([_hours(folder, plans), *page_text.COST])]
     blocks += ["## Commands", page_text.COMMANDS]
     return "\n\n".join(blocks) + "\n"
 
@@ -107,7 +115,7 @@ def write(plans: Plans, out: Path) -> None:
 def _brief(folder: Path, plans: Plans) -> list[str]:
     """Each experiment's result in a sentence or two, of what has been run."""
     points = [point for reward in plans.arms.seeds for point in arms_page.brief(Told.of(Results(folder, plans.arms), reward))]
-    for plan, heads in ((plans.learned, "Learned heads that learn anew"), (plans.conflict, "The same from the conflict")):
+    for plan, heads in ((plans.learned, "The mix against learned heads"), (plans.conflict, CONFLICT_FIRST)):
         points += learned_page.brief(Results(folder, plan), heads) if plan is not None else []
     points += freezing_page.brief(Results(folder, plans.freezing)) if plans.freezing is not None else []
     points += sharing_page.brief(Results(folder, plans.sharing)) if plans.sharing is not None else []
@@ -119,20 +127,47 @@ def _method(plan: ArmsPlan) -> list[str]:
     arms = "; ".join(f"{arm.name}: {arm.preference_weight:g} and {arm.rule_weight:g}" for arm in plan.arms.values())
     config, questions = plan.config, plan.train_questions
     runs = (
-        f"Seeds ({seeds}), arms and hyper-parameters were fixed in a file before the runs (plan {plan.sha256[:12]}; the digest covers the "
-        f"judges and the questions, too, and stands in every result file). Weights of preference and rule: {arms}; learned rule heads "
-        f"count twice. Each run: {config.rounds} rounds of {config.prompts} prompts and {config.samples} replies of at most "
-        f"{config.max_new_tokens} tokens, learning rate {config.learning_rate:g}, KL {config.kl_weight:g} a token. Each policy answers "
-        f"{plan.held_out_questions} held-out questions {plan.held_out_samples} times at temperature 1."
+        f"Seeds ({seeds}), arms and the hyper-parameters below were fixed in `client/rlhf/evidence/plan.json` before the runs (plan "
+        f"{plan.sha256[:12]}; the digest covers the judges and the questions, too, and stands in every result file). Other settings are "
+        f"the code's defaults, which the digest does not cover. Each policy answers {plan.held_out_questions} held-out questions "
+        f"{plan.held_out_samples} times at temperature 1."
     )
-    learned = f"The base answers the {questions} training questions first: its replies give the preference's spread."
+    rewards = (
+        f"reward = weight of the preference · preference / spread + weight of the rule · [rule kept]. Weights: {arms}. With judges the "
+        f"preference is the number of liked words, and the spread its standard deviation over the base's replies to the {questions} "
+        "training questions. With learned heads the preference head's score and the rule head's p_follow stand in their places, the rule "
+        "counts twice, and the spread is that of the scores in the first round of RL."
+    )
+    learned = ""
     if heads := plan.base_samples.get("heads", 0):
-        learned += (
-            f" Learned heads are trained on {heads * questions} of them, {heads} to each question: the preference head on their order, the "
-            "rule head on at most 200 that break the rule and as many that keep it. They see no held-out question, and with this plan no "
-            "reply of a trained policy."
+        learned = (
+            f"Learned heads are trained on {heads * questions} replies of the base, {heads} to each training question: the preference head "
+            "on their order, the rule head on at most 200 that break the rule and as many that keep it. They see no held-out question, and "
+            "with this plan no reply of a trained policy."
         )
-    return [paragraph(page_text.JUDGES), paragraph(runs), paragraph(learned)]
+    settings = [
+        ("rounds", f"{config.rounds} of {config.prompts} prompts, {config.samples} replies each"),
+        ("reply", f"at most {config.max_new_tokens} tokens, temperature {config.temperature:g}"),
+        ("algorithm", f"PPO, clip {config.clip:g}, lambda {config.lam:g}, discount {config.discount:g}"),
+        ("optimiser", f"AdamW, betas {config.betas[0]:g} and {config.betas[1]:g}, gradients cut at norm {config.max_grad_norm:g}"),
+        ("steps", f"{config.epochs} epoch of {config.minibatches} minibatches a round"),
+        (
+            "learning rate",
+            f"{config.learning_rate:g} policy, {config.value_learning_rate:g} value head, {config.value_output_rate:g} its output",
+        ),
+        ("KL", f"penalty {config.kl_weight:g} per token; a round above {config.kl_limit:g} nats per token is taken back"),
+    ]
+    return [paragraph(page_text.JUDGES), paragraph(runs), table(["setting", "value"], settings), paragraph(rewards), paragraph(learned)]
+
+
+def _hours(folder: Path, plans: Plans) -> str:
+    """What all finished runs took."""
+    minutes = []
+    for name, plan in plans.named.items():
+        found = [result for unit in plan.units() if (result := Results(folder, plan).find(unit)) is not None]
+        minutes.append((name, sum(each.get("seconds", 0.0) for each in found) / 60))
+    each = ", ".join(f"{name} {number:.0f}" for name, number in minutes if number)
+    return f"The result files add up to {sum(number for _, number in minutes) / 60:.1f} hours of two cores. Minutes by plan: {each}."
 
 
 def _bullets(points: Sequence[str]) -> str:

@@ -3,23 +3,25 @@
 from __future__ import annotations
 
 QUESTION = (
-    "Two questions. Does reinforcement learning on a served trunk do what Learning to summarize, InstructGPT and Sparrow say: "
-    "preference alone raises violations of a rule, the rule alone lowers preference, and the mix is best? And what does a trunk that is "
-    "frozen cost in quality, what does it buy? Two plain functions stand in for people, so that every number can be computed again. Every "
-    "number on this page comes from the files in `docs/evidence/results`, by a script, and a test compares the two."
+    "Two questions. Does reinforcement learning on a served trunk work: against a preference alone the policy breaks a rule more often, "
+    "against the rule alone it is liked less, and against both it finds replies that please both, as Sparrow's policy did? And what does "
+    "freezing the lower layers (the *trunk*) cost in quality, and what does it save? A *head* is the upper layers, trained for one role: "
+    "policy, value, preference or rule. The *base* is the model before any training. Two plain functions stand in for people, so that "
+    "every number can be computed again. The numbers in the tables and in the brief come from the files in `docs/evidence/results`, by a "
+    "script, and a test compares the two."
 )
 JUDGES = (
     "The judges are `client/rlhf/judges.py`. One counts words in the first person, at most 4. The other holds that the assistant must not "
-    'speak of itself or its own life. They conflict, and leave a corner where both are content: "We can", "let me". A reply is kept and '
-    "preferred if it has two liked words and breaks no rule. The model is SmolLM2-135M-Instruct, its lower 24 of 30 layers frozen, in "
-    "float32."
+    'speak of itself or its own life. They conflict: "I\'m" is liked and breaks the rule. Some replies please both, such as those with '
+    '"We can" or "let me"; this page calls them the corner. A reply is kept and preferred if it has two liked words and breaks no rule. '
+    "The model is SmolLM2-135M-Instruct, its lower 24 of 30 layers frozen, in float32."
 )
 CONFLICT = (
     "This plan was made after seed 0 of the plan before had been read, and has seeds of its own, which were fixed before they ran. There "
     "the rule head took replies of the corner for broken ones: of the base's replies few are in the first person and keep the rule, so a "
     "head that learns from replies as they come hardly sees them. Here it learns from replies in the first person before all others, as "
-    "many broken as kept. All else is the same. With people in place of judges this means to ask them about the replies on which "
-    "preference and rule disagree."
+    "many broken as kept. All else is the same. With people in place of judges this means: people are asked about replies in the first "
+    "person first."
 )
 DID_NOT_WORK = (
     "Judges for and against enthusiasm, about 40 words, were tried by hand before: the preference head learned them by heart and was no "
@@ -30,22 +32,27 @@ DID_NOT_WORK = (
     "An int8 trunk moves log-probs too far from the trainer's for these learning rates. All runs are in float32.",
 )
 LIMITS = (
-    "A model of 135M parameters, at most 24 tokens a reply: nearly all replies are cut short, and at temperature 1 half of them are "
-    "nonsense. What it learns here is which few words to use. Nothing on this page says how a large model trades helpfulness against "
+    "A model of 135M parameters, at most 24 tokens a reply: nearly all replies are cut short, and at temperature 1 many of them make "
+    "no sense. What it learns here is which few words to use. Nothing on this page says how a large model trades helpfulness against "
     "rules.",
     "The judges read words, not meaning. People disagree with each other and with themselves; these judges do not.",
     "Prompts are short everyday questions, 160 to train on and 40 held out, in one language and of one turn.",
     "Policies of different seeds start from the same base and see the same questions in another order: the intervals are over seeds and "
     "held-out questions, not over models, judges or tasks.",
-    "KL is the mean of log-prob minus the base's over sampled tokens: an estimate, which can be below 0.",
+    "KL is the log-prob of a reply's tokens minus the base's, summed over the reply; the mean over replies is an estimate, which can be "
+    "below 0.",
 )
 COST = (
     "Plans were sized from estimates: from the seconds of single rounds, and from pilots of a few replies with seed 100. No seed below 100 "
     "was looked at to choose anything, but for the plan `conflict`, which answers what seed 0 of `learned` showed and runs on other seeds.",
-    "The runs were made on several days, on two cores each time, whose speed differed by up to four times. Seconds may be compared within "
-    "the chapter on freezing and within the one on sharing, whose runs followed each other on one machine that did nothing else. "
-    "Elsewhere two runs shared the cores, and minutes say only what was spent.",
-    "The round on a served trunk was measured twice on that machine. The first time showed that a quarter of it was the checkpoint, which "
+    "The runs were made on several days, on two x86 cores each time. Their speed, with what else ran beside, differed by more than ten "
+    "times. Seconds may be compared within the chapter on freezing and within the one on sharing, whose runs followed each other on one "
+    "machine that did nothing else. Elsewhere two runs shared the cores, and minutes say only what was spent; those of freezing leave out "
+    "the time of measuring.",
+    "When the runs had been read, a review changed how the page computes some of its numbers, and no run: the condition under which "
+    "rewards are compared at equal KL, the KL of 6, one estimate of accuracy for the comparison at equal time, two rows of the tables of "
+    "expected effects, rewards with another weight of the rule, and no KL for chosen replies.",
+    "The round on a served trunk was measured twice on that machine. The first time showed that much of it was the checkpoint, which "
     "was copied before it was written ([notebook](../notebook.md)); the figures are of the second time, after this was mended.",
     "Seed 0 of `learned` was begun on one machine and lost with it; heads and policies of it are from a second run, on another kind of "
     "CPU, where the same seeds draw a few other tokens. What was published of the first run, heads and RL with heads that stay, had come "

@@ -99,8 +99,8 @@ def test_every_variant_does_both_tasks(server: LocalServer, model: Path, tmp_pat
 def assert_page_tells_of_them(results: Results[FreezingPlan]) -> None:
     text = "\n\n".join(freezing_page.chapter(results, "images"))
     assert "All that the plan has is here." in text
-    assert sum(line.startswith("| everything |") for line in text.splitlines()) == 4  # what it is, both tasks, what it takes
-    assert "| not reached |" in text  # a KL of 1000
+    assert sum(line.startswith("| everything |") for line in text.splitlines()) == 5  # what it is, the tables of both tasks, what it takes
+    assert "| no round near it |" in text  # a KL of 1000
     preference, rl, _ = freezing_page.found_by_variant(results)
     assert freezing_page.plots(preference, rl).count("<g ") == 3
     for unit in results.plan.units():
@@ -182,10 +182,26 @@ def test_numbers_at_the_same_time_and_at_the_same_kl() -> None:
     curve = [{"seconds": 10.0, "accuracy": 0.5}, {"seconds": 20.0, "accuracy": 0.7}]
     assert [freezing_page.at(curve, seconds, "accuracy") for seconds in (15, 20)] == [0.5, 0.7]
     assert math.isnan(freezing_page.at(curve, 5, "accuracy"))
-    rounds = [{"kl": kl, "reward": 1 + 2 * math.sqrt(max(kl, 0))} for kl in (-0.1, 1.0, 4.0)]
+    rounds = [{"kl": kl, "reward": 1 + 2 * math.sqrt(max(kl, 0))} for kl in (-0.1, 1.5, 4.0)]
     assert freezing_page.at_kl(rounds, 2.25) == pytest.approx(4.0)
-    assert math.isnan(freezing_page.at_kl(rounds, 5.0))
+    for kl in (5.0, 1.0, 3.5):  # none above it; none below it but the first, which is far; none below it that is near
+        assert math.isnan(freezing_page.at_kl(rounds, kl))
     assert math.isnan(freezing_page.at_kl(rounds[:1], 0.0))
+
+
+def test_the_brief_compares_what_both_have() -> None:
+    """Differences are over the seeds of both; a seed in which the slower one had not been measured by then is left out of both numbers."""
+
+    def one(seed: int, seconds: float, curve: list[tuple[float, float]], right: float) -> dict[str, Any]:
+        points = [{"seconds": at, "accuracy": accuracy} for at, accuracy in curve]
+        return {"seed": seed, "seconds": seconds, "curve": points, "pairs": [{"question": 0.0, "right": right}]}
+
+    quick = [one(0, 10.0, [(10.0, 0.7)], 0.7), one(1, 10.0, [(10.0, 0.9)], 0.9), one(2, 10.0, [(10.0, 0.1)], 0.1)]
+    slow = [one(0, 40.0, [(9.0, 0.5), (40.0, 0.8)], 0.8), one(1, 40.0, [(12.0, 0.4), (40.0, 1.0)], 1.0)]
+    assert freezing_page._same_time(quick, slow) == "after 10 s 0.700 against 0.500 of all held-out pairs (seeds 0)."
+    assert freezing_page._same_time(quick, slow[1:]) == "after 10 s the slower one had not been measured."
+    compared = freezing_page._compared(quick, slow, "pairs", "right", "{:.2f}")
+    assert compared == "0.80 against 0.90, difference -0.10 (-0.10 to -0.10)"
 
 
 @pytest.mark.parametrize(

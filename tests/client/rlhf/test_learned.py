@@ -92,9 +92,12 @@ def assert_page_tells_of_them(results: Results[LearnedPlan]) -> None:
     ]
     kinds = [[cell.strip() for cell in line.split("|")[1:-1]] for line in corner.splitlines() if line.startswith(("| base", "| RL"))]
     assert [sum(int(row[2]) for row in kinds if row[0] == name) for name in learned_page.NAMES.values()] == [6, 6, 6]
-    for _, kind, _, liked, violates, reward in kinds:
+    for _, kind, _, liked, violates, reward, other in kinds:
         assert kind in learned_page.KINDS
         assert float(reward) == pytest.approx(float(liked) + 4 * (1 - float(violates)), abs=0.03)
+        assert float(other) == pytest.approx(float(liked) + 2 * (1 - float(violates)), abs=0.02)
+    told = [line.split("|") for line in text.splitlines() if line.startswith(("| base", "| RL")) and line.count("|") > 8]
+    assert [row[7].strip() == "" for row in told] == [False, True] * 3  # no KL of chosen replies
     assert "learn from 16 replies of the base (4 to each question)" in " ".join(text.split())
     assert "RL and choosing please both more often than choosing alone: " in " ".join(text.split())
     results.path(Unit(0, REFRESHED)).unlink()

@@ -37,9 +37,18 @@ def test_a_round_counts_its_tokens(client: Client, tmp_path: Path) -> None:
     text = " ".join("\n".join(sharing_page.chapter(results, trained)).split())
     assert "Not run yet: a round of TRL." in text
     assert f"{counted['trunk_tokens']} went through the trunk, and {counted['head_tokens']} through heads" in text
-    assert "take 100 MiB, and its process took 300 MiB at most. Trainers of whole models would hold 900 MiB" in text
-    results.keep(Unit(TRL), {"own": {"wall": [9.0, 7.0, 8.0], "experience": [5.0]}, "served": {"wall": [6.0], "experience": [2.0]}})
-    assert "| TRL, its own generation | 5.0 (5.0 to 5.0) | 8.0 (7.0 to 9.0) |" in "\n".join(sharing_page.chapter(results, []))
+    assert "take 100 MiB. Trainers of whole models would hold 900 MiB" in text
+    own, served = {"wall": [9.0, 7.0, 8.0], "experience": [5.0, 4.0, 5.0]}, {"wall": [6.0], "experience": [2.0]}
+    results.keep(Unit(TRL), {"own": own, "served": served})
+    text = "\n".join(sharing_page.chapter(results, []))
+    assert "| TRL, policy, its own generation | 5.0 (4.0 to 5.0) | 3.0 (3.0 to 4.0) |  | 8.0 (7.0 to 9.0) |" in text
+    assert "the training: 4.0 s for a policy there" in " ".join(text.split())
+
+
+def test_tokens_are_those_of_the_trunk_and_of_the_rules() -> None:
+    rounds = [{"trunk_tokens": 100, "head_tokens": 200, "prompt_tokens": 80, "generated_tokens": 20}]
+    count = sharing_page.Counted.of({"rounds": rounds, "split_layer": 3, "num_layers": 4}, samples=4)
+    assert (count.rules, count.share) == (60, (100 * 3 + 200) / 800)
 
 
 def test_a_plan_is_checked_before_any_run(tmp_path: Path) -> None:

@@ -18,7 +18,7 @@ from polyhead.client.rlhf.markdown import paragraph, quoted, table
 from polyhead.client.rlhf.verdicts import MEASURES, Form, panels
 from polyhead.heads.training.metrics import auc, pair_accuracy
 
-CLAIMS = (  # claim, policy, the policy that it is compared with, measure, sign of the difference
+CLAIMS = (  # what is expected: claim, policy, the policy that it is compared with, measure, sign of the difference
     ("preference alone raises preference", "preference", GROUND, "preference", 1),
     ("preference alone raises violations", "preference", GROUND, "broken", 1),
     ("the rule alone lowers violations", "rule", GROUND, "broken", -1),
@@ -28,7 +28,12 @@ CLAIMS = (  # claim, policy, the policy that it is compared with, measure, sign 
     ("the mix pleases both judges more often than the rule alone", "mix", "rule", "kept_and_preferred", 1),
     ("the mix pleases both judges more often than the base", "mix", GROUND, "kept_and_preferred", 1),
 )
+ASKED_LATER = (  # when the runs had been read: no effect was expected
+    ("the mix breaks the rule less often than the base (asked later)", "mix", GROUND, "broken", -1),
+    ("the mix is liked more than the base (asked later)", "mix", GROUND, "preference", 1),
+)
 REWARDS = {"judge": "The judges reward", "heads": "Learned heads reward"}
+Claim = tuple[str, str, str, str, int]
 
 
 @dataclass(frozen=True)
@@ -90,7 +95,16 @@ def plots(told: Told) -> str:
     def panel(title: str, unit: str, number: Callable[[Found], float]) -> Panel:
         return Panel(title, "round", unit, [Line(arm, _means(found, number)) for arm, found in _trained(told).items()])
 
-    return svg(panels(panel), columns=2)
+    drawn = [*panels(panel)]
+    if told.reward == "heads":
+        drawn += [_of_part(told, "Preference head", "score", "preference"), _of_part(told, "Rule head", "p_follow", "followed")]
+    return svg(drawn, columns=2)
+
+
+def _of_part(told: Told, title: str, unit: str, part: str) -> Panel:
+    """Of the arms whose reward has this part."""
+    arms = {arm: found for arm, found in _trained(told).items() if all(part in each["parts"] for one in found for each in one["rounds"])}
+    return Panel(title, "round", unit, [Line(arm, _means(found, lambda each: each["parts"][part])) for arm, found in arms.items()])
 
 
 def chapter(told: Told, images: str) -> list[str]:
@@ -99,18 +113,21 @@ def chapter(told: Told, images: str) -> list[str]:
         return [not_run(told.missing)]
     image = f"![Means over the seeds, by round]({images}/rlhf-evidence-{told.reward}.svg)"
     plot = [image] if _trained(told) else []
-    return [_ran(told), _table(told), paragraph(_LEGEND), *_claims(told), *plot, *_learned(told), _shown(told)]
+    return [_ran(told), _table(told), paragraph(_LEGEND), *_claims(told), paragraph(_READING), *plot, *_learned(told), _shown(told)]
 
 
 def brief(told: Told) -> list[str]:
     """Its result in a sentence or two; none before the first run."""
     if not told.is_trained:
         return []
-    verdicts = [verdict_of(interval, sign) for *_, sign, interval in _asked(told) if interval is not None]
-    shares = [f"{arm} {np.nanmean(told.cells(arm, 'kept_and_preferred')):.0%}" for arm in told.by_arm]
+    verdicts = [verdict_of(interval, sign) for *_, sign, interval in _asked(told, CLAIMS) if interval is not None]
+    pleasing, broken = (
+        ", ".join(f"{arm} {np.nanmean(told.cells(arm, measure)):.0%}" for arm in told.by_arm)
+        for measure in ("kept_and_preferred", "broken")
+    )
     return [
-        f"{REWARDS[told.reward]}: {verdicts.count(SHOWN)} of {len(CLAIMS)} claims of the papers are shown. Replies that please both "
-        f"judges: {', '.join(shares)}."
+        f"{REWARDS[told.reward]}: {verdicts.count(SHOWN)} of {len(CLAIMS)} expected effects are shown. Replies that please both judges: "
+        f"{pleasing}. Replies that break the rule: {broken}."
     ]
 
 
@@ -131,15 +148,15 @@ def _table(told: Told) -> str:
     return table(["policy", *(MEASURES[name][0] for name in shown)], rows)
 
 
-def _asked(told: Told) -> Iterator[tuple[str, str, str, str, int, Interval | None]]:
-    """What the papers say, each as a difference of two policies, question by question, over the seeds that have both."""
-    for claim, arm, other, measure, sign in CLAIMS:
+def _asked(told: Told, claims: Sequence[Claim]) -> Iterator[tuple[str, str, str, str, int, Interval | None]]:
+    """Each as a difference of two policies, question by question, over the seeds that have both."""
+    for claim, arm, other, measure, sign in claims:
         yield claim, arm, other, measure, sign, told.difference(arm, other, measure)
 
 
 def _claims(told: Told) -> list[str]:
     rows = []
-    for claim, arm, other, measure, sign, interval in _asked(told):
+    for claim, arm, other, measure, sign, interval in _asked(told, (*CLAIMS, *ASKED_LATER)):
         if interval is None:
             rows.append([claim, "", "not run yet"])
             continue
@@ -147,7 +164,7 @@ def _claims(told: Told) -> list[str]:
         seeds = len(told.seeds_of_both(arm, other))
         difference = f"{MEASURES[measure][0]}, {arm} minus {other}: {with_interval(interval, form)}"
         rows.append([claim, difference, f"{verdict_of(interval, sign)}, {seeds} seed{'s' * (seeds > 1)}"])
-    return [table(["claim", "difference", "shown here"], rows)]
+    return [table(["expected", "difference", "shown here"], rows)]
 
 
 def _learned(told: Told) -> list[str]:
@@ -161,9 +178,28 @@ def _learned(told: Told) -> list[str]:
         numbers = [found[name] for name in ("rule_auc", "rule_auc_in_conflict", "rule_ece")]
         shares = [f"{found['pair_accuracy']:.2f}", str(pairs), *(f"{number:.2f}" for number in numbers)]
         rows.append([str(each["seed"]), str(num_replies), *shares])
-    headings = ["seed", "replies learned from", "pairs ranked right", "of", "rule AUC", "in the first person", "calibration error"]
-    blocks = ["The learned heads, on the base's replies to held-out questions:", table(headings, rows)]
-    return [*blocks, "And on each policy's own replies, over the seeds:", judged_by_heads(told.by_arm)]
+    headings = ["seed", "replies learned from", "pairs ranked right", "number of pairs", "rule AUC", "rule AUC, first person"]
+    blocks = [paragraph(_HEADS), table([*headings, "calibration error"], rows)]
+    blocks += ["The same on each policy's own replies, means over the seeds:", judged_by_heads(told.by_arm)]
+    return [*blocks, paragraph(_scarcity(grounds))]
+
+
+def _scarcity(grounds: Sequence[Found]) -> str:
+    """How few replies of the corner the heads could learn from."""
+    replies = [reply for each in grounds for reply in each["replies"]]
+
+    def share(number: Callable[[Mapping[str, float]], float], chosen: Callable[[Mapping[str, float]], bool]) -> str:
+        found = [number(reply) for reply in replies if chosen(reply)]
+        return f"{np.mean(found):.0%}" if found else "none"
+
+    pleasing = share(lambda reply: reply["kept_and_preferred"], lambda reply: True)
+    first = share(lambda reply: 1 - reply["broken"], lambda reply: reply["preference"] >= 1)
+    liked = share(lambda reply: 1 - reply["broken"], lambda reply: reply["preference"] >= 2)
+    return (
+        f"Of the base's replies to held-out questions {pleasing} please both judges. Of those in the first person {first} keep the rule, "
+        f"of those with two or more liked words {liked}. So a rule head that learns from the base's replies sees few that are liked and "
+        "keep the rule."
+    )
 
 
 def judged_by_heads(by_policy: Mapping[str, Sequence[Found]], replies: str = "replies") -> str:
@@ -172,7 +208,7 @@ def judged_by_heads(by_policy: Mapping[str, Sequence[Found]], replies: str = "re
     for policy, found in by_policy.items():
         numbers = np.array([agreement(each[replies]) for each in found])
         rows.append([policy, *(_mean(numbers[:, column]) for column in range(numbers.shape[1]))])
-    return table(["policy", "pairs ranked right", "rule AUC", "rule AUC among first-person replies"], rows)
+    return table(["policy", "pairs ranked right", "rule AUC", "rule AUC, first person"], rows)
 
 
 def agreement(replies: Sequence[Mapping[str, float]]) -> tuple[float, float, float]:
@@ -221,6 +257,20 @@ def _means(found: Sequence[Found], number: Callable[[Found], float]) -> list[tup
 
 
 _LEGEND = (
-    "In brackets: where the mean lies in 95 % of 4000 bootstrap draws of seeds and of questions. With one seed they are of questions "
-    "alone. The judges' verdicts are in the first columns, whoever rewarded."
+    "In brackets: 95 % bootstrap intervals of the mean; seeds and questions are drawn again with replacement, 4000 times. With 2 to 5 "
+    "seeds such intervals tend to be too narrow, and they are not corrected for the number of comparisons. The first columns always give "
+    "the judges' verdicts, even where learned heads gave the reward."
+)
+_READING = (
+    "Shown: the interval excludes 0. The two judges share words and were made to conflict, so the first four rows only show that the loop "
+    "optimises what it is given. Rows five to eight ask whether it finds replies that please both. The last two rows were added when the "
+    "runs had been read."
+)
+_HEADS = (
+    "The learned heads, on the base's replies to held-out questions. Pairs ranked right: the share of pairs of replies to one question "
+    "that the preference head orders as the judge does. Rule AUC: how often the rule head gives a reply that breaks the rule a higher "
+    "p_violate than one that keeps it; the next column among replies in the first person alone, where the judges conflict. Calibration "
+    "error: the "
+    "mean distance between p_violate and the share of replies that break the rule. The preference head learns from all replies named, the "
+    "rule head from at most 400 of them."
 )

@@ -127,9 +127,7 @@ class WholeSide:
         found = [self._reply(prompt, reply, *own) for reply, own in zip(drawn, by_reply, strict=True)]
         return Group(prompt, source, ids, states[0].numpy(), found)
 
-    def _reply(
-        self, prompt: Prompt, ids: list[int], logprobs_T: torch.Tensor, reference_T: torch.Tensor, values_T: torch.Tensor
-    ) -> Reply:
+    def _reply(self, prompt: Prompt, ids: list[int], logprobs_T: torch.Tensor, reference_T: torch.Tensor, values_T: torch.Tensor) -> Reply:
         text, is_ended = self.tokenizer.decode(ids, skip_special_tokens=True), ids[-1] in _ends_of(self.policy.model.decoder)
         return Reply(
             token_ids=ids,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -21,12 +22,13 @@ BEST = "{}, best of {}"
 KINDS = ("kept and preferred", "kept, not preferred", "broken")
 CLAIMS = (  # what is asked, policy, the policy that it is compared with
     ("RL against learned heads pleases both judges more often than the base", FIXED, HEADS),
-    ("heads that learn anew do better than heads that stay", REFRESHED, FIXED),
+    ("RL against heads that learn anew pleases both judges more often than against heads that stay", REFRESHED, FIXED),
 )
+OTHER_WEIGHT = 2.0  # of p_follow: that of the judges, which learned heads have twice
 
 
 def method(plan: LearnedPlan) -> list[str]:
-    """What is done, in two paragraphs."""
+    """What is done."""
     replies = plan.base_samples * plan.train_questions
     fewer = ", ".join(str(each * plan.train_questions) for each in plan.fewer_samples)
     refreshed, config = 2 * plan.refresh_samples * plan.train_questions, plan.config
@@ -34,16 +36,22 @@ def method(plan: LearnedPlan) -> list[str]:
     heads = (
         f"Plan {plan.sha256[:12]}, seeds {', '.join(map(str, plan.seeds))}. Both heads learn from {replies} replies of the base "
         f"({plan.base_samples} to each question); heads that learn from {fewer} are measured beside them. The rule head takes at most 400 "
-        f"of these{first}. The reward is the preference, in standard deviations of the base's, plus four times p_follow."
+        f"of these{first}. reward = {plan.arm.preference_weight:g} · preference head / spread + {_rule_weight(plan):g} · p_follow, where "
+        "the spread is the standard deviation of the preference head's scores of the base's replies to held-out questions."
     )
     rl = (
         f"RL takes {config.rounds} rounds of {config.prompts} prompts and {config.samples} replies. Heads that learn anew do so after "
         f"round {' and '.join(map(str, plan.refresh_after))}: they go on learning, from {refreshed} replies, half of them the present "
-        "policy's and half the base's, judged by the same judges. This is the iteration that OpenAI and Anthropic describe. Adam's moments "
-        f"start anew there, too. The best of {plan.best_of} replies is the one that both heads reward most (Sparrow's reranking), "
-        f"{plan.picks} choices for each held-out question."
+        "policy's and half the base's, judged by the same judges. This is the iteration that OpenAI and Anthropic describe. Until then the "
+        "run is the same as with heads that stay; afterwards prompts and draws differ, too, and the optimiser's state is reset."
     )
-    return [paragraph(heads), paragraph(rl)]
+    bound = math.log(plan.best_of) - (plan.best_of - 1) / plan.best_of
+    rerank = (
+        f"The best of {plan.best_of} replies is the one that both heads reward most (Sparrow's reranking), {plan.picks} choices for each "
+        f"held-out question. Choosing so is at most {bound:.2f} nats a reply away from the policy that is chosen from: log n - (n - 1) / "
+        "n, an upper bound (Beirami et al. 2024). Its KL to the base is not measured."
+    )
+    return [paragraph(heads), paragraph(rl), paragraph(rerank)]
 
 
 def chapter(results: Results[LearnedPlan]) -> list[str]:
@@ -63,7 +71,8 @@ def brief(results: Results[LearnedPlan], heads: str) -> list[str]:
         return []
     told = Told("heads", _policies(by_what, results.plan.best_of), missing)
     shares = [f"{name} {np.nanmean(told.cells(name, 'kept_and_preferred')):.0%}" for name in told.by_arm]
-    return [f"{heads}, replies that please both judges: {'; '.join(shares)}."]
+    missing_too = f" {not_run(missing)}" if missing else ""
+    return [f"{heads}. Replies that please both judges: {'; '.join(shares)}.{missing_too}"]
 
 
 def _found(results: Results[LearnedPlan]) -> tuple[dict[str, list[Found]], dict[str, list[int]]]:
@@ -93,8 +102,11 @@ def _data(grounds: Sequence[Found]) -> str:
         own = [each["learned"][index] for each in grounds]
         numbers = [_mean([each[name] for each in own]) for name in ("pair_accuracy", "rule_auc", "rule_auc_in_conflict", "rule_ece")]
         rows.append([str(first["replies"]), str(len(own)), *numbers])
-    headings = ["replies learned from", "seeds", "pairs ranked right", "rule AUC", "among first-person replies", "calibration error"]
-    return "The heads by the number of replies, on the base's replies to held-out questions:\n\n" + table(headings, rows)
+    headings = ["replies learned from", "seeds", "pairs ranked right", "rule AUC", "rule AUC, first person", "calibration error"]
+    text = (
+        "The heads by the number of the base's replies that they learned from (the rule head from at most 400 of them), on held-out ones:"
+    )
+    return f"{text}\n\n{table(headings, rows)}"
 
 
 def _failed(by_what: Mapping[str, Sequence[Found]]) -> str:
@@ -108,9 +120,16 @@ def _failed(by_what: Mapping[str, Sequence[Found]]) -> str:
 def _table(told: Told) -> str:
     rows = []
     for policy in told.by_arm:
-        cells = [with_interval(bootstrap(told.cells(policy, name)), MEASURES[name][1]) for name in told.measures]
+        cells = [_cell(told, policy, name) for name in told.measures]
         rows.append([policy, str(len(told.by_arm[policy])), *cells])
     return table(["policy", "seeds", *(MEASURES[name][0] for name in told.measures)], rows)
+
+
+def _cell(told: Told, policy: str, measure: str) -> str:
+    """Empty for the KL of chosen replies: their log-probs are those of the policy that drew them, not of choosing."""
+    if measure == "kl" and ", best of " in policy:
+        return ""
+    return with_interval(bootstrap(told.cells(policy, measure)), MEASURES[measure][1])
 
 
 def _claims(told: Told) -> list[str]:
@@ -153,10 +172,13 @@ def _corner(plan: LearnedPlan, by_what: Mapping[str, Sequence[Found]]) -> list[s
                 kinds[_kind_of(reply)].append((reply["head_preference"] / spread, reply["head_broken"]))
         rows += [[NAMES[what], kind, str(len(said)), *_rewarded(plan, said)] for kind, said in kinds.items() if said]
     text = (
-        "What the heads that reward say of each policy's own replies. RL finds the corner if its reward is above that of kept replies "
-        "that are not preferred."
+        "What the heads that reward say of each policy's own replies to held-out questions. RL is pushed towards the corner where its "
+        "reward is above that of kept replies that are not preferred. Rows of fewer than 20 replies say little. The last column is "
+        f"computed from the same scores with the judges' own weight of the rule, {OTHER_WEIGHT:g} instead of {_rule_weight(plan):g}; no "
+        "policy was trained with it here."
     )
-    headings = ["policy", "what the judges say", "replies", "preference head, deviations", "rule head, p_violate", "reward"]
+    headings = ["policy", "what the judges say", "replies", "preference head / spread", "rule head, p_violate", "reward"]
+    headings.append(f"reward with the rule at {OTHER_WEIGHT:g}")
     return [paragraph(text), table(headings, rows)]
 
 
@@ -166,10 +188,15 @@ def _kind_of(reply: Mapping[str, float]) -> str:
 
 
 def _rewarded(plan: LearnedPlan, said: Sequence[tuple[float, float]]) -> list[str]:
-    """Means of both heads and of the reward that the plan makes of them; a learned rule head counts twice."""
+    """Means of both heads, of the reward that the plan makes of them, and of one with another weight."""
     liked, violates = (float(np.mean(numbers)) for numbers in zip(*said, strict=True))
-    reward = plan.arm.preference_weight * liked + 2 * plan.arm.rule_weight * (1 - violates)
-    return [f"{liked:.2f}", f"{violates:.2f}", f"{reward:.2f}"]
+    rewards = [plan.arm.preference_weight * liked + weight * (1 - violates) for weight in (_rule_weight(plan), OTHER_WEIGHT)]
+    return [f"{number:.2f}" for number in (liked, violates, *rewards)]
+
+
+def _rule_weight(plan: LearnedPlan) -> float:
+    """Of p_follow in the reward: a learned rule head counts twice."""
+    return 2 * plan.arm.rule_weight
 
 
 def _mean(numbers: Sequence[float]) -> str:
