@@ -1,7 +1,7 @@
 """`make rlhf-evidence`: all runs of a plan on the embedded model, one result file each. The same command goes on after any end.
 
-Plans by name: `plan` (three arms, several seeds), `learned` (learned heads that learn anew), `conflict` (the same from other
-judgements), `freezing` (what a frozen trunk costs), `sharing` (what sharing it buys).
+Plans by name: `plan` (three arms, several seeds), `learned` (learned heads that learn anew), `conflict` and `lighter` (the same from
+other judgements, and with other weights), `freezing` (what a frozen trunk costs), `sharing` (what sharing it buys).
 """
 
 from __future__ import annotations
@@ -130,7 +130,7 @@ def _served(options: argparse.Namespace, keep: int = 4) -> Iterator[Client]:
 def _options(arguments: Sequence[str] | None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(prog="make rlhf-evidence ARGS=...", description=__doc__.splitlines()[0] if __doc__ else "")
     parser.add_argument("--folder", type=Path, default=Path("runs/evidence"), help="results, checkpoints and the server's heads")
-    parser.add_argument("--plan", type=Path, default=Path("plan"), help="plan, learned, conflict, freezing, sharing, or a file")
+    parser.add_argument("--plan", type=Path, default=Path("plan"), help="plan, learned, conflict, lighter, freezing, sharing, or a file")
     parser.add_argument("--budget", type=float, default=math.inf, metavar="MINUTES", help="no run begins after these")
     parser.add_argument("--threads", type=int, default=1, help="of the trainer; two busy processes on two cores wait for each other")
     parser.add_argument("--unit", default="", metavar="NAME", help="of a plan whose units have processes of their own: do this one")

@@ -27,7 +27,9 @@ from polyhead.client.rlhf.evidence.sharing import page as sharing_page
 from polyhead.client.rlhf.evidence.sharing.plan import SharingPlan
 from polyhead.client.rlhf.markdown import bullet, paragraph, table
 
-CONFLICT_FIRST = "The same with a rule head that learns from first-person replies first"
+MIX = "The mix with learned heads"
+CONFLICT = "The same, and the rule head learns from first-person replies first"
+LIGHTER = "The same again, with a lighter rule, more replies and more rounds"
 
 
 @dataclass(frozen=True)
@@ -37,20 +39,22 @@ class Plans:
     arms: ArmsPlan
     learned: LearnedPlan | None = None
     conflict: LearnedPlan | None = None
+    lighter: LearnedPlan | None = None
     freezing: FreezingPlan | None = None
     sharing: SharingPlan | None = None
 
     @classmethod
     def beside(cls, path: Path = DEFAULT) -> Plans:
         """The plan of the arms, and those that lie beside it. Raises PlanError."""
-        learned, conflict, freezing, sharing = (path.with_name(f"{name}.json") for name in ("learned", "conflict", "freezing", "sharing"))
-        return cls(
-            ArmsPlan.read(path),
-            LearnedPlan.read(learned) if learned.exists() else None,
-            LearnedPlan.read(conflict) if conflict.exists() else None,
-            FreezingPlan.read(freezing) if freezing.exists() else None,
-            SharingPlan.read(sharing) if sharing.exists() else None,
-        )
+        kinds: dict[str, Any] = {
+            "learned": LearnedPlan,
+            "conflict": LearnedPlan,
+            "lighter": LearnedPlan,
+            "freezing": FreezingPlan,
+            "sharing": SharingPlan,
+        }
+        beside = {name: (path.with_name(f"{name}.json"), kind) for name, kind in kinds.items()}
+        return cls(ArmsPlan.read(path), **{name: kind.read(own) for name, (own, kind) in beside.items() if own.exists()})
 
     def publish(self, folder: Path, out: Path) -> int:
         """Copy all finished runs of a folder to `out`/results. Returns how many."""
@@ -74,10 +78,10 @@ def page(folder: Path, plans: Plans, images: str = "../images") -> str:
     for reward in plans.arms.seeds:
         blocks += [f"## {REWARDS[reward]}", *arms_page.chapter(Told.of(Results(folder, plans.arms), reward), images)]
     if plans.learned is not None:
-        blocks += ["## The mix with learned heads", *learned_page.chapter(Results(folder, plans.learned))]
-    if plans.conflict is not None:
-        blocks += ["## The same, and the rule head learns from the conflict", paragraph(page_text.CONFLICT)]
-        blocks += learned_page.chapter(Results(folder, plans.conflict))
+        blocks += [f"## {MIX}", *learned_page.chapter(Results(folder, plans.learned))]
+    for again, title, text in ((plans.conflict, CONFLICT, page_text.CONFLICT), (plans.lighter, LIGHTER, page_text.LIGHTER)):
+        if again is not None:
+            blocks += [f"## {title}", paragraph(text), *learned_page.chapter(Results(folder, again))]
     if plans.freezing is not None:
         blocks += ["## What freezing costs", *freezing_page.chapter(Results(folder, plans.freezing), images)]
     if plans.sharing is not None:
@@ -115,7 +119,7 @@ def write(plans: Plans, out: Path) -> None:
 def _brief(folder: Path, plans: Plans) -> list[str]:
     """Each experiment's result in a sentence or two, of what has been run."""
     points = [point for reward in plans.arms.seeds for point in arms_page.brief(Told.of(Results(folder, plans.arms), reward))]
-    for plan, heads in ((plans.learned, "The mix against learned heads"), (plans.conflict, CONFLICT_FIRST)):
+    for plan, heads in ((plans.learned, MIX), (plans.conflict, CONFLICT), (plans.lighter, LIGHTER)):
         points += learned_page.brief(Results(folder, plan), heads) if plan is not None else []
     points += freezing_page.brief(Results(folder, plans.freezing)) if plans.freezing is not None else []
     points += sharing_page.brief(Results(folder, plans.sharing)) if plans.sharing is not None else []

@@ -23,6 +23,13 @@ CONFLICT = (
     "many broken as kept. All else is the same. With people in place of judges this means: people are asked about replies in the first "
     "person first."
 )
+LIGHTER = (
+    "This plan was made when two seeds of the first plan and the first RL run of the second had been read, and has seeds of its own, which "
+    "were fixed before they ran. In both the rule outweighed the preference: learned heads had the rule at twice the judges' weight. Here "
+    "it has the judges' weight; the heads learn from twice as many replies of the base, since the preference head told its judge's order "
+    "apart too weakly; and there are half as many rounds again, with two refreshes instead of one. Four things are changed at once: it is "
+    "a try to make the mix work, and does not say which of them matters."
+)
 DID_NOT_WORK = (
     "Judges for and against enthusiasm, about 40 words, were tried by hand before: the preference head learned them by heart and was no "
     "better than chance on held-out questions. So both judges read a few frequent words.",
@@ -44,7 +51,8 @@ LIMITS = (
 )
 COST = (
     "Plans were sized from estimates: from the seconds of single rounds, and from pilots of a few replies with seed 100. No seed below 100 "
-    "was looked at to choose anything, but for the plan `conflict`, which answers what seed 0 of `learned` showed and runs on other seeds.",
+    "was looked at to choose anything, but for the plans `conflict` and `lighter`, which answer what runs of the plans before them showed "
+    "and run on other seeds.",
     "The runs were made on several days, on two x86 cores each time. Their speed, with what else ran beside, differed by more than ten "
     "times. Seconds may be compared within the chapter on freezing and within the one on sharing, whose runs followed each other on one "
     "machine that did nothing else. Elsewhere two runs shared the cores, and minutes say only what was spent; those of freezing leave out "
@@ -68,6 +76,7 @@ COMMANDS = """```console
 $ make rlhf-evidence ARGS='--budget 120'                       # three arms; goes on where it ended; finished runs are kept
 $ make rlhf-evidence ARGS='--plan learned'                     # learned heads that stay, that learn anew, that choose
 $ make rlhf-evidence ARGS='--plan conflict'                    # the same where the rule head learns from the conflict
+$ make rlhf-evidence ARGS='--plan lighter'                     # and with the judges' weight of the rule, more replies, more rounds
 $ make rlhf-evidence ARGS='--plan freezing --threads 2'        # more and less of the model trained, on a quiet machine
 $ make rlhf-evidence ARGS='--plan sharing'                     # a round's tokens and time, on a quiet machine
 $ make rlhf-evidence-trl                                       # TRL's rounds beside it, in an environment of its own

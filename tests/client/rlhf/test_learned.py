@@ -14,7 +14,7 @@ from polyhead.client import Client
 from polyhead.client.rlhf import arms
 from polyhead.client.rlhf.evidence.learned import page as learned_page
 from polyhead.client.rlhf.evidence.learned import runs
-from polyhead.client.rlhf.evidence.learned.plan import CONFLICT, FIXED, HEADS, REFRESHED, LearnedPlan, Unit
+from polyhead.client.rlhf.evidence.learned.plan import CONFLICT, FIXED, HEADS, LIGHTER, REFRESHED, LearnedPlan, Unit
 from polyhead.client.rlhf.evidence.learned.runs import LearnedHeads, best_of
 from polyhead.client.rlhf.evidence.plan import PlanError
 from polyhead.client.rlhf.evidence.results import Results
@@ -139,6 +139,9 @@ def test_the_plan_in_the_repository() -> None:
     assert (len(plan.units()), plan.stages) == (9, [5, 5])
     assert not {unit.name for unit in plan.units()} & {unit.name for unit in conflict.units()}
     assert dataclasses.replace(conflict, sha256=plan.sha256, seeds=plan.seeds, conflict_first=False) == plan
+    lighter = LearnedPlan.read(LIGHTER)
+    assert not {unit.name for unit in lighter.units()} & {unit.name for each in (plan, conflict) for unit in each.units()}
+    assert (len(lighter.units()), lighter.arm.rule_weight, lighter.stages) == (9, 1.0, [5, 5, 5])
 
 
 def test_the_conflict_comes_first_where_it_is_asked_for() -> None:

@@ -31,19 +31,20 @@ def method(plan: LearnedPlan) -> list[str]:
     """What is done."""
     replies = plan.base_samples * plan.train_questions
     fewer = ", ".join(str(each * plan.train_questions) for each in plan.fewer_samples)
+    beside = f"; heads that learn from {fewer} are measured beside them" if fewer else ""
     refreshed, config = 2 * plan.refresh_samples * plan.train_questions, plan.config
     first = ", those in the first person first" if plan.conflict_first else ""
     heads = (
         f"Plan {plan.sha256[:12]}, seeds {', '.join(map(str, plan.seeds))}. Both heads learn from {replies} replies of the base "
-        f"({plan.base_samples} to each question); heads that learn from {fewer} are measured beside them. The rule head takes at most 400 "
+        f"({plan.base_samples} to each question){beside}. The rule head takes at most 400 "
         f"of these{first}. reward = {plan.arm.preference_weight:g} · preference head / spread + {_rule_weight(plan):g} · p_follow, where "
         "the spread is the standard deviation of the preference head's scores of the base's replies to held-out questions."
     )
     rl = (
         f"RL takes {config.rounds} rounds of {config.prompts} prompts and {config.samples} replies. Heads that learn anew do so after "
         f"round {' and '.join(map(str, plan.refresh_after))}: they go on learning, from {refreshed} replies, half of them the present "
-        "policy's and half the base's, judged by the same judges. This is the iteration that OpenAI and Anthropic describe. Until then the "
-        "run is the same as with heads that stay; afterwards prompts and draws differ, too, and the optimiser's state is reset."
+        "policy's and half the base's, judged by the same judges. This is the iteration that OpenAI and Anthropic describe. Until the "
+        "first time the run is the same as with heads that stay; afterwards prompts and draws differ, too, and the optimiser's state is reset."
     )
     bound = math.log(plan.best_of) - (plan.best_of - 1) / plan.best_of
     rerank = (

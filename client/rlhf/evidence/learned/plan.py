@@ -1,4 +1,4 @@
-"""What is tried with learned heads as the reward of the mix. Fixed in learned.json, and with other judgements in conflict.json."""
+"""What is tried with learned heads as the reward of the mix. Fixed in learned.json, and otherwise in conflict.json and lighter.json."""
 
 from __future__ import annotations
 
@@ -13,6 +13,7 @@ from polyhead.heads.training.rl.config import RLConfig
 
 DEFAULT = Path(__file__).parents[1] / "learned.json"
 CONFLICT = DEFAULT.with_name("conflict.json")
+LIGHTER = DEFAULT.with_name("lighter.json")
 HEADS, FIXED, REFRESHED = "heads", "fixed", "refreshed"
 
 
