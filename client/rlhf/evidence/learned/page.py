@@ -44,7 +44,8 @@ def method(plan: LearnedPlan) -> list[str]:
         f"RL takes {config.rounds} rounds of {config.prompts} prompts and {config.samples} replies. Heads that learn anew do so after "
         f"round {' and '.join(map(str, plan.refresh_after))}: they go on learning, from {refreshed} replies, half of them the present "
         "policy's and half the base's, judged by the same judges. This is the iteration that OpenAI and Anthropic describe. Until the "
-        "first time the run is the same as with heads that stay; afterwards prompts and draws differ, too, and the optimiser's state is reset."
+        "first time the run is the same as with heads that stay; afterwards prompts and draws differ, too, and the optimiser's state is "
+        "reset."
     )
     bound = math.log(plan.best_of) - (plan.best_of - 1) / plan.best_of
     rerank = (
