@@ -24,7 +24,7 @@ CLAIMS = (  # what is asked, policy, the policy that it is compared with
     ("RL against learned heads pleases both judges more often than the base", FIXED, HEADS),
     ("RL against heads that learn anew pleases both judges more often than against heads that stay", REFRESHED, FIXED),
 )
-OTHER_WEIGHT = 2.0  # of p_follow: that of the judges, which learned heads have twice
+JUDGES_WEIGHT = 2.0  # of the rule where judges reward the mix; learned heads count twice
 
 
 def method(plan: LearnedPlan) -> list[str]:
@@ -175,12 +175,15 @@ def _corner(plan: LearnedPlan, by_what: Mapping[str, Sequence[Found]]) -> list[s
         rows += [[NAMES[what], kind, str(len(said)), *_rewarded(plan, said)] for kind, said in kinds.items() if said]
     text = (
         "What the heads that reward say of each policy's own replies to held-out questions. RL is pushed towards the corner where its "
-        "reward is above that of kept replies that are not preferred. Rows of fewer than 20 replies say little. The last column is "
-        f"computed from the same scores with the judges' own weight of the rule, {OTHER_WEIGHT:g} instead of {_rule_weight(plan):g}; no "
-        "policy was trained with it here."
+        "reward is above that of kept replies that are not preferred. Rows of fewer than 20 replies say little."
     )
     headings = ["policy", "what the judges say", "replies", "preference head / spread", "rule head, p_violate", "reward"]
-    headings.append(f"reward with the rule at {OTHER_WEIGHT:g}")
+    for other in _other_weights(plan):
+        headings.append(f"reward with the rule at {other:g}")
+        text += (
+            f" The last column is computed from the same scores with the judges' own weight of the rule, {other:g} instead of "
+            f"{_rule_weight(plan):g}; no policy was trained with it here."
+        )
     return [paragraph(text), table(headings, rows)]
 
 
@@ -190,15 +193,21 @@ def _kind_of(reply: Mapping[str, float]) -> str:
 
 
 def _rewarded(plan: LearnedPlan, said: Sequence[tuple[float, float]]) -> list[str]:
-    """Means of both heads, of the reward that the plan makes of them, and of one with another weight."""
+    """Means of both heads, of the reward that the plan makes of them, and of one with the judges' weight."""
     liked, violates = (float(np.mean(numbers)) for numbers in zip(*said, strict=True))
-    rewards = [plan.arm.preference_weight * liked + weight * (1 - violates) for weight in (_rule_weight(plan), OTHER_WEIGHT)]
+    weights = [_rule_weight(plan), *_other_weights(plan)]
+    rewards = [plan.arm.preference_weight * liked + weight * (1 - violates) for weight in weights]
     return [f"{number:.2f}" for number in (liked, violates, *rewards)]
 
 
 def _rule_weight(plan: LearnedPlan) -> float:
     """Of p_follow in the reward: a learned rule head counts twice."""
     return 2 * plan.arm.rule_weight
+
+
+def _other_weights(plan: LearnedPlan) -> list[float]:
+    """The judges' weight, where the plan has another."""
+    return [JUDGES_WEIGHT] if _rule_weight(plan) != JUDGES_WEIGHT else []
 
 
 def _mean(numbers: Sequence[float]) -> str:
