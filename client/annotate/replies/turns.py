@@ -92,6 +92,10 @@ class Turns:
                 with self._db.transaction():
                     self._db.change("turns", turn.id, {"state": "abandoned", "ended_at": self._db.now()})
 
+    def is_left(self, turn: Row) -> bool:
+        """Whether it is to be drawn and nobody draws it: its draw failed, and so did writing that down."""
+        return turn.state == "generating" and turn.id not in self._tasks
+
     def cancel(self, turn_id: str) -> None:
         """Nobody wants it any more."""
         if (task := self._tasks.get(turn_id)) is not None:
@@ -131,9 +135,9 @@ class Turns:
 
     async def _run(self, turn: Row) -> None:
         progress = self._progress[turn.id]
-        assignment = self._assignment_of(turn)
-        project = project_of_item(self._db, assignment.item_id)
         try:
+            assignment = self._assignment_of(turn)
+            project = project_of_item(self._db, assignment.item_id)
             if turn.user_source == UserSource.MODEL.value and not turn.user_text:
                 turn = await self._with_message(turn, project, progress)
             drawing = Drawing.of_turn(self._db, turn, project.config)
@@ -150,13 +154,18 @@ class Turns:
             raise
         except errors.PolyheadError as error:
             log.warning("turn %s has no replies: %s", turn.id, error.code)
-            code = code_of(error)
-            dialogues.fail_turn(self._db, turn.id, code)
-            progress.set(state="failed", code=code)
+            self._fail(turn, progress, code_of(error))
         except Exception:
             log.exception("turn %s has no replies", turn.id)
-            dialogues.fail_turn(self._db, turn.id, "MODEL_FAILED")
-            progress.set(state="failed", code="MODEL_FAILED")
+            self._fail(turn, progress, "MODEL_FAILED")
+
+    def _fail(self, turn: Row, progress: Progress, code: str) -> None:
+        """Whoever watches is told, also where the database takes nothing: it is full, or another process holds it."""
+        try:
+            dialogues.fail_turn(self._db, turn.id, code)
+        except Exception:
+            log.exception("turn %s stays marked as being drawn", turn.id)
+        progress.set(state="failed", code=code)
 
     async def _with_message(self, turn: Row, project: OpenProject, progress: Progress) -> Row:
         """The turn with the user's message, which a head draws before the replies are drawn."""

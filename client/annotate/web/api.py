@@ -89,10 +89,11 @@ async def begin_turn(request: Request, site: Site, person: Person) -> Response:
 
 
 async def retry_turn(request: Request, site: Site, person: Person) -> Response:
-    """Another attempt at a turn that has failed."""
+    """Another attempt at a turn that has failed. A page that has not heard of a later attempt is told of that one."""
     turn, assignment = _own_turn(request, site, person)
     site.limits.count("turns", person.id, TURNS_A_MINUTE)
-    if turn.state == "failed":
+    turn = next((each for each in dialogues.turns_of(site.db, assignment) if each.number == turn.number), turn)
+    if assignment.state in ("leased", "expired") and (turn.state == "failed" or site.turns.is_left(turn)):
         project = projects.project_of_item(site.db, assignment.item_id)
         turn = dialogues.begin_again(site.db, turn, assignment, project)
         site.turns.start(turn)

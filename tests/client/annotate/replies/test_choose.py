@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+import sqlite3
 from pathlib import Path
 from typing import Any
 
@@ -144,6 +145,43 @@ async def test_a_turn_fails_after_three_draws_and_can_be_tried_again(site: Runni
         assert (await person.events(again["turn_id"]))[-1][0] == "ready"
         turns = (await person.state())["turns"]
         assert [(turn["number"], turn["state"]) for turn in turns] == [(1, "ready")]
+
+
+async def test_a_failed_turn_is_tried_again_once(site: RunningSite) -> None:
+    """However many pages show it as failed, and after it is answered: one message has one current answer."""
+    async with site.person() as person:
+        assignment = (await person.claim())["state"]["assignment"]["id"]
+        site.model.failures.append(errors.Internal("incident"))
+        begun = await person.post(f"/api/assignments/{assignment}/turns", {"client_turn_id": "ab" * 12, "text": "Hello"}, 202)
+        assert (await person.events(begun["turn_id"]))[-1][0] == "failed"
+        again = await person.post(f"/api/turns/{begun['turn_id']}/retry", {}, 202)
+        twice = await person.post(f"/api/turns/{begun['turn_id']}/retry", {}, 202)
+        assert again["turn_id"] == twice["turn_id"] != begun["turn_id"]
+        assert (await person.events(again["turn_id"]))[-1][0] == "ready"
+        await person.answer(assignment, again["turn_id"], choice((await person.state())["turns"][0]["view"]))
+        stale = await person.post(f"/api/turns/{begun['turn_id']}/retry", {}, 202)
+        assert (stale["turn_id"], stale["state"]["turns"][0]["state"]) == (again["turn_id"], "ready")
+        await person.post(f"/api/assignments/{assignment}/finish", {})
+        assert (await person.post(f"/api/turns/{begun['turn_id']}/retry", {}, 202))["turn_id"] == again["turn_id"]
+    assert site.db.value("SELECT count(*) FROM turns") == 2
+
+
+async def test_a_failed_turn_that_could_not_be_marked_is_tried_again(site: RunningSite, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Another process held the database, or the disk was full: the page is told, and the next try begins it anew."""
+    async with site.person() as person:
+        assignment = (await person.claim())["state"]["assignment"]["id"]
+        site.model.failures.append(errors.Internal("incident"))
+        with monkeypatch.context() as patched:
+            patched.setattr("polyhead.client.annotate.replies.dialogues.fail_turn", _locked)
+            begun = await person.post(f"/api/assignments/{assignment}/turns", {"client_turn_id": "ab" * 12, "text": "Hello"}, 202)
+            assert (await person.events(begun["turn_id"]))[-1] == ("failed", {"code": "MODEL_FAILED"})
+        again = await person.post(f"/api/turns/{begun['turn_id']}/retry", {}, 202)
+        assert (await person.events(again["turn_id"]))[-1][0] == "ready"
+    assert site.db.value("SELECT state FROM turns WHERE id = ?", begun["turn_id"]) == "abandoned"
+
+
+def _locked(*given: Any) -> None:
+    raise sqlite3.OperationalError("database is locked")
 
 
 @pytest.mark.parametrize(
