@@ -196,9 +196,11 @@ class VersionFolder:
         self._keep(new)
 
     def delete(self, name: str, version: int) -> None:
-        """Unlink a record, damaged or not, durably. The number stays spent: it is written down first if it is the highest."""
-        if version == self._highest[name]:
-            self._write_high_water(name, version)
+        """Unlink a record, damaged or not, durably. The number stays spent: where no higher one has a record, the last one given out,
+        which a failed push may have left without a record, is written down first."""
+        recorded = {*self._records.get(name, {}), *(number for own, number in self.damaged if own == name)}
+        if version == max(recorded):
+            self._write_high_water(name, self._highest[name])
         path = layout.version_path(name, version)
         try:
             self._files.unlink(path, "version")

@@ -130,6 +130,18 @@ def test_an_error_at_every_step(folder: Path, name: str, error: str) -> None:
     assert_no_leftovers(folder)
 
 
+def test_a_number_is_not_given_again_after_a_failed_push_and_a_deletion(folder: Path) -> None:
+    """The push spent a higher number that has no record: deleting the newest version wrote nothing down, and its number came again."""
+    with HeadStore.open(folder, TRUNK) as store:
+        assert [push(store, "snapshot", label) for label in ("first", "second")] == [1, 2]
+        failpoints.arm("before_version_write", "ENOSPC")
+        with pytest.raises(ResourceExhausted):
+            push(store, "snapshot", "third")
+        store.delete_version("snapshot", 2)
+    with HeadStore.open(folder, TRUNK) as store:
+        assert push(store, "snapshot", "next") > 2
+
+
 @pytest.mark.parametrize("error", ["ENOSPC*", "EIO*"])
 def test_every_call_fails_from_then_on(prepared: Path, tmp_path: Path, error: str) -> None:
     """K04, persistent: the store on disk is whole whatever call was the last that worked."""
