@@ -69,8 +69,14 @@ def kl_k3(logprobs_T: ArrayLike, reference_T: ArrayLike) -> Floats:
 def explained_variance(values: ArrayLike, returns: ArrayLike) -> float:
     """1 - Var(returns - values) / Var(returns): 1 is perfect, 0 no better than their mean. NaN if all returns are equal."""
     predicted, found = _row(values, "values"), _row(returns, "returns")
-    variance = found.var()
+    variance = deviation(found) ** 2
     return float("nan") if variance == 0.0 else float(1.0 - (found - predicted).var() / variance)
+
+
+def deviation(values: ArrayLike) -> float:
+    """Standard deviation; exactly 0 where all numbers are equal, of which rounding would else make about 1e-17."""
+    row = _row(values, "values")
+    return float(row.std()) if row.min() < row.max() else 0.0
 
 
 def _row(values: ArrayLike, name: str) -> Floats:

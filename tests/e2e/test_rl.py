@@ -105,6 +105,17 @@ def test_a_value_head_with_a_bias_learns_in_the_units_that_it_is_served_in(clien
     assert (manifest.bias, manifest.scale) == (3.0, 2.0)
 
 
+def test_the_policy_learns_the_same_whatever_level_the_value_head_starts_from(client: Client, run: rounds.Run) -> None:
+    """A head that knew the mean reward raised the first tokens of every reply and lowered the last ones, whatever the reward."""
+    client.copy_head("value@1", "raised", bias=-5.0)
+    config, learned = replace(CONFIG, rounds=1), []
+    for name, value in (("level", "value@1"), ("raised-level", "raised@1")):
+        own = replace(run, folder=run.folder / name, name=f"{run.name}-{name}", value_from=value)
+        learned.append(rounds.train(own, config).policy.state_dict())
+    for (name, tensor), other in zip(learned[0].items(), learned[1].values(), strict=True):
+        torch.testing.assert_close(tensor, other, atol=1e-5, rtol=0, msg=name)
+
+
 class Killed(BaseException):
     """Ends a run as a signal would: nothing of it is caught."""
 

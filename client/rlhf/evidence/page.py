@@ -29,7 +29,7 @@ from polyhead.client.rlhf.markdown import bullet, paragraph, table
 
 MIX = "The mix with learned heads"
 CONFLICT = "The same, and the rule head learns from first-person replies first"
-LIGHTER = "The same again, with a lighter rule, more replies and more rounds"
+LIGHTER = "The same again, with a lighter rule and more replies"
 
 
 @dataclass(frozen=True)

@@ -26,9 +26,8 @@ CONFLICT = (
 LIGHTER = (
     "This plan was made when two seeds of the first plan and the first RL run of the second had been read, and has seeds of its own, which "
     "were fixed before they ran. In both the rule outweighed the preference: learned heads had the rule at twice the judges' weight. Here "
-    "it has the judges' weight; the heads learn from twice as many replies of the base, since the preference head told its judge's order "
-    "apart too weakly; and there are half as many rounds again, with two refreshes instead of one. Four things are changed at once: it is "
-    "a try to make the mix work, and does not say which of them matters."
+    "it has the judges' weight, and the heads learn from twice as many replies of the base, since the preference head told replies apart "
+    "too weakly. Two things are changed at once: it is a try to make the mix work, and does not say which of them matters."
 )
 DID_NOT_WORK = (
     "Judges for and against enthusiasm, about 40 words, were tried by hand before: the preference head learned them by heart and was no "
@@ -76,7 +75,7 @@ COMMANDS = """```console
 $ make rlhf-evidence ARGS='--budget 120'                       # three arms; goes on where it ended; finished runs are kept
 $ make rlhf-evidence ARGS='--plan learned'                     # learned heads that stay, that learn anew, that choose
 $ make rlhf-evidence ARGS='--plan conflict'                    # the same where the rule head learns from the conflict
-$ make rlhf-evidence ARGS='--plan lighter'                     # and with the judges' weight of the rule, more replies, more rounds
+$ make rlhf-evidence ARGS='--plan lighter'                     # and with the judges' weight of the rule, and more replies
 $ make rlhf-evidence ARGS='--plan freezing --threads 2'        # more and less of the model trained, on a quiet machine
 $ make rlhf-evidence ARGS='--plan sharing'                     # a round's tokens and time, on a quiet machine
 $ make rlhf-evidence-trl                                       # TRL's rounds beside it, in an environment of its own

@@ -10,7 +10,7 @@ from typing import Any
 
 import numpy as np
 
-from polyhead.heads.training.returns import kl_k1
+from polyhead.heads.training.returns import deviation, kl_k1
 from polyhead.heads.training.rl.learner import Update
 from polyhead.heads.training.rl.rollout import Rollout
 
@@ -94,7 +94,7 @@ class Drawn:
         sources = [group.source for group in rollout.groups]
         return cls(
             reward=float(np.mean(rewards)),
-            reward_deviation=float(np.std(rewards)),
+            reward_deviation=deviation(rewards),
             kl=float(np.mean(kls)),
             kl_per_token=float(sum(kls) / sum(len(reply.token_ids) for reply in replies)),
             length=float(np.mean([len(reply.token_ids) for reply in replies])),

@@ -17,6 +17,7 @@ import numpy as np
 
 from polyhead.client import Client, HeadKind, Rule, Sample
 from polyhead.heads.training.data import Prompt
+from polyhead.heads.training.returns import deviation
 
 Judge = Callable[[Prompt, str], float]  # (prompt, reply) -> reward
 
@@ -129,9 +130,9 @@ Reward = HeadsReward | RecipeReward | JudgeReward
 
 
 def spread_of(parts: Iterable[Mapping[str, float]]) -> float:
-    """Standard deviation of the preference over replies; 1 if there is none."""
+    """Standard deviation of the preference over replies; 1 if there is none, or if all are equal."""
     found = [each["preference"] for each in parts if "preference" in each]
-    return float(np.std(found)) or 1.0 if found else 1.0
+    return deviation(found) or 1.0 if found else 1.0
 
 
 def load_judge(reference: str) -> JudgeReward:

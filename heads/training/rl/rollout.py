@@ -71,6 +71,11 @@ class Rollout:
     def replies(self) -> list[Reply]:
         return [reply for group in self.groups for reply in group.replies]
 
+    @property
+    def mean_value(self) -> float:
+        """What the value head expects of a reply, mean over all tokens."""
+        return float(np.concatenate([reply.values_T for reply in self.replies]).mean())
+
     def shared_out(self, order: Sequence[int], count: int) -> list[Rollout]:
         """The same for each of `count` processes, with the boundary states of its own groups alone.
 

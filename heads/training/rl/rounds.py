@@ -147,7 +147,7 @@ class _Loop:
             self._back(number, why, to=self.state.number - 1)
             return None
         if self.state.offset is None:
-            self.state.offset = drawn.reward
+            self.state.offset = drawn.reward - rollout.mean_value
         targets = self.learner.targets(rollout.replies, [reward - self.state.offset for reward in rewards])
         try:
             value_only = number <= self.config.value_only_rounds

@@ -17,7 +17,7 @@ class State:
     attempt: int = 0  # rollbacks so far: each draws anew
     value_bias: float = 0.0  # of the value head's manifest: see Learner
     value_scale: float = 1.0
-    offset: float | None = None  # mean reward of the first round, taken off every reward
+    offset: float | None = None  # mean reward of the first round less what the value head said of it, taken off every reward
     spread: float | None = None  # of the preference over the first round
     measured: list[Measured] = field(default_factory=list)  # of the rounds that are done
     reports: list[dict[str, Any]] = field(default_factory=list)

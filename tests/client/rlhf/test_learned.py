@@ -141,7 +141,7 @@ def test_the_plan_in_the_repository() -> None:
     assert dataclasses.replace(conflict, sha256=plan.sha256, seeds=plan.seeds, conflict_first=False) == plan
     lighter = LearnedPlan.read(LIGHTER)
     assert not {unit.name for unit in lighter.units()} & {unit.name for each in (plan, conflict) for unit in each.units()}
-    assert (len(lighter.units()), lighter.arm.rule_weight, lighter.stages) == (9, 1.0, [5, 5, 5])
+    assert (len(lighter.units()), lighter.arm.rule_weight, lighter.stages) == (9, 1.0, [5, 5])
 
 
 def test_the_conflict_comes_first_where_it_is_asked_for() -> None:

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 
+from polyhead.heads.training import returns
 from polyhead.heads.training.data import DataError
 from polyhead.heads.training.rl.config import Algorithm, RLConfig
 from polyhead.heads.training.rl.guards import Measured, why_back
@@ -110,6 +111,11 @@ def test_self_play_lets_the_policy_write_the_users_turn() -> None:
     assert [turn["content"] for turn in asked[0][1:]] == ["Why?", "Because."]
 
 
+def test_what_the_value_head_expects_is_over_all_tokens() -> None:
+    replies = [SimpleNamespace(values_T=np.array(values)) for values in ([1.0, 2.0, 3.0], [6.0])]
+    assert Rollout([SimpleNamespace(replies=replies)]).mean_value == 3.0  # type: ignore[list-item]
+
+
 def test_rewards() -> None:
     heads = HeadsReward(rules=("a", "b"), preference_weight=2.0, rule_weight=3.0)
     scores = {"preference": SimpleNamespace(value=4.0, present=True), "rule": SimpleNamespace(p_follow={"a": 1.0, "b": 0.5})}
@@ -138,6 +144,14 @@ def test_guards() -> None:
     assert why_back(Measured(1.1, 0.1, 0.3), [first, second], config) == ""
     assert "above 0.3" in why_back(Measured(2.0, 0.1, 0.31), [first], config)
     assert "the reward fell from 2.000 to 0.900" in why_back(Measured(0.9, 0.1, 0.0), [first, second], config)
+
+
+def test_rewards_that_are_all_equal_have_no_deviation() -> None:
+    """numpy says 1.4e-17 of 48 times 0.1: a later round would be taken back for any fall, and a preference divided by that."""
+    assert returns.deviation([0.1] * 48) == 0.0
+    assert returns.deviation([1.0, 5.0]) == 2.0
+    assert spread_of([{"preference": 0.1}] * 48) == 1.0
+    assert np.isnan(returns.explained_variance([0.0] * 48, [0.1] * 48))
 
 
 def test_minibatches_hold_about_as_many_tokens_each() -> None:

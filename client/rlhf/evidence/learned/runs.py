@@ -12,8 +12,6 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from polyhead.client import Client, Sample
 from polyhead.client.rlhf.arms import PREFERENCE, RULE, Arm, Learned, WatchedHeads, train_judged_heads
 from polyhead.client.rlhf.evidence.learned.plan import FIXED, HEADS, LearnedPlan, Unit
@@ -21,6 +19,7 @@ from polyhead.client.rlhf.evidence.results import Results
 from polyhead.client.rlhf.evidence.turns import in_turn
 from polyhead.client.rlhf.measure import ask, base_rates, judged_replies, read_questions, sample, shown_replies
 from polyhead.heads.training.fit import TrainingFailed
+from polyhead.heads.training.returns import deviation
 from polyhead.heads.training.rl import rounds
 from polyhead.heads.training.rl.prompts import PromptPool
 from polyhead.heads.training.rl.rewards import RewardError
@@ -117,7 +116,7 @@ class LearnedHeads:
         preference, rule = (self.client.head(name).ref for name in (PREFERENCE, RULE))
         drawn = self._draw(unit, "reference", self.held_out, self.plan.held_out_samples, MEASURED, [preference, rule])
         liked = [row["head_preference"] for row in judged_replies(drawn, [], [preference, rule])]
-        return Rewarding(preference, rule, float(np.std(liked)) or 1.0)
+        return Rewarding(preference, rule, deviation(liked) or 1.0)
 
     # ---- policies
 
