@@ -105,16 +105,19 @@ class Library:
         return self._store
 
     def adopt(self, stored: StoredConfiguration, content: bytes) -> None:
-        """Take over what was added to another server, or retired there. As `add`."""
+        """Take over what was added to another server, or retired there, in place of what has its name and version here. As `add`."""
         with self._lock:
-            known = self._store.find(stored.key)
+            known, book = self._store.find(stored.key), self._books[stored.kind]
             if stored.retired_at:
                 self._store.keep_retired(stored)
                 if known is not None and not known.retired_at:
-                    self._books[stored.kind].remove(*stored.key)
-            elif known is None:
-                file = parse_file(content, stored.reference, stored.kind.value)
-                self._books[stored.kind].add(file, lambda: self._store.add(stored, content))
+                    book.remove(*stored.key)
+                return
+            file = parse_file(content, stored.reference, stored.kind.value)
+            if known is not None and known.sha256 != stored.sha256:
+                logger.warning("%s %s has another content at the primary, which takes its place here", stored.kind.value, stored.reference)
+                book.remove(*stored.key)
+            book.add(file, lambda: self._store.add(stored, content))
 
     def _restore(self, stored: StoredConfiguration) -> None:
         file = parse_file(self._store.content(stored), stored.reference, stored.kind.value)

@@ -287,6 +287,25 @@ def test_a_file_of_the_start_may_not_be_another_one(world: World) -> None:
         Library(ConfigurationStore(world.heads), {ConfigurationKind.RECIPE: other.recipes}, lambda kind, reference: [])
 
 
+@pytest.mark.parametrize("is_retired", [False, True])
+def test_what_the_primary_stores_takes_the_place_of_what_a_follower_has(world: World, tmp_path: Path, is_retired: bool) -> None:
+    """An old primary had acknowledged a version that was not copied. The new primary's content was ignored, and the old one stayed."""
+    other = RECIPE.replace("-1.0", "-9.0")
+    world.library.add(RECIPE, "a", "digest a")
+    if is_retired:
+        world.users = []
+        world.library.retire(None, "terse@1", "", "")
+    with HeadStore.open(tmp_path / "primary", TRUNK) as heads:
+        primary = World(heads)
+        primary.library.add(other, "b", "digest b")
+        stored = primary.store.in_use()[0]
+    world.library.adopt(stored, other.encode())
+    world.library.adopt(stored, other.encode())
+    for each in (world, world.restarted()):
+        assert each.recipes.find("terse@1", "f").constants == {"tokens": -9.0}
+        assert each.store.all() == [stored]
+
+
 def test_there_is_a_limit(world: World, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(configuration_store, "MAX_BYTES", len(RECIPE) + 10)
     world.library.add(RECIPE, "", "")
