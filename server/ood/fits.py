@@ -77,7 +77,9 @@ class OodFits:
         fit = self.store.get(*parse_reference(reference, field), field)
         self._check(fit, field)
         with self._lock:
-            loaded = self._loaded.get(fit.reference) or LoadedFit(fit, self.store.load(fit))
+            loaded = self._loaded.get(fit.reference)
+            if loaded is None or loaded.fit != fit:  # a follower takes its primary's in place of one of its own
+                loaded = LoadedFit(fit, self.store.load(fit))
             self._loaded[fit.reference] = loaded
             self._loaded.move_to_end(fit.reference)
             while len(self._loaded) > MAX_LOADED:

@@ -232,6 +232,18 @@ def test_a_fit_is_read_once_and_few_stay_in_memory(store: OodStore, monkeypatch:
     assert fits.find("a", "f") is not first
 
 
+def test_what_the_primary_fitted_takes_the_place_of_what_is_in_memory(store: OodStore, tmp_path: Path) -> None:
+    """An old primary that follows had made another fit under the same number: it went on serving that one."""
+    store.add(make_fit(), make_model())
+    fits = OodFits(store, LAYERS)
+    fits.find("helpful", "f")
+    with HeadStore.open(tmp_path / "primary", TRUNK) as heads:
+        primary = OodStore(heads, 3)
+        made = primary.add(make_fit(), make_model(1))
+        store.adopt(store_module.encode(made), primary.content(made))
+    assert_equal(fits.find("helpful", "f").model, make_model(1))
+
+
 @pytest.mark.parametrize("reference", ["", "A", "../x", "a@0", "a@x"])
 def test_bad_references_are_refused(store: OodStore, reference: str) -> None:
     with pytest.raises(PolyheadError) as caught:
