@@ -14,10 +14,15 @@ from polyhead.heads.store.records import GenerationRecord, VersionRecord
 class Adoption(HeadVersions):
     """Versions and generations that have their numbers already."""
 
-    def is_blob_held(self, digest: str) -> bool:
-        """Whether a version has these bytes already: another one of the same bytes needs no pull."""
+    def is_usable(self, record: VersionRecord) -> bool:
+        """Whether nothing is known that would keep a version from being loaded: the primary sends one again that is damaged."""
+        with self._guard("could not look at the head version"):
+            return not self._inspector.find_problem(record.name, record.version)
+
+    def is_blob_held(self, digest: str, num_bytes: int) -> bool:
+        """Whether a version has these bytes already, undamaged as far as is known: another one of the same bytes needs no pull."""
         layout.blob_path(digest)
-        return self._blobs.is_held(digest)
+        return self._blobs.is_held(digest) and self._blobs.is_whole(digest, num_bytes)
 
     def adopt_version(self, record: VersionRecord) -> None:
         """Hold a version, whose blob is finished or held; also the same one with other labels. Durable when it returns.
@@ -35,6 +40,7 @@ class Adoption(HeadVersions):
                 if known.digest != record.digest:
                     raise FailedPrecondition(f"{reference} holds other weights here: digest {known.digest[:12]}, not {record.digest[:12]}")
                 self._versions.exchange(known, record)
+                self._blobs.give_up(record.blob)  # pulled again for a damaged one, perhaps: the version has taken it before
                 return
             if self._digest_of(record.blob, record.manifest) != record.digest:
                 raise FailedPrecondition(f"the digest of {reference} does not follow from its file and base: {record.digest[:12]}...")

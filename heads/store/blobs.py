@@ -119,6 +119,13 @@ class BlobFolder:
         with self._lock:
             return self._references[digest] > 0 or self._waiting[digest] > 0
 
+    def is_whole(self, digest: str, num_bytes: int) -> bool:
+        """Whether its file is there, has this size, and is not known to be damaged. Reads no weights."""
+        try:
+            return self.num_bytes(digest) == num_bytes and not self.is_corrupt(digest)
+        except (OSError, FailedPrecondition):
+            return False
+
     def take(self, digest: str) -> None:
         """A version refers to it from now on."""
         with self._lock:

@@ -148,10 +148,10 @@ class VersionFolder:
         self._files.fsync_folder(layout.VERSIONS, "name")
         self._folders.add(name)
 
-    def _write(self, record: VersionRecord, data: bytes) -> None:
+    def _write(self, record: VersionRecord, data: bytes, *, is_new: bool = True) -> None:
         path = layout.version_path(record.name, record.version)
         try:
-            self._files.put(path, data, "version", is_new=True)
+            self._files.put(path, data, "version", is_new=is_new)
             self._files.fsync_folder(layout.name_path(record.name), "version")
         except FileExistsError:
             raise  # another server's
@@ -160,10 +160,11 @@ class VersionFolder:
             raise
 
     def adopt(self, record: VersionRecord) -> None:
-        """Write a record under the number that another store gave it. OSError: nothing has changed."""
+        """Write a record under the number that another store gave it, in place of a damaged one. OSError: no version was added."""
         data = records.encode_version(record)
         self._make_folder(record.name)
-        self._write(record, data)
+        self._write(record, data, is_new=(record.name, record.version) not in self.damaged)
+        self.damaged.pop((record.name, record.version), None)
         self._highest[record.name] = max(self._highest.get(record.name, 0), record.version)
         self._keep(record)
 

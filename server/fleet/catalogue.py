@@ -94,7 +94,7 @@ class Catalogue:
         self._hashed: dict[tuple[str, int], tuple[VersionRecord, bytes]] = {}
 
     def hello(self) -> fleet_pb2.Hello:
-        """What these stores hold: a follower's first message, for others to complete."""
+        """What these stores hold undamaged: a follower's first message, for others to complete. The primary sends the rest again."""
         current = self._store.current
         numbers = [each.number for each in self._store.history()[:NUM_GENERATIONS]]
         return fleet_pb2.Hello(
@@ -103,15 +103,18 @@ class Catalogue:
             versions=[
                 fleet_pb2.HeldVersion(name=each.name, version=each.version, record_sha256=self._sha256_of(each))
                 for each in self._versions()
+                if self._store.is_usable(each)
             ],
             generations=numbers,
             fits=[
                 fleet_pb2.HeldRecord(key=each.reference, record_sha256=_sha256(ood_records.encode(each)))
                 for each in self._fits.listing()
+                if self._fits.is_whole(each)
             ],
             configurations=[
                 fleet_pb2.HeldRecord(key=configuration_key(each), record_sha256=_sha256(configuration_records.encode(each)))
                 for each in self._configurations.all()
+                if self._configurations.is_whole(each)
             ],
         )
 

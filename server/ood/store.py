@@ -120,6 +120,13 @@ class OodStore:
         """Its numbers. DataLoss if they are missing or not those that were stored."""
         return OodModel(**safetensors.numpy.load(self.content(fit)))
 
+    def is_whole(self, fit: OodFit) -> bool:
+        """Whether its numbers are there, by their size: reading them all takes long."""
+        try:
+            return self._files.size(_path(fit.name, fit.version, "safetensors")) == fit.num_bytes
+        except (OSError, PolyheadError):
+            return False
+
     def content(self, fit: OodFit) -> bytes:
         """The file of its numbers. DataLoss."""
         with io_errors.plain_errors("could not read the out-of-distribution fit"):

@@ -93,6 +93,13 @@ class ConfigurationStore:
         with self._lock:
             return next((each for each, _, _ in self._requests(request_id)), None)
 
+    def is_whole(self, stored: StoredConfiguration) -> bool:
+        """Whether its content can be read; a retired one has none."""
+        try:
+            return bool(stored.retired_at) or bool(self.content(stored))
+        except PolyheadError:
+            return False
+
     def content(self, stored: StoredConfiguration) -> bytes:
         """DataLoss if it is missing or not what was added."""
         with io_errors.plain_errors("could not read a stored configuration"):

@@ -19,7 +19,7 @@ def main(primary: Path, folder: Path) -> None:
             generation = records.decode_generation(path.read_bytes())
             for name, number in generation.heads.items():
                 version = records.decode_version((primary / "versions" / name / f"{number}.json").read_bytes())
-                if not store.is_blob_held(version.blob):
+                if not store.is_blob_held(version.blob, version.num_bytes):
                     store.put_blob((primary / "blobs" / version.blob).read_bytes())
                 store.adopt_version(version)
             store.adopt_generation(generation)

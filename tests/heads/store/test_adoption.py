@@ -14,7 +14,7 @@ import pytest
 
 from polyhead.heads.format.errors import DataLoss, FailedPrecondition, NotFound
 from polyhead.heads.store import failpoints, records
-from polyhead.heads.store.store import HeadStore
+from polyhead.heads.store.store import HeadStore, VersionRecord
 from tests.e2e.forked import ForkedStore
 from tests.heads.store.store_support import RAM, TRUNK, activate, assert_no_leftovers, blob, push
 
@@ -117,6 +117,49 @@ def test_what_does_not_fit_is_refused(primary: Path, tmp_path: Path) -> None:
             store.adopt_version(dataclasses.replace(version, digest="0" * 64))
         store.adopt_version(dataclasses.replace(version, labels=("best",)))
         assert store.get("policy", 1).labels == ("best",)
+
+
+def pull(store: HeadStore, ours: HeadStore, version: VersionRecord) -> None:
+    """As a follower takes a version that the primary sends."""
+    if not store.is_blob_held(version.blob, version.num_bytes):
+        store.put_blob(ours.read_blob(version.blob))
+    store.adopt_version(version)
+
+
+@pytest.mark.parametrize("damage", [b"", b"\0" * len(blob("policy 1")), None])
+def test_damaged_weights_are_pulled_again(primary: Path, tmp_path: Path, damage: bytes | None) -> None:
+    """A follower took a version's word for its file: what rotted on its disk stayed as it was, whatever was pushed again."""
+    with HeadStore.open(primary, TRUNK) as ours, HeadStore.open(tmp_path / "store", TRUNK) as store:
+        version = ours.get("policy", 1)
+        pull(store, ours, version)
+        path = tmp_path / "store" / "blobs" / version.blob
+        path.unlink() if damage is None else path.write_bytes(damage)
+        with pytest.raises(DataLoss):
+            store.verify({"policy": 1})
+        assert not store.is_usable(version)
+        pull(store, ours, version)
+        assert store.is_usable(version)
+        store.verify({"policy": 1})
+        store.delete_version("policy", 1)
+        assert not path.exists(), "nothing else held it"
+
+
+def test_a_damaged_record_is_replaced(primary: Path, tmp_path: Path) -> None:
+    """It was taken for another server's, on every try, with the advice to stop this one."""
+    folder = tmp_path / "store"
+    with HeadStore.open(primary, TRUNK) as ours:
+        version = ours.get("policy", 2)
+        with HeadStore.open(folder, TRUNK) as store:
+            pull(store, ours, version)
+        path = folder / "versions" / "policy" / "2.json"
+        path.write_bytes(path.read_bytes()[:-3])
+        with HeadStore.open(folder, TRUNK) as store:
+            assert not store.is_usable(version)
+            pull(store, ours, version)
+            assert store.get("policy", 2) == version
+    with HeadStore.open(folder, TRUNK) as store:
+        store.verify({"policy": 2})
+        assert store.other_damage == ()
 
 
 def test_a_number_that_was_given_out_elsewhere_is_never_used_again(primary: Path, tmp_path: Path) -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import hashlib
 import threading
 from collections.abc import AsyncIterator, Mapping
 from pathlib import Path
@@ -18,9 +19,11 @@ from polyhead.server.fleet.catalogue import Catalogue, Held
 from polyhead.server.fleet.members import Members
 from polyhead.server.fleet.session import Session
 from polyhead.server.ood.store import OodStore
-from polyhead.server.rewards.configuration_store import ConfigurationStore
+from polyhead.server.rewards.configuration_store import ConfigurationStore, StoredConfiguration
+from polyhead.server.rewards.configurations import ConfigurationKind
 from polyhead.v1 import fleet_pb2
 from tests.heads.store.store_support import TRUNK, activate, push
+from tests.server.ood.test_ood_store import make_fit, make_model
 
 Task = fleet_pb2.FollowResponse
 
@@ -68,6 +71,15 @@ class Follower:
 
     async def gets_task(self) -> None:
         await asyncio.wait_for(self._got.acquire(), 10.0)
+
+
+def tasks_for(catalogue: Catalogue, held: Held) -> list[Task]:
+    """All, done one after the other."""
+    found = []
+    while (task := catalogue.next_task(held, {})) is not None:
+        held.note(task)
+        found.append(task)
+    return found
 
 
 def forget(name: str) -> Task:
@@ -137,20 +149,31 @@ def test_a_version_that_came_and_went_unseen_leaves_its_number_spent(tmp_path: P
     with HeadStore.open(tmp_path / "store", TRUNK) as store:
         catalogue = Catalogue(store, OodStore(store, 3), ConfigurationStore(store))
 
-        def tasks_for(held: Held) -> list[Task]:
-            found = []
-            while (task := catalogue.next_task(held, {})) is not None:
-                held.note(task)
-                found.append(task)
-            return found
-
         activate(store, {"policy": push(store, "policy", "first")})
         held = Held()
-        tasks_for(held)
+        tasks_for(catalogue, held)
         store.delete_version("policy", push(store, "policy", "second"))
         store.delete_version("snapshot", push(store, "snapshot", "first"))
-        (task,) = tasks_for(held)
+        (task,) = tasks_for(catalogue, held)
         assert list(task.forget_versions.heads) == ["policy@2", "snapshot@1"]
         again = Held.of(catalogue.hello())  # a new stream does not know what the one before has said: it says so once more
-        assert ["policy@2", "snapshot@1"] in [list(task.forget_versions.heads) for task in tasks_for(again)]
-        assert tasks_for(again) == []
+        assert ["policy@2", "snapshot@1"] in [list(task.forget_versions.heads) for task in tasks_for(catalogue, again)]
+        assert tasks_for(catalogue, again) == []
+
+
+def test_what_is_damaged_at_a_follower_is_sent_again(tmp_path: Path) -> None:
+    """It was compared by its records alone."""
+    with HeadStore.open(tmp_path / "store", TRUNK) as store:
+        fits, configurations = OodStore(store, 3), ConfigurationStore(store)
+        fits.add(make_fit(), make_model())
+        stored = StoredConfiguration(ConfigurationKind.RECIPE, "terse@1", hashlib.sha256(b"content").hexdigest(), 7, 1.0)
+        configurations.add(stored, b"content")
+        push(store, "policy", "first")
+        catalogue = Catalogue(store, fits, configurations)
+        whole = catalogue.hello()
+        (tmp_path / "store" / "blobs" / store.get("policy", 1).blob).write_bytes(b"")
+        (tmp_path / "store" / "ood" / "helpful@1.safetensors").unlink()
+        (tmp_path / "store" / "configurations" / "recipe--terse@1.yaml").write_bytes(b"changed")
+        assert [len(each) for each in (whole.versions, whole.fits, whole.configurations)] == [1, 1, 1]
+        damaged = catalogue.hello()
+        assert [len(each) for each in (damaged.versions, damaged.fits, damaged.configurations)] == [0, 0, 0]
