@@ -17,7 +17,7 @@ from typing import Any
 import grpc
 import grpc.aio
 
-from polyhead.heads.format.errors import PolyheadError
+from polyhead.heads.format.errors import DataLoss, NotFound, PolyheadError, Unavailable
 from polyhead.heads.store.records import DamagedRecord
 from polyhead.server.config import ServeConfig
 from polyhead.server.fleet.catalogue import Catalogue, configuration_sha256
@@ -31,6 +31,7 @@ BEAT_S = 1.0
 SILENCE_S = 15.0  # of the primary, which says something each second: the stream is opened anew
 RETRY_S = 1.0
 LEAVE_S = 1.0
+_NEEDING_VERSIONS = ("prepare", "commit_generation")
 _OPTIONS = (
     ("grpc.max_receive_message_length", 8 << 20),
     ("grpc.initial_reconnect_backoff_ms", 500),
@@ -102,12 +103,12 @@ class Following:
                 log.info("following %s", self._state.primary)
             if message.WhichOneof("task") != "ping":
                 waiting.put_nowait(message)
-        raise TimeoutError("the primary has ended the stream")
+        raise Unavailable("the stream has ended")
 
     async def _work(self, tasks: Tasks, waiting: asyncio.Queue[fleet_pb2.FollowResponse]) -> None:
         while True:
             task = await waiting.get()
-            error = ""
+            error, is_lacking = "", False
             try:
                 await tasks.carry_out(task)
             except grpc.RpcError as failure:
@@ -116,8 +117,11 @@ class Following:
                 error = "the record cannot be read: is the primary newer?"
             except Exception as failure:
                 error = to_polyhead_error(failure).message
+                is_lacking = isinstance(failure, (NotFound, DataLoss)) and task.WhichOneof("task") in _NEEDING_VERSIONS
             self._note_task(task, error)
             await self._say(done=fleet_pb2.Done(number=task.number, error=error[:512]))
+            if is_lacking:  # the primary counts on versions that are not here, or damaged: the next Hello says what is
+                await self._call.done_writing()
 
     def _note_task(self, task: fleet_pb2.FollowResponse, error: str) -> None:
         """From CaughtUp on it serves; a generation that it cannot take up takes it out until it can."""

@@ -72,7 +72,7 @@ class Tasks:
     async def _store_version(self, record: VersionRecord) -> None:
         store = self._services.store
         if not await self._workers.run(store.is_blob_held, record.blob, record.num_bytes):
-            await self._workers.finish(self._services.registry.check_disk, record.num_bytes, "record")
+            await self._workers.finish(lambda: self._services.registry.check_disk(record.num_bytes, "record", may_collect=False))
             staging = await self._workers.open(store.begin_push, record.num_bytes, record.blob)
             try:
                 await self._receive(record, staging)

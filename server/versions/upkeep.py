@@ -44,14 +44,17 @@ class Upkeep(HeadLookup):
             raise NotFound(error.message, field=field, metadata={"name": reference}) from None
         self.residency.forget(name, version)
 
-    def check_disk(self, num_bytes: int, field: str) -> None:
-        """Before a push of so many bytes: what may be collected makes way for it. ResourceExhausted if it cannot fit all the same."""
-        if self.store.disk_space()[0] >= num_bytes:
-            return
-        self.collect()
+    def check_disk(self, num_bytes: int, field: str, *, may_collect: bool = True) -> None:
+        """Before so many bytes are stored: what may be collected makes way for them. ResourceExhausted if they cannot fit all the same.
+
+        A follower collects nothing: what it holds is for its primary to say, which would go on counting on it.
+        """
         free, _ = self.store.disk_space()
+        if free < num_bytes and may_collect:
+            self.collect()
+            free, _ = self.store.disk_space()
         if free < num_bytes:
-            problem = f"the store's disk has no room for this push: {num_bytes} bytes needed, {free} free"
+            problem = f"the store's disk has no room for this head: {num_bytes} bytes needed, {free} free"
             raise ResourceExhausted(f"{problem}\nhint: {FULL_HINT}", field=field)
 
     def collect(self, also_keep: Collection[tuple[str, int]] = ()) -> list[str]:
