@@ -174,7 +174,7 @@ class VersionFolder:
         return self.exchange(record, dataclasses.replace(record, labels=labels, label_requests=requests))
 
     def exchange(self, record: VersionRecord, changed: VersionRecord) -> VersionRecord:
-        """Replace a record by one of the same version, whose labels alone are others."""
+        """Replace a record by one of the same version."""
         path, data = layout.version_path(record.name, record.version), records.encode_version(changed)
         try:  # also on a full disk: without its labels a version can be deleted
             write_with_reserve(self._files, lambda: self._files.put(path, data, "label"))

@@ -92,10 +92,12 @@ class Tasks:
 
     def _adopt(self, record: VersionRecord) -> None:
         try:
-            self._services.store.adopt_version(record)
+            gone = self._services.store.adopt_version(record)
         except BaseException:
             self._services.store.discard_blob(record.blob)
             raise
+        for each in gone:
+            self._services.registry.residency.forget(each.name, each.version)
 
     def _forget(self, references: list[str]) -> None:
         """LoRA heads before what they are built on. What is active here goes with a later start, if it does. Numbers stay spent."""

@@ -113,8 +113,6 @@ def test_what_does_not_fit_is_refused(primary: Path, tmp_path: Path) -> None:
         with pytest.raises(FailedPrecondition, match="another trunk"):
             store.adopt_version(dataclasses.replace(version, manifest=dataclasses.replace(version.manifest, trunk_id="cd" * 32)))
         store.adopt_version(version)
-        with pytest.raises(FailedPrecondition, match="holds other weights here"):
-            store.adopt_version(dataclasses.replace(version, digest="0" * 64))
         store.adopt_version(dataclasses.replace(version, labels=("best",)))
         assert store.get("policy", 1).labels == ("best",)
 
@@ -160,6 +158,28 @@ def test_a_damaged_record_is_replaced(primary: Path, tmp_path: Path) -> None:
     with HeadStore.open(folder, TRUNK) as store:
         store.verify({"policy": 2})
         assert store.other_damage == ()
+
+
+def test_what_an_old_primary_has_alone_gives_way_unless_it_was_active(primary: Path, tmp_path: Path) -> None:
+    """It had acknowledged a version that nobody had copied, under a number that the new primary gave out, too: it was stuck."""
+    folder = tmp_path / "store"
+    with HeadStore.open(primary, TRUNK) as ours:
+        version, active = ours.get("policy", 1), ours.get("value", 1)
+    with HeadStore.open(primary, TRUNK) as ours, HeadStore.open(folder, TRUNK) as store:
+        own = store.get("policy", push(store, "policy", "acknowledged by the old primary"))
+        adapted = store.get("adapted", push(store, "adapted", "on it", base="policy@1"))
+        activate(store, {"value": push(store, "value", "active")})
+        store.put_blob(ours.read_blob(version.blob))
+        assert store.adopt_version(version) == [own, adapted]
+        store.put_blob(ours.read_blob(active.blob))
+        with pytest.raises(FailedPrecondition, match=r"value@1 holds other weights here.*\nhint: stop this server, move its store"):
+            store.adopt_version(active)
+        store.discard_blob(active.blob)
+    assert_no_leftovers(folder)
+    with HeadStore.open(folder, TRUNK) as store:
+        assert store.versions("policy") == [version]
+        assert store.verify_active() is None
+        assert push(store, "adapted", "next") == 2
 
 
 def test_a_number_that_was_given_out_elsewhere_is_never_used_again(primary: Path, tmp_path: Path) -> None:
