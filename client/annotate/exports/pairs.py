@@ -86,7 +86,8 @@ def _marked(judgement: Judgement) -> dict[str, int]:
     body, shown = judgement.body, list(judgement.candidates)
     if judgement.kind is Kind.CHOOSE:
         first = {body["least_bad"]} if body["none_good"] else {body["choice"], *body["tied"]}
-        return {each: 1 if each in first else 2 for each in shown} if first & set(shown) else {}
+        texts = {text_of(judgement, each) for each in shown if each in first}  # the same text is equally good
+        return {each: 1 if text_of(judgement, each) in texts else 2 for each in shown} if texts else {}
     if judgement.kind is Kind.RANK or body.get("ranks"):  # ranks that follow ratings say more than equal ratings
         return {each: body["ranks"][each] for each in shown}
     if judgement.kind is Kind.RATE:

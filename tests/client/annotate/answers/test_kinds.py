@@ -90,6 +90,22 @@ async def test_the_least_bad_reply_is_the_best_one_of_either_polarity(tmp_path: 
 
 
 @pytest.mark.parametrize(
+    ("marked", "pairs"), [("same", [("same", "other"), ("same", "other")]), ("other", [("other", "same"), ("other", "same")])]
+)
+async def test_a_least_bad_reply_is_no_better_than_its_own_text(tmp_path: Path, marked: str, pairs: list[tuple[str, str]]) -> None:
+    """Of two replies with one text only the marked one ranked first, and a pair had the same text on both sides."""
+    async with running(tmp_path / "a.db", FakeModel(), stored("choose")) as site, site.person() as person:
+        add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "replies": ["same", "same", "other"]})
+        state, assignment, _ = await claimed(person)
+        least_bad = next(card["id"] for card in state["view"]["candidates"] if card["text"] == marked)
+        await person.answer(assignment, None, {"none_good": True, "least_bad": least_bad})
+        found = rows(site, tmp_path / "pairs.jsonl", "polyhead-pairs")
+        [ranks] = rows(site, tmp_path / "ranks.jsonl", "polyhead-ranks")
+    assert [(pair["chosen"], pair["rejected"]) for pair in found] == pairs
+    assert {(text, rank) for text, rank in zip(ranks["replies"], ranks["ranks"], strict=True)} == {(marked, 1), (pairs[0][1], 2)}
+
+
+@pytest.mark.parametrize(
     ("scale", "position", "prefers", "margin"), [("hh8", 1, "left", 1.0), ("hh8", 5, "right", 0.1429), ("stiennon9", 5, "", 0)]
 )
 async def test_compare(tmp_path: Path, scale: str, position: int, prefers: str, margin: float) -> None:
