@@ -13,7 +13,7 @@ from dataclasses import dataclass
 from polyhead.client.annotate.admin.tables import Cell, Estimate, Table
 from polyhead.client.annotate.exports.comparable import all_judgements
 from polyhead.client.annotate.exports.judgements import Judgement
-from polyhead.client.annotate.exports.pairs import ranks_of
+from polyhead.client.annotate.exports.pairs import marks_harm, ranks_of
 from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.statistics.intervals import NUM_BOOTSTRAPS, Interval
 from polyhead.client.annotate.statistics.strength import ELO, Comparison, Strengths, bradley_terry, win_matrix
@@ -56,8 +56,7 @@ def comparisons_of(judgement: Judgement, names: dict[tuple[str, str], str]) -> l
 
 def _is_best(ranks: dict[str, int], key: str, judgement: Judgement) -> bool:
     """Whether a reply is one of those that were marked: of polarity `worse` the marked ones rank last."""
-    marks_worst = judgement.polarity == "worse" and not judgement.body["none_good"]
-    return ranks[key] == (max(ranks.values()) if marks_worst else min(ranks.values()))
+    return ranks[key] == (max(ranks.values()) if marks_harm(judgement) else min(ranks.values()))
 
 
 def _contestant(row: Row) -> tuple[str, str]:

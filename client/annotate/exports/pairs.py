@@ -17,15 +17,23 @@ Pair = tuple[str, str]  # (the better one's id, the other's)
 def ranks_of(judgement: Judgement) -> dict[str, int]:
     """1 for the best; equal numbers are ties. Empty for a kind that compares nothing.
 
-    Of polarity `worse` the most harmful reply was marked: such ranks are turned round here. The least bad reply is the best one of
-    either polarity.
+    Where the most harmful reply was marked first, the marks are turned round.
     """
     ranks = _marked(judgement)
-    marks_least_bad = judgement.kind is Kind.CHOOSE and judgement.body["none_good"]
-    if judgement.polarity == "worse" and ranks and not marks_least_bad:
+    if ranks and marks_harm(judgement):
         most = max(ranks.values())
         ranks = {key: most + 1 - rank for key, rank in ranks.items()}
     return ranks
+
+
+def marks_harm(judgement: Judgement) -> bool:
+    """Whether the first mark is for the most harmful reply, as polarity `worse` asks. The least bad reply is the best one of either
+    polarity, and 7 is excellent: ratings without an order are never turned round."""
+    if judgement.kind is Kind.CHOOSE and judgement.body["none_good"]:
+        return False
+    if judgement.kind is Kind.RATE and not judgement.body.get("ranks"):
+        return False
+    return judgement.polarity == "worse"
 
 
 def pairs_of(judgement: Judgement) -> Iterator[Pair]:

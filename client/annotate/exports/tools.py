@@ -120,16 +120,17 @@ def interface(found: list[Judgement]) -> str:
 
 
 def _said(judgement: Judgement) -> dict[str, Any]:
-    """Question -> answer, replies by their letters."""
+    """Question -> answer, replies by their letters. Of ranks 1 is the best; a mark for the most harmful reply answers `worst`."""
     body, letters = judgement.body, dict(zip(judgement.candidates, _LETTERS, strict=False))
     if judgement.kind is Kind.CHOOSE:
-        best = sorted(letters[key] for key in {body["choice"], *body["tied"]} - {None})
-        said: dict[str, Any] = {"best": "none" if body["none_good"] else " = ".join(best)}
+        marked = sorted(letters[key] for key in {body["choice"], *body["tied"]} - {None})
+        question, none = ("worst", "none is good") if judgement.polarity == "worse" else ("best", "none")
+        said: dict[str, Any] = {question: none if body["none_good"] else " = ".join(marked)}
     elif judgement.kind is Kind.RANK:
-        said = {f"rank_{letters[key]}": rank for key, rank in body["ranks"].items()}
+        said = {f"rank_{letters[key]}": rank for key, rank in ranks_of(judgement).items()}
     elif judgement.kind is Kind.RATE:
         said = {f"overall_{letters[key]}": rating["overall"] for key, rating in body["ratings"].items()}
-        said |= {f"rank_{letters[key]}": rank for key, rank in body.get("ranks", {}).items()}
+        said |= {f"rank_{letters[key]}": rank for key, rank in ranks_of(judgement).items() if body.get("ranks")}
     elif judgement.kind is Kind.COMPARE:
         pairs = list(pairs_of(judgement))
         said = {"best": letters[pairs[0][0]] if pairs else "tie"}

@@ -79,7 +79,7 @@ class AfterNone(enum.StrEnum):
 
 class Polarity(enum.StrEnum):
     BETTER = "better"
-    WORSE = "worse"  # red teaming: the more harmful one is marked; exports turn it round
+    WORSE = "worse"  # red teaming: the more harmful one is marked; exports turn it round. Not of `rate`, which asks how good each reply is
 
 
 class Assignment(enum.StrEnum):
@@ -286,6 +286,8 @@ def _problems(config: ProjectConfig) -> Any:
         yield ("answer", "flags"), f"no text for {bare[0]!r}: give it in flag_texts"
     if config.answer.then_rank and config.kind is not Kind.RATE:
         yield ("answer", "then_rank"), f"ranks follow ratings, and this is {config.kind.value}: write kind: rate, or kind: rank alone"
+    if config.kind is Kind.RATE and config.answer.polarity is Polarity.WORSE:
+        yield ("answer", "polarity"), "ratings ask how good a reply is, 7 is excellent: write polarity: better, or kind: rank"
     if config.kind is Kind.COMPARE and config.answer.strength is Strength.NOT_ASKED:
         yield ("answer",), "compare needs a scale: strength: hh8 or stiennon9"
     if config.kind in (Kind.PROBE, Kind.RULECHECK) and not config.rules.rule_set:

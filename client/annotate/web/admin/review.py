@@ -12,7 +12,7 @@ from polyhead.client.annotate.admin import adjudication, rounds
 from polyhead.client.annotate.people.accounts import Person
 from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects import projects
-from polyhead.client.annotate.projects.config import ProjectConfig
+from polyhead.client.annotate.projects.config import Kind, Polarity, ProjectConfig
 from polyhead.client.annotate.web.access import Site, route
 from polyhead.client.annotate.web.admin.page import PROJECT, REVIEWERS, page, read_beside
 
@@ -58,10 +58,13 @@ def _seen_case(request: Request, site: Site, person: Person) -> adjudication.Cas
 
 def _case(request: Request, site: Site, person: Person, case: adjudication.Case, status: int = 200, *, wrong: bool = False) -> Response:
     config: ProjectConfig = case.project.config
-    body = case.own.json("body") if case.own else {}
+    body, kind = case.own.json("body") if case.own else {}, config.kind.value
+    is_worse, is_ranked = config.answer.polarity is Polarity.WORSE, config.kind is Kind.RANK or config.answer.then_rank
+    question = f"{kind}.{'worse' if is_worse and config.kind is not Kind.RATE else 'question'}" if config.kind.shows_candidates else ""
     return page(
-        request, site, person, "case", status, case=case, config=config, kind=config.kind.value, project=case.project.row, body=body,
-        wrong=wrong, most=config.answer.strength.num_points, letters="ABCDEFGHI",
+        request, site, person, "case", status, case=case, config=config, kind=kind, project=case.project.row, body=body,
+        wrong=wrong, most=config.answer.strength.num_points, letters="ABCDEFGHI", question=question, is_ranked=is_ranked,
+        worse="_worse" if is_worse else "",
     )  # fmt: skip
 
 

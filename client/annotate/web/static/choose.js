@@ -68,7 +68,7 @@ export function choose({ cards, project, onChange }) {
     }
     tie?.setAttribute("aria-pressed", String(isTying));
     none?.setAttribute("aria-pressed", String(marks.none));
-    notice.textContent = asksLeastBad() ? word("choose.least_bad") : isTying && cards.length > 2 ? word("choose.tie_help") : "";
+    notice.textContent = asksLeastBad() ? word("choose.least_bad") : isTying && cards.length > 2 ? word(isWorse ? "choose.tie_help_worse" : "choose.tie_help") : "";
     if (strength) {
       strength.hidden = marks.none || isTying || !marks.choice;
       for (const input of strength.querySelectorAll("input")) input.checked = Number(input.value) === marks.strength;
@@ -105,7 +105,7 @@ export function scale(project, onPick) {
   const points = { hh8: 8, stiennon9: 9 }[project.strength];
   const inputs = Array.from({ length: points }, (_, index) => index + 1).map((value) =>
     el("label", { class: "point" }, el("input", { type: "radio", name: "position", value: String(value), onchange: () => onPick(value) }), String(value)));
-  return el("fieldset", { class: "scale" }, el("legend", {}, word("choose.strength")),
+  return el("fieldset", { class: "scale" }, el("legend", {}, word(isWorse ? "choose.strength_worse" : "choose.strength")),
     el("span", { class: "end" }, word(isWorse ? "compare.left_worse" : "compare.left")), inputs,
     el("span", { class: "end" }, word(isWorse ? "compare.right_worse" : "compare.right")));
 }

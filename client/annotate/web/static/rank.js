@@ -22,7 +22,7 @@ export function rank({ cards, project, onChange }) {
   };
   const tie = project.tie && el("button", { type: "button", class: "toggle", "aria-pressed": "false", onclick: () => { isTying = !isTying; show(); } }, word("choose.tie"), kbd(letterOf("tie")));
   const clear = el("button", { type: "button", class: "quiet", onclick: () => { groups = []; isTying = false; show(); } }, word("rank.clear"));
-  const notice = el("p", { class: "notice soft" }, word("rank.help"));
+  const notice = el("p", { class: "notice soft" }, word(isWorse ? "rank.help_worse" : "rank.help"));
 
   const without = (id) => groups.map((group) => group.filter((each) => each !== id)).filter((group) => group.length);
   function next(id) {

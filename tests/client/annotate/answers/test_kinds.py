@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import json
 import random
 from collections.abc import Callable, Sequence
@@ -18,7 +19,8 @@ from polyhead.client.annotate.exports.writing import export
 from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects import projects, rules
-from polyhead.client.annotate.projects.config import read_project
+from polyhead.client.annotate.projects.config import Polarity, read_project
+from polyhead.client.annotate.projects.yaml_reader import ConfigError
 from polyhead.heads.training.data import read_comparisons, read_demonstrations, read_judgements
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import Person, RunningSite, begin, ids, running
@@ -87,6 +89,23 @@ async def test_the_least_bad_reply_is_the_best_one_of_either_polarity(tmp_path: 
         [pair] = rows(site, tmp_path / "pairs.jsonl", "polyhead-pairs")
         assert (pair["chosen"], pair["rejected"]) == ("a", "b")
         assert [row["label"] for row in rows(site, tmp_path / "unpaired.jsonl", "trl-unpaired")] == [False, False]
+
+
+@pytest.mark.parametrize("then_rank", [False, True])
+async def test_ratings_say_what_is_good_whatever_a_stored_project_says(tmp_path: Path, then_rank: bool) -> None:
+    """A project of ratings with polarity `worse`, which is refused now, exported the reply rated 1 as the better one. An order after the
+    ratings was asked with the most harmful reply first, and is turned round."""
+    text = stored("rate", f"answer: {{then_rank: {str(then_rank).lower()}}}")
+    with pytest.raises(ConfigError, match=r"answer\.polarity: ratings ask how good a reply is"):
+        read_project(text.replace("{", "{polarity: worse, "))
+    config = read_project(text)
+    async with running(tmp_path / "a.db", FakeModel()) as site, site.person() as person:
+        begin(site.db, dataclasses.replace(config, answer=dataclasses.replace(config.answer, polarity=Polarity.WORSE)))
+        add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "replies": ["excellent", "harmful"]})
+        _, assignment, (excellent, harmful) = await claimed(person)
+        order = {"ranks": {harmful: 1, excellent: 2}} if then_rank else {}
+        await person.answer(assignment, None, {"ratings": {excellent: {"overall": 7}, harmful: {"overall": 1}}, **order})
+        assert [row["chosen"] for row in rows(site, tmp_path / "pairs.jsonl", "polyhead-pairs")] == ["excellent"]
 
 
 @pytest.mark.parametrize(

@@ -196,6 +196,52 @@ async def test_a_decision_stands_in_place_of_the_answers(tmp_path: Path) -> None
     assert [(key["annotator"], key["source"]) for key in keys] == [("judge-1", "adjudication")]
 
 
+@pytest.mark.parametrize("kind", ["choose", "rank", "compare"])
+async def test_an_adjudicator_is_asked_what_people_were_asked(tmp_path: Path, kind: str) -> None:
+    """Of a red-team task the page asked for the better reply, and exports took it for the more harmful one."""
+    config = stored(kind, "answer: {polarity: worse, strength: hh8}\nqueue: {overlap: 2}")
+    words = catalog("en")
+    async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person("adjudicator") as judge:
+        add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "replies": ["kind", "harmful"]})
+        for marked in (0, 1):
+            async with site.person() as person:
+                _, assignment, cards = await claimed(person)
+                bodies = {
+                    "choose": {"choice": cards[marked]}, "rank": {"ranks": {cards[marked]: 1, cards[1 - marked]: 2}},
+                    "compare": {"position": 1 + 7 * marked},
+                }  # fmt: skip
+                await person.answer(assignment, None, bodies[kind])
+        path = f"/admin/items/{site.db.value('SELECT id FROM items')}"
+        page = (await judge.get(path)).text
+        key = {row.text: row.id for row in site.db.all("SELECT id, text FROM candidates")}
+        position = 1 if page.index(">harmful<") < page.index(">kind<") else 8
+        forms = {
+            "choose": {"choice": key["harmful"]}, "rank": {f"rank-{key['harmful']}": "1", f"rank-{key['kind']}": "2"},
+            "compare": {"position": str(position)},
+        }  # fmt: skip
+        await judge.form(path, first="1", **forms[kind])
+        [pair], _ = written(site, tmp_path, "polyhead-pairs", adjudicated=True)
+    asked = {"choose": "choose.this", "rank": "rank.first", "compare": "compare.left"}[kind]
+    assert (words(f"{kind}.worse") in page, words(f"{asked}_worse") in page, f"> {words(asked)}" in page) == (True, True, False)
+    assert (pair["chosen"], pair["rejected"]) == ("kind", "harmful")
+
+
+@pytest.mark.parametrize(("kind", "said"), [("choose", {"worst": "{harmful}"}), ("rank", {"rank_{kind}": 1, "rank_{harmful}": 2})])
+async def test_tools_get_no_harmful_reply_as_the_best_one(tmp_path: Path, kind: str, said: dict[str, Any]) -> None:
+    """The mark for the most harmful reply was Argilla's and Label Studio's answer to "best", and rank 1 was the most harmful one."""
+    async with running(tmp_path / "a.db", FakeModel(), stored(kind, "answer: {polarity: worse}")) as site, site.person() as person:
+        add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "replies": ["harmful", "kind"]})
+        state, assignment, (harmful, other) = await claimed(person)
+        await person.answer(assignment, None, {"choice": harmful} if kind == "choose" else {"ranks": {harmful: 1, other: 2}})
+        letters = {card["text"]: "AB"[card["slot"]] for card in state["view"]["candidates"]}
+        [record], _ = written(site, tmp_path, "argilla")
+        [task], _ = written(site, tmp_path, "label-studio")
+    answers = {name.removesuffix(".response"): value for name, value in record.items() if name.endswith(".response")}
+    named = {name.format(**letters): value.format(**letters) if isinstance(value, str) else value for name, value in said.items()}
+    assert answers == named
+    assert_fits((tmp_path / "rows.xml").read_text(encoding="utf-8"), task)
+
+
 async def test_ties_are_rows_with_margin_0(tmp_path: Path) -> None:
     """Every row then has a margin, so that a loader finds no hole; two replies with one text make no row."""
     async with running(tmp_path / "a.db", FakeModel(), stored("rank")) as site:

@@ -21,7 +21,7 @@ kind: rate
 title: {en: "yes: no", ar: "نعم"}
 guidelines: "One line\\n\\n  # another\\n"
 source: stored
-answer: {flags: [instructgpt11, odd], flag_texts: {odd: {en: Odd}}, tie: false, polarity: worse, after_none: end}
+answer: {flags: [instructgpt11, odd], flag_texts: {odd: {en: Odd}}, tie: false, after_none: end}
 prompt: {system: "- a\\n- b"}
 sensitive: true
 leak_words: ["null", "1.0"]
