@@ -51,12 +51,14 @@ Words = Callable[[str], str]
 
 @dataclass(frozen=True)
 class Table:
-    """`name` is a key: `admin.table.NAME` is its title, `admin.note.NAME` its explanation. Columns are keys `admin.column.COLUMN`."""
+    """`name` is a key: `admin.table.NAME` is its title, `admin.note.NAME` or `admin.note.NOTE` its explanation. Columns are keys
+    `admin.column.COLUMN`."""
 
     name: str
     columns: Sequence[str]
     rows: Sequence[Sequence[Cell]]
     values: dict[str, object] = field(default_factory=dict)  # of the explanation's {places}
+    note: str = ""
 
 
 def shown(cell: Cell, words: Words) -> str:

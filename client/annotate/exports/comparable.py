@@ -10,10 +10,8 @@ from typing import Any
 from polyhead.client.annotate.exports.judgements import Filters, Judgement, judgements
 from polyhead.client.annotate.exports.pairs import ranks_of
 from polyhead.client.annotate.projects.config import Kind
-from polyhead.client.annotate.statistics.agreement import Level
 from polyhead.client.annotate.storage.database import Database
 
-LEVELS = {Kind.CHOOSE: Level.NOMINAL}  # all other kinds give places in an order
 NONE_GOOD = "none"
 
 
@@ -64,6 +62,17 @@ def values_of(kind: Kind, body: dict[str, Any], candidates: list[str], order: li
     if kind is Kind.RULECHECK:
         return {"": body["verdict"]}
     return {}
+
+
+def options_of(found: Iterable[Judgement]) -> dict[Hashable, int]:
+    """Unit -> among how many answers people chose, of `choose`: the different texts, and that none is good where this is offered. Ties
+    are no further answers. Of people who had different numbers the larger one: it is 1 over the chance that they agree."""
+    counts: dict[Hashable, int] = {}
+    for judgement in found:
+        offers_none = judgement.config is not None and judgement.config.answer.none
+        count, unit = len({row.text for row in judgement.candidates.values()}) + offers_none, (thing_of(judgement), "")
+        counts[unit] = max(count, counts.get(unit, 0))
+    return counts
 
 
 def signs(found: Iterable[Judgement]) -> list[Given]:

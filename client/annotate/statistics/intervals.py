@@ -12,6 +12,7 @@ Z95 = 1.959963984540054  # 0.975 quantile of the normal distribution
 NUM_BOOTSTRAPS = 1000
 LEAST_DEFINED = 0.95  # share of resamples that must have a value before an interval is given
 LEAST_UNITS = 10  # resampled; fewer would give intervals that are too narrow, and none at all of a single one
+_BLOCK = 50  # resamples drawn at once: all of them would take 8 kB a unit
 TOO_FEW = 20  # below so many a number is shown with a warning, or not at all
 
 
@@ -41,12 +42,17 @@ def percentile_interval(values: np.ndarray) -> Interval | None:
     return Interval(float(low), float(high))
 
 
-def resamples(num_units: int, num: int = NUM_BOOTSTRAPS, seed: int = 0) -> np.ndarray:
-    """How often each unit is drawn in each resample, with replacement, shape (num, num_units). The same seed, the same draws.
-    Shape (0, num_units) where there are fewer than LEAST_UNITS: no interval can be read off so few."""
+def resampled_sums(values: np.ndarray, num: int = NUM_BOOTSTRAPS, seed: int = 0) -> np.ndarray:
+    """Sums over as many units as there are, drawn with replacement: shape (units, ...) -> (num, ...). The same seed, the same draws.
+    Shape (0, ...) where there are fewer than LEAST_UNITS: no interval can be read off so few."""
+    num_units, rest = len(values), values.shape[1:]
     if num_units < LEAST_UNITS:
-        return np.zeros((0, num_units), np.int64)
-    return np.random.default_rng(seed).multinomial(num_units, np.full(num_units, 1.0 / num_units), size=num)
+        return np.zeros((0, *rest))
+    generator, shares, sums = np.random.default_rng(seed), np.full(num_units, 1.0 / num_units), np.zeros((num, *rest))
+    for start in range(0, num, _BLOCK):
+        drawn = generator.multinomial(num_units, shares, size=min(_BLOCK, num - start))  # (block, units)
+        sums[start : start + _BLOCK] = np.tensordot(drawn, values, axes=1)
+    return sums
 
 
 def share_p_value(count: int, total: int, expected: float) -> float:

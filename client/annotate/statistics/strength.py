@@ -11,7 +11,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from polyhead.client.annotate.statistics.intervals import NUM_BOOTSTRAPS, Interval, percentile_interval, resamples
+from polyhead.client.annotate.statistics.intervals import NUM_BOOTSTRAPS, Interval, percentile_interval, resampled_sums
 
 ELO = 400 / math.log(10)  # points a unit of strength
 _TOLERANCE, _MOST_STEPS = 1e-10, 20_000
@@ -55,7 +55,7 @@ def bradley_terry(comparisons: Sequence[Comparison], *, reference: str = "", num
     """Maximum-likelihood strengths; ties count half for both. Intervals by resampling clusters (`num` 0: none).
     The reference, at 0, is the contestant of this name, or the one with most comparisons. Hunter 2004, MM iteration."""
     names = sorted({name for each in comparisons for name in (each.first, each.second)})
-    clusters, wins = _wins_by_cluster(comparisons, names)
+    wins = _wins_by_cluster(comparisons, names)
     total = wins.sum(axis=0)
     kept = _largest_component(total > 0)
     left_out = [name for place, name in enumerate(names) if place not in kept]
@@ -66,7 +66,7 @@ def bradley_terry(comparisons: Sequence[Comparison], *, reference: str = "", num
     fitted_names = [names[place] for place in kept]
     zero = fitted_names.index(reference) if reference in fitted_names else int(played.argmax())
     values = _fit(total[None], _TOLERANCE, _MOST_STEPS)[0]
-    drawn = _resampled(wins, clusters, num, seed)
+    drawn = _resampled(wins, num, seed)
     found = [
         Strength(
             name, float(values[place] - values[zero]),
@@ -80,12 +80,12 @@ def bradley_terry(comparisons: Sequence[Comparison], *, reference: str = "", num
 def win_matrix(comparisons: Sequence[Comparison]) -> tuple[list[str], list[list[float]]]:
     """(names, wins[i][j]: how often i was before j, ties half)."""
     names = sorted({name for each in comparisons for name in (each.first, each.second)})
-    _, wins = _wins_by_cluster(comparisons, names)
+    wins = _wins_by_cluster(comparisons, names)
     return names, [[float(number) for number in row] for row in wins.sum(axis=0)] if comparisons else []
 
 
-def _wins_by_cluster(comparisons: Sequence[Comparison], names: Sequence[str]) -> tuple[int, np.ndarray]:
-    """(number of clusters, wins, shape (clusters, names, names))"""
+def _wins_by_cluster(comparisons: Sequence[Comparison], names: Sequence[str]) -> np.ndarray:
+    """Shape (clusters, names, names)."""
     place = {name: number for number, name in enumerate(names)}
     cluster_of = {cluster: number for number, cluster in enumerate(dict.fromkeys(each.cluster for each in comparisons))}
     wins = np.zeros((len(cluster_of), len(names), len(names)))
@@ -94,7 +94,7 @@ def _wins_by_cluster(comparisons: Sequence[Comparison], names: Sequence[str]) ->
         if one != other:
             wins[cluster, one, other] += each.score
             wins[cluster, other, one] += 1 - each.score
-    return len(cluster_of), wins
+    return wins
 
 
 def _fit(wins: np.ndarray, tolerance: float, most_steps: int) -> np.ndarray:
@@ -112,9 +112,9 @@ def _fit(wins: np.ndarray, tolerance: float, most_steps: int) -> np.ndarray:
     return np.log(power)
 
 
-def _resampled(wins: np.ndarray, num_clusters: int, num: int, seed: int) -> np.ndarray:
+def _resampled(wins: np.ndarray, num: int, seed: int) -> np.ndarray:
     """Strengths of resamples, shape (num, names); NaN in one that is not connected both ways."""
-    drawn = np.tensordot(resamples(num_clusters, num, seed), wins, axes=1)
+    drawn = resampled_sums(wins, num, seed)
     found = np.full(drawn.shape[:2], np.nan)
     usable = np.array([_is_connected(matrix > 0) for matrix in drawn], bool)
     if usable.any():

@@ -8,10 +8,13 @@ import dataclasses
 import html
 import io
 import json
+import random
 import re
+import tracemalloc
 import zipfile
 from collections.abc import AsyncIterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -21,9 +24,10 @@ from polyhead.client.annotate.admin import agreement, bias, health, log, rounds,
 from polyhead.client.annotate.admin.tables import Estimate, Share, Table
 from polyhead.client.annotate.commands import annotate_app
 from polyhead.client.annotate.exports.comparable import all_judgements, values_of
+from polyhead.client.annotate.exports.judgements import Judgement
 from polyhead.client.annotate.items.imports import import_items
 from polyhead.client.annotate.projects import projects
-from polyhead.client.annotate.projects.config import Kind
+from polyhead.client.annotate.projects.config import Kind, read_project
 from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.statistics.intervals import Interval
 from polyhead.client.annotate.storage.database import Database
@@ -351,6 +355,41 @@ async def test_what_people_agree_about_is_no_dispute(tmp_path: Path) -> None:
         found = agreement.agreement(site.db, "work")
         assert table(found, "agreement")["admin.row.same_answer"] == Share(3, 3)
         assert table(found, "majority") == {"amber-fox-0": Share(3, 3), "amber-fox-1": Share(3, 3)}
+
+
+@pytest.mark.parametrize("num_replies", [2, 4])
+@pytest.mark.parametrize("none", [True, False])
+def test_people_who_choose_at_random_do_not_agree(num_replies: int, none: bool) -> None:
+    """Over two thousand items alpha and kappa were 1 / K, and their matrices of all replies took gigabytes."""
+    draw, found = random.Random(num_replies + none), []
+    config = read_project(RANK.replace("rank", "choose") + f"\nanswer: {{none: {str(none).lower()}}}")
+    for item in range(2000):
+        replies: Any = {f"{item}-{number}": SimpleNamespace(text=f"reply {number}") for number in range(num_replies)}
+        for person in ("amber-fox-1", "amber-fox-2"):
+            choice = draw.choice([*replies, *([None] if none else [])])
+            body = {"choice": choice, "tied": [], "none_good": choice is None, "least_bad": next(iter(replies))}
+            about = {"item": f"{item}", "turn": None, "annotator": person}
+            found.append(Judgement(f"{item}-{person}", Kind.CHOOSE, body, "better", [], replies, f"{item}", None, [], about, config))
+    tracemalloc.start()
+    overall, pairs, _ = agreement.tables_of(Kind.CHOOSE, found)
+    _, peak = tracemalloc.get_traced_memory()
+    tracemalloc.stop()
+    row, [pair] = next(row for row in overall.rows if row[0] == tables.Word("admin.row.s")), pairs.rows
+    for estimate in (row[1], pair[3]):
+        assert isinstance(estimate, Estimate)
+        assert estimate.value == pytest.approx(0.0, abs=0.06)
+    assert peak < 32 << 20
+
+
+async def test_agreement_of_choices_says_what_it_is(site: RunningSite) -> None:
+    """Its chance and its source, on the page and in its file."""
+    words = catalog("en")
+    async with site.person("admin") as admin:
+        page = (await admin.get("/admin/p/helpful/agreement")).text
+        assert "1 in K" in page
+        assert "Brennan and Prediger 1981" in page
+        assert "Krippendorff" not in page
+        assert words("admin.row.s") in (await admin.get("/admin/p/helpful/agreement?csv=agreement")).text
 
 
 async def test_live_work_and_its_replay_are_one_thing(tmp_path: Path) -> None:
