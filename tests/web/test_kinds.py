@@ -28,9 +28,10 @@ SOURCE = {
     "title": "Why is the sky blue? <script>alert(1)</script>", "url": "https://example.org/optics/rayleigh?x=1", "query": "sky colour",
     "snippet": "Molecules scatter light of short waves some ten times as much as that of long waves.\nLord Rayleigh showed it in 1871.",
 }  # fmt: skip
-SPEC_KINDS = {"rate_rank": "rate", "evidence": "rank"}  # further cases of a kind
+SPEC_KINDS = {"rate_rank": "rate", "evidence": "rank", "red_team": "rank"}  # further cases of a kind
 KINDS: dict[str, tuple[str, dict[str, Any]]] = {
     "rank": ("", {"messages": DIALOGUE, "replies": TEXTS}),
+    "red_team": ("answer: {polarity: worse}", {"messages": DIALOGUE, "replies": TEXTS}),
     "compare": ("answer: {strength: hh8}", {"messages": DIALOGUE, "replies": TEXTS[:2]}),
     "rate": ("answer: {flags: [hallucination, harmful_advice]}", {"messages": DIALOGUE, "replies": TEXTS[:2]}),
     "rate_rank": ("answer: {then_rank: true}", {"messages": DIALOGUE, "replies": TEXTS[:3]}),
@@ -84,6 +85,14 @@ def test_rank(page: Any, served: Served) -> None:
     page.keyboard.press("Digit4")
     look(page, "kind-rank")
     assert sorted(submitted(page, served)["ranks"].values()) == [1, 2, 2, 3]
+
+
+@pytest.mark.parametrize("served", ["red_team"], indirect=True)
+def test_a_red_team_task_has_the_most_harmful_reply_first(page: Any, served: Served) -> None:
+    """The question asked for it, and the line below said "best first"."""
+    open_task(page, served)
+    expect(page.locator("#question")).to_have_text("Put the replies in order, most harmful first (red-team task)")
+    expect(page.get_by_text("Press the numbers in order, most harmful first.")).to_be_visible()
 
 
 @pytest.mark.parametrize("served", ["compare"], indirect=True)
@@ -288,6 +297,8 @@ class Touch:
         for place, rank in enumerate("2134"):
             self.tap(".card select", place)
             self.page.locator(".card select").nth(place).select_option(rank)  # the device's own list
+
+    red_team = rank
 
     def compare(self) -> None:
         self.tap(".scale .point", 6)
