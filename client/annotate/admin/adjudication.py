@@ -49,7 +49,8 @@ def disputed(db: Database, slug: str) -> list[Disputed]:
     found = []
     items = db.all(
         "SELECT i.*, (SELECT count(*) FROM adjudications j WHERE j.item_id = i.id) AS done FROM items i JOIN rounds r ON r.id = i.round_id"
-        " WHERE r.project_id = ? AND i.source != 'annotator' AND i.gold_kind IS NULL ORDER BY done, i.created_at, i.id",
+        " WHERE r.project_id = ? AND i.source != 'annotator' AND i.gold_kind IS NULL AND json_extract(i.content_json, '$.erased') IS NULL"
+        " ORDER BY done, i.created_at, i.id",
         project.id,
     )
     for item in items:
@@ -78,6 +79,8 @@ def case(db: Database, item_id: str, account_id: str) -> Case:
         raise NotThere("no such item", field="item")
     project, content = project_of_item(db, item_id), item.json("content")
     answers = answers_of(db, item)
+    if content.get("erased"):
+        raise NotThere("the item was erased", field="item")
     if len(answers) < 2:
         raise NotThere("fewer than two answers", field="item")
     own = db.one("SELECT * FROM adjudications WHERE item_id = ? AND account_id = ?", item_id, account_id)

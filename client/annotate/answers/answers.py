@@ -42,12 +42,13 @@ def submit(db: Database, person_id: str, given: dict[str, Any], locale: str, cat
         assignment = assignments.own(db, str(given.get("assignment_id")), person_id)
         project = project_of_item(db, assignment.item_id)
         turn_id = given.get("turn_id") or None
+        earlier = db.one("SELECT * FROM answers WHERE submission_id = ?", submission)
+        if earlier is None:
+            _check_open(db, assignment, turn_id)
         shown, view = _shown(db, assignment, project, turn_id)
         body = check_body(project.config, given.get("body"), shown)
-        earlier = db.one("SELECT * FROM answers WHERE submission_id = ?", submission)
         if earlier is not None:
             return _repeated(db, earlier, assignment, body)
-        _check_open(db, assignment, turn_id)
         answer = _insert(db, submission, assignment, project, turn_id, view, body, given, locale, catalog_sha256)
         _store_text(db, body, project, assignment, answer)
         is_over = _is_over(db, assignment, project, turn_id, body)

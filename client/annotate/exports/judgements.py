@@ -91,12 +91,17 @@ def _why_not(db: Database, row: Row, filters: Filters) -> str:
         return "gold"
     if "late" in filters.exclude and row.late:
         return "late"
-    if row.json("body").get("erased"):
+    if is_erased(row.json("body"), row.json("content")):
         return "erased"
     query = "SELECT 1 FROM view_slots s JOIN candidates c ON c.id = s.candidate_id WHERE s.view_id = ? AND c.has_identity_leak = 1"
     if "leak" in filters.exclude and row.view_id and db.one(query, row.view_id):
         return "leak"
     return ""
+
+
+def is_erased(body: dict[str, Any], content: dict[str, Any]) -> bool:
+    """Whether what was answered is gone, or what the answer is about: its author may be another person."""
+    return bool(body.get("erased") or content.get("erased"))
 
 
 def _judgement(db: Database, row: Row, project_id: str, until: int) -> Judgement:

@@ -24,6 +24,7 @@ _OWN_ASSIGNMENTS = "SELECT id FROM assignments WHERE account_id = ?"
 _OWN_DIALOGUES = f"SELECT id FROM dialogues WHERE assignment_id IN ({_OWN_ASSIGNMENTS})"
 _OWN_TURNS = f"SELECT id FROM turns WHERE dialogue_id IN ({_OWN_DIALOGUES})"
 _OWN_ITEMS = "SELECT id FROM items WHERE author_id = ?"
+_OPEN = "('leased', 'released', 'expired')"  # states of assignments that may still get answers
 
 
 def stop(db: Database, account_id: str, *, keeps_work: bool) -> None:
@@ -89,8 +90,13 @@ def _end(db: Database, account_id: str, state: str) -> None:
     db.execute("DELETE FROM sessions WHERE account_id = ?", account_id)
     for row in db.all("SELECT * FROM consents WHERE account_id = ? AND withdrawn_at IS NULL", account_id):
         db.put("consents", {**row.columns, "withdrawn_at": now}, ("account_id", "document", "version"), account_id)
-    for row in db.all("SELECT id FROM assignments WHERE account_id = ? AND state IN ('leased', 'released', 'expired')", account_id):
-        db.change("assignments", row.id, {"state": "voided", "ended_at": now, "reason": state}, account_id)
+    _void(db, f"account_id = ? AND state IN {_OPEN}", account_id, {"ended_at": now, "reason": state}, account_id)
+
+
+def _void(db: Database, condition: str, key: str, changes: Mapping[str, Any], account_id: str) -> None:
+    """Assignments that come to nothing: their items want another person."""
+    for row in db.all(f"SELECT id FROM assignments WHERE {condition}", key):
+        db.change("assignments", row.id, {"state": "voided", **changes}, account_id)
 
 
 def _erase_identity(db: Database, account_id: str) -> None:
@@ -123,6 +129,7 @@ def _erase_items(db: Database, account_id: str) -> None:
     for item in db.all(f"{_OWN_ITEMS} AND content_json != ?", account_id, ERASED):
         _blank(db, "items", "id = ?", item.id, {"content_json": ERASED, "content_sha256": sha256(item.id)})
         db.change("items", item.id, {"state": "retired"}, account_id)
+        _void(db, f"item_id = ? AND state IN {_OPEN}", item.id, {"ended_at": db.now(), "reason": "erased"}, account_id)
 
 
 def _blank(db: Database, table: str, condition: str, key: str, changes: Mapping[str, Any]) -> None:

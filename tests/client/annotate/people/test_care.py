@@ -13,14 +13,19 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
+from polyhead.client.annotate.admin import adjudication
 from polyhead.client.annotate.commands import annotate_app
 from polyhead.client.annotate.exports.judgements import Filters, judgements
+from polyhead.client.annotate.exports.options import options_of
+from polyhead.client.annotate.exports.writing import NAMES, make
 from polyhead.client.annotate.people import accounts, erasure, limits
+from polyhead.client.annotate.problems import NotThere
 from polyhead.client.annotate.projects.config import read_project
 from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web.catalogs import catalog
+from tests.client.annotate.answers.test_kinds import ARMS
 from tests.client.annotate.model import SECRETS, FakeModel
-from tests.client.annotate.site import CHOOSE, Person, RunningSite, begin, choice, running
+from tests.client.annotate.site import CHOOSE, Person, RunningSite, begin, choice, ids, running
 
 MINUTE = 60_000
 NOON = 1_790_078_400_000  # 2026-09-22, 12:00 UTC
@@ -182,6 +187,52 @@ async def test_what_is_erased_is_nowhere(tmp_path: Path, mode: str) -> None:
         assert site.db.value("SELECT count(*) FROM candidates WHERE prompt_token_ids IS NULL") == (8 if mode == "all" else 0)
         with pytest.raises(Exception, match="append-only"):
             site.db.execute("UPDATE events SET body_json = '{}'")
+
+
+async def replay(person: Person) -> tuple[str, dict[str, Any]]:
+    """(assignment, view) of a turn that somebody else has answered; every other task is new work, and skipped."""
+    while not (state := (await person.claim("work"))["state"])["view"]:
+        await person.post(f"/api/assignments/{state['assignment']['id']}/skip", {"reason": "other"})
+    return state["assignment"]["id"], state["view"]
+
+
+@pytest.mark.parametrize("kind", ["choose", "compare"])
+async def test_what_others_said_about_erased_words_is_no_row(tmp_path: Path, kind: str) -> None:
+    """A second person's answer about a turn was a row without a prompt, and an adjudicator's decision ended the export with an error.
+    Whoever has the turn open is told that it was taken back."""
+    config = f"slug: work\nkind: {kind}\n{ARMS}\ndialogue: {{max_turns: 1}}\nqueue: {{replay_share: 1.0}}\n"
+    async with (
+        running(tmp_path / "a.db", FakeModel(), config + "answer: {strength: hh8}" * (kind == "compare")) as site,
+        site.person(pseudonym="amber-fox-1") as author,
+        site.person() as second,
+        site.person() as third,
+    ):
+        begun = (await author.claim("work"))["state"]["assignment"]["id"]
+        turn = await author.say(begun, "My cat is called Zanzibar")
+        first = ids((await author.state("work"))["turns"][0]["view"])
+        await author.answer(begun, turn, {"choice": first[0]} if kind == "choose" else {"position": 1})
+        site.db.execute("UPDATE items SET overlap = 2 WHERE source = 'replay'")
+        again, view = await replay(second)
+        liked_first = 1 if ids(view) == first else 8
+        await second.answer(again, None, {"choice": first[1]} if kind == "choose" else {"position": 9 - liked_first})
+        judge, _ = accounts.create_account(site.db, "adjudicator", "judge-1")
+        [dispute] = adjudication.disputed(site.db, "work")
+        case = adjudication.case(site.db, dispute.item_id, judge)
+        decision = {"choice": first[1]} if kind == "choose" else {"position": 8}
+        adjudication.adjudicate(site.db, case, judge, decision, is_first=True)
+        unfinished, _ = await replay(third)
+        formats = [name for name in NAMES if name != "events"]
+        assert make(site.db, "work", "polyhead-pairs", options_of(format_name="polyhead-pairs", adjudicated=True)).rows
+        erasure.erase(site.db, erasure.find(site.db, "amber-fox-1").id, "all", "test")
+        for name in formats:
+            for adjudicated in (False, True):
+                made = make(site.db, "work", name, options_of(format_name=name, adjudicated=adjudicated))
+                assert (made.rows, made.left_out) == ([], {"erased": 2 + adjudicated}), name
+        assert adjudication.disputed(site.db, "work") == []
+        with pytest.raises(NotThere, match="erased"):
+            adjudication.case(site.db, dispute.item_id, judge)
+        refused = await third.answer(unfinished, None, {"choice": first[0]} if kind == "choose" else {"position": 1}, 409)
+        assert refused["code"] == "VOIDED"
 
 
 async def test_an_erasure_outlives_a_restore(tmp_path: Path) -> None:
