@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
@@ -11,8 +12,8 @@ from dataclasses import dataclass
 from datetime import UTC, datetime
 from pathlib import Path
 
-from polyhead.client.annotate.people.erasure import erase_again, list_path
-from polyhead.client.annotate.storage.database import Database, DatabaseError
+from polyhead.client.annotate.people.erasure import erase_again, list_path, note_beside
+from polyhead.client.annotate.storage.database import Database, DatabaseError, sync
 
 NUM_HOURLY, NUM_DAILY = 24, 14
 _NAME = "annotate-%Y%m%d-%H%M%S.db"
@@ -36,13 +37,13 @@ def backup(db: Database, path: Path) -> Backup:
     try:
         last_seq = _copy(db, beside)
         digest = _sha256(beside)
-        _sync(beside)
+        sync(beside)
         beside.rename(path)
     finally:
         beside.unlink(missing_ok=True)
     sums = path.with_name(f"{path.name}.sha256")
     sums.write_text(f"{digest}  {path.name}\n", encoding="utf-8")
-    _sync(path.parent)
+    sync(path.parent)
     return Backup(path, digest, last_seq)
 
 
@@ -65,33 +66,48 @@ def kept(found: Sequence[Path]) -> list[Path]:
 
 def restore(source: Path, path: Path) -> int:
     """Put a backup in the database's place; the file that was there is kept as PATH.before. Returns how many people were erased again.
-    DatabaseError if the backup is damaged, or the database is served."""
+    DatabaseError if the backup is damaged, or the database is served or read."""
     _check(source)
     if path.exists():
-        served = Database(path, sqlite3.connect(path))
-        try:
-            served.lock()
-            served.execute("PRAGMA wal_checkpoint(TRUNCATE)")
-        finally:
-            served.close()
-        path.replace(path.with_name(f"{path.name}.before"))
-    for end in ("-wal", "-shm"):
-        path.with_name(f"{path.name}{end}").unlink(missing_ok=True)
+        _note_erasures(path)
+    _set_aside(path)
     beside = path.with_name(f".{path.name}.{os.getpid()}")
     shutil.copyfile(source, beside)
     beside.chmod(0o600)
     restored = Database.open(beside)
     try:
         num_erased = erase_again(restored, list_path(path))
-        restored.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        restored.empty_log()
     finally:
         restored.close()
-    _sync(beside)
+    sync(beside)
     for end in ("-wal", "-shm", ".erasures.jsonl"):
         beside.with_name(f"{beside.name}{end}").unlink(missing_ok=True)
     beside.replace(path)
-    _sync(path.parent)
+    sync(path.parent)
     return num_erased
+
+
+def _note_erasures(path: Path) -> None:
+    """The list of erasures gets those that only the file knows of; a damaged one, for which there are backups, is asked for none."""
+    served = Database(path, sqlite3.connect(path, timeout=1, isolation_level=None))
+    try:
+        served.lock()
+        with contextlib.suppress(sqlite3.DatabaseError):
+            note_beside(path, [(row.account_id, row.mode) for row in served.all("SELECT account_id, mode FROM erasures")])
+            served.empty_log()
+    finally:
+        served.close()
+
+
+def _set_aside(path: Path) -> None:
+    """As PATH.before, and a write-ahead log that a damaged file has kept beside it."""
+    for end in ("", "-wal", "-shm"):
+        part, kept_as = path.with_name(f"{path.name}{end}"), path.with_name(f"{path.name}.before{end}")
+        if part.exists():
+            part.replace(kept_as)
+        elif end:
+            kept_as.unlink(missing_ok=True)
 
 
 def _copy(db: Database, path: Path) -> int:
@@ -120,12 +136,3 @@ def _check(source: Path) -> None:
 def _sha256(path: Path) -> str:
     with path.open("rb") as file:
         return hashlib.file_digest(file, "sha256").hexdigest()
-
-
-def _sync(path: Path) -> None:
-    """A file or folder reaches the disk."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

@@ -5,20 +5,22 @@ stays under a number. Mode `all`: what the person wrote and answered goes, too, 
 bodies {"erased": true}, prompts that hold the person's words disappear from the candidates. That something was judged, when, and under
 which number remains, so that counts still add up.
 
-Erasures are also kept in a file beside the database: a backup that is restored has them done again.
+Erasures are also kept in a file beside the database, which has each before it is done: a backup that is restored has them done again.
 """
 
 from __future__ import annotations
 
+import contextlib
 import json
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping
 from pathlib import Path
 from typing import Any
 
-from polyhead.client.annotate.problems import Invalid, NotThere
-from polyhead.client.annotate.storage.database import Database, Row, sha256, to_json
+from polyhead.client.annotate.problems import Clash, Invalid, NotThere
+from polyhead.client.annotate.storage.database import Database, DatabaseError, Row, sha256, sync, to_json
 
 MODES = ("identity", "all")
+Erasure = tuple[str, str]  # (account's id, mode)
 ERASED = to_json({"erased": True})
 _OWN_ASSIGNMENTS = "SELECT id FROM assignments WHERE account_id = ?"
 _OWN_DIALOGUES = f"SELECT id FROM dialogues WHERE assignment_id IN ({_OWN_ASSIGNMENTS})"
@@ -46,11 +48,13 @@ def find(db: Database, person: str) -> Row:
 
 
 def erase(db: Database, account_id: str, mode: str, by: str) -> None:
-    """Erase one person's data, also from free pages of the file and from its write-ahead log. Doing it again changes nothing."""
+    """Erase one person's data, also from free pages of the file and from its write-ahead log. Doing it again changes nothing.
+    Clash: it is erased, and those still hold some of it."""
     if mode not in MODES:
         raise Invalid(f"must be one of {', '.join(MODES)}", field="mode")
     find(db, account_id)
     with db.transaction():
+        note_beside(db.path, [(account_id, mode)])
         done = db.one("SELECT 1 FROM erasures WHERE account_id = ? AND mode = ? AND state = 'done'", account_id, mode)
         if done is None:
             db.execute("INSERT INTO erasures VALUES (?, ?, 'running', ?, ?)", account_id, mode, db.now(), by)
@@ -63,17 +67,19 @@ def erase(db: Database, account_id: str, mode: str, by: str) -> None:
         db.execute("UPDATE erasures SET state = 'done' WHERE account_id = ? AND mode = ?", account_id, mode)
         if done is None:
             db.event("erasures.done", by, {"account_id": account_id, "mode": mode}, {})
-    db.compact()
-    _note_beside(db, account_id, mode)
+    try:
+        db.compact()
+    except DatabaseError as error:
+        again = f"polyhead annotate erase {account_id} --mode {mode} --db {db.path}"
+        raise Clash(f"{account_id} is erased, but {error}\nhint: do it again: {again}", code="STILL_READ") from None
 
 
 def erase_again(db: Database, known: Path) -> int:
     """Do all erasures of a list file in this database, as after a restore. Returns how many people were found."""
     count = 0
-    for line in known.read_text(encoding="utf-8").splitlines() if known.exists() else []:
-        each = json.loads(line)
-        if db.one("SELECT 1 FROM accounts WHERE id = ?", each["account_id"]) is not None:
-            erase(db, each["account_id"], each["mode"], "restore")
+    for account_id, mode in _listed(known):
+        if db.one("SELECT 1 FROM accounts WHERE id = ?", account_id) is not None:
+            erase(db, account_id, mode, "restore")
             count += 1
     return count
 
@@ -81,6 +87,17 @@ def erase_again(db: Database, known: Path) -> int:
 def list_path(db_path: Path) -> Path:
     """The list of erasures of a database: it outlives the file."""
     return db_path.with_name(f"{db_path.name}.erasures.jsonl")
+
+
+def note_beside(db_path: Path, erasures: Iterable[Erasure]) -> None:
+    """The list of a database gets those that it lacks. They are on the disk when this returns."""
+    path = list_path(db_path)
+    known, text = _listed(path), path.read_text(encoding="utf-8") if path.exists() else ""
+    lines = [to_json({"account_id": account_id, "mode": mode}) for account_id, mode in erasures if (account_id, mode) not in known]
+    with path.open("a", encoding="utf-8") as file:
+        file.write("\n" * (text != "" and not text.endswith("\n")) + "".join(f"{line}\n" for line in lines))
+    sync(path)
+    sync(path.parent)
 
 
 def _end(db: Database, account_id: str, state: str) -> None:
@@ -154,9 +171,11 @@ def _replaced(body: dict[str, Any], changes: Mapping[str, Any]) -> dict[str, Any
     return {name: plain.get(name, value) if name in plain else value for name, value in body.items()}
 
 
-def _note_beside(db: Database, account_id: str, mode: str) -> None:
-    path, line = list_path(db.path), to_json({"account_id": account_id, "mode": mode})
-    known = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
-    if line not in known:
-        with path.open("a", encoding="utf-8") as file:
-            file.write(f"{line}\n")
+def _listed(path: Path) -> list[Erasure]:
+    """A line that lost power has cut short is none: what it was to say had not been begun."""
+    found = []
+    for line in path.read_text(encoding="utf-8").splitlines() if path.exists() else []:
+        with contextlib.suppress(ValueError):
+            each = json.loads(line)
+            found.append((each["account_id"], each["mode"]))
+    return found

@@ -33,6 +33,7 @@ PRIVATE = {  # columns that no event holds, by table
     "assignments": frozenset({"draft_json", "draft_rev"}),
 }
 _BUSY_MS = 5000
+_CHECKPOINTS = 2  # attempts to empty the write-ahead log; each waits for readers for up to _BUSY_MS
 _REFERENCES = ("project_id", "item_id", "assignment_id", "turn_id")  # columns of events that a row's own columns fill
 
 
@@ -209,9 +210,19 @@ class Database:
         self._connection.backup(other)
 
     def compact(self) -> None:
-        """Nothing of what was overwritten remains in the file, nor in its write-ahead log."""
-        self.execute("VACUUM")
-        self.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+        """Nothing of what was overwritten remains in the file, nor in its write-ahead log. DatabaseError: some of it may, and why."""
+        try:
+            self.execute("VACUUM")
+        except sqlite3.OperationalError as error:
+            raise DatabaseError(f"{self.path} still holds what was overwritten: {error}") from None
+        self.empty_log()
+
+    def empty_log(self) -> None:
+        """All of the write-ahead log goes into the file, and nothing stays in it. DatabaseError if somebody reads an older state for longer
+        than a few seconds."""
+        if any(not self.value("PRAGMA wal_checkpoint(TRUNCATE)") for _ in range(_CHECKPOINTS)):  # 1: it was kept from it
+            return
+        raise DatabaseError(f"{self.path}-wal still holds what was overwritten: somebody else reads the database")
 
     def event(self, kind: str, actor: str, body: Mapping[str, Any], about: Mapping[str, Any], table: str = "") -> None:
         """A line of the log. `about` names what it belongs to."""
@@ -225,6 +236,15 @@ class Database:
             " VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?)",
             self.now(), kind, actor, *references, text, sha256(text),
         )  # fmt: skip
+
+
+def sync(path: Path) -> None:
+    """A file or folder reaches the disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
 
 
 def failpoint(name: str) -> None:

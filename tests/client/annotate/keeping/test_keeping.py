@@ -17,9 +17,11 @@ from typer.testing import CliRunner
 from polyhead.client import errors
 from polyhead.client.annotate.commands import annotate_app
 from polyhead.client.annotate.keeping import backup, rebuild, verify
-from polyhead.client.annotate.people import erasure
+from polyhead.client.annotate.people import accounts, erasure
+from polyhead.client.annotate.problems import Clash
 from polyhead.client.annotate.replies.candidates import unpack_ids
 from polyhead.client.annotate.storage.database import Database, DatabaseError
+from polyhead.client.annotate.web.catalogs import NAMES, catalog
 from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import CHOOSE, RunningSite, choice, running
 
@@ -86,6 +88,78 @@ async def test_a_backup_while_it_is_served_and_the_way_back(tmp_path: Path) -> N
     (tmp_path / "copy.db").write_bytes(b"x")
     with pytest.raises(DatabaseError, match="is not what copy"):
         backup.restore(tmp_path / "copy.db", path)
+
+
+def erasable(path: Path) -> tuple[Database, str]:
+    """(a database, an account in it), and beside it a backup of it, old.db."""
+    db = Database.create(path)
+    account, _ = accounts.create_account(db, "annotator", "amber-fox-1")
+    backup.backup(db, path.with_name("old.db"))
+    return db, account
+
+
+def pseudonym_after_restore(path: Path) -> str:
+    backup.restore(path.with_name("old.db"), path)
+    with contextlib.closing(Database.open(path)) as restored:
+        return str(restored.value("SELECT pseudonym FROM accounts"))
+
+
+def test_an_erasure_is_on_the_list_before_it_is_done(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The list was written last: after a full disk the database said "done", and a backup brought the person back."""
+
+    def full(_: Database) -> None:
+        raise sqlite3.OperationalError("database or disk is full")
+
+    db, account = erasable(tmp_path / "a.db")
+    with monkeypatch.context() as patched:
+        patched.setattr(Database, "compact", full)
+        with pytest.raises(sqlite3.OperationalError):
+            erasure.erase(db, account, "identity", "test")
+    db.close()
+    assert account in erasure.list_path(tmp_path / "a.db").read_text(encoding="utf-8")
+    assert pseudonym_after_restore(tmp_path / "a.db").startswith("erased-")
+
+
+@pytest.mark.parametrize("left", ["", '{"account_id":'])
+def test_erasures_that_only_the_replaced_file_knows_of_are_done_again(tmp_path: Path, left: str) -> None:
+    """The list is gone, or lost power has cut its line short. It is whole afterwards."""
+    db, account = erasable(tmp_path / "a.db")
+    erasure.erase(db, account, "identity", "test")
+    db.close()
+    known = erasure.list_path(tmp_path / "a.db")
+    whole = known.read_text(encoding="utf-8")
+    known.write_text(left, encoding="utf-8")
+    assert pseudonym_after_restore(tmp_path / "a.db").startswith("erased-")
+    assert known.read_text(encoding="utf-8").splitlines() == [*([left] if left else []), *whole.splitlines()]
+
+
+def test_a_damaged_file_is_replaced(tmp_path: Path) -> None:
+    """That is what backups are for. Its erasures are on the list."""
+    db, account = erasable(tmp_path / "a.db")
+    erasure.erase(db, account, "identity", "test")
+    db.close()
+    (tmp_path / "a.db").write_bytes(b"no database" * 1000)
+    assert pseudonym_after_restore(tmp_path / "a.db").startswith("erased-")
+    assert (tmp_path / "a.db.before").read_bytes().startswith(b"no database")
+
+
+def test_a_file_that_somebody_reads_is_not_wiped_and_that_is_said(tmp_path: Path) -> None:
+    """The person is erased and on the list; the write-ahead log still holds the name, until the erasure is done again."""
+    db, account = erasable(tmp_path / "a.db")
+    db.execute("PRAGMA busy_timeout = 100")
+    with contextlib.closing(sqlite3.connect(tmp_path / "a.db", isolation_level=None)) as reader:
+        reader.execute("BEGIN")
+        reader.execute("SELECT count(*) FROM events").fetchone()
+        with pytest.raises(Clash, match="somebody else reads the database") as raised:
+            erasure.erase(db, account, "identity", "test")
+        assert (raised.value.name, b"amber-fox-1" in (tmp_path / "a.db-wal").read_bytes()) == ("STILL_READ", True)
+        with pytest.raises(DatabaseError, match="somebody else reads"):
+            backup.restore(tmp_path / "old.db", tmp_path / "a.db")
+    assert erasure.list_path(tmp_path / "a.db").exists()
+    assert all(catalog(locale).has("error.STILL_READ") for locale in NAMES)
+    erasure.erase(db, account, "identity", "test")
+    assert b"amber-fox-1" not in b"".join(each.read_bytes() for each in tmp_path.glob("a.db*"))
+    db.close()
 
 
 async def test_backups_an_hour_are_thinned(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
