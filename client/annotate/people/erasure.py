@@ -37,6 +37,7 @@ def stop(db: Database, account_id: str, *, keeps_work: bool) -> None:
             query = f"SELECT id FROM answers WHERE assignment_id IN ({_OWN_ASSIGNMENTS}) AND state = 'current'"
             for answer in db.all(query, account_id):
                 db.change("answers", answer.id, {"state": "voided", "state_reason": "stopped"}, account_id)
+            _void(db, "account_id = ? AND state = 'submitted'", account_id, {"reason": "stopped"}, account_id)
 
 
 def find(db: Database, person: str) -> Row:
@@ -131,6 +132,7 @@ def _erase_work(db: Database, account_id: str) -> None:
     of_assignment = f"assignment_id IN ({_OWN_ASSIGNMENTS})"
     _blank(db, "answers", of_assignment, account_id, answer)
     db.execute(f"UPDATE assignments SET draft_json = NULL WHERE id IN ({_OWN_ASSIGNMENTS})", account_id)
+    _void(db, "account_id = ? AND state = 'submitted'", account_id, {"reason": "erased"}, account_id)
     _blank(db, "turns", f"dialogue_id IN ({_OWN_DIALOGUES})", account_id, {"user_text": "", "messages_json": "[]"})
     _blank(db, "candidates", f"turn_id IN ({_OWN_TURNS})", account_id, {"prompt_token_ids": None})
     written = {"text": "", "text_sha256": sha256(""), "scores_json": None, "reward_json": None, "ood_json": None}

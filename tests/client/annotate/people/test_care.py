@@ -18,12 +18,13 @@ from polyhead.client.annotate.commands import annotate_app
 from polyhead.client.annotate.exports.judgements import Filters, judgements
 from polyhead.client.annotate.exports.options import options_of
 from polyhead.client.annotate.exports.writing import NAMES, make
+from polyhead.client.annotate.items.counting import Done, done_by_round
 from polyhead.client.annotate.people import accounts, erasure, limits
 from polyhead.client.annotate.problems import NotThere
 from polyhead.client.annotate.projects.config import read_project
 from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web.catalogs import catalog
-from tests.client.annotate.answers.test_kinds import ARMS
+from tests.client.annotate.answers.test_kinds import ARMS, MESSAGES, add, claimed, stored
 from tests.client.annotate.model import SECRETS, FakeModel
 from tests.client.annotate.site import CHOOSE, Person, RunningSite, begin, choice, ids, running
 
@@ -143,6 +144,23 @@ async def test_somebody_stops(site: RunningSite, past: str) -> None:
     assert left_out == ({} if past == "keep" else {"voided": 1})
     assert site.db.value("SELECT code_sha256 FROM accounts WHERE state = 'withdrawn'") is None
     assert site.db.value("SELECT count(*) FROM consents WHERE withdrawn_at IS NULL") == 0
+
+
+@pytest.mark.parametrize("act", ["keep", "void", "identity", "all"])
+async def test_what_counts_no_more_is_judged_by_somebody_else(tmp_path: Path, act: str) -> None:
+    """An item whose only answer was voided or erased passed for done, and was handed to nobody."""
+    async with running(tmp_path / "a.db", FakeModel(), stored("choose")) as site, site.person() as other:
+        add(site, tmp_path / "items.jsonl", {"messages": MESSAGES, "replies": ["one", "two"]})
+        async with site.person(pseudonym="amber-fox-1") as person:
+            _, assignment, cards = await claimed(person)
+            await person.answer(assignment, None, {"choice": cards[0]})
+        account, is_kept = erasure.find(site.db, "amber-fox-1").id, act in ("keep", "identity")
+        if act in erasure.MODES:
+            erasure.erase(site.db, account, act, "test")
+        else:
+            erasure.stop(site.db, account, keeps_work=is_kept)
+        assert list(done_by_round(site.db).values()) == [Done(int(is_kept), 1)]
+        assert (await other.claim("work")).get("empty") == ("nothing_left" if is_kept else None)
 
 
 def bytes_of(path: Path) -> bytes:
