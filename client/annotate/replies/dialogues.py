@@ -178,8 +178,10 @@ def store_ready(
 ) -> None:  # fmt: skip
     """All replies of a turn and the order to show them in, at once: afterwards the turn is ready, and not before.
     `is_ordered`: their order was drawn already, since the page has seen them grow. `is_rebuilt`: the context was rendered again from its
-    messages, since the trunk or the tokenizer of the turn before is no longer served."""
+    messages, since the trunk or the tokenizer of the turn before is no longer served. Nothing is stored that nobody waits for any more."""
     with db.transaction():
+        if not keeps_waiting(db, turn):
+            return
         for row in rows:
             db.insert("candidates", row)
         make_view(db, assignment_id, rows, turn.id, reveal=reveal, is_ordered=is_ordered)
@@ -188,6 +190,18 @@ def store_ready(
         if db.value("SELECT trunk_id FROM dialogues WHERE id = ?", turn.dialogue_id) is None and rows[0].get("trunk_id"):
             trunk = {name: rows[0].get(name) for name in ("trunk_id", "tokenizer_sha256")}
             db.change("dialogues", turn.dialogue_id, trunk)
+
+
+def keeps_waiting(db: Database, turn: Row) -> bool:
+    """Whether a turn may still get what is drawn for it; if not, it is abandoned. Another process may have erased its person meanwhile, and
+    what was drawn holds that person's words."""
+    query = "SELECT a.state FROM assignments a JOIN dialogues d ON d.assignment_id = a.id WHERE d.id = ?"
+    if db.value("SELECT state FROM turns WHERE id = ?", turn.id) != "generating":
+        return False
+    if db.value(query, turn.dialogue_id) in ("leased", "expired", "released"):  # released: for a break
+        return True
+    db.change("turns", turn.id, {"state": "abandoned", "ended_at": db.now()})
+    return False
 
 
 def make_view(
@@ -281,8 +295,9 @@ def _arms_of_turn(db: Database, dialogue: Row, config: ProjectConfig) -> list[di
 
 
 def _check_may_go_on(db: Database, assignment: Row, project: OpenProject, earlier: list[Row]) -> None:
-    if assignment.state not in ("leased", "expired"):
-        raise Clash(f"the assignment is {assignment.state}", code="ALREADY_ANSWERED")
+    state = db.value("SELECT state FROM assignments WHERE id = ?", assignment.id)  # it may have ended since the row was read
+    if state not in ("leased", "expired"):
+        raise Clash(f"the assignment is {state}", code="ALREADY_ANSWERED")
     limit = num_turns(db, assignment, project.config)
     if len(earlier) >= limit:
         raise Clash(f"the dialogue has its {limit} turns", code="NO_MORE_TURNS")

@@ -171,9 +171,11 @@ class Turns:
         """The turn with the user's message, which a head draws before the replies are drawn."""
         progress.set(state="user")
         [sample] = await self._drawn(user_turns.drawing_of_user(self._db, turn, project.config), progress)
-        turn = user_turns.store_message(self._db, turn, sample, project.config)
-        progress.set(state="generating", done=0, user_text=turn.user_text)
-        return turn
+        found = user_turns.store_message(self._db, turn, sample, project.config)
+        if found is None:
+            raise asyncio.CancelledError("nobody waits for this turn")
+        progress.set(state="generating", done=0, user_text=found.user_text)
+        return found
 
     async def _drawn(self, drawing: Drawing, progress: Progress) -> list[Sample]:
         """All replies; a server that is down or full is asked again."""

@@ -63,17 +63,17 @@ def drawing_of_user(db: Database, turn: Row, config: ProjectConfig) -> Drawing:
     return Drawing(said, None, None, arms, options, f"{turn.request_id}-user", is_message=True)
 
 
-def store_message(db: Database, turn: Row, sample: Sample, config: ProjectConfig) -> Row:
-    """The turn with its message. What was drawn is a row of its own, in no view: nobody judges it."""
+def store_message(db: Database, turn: Row, sample: Sample, config: ProjectConfig) -> Row | None:
+    """The turn with its message. What was drawn is a row of its own, in no view: nobody judges it. None: nobody waits for it any more."""
     row, text = candidate_of_sample(sample, turn.id, now=db.now(), leak_words=config.leak_words), sample.text.strip()
     messages: Messages = [*turn.json("messages"), {"role": "user", "content": text}]
     form = {**turn.json("form"), dialogues.USER_CANDIDATE: row["id"]}
     with db.transaction():
+        if not dialogues.keeps_waiting(db, turn):
+            return None
         db.insert("candidates", row)
         db.change("turns", turn.id, {"user_text": text, "messages_json": to_json(messages), "form_json": to_json(form)})
-    found = db.one("SELECT * FROM turns WHERE id = ?", turn.id)
-    assert found is not None, turn.id
-    return found
+    return db.one("SELECT * FROM turns WHERE id = ?", turn.id)
 
 
 def _turned_round(messages: Messages, told: str) -> Messages:

@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import io
 import json
 import shutil
 import zipfile
 from collections import Counter
+from collections.abc import Awaitable, Callable
 from pathlib import Path
 from typing import Any
 
@@ -18,10 +20,13 @@ from polyhead.client.annotate.commands import annotate_app
 from polyhead.client.annotate.exports.judgements import Filters, judgements
 from polyhead.client.annotate.exports.options import options_of
 from polyhead.client.annotate.exports.writing import NAMES, make
+from polyhead.client.annotate.items import assignments
 from polyhead.client.annotate.items.counting import Done, done_by_round
 from polyhead.client.annotate.people import accounts, erasure, limits
-from polyhead.client.annotate.problems import NotThere
+from polyhead.client.annotate.problems import Clash, NotThere
 from polyhead.client.annotate.projects.config import read_project
+from polyhead.client.annotate.projects.projects import project_of_item
+from polyhead.client.annotate.replies import dialogues
 from polyhead.client.annotate.storage.database import Database
 from polyhead.client.annotate.web.catalogs import catalog
 from tests.client.annotate.answers.test_kinds import ARMS, MESSAGES, add, claimed, stored
@@ -205,6 +210,53 @@ async def test_what_is_erased_is_nowhere(tmp_path: Path, mode: str) -> None:
         assert site.db.value("SELECT count(*) FROM candidates WHERE prompt_token_ids IS NULL") == (8 if mode == "all" else 0)
         with pytest.raises(Exception, match="append-only"):
             site.db.execute("UPDATE events SET body_json = '{}'")
+
+
+async def replies_begin(site: RunningSite, person: Person, folder: Path) -> None:
+    """The model draws the replies to a message that the person wrote."""
+    assignment = (await person.claim("work"))["state"]["assignment"]["id"]
+    site.model.gate.clear()
+    await person.post(f"/api/assignments/{assignment}/turns", {"client_turn_id": "ab" * 12, "text": "I am Zanzibar"}, 202)
+
+
+async def message_begins(site: RunningSite, person: Person, folder: Path) -> None:
+    """The model draws what the user says in the second turn."""
+    add(site, folder / "items.jsonl", {"messages": [{"role": "user", "content": "I am Zanzibar"}]})
+    state = (await person.claim("work"))["state"]
+    await person.events(state["turns"][0]["id"])
+    [turn] = (await person.state("work"))["turns"]
+    site.model.gate.clear()
+    await person.answer(state["assignment"]["id"], turn["id"], choice(turn["view"]))
+
+
+@pytest.mark.parametrize(("user", "begin_draw"), [("annotator", replies_begin), ("model", message_begins)])
+async def test_what_is_drawn_while_somebody_is_erased_is_not_stored(
+    tmp_path: Path, user: str, begin_draw: Callable[[RunningSite, Person, Path], Awaitable[None]]
+) -> None:
+    """By another process, which cannot end the draw. Prompts of the replies, or the conversation with the drawn message, brought the
+    words back."""
+    config = f"slug: work\nkind: choose\n{ARMS}\ndialogue: {{max_turns: 2, user: {user}}}"
+    async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person(pseudonym="amber-fox-1") as person:
+        await begin_draw(site, person, tmp_path)
+        num_before = site.db.value("SELECT count(*) FROM candidates")
+        [draw] = site.app._app.state.site.turns._tasks.values()
+        done = CliRunner().invoke(annotate_app, ["erase", "amber-fox-1", "--mode", "all", "--yes", "--db", str(tmp_path / "a.db")])
+        assert done.exit_code == 0, done.output
+        site.model.gate.set()
+        await asyncio.wait([draw], timeout=20)
+        assert site.db.value("SELECT count(*) FROM candidates") == num_before
+        assert site.db.value("SELECT count(*) FROM candidates WHERE prompt_token_ids IS NOT NULL") == 0
+        assert {row.messages_json for row in site.db.all("SELECT messages_json FROM turns")} == {"[]"}
+        assert site.db.value("SELECT state FROM turns ORDER BY number DESC LIMIT 1") == "abandoned"
+
+
+async def test_no_turn_begins_once_the_person_is_erased(site: RunningSite) -> None:
+    """The request had read its assignment before it asked the model server about the text."""
+    async with site.person(pseudonym="amber-fox-1") as person:
+        found = assignments.get(site.db, (await person.claim())["state"]["assignment"]["id"])
+        erasure.erase(site.db, erasure.find(site.db, "amber-fox-1").id, "all", "test")
+        with pytest.raises(Clash, match="voided"):
+            dialogues.begin_turn(site.db, found, project_of_item(site.db, found.item_id), "ab" * 12, "My cat is called Zanzibar")
 
 
 async def replay(person: Person) -> tuple[str, dict[str, Any]]:
