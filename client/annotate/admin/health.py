@@ -128,7 +128,7 @@ def _work(db: Database, waited: Row) -> Table:
         [Word("admin.row.under_way"), db.value("SELECT count(*) FROM turns WHERE state = 'generating'")],
         [Word("admin.row.leases"), db.value("SELECT count(*) FROM assignments WHERE state = 'leased'")],
         [Word("admin.row.answers_day"), db.value("SELECT count(*) FROM answers WHERE received_at > ?", since)],
-        [Word("admin.row.late_day"), db.value("SELECT count(*) FROM assignments WHERE late = 1 AND ended_at > ?", since)],
+        [Word("admin.row.late_day"), db.value("SELECT count(*) FROM answers WHERE late = 1 AND received_at > ?", since)],
         [Word("admin.row.waited"), waited.num],
         [Word("admin.row.waited_longest"), _minutes(waited.longest) if waited.num else "–"],
         [Word("admin.row.open_reports"), db.value("SELECT count(*) FROM reports WHERE state = 'open'")],

@@ -140,16 +140,23 @@ def _insert(
         "id": answer, "submission_id": submission, "assignment_id": assignment.id, "turn_id": turn_id, "view_id": view,
         "kind": project.config.kind.value, "body_json": text, "body_sha256": sha256(text), "polarity": project.config.answer.polarity.value,
         "project_version": project.version, "locale": locale, "catalog_sha256": catalog_sha256, "client_json": _client(given.get("client")),
-        **times, "received_at": db.now(), "active_ms": _time(timing, "active_ms") or 0,
+        **times, "received_at": db.now(), "active_ms": _time(timing, "active_ms") or 0, "late": int(_is_late(db, assignment, turn_id)),
     }  # fmt: skip
     db.insert("answers", row, assignment.account_id)
-    if assignment.state != "leased" or assignment.lease_until < db.now():
+    if row["late"]:
         db.change("assignments", assignment.id, {"late": 1}, assignment.account_id)
     db.execute(
         "UPDATE assignments SET draft_json = NULL, draft_rev = draft_rev + 1, active_ms = max(active_ms, ?) WHERE id = ?",
         min(row["active_ms"], assignments.MAX_LEASE_MS), assignment.id,
     )  # fmt: skip
     return answer
+
+
+def _is_late(db: Database, assignment: Row, turn_id: str | None) -> bool:
+    """The lease is over; or the answer stands in place of a late one, though Undo has leased the assignment again."""
+    earlier = "SELECT 1 FROM answers WHERE assignment_id = ? AND ifnull(turn_id, '') = ? AND late = 1"
+    is_over = assignment.state != "leased" or assignment.lease_until < db.now()
+    return is_over or db.one(earlier, assignment.id, turn_id or "") is not None
 
 
 def _store_text(db: Database, body: dict[str, Any], project: OpenProject, assignment: Row, answer: str) -> None:

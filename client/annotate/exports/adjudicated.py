@@ -7,7 +7,7 @@ from collections import Counter
 from collections.abc import Sequence
 from typing import Any
 
-from polyhead.client.annotate.exports.judgements import Filters, Judgement, evidence_of, heads_of, is_erased, last_seq
+from polyhead.client.annotate.exports.judgements import Filters, Judgement, evidence_of, heads_of, is_erased, known_items, last_seq
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import Kind
 from polyhead.client.annotate.replies import dialogues
@@ -25,11 +25,16 @@ def decisions(db: Database, slug: str, filters: Filters, left_out: Counter[str])
     """Of one project, one an item, in the order in which they were first made. What is left out is counted by its reason."""
     project = projects.find_project(db, slug)
     found: dict[str, Judgement] = {}
-    for row, body in _bodies(db, filters.until_seq or last_seq(db)):
+    until = filters.until_seq or last_seq(db)
+    known = known_items(db, until) if "gold" in filters.exclude else set()
+    for row, body in _bodies(db, until):
         item = db.one(_ITEM, row.item_id, project.id)
         if item is None or (filters.round_number and item.round_number != filters.round_number):
             continue
         if row.created_at < filters.since_ms:
+            continue
+        if item.id in known:
+            left_out["gold"] += 1
             continue
         if is_erased(body, item.json("content")):
             left_out["erased"] += 1

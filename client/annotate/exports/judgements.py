@@ -54,9 +54,9 @@ def judgements(db: Database, slug: str, filters: Filters, left_out: Counter[str]
     """Of one project, in the order in which they came. What is left out is counted by its reason."""
     project = projects.find_project(db, slug)
     until = filters.until_seq or last_seq(db)
-    withdrawn = _withdrawn(db, until)
+    withdrawn, known = _withdrawn(db, until), known_items(db, until)
     for row in db.all(_ANSWERS, project.id, until):
-        reason = withdrawn.get(row.id) or _why_not(db, row, filters)
+        reason = withdrawn.get(row.id) or _why_not(db, row, filters, is_known=row.item_id in known)
         if reason:
             left_out[reason] += 1
             continue
@@ -67,7 +67,7 @@ def last_seq(db: Database) -> int:
     return int(db.value("SELECT coalesce(max(seq), 0) FROM events"))
 
 
-_ANSWERS = """SELECT n.*, a.account_id, a.item_id, a.late, p.pseudonym, r.number AS round_number, i.gold_kind, i.content_json, i.source,
+_ANSWERS = """SELECT n.*, a.account_id, a.item_id, p.pseudonym, r.number AS round_number, i.content_json, i.source,
     i.origin_turn_id, e.seq, o.dialogue_id AS origin_dialogue_id
     FROM answers n JOIN assignments a ON a.id = n.assignment_id JOIN accounts p ON p.id = a.account_id JOIN items i ON i.id = a.item_id
     JOIN rounds r ON r.id = i.round_id JOIN events e ON e.kind = 'answers.insert' AND json_extract(e.body_json, '$.id') = n.id
@@ -82,12 +82,24 @@ def _withdrawn(db: Database, until: int) -> dict[str, str]:
     return {key: state for key, state in states.items() if state != "current"}
 
 
-def _why_not(db: Database, row: Row, filters: Filters) -> str:
+def known_items(db: Database, until: int) -> set[str]:
+    """Ids of items whose answer was known at that point of the log: as the table says, but for what the team has changed since."""
+    known = {row.id for row in db.all("SELECT id FROM items WHERE gold_kind IS NOT NULL")}
+    for row in db.all(f"SELECT DISTINCT item_id {_GOLD} AND kind = 'items.change' AND seq > ?", until):
+        query = f"SELECT json_extract(body_json, '$.gold_kind') {_GOLD} AND item_id = ? AND seq <= ? ORDER BY seq DESC"
+        (known.add if db.value(query, row.item_id, until) else known.discard)(row.item_id)
+    return known
+
+
+_GOLD = "FROM events WHERE kind IN ('items.insert', 'items.change') AND json_type(body_json, '$.gold_kind') IS NOT NULL"
+
+
+def _why_not(db: Database, row: Row, filters: Filters, *, is_known: bool) -> str:
     if filters.round_number and row.round_number != filters.round_number:
         return "other round"
     if row.received_at < filters.since_ms:
         return "too early"
-    if "gold" in filters.exclude and row.gold_kind:
+    if "gold" in filters.exclude and is_known:
         return "gold"
     if "late" in filters.exclude and row.late:
         return "late"
@@ -155,22 +167,23 @@ def _user(db: Database, turn_id: str | None) -> dict[str, Any]:
 
 
 def _written(db: Database, row: Row) -> list[Row]:
-    """The reply that an answer is, if it is one."""
+    """The reply that an answer is, if it is one: the log has it right behind the answer."""
     if not Kind(row.kind).is_writing:
         return []
-    found = db.one(
-        "SELECT * FROM candidates WHERE item_id = ? AND account_id = ? AND text = ? ORDER BY created_at DESC, id",
-        row.item_id, row.account_id, row.json("body")["text"],
-    )  # fmt: skip
+    behind = "SELECT json_extract(body_json, '$.id') FROM events WHERE kind = 'candidates.insert' AND seq > ? ORDER BY seq LIMIT 1"
+    found = db.one("SELECT * FROM candidates WHERE id = ? AND account_id = ?", db.value(behind, row.seq), row.account_id)
     return [found] if found is not None else []
 
 
 def _probe_turns(db: Database, row: Row) -> list[dict[str, Any]]:
-    assignment = db.one("SELECT * FROM assignments WHERE id = ?", row.assignment_id)
-    assert assignment is not None
-    found = []
-    for turn in dialogues.turns_of(db, assignment):
-        reply = dialogues.continued_with(db, turn)
-        if reply is not None:
-            found.append({"id": turn.id, "messages": turn.json("messages"), "reply": reply.text})
-    return found
+    """Those that were there when the answer came: after Undo there may be more."""
+    turns = db.all(
+        "SELECT t.* FROM turns t JOIN dialogues d ON d.id = t.dialogue_id"
+        " WHERE d.assignment_id = ? AND t.state = 'ready' AND t.ended_at <= ? ORDER BY t.number, t.attempt",
+        row.assignment_id, row.received_at,
+    )  # fmt: skip
+    newest = {turn.number: turn for turn in turns}
+    replies = {turn.id: dialogues.continued_with(db, turn) for turn in newest.values()}
+    return [
+        {"id": turn.id, "messages": turn.json("messages"), "reply": reply.text} for turn in newest.values() if (reply := replies[turn.id])
+    ]

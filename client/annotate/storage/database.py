@@ -25,7 +25,7 @@ from urllib.parse import quote
 
 from polyhead.client.annotate.storage.migrations import migrate, version_of
 
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 _RESTORE = "hint: put a copy of the file from a backup in its place, without its -wal and -shm files"
 FAILPOINT_VARIABLE = "POLYHEAD_ANNOTATE_FAILPOINT"  # "before-commit:3": the process kills itself there, the third time
 PRIVATE = {  # columns that no event holds, by table

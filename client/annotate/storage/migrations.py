@@ -18,6 +18,7 @@ class Opened(Protocol):
     def execute(self, statement: str, *values: Any) -> int: ...
     def value(self, query: str, *values: Any) -> Any: ...
     def all(self, query: str, *values: Any) -> Any: ...
+    def change(self, table: str, key: str, changes: Mapping[str, Any], actor: str = "system") -> None: ...
     def put(self, table: str, row: Mapping[str, Any], keys: tuple[str, ...], actor: str = "system") -> None: ...
 
 
@@ -56,4 +57,25 @@ def _to_4(db: Opened) -> None:
     db.execute("ALTER TABLE accounts ADD COLUMN projects_json TEXT NOT NULL DEFAULT '[]' CHECK (json_valid(projects_json))")
 
 
-_STEPS: dict[int, Callable[[Opened], None]] = {1: _to_2, 2: _to_3, 3: _to_4}  # by the version that a step begins with
+def _to_5(db: Opened) -> None:
+    """Lateness was the assignment's. The log marks it right behind a late answer; without any such mark all of its answers are late. An
+    assignment whose answers were all voided or erased stood for one that is done."""
+    db.execute("ALTER TABLE answers ADD COLUMN late INTEGER NOT NULL DEFAULT 0 CHECK (late IN (0, 1))")
+    marked = {row.id for row in db.all(_MARKED_LATE)}
+    late = db.all("SELECT n.id, n.assignment_id, n.turn_id FROM answers n JOIN assignments a ON a.id = n.assignment_id WHERE a.late = 1")
+    turns = {(row.assignment_id, row.turn_id) for row in late if row.id in marked}  # what was given anew after Undo is as late
+    assignments = {assignment for assignment, _ in turns}
+    for row in late:
+        if (row.assignment_id, row.turn_id) in turns or row.assignment_id not in assignments:
+            db.change("answers", row.id, {"late": 1}, ACTOR)
+    for row in db.all(_WITHOUT_ANSWERS):
+        db.change("assignments", row.id, {"state": "voided"}, ACTOR)
+
+
+_MARKED_LATE = """SELECT json_extract(e.body_json, '$.id') AS id FROM events e JOIN events m ON m.seq = e.seq + 1
+    WHERE e.kind = 'answers.insert' AND m.kind = 'assignments.change' AND json_extract(m.body_json, '$.late') = 1
+    AND json_type(m.body_json, '$.state') IS NULL"""
+_WITHOUT_ANSWERS = """SELECT a.id FROM assignments a WHERE a.state = 'submitted'
+    AND EXISTS (SELECT 1 FROM answers n WHERE n.assignment_id = a.id) AND NOT EXISTS (SELECT 1 FROM answers n
+    WHERE n.assignment_id = a.id AND n.state = 'current' AND json_extract(n.body_json, '$.erased') IS NULL)"""
+_STEPS: dict[int, Callable[[Opened], None]] = {1: _to_2, 2: _to_3, 3: _to_4, 4: _to_5}  # by the version that a step begins with

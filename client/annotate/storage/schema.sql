@@ -1,6 +1,6 @@
--- The tables of polyhead annotate, schema 4: all task kinds, so that a new kind needs no migration. migrations.py has the way from 1.
+-- The tables of polyhead annotate, schema 5: all task kinds, so that a new kind needs no migration. migrations.py has the way from 1.
 -- Times: INTEGER milliseconds since 1970 UTC. Ids: 24 hex digits. *_json: TEXT with CHECK(json_valid).
-PRAGMA user_version = 4;
+PRAGMA user_version = 5;
 CREATE TABLE events (              -- append-only: what happened; every other table marked (p) is rebuilt from it
   seq INTEGER PRIMARY KEY AUTOINCREMENT, at INTEGER NOT NULL, kind TEXT NOT NULL, actor TEXT NOT NULL,
   project_id TEXT, item_id TEXT, assignment_id TEXT, turn_id TEXT,
@@ -68,7 +68,8 @@ CREATE TABLE answers (             -- insert-only but for state
   kind TEXT NOT NULL, body_json TEXT NOT NULL CHECK (json_valid(body_json)), body_sha256 BLOB NOT NULL, polarity TEXT NOT NULL CHECK (polarity IN ('better','worse')),
   project_version INTEGER NOT NULL, locale TEXT NOT NULL, catalog_sha256 BLOB NOT NULL, client_json TEXT NOT NULL,
   shown_at INTEGER, first_input_at INTEGER, client_submitted_at INTEGER, received_at INTEGER NOT NULL, active_ms INTEGER NOT NULL,
-  state TEXT NOT NULL DEFAULT 'current' CHECK (state IN ('current','withdrawn','voided')), state_reason TEXT NOT NULL DEFAULT '') STRICT;
+  state TEXT NOT NULL DEFAULT 'current' CHECK (state IN ('current','withdrawn','voided')), state_reason TEXT NOT NULL DEFAULT '',
+  late INTEGER NOT NULL DEFAULT 0 CHECK (late IN (0, 1))) STRICT;  -- given when its lease was over, or in place of one that was
 CREATE UNIQUE INDEX one_current_answer ON answers (assignment_id, ifnull(turn_id, '')) WHERE state = 'current';
 CREATE TABLE gold_results (answer_id TEXT PRIMARY KEY REFERENCES answers, is_passed INTEGER NOT NULL, score REAL NOT NULL, at INTEGER NOT NULL) STRICT;
 CREATE TABLE reports (id TEXT PRIMARY KEY, account_id TEXT NOT NULL, item_id TEXT, candidate_id TEXT, reason TEXT NOT NULL, text TEXT NOT NULL, state TEXT NOT NULL, created_at INTEGER NOT NULL) STRICT;

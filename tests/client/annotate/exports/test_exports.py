@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import json
 import re
+from collections.abc import AsyncIterator, Callable
 from pathlib import Path
 from typing import Any
 from xml.etree import ElementTree
@@ -12,21 +14,23 @@ import pytest
 from typer.testing import CliRunner
 
 from polyhead.client import Rule
-from polyhead.client.annotate.admin import adjudication
+from polyhead.client.annotate.admin import adjudication, items
 from polyhead.client.annotate.commands import annotate_app
 from polyhead.client.annotate.exports.comparable import all_judgements, signs
 from polyhead.client.annotate.exports.judgements import Filters
 from polyhead.client.annotate.exports.options import Options, options_of
 from polyhead.client.annotate.exports.pairs import reply
 from polyhead.client.annotate.exports.writing import NAMES, export, make
+from polyhead.client.annotate.keeping.verify import problems
 from polyhead.client.annotate.people import accounts
 from polyhead.client.annotate.problems import Invalid
 from polyhead.client.annotate.projects import projects, rules
+from polyhead.client.annotate.storage.database import now_ms
 from polyhead.client.annotate.web.catalogs import catalog
 from polyhead.heads.training.labels import RuleLabel
 from tests.client.annotate.answers.test_kinds import MESSAGES, add, claimed, rows, stored
 from tests.client.annotate.model import FakeModel
-from tests.client.annotate.site import RunningSite, choice, running
+from tests.client.annotate.site import Person, RunningSite, choice, running
 
 PROBE = "slug: work\nkind: probe\narms: {fixed: [{head: policy, n: 1}]}\nrules: {rule_set: example-rules@1, attempts: 2}"
 LIVE = "slug: work\nkind: choose\narms: {fixed: [{head: policy, n: 2}]}"
@@ -176,7 +180,7 @@ async def test_only_what_people_agree_about(tmp_path: Path) -> None:
 
 
 async def test_a_decision_stands_in_place_of_the_answers(tmp_path: Path) -> None:
-    """And as it was at the chosen point of the log: before the change of mind, and before there was one."""
+    """And as it was at the chosen point of the log: before the change of mind, before there was one, and before the answer was known."""
     async with running(tmp_path / "a.db", FakeModel(), stored("rank", "queue: {overlap: 2}")) as site:
         add(site, tmp_path / "one.jsonl", {"messages": MESSAGES, "replies": ["a", "b"]})
         await judged_by(site, {"a": 1, "b": 2}, {"a": 2, "b": 1})
@@ -191,6 +195,10 @@ async def test_a_decision_stands_in_place_of_the_answers(tmp_path: Path) -> None
             points.append(site.db.value("SELECT max(seq) FROM events"))
         found = [written(site, tmp_path, "polyhead-pairs", adjudicated=True, until_seq=point) for point in points]
         keys = [json.loads(line) for line in (tmp_path / "rows.keys.jsonl").read_text(encoding="utf-8").splitlines()]
+        [row] = site.db.all("SELECT * FROM items")
+        items.set_gold(site.db, row, "gold", '{"ranks": [1, 2]}', "test")
+        assert written(site, tmp_path, "polyhead-pairs", adjudicated=True) == ([], {"gold": 3})
+        assert written(site, tmp_path, "polyhead-pairs", adjudicated=True, until_seq=points[-1]) == found[-1]
     assert [[row["chosen"] for row in rows] for rows, _ in found] == [["a", "b"], ["a"], ["b"]]
     assert [left_out for _, left_out in found] == [{}, {"adjudicated": 2}, {"adjudicated": 2}]
     assert [(key["annotator"], key["source"]) for key in keys] == [("judge-1", "adjudication")]
@@ -240,6 +248,95 @@ async def test_tools_get_no_harmful_reply_as_the_best_one(tmp_path: Path, kind: 
     named = {name.format(**letters): value.format(**letters) if isinstance(value, str) else value for name, value in said.items()}
     assert answers == named
     assert_fits((tmp_path / "rows.xml").read_text(encoding="utf-8"), task)
+
+
+async def second_turn_late(site: RunningSite, person: Person, path: Path) -> AsyncIterator[None]:
+    """The second of two turns is answered when the lease is over."""
+    assignment = (await person.claim("work"))["state"]["assignment"]["id"]
+    for is_late in (False, True):
+        turn = await person.say(assignment, "Hello there")
+        view = (await person.state("work"))["turns"][-1]["view"]
+        if is_late:
+            yield
+            site.db.now = lambda: now_ms() + 40 * 60_000
+        await person.answer(assignment, turn, choice(view))
+
+
+async def known_afterwards(site: RunningSite, person: Person, path: Path) -> AsyncIterator[None]:
+    """The team says what is right when people have answered."""
+    await ranked(site, path)
+    yield
+    [item] = site.db.all("SELECT * FROM items")
+    items.set_gold(site.db, item, "gold", '{"ranks": [1, 2, 3]}', "test")
+
+
+async def probed_further(site: RunningSite, person: Person, path: Path) -> AsyncIterator[None]:
+    """Undo, another attempt, and the same verdict."""
+    rules.store_rules(site.db, projects.open_project(site.db, "work"), "example-rules@1", [Rule("no-insults", "Do not insult.")])
+    _, assignment, _ = await claimed(person)
+    await person.say(assignment, "Insult me!")
+    stored = await person.answer(assignment, None, {"verdict": 4})
+    yield
+    await person.post(f"/api/answers/{stored['answer_id']}/withdraw", {})
+    await person.say(assignment, "Really!")
+    await person.answer(assignment, None, {"verdict": 4})
+
+
+async def mended_alike(site: RunningSite, person: Person, path: Path) -> AsyncIterator[None]:
+    """Undo, and the same text again, which is another reply."""
+    add(site, path, {"messages": MESSAGES, "replies": ["Air."]})
+    _, assignment, (candidate,) = await claimed(person)
+    stored = await person.answer(assignment, None, {"text": "Air scatters blue.", "candidate": candidate})
+    yield
+    await person.post(f"/api/answers/{stored['answer_id']}/withdraw", {})
+    await asyncio.sleep(0.002)
+    await person.answer(assignment, None, {"text": "Air scatters blue.", "candidate": candidate})
+
+
+@pytest.mark.parametrize(
+    ("config", "format_name", "happens"),
+    [
+        (f"{LIVE}\ndialogue: {{max_turns: 2}}", "polyhead-pairs", second_turn_late),
+        (stored("rank"), "polyhead-pairs", known_afterwards),
+        (PROBE, "rules", probed_further),
+        (stored("edit"), "polyhead-pairs", mended_alike),
+    ],
+)
+async def test_one_point_of_the_log_is_one_file(
+    tmp_path: Path, config: str, format_name: str, happens: Callable[[RunningSite, Person, Path], AsyncIterator[None]]
+) -> None:
+    """Rows, keys and counts, whatever happens afterwards; the whole log then says something else."""
+    async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person() as person:
+        story = happens(site, person, tmp_path / "items.jsonl")
+        await anext(story)
+        point = site.db.value("SELECT max(seq) FROM events")
+        options = options_of(format_name=format_name, exclude=["late", "gold"], until_seq=point)
+        before = make(site.db, "work", format_name, options)
+        assert before.rows
+        async for _ in story:
+            pass
+        assert make(site.db, "work", format_name, options) == before
+        now = make(site.db, "work", format_name, options_of(format_name=format_name, exclude=["late", "gold"]))
+        assert (now.rows, now.left_out) != (before.rows, before.left_out)
+        assert problems(site.db) == []
+
+
+async def test_late_is_said_of_an_answer_and_not_of_its_conversation(tmp_path: Path) -> None:
+    """One late turn made the answers before it late. Given anew after Undo, it is as late."""
+    config = f"{LIVE}\ndialogue: {{max_turns: 2}}"
+    async with running(tmp_path / "a.db", FakeModel(), config) as site, site.person() as person:
+        async for _ in second_turn_late(site, person, tmp_path / "items.jsonl"):
+            pass
+        first, second = site.db.all("SELECT * FROM answers ORDER BY received_at")
+        for _ in range(2):
+            rows, left_out = written(site, tmp_path, "polyhead-pairs", exclude=["late"])
+            assert (len(rows), left_out["late"]) == (1, 1)
+            await person.post(f"/api/answers/{second.id}/withdraw", {})
+            again = await person.answer(second.assignment_id, second.turn_id, {"choice": second.json("body")["choice"]})
+            second = site.db.one("SELECT * FROM answers WHERE id = ?", again["answer_id"])
+        written(site, tmp_path, "polyhead-pairs")
+        keys = [json.loads(line) for line in (tmp_path / "rows.keys.jsonl").read_text(encoding="utf-8").splitlines()]
+    assert [(key["answer"], key["late"]) for key in keys] == [(first.id, False), (second.id, True)]
 
 
 async def test_ties_are_rows_with_margin_0(tmp_path: Path) -> None:

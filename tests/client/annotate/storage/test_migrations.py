@@ -11,7 +11,7 @@ from polyhead.client.annotate.keeping import verify
 from polyhead.client.annotate.people import accounts, limits, pausing
 from polyhead.client.annotate.projects import projects
 from polyhead.client.annotate.projects.config import read_project
-from polyhead.client.annotate.storage.database import SCHEMA_VERSION, Database, DatabaseError
+from polyhead.client.annotate.storage.database import SCHEMA_VERSION, Database, DatabaseError, sha256
 from tests.client.annotate.site import CHOOSE, begin
 
 SCHEMA_1 = Path(__file__).with_name("schema_1.sql")
@@ -49,6 +49,49 @@ def test_a_file_of_schema_1_opens(tmp_path: Path) -> None:
     for person in (paused, free):
         limits.come_back(db, person, project)
     assert [pausing.is_paused(db, person, project.id) for person in (paused, free)] == [True, False]
+    db.close()
+
+
+def answered(db: Database, number: int, turns: tuple[bool, ...], *, state: str = "current", is_marked: bool = True) -> None:
+    """An item with a conversation, as files of schema 4 have it: for each turn whether its answer was late."""
+    person, item, assignment = (f"{what}-{number}" for what in ("person", "item", "assignment"))
+    with db.transaction():
+        known = {"pseudonym": person, "role": "annotator", "state": "active", "locale": "en", "timezone": "UTC", "languages_json": "[]"}
+        db.insert("accounts", {"id": person, **known, "created_at": 1})
+        row = {"id": item, "round_id": db.value("SELECT id FROM rounds"), "source": "annotator", "lang": "", "content_json": "{}"}
+        db.insert("items", {**row, "content_sha256": sha256(item), "overlap": 1, "created_at": 1})
+        row = {"id": assignment, "item_id": item, "account_id": person, "state": "leased", "leased_at": 1, "lease_until": 2}
+        db.insert("assignments", row)
+        db.insert("dialogues", {"id": f"dialogue-{number}", "assignment_id": assignment, "started_at": 1})
+        for index, is_late in enumerate(turns):
+            key = f"{number}-{index}"
+            said = {"number": index + 1, "user_text": "", "user_source": "annotator", "messages_json": "[]", "form_json": "{}"}
+            made = {"arms_json": "[]", "request_id": key, "state": "failed", "started_at": 1}
+            db.insert("turns", {"id": f"turn-{key}", "dialogue_id": f"dialogue-{number}", **said, **made})
+            about = {"id": key, "submission_id": key, "assignment_id": assignment, "turn_id": f"turn-{key}", "kind": "choose"}
+            body = {"body_json": "{}", "body_sha256": sha256("{}"), "polarity": "better", "project_version": 1}
+            sent = {"client_json": "{}", "locale": "en", "catalog_sha256": b"x", "received_at": 1, "active_ms": 0}
+            db.insert("answers", {**about, **body, **sent, "state": state})
+            if is_late and is_marked:
+                db.change("assignments", assignment, {"late": 1})
+        db.change("assignments", assignment, {"state": "submitted", "late": int(any(turns))})
+
+
+def test_lateness_becomes_the_answers_own(tmp_path: Path) -> None:
+    """Where the log says which answer was late, that one alone is; and what was voided passes for done no more."""
+    connection = sqlite3.connect(tmp_path / "a.db", isolation_level=None)
+    connection.executescript(SCHEMA_1.read_text(encoding="utf-8"))
+    db = Database(tmp_path / "a.db", connection)
+    begin(db, read_project(CHOOSE))
+    answered(db, 0, (False, True))
+    answered(db, 1, (False, False))
+    answered(db, 2, (True, True), is_marked=False)
+    answered(db, 3, (False,), state="voided")
+    db.close()
+    db = Database.open(tmp_path / "a.db")
+    assert {row.id for row in db.all("SELECT id FROM answers WHERE late = 1")} == {"0-1", "2-0", "2-1"}
+    assert [row.id for row in db.all("SELECT id FROM assignments WHERE state = 'voided'")] == ["assignment-3"]
+    assert verify.problems(db) == []
     db.close()
 
 
