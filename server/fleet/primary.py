@@ -93,10 +93,13 @@ class Fleet:
 
     # ---- what activations ask
 
+    def may_wait(self, wish: Wish) -> bool:
+        return wish.require is not Require.PRIMARY
+
     @contextlib.contextmanager
     def asking(self, heads: Mapping[str, int], wish: Wish, note: Note) -> Iterator[None]:
-        """On a worker thread; the round itself runs on the event loop."""
-        if wish.require is not Require.PRIMARY:
+        """On a thread that no follower's task needs; the round itself runs on the event loop."""
+        if self.may_wait(wish):
             note(f"waiting for {len(self._sessions)} followers to load it")
         round_: AbstractAsyncContextManager[None] = self._rounds.prepared(heads, wish)
         entering = asyncio.run_coroutine_threadsafe(round_.__aenter__(), self._loop)

@@ -1,7 +1,8 @@
 """Threads for what would hold up the event loop: hashing, disks, building heads, texts. One torch thread each, beside the engine's.
 
-Three pools, so that nothing waits behind work of another kind: `run` for requests and heads, `run_control` for what an operator asks
-and changes, and a third for messages so large that their texts take seconds (`run_sized`).
+Four pools, so that nothing waits behind work of another kind: `run` for requests and heads, `run_control` for what an operator asks
+and changes, a third for messages so large that their texts take seconds (`run_sized`), and a fourth for changes that wait for replicas
+(`run_waiting`), whose own work needs the first two.
 """
 
 from __future__ import annotations
@@ -25,6 +26,7 @@ OpenT = TypeVar("OpenT", bound=AbstractContextManager[Any])
 NUM_THREADS = 8  # more than the pushes that may run at once
 NUM_CONTROL_THREADS = 4  # none of their calls reads weights or texts
 NUM_LONG_THREADS = 2
+NUM_WAITING_THREADS = 8  # changes that load ahead while one waits for the replicas
 LONG_BYTES = 256 << 10  # of a message: tokenising so much text takes a second, and a hundred times its memory
 
 log = logging.getLogger(__name__)
@@ -38,6 +40,7 @@ class Workers:
         self._pool = _pool("polyhead-worker", NUM_THREADS)
         self._control = _pool("polyhead-control", NUM_CONTROL_THREADS)
         self._long = _pool("polyhead-long", NUM_LONG_THREADS)
+        self._waiting = _pool("polyhead-waiting", NUM_WAITING_THREADS)
 
     async def run(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """Run a blocking function with the caller's context (request id for the log). A cancel does not stop it."""
@@ -50,6 +53,10 @@ class Workers:
     async def run_sized(self, num_bytes: int, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
         """The same for work on a message of `num_bytes`: long ones have threads of their own, so that short ones need not wait for them."""
         return await self._run(self._long if num_bytes > LONG_BYTES else self._pool, partial(function, *args, **kwargs))
+
+    async def run_waiting(self, function: Callable[P, R], *args: P.args, **kwargs: P.kwargs) -> R:
+        """The same for a change that waits for replicas: what they ask for meanwhile runs on the other threads."""
+        return await self._run(self._waiting, partial(function, *args, **kwargs))
 
     async def finish(self, function: Callable[..., R], *args: object) -> R:
         """As `run`, and wait until it has ended, even if the caller is cancelled: its data belongs to one thread at a time."""
@@ -69,7 +76,7 @@ class Workers:
 
     def close(self) -> None:
         """Wait for running calls; further ones are refused."""
-        for pool in (self._pool, self._control, self._long):
+        for pool in (self._pool, self._control, self._long, self._waiting):
             pool.shutdown(wait=True, cancel_futures=True)
 
     async def _run(self, pool: ThreadPoolExecutor, call: Callable[[], R]) -> R:

@@ -45,6 +45,9 @@ Note = Callable[[str], None]  # what a change is doing, for the log
 class Consent(Protocol):
     """Asked before the commit, and waited for after it."""
 
+    def may_wait(self, wish: Wish) -> bool:
+        """Whether `asking` may wait for replicas. Does not block."""
+
     def asking(self, heads: Mapping[str, int], wish: Wish, note: Note) -> AbstractContextManager[None]:
         """Enter: those that are asked have loaded these versions, and keep them in memory until the block ends. Blocks.
 
@@ -61,6 +64,9 @@ class Consent(Protocol):
 
 class Alone:
     """A server that nobody follows."""
+
+    def may_wait(self, wish: Wish) -> bool:
+        return False
 
     def asking(self, heads: Mapping[str, int], wish: Wish, note: Note) -> AbstractContextManager[None]:
         return contextlib.nullcontext()

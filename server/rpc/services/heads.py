@@ -21,7 +21,7 @@ from polyhead.server.process.workers import carried_through
 from polyhead.server.rpc.interceptors import current_call
 from polyhead.server.rpc.messages import heads as convert
 from polyhead.server.rpc.uploads import Upload
-from polyhead.server.versions.consent import Require
+from polyhead.server.versions.consent import Require, Wish
 from polyhead.server.versions.lookup import VersionView
 from polyhead.server.versions.preconditions import Expected
 from polyhead.server.versions.publisher import MAX_PUSHES
@@ -198,6 +198,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         wish = convert.wish(request, Require.ALL)
         done = await self._change(
             context,
+            wish,
             lambda: heads,
             lambda: self._registry.activate(
                 heads,
@@ -226,6 +227,7 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
         wish = convert.wish(request, Require.PRIMARY)
         done = await self._change(
             context,
+            wish,
             lambda: self._registry.rollback_heads(to_generation),
             lambda: self._registry.rollback(
                 to_generation,
@@ -280,10 +282,16 @@ class HeadServicer(heads_pb2_grpc.HeadServiceServicer):
             return pb.WatchHeadsResponse(generation=convert.generation_message(self._store.generation(number)))
         return None
 
-    async def _change(self, context: Context, heads: Callable[[], Mapping[str, int]], change: Callable[[], Activation]) -> Activation:
-        """A change that has begun is carried through, also if the caller goes away. Control's workers do it, unless it must load."""
-        is_resident = await self._workers.run_control(lambda: self._registry.is_resident(heads()))
-        done = await carried_through(self._workers.run_control(change) if is_resident else self._workers.run(change))
+    async def _change(
+        self, context: Context, wish: Wish, heads: Callable[[], Mapping[str, int]], change: Callable[[], Activation]
+    ) -> Activation:
+        """A change that has begun is carried through, even if the caller goes away. Control does it if it neither loads nor waits."""
+        run = self._workers.run
+        if self._registry.consent.may_wait(wish):
+            run = self._workers.run_waiting
+        elif await self._workers.run_control(lambda: self._registry.is_resident(heads())):
+            run = self._workers.run_control
+        done = await carried_through(run(change))
         if done.report is not None:
             context.add_done_callback(_acknowledged)  # type: ignore[arg-type]  # types-grpcio names a type of its own
         return done

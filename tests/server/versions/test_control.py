@@ -5,7 +5,8 @@ from __future__ import annotations
 import asyncio
 import contextlib
 import threading
-from collections.abc import AsyncIterator, Iterator
+from collections.abc import AsyncIterator, Iterator, Mapping
+from dataclasses import dataclass, field
 from typing import Any
 
 import grpc.aio
@@ -20,12 +21,13 @@ from polyhead.server.rpc.errors import DeadlineExceeded
 from polyhead.server.rpc.services import heads as heads_module
 from polyhead.server.rpc.services.heads import MIN_BYTES_PER_S, _Chunks
 from polyhead.server.rpc.uploads import Upload
+from polyhead.server.versions.consent import Alone, Note, Require, Wish
 from polyhead.server.versions.head_loader import to_file
 from polyhead.server.versions.preconditions import Expected
 from polyhead.server.versions.publisher import MAX_PUSHES
 from polyhead.server.versions.watch import GenerationFeed
 from polyhead.v1 import heads_pb2 as pb
-from tests.server.fakes import World, heads_server
+from tests.server.fakes import World, heads_server, until
 from tests.server.rpc.services.calls import chunk, header, push, refused
 
 TOKENS = {name: (("authorization", f"Bearer {name}-token-of-the-tests"),) for name in ("ann", "bob")}
@@ -71,6 +73,39 @@ async def test_control_answers_while_every_worker_tokenises(ready: World) -> Non
         watch.cancel()
 
 
+@dataclass
+class Absent(Alone):
+    """Replicas that say nothing until `answer` is set."""
+
+    answer: threading.Event = field(default_factory=threading.Event)
+
+    def may_wait(self, wish: Wish) -> bool:
+        return wish.require is not Require.PRIMARY
+
+    @contextlib.contextmanager
+    def asking(self, heads: Mapping[str, int], wish: Wish, note: Note) -> Iterator[None]:
+        assert not self.may_wait(wish) or self.answer.wait(60)
+        yield
+
+
+async def test_activations_that_wait_for_replicas_hold_up_nothing(ready: World) -> None:
+    """Four of heads in memory took all threads of control, which the round of the first needed: it failed, and a rollback waited for it.
+
+    Eight of heads that had to be loaded took the threads that a replica's pull needs.
+    """
+    replicas = ready.registry.consent = Absent()
+    ready.registry.residency.forget("policy", ready.push("policy", ready.changed(3)))
+    async with heads_server(ready) as (stub, _):
+        asked = [pb.ActivateHeadsRequest(heads={"policy": version}) for version in (1, 3) for _ in range(workers_module.NUM_THREADS)]
+        calls = [asyncio.ensure_future(stub.ActivateHeads(each, timeout=60)) for each in asked]
+        await until(lambda: len(ready.registry.changes.running()) == workers_module.NUM_WAITING_THREADS)
+        assert (await stub.RollbackHeads(pb.RollbackHeadsRequest(), timeout=20)).generation.number == 3
+        assert len((await stub.ListHeads(pb.ListHeadsRequest(name="policy"), timeout=20)).heads) == 3
+        assert [message async for message in stub.PullHead(pb.PullHeadRequest(head="policy@2"), timeout=20)]
+        replicas.answer.set()
+        assert sorted([(await call).generation.number for call in calls]) == [*range(4, 4 + len(calls))]
+
+
 @pytest.fixture
 def slow_load(ready: World) -> Iterator[tuple[threading.Event, threading.Event]]:
     """(loading has begun, it may go on) for a version that is not in memory: policy@3."""
@@ -104,9 +139,7 @@ def test_a_rollback_overtakes_an_activation_that_loads(ready: World, slow_load: 
     assert ready.registry.changes.running() == []
 
 
-def test_an_activation_that_was_overtaken_keeps_its_expectation(
-    ready: World, slow_load: tuple[threading.Event, threading.Event]
-) -> None:
+def test_an_activation_that_was_overtaken_keeps_its_expectation(ready: World, slow_load: tuple[threading.Event, threading.Event]) -> None:
     begun, go_on = slow_load
     failed: list[PolyheadError] = []
 
