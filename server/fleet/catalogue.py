@@ -6,10 +6,13 @@ Knows records and tasks, not streams. Methods read the store: call them from a w
 from __future__ import annotations
 
 import hashlib
-from collections.abc import Iterable, Iterator, Mapping
+import itertools
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping
 from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeVar
 
-from polyhead.heads.format.errors import NotFound
+from polyhead.heads.format.errors import NotFound, PolyheadError
 from polyhead.heads.format.manifest import parse_reference
 from polyhead.heads.store import records
 from polyhead.heads.store.store import GenerationRecord, HeadStore, VersionRecord
@@ -22,6 +25,17 @@ from polyhead.v1 import fleet_pb2
 
 CHUNK_BYTES = 1 << 20
 NUM_GENERATIONS = 100  # past ones that a follower keeps the records of: for a rollback after it was made the primary
+
+Read = TypeVar("Read")
+Key = tuple[str, bytes]  # of a task: the same when it is given again
+
+
+class Unreadable(PolyheadError):
+    """What a task sends cannot be read here. The session leaves that task out for a while."""
+
+    def __init__(self, key: Key, message: str) -> None:
+        super().__init__(message)
+        self.key = key
 
 
 @dataclass(slots=True)
@@ -118,27 +132,34 @@ class Catalogue:
             ],
         )
 
-    def next_task(self, held: Held, wanted: Mapping[str, int]) -> fleet_pb2.FollowResponse | None:
-        """The most urgent task; None if there is none. `wanted`: versions that are to be prepared, and no more than those."""
+    def next_task(self, held: Held, wanted: Mapping[str, int], failed: Collection[Key] = ()) -> fleet_pb2.FollowResponse | None:
+        """The most urgent task; None if there is none. `wanted`: versions that are to be prepared, and no more than those.
+
+        `failed`: tasks that are left out, with those that need them. Unreadable names one more.
+        """
         if wanted:
             return next(self._store_versions(held, self._with_bases(wanted)), None)
-        return next(self._tasks(held), None)
+        return next((task for task in self._tasks(held, failed) if key_of(task) not in failed), None)
 
-    def _tasks(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
+    def _tasks(self, held: Held, failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:
         versions = self._versions()  # under the store's lock, after which `current` is what the latest announced change has made it
         current = self._store.current
-        yield from self._store_configurations(held)
-        yield from self._store_fits(held)
-        if current is not None:
-            yield from self._store_versions(held, self._with_bases(current.heads))
-            if held.generation < current.number:
-                record = records.encode_generation(current)
-                yield fleet_pb2.FollowResponse(commit_generation=fleet_pb2.CommitGeneration(record=record))
-            if not held.has_caught_up:
-                yield fleet_pb2.FollowResponse(caught_up=fleet_pb2.CaughtUp())
+        yield from self._store_configurations(held, failed)  # heads are asked with them
+        if current is not None and ("commit_generation", records.encode_generation(current)) not in failed:
+            yield from _while_done(self._take_up(held, current), failed)
+        yield from self._store_fits(held, failed)
+        if current is not None and held.generation == current.number and not held.has_caught_up:
+            yield fleet_pb2.FollowResponse(caught_up=fleet_pb2.CaughtUp())
         yield from self._forget(held, {(each.name, each.version) for each in versions}, self._store.spent())
         yield from self._store_versions(held, sorted(versions, key=_newest_first))
-        yield from self._keep_generations(held, current)
+        yield from self._keep_generations(held)
+
+    def _take_up(self, held: Held, current: GenerationRecord) -> Iterator[fleet_pb2.FollowResponse]:
+        """The active generation, after what it names."""
+        commit = fleet_pb2.CommitGeneration(record=records.encode_generation(current))
+        yield from self._store_versions(held, _read(("commit_generation", commit.record), partial(self._with_bases, current.heads)))
+        if held.generation < current.number:
+            yield fleet_pb2.FollowResponse(commit_generation=commit)
 
     def _versions(self) -> list[VersionRecord]:
         found: list[VersionRecord] = []
@@ -174,30 +195,53 @@ class Catalogue:
             heads = [f"{name}@{version}" for name, version in gone]
             yield fleet_pb2.FollowResponse(forget_versions=fleet_pb2.ForgetVersions(heads=heads))
 
-    def _keep_generations(self, held: Held, current: GenerationRecord | None) -> Iterator[fleet_pb2.FollowResponse]:
+    def _keep_generations(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
         """The newest of the past, and what a rollback would go back to."""
         for each in self._store.history()[:NUM_GENERATIONS]:
-            if current is not None and each.number < current.number and each.number not in held.generations:
+            if each.number < held.generation and each.number not in held.generations:
                 record = records.encode_generation(each)
                 yield fleet_pb2.FollowResponse(keep_generation=fleet_pb2.KeepGeneration(record=record))
 
-    def _store_fits(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
+    def _store_fits(self, held: Held, failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:
         fits = self._fits.listing()
         for each in fits:
-            record = ood_records.encode(each)
-            if held.fits.get(each.reference) != _sha256(record):
-                data = self._fits.content(each)[held.num_fit_bytes :][:CHUNK_BYTES]
-                yield fleet_pb2.FollowResponse(store_fit=fleet_pb2.StoreFit(record=record, offset=held.num_fit_bytes, data=data))
-        for key in held.fits.keys() - {each.reference for each in fits}:
-            name, _, version = key.rpartition("@")
+            task = fleet_pb2.StoreFit(record=ood_records.encode(each), offset=held.num_fit_bytes)
+            key = "store_fit", task.record
+            if held.fits.get(each.reference) != _sha256(task.record) and key not in failed:
+                task.data = _read(key, partial(self._fits.content, each))[task.offset :][:CHUNK_BYTES]
+                yield fleet_pb2.FollowResponse(store_fit=task)
+        for reference in held.fits.keys() - {each.reference for each in fits}:
+            name, _, version = reference.rpartition("@")
             yield fleet_pb2.FollowResponse(forget_fit=fleet_pb2.ForgetFit(name=name, version=int(version)))
 
-    def _store_configurations(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
+    def _store_configurations(self, held: Held, failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:
         for each in self._configurations.all():
-            record = configuration_records.encode(each)
-            if held.configurations.get(configuration_key(each)) != _sha256(record):
-                content = b"" if each.retired_at else self._configurations.content(each)
-                yield fleet_pb2.FollowResponse(store_configuration=fleet_pb2.StoreConfiguration(record=record, content=content))
+            task = fleet_pb2.StoreConfiguration(record=configuration_records.encode(each))
+            key = "store_configuration", task.record
+            if held.configurations.get(configuration_key(each)) != _sha256(task.record) and key not in failed:
+                task.content = b"" if each.retired_at else _read(key, partial(self._configurations.content, each))
+                yield fleet_pb2.FollowResponse(store_configuration=task)
+
+
+def key_of(task: fleet_pb2.FollowResponse) -> Key:
+    """Its kind, and the record that it sends or what it names."""
+    kind = task.WhichOneof("task")
+    assert kind is not None, "a task of no kind"
+    part: Any = getattr(task, kind)
+    return kind, part.record if "record" in part.DESCRIPTOR.fields_by_name else part.SerializeToString()
+
+
+def _while_done(tasks: Iterable[fleet_pb2.FollowResponse], failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:
+    """Tasks of which each needs all before it."""
+    return itertools.takewhile(lambda task: key_of(task) not in failed, tasks)
+
+
+def _read(key: Key, read: Callable[[], Read]) -> Read:
+    """What the task `key` sends."""
+    try:
+        return read()
+    except PolyheadError as error:
+        raise Unreadable(key, error.message) from None
 
 
 def configuration_key(stored: configuration_records.StoredConfiguration) -> str:

@@ -31,7 +31,8 @@ class Member:
     address: str
     generation: int = 0
     has_caught_up: bool = False  # has caught up since its start
-    error: str = ""  # of its last task
+    error: str = ""  # of a task that it could not do
+    is_stuck: bool = False  # what it could not take up is a head or a generation
     heard_at: float = field(default_factory=time.monotonic)
     is_connected: bool = True
 

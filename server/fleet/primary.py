@@ -122,6 +122,10 @@ class Fleet:
     def report(self) -> FollowersReport:
         return self.members.report(self._services.registry.active.generation)
 
+    def unread(self) -> str:
+        """What no follower gets, since it cannot be read here; empty: nothing."""
+        return next((session.unread for session in self._sessions.values() if session.unread), "")
+
     def listing(self) -> list[fleet_pb2.Replica]:
         """Followers, by name."""
         generation = self._services.registry.active.generation

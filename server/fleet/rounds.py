@@ -91,7 +91,7 @@ class Rounds:
         while True:
             members = self._members.listing()
             behind = [member for member in members if member.generation < generation or member.is_lost]
-            due = [member for member in behind if member.has_caught_up and not member.is_lost and not member.error]
+            due = [member for member in behind if member.has_caught_up and not member.is_lost and not member.is_stuck]
             if not due or (remaining := end_at - time.monotonic()) <= 0:
                 return tuple(member.name for member in behind)
             await self._members.wait(min(LOOK_S, remaining))

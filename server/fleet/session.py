@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Mapping
 from dataclasses import dataclass, field
 
 from polyhead.heads.format.errors import InvalidArgument, PolyheadError, Unavailable
-from polyhead.server.fleet.catalogue import Catalogue, Held
+from polyhead.server.fleet.catalogue import Catalogue, Held, Key, Unreadable, key_of
 from polyhead.server.fleet.members import Member, Members
 from polyhead.server.process.workers import Workers
 from polyhead.v1 import fleet_pb2
 
 PING_S = 1.0
-RETRY_S = 2.0  # after a task that failed
+RETRY_S = 2.0  # for each task that failed, until all of them are tried again
+MAX_RETRY_S = 60.0
 Write = Callable[[fleet_pb2.FollowResponse], Awaitable[None]]
 
 log = logging.getLogger(__name__)
@@ -49,7 +49,15 @@ class Session:
         self._news = asyncio.Event()
         self._answer: asyncio.Future[str] | None = None
         self._number = 0
-        self._failed_at = -RETRY_S
+        self._left_out: set[Key] = set()  # tasks that failed, until they are tried again
+        self._retry_at = 0.0
+        self._errors: dict[Key, str] = {}  # of tasks that failed at the follower
+        self._unread: dict[Key, str] = {}  # of those whose content cannot be read here
+
+    @property
+    def unread(self) -> str:
+        """What cannot be read here, so that the follower does not get it; empty: nothing."""
+        return next(iter(self._unread.values()), "")
 
     def wake(self) -> None:
         """There may be something to do."""
@@ -102,16 +110,16 @@ class Session:
             await asyncio.sleep(PING_S)
 
     async def _give_tasks(self, write: Write) -> None:
-        """Orders of rounds before what the catalogue finds. A task that failed is tried again after a while."""
+        """Orders of rounds before what the catalogue finds. A task that failed is tried again after all others, and after a while."""
         while True:
             self._news.clear()
             if self._orders:
                 await self._carry_out(self._orders.pop(0), write)
-            elif self._pause_s:
-                await self._rest(self._pause_s)
             elif (task := await self._next({})) is not None:
                 self._note(task, await self._carry(task, write))
-            elif not self._pause_s:
+            elif self._left_out:
+                await self._rest()
+            else:
                 await self._news.wait()
 
     async def _carry_out(self, order: Order, write: Write) -> None:
@@ -130,27 +138,48 @@ class Session:
             order.end("it went away")
 
     def _note(self, task: fleet_pb2.FollowResponse, error: str) -> None:
+        key = key_of(task)
         if error:
-            self._failed_at = time.monotonic()
-            self._held.num_fit_bytes = 0
-            log.warning("the follower %s could not take up %s: %s", self.member.name, task.WhichOneof("task"), error)
+            self._leave_out(key)
+            if self._errors.get(key) != error:
+                log.warning("the follower %s could not take up %s: %s", self.member.name, task.WhichOneof("task"), error)
+            self._errors[key] = error
         else:
             self._held.note(task)
-        self.member.error = error
-        if self._held.generation > self.member.generation:
-            self.member.generation = self._held.generation
+            is_commit = task.HasField("commit_generation")
+            self._errors = {each: text for each, text in self._errors.items() if each != key and not (is_commit and each[0] == key[0])}
+        self.member.generation = max(self.member.generation, self._held.generation)
         self.member.has_caught_up = self.member.has_caught_up or self._held.has_caught_up
+        self._show_errors()
+
+    def _show_errors(self) -> None:
+        self.member.error = next(iter(self._errors.values()), "")
+        self.member.is_stuck = any(kind in ("store_version", "commit_generation") for kind, _ in self._errors)
         self._members.changed()
 
+    def _leave_out(self, key: Key) -> None:
+        self._left_out.add(key)
+        self._retry_at = time.monotonic() + min(RETRY_S * len(self._left_out), MAX_RETRY_S)
+        self._held.num_fit_bytes = 0
+
     async def _next(self, wanted: Mapping[str, int]) -> fleet_pb2.FollowResponse | None:
-        try:
-            return await self._workers.run_control(self._catalogue.next_task, self._held, wanted)
-        except PolyheadError as error:
-            if wanted:
-                raise
-            log.warning("the follower %s cannot be brought up to date: %s", self.member.name, error.message)
-            self._failed_at = time.monotonic()
-            return None
+        """None if there is nothing to do but what was left out."""
+        while True:
+            try:
+                return await self._workers.run_control(self._catalogue.next_task, self._held, wanted, self._left_out)
+            except Unreadable as error:
+                self._note_unread(error.key, error.message)
+            except PolyheadError as error:
+                if wanted:
+                    raise
+                self._note_unread(("", b""), error.message)
+                return None
+
+    def _note_unread(self, key: Key, error: str) -> None:
+        self._leave_out(key)
+        if self._unread.get(key) != error:
+            log.warning("the follower %s cannot be brought up to date: %s", self.member.name, error)
+        self._unread[key] = error
 
     async def _carry(self, task: fleet_pb2.FollowResponse, write: Write) -> str:
         """Send one task and wait for its end: "" or what went wrong."""
@@ -160,12 +189,9 @@ class Session:
         await write(task)
         return await self._answer
 
-    @property
-    def _pause_s(self) -> float:
-        """Seconds until what failed is tried again; 0: nothing failed lately."""
-        return max(0.0, self._failed_at + RETRY_S - time.monotonic())
-
-    async def _rest(self, seconds: float) -> None:
-        """So long, or until there is news."""
-        with contextlib.suppress(TimeoutError):
-            await asyncio.wait_for(self._news.wait(), seconds)
+    async def _rest(self) -> None:
+        """Until there is news, or what was left out is tried again."""
+        try:
+            await asyncio.wait_for(self._news.wait(), self._retry_at - time.monotonic())
+        except TimeoutError:
+            self._left_out.clear()

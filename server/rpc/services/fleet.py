@@ -73,6 +73,7 @@ class FleetServicer(fleet_pb2_grpc.FleetServiceServicer):
             address=services.config.advertise,
             generation=active.generation,
             state=fleet_pb2.REPLICA_STATE_SERVING if active.heads and not services.registry.damage else fleet_pb2.REPLICA_STATE_BEHIND,
+            error=self._fleet.unread() if self._fleet else "",
             primary=True,
         )
         followers = self._fleet.listing() if self._fleet else []

@@ -3,28 +3,35 @@
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import hashlib
 import threading
-from collections.abc import AsyncIterator, Mapping
+from collections.abc import AsyncIterator, Collection, Iterator, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 
 from polyhead.heads.format.errors import DataLoss
+from polyhead.heads.format.precision import Precision
 from polyhead.heads.store import records
 from polyhead.heads.store.store import HeadStore
+from polyhead.server.engine.work.pooling import Pooling, PromptPooling
 from polyhead.server.fleet import session as session_module
-from polyhead.server.fleet.catalogue import Catalogue, Held
-from polyhead.server.fleet.members import Members
+from polyhead.server.fleet.catalogue import Catalogue, Held, Key
+from polyhead.server.fleet.members import Members, State
 from polyhead.server.fleet.session import Session
-from polyhead.server.ood.store import OodStore
+from polyhead.server.ood.scores import OodModel
+from polyhead.server.ood.store import OodFit, OodStore
 from polyhead.server.rewards.configuration_store import ConfigurationStore, StoredConfiguration
 from polyhead.server.rewards.configurations import ConfigurationKind
 from polyhead.v1 import fleet_pb2
 from tests.heads.store.store_support import TRUNK, activate, push
 from tests.server.ood.test_ood_store import make_fit, make_model
 
+RECIPE = b"id: terse\nversion: 1\n"
 Task = fleet_pb2.FollowResponse
 
 
@@ -40,7 +47,7 @@ class Listed:
         self.found = list(found)
         self.num_asked = 0
 
-    def next_task(self, held: Held, wanted: Mapping[str, int]) -> Task | None:
+    def next_task(self, held: Held, wanted: Mapping[str, int], failed: Collection[Key]) -> Task | None:
         self.num_asked += 1
         each = self.found.pop(0) if self.found else None
         if isinstance(each, Exception):
@@ -49,13 +56,14 @@ class Listed:
 
 
 class Follower:
-    """Does what it is told, until it is stopped."""
+    """Does what it is told, until it is stopped; what it cannot do is in `errors`, by kind."""
 
-    def __init__(self, catalogue: Listed) -> None:
-        members = Members()
-        member = members.join("b", "b:1", 1, has_caught_up=True)
-        self.session = Session(member, Held(), catalogue, members, Workers())  # type: ignore[arg-type]
+    def __init__(self, catalogue: Listed | Catalogue, **errors: str) -> None:
+        self.members = Members()
+        self.member = self.members.join("b", "b:1", 0, has_caught_up=False)
+        self.session = Session(self.member, Held(), catalogue, self.members, Workers())  # type: ignore[arg-type]
         self.tasks: list[str] = []
+        self.errors = errors
         self._answers: asyncio.Queue[fleet_pb2.FollowRequest] = asyncio.Queue()
         self._got = asyncio.Semaphore(0)
 
@@ -63,7 +71,8 @@ class Follower:
         if (kind := task.WhichOneof("task") or "") != "ping":
             self.tasks.append(kind)
             self._got.release()
-            self._answers.put_nowait(fleet_pb2.FollowRequest(done=fleet_pb2.Done(number=task.number)))
+            error = self.errors.get(kind, "")
+            self._answers.put_nowait(fleet_pb2.FollowRequest(done=fleet_pb2.Done(number=task.number, error=error)))
 
     async def requests(self) -> AsyncIterator[fleet_pb2.FollowRequest]:
         while True:
@@ -71,6 +80,17 @@ class Follower:
 
     async def gets_task(self) -> None:
         await asyncio.wait_for(self._got.acquire(), 10.0)
+
+    async def gets(self, kind: str) -> None:
+        """And whatever comes before it."""
+        while kind not in self.tasks:
+            await self.gets_task()
+
+    @contextlib.asynccontextmanager
+    async def following(self) -> AsyncIterator[None]:
+        run = asyncio.ensure_future(self.session.run(self.requests(), self.write))
+        yield
+        run.cancel()
 
 
 def tasks_for(catalogue: Catalogue, held: Held) -> list[Task]:
@@ -109,6 +129,91 @@ async def test_a_catalogue_that_could_not_be_read_is_read_again(monkeypatch: pyt
     run = asyncio.ensure_future(follower.session.run(follower.requests(), follower.write))
     await follower.gets_task()
     run.cancel()
+
+
+@dataclass
+class Primary:
+    """Two versions, of which the second is active; a fit and a configuration."""
+
+    path: Path
+    store: HeadStore
+    catalogue: Catalogue
+
+
+@pytest.fixture
+def primary(tmp_path: Path) -> Iterator[Primary]:
+    with HeadStore.open(tmp_path / "store", TRUNK) as store:
+        fits, configurations = OodStore(store, 3), ConfigurationStore(store)
+        numbers = OodModel(**{name: np.zeros(4) for name in OodModel.__dataclass_fields__})
+        pooling = PromptPooling(2, Pooling.MEAN)
+        fits.add(OodFit("helpful", 0, TRUNK, Precision.FLOAT32, pooling, 40, 0.1, 0.0, 1.0, 1.0), numbers)
+        sha256 = hashlib.sha256(RECIPE).hexdigest()
+        configurations.add(StoredConfiguration(ConfigurationKind.RECIPE, "terse@1", sha256, len(RECIPE), 1.0), RECIPE)
+        for label in ("first", "second"):
+            activate(store, {"policy": push(store, "policy", label)})
+        yield Primary(tmp_path / "store", store, Catalogue(store, fits, configurations))
+
+
+EVERYTHING = {"store_configuration", "store_version", "commit_generation", "store_fit", "caught_up", "keep_generation"}
+
+
+@pytest.mark.parametrize(
+    ("file", "kind"), [("ood/helpful@1.safetensors", "store_fit"), ("configurations/recipe--terse@1.yaml", "store_configuration")]
+)
+async def test_what_cannot_be_read_holds_up_nothing_else(
+    primary: Primary, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, file: str, kind: str
+) -> None:
+    """One damaged fit ended all replication, commits included, with a line in the log every two seconds and no other sign."""
+    monkeypatch.setattr(session_module, "RETRY_S", 0.01)
+    whole = (primary.path / file).read_bytes()
+    (primary.path / file).write_bytes(whole[:-1])
+    follower = Follower(primary.catalogue)
+    async with follower.following():
+        await follower.gets("keep_generation")
+        assert {*follower.tasks} == EVERYTHING - {kind}
+        assert follower.member.state(2) is State.SERVING
+        await asyncio.sleep(0.1)
+        assert "damaged" in follower.session.unread
+        assert len([line for line in caplog.messages if "damaged" in line]) == 1, "it is read again and again, and logged once"
+        (primary.path / file).write_bytes(whole)
+        await follower.gets(kind)
+
+
+@pytest.mark.parametrize("kind", ["store_fit", "store_configuration"])
+async def test_a_task_that_fails_holds_up_no_other_and_is_tried_again_after_them(
+    primary: Primary, caplog: pytest.LogCaptureFixture, monkeypatch: pytest.MonkeyPatch, kind: str
+) -> None:
+    monkeypatch.setattr(session_module, "RETRY_S", 0.01)
+    follower = Follower(primary.catalogue, **{kind: "the disk is full"})
+    async with follower.following():
+        await follower.gets("keep_generation")
+        assert {*follower.tasks} == EVERYTHING
+        assert follower.tasks.count(kind) == 1, "the others come first"
+        assert (follower.member.generation, follower.member.error, follower.member.is_stuck) == (2, "the disk is full", False)
+        while follower.tasks[-3:] != [kind] * 3:
+            await follower.gets_task()
+        assert len([line for line in caplog.messages if "the disk is full" in line]) == 1
+        follower.errors.clear()
+        while follower.member.error:
+            await follower.members.wait(10.0)
+        assert follower.member.state(2) is State.SERVING
+
+
+@pytest.mark.parametrize(("kind", "missing"), [("store_version", {"commit_generation"}), ("commit_generation", set[str]())])
+async def test_what_needs_a_task_that_failed_waits_for_it(
+    primary: Primary, monkeypatch: pytest.MonkeyPatch, kind: str, missing: set[str]
+) -> None:
+    """A follower is not told that it has caught up, nor of generations before one that it could not take up."""
+    monkeypatch.setattr(session_module, "RETRY_S", 0.01)
+    follower = Follower(primary.catalogue, **{kind: "no room"})
+    async with follower.following():
+        while follower.tasks.count(kind) < 6:
+            await follower.gets_task()
+        assert {*follower.tasks} == EVERYTHING - {"caught_up", "keep_generation"} - missing
+        assert (follower.member.is_stuck, follower.member.has_caught_up) == (True, False)
+        follower.errors.clear()
+        await follower.gets("keep_generation")
+        assert follower.member.state(2) is State.SERVING
 
 
 def test_a_change_that_was_announced_is_found(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
