@@ -157,21 +157,27 @@ class Registry(Upkeep):
         request_id: str = "",
         request_digest: str = "",
     ) -> Activation:
-        """A new generation equal to an earlier one, by default the active one's parent. Rolling back twice goes back twice."""
+        """A new generation equal to an earlier one, by default the active one's parent. Rolling back twice goes back twice.
+
+        Conflict if it goes to the parent, and another change came between: replicas have loaded what this one would make active.
+        """
         what = f"rollback to generation {to_generation}" if to_generation else "rollback"
         with self._call(what, expected, wish, request_id, request_digest) as call:
             if first := self._answered(call, {}):
                 return first
+            current = self.store.current
             heads = self.rollback_heads(to_generation) if self.store.damage is None else {}
             if heads:
                 self._load_ahead(heads, call)
             with self._asking(heads, call), self._mutation:
-                return self._answered(call, {}) or self._rollback(to_generation, call)
+                return self._answered(call, {}) or self._rollback(to_generation, current, call)
 
-    def _rollback(self, to_generation: int | None, call: _Call) -> Activation:
+    def _rollback(self, to_generation: int | None, current: GenerationRecord | None, call: _Call) -> Activation:
+        """`current`: what was active when the replicas were asked."""
         if self.store.damage is not None:
             return self._repair(to_generation, call)
-        current = self.store.current
+        if to_generation is None:
+            check_expected(self.store, Expected(current.number if current else 0))
         number = to_generation if to_generation is not None else (current.parent if current else None)
         if number is None:
             raise FailedPrecondition("the active generation is the first one: there is nothing to go back to")

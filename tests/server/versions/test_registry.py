@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
+from collections.abc import Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +25,7 @@ from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.format.pauses import pausing
 from polyhead.heads.store import failpoints
 from polyhead.server.engine.work.live import ServedHead
+from polyhead.server.versions.consent import Alone, Note, Require, Wish
 from polyhead.server.versions.preconditions import Expected
 from polyhead.server.versions.push_requests import CopyRequest
 from tests.server.fakes import World
@@ -239,6 +242,30 @@ def test_rollback_twice_goes_back_twice(ready: World) -> None:
     assert ready.registry.rollback(3).record.heads["policy"] == 3
     with pytest.raises(NotFound):
         ready.registry.rollback(99)
+
+
+def test_a_rollback_that_was_overtaken_is_refused(ready: World) -> None:
+    """The replicas were asked to load the parent's versions; those of another generation became active, which none of them had loaded."""
+    first, second, third = (ready.push("policy", ready.changed(seed)) for seed in (1, 2, 3))
+    for version in (first, second):
+        ready.registry.activate({"policy": version})
+    asked: list[int] = []
+
+    class Overtaken(Alone):
+        @contextlib.contextmanager
+        def asking(self, heads: Mapping[str, int], wish: Wish, note: Note) -> Iterator[None]:
+            asked.append(heads["policy"])
+            ready.registry.consent = Alone()
+            ready.registry.activate({"policy": third})
+            yield
+
+    ready.registry.consent = Overtaken()
+    with pytest.raises(Conflict, match="generation 4, not 3"):
+        ready.registry.rollback(wish=Wish(Require.ALL))
+    assert_unchanged(ready, 4)
+    ready.registry.consent = Overtaken()
+    assert ready.registry.rollback(2).record.heads["policy"] == first, "a number says what is meant"
+    assert asked == [first, first]
 
 
 def test_rollback_of_the_first_generation(ready: World) -> None:
