@@ -166,7 +166,7 @@ class Session:
         """None if there is nothing to do but what was left out."""
         while True:
             try:
-                return await self._workers.run_control(self._catalogue.next_task, self._held, wanted, self._left_out)
+                task = await self._workers.run_control(self._catalogue.next_task, self._held, wanted, self._left_out)
             except Unreadable as error:
                 self._note_unread(error.key, error.message)
             except PolyheadError as error:
@@ -174,6 +174,17 @@ class Session:
                     raise
                 self._note_unread(("", b""), error.message)
                 return None
+            else:
+                if task is None and not wanted:
+                    self._forget_errors()
+                return task
+
+    def _forget_errors(self) -> None:
+        """Those of tasks that are needed no more: all that are were tried again."""
+        self._errors = {key: error for key, error in self._errors.items() if key in self._left_out}
+        self._unread = {key: error for key, error in self._unread.items() if key in self._left_out}
+        if self.member.error and not self._errors:
+            self._show_errors()
 
     def _note_unread(self, key: Key, error: str) -> None:
         self._leave_out(key)

@@ -199,6 +199,39 @@ async def test_a_task_that_fails_holds_up_no_other_and_is_tried_again_after_them
         assert follower.member.state(2) is State.SERVING
 
 
+async def test_an_error_ends_with_the_need_for_what_failed(primary: Primary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A version was deleted between its task and the pull: the follower stayed "behind", and clients passed it over."""
+    monkeypatch.setattr(session_module, "RETRY_S", 0.01)
+    follower = Follower(primary.catalogue)
+    async with follower.following():
+        await follower.gets("keep_generation")
+        follower.tasks.clear()
+        follower.errors["store_version"] = "no such head version"
+        version = push(primary.store, "policy", "third")
+        follower.session.wake()
+        await follower.gets("store_version")
+        while follower.member.state(2) is not State.BEHIND:
+            await follower.members.wait(10.0)
+        primary.store.delete_version("policy", version)
+        while follower.member.error:
+            await asyncio.wait_for(follower.members.wait(10.0), 10.0)
+        assert follower.member.state(2) is State.SERVING
+
+
+async def test_a_generation_that_could_not_be_taken_up_is_forgotten_with_the_next_one(primary: Primary) -> None:
+    """With a rollback, above all."""
+    follower = Follower(primary.catalogue, commit_generation="no memory")
+    async with follower.following():
+        await follower.gets("store_fit")
+        assert follower.member.is_stuck
+        follower.errors.clear()
+        follower.tasks.clear()
+        activate(primary.store, {"policy": 1})
+        follower.session.wake()
+        await follower.gets("caught_up")
+        assert (follower.member.state(3), follower.member.error) == (State.SERVING, "")
+
+
 @pytest.mark.parametrize(("kind", "missing"), [("store_version", {"commit_generation"}), ("commit_generation", set[str]())])
 async def test_what_needs_a_task_that_failed_waits_for_it(
     primary: Primary, monkeypatch: pytest.MonkeyPatch, kind: str, missing: set[str]
