@@ -110,7 +110,6 @@ class Catalogue:
     def hello(self) -> fleet_pb2.Hello:
         """What these stores hold undamaged: a follower's first message, for others to complete. The primary sends the rest again."""
         current = self._store.current
-        numbers = [each.number for each in self._store.history()[:NUM_GENERATIONS]]
         return fleet_pb2.Hello(
             generation=current.number if current else 0,
             history_id=records.history_id(current) if current else "",
@@ -119,7 +118,7 @@ class Catalogue:
                 for each in self._versions()
                 if self._store.is_usable(each)
             ],
-            generations=numbers,
+            generations=[each.number for each in self._kept_generations()],
             fits=[
                 fleet_pb2.HeldRecord(key=each.reference, record_sha256=_sha256(ood_records.encode(each)))
                 for each in self._fits.listing()
@@ -196,11 +195,15 @@ class Catalogue:
             yield fleet_pb2.FollowResponse(forget_versions=fleet_pb2.ForgetVersions(heads=heads))
 
     def _keep_generations(self, held: Held) -> Iterator[fleet_pb2.FollowResponse]:
-        """The newest of the past, and what a rollback would go back to."""
-        for each in self._store.history()[:NUM_GENERATIONS]:
+        for each in self._kept_generations():
             if each.number < held.generation and each.number not in held.generations:
                 record = records.encode_generation(each)
                 yield fleet_pb2.FollowResponse(keep_generation=fleet_pb2.KeepGeneration(record=record))
+
+    def _kept_generations(self) -> list[GenerationRecord]:
+        """The newest, and what a rollback would go back to."""
+        history, current = self._store.history(), self._store.current
+        return [each for index, each in enumerate(history) if index < NUM_GENERATIONS or (current and each.number == current.parent)]
 
     def _store_fits(self, held: Held, failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:
         fits = self._fits.listing()

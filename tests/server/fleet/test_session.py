@@ -19,6 +19,7 @@ from polyhead.heads.format.precision import Precision
 from polyhead.heads.store import records
 from polyhead.heads.store.store import HeadStore
 from polyhead.server.engine.work.pooling import Pooling, PromptPooling
+from polyhead.server.fleet import catalogue as catalogue_module
 from polyhead.server.fleet import session as session_module
 from polyhead.server.fleet.catalogue import Catalogue, Held, Key
 from polyhead.server.fleet.members import Members, State
@@ -280,6 +281,19 @@ def test_a_change_that_was_announced_is_found(tmp_path: Path, monkeypatch: pytes
         [task] = found
         assert task is not None
         assert records.decode_generation(task.commit_generation.record).heads == {"policy": version}
+
+
+def test_what_a_rollback_goes_back_to_is_kept_however_old(primary: Primary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A follower that was made the primary did not have it."""
+    monkeypatch.setattr(catalogue_module, "NUM_GENERATIONS", 3)
+    for _ in range(5):
+        activate(primary.store, {"policy": 2})
+    primary.store.commit_generation({"policy": 2}, parent=1)
+    held = Held()
+    while (task := primary.catalogue.next_task(held, {})) is not None:
+        held.note(task)
+    assert held.generations - {0} == {6, 7, 1}
+    assert {*primary.catalogue.hello().generations} == {8, 7, 6, 1}
 
 
 def test_a_version_that_came_and_went_unseen_leaves_its_number_spent(tmp_path: Path) -> None:
