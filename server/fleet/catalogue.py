@@ -143,6 +143,7 @@ class Catalogue:
     def _tasks(self, held: Held, failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:
         versions = self._versions()  # under the store's lock, after which `current` is what the latest announced change has made it
         current = self._store.current
+        self._forget_hashes(versions)
         yield from self._store_configurations(held, failed)  # heads are asked with them
         if current is not None and ("commit_generation", records.encode_generation(current)) not in failed:
             yield from _while_done(self._take_up(held, current), failed)
@@ -175,6 +176,12 @@ class Catalogue:
         if known is None or known[0] is not version:
             known = self._hashed[version.name, version.version] = version, records.version_sha256(version)
         return known[1]
+
+    def _forget_hashes(self, versions: Collection[VersionRecord]) -> None:
+        """Of versions that are deleted. Other threads may add to them meanwhile."""
+        if len(self._hashed) > len(versions):
+            for key in {*self._hashed} - {(each.name, each.version) for each in versions}:
+                self._hashed.pop(key, None)
 
     def _with_bases(self, heads: Mapping[str, int]) -> list[VersionRecord]:
         """What LoRA heads are built on comes before them."""

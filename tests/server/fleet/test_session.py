@@ -296,6 +296,18 @@ def test_what_a_rollback_goes_back_to_is_kept_however_old(primary: Primary, monk
     assert {*primary.catalogue.hello().generations} == {8, 7, 6, 1}
 
 
+def test_hashes_of_deleted_versions_are_forgotten(primary: Primary) -> None:
+    """They were kept for as long as the primary ran."""
+    held = Held()
+    for label in range(3):
+        version = push(primary.store, "policy", label)
+        while (task := primary.catalogue.next_task(held, {})) is not None:
+            held.note(task)
+        primary.store.delete_version("policy", version)
+    primary.catalogue.next_task(held, {})
+    assert {*primary.catalogue._hashed} == {("policy", 1), ("policy", 2)}
+
+
 def test_a_version_that_came_and_went_unseen_leaves_its_number_spent(tmp_path: Path) -> None:
     """Deleted before it was sent, or while the follower was away."""
     with HeadStore.open(tmp_path / "store", TRUNK) as store:
