@@ -197,7 +197,8 @@ class Catalogue:
     def _forget(self, held: Held, kept: set[tuple[str, int]], spent: Mapping[str, int]) -> Iterator[fleet_pb2.FollowResponse]:
         """Also what was added and deleted before it was sent: a follower that is made the primary must not give its number out again."""
         unknown = {(name, version) for name, version in spent.items() if held.highest.get(name, 0) < version}
-        if gone := sorted((held.versions.keys() - kept) | unknown):
+        missing = {head for head in held.versions.keys() - kept if _is_gone(partial(self._store.get, *head))}
+        if gone := sorted(missing | unknown):
             heads = [f"{name}@{version}" for name, version in gone]
             yield fleet_pb2.FollowResponse(forget_versions=fleet_pb2.ForgetVersions(heads=heads))
 
@@ -221,8 +222,9 @@ class Catalogue:
                 task.data = _read(key, partial(self._fits.content, each))[task.offset :][:CHUNK_BYTES]
                 yield fleet_pb2.FollowResponse(store_fit=task)
         for reference in held.fits.keys() - {each.reference for each in fits}:
-            name, _, version = reference.rpartition("@")
-            yield fleet_pb2.FollowResponse(forget_fit=fleet_pb2.ForgetFit(name=name, version=int(version)))
+            name, version = parse_reference(reference, "fits")
+            if _is_gone(partial(self._fits.get, name, version, "fits")):
+                yield fleet_pb2.FollowResponse(forget_fit=fleet_pb2.ForgetFit(name=name, version=version))
 
     def _store_configurations(self, held: Held, failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:
         for each in self._configurations.all():
@@ -239,6 +241,17 @@ def key_of(task: fleet_pb2.FollowResponse) -> Key:
     assert kind is not None, "a task of no kind"
     part: Any = getattr(task, kind)
     return kind, part.record if "record" in part.DESCRIPTOR.fields_by_name else part.SerializeToString()
+
+
+def _is_gone(find: Callable[[], object]) -> bool:
+    """Whether a record was deleted. One that is damaged was not: the follower's copy may be the last good one."""
+    try:
+        find()
+    except NotFound:
+        return True
+    except PolyheadError:
+        return False
+    return False
 
 
 def _while_done(tasks: Iterable[fleet_pb2.FollowResponse], failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:

@@ -308,6 +308,23 @@ def test_hashes_of_deleted_versions_are_forgotten(primary: Primary) -> None:
     assert {*primary.catalogue._hashed} == {("policy", 1), ("policy", 2)}
 
 
+def test_what_is_only_damaged_at_the_primary_is_not_deleted_at_a_follower(primary: Primary) -> None:
+    """A damaged record was told as a deletion, so that the last good copy went."""
+    held = Held()
+    while (task := primary.catalogue.next_task(held, {})) is not None:
+        held.note(task)
+    primary.store.close()
+    for record in ("versions/policy/1.json", "ood/helpful@1.json"):
+        (primary.path / record).write_bytes(b"{")
+    with HeadStore.open(primary.path, TRUNK) as store:
+        again = Catalogue(store, OodStore(store, 3), ConfigurationStore(store))
+        assert again.next_task(held, {}) is None
+        store.delete_version("policy", 1, force=True)
+        task = again.next_task(held, {})
+        assert task is not None
+        assert [*task.forget_versions.heads] == ["policy@1"]
+
+
 def test_a_version_that_came_and_went_unseen_leaves_its_number_spent(tmp_path: Path) -> None:
     """Deleted before it was sent, or while the follower was away."""
     with HeadStore.open(tmp_path / "store", TRUNK) as store:
