@@ -48,7 +48,7 @@ class Held:
     generations: set[int] = field(default_factory=set)  # past ones
     fits: dict[str, bytes] = field(default_factory=dict)  # by reference: SHA-256 of the record
     configurations: dict[str, bytes] = field(default_factory=dict)
-    num_fit_bytes: int = 0  # of the fit that is being sent
+    fit_sent: tuple[str, int] = "", 0  # the fit that is being sent, and how many of its bytes have been
     has_caught_up: bool = False  # has all that the active generation needs, and was told so
 
     @classmethod
@@ -86,9 +86,9 @@ class Held:
                 self.generations.add(records.decode_generation(task.keep_generation.record).number)
             case "store_fit":
                 fit = ood_records.decode(task.store_fit.record)
-                self.num_fit_bytes = task.store_fit.offset + len(task.store_fit.data)
-                if self.num_fit_bytes == fit.num_bytes:
-                    self.fits[fit.reference], self.num_fit_bytes = _sha256(task.store_fit.record), 0
+                self.fit_sent = fit.reference, task.store_fit.offset + len(task.store_fit.data)
+                if self.fit_sent[1] == fit.num_bytes:
+                    self.fits[fit.reference], self.fit_sent = _sha256(task.store_fit.record), ("", 0)
             case "forget_fit":
                 self.fits.pop(f"{task.forget_fit.name}@{task.forget_fit.version}", None)
             case "store_configuration":
@@ -216,7 +216,8 @@ class Catalogue:
     def _store_fits(self, held: Held, failed: Collection[Key]) -> Iterator[fleet_pb2.FollowResponse]:
         fits = self._fits.listing()
         for each in fits:
-            task = fleet_pb2.StoreFit(record=ood_records.encode(each), offset=held.num_fit_bytes)
+            offset = held.fit_sent[1] if held.fit_sent[0] == each.reference else 0
+            task = fleet_pb2.StoreFit(record=ood_records.encode(each), offset=offset)
             key = "store_fit", task.record
             if held.fits.get(each.reference) != _sha256(task.record) and key not in failed:
                 task.data = _read(key, partial(self._fits.content, each))[task.offset :][:CHUNK_BYTES]

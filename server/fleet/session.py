@@ -160,7 +160,7 @@ class Session:
     def _leave_out(self, key: Key) -> None:
         self._left_out.add(key)
         self._retry_at = time.monotonic() + min(RETRY_S * len(self._left_out), MAX_RETRY_S)
-        self._held.num_fit_bytes = 0
+        self._held.fit_sent = "", 0
 
     async def _next(self, wanted: Mapping[str, int]) -> fleet_pb2.FollowResponse | None:
         """None if there is nothing to do but what was left out."""

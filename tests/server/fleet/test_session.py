@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import dataclasses
 import hashlib
 import threading
 from collections.abc import AsyncIterator, Collection, Iterator, Mapping
@@ -24,6 +25,7 @@ from polyhead.server.fleet import session as session_module
 from polyhead.server.fleet.catalogue import Catalogue, Held, Key
 from polyhead.server.fleet.members import Members, State
 from polyhead.server.fleet.session import Session
+from polyhead.server.ood import store as ood_store
 from polyhead.server.ood.scores import OodModel
 from polyhead.server.ood.store import OodFit, OodStore
 from polyhead.server.rewards.configuration_store import ConfigurationStore, StoredConfiguration
@@ -323,6 +325,22 @@ def test_what_is_only_damaged_at_the_primary_is_not_deleted_at_a_follower(primar
         task = again.next_task(held, {})
         assert task is not None
         assert [*task.forget_versions.heads] == ["policy@1"]
+
+
+def test_a_fit_that_comes_before_one_that_is_being_sent_begins_at_its_first_byte(primary: Primary, monkeypatch: pytest.MonkeyPatch) -> None:
+    """It went on where the other one was, so that the follower got a mixture of both."""
+    monkeypatch.setattr(catalogue_module, "CHUNK_BYTES", 100)
+    held = Held()
+    while (task := primary.catalogue.next_task(held, {})) is not None and not held.fit_sent[1]:
+        held.note(task)
+    fits = primary.catalogue._fits
+    fits.add(dataclasses.replace(fits.listing()[0], name="earlier"), fits.load(fits.listing()[0]))
+    parts: dict[bytes, bytes] = {}
+    while (task := primary.catalogue.next_task(held, {})) is not None:
+        held.note(task)
+        part = task.store_fit
+        parts[part.record] = (b"" if part.offset == 0 else parts[part.record]) + part.data
+    assert all(parts[ood_store.encode(fit)] == fits.content(fit) for fit in fits.listing())
 
 
 def test_a_version_that_came_and_went_unseen_leaves_its_number_spent(tmp_path: Path) -> None:
