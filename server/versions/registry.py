@@ -159,25 +159,26 @@ class Registry(Upkeep):
     ) -> Activation:
         """A new generation equal to an earlier one, by default the active one's parent. Rolling back twice goes back twice.
 
-        Conflict if it goes to the parent, and another change came between: replicas have loaded what this one would make active.
+        Conflict if it goes to the parent, waits for replicas, and another change comes between: they have loaded other versions.
         """
         what = f"rollback to generation {to_generation}" if to_generation else "rollback"
         with self._call(what, expected, wish, request_id, request_digest) as call:
             if first := self._answered(call, {}):
                 return first
-            current = self.store.current
+            asked = self.store.current if self.consent.may_wait(wish) else None
             heads = self.rollback_heads(to_generation) if self.store.damage is None else {}
             if heads:
                 self._load_ahead(heads, call)
             with self._asking(heads, call), self._mutation:
-                return self._answered(call, {}) or self._rollback(to_generation, current, call)
+                return self._answered(call, {}) or self._rollback(to_generation, asked, call)
 
-    def _rollback(self, to_generation: int | None, current: GenerationRecord | None, call: _Call) -> Activation:
-        """`current`: what was active when the replicas were asked."""
+    def _rollback(self, to_generation: int | None, asked: GenerationRecord | None, call: _Call) -> Activation:
+        """`asked`: what was active when replicas were asked; None if none had to be."""
         if self.store.damage is not None:
             return self._repair(to_generation, call)
-        if to_generation is None:
-            check_expected(self.store, Expected(current.number if current else 0))
+        if to_generation is None and asked is not None:
+            check_expected(self.store, Expected(asked.number))
+        current = self.store.current
         number = to_generation if to_generation is not None else (current.parent if current else None)
         if number is None:
             raise FailedPrecondition("the active generation is the first one: there is nothing to go back to")
