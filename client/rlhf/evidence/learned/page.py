@@ -141,6 +141,9 @@ def _claims(told: Told) -> list[str]:
     asked = [(claim, NAMES[policy], NAMES[other]) for claim, policy, other in CLAIMS]
     asked.append(("choosing among the base's replies pleases both more often than RL", best.get(NAMES[HEADS], ""), NAMES[FIXED]))
     asked.append(("RL and choosing please both more often than choosing alone", best.get(NAMES[FIXED], ""), best.get(NAMES[HEADS], "")))
+    anew = "RL against heads that learn anew{} more often than the base (asked later)"
+    asked.append((anew.format(" pleases both judges"), NAMES[REFRESHED], NAMES[HEADS]))
+    asked.append((anew.format(" and choosing please both"), best.get(NAMES[REFRESHED], ""), NAMES[HEADS]))
     lines = []
     for claim, policy, other in asked:
         if (interval := told.difference(policy, other, "kept_and_preferred")) is not None:
