@@ -158,24 +158,32 @@ def column(name: str, weight: float = 1.0) -> Callable[..., list[float | None]]:
 
 
 def freeze_trunk(model: Any, target: str, token: str | None = None) -> list[str]:
-    """Let only what the server serves as a head require gradients; returns those names."""
-    trunk = client_of(target, token).trunk().tensors
-    named = dict(model.named_parameters())
-    for name, parameter in named.items():
-        parameter.requires_grad_(name not in trunk)
-    return [name for name in named if name not in trunk]
+    """Let nothing of the trunk require gradients; returns the names that still do.
+
+    Raises ValueError for a model whose tensors have other names than the trunk's, such as one that PEFT has wrapped.
+    """
+    for tensor in _trunk_of(model, client_of(target, token)).values():
+        tensor.requires_grad_(False)
+    return [name for name, parameter in model.named_parameters() if parameter.requires_grad]
 
 
 def head_weights(model: Any, client: Client) -> dict[str, Any]:
-    """The model's parameters that a head has. Raises ValueError for a trunk parameter that is being trained."""
+    """The model's parameters that a head has. Raises ValueError for a trunk parameter that is being trained, or that is not found."""
+    trunk = _trunk_of(model, client)
+    if trained := next((name for name, tensor in trunk.items() if tensor.requires_grad), ""):
+        raise ValueError(f"the trunk is frozen, but this parameter is trained: {trained}\nhint: call freeze_trunk(model, target) first")
+    shared = set(map(id, trunk.values()))
+    return {name: parameter for name, parameter in model.named_parameters() if id(parameter) not in shared}
+
+
+def _trunk_of(model: Any, client: Client) -> dict[str, Any]:
+    """The model's own tensors of the trunk, by name."""
+    own = model.state_dict(keep_vars=True)  # a tied output is here under both of its names
     trunk = client.trunk().tensors
-    weights = {}
-    for name, parameter in model.named_parameters():
-        if name not in trunk:
-            weights[name] = parameter
-        elif parameter.requires_grad:
-            raise ValueError(f"the trunk is frozen, but this parameter is trained: {name}\nhint: call freeze_trunk(model, target) first")
-    return weights
+    if missing := [name for name in trunk if name not in own]:
+        hint = "hint: give the plain model as transformers loads it, not one that is wrapped or that has an adapter"
+        raise ValueError(f"the model lacks {len(missing)} of the {len(trunk)} tensors of the trunk: {missing[0]}\n{hint}")
+    return {name: own[name] for name in trunk}
 
 
 def sampling_of(args: Any) -> dict[str, Any]:

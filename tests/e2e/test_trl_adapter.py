@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import warnings
 from collections.abc import Iterator
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,6 +12,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from peft import LoraConfig, get_peft_model
 
 from polyhead.client import Client, Fleet, HeadKind
 from polyhead.client.integrations import trl
@@ -75,6 +77,38 @@ def test_rollouts_are_the_trained_models(server: LocalServer, trainer: Any) -> N
 def test_a_trained_trunk_is_refused(server: LocalServer, trainer: Any) -> None:
     trainer.model.requires_grad_(True)
     with pytest.raises(ValueError, match=r"this parameter is trained: model.embed_tokens.weight\nhint: call freeze_trunk"):
+        Rollout(server.address)(ASKED, trainer)
+
+
+def test_what_is_frozen_already_stays_so(server: LocalServer, trainer: Any) -> None:
+    """A layer of the head that was frozen before was trained again."""
+    last = dict(trainer.model.named_parameters())["model.norm.weight"].requires_grad_(False)
+    names = freeze_trunk(trainer.model, server.address)
+    assert not last.requires_grad
+    assert {name.split(".")[2] for name in names} == {"2", "3"}
+
+
+def test_a_tied_output_stands_for_the_embedding(server: LocalServer, trainer: Any, monkeypatch: pytest.MonkeyPatch) -> None:
+    """A checkpoint may hold it under the output's name alone."""
+    trunk = client_of(server.address).trunk()
+    tensors = {name.replace("model.embed_tokens", "lm_head"): tensor for name, tensor in trunk.tensors.items()}
+    monkeypatch.setattr(trl, "client_of", lambda *place: SimpleNamespace(trunk=lambda: SimpleNamespace(tensors=tensors)))
+    trainer.model.requires_grad_(True)
+    assert "model.embed_tokens.weight" not in freeze_trunk(trainer.model, "nowhere")
+    assert "model.embed_tokens.weight" not in trl.head_weights(trainer.model, trl.client_of("nowhere"))
+
+
+def test_a_model_that_peft_wrapped_is_refused(server: LocalServer, trainer: Any) -> None:
+    """Its names have a prefix, so that none was the trunk's: all of it was trained."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")  # PEFT's own
+        adapted = get_peft_model(trainer.model, LoraConfig(task_type="CAUSAL_LM", target_modules=["q_proj"], layers_to_transform=[3]))
+    before = {name: parameter.requires_grad for name, parameter in adapted.named_parameters()}
+    with pytest.raises(ValueError, match=r"lacks (\d+) of the \1 tensors of the trunk: model.embed_tokens.weight\nhint: give the"):
+        freeze_trunk(adapted, server.address)
+    assert {name: parameter.requires_grad for name, parameter in adapted.named_parameters()} == before
+    trainer.model = adapted
+    with pytest.raises(ValueError, match="tensors of the trunk"):
         Rollout(server.address)(ASKED, trainer)
 
 
