@@ -11,11 +11,23 @@ from numpy.typing import NDArray
 from torch import nn
 from transformers import AutoConfig
 
-from polyhead.client import Client
+from polyhead.client import Client, HeadKind
+from polyhead.client.results.records import HeadVersion
 from polyhead.client.weights.tensors import RawTensor
 from polyhead.heads.format.kinds import OutputKind
 from polyhead.heads.model.family import HeadModule, build_head, state_of, trainable_parameters
 from polyhead.heads.model.spec import ModelSpec, describe_config
+
+
+def head_to_start_from(client: Client, reference: str, kind: HeadKind) -> HeadVersion:
+    """The served head that training of such a head starts from. Raises ValueError for one of another kind.
+
+    A value head may start from a preference head: both give one number.
+    """
+    head = client.head(reference)
+    if head.kind is not kind and not (kind is HeadKind.VALUE and head.kind is HeadKind.PREFERENCE):
+        raise ValueError(f"{reference!r} cannot start a {kind.value} head: it is a {head.kind.value} head")
+    return head
 
 
 def remote_spec(client: Client) -> ModelSpec:

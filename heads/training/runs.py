@@ -18,7 +18,7 @@ from typing import Any, TypeVar
 
 import torch
 
-from polyhead.client import Client, PushReport
+from polyhead.client import Client, HeadKind, PushReport
 from polyhead.client.wire.options import PushOptions
 from polyhead.heads.model.embedded import cache_folder
 from polyhead.heads.model.family import HeadModule
@@ -29,7 +29,7 @@ from polyhead.heads.training.fit import FitConfig, Step, TrainingFailed, identit
 from polyhead.heads.training.metrics import RuleMetrics, pair_accuracy, rule_metrics
 from polyhead.heads.training.preference import OFF_TOPIC, PreferenceLoss
 from polyhead.heads.training.processes import Processes
-from polyhead.heads.training.remote import pull_embedding, weights_of
+from polyhead.heads.training.remote import head_to_start_from, pull_embedding, weights_of
 from polyhead.heads.training.state_store import StateStore
 
 __all__ = [
@@ -79,7 +79,7 @@ class Trained:
 def sft(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
     """A policy head from demonstrations."""
     rows, held_out = _rows(run, read_demonstrations, config.seed)
-    states, source = StateStore(client, run.states), run.start_from or "policy"
+    states, source = StateStore(client, run.states), _source(client, run, HeadKind.POLICY)
     checkpoints = _checkpoints(run, config, client, source)
     head = policy.train_policy(client, rows, states, source, config, None, checkpoints, on_step)
     if not Processes.launched().is_main:
@@ -92,7 +92,7 @@ def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnSt
     """A preference head from ranked replies."""
     rows, held_out = _rows(run, read_comparisons, config.seed)
     references = read_demonstrations(run.references) if run.references else preference.best_replies(held_out)
-    states, source = StateStore(client, run.states), run.start_from or "preference"
+    states, source = StateStore(client, run.states), _source(client, run, HeadKind.PREFERENCE)
     checkpoints = _checkpoints(run, config, client, source)
     head = preference.train_preference(client, rows, states, source, config, checkpoints, on_step, run.loss, run.num_off_topic)
     if not Processes.launched().is_main:
@@ -115,7 +115,7 @@ def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) ->
     held_out = [row for row in held_out if row.label.target is not None]
     if not held_out:
         raise DataError("every held-out row is unsure: none can be measured")
-    states, source = StateStore(client, run.states), run.start_from or "rule"
+    states, source = StateStore(client, run.states), _source(client, run, HeadKind.RULE)
     embedding = pull_embedding(client) if client.trunk().tied else None
     checkpoints = _checkpoints(run, config, client, source)
     head = rule.train_rule(client, rows, states, source, config, run.broken_weight, embedding, None, checkpoints, on_step)
@@ -142,7 +142,7 @@ def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) ->
 def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> Trained:
     """A value head from replies with rewards."""
     rows, held_out = _rows(run, read_rewarded, config.seed)
-    states, source = StateStore(client, run.states), run.start_from or "value"
+    states, source = StateStore(client, run.states), _source(client, run, HeadKind.VALUE)
     checkpoints = _checkpoints(run, config, client, source)
     head = value.train_value(client, rows, states, source, config, checkpoints, on_step)
     if not Processes.launched().is_main:
@@ -187,6 +187,13 @@ def _rows(run: RunConfig, read: Callable[[Path], list[T]], seed: int) -> tuple[l
         raise DataError(f"{run.data}: too few rows to hold any out: {len(rows)}")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[index] for index in sorted(order[count:])], [rows[index] for index in sorted(order[:count])]
+
+
+def _source(client: Client, run: RunConfig, kind: HeadKind) -> str:
+    """The head to start from. Raises ValueError for one that cannot start such a head."""
+    source = run.start_from or kind.value
+    head_to_start_from(client, source, kind)
+    return source
 
 
 def _checkpoints(run: RunConfig, config: FitConfig, client: Client, source: str) -> CheckpointFolder | None:

@@ -286,6 +286,7 @@ def test_rules_of_an_added_set_can_reward(client: Client) -> None:
         ("--reward heads --rule nope", "no rule set of the server has a rule of this id: 'nope'"),
         ("--reward heads --kl-weight -1", "kl_weight must be at least 0: -1"),
         ("--reward heads --value-from policy", "'policy' cannot start a value head: it is a policy head"),
+        ("--reward judge --judge math:hypot --reference value", "'value' must be a policy head: it is a value head"),
     ],
 )
 def test_bad_settings_are_said_before_any_work(server: LocalServer, client: Client, tmp_path: Path, flags: str, message: str) -> None:

@@ -202,6 +202,15 @@ def test_bad_rows_are_named_and_push_nothing(run: Any, server: LocalServer, task
         assert [head.ref for head in client.heads()] == before
 
 
+@pytest.mark.parametrize(("task", "source"), [("sft", "preference"), ("preference", "policy"), ("rule", "preference"), ("value", "policy")])
+def test_a_head_of_another_kind_cannot_be_the_start(run: Any, task: str, source: str) -> None:
+    """It was trained to the end, or ended in a traceback."""
+    rows = {"sft": REPLIES, "preference": PAIRS, "rule": JUDGEMENTS, "value": [{**row, "reward": 1.0} for row in REPLIES]}[task]
+    done = run(task, rows, "--start-from", f"{source}@1", "--epochs", "1")
+    trained = "policy" if task == "sft" else task
+    assert (done.exit_code, done.stderr) == (1, f"error: '{source}@1' cannot start a {trained} head: it is a {source} head\n")
+
+
 def test_rows_are_read_without_torch() -> None:
     """A bad row is named at once: importing torch and transformers takes ten seconds of CPU."""
     code = "import sys, polyhead.heads.training.data; assert not {'torch', 'transformers', 'numpy'} & set(sys.modules)"

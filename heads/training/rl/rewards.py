@@ -153,12 +153,14 @@ def load_judge(reference: str) -> JudgeReward:
     return JudgeReward(judge, reference)
 
 
-def check_heads(reward: Reward, kind_of: Callable[[str], HeadKind]) -> None:
-    """Raise ValueError if a head that the reward reads is of another kind. `kind_of` raises NotFound for an unknown one."""
+def check_heads(reward: Reward, reference: str, kind_of: Callable[[str], HeadKind]) -> None:
+    """Raise ValueError if a head that the reward or the KL reads is of another kind. `kind_of` raises NotFound for an unknown one."""
+    read = [(reference, HeadKind.POLICY)]
     if isinstance(reward, HeadsReward):
-        for name, kind in ((reward.preference, HeadKind.PREFERENCE), (reward.rule, HeadKind.RULE)):
-            if name and (found := kind_of(name)) is not kind:
-                raise ValueError(f"{name!r} must be a {kind.value} head: it is a {found.value} head")
+        read += [(reward.preference, HeadKind.PREFERENCE), (reward.rule, HeadKind.RULE)]
+    for name, kind in read:
+        if name and (found := kind_of(name)) is not kind:
+            raise ValueError(f"{name!r} must be a {kind.value} head: it is a {found.value} head")
 
 
 def check_answers(reward: Reward, client: Client) -> None:

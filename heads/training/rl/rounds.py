@@ -120,7 +120,7 @@ class _Loop:
             self.on_note(f"going on after round {self.state.number} of {self.config.rounds}")
 
     def _checked(self) -> Checkpoint | None:
-        check_heads(self.run.reward, lambda name: self.run.client.head(name).kind)
+        check_heads(self.run.reward, self.run.reference, lambda name: self.run.client.head(name).kind)
         return self.checkpoints.newest()
 
     def _begun(self) -> tuple[Pair, State]:

@@ -13,11 +13,12 @@ from torch import Tensor
 
 from polyhead.client import Client, HeadKind
 from polyhead.client.errors import NotFound
-from polyhead.client.wire.options import PushOptions
+from polyhead.client.results.records import HeadVersion
+from polyhead.client.wire.options import KindName, PushOptions
 from polyhead.heads.format.tensorfile import TensorData, canonical_chunks
 from polyhead.heads.model.checkpoint import as_bytes
 from polyhead.heads.model.family import HeadModule
-from polyhead.heads.training.remote import weights_of
+from polyhead.heads.training.remote import head_to_start_from, weights_of
 from polyhead.heads.training.rl.learner import Learner
 
 
@@ -50,8 +51,9 @@ class Arm:
 
     def start(self, policy_from: str, value_from: str) -> Pair:
         """Activate copies of these heads under the arm's names; a head that bears the name already stays as it is."""
-        versions = {self.policy: self._started(policy_from, self.policy, HeadKind.POLICY)}
-        versions[self.value] = self._started(value_from, self.value, HeadKind.VALUE)
+        policy = head_to_start_from(self.client, policy_from, HeadKind.POLICY)
+        value = head_to_start_from(self.client, value_from, HeadKind.VALUE)
+        versions = {self.policy: self._started(policy, self.policy, "policy"), self.value: self._started(value, self.value, "value")}
         self._activate(versions, "rl: start")
         return Pair(versions[self.policy], versions[self.value])
 
@@ -91,13 +93,8 @@ class Arm:
         except NotFound:
             return 0
 
-    def _started(self, source: str, name: str, kind: HeadKind) -> int:
-        head = self.client.head(source)
-        if head.kind is not kind and not (kind is HeadKind.VALUE and head.kind is HeadKind.PREFERENCE):
-            raise ValueError(f"{source!r} cannot start a {kind.value} head: it is a {head.kind.value} head")
-        if head.name == name:
-            return head.version
-        return self.client.copy_head(head.ref, name, kind="policy" if kind is HeadKind.POLICY else "value")
+    def _started(self, head: HeadVersion, name: str, kind: KindName) -> int:
+        return head.version if head.name == name else self.client.copy_head(head.ref, name, kind=kind)
 
     def _version_of(self, name: str, weights: Mapping[str, Tensor], options: PushOptions) -> int:
         digest = _digest(weights)
