@@ -52,7 +52,7 @@ OnStep = Callable[[Step], None]
 
 @dataclass(frozen=True)
 class RunConfig:
-    """What a run is told besides the settings of `fit`."""
+    """What a run is told besides the settings of `fit`. Checked when made; raises ValueError naming the field."""
 
     data: Path
     held_out: Path | None = None  # None: a share of the data's own rows
@@ -64,6 +64,10 @@ class RunConfig:
     loss: PreferenceLoss = PreferenceLoss.RANKING  # preference heads
     num_off_topic: int = OFF_TOPIC  # of PreferenceLoss.CHOICE
     references: Path | None = None  # replies whose mean score is to be 0, for preference heads; None: the best held-out ones
+
+    def __post_init__(self) -> None:
+        if not 0 < self.broken_weight < math.inf:
+            raise ValueError(f"broken_weight must be a finite number above 0: {self.broken_weight}")
 
 
 @dataclass(frozen=True)

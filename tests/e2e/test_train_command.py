@@ -217,6 +217,13 @@ def test_rows_are_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+@pytest.mark.parametrize("weight", ["-1", "0", "nan", "inf"])
+def test_a_weight_of_broken_rows_is_above_0(run: Any, weight: str) -> None:
+    """With -1 a run made the loss of broken rows large, and pushed that."""
+    done = run("rule", JUDGEMENTS, "--broken-weight", weight)
+    assert (done.exit_code, done.stderr) == (1, f"error: broken_weight must be a finite number above 0: {float(weight)}\n")
+
+
 def test_an_unknown_rule_and_label(run: Any) -> None:
     maybe = run("rule", [JUDGEMENTS[0], {**JUDGEMENTS[1], "label": "maybe"}])
     assert 'line 2: "label" must be true (broken), false, or one of' in maybe.output

@@ -123,8 +123,8 @@ def train_command(
     optional |= {"loss": runs.PreferenceLoss(loss.value), "references": references}
     if off_topic is not None:
         optional["num_off_topic"] = off_topic
-    run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **optional)
     with sentences(checkpoints):
+        run = runs.RunConfig(data, held_out, held_out_share, start_from, checkpoints=checkpoints, broken_weight=broken_weight, **optional)
         trained = _train(session, task, run, runs.settings(task.value, seed=seed, **given), tensorboard)
         if not runs.Processes.launched().is_main:
             return  # another process of the run pushes

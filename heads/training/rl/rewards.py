@@ -41,6 +41,9 @@ class HeadsReward:
             raise ValueError("a reward of heads needs a preference head, a rule head, or both")
         if self.rule and not self.rules:
             raise ValueError(f"the rule head {self.rule!r} has no rule to judge by\nhint: name rules of the server, or leave the head out")
+        for name in ("preference_weight", "rule_weight"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"{name} must be a finite number: {getattr(self, name)}")
 
     @property
     def asks(self) -> dict[str, Any]:

@@ -128,6 +128,8 @@ def test_rewards() -> None:
         heads.parts("", SimpleNamespace(scores=unfinished, finish_reason=SimpleNamespace(value="length")))  # type: ignore[arg-type]
     with pytest.raises(RewardError, match="must answer a finite number: nan"):
         JudgeReward(lambda prompt, text: float("nan"), "m:f").parts("", SimpleNamespace(text="t"))  # type: ignore[arg-type]
+    with pytest.raises(ValueError, match="rule_weight must be a finite number: nan"):
+        HeadsReward(rules=("a",), rule_weight=float("nan"))
     with pytest.raises(ValueError, match="has no rule to judge by"):
         HeadsReward()
     assert load_judge("math:hypot").judge is __import__("math").hypot
