@@ -85,10 +85,11 @@ def sft(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -> T
     rows, held_out = _rows(run, read_demonstrations, config.seed)
     states, source = StateStore(client, run.states), _source(client, run, HeadKind.POLICY)
     checkpoints = _checkpoints(run, config, client, source)
+    unseen = _on_main(lambda: policy.encode_replies(client, held_out, states))
     head = policy.train_policy(client, rows, states, source, config, None, checkpoints, on_step)
-    if not Processes.launched().is_main:
+    if unseen is None:
         return Trained(head)
-    loss = policy.held_out_loss(head, policy.encode_replies(client, held_out, states))
+    loss = policy.held_out_loss(head, unseen)
     return Trained(head, {"held_out_loss": loss}, [f"held out, {len(held_out)} replies: {loss:.3f} nats a token"])
 
 
@@ -98,15 +99,16 @@ def preferences(client: Client, run: RunConfig, config: FitConfig, on_step: OnSt
     references = read_demonstrations(run.references) if run.references else preference.best_replies(held_out)
     states, source = StateStore(client, run.states), _source(client, run, HeadKind.PREFERENCE)
     checkpoints = _checkpoints(run, config, client, source)
+    unseen = _on_main(lambda: (preference.encode_ranked(client, held_out, states), policy.encode_replies(client, references, states)))
     head = preference.train_preference(client, rows, states, source, config, checkpoints, on_step, run.loss, run.num_off_topic)
-    if not Processes.launched().is_main:
+    if unseen is None:
         return Trained(head)
-    margins = preference.held_out_margins(head, preference.encode_ranked(client, held_out, states))
+    margins = preference.held_out_margins(head, unseen[0])
     accuracy = pair_accuracy([margin for each in margins for margin in each])
     lines = [f"held out, pairs ranked right: {accuracy}"]
     for group, indices in _groups([row.group for row in held_out]).items():
         lines.append(f"  {group}: {pair_accuracy([margin for index in indices for margin in margins[index]])}")
-    scores = preference.reference_scores(head, policy.encode_replies(client, references, states))
+    scores = preference.reference_scores(head, unseen[1])
     bias = sum(scores) / len(scores)
     lines.append(f"bias {bias:+.4f}: {len(scores)} reference replies have a score of 0 on average")
     metrics = {"held_out_accuracy": accuracy.share, "held_out_pairs": float(accuracy.count)}
@@ -122,10 +124,10 @@ def rules(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) ->
     states, source = StateStore(client, run.states), _source(client, run, HeadKind.RULE)
     embedding = pull_embedding(client) if client.trunk().tied else None
     checkpoints = _checkpoints(run, config, client, source)
+    asked = _on_main(lambda: rule.encode_judgements(client, held_out, states, head=source))
     head = rule.train_rule(client, rows, states, source, config, run.broken_weight, embedding, None, checkpoints, on_step)
-    if not Processes.launched().is_main:
+    if asked is None:
         return Trained(head)
-    asked = rule.encode_judgements(client, held_out, states, head=source)
     found = rule.held_out_probabilities(head, asked)
     targets = [label.target or 0.0 for label in asked.labels]
 
@@ -148,10 +150,11 @@ def values(client: Client, run: RunConfig, config: FitConfig, on_step: OnStep) -
     rows, held_out = _rows(run, read_rewarded, config.seed)
     states, source = StateStore(client, run.states), _source(client, run, HeadKind.VALUE)
     checkpoints = _checkpoints(run, config, client, source)
+    unseen = _on_main(lambda: value.encode_rewarded(client, held_out, states))
     head = value.train_value(client, rows, states, source, config, checkpoints, on_step)
-    if not Processes.launched().is_main:
+    if unseen is None:
         return Trained(head)
-    explained = value.held_out_explained(head, value.encode_rewarded(client, held_out, states))
+    explained = value.held_out_explained(head, unseen)
     metrics = {"held_out_explained_variance": explained} if math.isfinite(explained) else {}
     shown = f"{explained:+.3f}" if math.isfinite(explained) else "none, since their rewards are all equal"
     lines = [f"held out, {len(held_out)} replies: explained variance {shown}"]
@@ -191,6 +194,13 @@ def _rows(run: RunConfig, read: Callable[[Path], list[T]], seed: int) -> tuple[l
         raise DataError(f"{run.data}: too few rows to hold any out: {len(rows)}")
     order = torch.randperm(len(rows), generator=torch.Generator().manual_seed(seed)).tolist()
     return [rows[index] for index in sorted(order[count:])], [rows[index] for index in sorted(order[:count])]
+
+
+def _on_main(encode: Callable[[], T]) -> T | None:
+    """What the main process measures on. Encoded before training, so that a bad row does not cost the head; None in other processes."""
+    encoded: list[T] = []
+    Processes.launched().on_main(lambda: encoded.append(encode()))
+    return encoded[0] if encoded else None
 
 
 def _source(client: Client, run: RunConfig, kind: HeadKind) -> str:

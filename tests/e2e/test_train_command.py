@@ -217,6 +217,26 @@ def test_rows_are_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
+LONG = "a" * 5000  # tokens: bytes
+UNUSABLE = {
+    "sft": {**REPLIES[0], "completion": LONG},
+    "preference": {**PAIRS[0], "chosen": LONG},
+    "rule": {**JUDGEMENTS[0], "rule": "no-such-rule"},
+    "value": {**REPLIES[0], "reward": 1.0, "completion": LONG},
+}
+
+
+@pytest.mark.parametrize(("task", "option"), [*((task, "--held-out") for task in UNUSABLE), ("preference", "--references")])
+def test_held_out_rows_are_looked_at_before_training(run: Any, tmp_path: Path, task: str, option: str) -> None:
+    """A rule that the server does not know, or a text longer than the context: it was found when the head was trained, which was lost."""
+    row = UNUSABLE["sft" if option == "--references" else task]
+    (tmp_path / "unseen.jsonl").write_text(json.dumps(row))
+    done = run(task, GOOD[task], option, str(tmp_path / "unseen.jsonl"), "--epochs", "1")
+    assert done.exit_code == 1
+    assert ("no rule set of the server has" if task == "rule" else "the context holds 4096") in done.stderr
+    assert "epoch" not in done.stderr
+
+
 @pytest.mark.parametrize("weight", ["-1", "0", "nan", "inf"])
 def test_a_weight_of_broken_rows_is_above_0(run: Any, weight: str) -> None:
     """With -1 a run made the loss of broken rows large, and pushed that."""
