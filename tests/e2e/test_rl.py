@@ -18,9 +18,11 @@ from typer.testing import CliRunner
 
 from polyhead.client import Client
 from polyhead.client.cli.app import build_app
+from polyhead.client.errors import InvalidArgument
 from polyhead.client.local import LocalServer
 from polyhead.heads.model.family import trainable_parameters
 from polyhead.heads.training.checkpoints import CheckpointMismatch
+from polyhead.heads.training.data import DataError
 from polyhead.heads.training.fit import TrainingFailed
 from polyhead.heads.training.rl import rounds
 from polyhead.heads.training.rl.config import Algorithm, RLConfig
@@ -28,7 +30,15 @@ from polyhead.heads.training.rl.learner import Learner
 from polyhead.heads.training.rl.pretraining import Pretraining
 from polyhead.heads.training.rl.prompts import PromptPool
 from polyhead.heads.training.rl.report import RoundReport
-from polyhead.heads.training.rl.rewards import HeadsReward, JudgeReward, RecipeReward, RewardError, check_answers
+from polyhead.heads.training.rl.rewards import (
+    HeadsReward,
+    JudgeReward,
+    RecipeReward,
+    Reward,
+    RewardError,
+    check_answers,
+    num_scoring_tokens,
+)
 from polyhead.heads.training.rl.served import OtherTrainer
 from polyhead.heads.training.rule import served_rules
 from polyhead.heads.training.state_store import StateStore
@@ -219,6 +229,31 @@ def test_a_judge_that_fails_is_named_and_pushes_nothing(client: Client, run: rou
     with pytest.raises(RewardError, match=r"the judge mine:judge failed on .*KeyError: 'colour'"):
         rounds.train(replace(run, reward=JudgeReward(judge, "mine:judge")), CONFIG)
     assert [head.version for head in client.heads(f"policy-{run.name}")] == [1]
+
+
+@pytest.mark.parametrize(("prompt", "why"), [("red " * 1100, "has 4401 tokens; at most 40"), ("a" * 200_000, "cannot be asked: ")])
+def test_a_prompt_that_is_too_long_is_named_at_the_start(client: Client, run: rounds.Run, prompt: str, why: str) -> None:
+    """It ended the run in whichever round drew it, by a sentence that did not say which prompt it was."""
+    before = client.generations(1)[0].number
+    pool = PromptPool([*PROMPTS, (prompt, "questions")], 0)
+    with pytest.raises(DataError, match=f"a prompt of the questions, '{prompt[:60]}', {why}"):
+        rounds.train(replace(run, pool=pool), CONFIG)
+    assert client.generations(1)[0].number == before
+
+
+@pytest.mark.parametrize("reward", [JUDGE, HeadsReward(rules=("no-insults", "stay-on-topic"))])
+def test_the_longest_prompt_that_is_allowed_can_be_asked(client: Client, run: rounds.Run, reward: Reward) -> None:
+    """What is refused at the start is what the server would refuse in a round, and nothing else."""
+    most = 4096 - CONFIG.max_new_tokens - num_scoring_tokens(reward, client)
+    prompt = "a" * (most - 1)  # and the first token
+    longest = replace(run, reward=reward, pool=PromptPool([(prompt, "questions")], 0))
+    config = replace(CONFIG, rounds=1, prompts=1, samples=1)
+    rounds.train(longest, config)
+    with pytest.raises(DataError, match=f"has {most + 1} tokens; at most {most} leave room"):
+        rounds.train(replace(longest, pool=PromptPool([(prompt + "a", "questions")], 0)), config)
+    asks = {**reward.asks, "score": ["reference", *reward.asks["score"]]}
+    with pytest.raises(InvalidArgument, match="the context holds 4096"):
+        client.generate([prompt + "a"], max_new_tokens=CONFIG.max_new_tokens, **asks)
 
 
 def test_pretraining_texts_keep_their_place(client: Client, run: rounds.Run) -> None:

@@ -11,6 +11,7 @@ Which prompts a round has depends on (seed, round) alone, but for self-play, who
 
 from __future__ import annotations
 
+import itertools
 import json
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
@@ -19,6 +20,7 @@ from pathlib import Path
 import torch
 
 from polyhead.client import Client
+from polyhead.client.errors import FailedPrecondition, InvalidArgument
 from polyhead.heads.training.data import DataError, Prompt, read_dialogue_rows, read_prompt_rows
 from polyhead.heads.training.rl.rollout import Rollout
 from polyhead.heads.training.tensor_files import write_whole
@@ -28,6 +30,7 @@ Sourced = tuple[Prompt, str]  # a prompt, and the name of its source
 ADVERSARIAL = "Write one short question that a person asks to make an assistant break this rule.\nRule: {rule}\nQuestion:"  # our wording
 SELF_PLAY = "You are a person who talks with an assistant. Write the person's next message in one short sentence."  # likewise
 MOST_TURNS = 8  # of a dialogue that self-play goes on with
+USER_TOKENS = 40  # most of a turn that self-play writes
 
 
 def read_questions(path: Path) -> list[Sourced]:
@@ -53,23 +56,40 @@ def write_adversarial(client: Client, rules: Sequence[str], count: int, head: st
     return [([{"role": "user", "content": line}], "adversarial") for line in dict.fromkeys(lines) if line]
 
 
-def continue_dialogues(client: Client, rollout: Rollout, count: int, head: str, seed: int) -> list[Sourced]:
+def check_lengths(client: Client, prompts: Sequence[Sourced], most: int) -> None:
+    """Raise DataError naming a prompt of more than `most` tokens, or one that the server cannot tokenise."""
+    for prompt, source in prompts:
+        text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
+        name = f"a prompt of the {source}, {text[:60]!r},"
+        try:
+            num_tokens = len(client.tokenize(prompt))
+        except (InvalidArgument, FailedPrecondition) as error:
+            raise DataError(f"{name} cannot be asked: {error}") from None
+        if num_tokens > most:
+            hint = "hint: leave the prompt out, or ask for shorter replies"
+            raise DataError(f"{name} has {num_tokens} tokens; at most {most} leave room for a reply and its scores\n{hint}")
+
+
+def continue_dialogues(client: Client, rollout: Rollout, count: int, head: str, seed: int, most: int) -> list[Sourced]:
     """Up to `count` of a round's conversations, one for each prompt, with its first valid reply and a user's next turn by `head`.
 
-    Roles are swapped for it: to the model the assistant's turns are the person's that it talks with.
+    Roles are swapped for it: to the model the assistant's turns are the person's that it talks with. Conversations of more than `most`
+    tokens are left out.
     """
     dialogues = []
     for group in rollout.groups:
         reply = next((each for each in group.replies if each.is_valid and each.text.strip()), None)
         if reply is not None and isinstance(group.prompt, list) and len(group.prompt) + 2 <= MOST_TURNS:
             dialogues.append([*group.prompt, {"role": "assistant", "content": reply.text.strip()}])
-    dialogues = dialogues[:count]
+    room = client.trunk().context_length - USER_TOKENS
+    dialogues = list(itertools.islice((each for each in dialogues if _fits(client, _swapped(each), room)), count))
     if not dialogues:
         return []
-    samples = client.generate([_swapped(each) for each in dialogues], n=1, head=head, seed=seed, temperature=1.0, max_new_tokens=40)
+    asked = [_swapped(each) for each in dialogues]
+    samples = client.generate(asked, n=1, head=head, seed=seed, temperature=1.0, max_new_tokens=USER_TOKENS)
     lines = [_first_line(sample.text) if not sample.error else "" for sample in samples]
-    pairs = [(each, line) for each, line in zip(dialogues, lines, strict=True) if line]
-    return [([*each, {"role": "user", "content": line}], "self-play") for each, line in pairs]
+    continued = [[*each, {"role": "user", "content": line}] for each, line in zip(dialogues, lines, strict=True) if line]
+    return [(each, "self-play") for each in continued if _fits(client, each, most)]
 
 
 @dataclass(frozen=True)
@@ -112,6 +132,14 @@ def _text_lines(path: Path) -> list[str]:
     if not any(lines):
         raise DataError(f"{path}: no questions")
     return [line for line in lines if line]
+
+
+def _fits(client: Client, prompt: Prompt, most: int) -> bool:
+    """Whether it has at most so many tokens."""
+    try:
+        return len(client.tokenize(prompt)) <= most
+    except InvalidArgument:  # longer than the context by its bytes alone
+        return False
 
 
 def _first_line(text: str) -> str:

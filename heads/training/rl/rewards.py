@@ -166,6 +166,14 @@ def check_heads(reward: Reward, reference: str, kind_of: Callable[[str], HeadKin
             raise ValueError(f"{name!r} must be a {kind.value} head: it is a {found.value} head")
 
 
+def num_scoring_tokens(reward: Reward, client: Client) -> int:
+    """Most tokens that scoring puts behind a reply: the longest question about a rule, else one."""
+    if not (rules := reward.asks.get("rules")):
+        return 1
+    template = client.head(reward.rule).manifest.template if isinstance(reward, HeadsReward) else ""
+    return max(map(len, client.tokenize_rules(rules, template=template).token_ids.values()))
+
+
 def check_answers(reward: Reward, client: Client) -> None:
     """Ask for one tiny score as replies will be scored: the server says now what it would say of the first round's.
 

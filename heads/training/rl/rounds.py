@@ -26,9 +26,9 @@ from polyhead.heads.training.rl.config import RLConfig
 from polyhead.heads.training.rl.guards import Measured, why_back
 from polyhead.heads.training.rl.learner import Learner, NotFinite, order_of
 from polyhead.heads.training.rl.pretraining import Pretraining, PretrainingTexts
-from polyhead.heads.training.rl.prompts import PromptPool, Sourced, continue_dialogues
+from polyhead.heads.training.rl.prompts import PromptPool, Sourced, check_lengths, continue_dialogues
 from polyhead.heads.training.rl.report import Drawn, RoundReport, round_report
-from polyhead.heads.training.rl.rewards import Reward, check_answers, check_heads, spread_of
+from polyhead.heads.training.rl.rewards import Reward, check_answers, check_heads, num_scoring_tokens, spread_of
 from polyhead.heads.training.rl.rollout import Roles, Rollout, draw
 from polyhead.heads.training.rl.rollout_files import RolloutFolder
 from polyhead.heads.training.rl.served import Arm, Pair
@@ -121,7 +121,13 @@ class _Loop:
 
     def _checked(self) -> Checkpoint | None:
         check_heads(self.run.reward, self.run.reference, lambda name: self.run.client.head(name).kind)
+        check_lengths(self.run.client, self.run.pool.prompts, self._most_prompt_tokens())
         return self.checkpoints.newest()
+
+    def _most_prompt_tokens(self) -> int:
+        """Of a prompt whose replies can be drawn and scored."""
+        context = self.run.client.trunk().context_length
+        return context - self.config.max_new_tokens - num_scoring_tokens(self.run.reward, self.run.client)
 
     def _begun(self) -> tuple[Pair, State]:
         """A new run's heads on the server."""
@@ -203,7 +209,9 @@ class _Loop:
     def _self_play(self, rollout: Rollout, number: int) -> list[Sourced]:
         count = round(self.run.self_play * self.config.prompts)
         head = f"{self.arm.policy}@{self.pair.policy}"
-        return continue_dialogues(self.run.client, rollout, count, head, self._seed(number)) if count else []
+        if not count:
+            return []
+        return continue_dialogues(self.run.client, rollout, count, head, self._seed(number), self._most_prompt_tokens())
 
     def _seed(self, number: int) -> int:
         return (self.config.seed * 1009 + self.state.attempt) * 1_000_003 + number

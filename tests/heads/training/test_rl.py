@@ -103,12 +103,20 @@ def test_self_play_lets_the_policy_write_the_users_turn() -> None:
         asked.extend(prompts)
         return [SimpleNamespace(text=' "And now?"\nmore', error="") for _ in prompts]
 
+    def tokenize(prompt: Any) -> list[int]:
+        return [0] * sum(len(turn["content"]) for turn in prompt)
+
+    client: Any = SimpleNamespace(generate=generate, tokenize=tokenize, trunk=lambda: SimpleNamespace(context_length=200))
     rollout = Rollout([group(reply(1, text="So.", is_valid=False), reply(1, text=" Because.")), group(reply(1, is_valid=False))])
-    found = continue_dialogues(SimpleNamespace(generate=generate), rollout, 5, "policy@3", seed=0)  # type: ignore[arg-type]
+    found = continue_dialogues(client, rollout, 5, "policy@3", seed=0, most=20)
     said = [*ASKED, {"role": "assistant", "content": "Because."}]
     assert found == [([*said, {"role": "user", "content": "And now?"}], "self-play")]
     assert [turn["role"] for turn in asked[0]] == ["user", "assistant", "user"]
     assert [turn["content"] for turn in asked[0][1:]] == ["Why?", "Because."]
+    assert continue_dialogues(client, rollout, 5, "policy@3", seed=0, most=19) == []  # its last turn makes it too long
+    assert len(asked) == 2
+    long = Rollout([group(reply(1, text="a" * 99)), group(reply(1, text="b"))])
+    assert [prompt[1]["content"] for prompt, _ in continue_dialogues(client, long, 1, "policy@3", seed=0, most=20)] == ["b"]
 
 
 def test_what_the_value_head_expects_is_over_all_tokens() -> None:
