@@ -20,13 +20,14 @@ from polyhead.heads.model.spec import ModelSpec, describe_config
 
 
 def head_to_start_from(client: Client, reference: str, kind: HeadKind) -> HeadVersion:
-    """The served head that training of such a head starts from. Raises ValueError for one of another kind.
+    """The served head that training of such a head starts from. Raises ValueError for one of another kind, and for an adapter.
 
     A value head may start from a preference head: both give one number.
     """
     head = client.head(reference)
     if head.kind is not kind and not (kind is HeadKind.VALUE and head.kind is HeadKind.PREFERENCE):
         raise ValueError(f"{reference!r} cannot start a {kind.value} head: it is a {head.kind.value} head")
+    _check_whole(head)
     return head
 
 
@@ -38,12 +39,14 @@ def remote_spec(client: Client) -> ModelSpec:
 
 
 def pull_module(client: Client, reference: str, embedding: nn.Parameter | None = None) -> HeadModule:
-    """The head `reference` ("policy", "preference@3") in float32, its own parameters ready for gradients.
+    """The head `reference` ("policy", "preference@3") in float32, its own parameters ready for gradients. ValueError for an adapter.
 
     `embedding` is the frozen output matrix that a tied policy head reads; it is fetched if it is needed and not given.
     """
+    served = client.head(reference)
+    _check_whole(served)
     spec = remote_spec(client)
-    tensors = {name: _to_torch(tensor) for name, tensor in client.pull_head(reference).items()}
+    tensors = {name: _to_torch(tensor) for name, tensor in client.pull_head(served.ref).items()}
     output = _output_of(spec, tensors)
     if output is OutputKind.TIED and embedding is None:
         embedding = pull_embedding(client)
@@ -61,6 +64,13 @@ def pull_embedding(client: Client) -> nn.Parameter:
 def weights_of(head: HeadModule) -> dict[str, torch.Tensor]:
     """What to push: the head's own tensors under their standard names."""
     return state_of(head)
+
+
+def _check_whole(head: HeadVersion) -> None:
+    """Raise ValueError for a LoRA head: its own tensors are no layers."""
+    if head.manifest.lora is not None:
+        hint = "hint: start from that head, train the adapter with PEFT, or push it merged (polyhead merge)"
+        raise ValueError(f"{head.ref} is an adapter on {head.manifest.base}, and whole heads alone can be trained\n{hint}")
 
 
 def _to_torch(tensor: RawTensor | NDArray[Any]) -> torch.Tensor:

@@ -28,6 +28,7 @@ from tests.client.annotate.model import FakeModel
 from tests.client.annotate.site import choice, running
 from tests.e2e.support import serving
 from tests.e2e.test_configurations import RULES, TEMPLATE
+from tests.e2e.test_lora import save_adapter
 from tests.e2e.tiny import EOS
 
 ANSWERS = [("good", "bad"), ("fine", "poor"), ("yes", "no")]
@@ -209,6 +210,24 @@ def test_a_head_of_another_kind_cannot_be_the_start(run: Any, task: str, source:
     done = run(task, rows, "--start-from", f"{source}@1", "--epochs", "1")
     trained = "policy" if task == "sft" else task
     assert (done.exit_code, done.stderr) == (1, f"error: '{source}@1' cannot start a {trained} head: it is a {source} head\n")
+
+
+def test_an_adapter_cannot_be_the_start(run: Any, server: LocalServer, tied_model: Path, tmp_path: Path) -> None:
+    """It was said to lack most of its tensors, in RL when the arm's copies of it were active already."""
+    save_adapter(tied_model, tmp_path / "adapter", 0, r=2, lora_alpha=2, target_modules=["q_proj"])
+    (tmp_path / "questions.txt").write_text("What is red?\n")
+    with Client(server.address) as client:
+        client.activate({"adapted": client.push_head("adapted", tmp_path / "adapter", base="policy@1")})
+        before = client.generations(1)[0].number
+        message = "adapted@1 is an adapter on policy@1, and whole heads alone can be trained\nhint: start from that head"
+        with pytest.raises(ValueError, match=message):
+            pull_module(client, "adapted")
+        rounds = ["--prompts", str(tmp_path / "questions.txt"), "--reward", "judge", "--judge", "math:hypot", "--name", "arm"]
+        arguments = ["train", "rl", "--server", server.address, *rounds, "--start-from", "adapted@1"]
+        for done in (run("sft", REPLIES, "--start-from", "adapted@1"), CliRunner().invoke(build_app(arguments), arguments)):
+            assert (done.exit_code, done.stderr.startswith(f"error: {message}")) == (1, True), done.output
+        assert client.generations(1)[0].number == before
+        assert client.heads("policy-arm") == []
 
 
 def test_rows_are_read_without_torch() -> None:
