@@ -66,7 +66,7 @@ def read_references(path: Path) -> DataFile:
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     """Blank lines are passed over."""
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise InvalidArgument(f"cannot read --data: {path} ({error.strerror})", field="data") from None
     except UnicodeDecodeError:

@@ -14,7 +14,7 @@ from __future__ import annotations
 import json
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -36,6 +36,7 @@ class Demonstration:
 
     prompt: Prompt
     completion: Completion
+    place: str = field(default="", compare=False)  # "rows.jsonl, line 3"; "" of a row that is from no file
 
 
 @dataclass(frozen=True)
@@ -46,6 +47,7 @@ class Comparison:
     replies: tuple[Completion, ...]
     ranks: tuple[int, ...]
     group: str = ""
+    place: str = field(default="", compare=False)  # "rows.jsonl, line 3"; "" of a row that is from no file
 
 
 @dataclass(frozen=True)
@@ -57,6 +59,7 @@ class RuleJudgement:
     rule: str  # an id of the server's rule set
     label: RuleLabel
     group: str = ""
+    place: str = field(default="", compare=False)  # "rows.jsonl, line 3"; "" of a row that is from no file
 
 
 @dataclass(frozen=True)
@@ -66,26 +69,30 @@ class Rewarded:
     prompt: Prompt
     completion: Completion
     reward: float
+    place: str = field(default="", compare=False)  # "rows.jsonl, line 3"; "" of a row that is from no file
+
+
+R = TypeVar("R", Demonstration, Comparison, RuleJudgement, Rewarded)
 
 
 def read_demonstrations(path: Path) -> list[Demonstration]:
     """Rows of `polyhead train sft`."""
-    return _read(path, lambda row: Demonstration(_prompt(row), _completion(row, "completion")))
+    return _read_rows(path, lambda row: Demonstration(_prompt(row), _completion(row, "completion")))
 
 
 def read_comparisons(path: Path) -> list[Comparison]:
     """Rows of `polyhead train preference`."""
-    return _read(path, _comparison)
+    return _read_rows(path, _comparison)
 
 
 def read_judgements(path: Path) -> list[RuleJudgement]:
     """Rows of `polyhead train rule`."""
-    return _read(path, _judgement)
+    return _read_rows(path, _judgement)
 
 
 def read_rewarded(path: Path) -> list[Rewarded]:
     """Rows of `polyhead train value`."""
-    return _read(path, lambda row: Rewarded(_prompt(row), _completion(row, "completion"), _reward(row)))
+    return _read_rows(path, lambda row: Rewarded(_prompt(row), _completion(row, "completion"), _reward(row)))
 
 
 def read_prompt_rows(path: Path) -> list[Prompt]:
@@ -105,17 +112,27 @@ def read_dialogue_rows(path: Path) -> list[Messages]:
     return _read(path, _dialogue)
 
 
+def _read_rows(path: Path, convert: Callable[[dict[str, Any]], R]) -> list[R]:
+    """Rows that know their place."""
+    return [replace(row, place=place) for place, row in _placed(path, convert)]
+
+
 def _read(path: Path, convert: Callable[[dict[str, Any]], T]) -> list[T]:
+    return [row for _, row in _placed(path, convert)]
+
+
+def _placed(path: Path, convert: Callable[[dict[str, Any]], T]) -> list[tuple[str, T]]:
     rows = []
     for number, line in _lines(path):
+        place = f"{path}, line {number}"
         try:
             row = json.loads(line)
             if not isinstance(row, dict):
                 raise DataError("not a JSON object")
-            rows.append(convert(row))
+            rows.append((place, convert(row)))
         except (ValueError, RecursionError) as error:
             reason = str(error) if isinstance(error, DataError) else "not JSON"
-            raise DataError(f"{path}, line {number}: {reason}") from None
+            raise DataError(f"{place}: {reason}") from None
     if not rows:
         raise DataError(f"{path}: no rows")
     return rows
@@ -123,7 +140,7 @@ def _read(path: Path, convert: Callable[[dict[str, Any]], T]) -> list[T]:
 
 def _lines(path: Path) -> Iterator[tuple[int, str]]:
     try:
-        text = path.read_text(encoding="utf-8")
+        text = path.read_text(encoding="utf-8-sig")
     except OSError as error:
         raise DataError(f"cannot read {path}: {error.strerror}") from None
     except UnicodeDecodeError:
@@ -135,7 +152,7 @@ def _plain_text(row: dict[str, Any]) -> str:
     text = row.get("text")
     if not isinstance(text, str) or not text.strip():
         raise DataError('"text" must be a text')
-    return text
+    return _unicode(text, "text")
 
 
 def _dialogue(row: dict[str, Any]) -> Messages:
@@ -168,7 +185,7 @@ def _judgement(row: dict[str, Any]) -> RuleJudgement:
         label = (RuleLabel.DEFINITELY_BROKEN if label else RuleLabel.DEFINITELY_FOLLOWED).value
     if label not in known:
         raise DataError(f'"label" must be true (broken), false, or one of {", ".join(known)}: {str(label)[:40]!r}')
-    return RuleJudgement(_prompt(row), _completion(row, "completion"), rule, RuleLabel(label), _group(row))
+    return RuleJudgement(_prompt(row), _completion(row, "completion"), _unicode(rule, "rule"), RuleLabel(label), _group(row))
 
 
 def _reward(row: dict[str, Any]) -> float:
@@ -184,7 +201,7 @@ def _prompt(row: dict[str, Any]) -> Prompt:
         raise DataError('a row must have either "prompt" or "messages"')
     value = row[given[0]]
     if isinstance(value, str) and value and given[0] == "prompt":
-        return value
+        return _unicode(value, "prompt")
     if not isinstance(value, list) or not value:
         raise DataError(f'"{given[0]}" must be a text or a list of messages')
     return [_message(message, f"{given[0]}[{index}]") for index, message in enumerate(value)]
@@ -193,7 +210,7 @@ def _prompt(row: dict[str, Any]) -> Prompt:
 def _message(message: Any, field: str) -> dict[str, str]:
     if not isinstance(message, dict) or not all(isinstance(message.get(key), str) for key in ("role", "content")):
         raise DataError(f'"{field}" must have the texts "role" and "content"')
-    return {"role": message["role"], "content": message["content"]}
+    return {key: _unicode(message[key], f"{field}.{key}") for key in ("role", "content")}
 
 
 def _completion(row: dict[str, Any], key: str) -> str:
@@ -210,11 +227,21 @@ def _text(value: Any, field: str) -> str:
         value = message["content"]
     if not isinstance(value, str) or not value:
         raise DataError(f'"{field}" must be a text, or a list with one assistant message')
-    return value
+    return _unicode(value, field)
 
 
 def _group(row: dict[str, Any]) -> str:
     group = row.get("group", "")
     if not isinstance(group, str):
         raise DataError('"group" must be a text')
-    return group
+    return _unicode(group, "group")
+
+
+def _unicode(text: str, field: str) -> str:
+    """JSON can hold half of an emoji, which cannot be sent."""
+    try:
+        text.encode()
+    except UnicodeEncodeError as error:
+        half = text[error.start]
+        raise DataError(f'"{field}" is not Unicode text: it holds a lone surrogate, {half!r} at character {error.start}') from None
+    return text

@@ -25,7 +25,7 @@ FEW_REPLIES = FitConfig(epochs=8, batch_size=8, learning_rate=2e-4, schedule=Sch
 def encode_replies(client: Client, examples: Sequence[Demonstration], states: StateStore) -> list[Text]:
     """Prompt and reply as ids, the reply closed by the model's own end token, and what the trunk says about them."""
     texts = Texts(client)
-    pairs = [(texts.prompt(example.prompt), texts.reply(example.completion)) for example in examples]
+    pairs = [texts.pair(example.prompt, example.completion, example.place) for example in examples]
     ids = [prompt + reply for prompt, reply in pairs]
     return [Text(row, state, len(prompt)) for row, state, (prompt, _) in zip(ids, states.states(ids), pairs, strict=True)]
 

@@ -57,9 +57,7 @@ class Ranked:
         return sum(len(run.token_ids) for run in self.runs)
 
 
-def encode_ranked(
-    client: Client, rows: Sequence[Comparison], states: StateStore, num_off_topic: int = 0, seed: int = 0
-) -> list[Ranked]:
+def encode_ranked(client: Client, rows: Sequence[Comparison], states: StateStore, num_off_topic: int = 0, seed: int = 0) -> list[Ranked]:
     """The rows' ids, each reply closed by the model's own end token, and what the trunk says about them.
 
     `num_off_topic` replies to other prompts are added to each row, drawn by `seed`. Raises DataError if all prompts are equal.
@@ -68,7 +66,7 @@ def encode_ranked(
     drawn = _off_topic(rows, num_off_topic, seed) if num_off_topic else [[] for _ in rows]
     found = []
     for row, others in zip(rows, drawn, strict=True):
-        replies = [texts.reply(reply) for reply in (*row.replies, *others)]
+        replies = [texts.pair(row.prompt, reply, row.place)[1] for reply in (*row.replies, *others)]
         found.append(ranked(texts.prompt(row.prompt), replies, row.ranks, states))
     return found
 
@@ -168,7 +166,7 @@ def held_out_margins(head: HeadModule, rows: Sequence[Ranked]) -> list[list[floa
 
 def best_replies(rows: Sequence[Comparison]) -> list[Demonstration]:
     """The preferred reply of each row; the first of several."""
-    return [Demonstration(row.prompt, row.replies[row.ranks.index(min(row.ranks))]) for row in rows]
+    return [Demonstration(row.prompt, row.replies[row.ranks.index(min(row.ranks))], row.place) for row in rows]
 
 
 @torch.no_grad()

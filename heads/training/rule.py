@@ -52,7 +52,8 @@ def encode_judgements(
     questions = client.tokenize_rules(asked, template=manifest.template)
     ids_of = dict(questions.token_ids)
     texts = Texts(client)
-    ids = [[*texts.prompt(row.prompt), *texts.reply(row.completion), *ids_of[row.rule]] for row in rows]
+    pairs = [texts.pair(row.prompt, row.completion, row.place, len(ids_of[row.rule])) for row in rows]
+    ids = [[*prompt, *reply, *ids_of[row.rule]] for (prompt, reply), row in zip(pairs, rows, strict=True)]
     encoded = [Text(row, state, len(row)) for row, state in zip(ids, states.states(ids), strict=True)]
     return Asked(encoded, [row.label for row in rows], manifest.violated_token_id, manifest.followed_token_id)
 

@@ -36,7 +36,7 @@ class Valued:
 def encode_rewarded(client: Client, rows: Sequence[Rewarded], states: StateStore) -> Valued:
     """The rows' ids, each reply closed by the model's own end token, and what the trunk says about them."""
     texts = Texts(client)
-    pairs = [(texts.prompt(row.prompt), texts.reply(row.completion)) for row in rows]
+    pairs = [texts.pair(row.prompt, row.completion, row.place) for row in rows]
     ids = [prompt + reply for prompt, reply in pairs]
     encoded = [Text(row, state, len(prompt)) for row, state, (prompt, _) in zip(ids, states.states(ids), pairs, strict=True)]
     return Valued(encoded, [row.reward for row in rows])

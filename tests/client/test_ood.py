@@ -94,6 +94,7 @@ def lines_of(path: Path, *lines: Any) -> str:
 
 def test_fit_and_list(server: FakeServer, tmp_path: Path) -> None:
     data = lines_of(tmp_path / "p.jsonl", {"prompt": "a\u2028b", "id": 1}, "", {"messages": TURNS}, {"prompt": [1, 2]})
+    Path(data).write_text("\ufeff" + Path(data).read_text(encoding="utf-8"), encoding="utf-8")  # as some editors begin a file
     shown = on(server, "ood", "fit", "helpful", "--data", data, "--pooling", "last").stdout.splitlines()
     assert shown[0] == "helpful@2: 3 prompts, layer 1, last of their tokens; they score 1.00 ± 0.50"
     assert shown[1].startswith(f"few prompts for {D_MODEL} dimensions")

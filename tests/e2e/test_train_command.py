@@ -178,6 +178,7 @@ def test_a_preference_head_is_read_where_it_was_trained(run: Any, server: LocalS
     assert (manifest.read, manifest.pad_token_id) == ("last", -1)
 
 
+LONG = "a" * 5000  # tokens: bytes
 GOOD = {"preference": PAIRS[:2], "sft": REPLIES[:2], "rule": JUDGEMENTS[:2], "value": [{**row, "reward": 1.0} for row in REPLIES[:2]]}
 
 
@@ -193,6 +194,13 @@ GOOD = {"preference": PAIRS[:2], "sft": REPLIES[:2], "rule": JUDGEMENTS[:2], "va
         ("sft", {"prompt": "Q", "completion": [{"role": "user", "content": "a"}]}, '"completion" must be the assistant\'s message'),
         ("rule", {"prompt": "Q", "completion": "a", "label": True}, '"rule" must be the id of a rule'),
         ("value", {"prompt": "Q", "completion": "a", "reward": "high"}, '"reward" must be a finite number'),
+        ("sft", {"prompt": "Q \ud800", "completion": "a"}, '"prompt" is not Unicode text: it holds a lone surrogate'),
+        ("value", {"messages": [{"role": "user", "content": "\ud800"}], "completion": "a"}, '"messages[0].content" is not Unicode'),
+        ("preference", {"prompt": "Q", "replies": ["a", "\ud800"], "ranks": [1, 2]}, '"replies[1]" is not Unicode text'),
+        ("sft", {"prompt": "Q", "completion": LONG}, "5003 tokens; the context holds 4096"),
+        ("preference", {"prompt": "Q", "chosen": "a", "rejected": LONG}, "5003 tokens; the context holds 4096"),
+        ("rule", {**JUDGEMENTS[0], "completion": LONG[:4090]}, "4"),
+        ("value", {"prompt": "a" * 200_000, "completion": "a", "reward": 1.0}, "200000 bytes of text are more than 4096 tokens"),
     ],
 )
 def test_bad_rows_are_named_and_push_nothing(run: Any, server: LocalServer, task: str, row: Any, message: str) -> None:
@@ -236,7 +244,6 @@ def test_rows_are_read_without_torch() -> None:
     subprocess.run([sys.executable, "-c", code], check=True)
 
 
-LONG = "a" * 5000  # tokens: bytes
 UNUSABLE = {
     "sft": {**REPLIES[0], "completion": LONG},
     "preference": {**PAIRS[0], "chosen": LONG},

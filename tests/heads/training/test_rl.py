@@ -72,7 +72,9 @@ def test_prompts_from_files(tmp_path: Path) -> None:
     questions, lines, talks = tmp_path / "q.jsonl", tmp_path / "q.txt", tmp_path / "talks.jsonl"
     questions.write_text('{"prompt": "Why?", "chosen": "passed over"}\n{"messages": [{"role": "user", "content": "Hi"}]}\n')
     assert [prompt for prompt, _ in read_questions(questions)] == ["Why?", [{"role": "user", "content": "Hi"}]]
-    lines.write_text("Why?\n\nWhen?\n")
+    questions.write_text("\ufeff" + questions.read_text())  # as some editors begin a file
+    assert [prompt for prompt, _ in read_questions(questions)] == ["Why?", [{"role": "user", "content": "Hi"}]]
+    lines.write_text("\ufeffWhy?\n\nWhen?\n")
     assert [prompt for prompt, _ in read_questions(lines)] == [ASKED, [{"role": "user", "content": "When?"}]]
     turns = [{"role": role, "content": role[0]} for role in ("system", "user", "assistant", "user", "assistant")]
     talks.write_text(f'{{"messages": {str(turns).replace(chr(39), chr(34))}}}\n')
