@@ -199,8 +199,8 @@ GOOD = {"preference": PAIRS[:2], "sft": REPLIES[:2], "rule": JUDGEMENTS[:2], "va
         ("preference", {"prompt": "Q", "replies": ["a", "\ud800"], "ranks": [1, 2]}, '"replies[1]" is not Unicode text'),
         ("sft", {"prompt": "Q", "completion": LONG}, "5003 tokens; the context holds 4096"),
         ("preference", {"prompt": "Q", "chosen": "a", "rejected": LONG}, "5003 tokens; the context holds 4096"),
-        ("rule", {**JUDGEMENTS[0], "completion": LONG[:4090]}, "4"),
-        ("value", {"prompt": "a" * 200_000, "completion": "a", "reward": 1.0}, "200000 bytes of text are more than 4096 tokens"),
+        ("rule", {**JUDGEMENTS[0], "completion": LONG[:4090]}, "4"),  # tokens, with those of the rule's question
+        ("value", {"messages": [{"role": "judge", "content": "Q"}], "completion": "a", "reward": 1.0}, "prompt[0]['role'] must be one of"),
     ],
 )
 def test_bad_rows_are_named_and_push_nothing(run: Any, server: LocalServer, task: str, row: Any, message: str) -> None:

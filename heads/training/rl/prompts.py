@@ -60,7 +60,7 @@ def check_lengths(client: Client, prompts: Sequence[Sourced], most: int) -> None
     """Raise DataError naming a prompt of more than `most` tokens, or one that the server cannot tokenise."""
     for prompt, source in prompts:
         text = prompt if isinstance(prompt, str) else prompt[-1]["content"]
-        name = f"a prompt of the {source}, {text[:60]!r},"
+        name = f"the prompt {text[:60]!r} ({source})"
         try:
             num_tokens = len(client.tokenize(prompt))
         except (InvalidArgument, FailedPrecondition) as error:
@@ -82,14 +82,14 @@ def continue_dialogues(client: Client, rollout: Rollout, count: int, head: str, 
         if reply is not None and isinstance(group.prompt, list) and len(group.prompt) + 2 <= MOST_TURNS:
             dialogues.append([*group.prompt, {"role": "assistant", "content": reply.text.strip()}])
     room = client.trunk().context_length - USER_TOKENS
-    dialogues = list(itertools.islice((each for each in dialogues if _fits(client, _swapped(each), room)), count))
+    dialogues = list(itertools.islice((each for each in dialogues if len(client.tokenize(_swapped(each))) <= room), count))
     if not dialogues:
         return []
     asked = [_swapped(each) for each in dialogues]
     samples = client.generate(asked, n=1, head=head, seed=seed, temperature=1.0, max_new_tokens=USER_TOKENS)
     lines = [_first_line(sample.text) if not sample.error else "" for sample in samples]
     continued = [[*each, {"role": "user", "content": line}] for each, line in zip(dialogues, lines, strict=True) if line]
-    return [(each, "self-play") for each in continued if _fits(client, each, most)]
+    return [(each, "self-play") for each in continued if len(client.tokenize(each)) <= most]
 
 
 @dataclass(frozen=True)
@@ -132,14 +132,6 @@ def _text_lines(path: Path) -> list[str]:
     if not any(lines):
         raise DataError(f"{path}: no questions")
     return [line for line in lines if line]
-
-
-def _fits(client: Client, prompt: Prompt, most: int) -> bool:
-    """Whether it has at most so many tokens."""
-    try:
-        return len(client.tokenize(prompt)) <= most
-    except InvalidArgument:  # longer than the context by its bytes alone
-        return False
 
 
 def _first_line(text: str) -> str:
