@@ -20,7 +20,7 @@ Scale = Callable[[float], float]
 
 @dataclass(frozen=True, slots=True)
 class Line:
-    """One named series of points, by ascending x."""
+    """One named series of points, by ascending x. One without points only takes its colour, so that others keep theirs in all panels."""
 
     name: str
     points: Points
@@ -69,7 +69,7 @@ def _panel(panel: Panel) -> list[str]:
 
 def _names(lines: Sequence[Line]) -> str:
     """A row of names below the title, each in its line's colour."""
-    names = [f'<tspan dx="10" style="fill:{_colour(index)}">{escape(line.name)}</tspan>' for index, line in enumerate(lines)]
+    names = [f'<tspan dx="10" style="fill:{_colour(index)}">{escape(line.name)}</tspan>' for index, line in enumerate(lines) if line.points]
     return f'<text x="{CENTRE:.1f}" y="32" text-anchor="middle">{"".join(names)}</text>'
 
 

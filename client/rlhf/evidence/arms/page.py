@@ -103,8 +103,9 @@ def plots(told: Told) -> str:
 
 def _of_part(told: Told, title: str, unit: str, part: str) -> Panel:
     """Of the arms whose reward has this part."""
-    arms = {arm: found for arm, found in _trained(told).items() if all(part in each["parts"] for one in found for each in one["rounds"])}
-    return Panel(title, "round", unit, [Line(arm, _means(found, lambda each: each["parts"][part])) for arm, found in arms.items()])
+    has = {arm: all(part in each["parts"] for one in found for each in one["rounds"]) for arm, found in _trained(told).items()}
+    lines = [Line(arm, _means(found, lambda each: each["parts"][part]) if has[arm] else []) for arm, found in _trained(told).items()]
+    return Panel(title, "round", unit, lines)
 
 
 def chapter(told: Told, images: str) -> list[str]:
